@@ -1,0 +1,45 @@
+"""150 M class: the smallest model of Templar's ladder, eight peers on one host.
+
+Source: reference numbers in templar.md 1.3: width 1024, 12 layers, 16 heads,
+LLaMA-2 vocabulary; the FFN is 2816 (2688 in their file, rounded up to a
+multiple of 256 by the code that reads it). That is 219,702,272 parameters,
+187 M without one of the two embedding tables. Recipe as the 512 M one, scaled:
+20 tokens a parameter, H = 15, k = 64 of 4096, 2 bits, error decay 0.95.
+
+  python run.py --config=configs/150m.py     (tokenize first: configs/512m.py)
+
+The emulator holds all eight peers: about 27 GB beside activations.
+"""
+
+from covenant import config as config_lib
+
+
+def get_config(variant: str = '') -> config_lib.Config:
+  base = config_lib.Config(
+    name='150m',
+    seed=42,
+    rounds=140,
+    miners=8,
+    model=config_lib.Model(
+      vocab_size=32_000,
+      width=1024,
+      layers=12,
+      heads=16,
+      kv_heads=16,
+      ffn_width=2816,
+      tie_embeddings=False,
+      scan_layers=True,
+      remat=True,
+      compute_dtype='bfloat16',
+    ),
+    data=config_lib.Data(source='shards', path='data/dclm', context=2048),
+    optim=config_lib.Optim(
+      inner_steps=15,
+      inner=config_lib.Inner(
+        learning_rate=1e-3, warmup_steps=250, batch_size=128
+      ),
+      compression=config_lib.Compression(k=64, quantizer='statistical'),
+    ),
+    eval=config_lib.Eval(every=10, sequences=1024),
+  )
+  return config_lib.choose(variant, {'': base})

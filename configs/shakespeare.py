@@ -1,0 +1,35 @@
+"""SparseLoCo on the plays of Shakespeare: the first run, and the default.
+
+Eight emulated miners train one byte-level Llama; each sends one bit and one
+index for every 64th parameter of its delta. On two cores:
+
+  python run.py --config=configs/shakespeare.py            TIME, LOSS
+  python run.py --config=configs/shakespeare.py:smoke      under a minute
+  python run.py --config=configs/shakespeare.py:diloco     the dense baseline
+  python run.py --config=configs/shakespeare.py:ddp        no local steps
+"""
+
+import dataclasses
+
+from covenant import config as config_lib
+
+
+def get_config(variant: str = '') -> config_lib.Config:
+  base = config_lib.Config(
+    name='shakespeare',
+    rounds=100,
+    miners=8,
+    model=config_lib.Model(width=64, layers=2, heads=4, kv_heads=2),
+    data=config_lib.Data(source='shakespeare', context=64),
+    optim=config_lib.Optim(
+      inner_steps=10,
+      inner=config_lib.Inner(learning_rate=1e-2, warmup_steps=50),
+    ),
+  )
+  return config_lib.choose(
+    variant,
+    {
+      '': base,
+      'smoke': dataclasses.replace(base, name='shakespeare-smoke', rounds=5),
+    },
+  )

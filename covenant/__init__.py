@@ -1,0 +1,1 @@
+"""Open, trustless pre-training of language models over the internet, in JAX."""

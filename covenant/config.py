@@ -1,0 +1,393 @@
+"""The schema of an experiment: every field, its bounds, and errors for people.
+
+A file under `configs/` defines `get_config(variant='') -> Config`. `load`
+reads one, applies `--config.optim.inner_steps=20` style overrides and
+validates. Nothing else in the project sees a config that is not valid.
+"""
+
+import ast
+import dataclasses
+import difflib
+import importlib.util
+import json
+import math
+import pathlib
+import typing
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+_TINY = 5e-324  # the least positive float: a bound of "more than 0"
+
+
+class ConfigError(ValueError):
+  """A config that cannot run; the message names the field, what is allowed."""
+
+
+def _field(default, *, low=None, high=None, choices=None):
+  """A dataclass field with bounds, inclusive; `choices` is a closed list."""
+  metadata = {'low': low, 'high': high, 'choices': choices}
+  return dataclasses.field(default=default, metadata=metadata)
+
+
+def _positive(default):
+  return _field(default, low=1 if isinstance(default, int) else _TINY)
+
+
+def _fraction(default):
+  return _field(default, low=0.0, high=1.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+  """A Llama-style decoder (covenant/models/llama.py)."""
+
+  vocab_size: int = _positive(256)
+  width: int = _positive(64)
+  layers: int = _positive(2)
+  heads: int = _positive(4)
+  kv_heads: int = _positive(4)  # grouped-query attention: divides heads
+  ffn_width: int = _positive(192)
+  rope_theta: float = _positive(10_000.0)
+  norm_eps: float = _positive(1e-5)
+  tie_embeddings: bool = True
+  scan_layers: bool = False  # one compiled layer: fast compile, slower on CPU
+  remat: bool = False  # recompute activations in the backward pass
+  compute_dtype: str = _field('float32', choices=('float32', 'bfloat16'))
+  z_loss: float = _field(0.0, low=0.0)  # coefficient of logsumexp(logits)^2
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+  """Where tokens come from (covenant/data/)."""
+
+  source: str = _field(
+    'shakespeare', choices=('shakespeare', 'text', 'synthetic', 'shards')
+  )
+  path: str = ''  # text: a UTF-8 file or folder; shards: a tokenized folder
+  tokenizer: str = _field('bytes', choices=('bytes', 'bpe', 'sentencepiece'))
+  tokenizer_path: str = ''  # a file to load; empty with 'bpe': train one
+  context: int = _positive(64)  # tokens a sequence
+  heldout_fraction: float = _field(0.1, low=1e-6, high=0.5)
+  synthetic_tokens: int = _positive(1_000_000)
+
+
+@dataclasses.dataclass(frozen=True)
+class Inner:
+  """Local AdamW. Schedule: linear warm-up, then cosine to `final_ratio`."""
+
+  learning_rate: float = _positive(3e-3)
+  warmup_steps: int = _field(0, low=0)
+  decay_steps: int = _field(0, low=0)  # 0: rounds * inner_steps of this run
+  final_ratio: float = _fraction(0.1)
+  b1: float = _fraction(0.9)
+  b2: float = _fraction(0.95)
+  eps: float = _positive(1e-8)
+  weight_decay: float = _field(0.1, low=0.0)
+  clip_norm: float = _positive(1.0)
+  batch_size: int = _positive(8)  # sequences a miner and inner step
+
+
+@dataclasses.dataclass(frozen=True)
+class Outer:
+  """SGD with Nesterov momentum on the aggregated delta."""
+
+  learning_rate: float = _positive(1.0)
+  momentum: float = _field(0.0, low=0.0, high=0.999999)
+
+
+@dataclasses.dataclass(frozen=True)
+class Compression:
+  """Top-k of every block of an error-fed delta, then a quantizer."""
+
+  k: int = _positive(64)
+  block: tuple[int, int] = (64, 64)
+  quantizer: str = _field('sign', choices=('none', 'statistical', 'sign'))
+  error_decay: float = _fraction(0.95)
+
+
+@dataclasses.dataclass(frozen=True)
+class Aggregation:
+  """How the peers' deltas become one (covenant/optim/aggregate.py)."""
+
+  mean: str = _field('senders', choices=('senders', 'all'))
+  clip: str = _field('median', choices=('median', 'none'))
+
+
+@dataclasses.dataclass(frozen=True)
+class Optim:
+  method: str = _field('sparseloco', choices=('sparseloco', 'diloco', 'ddp'))
+  inner_steps: int = _positive(10)
+  inner: Inner = Inner()
+  outer: Outer = Outer()
+  compression: Compression = Compression()
+  aggregation: Aggregation = Aggregation()
+
+
+@dataclasses.dataclass(frozen=True)
+class Eval:
+  every: int = _positive(10)  # rounds
+  sequences: int = _positive(512)  # held-out sequences an evaluation
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+  every: int = _positive(10)  # rounds
+  keep: int = _positive(2)  # the newest ones that stay
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """One experiment. `configs/*.py` each make one."""
+
+  name: str = 'unnamed'
+  seed: int = _field(0, low=0, high=2**31 - 1)
+  rounds: int = _positive(100)
+  miners: int = _positive(8)
+  model: Model = Model()
+  data: Data = Data()
+  optim: Optim = Optim()
+  eval: Eval = Eval()
+  checkpoint: Checkpoint = Checkpoint()
+
+
+def load(source: str, overrides: Iterable[str] = ()) -> Config:
+  """The validated config of a file, edited.
+
+  Args:
+    source: `configs/shakespeare.py`, or with a variant
+      `configs/shakespeare.py:smoke`.
+    overrides: such as `optim.inner_steps=20`.
+
+  Raises:
+    ConfigError: naming the file or the field, and what is allowed.
+  """
+  name, _, variant = source.partition(':')
+  path = pathlib.Path(name)
+  if not path.is_file():
+    near = ', '.join(sorted(map(str, path.parent.glob('*.py')))) or 'none'
+    raise ConfigError(f'--config: there is no file {name!r}; there: {near}')
+  spec = importlib.util.spec_from_file_location('experiment_config', path)
+  assert spec is not None and spec.loader is not None
+  module = importlib.util.module_from_spec(spec)
+  try:
+    spec.loader.exec_module(module)
+    config = module.get_config(variant)
+  except ConfigError:
+    raise
+  except Exception as e:  # a config file is code; whatever it raises is said
+    raise ConfigError(f'{name}: {type(e).__name__}: {e}') from e
+  if not isinstance(config, Config):
+    raise ConfigError(
+      f'{name}: get_config must return a Config, got {type(config).__name__}'
+    )
+  raw = dataclasses.asdict(config)
+  for override in overrides:
+    _override(raw, override)
+  return parse(raw)
+
+
+def choose(variant: str, variants: Mapping[str, Config]) -> Config:
+  """The variant that `get_config` was asked for; '' is the plain one."""
+  if variant not in variants:
+    known = ', '.join(repr(name) for name in variants if name) or 'none'
+    raise ConfigError(
+      f'--config: there is no variant {variant!r}; expected one of: {known}'
+    )
+  return variants[variant]
+
+
+def parse(raw: Mapping[str, Any]) -> Config:
+  """The typed, validated config of nested mappings.
+
+  Raises:
+    ConfigError: naming the first field that cannot be, and what is allowed.
+  """
+  config = _build(Config, raw, '')
+  _validate(config)
+  return config
+
+
+def to_json(config: Config) -> str:
+  return json.dumps(dataclasses.asdict(config), indent=2) + '\n'
+
+
+def from_json(text: str) -> Config:
+  try:
+    raw = json.loads(text)
+  except ValueError as e:
+    raise ConfigError(f'not a config in JSON: {e}') from e
+  return parse(raw)
+
+
+def flatten(config: Config) -> dict[str, Any]:
+  """`{'optim.inner_steps': 10, ...}`."""
+  return dict(_leaves(config, ''))
+
+
+def differences(old: Config, new: Config) -> list[str]:
+  """One line a field that differs: `rounds: 100 there, 200 here`."""
+  there, here = flatten(old), flatten(new)
+  return [
+    f'{name}: {there[name]!r} there, {here[name]!r} here'
+    for name in there
+    if there[name] != here[name]
+  ]
+
+
+def _leaves(node: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+  for field in dataclasses.fields(node):
+    value = getattr(node, field.name)
+    if dataclasses.is_dataclass(value):
+      yield from _leaves(value, f'{prefix}{field.name}.')
+    else:
+      yield prefix + field.name, value
+
+
+def _override(raw: dict[str, Any], override: str) -> None:
+  """Sets one field of nested dicts from `path.to.field=text`."""
+  path, equals, text = override.partition('=')
+  known = flatten(Config())
+  if path not in known:
+    raise ConfigError(unknown_field(path))
+  if not equals:
+    raise ConfigError(f'{path}: expected --config.{path}=VALUE')
+  *sections, name = path.split('.')
+  for section in sections:
+    raw = raw[section]
+  raw[name] = _read(path, text, type(known[path]))
+
+
+def _read(path: str, text: str, kind: type) -> Any:
+  """A flag's text as `kind`."""
+  if kind is str:
+    return text
+  if kind is bool:
+    words = {'true': True, 'false': False, '1': True, '0': False}
+    if text.lower() not in words:
+      raise ConfigError(f'{path}: expected true or false, got {text!r}')
+    return words[text.lower()]
+  try:
+    return ast.literal_eval(text) if kind is tuple else kind(text)
+  except (ValueError, SyntaxError):
+    raise ConfigError(
+      f'{path}: expected {kind.__name__}, got {text!r}'
+    ) from None
+
+
+def _build(cls: type, raw: Any, prefix: str) -> Any:
+  """An instance of the dataclass `cls` from nested mappings, type-checked."""
+  if not isinstance(raw, Mapping):
+    raise ConfigError(f'{prefix[:-1]}: expected a section, got {raw!r}')
+  fields = {field.name: field for field in dataclasses.fields(cls)}
+  for name in raw:
+    if name not in fields:
+      raise ConfigError(unknown_field(prefix + str(name)))
+  hints = typing.get_type_hints(cls)
+  values = {}
+  for name, field in fields.items():
+    path = prefix + name
+    if name not in raw:
+      raise ConfigError(f'{path}: missing; the schema is covenant/config.py')
+    if dataclasses.is_dataclass(hints[name]):
+      values[name] = _build(hints[name], raw[name], path + '.')
+    else:
+      values[name] = _typed(path, raw[name], hints[name])
+      _check_bounds(path, values[name], field.metadata)
+  return cls(**values)
+
+
+def unknown_field(path: str) -> str:
+  """The message for a field the schema lacks, with the nearest that it has."""
+  known = list(flatten(Config()))
+  near = difflib.get_close_matches(path, known, n=1)
+  if not near:
+    leaf = path.rsplit('.', 1)[-1]
+    near = [name for name in known if name.rsplit('.', 1)[-1] == leaf][:1]
+  hint = f'did you mean {near[0]}?' if near else 'see covenant/config.py'
+  return f'{path}: no such field; {hint}'
+
+
+def _typed(path: str, value: Any, kind: Any) -> Any:
+  """`value` as `kind`; an int may stand for a float, nothing else converts."""
+  if typing.get_origin(kind) is tuple:
+    kinds = typing.get_args(kind)
+    if not isinstance(value, list | tuple) or len(value) != len(kinds):
+      raise ConfigError(f'{path}: expected {len(kinds)} numbers, got {value!r}')
+    return tuple(_typed(path, v, k) for v, k in zip(value, kinds, strict=True))
+  if kind is float and type(value) is int:
+    value = float(value)
+  if type(value) is not kind:
+    raise ConfigError(
+      f'{path}: expected {kind.__name__}, got {type(value).__name__} {value!r}'
+    )
+  return value
+
+
+def _check_bounds(path: str, value: Any, bounds: Mapping[str, Any]) -> None:
+  choices = bounds.get('choices')
+  if choices is not None and value not in choices:
+    raise ConfigError(f'{path}: expected one of {choices}, got {value!r}')
+  low, high = bounds.get('low'), bounds.get('high')
+  if isinstance(value, float) and not math.isfinite(value):
+    raise ConfigError(f'{path}: expected a finite number, got {value!r}')
+  if low is not None and value < low:
+    least = 'more than 0' if low == _TINY else f'at least {low}'
+    raise ConfigError(f'{path}: expected {least}, got {value!r}')
+  if high is not None and value > high:
+    raise ConfigError(f'{path}: expected at most {high}, got {value!r}')
+
+
+def _validate(config: Config) -> None:
+  """What no single field can show."""
+  model, data, optim = config.model, config.data, config.optim
+
+  def require(holds: bool, field: str, message: str) -> None:
+    if not holds:
+      raise ConfigError(f'{field}: {message}')
+
+  require(
+    model.width % (2 * model.heads) == 0,
+    'model.heads',
+    'model.width must be an even multiple of it (rotary pairs), '
+    f'got width {model.width} and {model.heads} heads',
+  )
+  require(
+    model.heads % model.kv_heads == 0,
+    'model.kv_heads',
+    f'must divide model.heads = {model.heads}, got {model.kv_heads}',
+  )
+  height, width = optim.compression.block
+  require(
+    height >= 1 and width >= 1,
+    'optim.compression.block',
+    f'expected two positive sides, got {optim.compression.block}',
+  )
+  require(
+    optim.compression.k <= height * width,
+    'optim.compression.k',
+    f'expected at most {height * width}, the elements of one {height} x '
+    f'{width} block, got {optim.compression.k}',
+  )
+  require(
+    optim.method != 'ddp' or optim.inner_steps == 1,
+    'optim.inner_steps',
+    "expected 1 with optim.method='ddp' (it exchanges every step; raise "
+    f'rounds instead), got {optim.inner_steps}',
+  )
+  steps = optim.inner.decay_steps or config.rounds * optim.inner_steps
+  require(
+    optim.inner.warmup_steps < steps,
+    'optim.inner.warmup_steps',
+    f'expected fewer than the {steps} steps of the schedule, '
+    f'got {optim.inner.warmup_steps}',
+  )
+  require(
+    bool(data.path) or data.source not in ('text', 'shards'),
+    'data.path',
+    f'expected a file or folder, because data.source={data.source!r}',
+  )
+  require(
+    bool(data.tokenizer_path) or data.tokenizer != 'sentencepiece',
+    'data.tokenizer_path',
+    "expected a .model file, because data.tokenizer='sentencepiece'",
+  )

@@ -1,0 +1,156 @@
+"""The manifest of a folder of shards, read strictly."""
+
+import json
+import pathlib
+import re
+from typing import Any, NamedTuple
+
+from covenant import config
+
+VERSION = 1
+FILE = 'manifest.json'
+SPLITS = ('train', 'heldout')
+KINDS = ('bytes', 'bpe', 'sentencepiece')
+_FIELDS = {
+  'version': int,
+  'tokenizer': dict,
+  'vocab_size': int,
+  'end_of_text': int,
+  'splits': dict,
+}
+
+
+class Tokenizer(NamedTuple):
+  """Which tokenizer made the tokens; `digest` is of its definition."""
+
+  kind: str
+  digest: str
+
+
+class Shard(NamedTuple):
+  """One array of tokens.
+
+  Attributes:
+    name: Its folder, like 'train-00000'.
+    tokens: Its length, ends of text included.
+    bytes: UTF-8 bytes of its text. A document that two shards share is
+      counted in proportion to its tokens: the sum over a split is exact.
+    digest: blake2b-256 of the tokens, little-endian, as hexadecimal.
+  """
+
+  name: str
+  tokens: int
+  bytes: int
+  digest: str
+
+
+class Manifest(NamedTuple):
+  tokenizer: Tokenizer
+  vocab_size: int
+  end_of_text: int
+  train: tuple[Shard, ...]
+  heldout: tuple[Shard, ...]
+
+
+def write(directory: pathlib.Path, manifest: Manifest) -> None:
+  """Writes `manifest.json` into the folder."""
+  record = {
+    'version': VERSION,
+    'tokenizer': manifest.tokenizer._asdict(),
+    'vocab_size': manifest.vocab_size,
+    'end_of_text': manifest.end_of_text,
+    'splits': {
+      split: [shard._asdict() for shard in getattr(manifest, split)]
+      for split in SPLITS
+    },
+  }
+  (directory / FILE).write_text(json.dumps(record, indent=2) + '\n')
+
+
+def read(directory: pathlib.Path) -> Manifest:
+  """Reads `manifest.json` of the folder.
+
+  Raises:
+    ConfigError: It is missing, or a field is missing, unknown, of another
+      type or out of bounds.
+  """
+  path = directory / FILE
+  if not path.is_file():
+    raise broken(path, 'no such file; make it with covenant.data.shards.write')
+  try:
+    record = json.loads(path.read_bytes())
+  except ValueError as error:
+    raise broken(path, f'not JSON: {error}') from error
+  if isinstance(record, dict) and record.get('version') != VERSION:
+    raise broken(
+      path, f'version: expected {VERSION}, got {record.get("version")!r}'
+    )
+  _check(path, 'manifest', record, _FIELDS)
+  _check(path, 'tokenizer', record['tokenizer'], Tokenizer.__annotations__)
+  tokenizer = Tokenizer(**record['tokenizer'])
+  if tokenizer.kind not in KINDS:
+    raise broken(
+      path,
+      f'tokenizer.kind: expected one of {", ".join(KINDS)}, got '
+      f'{tokenizer.kind!r}',
+    )
+  vocab_size, end_of_text = record['vocab_size'], record['end_of_text']
+  if not 0 <= end_of_text < vocab_size <= 2**31:
+    raise broken(
+      path,
+      'expected 0 <= end_of_text < vocab_size <= 2**31, got end_of_text '
+      f'{end_of_text} and vocab_size {vocab_size}',
+    )
+  _check(path, 'splits', record['splits'], dict.fromkeys(SPLITS, list))
+  splits = {
+    split: _shards(path, split, record['splits'][split]) for split in SPLITS
+  }
+  return Manifest(tokenizer, vocab_size, end_of_text, **splits)
+
+
+def _shards(
+  path: pathlib.Path, split: str, records: list[Any]
+) -> tuple[Shard, ...]:
+  if not records:
+    raise broken(path, f'splits.{split}: expected shards, got none')
+  shards = []
+  for i, record in enumerate(records):
+    where = f'splits.{split}[{i}]'
+    _check(path, where, record, Shard.__annotations__)
+    shard = Shard(**record)
+    # A name is a path, so it must stay in the folder, and in its split: a
+    # shard in both would leak held-out text into training.
+    if not re.fullmatch(rf'{split}-[0-9]{{5,}}', shard.name, re.ASCII):
+      raise broken(
+        path, f'{where}.name: expected like {split}-00000, got {shard.name!r}'
+      )
+    for field, low in (('tokens', 1), ('bytes', 0)):
+      value = getattr(shard, field)
+      if value < low:
+        raise broken(
+          path, f'{where}.{field}: expected {low} or more, got {value}'
+        )
+    shards.append(shard)
+  return tuple(shards)
+
+
+def _check(
+  path: pathlib.Path, where: str, record: Any, fields: dict[str, type]
+) -> None:
+  """Expects an object with exactly these fields, of these types."""
+  if not isinstance(record, dict) or set(record) != set(fields):
+    got = sorted(record) if isinstance(record, dict) else record
+    raise broken(
+      path, f'{where}: expected the fields {sorted(fields)}, got {got!r}'
+    )
+  for field, kind in fields.items():
+    if type(record[field]) is not kind:  # a bool is an int to isinstance
+      raise broken(
+        path,
+        f'{where}.{field}: expected {kind.__name__}, got {record[field]!r}',
+      )
+
+
+def broken(path: pathlib.Path, message: str) -> config.ConfigError:
+  """The error of a file that is not as it was written."""
+  return config.ConfigError(f'data.path: {str(path)!r}: {message}')

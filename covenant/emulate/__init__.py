@@ -1,0 +1,1 @@
+"""Many miners on one host, through the code that the real network runs."""

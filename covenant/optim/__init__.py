@@ -1,0 +1,1 @@
+"""Local steps, then one small exchange: SparseLoCo and its baselines."""

@@ -1,0 +1,125 @@
+"""Many peers' messages become one delta.
+
+Per tensor, each peer is scaled down to the median norm of all peers; then an
+element is the mean of those who sent it (reference/templar.md 3.9) or, as the
+paper writes it, of all peers. Peers are added one at a time and in the order
+given: memory does not grow with their number, and every node that applies the
+same list gets the same bits.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from covenant.optim import compression as compression_lib
+
+Compression = compression_lib.Compression
+Sums = compression_lib.Sums
+
+
+def aggregate(
+  messages: Sequence[Any],
+  like: Any,
+  compression: Compression,
+  mean_over: str = 'senders',
+  clip: str = 'median',
+) -> Any:
+  """The mean delta of `messages`, a float32 pytree shaped like `like`.
+
+  Args:
+    messages: one message a peer, in uid order. None at all gives zeros.
+    like: the parameters, or their shapes.
+    compression: what made the messages.
+    mean_over: 'senders' divides each element by how many sent it, 'all' by
+      the number of messages.
+    clip: 'median' scales each peer's tensor down to the (lower) median norm.
+  """
+  norms = [message_norms(m, like, compression) for m in messages]
+  factors = clip_factors(jnp.stack(norms), clip) if norms else norms
+  sums = start(like, compression)
+  for message, factors_P in zip(messages, factors, strict=True):
+    sums = add(sums, message, factors_P, like, compression)
+  return mean(sums, len(messages), like, compression, mean_over)
+
+
+def message_norms(
+  message: Any, like: Any, compression: Compression
+) -> jax.Array:
+  """L2 norm of each tensor of a message: float32 [P], in leaf order."""
+  parts = jax.tree.structure(like).flatten_up_to(message)
+  return jnp.stack([compression.norm(part) for part in parts])
+
+
+def clip_factors(norms_RxP: jax.Array, clip: str = 'median') -> jax.Array:
+  """How much of each peer's tensor counts: min(1, median / norm).
+
+  Args:
+    norms_RxP: L2 norms of R peers' P tensors.
+    clip: 'none' lets everything count whole.
+
+  Returns:
+    float32 [R, P] in [0, 1]. One-sided: small contributions are not grown.
+    Of an even number of peers the lower of the two middle norms is the
+    median, as deployed (reference/templar.md 11.2).
+
+  >>> clip_factors(jnp.array([[1.0], [2.0], [4.0], [8.0]]))[:, 0]
+  Array([1.  , 1.  , 0.5 , 0.25], dtype=float32)
+  """
+  if clip == 'none':
+    return jnp.ones_like(norms_RxP)
+  if clip != 'median':
+    raise ValueError(f"clip: expected 'median' or 'none', got {clip!r}")
+  middle = (norms_RxP.shape[0] - 1) // 2
+  median_1xP = jnp.sort(norms_RxP, axis=0)[middle : middle + 1]
+  return jnp.minimum(1.0, median_1xP / (norms_RxP + 1e-8))
+
+
+def start(like: Any, compression: Compression) -> Any:
+  """The aggregate of no peer: a `Sums` for each leaf of `like`."""
+  return jax.tree.map(lambda x: compression.start(x.shape), like)
+
+
+def add(
+  sums: Any,
+  message: Any,
+  factors_P: jax.Array,
+  like: Any,
+  compression: Compression,
+) -> Any:
+  """The aggregate with one more peer's message, tensor p times factor p."""
+  treedef = jax.tree.structure(like)
+  leaves = [
+    compression.add(s, part, factors_P[p])
+    for p, (s, part) in enumerate(
+      zip(
+        treedef.flatten_up_to(sums),
+        treedef.flatten_up_to(message),
+        strict=True,
+      )
+    )
+  ]
+  return treedef.unflatten(leaves)
+
+
+def mean(
+  sums: Any,
+  peers: int | jax.Array,
+  like: Any,
+  compression: Compression,
+  over: str = 'senders',
+) -> Any:
+  """The aggregated delta of `peers` added messages; zeros if there are none."""
+  if over not in ('senders', 'all'):
+    raise ValueError(f"mean over: expected 'senders' or 'all', got {over!r}")
+  peers = jnp.maximum(jnp.asarray(peers, jnp.float32), 1)
+
+  def leaf(x: Any, s: Sums) -> jax.Array:
+    parts = [
+      total / (jnp.maximum(senders, 1) if over == 'senders' else peers)
+      for total, senders in zip(s.total, s.senders, strict=True)
+    ]
+    return compression.join(parts, x.shape)
+
+  return jax.tree.map(leaf, like, sums)

@@ -1,0 +1,121 @@
+"""How a tensor is cut into the blocks that are compressed one by one.
+
+A matrix is cut in `block = (height, width)` blocks, a stack of matrices
+(layers under scan) per matrix, a vector in runs of height * width elements.
+Where a side does not divide, the rest forms a region of smaller blocks of its
+own: a leaf has up to four regions, each a plain `[N, L]` array. Nothing is
+padded, so padding can neither be selected nor sent.
+"""
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+class Region(NamedTuple):
+  """A part of a leaf that blocks of one size tile. All static integers."""
+
+  stack: int  # matrices stacked in front: product of the leading dimensions
+  rows: tuple[int, int]  # start and stop
+  columns: tuple[int, int]
+  height: int  # of one block
+  width: int
+
+  @property
+  def num_blocks(self) -> int:
+    down = (self.rows[1] - self.rows[0]) // self.height
+    across = (self.columns[1] - self.columns[0]) // self.width
+    return self.stack * down * across
+
+  @property
+  def block_size(self) -> int:
+    return self.height * self.width
+
+
+def regions(shape: Sequence[int], block: tuple[int, int]) -> tuple[Region, ...]:
+  """The regions of a leaf, in row-major order of their corners.
+
+  >>> [(r.num_blocks, r.block_size) for r in regions((128, 192), (64, 64))]
+  [(6, 4096)]
+  >>> [(r.num_blocks, r.block_size) for r in regions((2, 100, 64), (64, 64))]
+  [(2, 4096), (2, 2304)]
+  >>> [(r.num_blocks, r.block_size) for r in regions((5000,), (64, 64))]
+  [(1, 4096), (1, 904)]
+  """
+  stack, rows, columns = _as_matrices(shape)
+  height, width = block if len(shape) > 1 else (1, block[0] * block[1])
+  return tuple(
+    Region(stack, (top, bottom), (left, right), h, w)
+    for (top, bottom, h), (left, right, w) in itertools.product(
+      _spans(rows, height), _spans(columns, width)
+    )
+  )
+
+
+def block_k(k: int, block: tuple[int, int], block_size: int) -> int:
+  """Elements kept of a block, so that short blocks keep the same density.
+
+  >>> block_k(64, (64, 64), 4096), block_k(64, (64, 64), 64)
+  (64, 1)
+  """
+  return max(1, math.floor(k * block_size / (block[0] * block[1]) + 0.5))
+
+
+def cut(x: jax.Array, block: tuple[int, int]) -> tuple[jax.Array, ...]:
+  """The blocks of each region of `x`, as `[N, L]` arrays."""
+  x_SxRxC = x.reshape(_as_matrices(x.shape))
+  return tuple(_cut(x_SxRxC, r) for r in regions(x.shape, block))
+
+
+def join(
+  parts: Sequence[jax.Array], shape: Sequence[int], block: tuple[int, int]
+) -> jax.Array:
+  """The leaf of `shape` whose `cut` is `parts`."""
+  layout = regions(shape, block)
+  matrices = [_join(p, r) for p, r in zip(parts, layout, strict=True)]
+  across = len({r.columns for r in layout}) or 1
+  bands = [
+    jnp.concatenate(matrices[i : i + across], axis=2)
+    if across > 1
+    else matrices[i]
+    for i in range(0, len(matrices), across)
+  ]
+  if not bands:
+    return jnp.zeros(tuple(shape))
+  x_SxRxC = jnp.concatenate(bands, axis=1) if len(bands) > 1 else bands[0]
+  return x_SxRxC.reshape(tuple(shape))
+
+
+def _as_matrices(shape: Sequence[int]) -> tuple[int, int, int]:
+  if len(shape) < 2:
+    return 1, 1, math.prod(shape)
+  return math.prod(shape[:-2]), shape[-2], shape[-1]
+
+
+def _spans(size: int, side: int) -> list[tuple[int, int, int]]:
+  """Up to two (start, stop, block side): the whole blocks, then the rest."""
+  whole = size // side * side
+  spans = [(0, whole, side), (whole, size, size - whole)]
+  return [span for span in spans if span[1] > span[0]]
+
+
+def _cut(x_SxRxC: jax.Array, r: Region) -> jax.Array:
+  part = x_SxRxC[:, r.rows[0] : r.rows[1], r.columns[0] : r.columns[1]]
+  s, height, width = part.shape
+  tiles = part.reshape(
+    s, height // r.height, r.height, width // r.width, r.width
+  )
+  return tiles.transpose(0, 1, 3, 2, 4).reshape(r.num_blocks, r.block_size)
+
+
+def _join(blocks_NxL: jax.Array, r: Region) -> jax.Array:
+  height = r.rows[1] - r.rows[0]
+  width = r.columns[1] - r.columns[0]
+  tiles = blocks_NxL.reshape(
+    r.stack, height // r.height, width // r.width, r.height, r.width
+  )
+  return tiles.transpose(0, 1, 3, 2, 4).reshape(r.stack, height, width)

@@ -1,0 +1,160 @@
+"""What a peer sends of a tensor: compressors, one frozen object each.
+
+A compressor turns one leaf into its part of a message and back, and knows how
+to add such parts up without ever holding more than one peer's dense values.
+`sparseloco.py` maps it over a pytree.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from covenant.optim import blocks
+from covenant.optim import quantize
+from covenant.optim import topk
+
+
+class Packet(NamedTuple):
+  """One region of one leaf: N blocks, K values sent of each.
+
+  JAX arrays where it is computed, NumPy arrays where it was received.
+  """
+
+  indices: Any  # int32 [N, K], strictly increasing in a block
+  codes: Any  # uint8 [N, K], or float32 where nothing is quantized
+  scales: Any  # of the quantizer
+
+
+class Sums(NamedTuple):
+  """A running aggregate of one leaf, in the compressor's own layout."""
+
+  total: tuple[jax.Array, ...]  # float32
+  senders: tuple[jax.Array, ...]  # float32: how many sent each element
+
+
+class Compression(Protocol):
+  """A frozen, hashable value object; every method can be jitted."""
+
+  def compress(self, x: jax.Array) -> Any:
+    """A float32 leaf -> its part of the message."""
+    ...
+
+  def decompress(self, part: Any, shape: Sequence[int]) -> jax.Array:
+    """The float32 leaf that a part of a message stands for."""
+    ...
+
+  def norm(self, part: Any) -> jax.Array:
+    """L2 norm of what `part` decompresses to."""
+    ...
+
+  def start(self, shape: Sequence[int]) -> Sums:
+    """The aggregate of no peer."""
+    ...
+
+  def add(self, sums: Sums, part: Any, factor: jax.Array) -> Sums:
+    """The aggregate with one more peer, scaled by `factor`."""
+    ...
+
+  def join(self, parts: Sequence[jax.Array], shape: Sequence[int]) -> jax.Array:
+    """From the layout of `Sums` back to the leaf."""
+    ...
+
+
+@dataclasses.dataclass(frozen=True)
+class TopK:
+  """The k largest of every block, quantized (reference/papers.md 1.4).
+
+  Attributes:
+    k: values kept of a full block; short blocks keep the same density.
+    block: height and width of the blocks of a matrix; vectors are cut in runs
+      of height * width.
+    quantizer: what stands for the kept values.
+  """
+
+  k: int = 64
+  block: tuple[int, int] = (64, 64)
+  quantizer: quantize.Quantizer = quantize.Sign()
+
+  def compress(self, x: jax.Array) -> tuple[Packet, ...]:
+    return tuple(self._packet(part) for part in blocks.cut(x, self.block))
+
+  def decompress(
+    self, part: tuple[Packet, ...], shape: Sequence[int]
+  ) -> jax.Array:
+    none = tuple(jnp.zeros_like(t) for t in self.start(shape).total)
+    return self.join(_scatter_add(none, part, self._values(part)), shape)
+
+  def norm(self, part: tuple[Packet, ...]) -> jax.Array:
+    values = self._values(part)
+    return jnp.sqrt(sum((jnp.sum(v * v) for v in values), jnp.float32(0)))
+
+  def start(self, shape: Sequence[int]) -> Sums:
+    zeros = tuple(
+      jnp.zeros((r.num_blocks, r.block_size), jnp.float32)
+      for r in blocks.regions(shape, self.block)
+    )
+    return Sums(zeros, tuple(jnp.zeros_like(z) for z in zeros))
+
+  def add(
+    self, sums: Sums, part: tuple[Packet, ...], factor: jax.Array
+  ) -> Sums:
+    values = self._values(part)
+    return Sums(
+      _scatter_add(sums.total, part, [factor * v for v in values]),
+      _scatter_add(sums.senders, part, [jnp.ones_like(v) for v in values]),
+    )
+
+  def join(self, parts: Sequence[jax.Array], shape: Sequence[int]) -> jax.Array:
+    return blocks.join(parts, shape, self.block)
+
+  def _packet(self, blocks_NxL: jax.Array) -> Packet:
+    k = blocks.block_k(self.k, self.block, blocks_NxL.shape[1])
+    indices_NxK = topk.select(blocks_NxL, k)
+    values_NxK = jnp.take_along_axis(blocks_NxL, indices_NxK, axis=1)
+    return Packet(indices_NxK, *self.quantizer.encode(values_NxK))
+
+  def _values(self, part: tuple[Packet, ...]) -> list[jax.Array]:
+    return [self.quantizer.decode(p.codes, p.scales) for p in part]
+
+
+@dataclasses.dataclass(frozen=True)
+class Dense:
+  """Everything, in float32: what DiLoCo and data-parallel training send."""
+
+  def compress(self, x: jax.Array) -> jax.Array:
+    return x
+
+  def decompress(self, part: jax.Array, shape: Sequence[int]) -> jax.Array:
+    del shape
+    return part
+
+  def norm(self, part: jax.Array) -> jax.Array:
+    return jnp.sqrt(jnp.sum(part * part))
+
+  def start(self, shape: Sequence[int]) -> Sums:
+    zeros = jnp.zeros(tuple(shape), jnp.float32)
+    return Sums((zeros,), (jnp.zeros((), jnp.float32),))
+
+  def add(self, sums: Sums, part: jax.Array, factor: jax.Array) -> Sums:
+    return Sums((sums.total[0] + factor * part,), (sums.senders[0] + 1,))
+
+  def join(self, parts: Sequence[jax.Array], shape: Sequence[int]) -> jax.Array:
+    del shape
+    return parts[0]
+
+
+def _scatter_add(
+  onto: Sequence[jax.Array],
+  packets: Sequence[Packet],
+  values: Sequence[jax.Array],
+) -> tuple[jax.Array, ...]:
+  """Adds each region's values to its `[N, L]` array at the sent indices."""
+  return tuple(
+    x.at[jnp.arange(x.shape[0])[:, None], p.indices].add(
+      v, indices_are_sorted=True, unique_indices=True
+    )
+    for x, p, v in zip(onto, packets, values, strict=True)
+  )

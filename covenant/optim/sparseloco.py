@@ -1,0 +1,220 @@
+"""SparseLoCo: many local steps, then a sparse, quantized, error-fed exchange.
+
+One round of peer r (arXiv 2508.15706; Covenant-72B eqs. 1-2, restated in
+reference/papers.md 1.2), with beta = `error_decay`:
+
+  delta_r = theta - theta_r            after `inner_steps` inner updates
+  e_r     = beta * e_r + delta_r
+  sent_r  = Q(TopK(e_r));  e_r <- e_r - sent_r
+  theta   = outer(theta, mean_r sent_r)
+
+The pieces (`pseudo_gradient`, `compress`, `decompress`, `aggregate`,
+`outer_update`) are pure functions; the emulator, the nodes and `sparseloco`,
+the optax transformation below, all call these.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from covenant.optim import aggregate as aggregate_lib
+from covenant.optim import compression as compression_lib
+from covenant.optim import error_feedback
+from covenant.optim import outer as outer_lib
+from covenant.optim import quantize
+
+aggregate = aggregate_lib.aggregate
+Compression = compression_lib.Compression
+Dense = compression_lib.Dense
+Exact = quantize.Exact
+nesterov = outer_lib.nesterov
+outer_update = outer_lib.outer_update
+Sign = quantize.Sign
+Statistical = quantize.Statistical
+TopK = compression_lib.TopK
+
+
+def pseudo_gradient(start: Any, end: Any) -> Any:
+  """`start - end` in float32: the direction to subtract from `start`."""
+  return jax.tree.map(
+    lambda s, e: s.astype(jnp.float32) - e.astype(jnp.float32), start, end
+  )
+
+
+def init_error(params: Any) -> Any:
+  """Empty error feedback: float32 zeros shaped like `params`."""
+  return jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params)
+
+
+def compress(
+  delta: Any,
+  error: Any,
+  compression: Compression,
+  error_decay: float | None,
+) -> tuple[Any, Any]:
+  """The message that carries `delta`, and what it leaves for later.
+
+  Args:
+    delta: pseudo-gradient, a float32 pytree.
+    error: error feedback of the last round, shaped like `delta`; `None`
+      sends what it can and forgets the rest.
+    compression: a compressor such as `TopK()` or `Dense()`.
+    error_decay: beta, in [0, 1]; None where `error` is.
+
+  Returns:
+    The message, and the new error feedback (`None` if none came).
+  """
+  if error is None or error_decay is None:
+    return jax.tree.map(compression.compress, delta), None
+  offered = jax.tree.map(
+    lambda e, d: error_feedback.accumulate(e, d, error_decay), error, delta
+  )
+  message = jax.tree.map(compression.compress, offered)
+  sent = decompress(message, delta, compression)
+  return message, jax.tree.map(error_feedback.residual, offered, sent)
+
+
+def decompress(message: Any, like: Any, compression: Compression) -> Any:
+  """The float32 pytree, shaped like `like`, that `message` stands for."""
+  return jax.tree.map(
+    lambda x, part: compression.decompress(part, x.shape), like, message
+  )
+
+
+class SparseLoCoState(NamedTuple):
+  """State of one peer. `anchor` and `outer` are the same on every peer."""
+
+  count: jax.Array  # shape=(), dtype=jnp.int32: inner updates so far
+  anchor: Any  # the parameters at which the round started, exactly
+  error: Any  # float32, shaped like the parameters; None without feedback
+  inner: optax.OptState
+  outer: optax.OptState
+
+
+def sparseloco(
+  inner: optax.GradientTransformation,
+  outer: optax.GradientTransformation | None = None,
+  inner_steps: int = 30,
+  compression: Compression | None = None,
+  error_decay: float | None = 0.95,
+  axis_name: str | None = None,
+  mean_over: str = 'senders',
+  clip: str = 'median',
+) -> optax.GradientTransformationExtraArgs:
+  """SparseLoCo as an optax transformation.
+
+  Every update applies `inner`; every `inner_steps`-th one also exchanges the
+  compressed delta along `axis_name` and moves all peers to the same new
+  parameters. Only the message crosses the axis (an all-gather).
+
+  optax hands back differences, and `params + (new - params)` may round: the
+  exact shared parameters are `state.anchor`. A peer's next delta is measured
+  against that anchor, so rounding cannot add up and peers cannot drift.
+
+  Args:
+    inner: the local optimizer, such as `optax.adamw(3e-4)`.
+    outer: descends the aggregated delta; `nesterov(1.0)` if omitted, the
+      published recipe (plain SGD).
+    inner_steps: H, local updates a round.
+    compression: `TopK()` if omitted.
+    error_decay: beta of the error feedback; None turns the feedback off.
+    axis_name: the named axis of `jax.shard_map` or `jax.vmap` along which the
+      peers live; None for a single peer.
+    mean_over: see `aggregate`.
+    clip: see `aggregate`.
+
+  Returns:
+    A transformation whose `update` needs `params`.
+
+  Example:
+    >>> tx = sparseloco(optax.sgd(0.5), inner_steps=2)
+    >>> params = {'w': jnp.ones(4)}
+    >>> state = tx.init(params)
+    >>> for _ in range(2):
+    ...   updates, state = tx.update({'w': jnp.ones(4)}, state, params)
+    ...   params = optax.apply_updates(params, updates)
+    >>> print(params['w'])  # one value of four is sent: the first, by 1.0
+    [0. 1. 1. 1.]
+    >>> print(state.error['w'])  # the others wait in the error feedback
+    [0. 1. 1. 1.]
+
+  Raises:
+    ValueError: if `inner_steps` < 1 or `error_decay` is outside [0, 1].
+  """
+  if inner_steps < 1:
+    raise ValueError(f'inner_steps: expected at least 1, got {inner_steps}')
+  if error_decay is not None and not 0 <= error_decay <= 1:
+    raise ValueError(f'error_decay: expected 0 to 1, got {error_decay}')
+  inner = optax.with_extra_args_support(inner)
+  outer = outer if outer is not None else nesterov(1.0)
+  compression = compression if compression is not None else TopK()
+
+  def init(params: Any) -> SparseLoCoState:
+    return SparseLoCoState(
+      count=jnp.zeros((), jnp.int32),
+      # A copy: callers donate params and state together.
+      anchor=jax.tree.map(jnp.copy, params),
+      error=None if error_decay is None else init_error(params),
+      inner=inner.init(params),
+      outer=outer.init(params),
+    )
+
+  def exchange(message: Any, like: Any) -> Any:
+    """The aggregate over the peers of the axis."""
+    messages = [message]
+    if axis_name is not None:
+      gathered = jax.lax.all_gather(message, axis_name)
+      messages = [
+        jax.tree.map(lambda x, r=r: x[r], gathered)
+        for r in range(jax.lax.axis_size(axis_name))
+      ]
+    return aggregate(messages, like, compression, mean_over, clip)
+
+  def synchronize(local: Any, state: SparseLoCoState) -> tuple[Any, Any]:
+    delta = pseudo_gradient(state.anchor, local)
+    message, error = compress(delta, state.error, compression, error_decay)
+    aggregated = exchange(message, state.anchor)
+    anchor, outer_state = outer_update(
+      outer, aggregated, state.outer, state.anchor
+    )
+    state = state._replace(anchor=anchor, error=error, outer=outer_state)
+    return anchor, state
+
+  def update(
+    updates: Any, state: Any, params: Any = None, **extra_args: Any
+  ) -> tuple[Any, SparseLoCoState]:
+    if params is None:
+      raise ValueError('sparseloco: update needs params, got None')
+    updates, inner_state = inner.update(
+      updates, state.inner, params, **extra_args
+    )
+    state = state._replace(count=state.count + 1, inner=inner_state)
+    local = optax.apply_updates(params, updates)
+    new, state = jax.lax.cond(
+      state.count % inner_steps == 0,
+      synchronize,
+      lambda local, state: (local, state),
+      *_varying((local, state), axis_name),
+    )
+    return jax.tree.map(lambda n, p: n - p, new, params), state
+
+  return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _varying(tree: Any, axis_name: str | None) -> Any:
+  """Types every leaf as its peer's own, inside `jax.shard_map`.
+
+  An exchanged value and a local one differ in type there, and the branches of
+  `lax.cond` may not. `jax.vmap` types nothing.
+  """
+  if axis_name not in jax.sharding.get_abstract_mesh().manual_axes:
+    return tree
+
+  def cast(x: jax.Array) -> jax.Array:
+    if axis_name in jax.typeof(x).manual_axis_type.varying:
+      return x
+    return jax.lax.pcast(x, axis_name, to='varying')
+
+  return jax.tree.map(cast, tree)

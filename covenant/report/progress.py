@@ -1,0 +1,179 @@
+"""The live line of a run, and the table at its end."""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import TextIO
+
+import tqdm
+
+from covenant.report import metrics
+
+# The text fits in 80 columns up to round 9999; the bar takes what is left.
+_BAR = '{n_fmt}/{total_fmt} {desc} {bar}'
+
+
+def human_bytes(count: float) -> str:
+  """A number of bytes for people, in powers of 1000.
+
+  >>> human_bytes(512), human_bytes(3_140_000)
+  ('512 B', '3.14 MB')
+  """
+  return _human(count) + 'B'
+
+
+def human_count(count: float) -> str:
+  """A number for people, in powers of 1000.
+
+  >>> human_count(980), human_count(10_900), human_count(4_096_000)
+  ('980', '10.9 k', '4.10 M')
+  """
+  return _human(count).strip()
+
+
+def _human(count: float) -> str:
+  prefix = ''
+  for larger in 'kMGTP':
+    if abs(count) < 999.5:  # above, it would print as 1000
+      break
+    count, prefix = count / 1000, larger
+  # Three digits, as in 1.23, 12.3 and 123.
+  digits = max(0, 3 - len(str(int(abs(count))))) if prefix else 0
+  return f'{count:.{digits}f} {prefix}'
+
+
+def human_seconds(seconds: float) -> str:
+  """A duration for people.
+
+  >>> human_seconds(75), human_seconds(3 * 3600 + 62)
+  ('01:15', '3:01:02')
+  """
+  return tqdm.tqdm.format_interval(seconds)
+
+
+class Progress:
+  """One line that lives on a terminal, or now and then a line in a log.
+
+  Args:
+    rounds: rounds of the whole run.
+    completed: rounds done before this process started.
+    stream: where to write.
+    every: seconds between two lines when `stream` is not a terminal. The
+      first and the last round always print.
+    clock: seconds since some start; tests pass their own.
+  """
+
+  def __init__(
+    self,
+    rounds: int,
+    *,
+    stream: TextIO,
+    completed: int = 0,
+    every: float = 10.0,
+    clock: Callable[[], float] = time.monotonic,
+  ):
+    self._rounds = rounds
+    self._stream = stream
+    self._every = every
+    self._clock = clock
+    self._first = completed
+    self._start = clock()
+    self._printed: float | None = None
+    self._heldout: list[str] = []
+    self._bar = None
+    if stream.isatty():
+      self._bar = tqdm.tqdm(
+        total=rounds,
+        initial=completed,
+        file=stream,
+        bar_format=_BAR,
+        dynamic_ncols=True,
+        miniters=1,
+      )
+
+  def update(self, record: metrics.Record) -> None:
+    """Shows a round; the loss of an evaluation shows from the next one on."""
+    if isinstance(record, metrics.Evaluation):
+      self._heldout = [f'held-out {record.loss:.3f}']
+      return
+    facts = self._facts(record)
+    if self._bar is not None:
+      # update() draws, and at most ten times a second.
+      self._bar.set_description_str(' '.join(facts), refresh=False)
+      self._bar.update(record.round - self._bar.n)
+      return
+    now = self._clock()
+    if (
+      self._printed is None
+      or now - self._printed >= self._every
+      or record.round == self._rounds
+    ):
+      self._printed = now
+      facts.insert(0, f'round {record.round}/{self._rounds}')
+      print(', '.join(facts), file=self._stream, flush=True)
+
+  def _facts(self, record: metrics.Round) -> list[str]:
+    # Evaluations and checkpoints are in this rate, as they are in the wait.
+    elapsed = self._clock() - self._start
+    rate = elapsed / max(1, record.round - self._first)
+    left = human_seconds(rate * (self._rounds - record.round))
+    sent = f'sent {human_bytes(record.bytes_up)}'
+    if record.bytes_round:
+      sent += f' ({record.compression_ratio:.0f}x)'
+    return [
+      f'ETA {left}',
+      f'loss {record.loss:.3f}',
+      *self._heldout,
+      sent,
+      f'{human_count(record.tokens_per_second)} tok/s',
+    ]
+
+  def close(self) -> None:
+    """Leaves the last state of the line on the terminal."""
+    if self._bar is not None:
+      self._bar.close()
+
+  def __enter__(self) -> 'Progress':
+    return self
+
+  def __exit__(self, *_: object) -> None:
+    self.close()
+
+
+def summary(records: Sequence[metrics.Record]) -> str:
+  """The end of a run as a table of plain text, one fact a line."""
+  rounds = [r for r in records if isinstance(r, metrics.Round)]
+  evaluations = [r for r in records if isinstance(r, metrics.Evaluation)]
+  rows: list[tuple[str, str]] = []
+  if rounds:
+    last = rounds[-1]
+    rows.append(('rounds', f'{last.round}'))
+    rows.append(('miners', f'{len(last.uids)} in the last round'))
+    rows.append(('tokens', human_count(last.tokens)))
+    rows.append(('training loss', f'{last.loss:.4f} nats a token'))
+  if evaluations:
+    last, best = evaluations[-1], min(evaluations, key=lambda e: e.loss)
+    losses = (
+      f'{last.loss:.4f} nats a token, {last.nats_per_byte:.4f} nats a byte, '
+      f'{last.bits_per_byte:.4f} bits a byte (after round {last.round})'
+    )
+    rows.append(('held-out loss', losses))
+    if best.round != last.round:
+      losses = f'{best.loss:.4f} nats a token (after round {best.round})'
+      rows.append(('best held-out', losses))
+  if rounds:
+    sent = sum(r.bytes_round for r in rounds)
+    dense = sum(r.dense_bytes_round for r in rounds)
+    seconds = sum(r.seconds for r in rounds)
+    ratio = f' ({dense / sent:.1f}x less than fp32)' if sent else ''
+    rows.append(('bytes sent', human_bytes(rounds[-1].bytes_up) + ratio))
+    rows.append(('training time', human_seconds(seconds)))
+    trained = sum(r.tokens_per_second * r.seconds for r in rounds)
+    if seconds:
+      rows.append(('tokens/s', human_count(trained / seconds)))
+  if evaluations:
+    waited = sum(e.seconds for e in evaluations)
+    rows.append(('evaluation time', human_seconds(waited)))
+  if not rows:
+    return 'no rounds were run'
+  width = max(len(name) for name, _ in rows)
+  return '\n'.join(f'{name:<{width}}  {value}' for name, value in rows)

@@ -1,0 +1,1 @@
+"""Bytes between peers. What arrives is hostile until it is parsed."""

@@ -1,0 +1,62 @@
+"""Pre-trains a language model with many emulated miners.
+
+python run.py --config=configs/shakespeare.py
+python run.py --config=configs/shakespeare.py:smoke --config.rounds=10
+"""
+
+import datetime
+import pathlib
+import sys
+
+from absl import app
+from absl import flags
+from absl import logging
+
+from covenant import config as config_lib
+from covenant import roles
+from covenant.node import miner
+
+_CONFIG = flags.DEFINE_string(
+  'config',
+  'configs/shakespeare.py',
+  'A file under configs/, with :VARIANT if it has some. Every field can be '
+  'set as in --config.optim.inner_steps=20; covenant/config.py lists them.',
+)
+_ROLE = flags.DEFINE_enum(
+  'role',
+  'emulate',
+  list(roles.ROLES),
+  'emulate: a whole run on this host. tokenize: text to token shards.',
+)
+_WORKDIR = flags.DEFINE_string(
+  'workdir', '', 'Where everything is written. Default: runs/DATE-NAME.'
+)
+_PREFIX = '--config.'
+
+
+def main(argv: list[str]) -> None:
+  overrides = [a.removeprefix(_PREFIX) for a in argv[1:] if a[:9] == _PREFIX]
+  if len(overrides) < len(argv) - 1:
+    sys.exit(f'error: expected only --flags, got {argv[1:]}')
+  if not flags.FLAGS['verbosity'].present:
+    logging.set_verbosity(logging.WARNING)  # Orbax is talkative
+  try:
+    config = config_lib.load(_CONFIG.value, overrides)
+    now = datetime.datetime.now().strftime('%Y%m%d-%H%M%S')
+    workdir = _WORKDIR.value or pathlib.Path('runs', f'{now}-{config.name}')
+    roles.ROLES[_ROLE.value](config, str(workdir))
+  except (config_lib.ConfigError, miner.Diverged) as e:
+    sys.exit(f'error: {e}')
+  except KeyboardInterrupt:
+    sys.exit('stopped')
+
+
+def _parse(argv: list[str]) -> list[str]:
+  """Absl's flags; the config's fields are left over for `main`."""
+  fields = [a for a in argv if a.startswith(_PREFIX)]
+  rest = [a for a in argv if a not in fields]
+  return app.parse_flags_with_usage(rest) + fields
+
+
+if __name__ == '__main__':
+  app.run(main, flags_parser=_parse)

@@ -1,0 +1,43 @@
+"""Every test runs on eight CPU devices, in JAX's strict modes."""
+
+import os
+
+# For the processes that tests start; this one is set below.
+os.environ['JAX_PLATFORMS'] = 'cpu'
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
+from absl import flags  # noqa: E402
+from absl.testing import absltest  # noqa: E402, F401 (defines test_tmpdir)
+
+jax.config.update('jax_platforms', 'cpu')
+jax.config.update('jax_num_cpu_devices', 8)
+jax.config.update('jax_numpy_rank_promotion', 'raise')
+jax.config.update('jax_numpy_dtype_promotion', 'strict')
+# Many tests compile the same tiny model; on disk it is compiled once.
+jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
+jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)
+
+
+def pytest_addoption(parser):
+  parser.addoption(
+    '--rewrite-golden',
+    action='store_true',
+    help='write the golden files from what the code computes now',
+  )
+
+
+@pytest.fixture(autouse=True, scope='session')
+def _absl(tmp_path_factory):
+  """What absltest.main() would do, with a folder of this session's own."""
+  flags.FLAGS.mark_as_parsed()
+  flags.FLAGS.test_tmpdir = str(tmp_path_factory.mktemp('absl'))
+  cache = tmp_path_factory.mktemp('compilation_cache')
+  jax.config.update('jax_compilation_cache_dir', str(cache))
+
+
+@pytest.fixture(autouse=True, scope='class')
+def _golden(request):
+  """Gives every test class `rewrite_golden`, as absltest takes no fixtures."""
+  if request.cls is not None:
+    request.cls.rewrite_golden = request.config.getoption('--rewrite-golden')

@@ -1,0 +1,162 @@
+"""Imports go one way, through the rooms of docs/architecture.md."""
+
+import ast
+import pathlib
+from collections.abc import Iterator
+
+from absl.testing import absltest
+from absl.testing import parameterized
+
+# Lowest first. A room may import the rooms of lower levels, and itself. A room
+# is a module or a package; the longest name that fits a module is its room.
+LEVELS = (
+  ('covenant.config', 'covenant.report.metrics'),
+  ('covenant.models', 'covenant.data', 'covenant.optim'),
+  ('covenant.wire', 'covenant.chain', 'covenant.store'),
+  ('covenant.gauntlet', 'covenant.islands'),
+  ('covenant.node',),
+  ('covenant.emulate',),
+  ('covenant.report',),  # plots, progress, page
+  ('covenant.roles',),  # what run.py calls: joins the rooms above
+  ('run', 'configs', 'experiments', 'benchmarks'),
+)
+# Importing a leaf runs these first, so they must import nothing of ours.
+PACKAGES_OF_LEAVES = ('covenant', 'covenant.report')
+
+ROOT = pathlib.Path(__file__).parent.parent
+_LEVEL = {room: i for i, rooms in enumerate(LEVELS) for room in rooms}
+_OURS = {room.split('.')[0] for room in _LEVEL}
+
+
+def room_of(module: str) -> str | None:
+  """The room of a module, or of a name in a module; None if it has none."""
+  fits = [r for r in _LEVEL if f'{module}.'.startswith(f'{r}.')]
+  return max(fits, key=len, default=None)
+
+
+def imports(tree: ast.AST) -> Iterator[tuple[int, str, str]]:
+  """Yields (line, full name, name bound here) of every import, at any depth."""
+  for node in ast.walk(tree):
+    if isinstance(node, ast.Import):
+      for alias in node.names:
+        bound = alias.asname or alias.name.split('.')[0]
+        yield node.lineno, alias.name, bound
+    elif isinstance(node, ast.ImportFrom):
+      prefix = '.' * node.level + (node.module or '')
+      for alias in node.names:
+        yield node.lineno, f'{prefix}.{alias.name}', alias.asname or alias.name
+
+
+def _is_private(name: str) -> bool:
+  return name.startswith('_') and not name.startswith('__')
+
+
+def violations(module: str, source: str) -> list[str]:
+  """What is wrong with the imports of one module, a line each."""
+  found = []
+  tree = ast.parse(source)
+  here = room_of(module)
+  if here is None and module not in PACKAGES_OF_LEAVES:
+    return [f'{module} is in no room: add it to LEVELS']
+  neighbours = {}  # name bound here -> room
+  for line, target, bound in imports(tree):
+    where = f'{module}:{line} imports {target}'
+    if target.startswith('.'):
+      found.append(f'{where}: write the full name')
+      continue
+    if target.split('.')[0] not in _OURS or target in PACKAGES_OF_LEAVES:
+      continue
+    there = room_of(target)
+    if there is None:
+      found.append(f'{where}, which is in no room')
+    elif module in PACKAGES_OF_LEAVES:
+      found.append(f'{where}, and runs before every leaf')
+    elif there != here:
+      neighbours[bound] = there
+      if _LEVEL[there] > _LEVEL[here]:
+        found.append(f'{where}, a later room')
+      elif _LEVEL[there] == _LEVEL[here]:
+        found.append(f'{where}, a room of its own level')
+      if any(map(_is_private, target.split('.'))):
+        found.append(f'{where}, a private name')
+  for node in ast.walk(tree):
+    if (
+      isinstance(node, ast.Attribute)
+      and _is_private(node.attr)
+      and isinstance(node.value, ast.Name)
+      and node.value.id in neighbours
+    ):
+      room = neighbours[node.value.id]
+      found.append(
+        f'{module}:{node.lineno} uses {node.value.id}.{node.attr}, '
+        f'a private name of {room}'
+      )
+  return found
+
+
+def modules() -> Iterator[tuple[str, pathlib.Path]]:
+  """Yields (dotted name, file) of every module of ours but the tests."""
+  for top in sorted(_OURS):
+    files = [ROOT / f'{top}.py', *sorted((ROOT / top).rglob('*.py'))]
+    for path in filter(pathlib.Path.exists, files):
+      parts = path.relative_to(ROOT).with_suffix('').parts
+      if parts[-1] == '__init__':
+        parts = parts[:-1]
+      yield '.'.join(parts), path
+
+
+class ImportsTest(parameterized.TestCase):
+  def test_imports_go_one_way(self):
+    found = []
+    for module, path in modules():
+      found += violations(module, path.read_text(encoding='utf-8'))
+    self.assertEmpty(found, '\n' + '\n'.join(found))
+
+  def test_modules_are_found(self):
+    names = [module for module, _ in modules()]
+    self.assertIn('covenant.config', names)
+    self.assertIn('covenant.report', names)
+    self.assertIn('covenant.report.metrics', names)
+
+  @parameterized.parameters(
+    ('covenant.optim.topk', 'import covenant.node.miner', 'a later room'),
+    ('covenant.optim.topk', 'from covenant import models', 'its own level'),
+    ('covenant.optim.topk', 'from covenant.report import plots', 'a later'),
+    ('covenant.optim', 'from covenant.wire import codec', 'a later room'),
+    ('covenant.config', 'from covenant.optim import topk', 'a later room'),
+    ('covenant.node.round', 'from run import main', 'a later room'),
+    ('covenant.node.round', 'def f():\n  import run', ':2 imports run, a l'),
+    ('covenant.wire.codec', 'from covenant.optim.topk import _x', 'a private'),
+    ('covenant.wire.codec', 'from covenant.optim import _topk', 'a private'),
+    (
+      'covenant.wire.codec',
+      'from covenant.optim import topk as t\nt._x(1)',
+      ':2 uses t._x, a private name of covenant.optim',
+    ),
+    ('covenant.wire.codec', 'from . import payload', 'write the full name'),
+    ('covenant.wire.codec', 'from covenant import rest', 'in no room'),
+    ('covenant.rest', '', 'in no room'),
+    ('covenant', 'from covenant.config import Config', 'before every leaf'),
+    ('covenant.report', 'from covenant.report import plots', 'before every'),
+    ('run', 'import experiments.wire', 'its own level'),
+  )
+  def test_planted_violation_is_found(self, module, source, message):
+    (found,) = violations(module, source)
+    self.assertIn(message, found)
+
+  @parameterized.parameters(
+    ('covenant.optim.topk', 'from covenant.optim import _cut\n_cut._x'),
+    ('covenant.optim.topk', 'from covenant import config'),
+    ('covenant.optim.topk', 'from covenant.report import metrics'),
+    ('covenant.optim.topk', 'import jax\njax._src'),
+    ('covenant.node.round', 'from covenant.optim.topk import compress'),
+    ('covenant.report.page', 'from covenant.report import plots'),
+    ('run', 'import covenant\nfrom covenant.emulate import host'),
+    ('covenant', ''),
+  )
+  def test_allowed(self, module, source):
+    self.assertEmpty(violations(module, source))
+
+
+if __name__ == '__main__':
+  absltest.main()

@@ -1,0 +1,50 @@
+import hypothesis
+import hypothesis.extra.numpy as hnp
+import hypothesis.strategies as st
+import jax.numpy as jnp
+import numpy as np
+from absl.testing import absltest
+from absl.testing import parameterized
+
+from covenant.optim import blocks
+
+_SHAPES = hnp.array_shapes(min_dims=0, max_dims=4, min_side=1, max_side=11)
+_BLOCK = st.tuples(st.integers(1, 5), st.integers(1, 5))
+
+
+class BlocksTest(parameterized.TestCase):
+  @hypothesis.given(shape=_SHAPES, block=_BLOCK)
+  @hypothesis.settings(deadline=None, max_examples=60)
+  def test_join_inverts_cut_and_no_element_is_lost_or_padded(
+    self, shape, block
+  ):
+    x = np.arange(np.prod(shape, dtype=int), dtype=np.float32).reshape(shape)
+    parts = blocks.cut(jnp.asarray(x), block)
+    layout = blocks.regions(shape, block)
+    self.assertEqual(
+      [p.shape for p in parts], [(r.num_blocks, r.block_size) for r in layout]
+    )
+    every = np.concatenate([np.ravel(p) for p in parts])
+    np.testing.assert_array_equal(np.sort(every), np.ravel(x))
+    np.testing.assert_array_equal(blocks.join(parts, shape, block), x)
+
+  def test_blocks_are_tiles_of_the_matrix_in_row_major_order(self):
+    x = jnp.arange(24).reshape(4, 6)
+    (tiles,) = blocks.cut(x, (2, 3))
+    np.testing.assert_array_equal(
+      tiles, [[0, 1, 2, 6, 7, 8], [3, 4, 5, 9, 10, 11],
+              [12, 13, 14, 18, 19, 20], [15, 16, 17, 21, 22, 23]],
+    )  # fmt: skip
+
+  def test_a_stack_is_cut_matrix_by_matrix(self):
+    x = jnp.arange(2 * 4 * 4).reshape(2, 4, 4)
+    (tiles,) = blocks.cut(x, (4, 4))
+    np.testing.assert_array_equal(tiles, x.reshape(2, 16))
+
+  @parameterized.parameters((4096, 64), (64, 1), (1, 1), (32, 1), (96, 2))
+  def test_density_is_that_of_a_full_block(self, size, expected):
+    self.assertEqual(blocks.block_k(64, (64, 64), size), expected)
+
+
+if __name__ == '__main__':
+  absltest.main()

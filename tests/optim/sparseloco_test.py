@@ -1,0 +1,235 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from absl.testing import absltest
+from absl.testing import parameterized
+
+from covenant.optim import sparseloco as sl
+
+P = jax.P
+
+
+def round_in_numpy(theta, ends, errors, k, decay):
+  """One SparseLoCo round on a vector, from the equations, in float64."""
+  sent = []
+  for r, end in enumerate(ends):
+    errors[r] = decay * errors[r] + (theta - end)
+    keep = np.argsort(-np.abs(errors[r]), kind='stable')[:k]
+    message = np.zeros_like(theta)
+    message[keep] = errors[r][keep]
+    errors[r] = errors[r] - message
+    sent.append(message)
+  return theta - np.mean(sent, axis=0)
+
+
+def toy_params():
+  """Ranks 0 to 3, odd shapes, two dtypes."""
+  keys = jax.random.split(jax.random.key(0), 4)
+  return {
+    'scalar': jnp.float32(2.0),
+    'vector': jax.random.normal(keys[0], (5,)),
+    'matrix': jax.random.normal(keys[1], (100, 70)),
+    'stack': jax.random.normal(keys[2], (2, 64, 64)),
+    'half': jax.random.normal(keys[3], (8, 8)).astype(jnp.bfloat16),
+  }
+
+
+def toy_gradient(params, target):
+  def loss(p):
+    leaves = [x.astype(jnp.float32) - target for x in jax.tree.leaves(p)]
+    return sum(jnp.sum(x * x) for x in leaves)
+
+  return jax.grad(loss)(params)
+
+
+def train(tx, steps, params, state, target):
+  for _ in range(steps):
+    updates, state = tx.update(toy_gradient(params, target), state, params)
+    params = optax.apply_updates(params, updates)
+  return params, state
+
+
+class PiecesTest(parameterized.TestCase):
+  def test_two_rounds_of_three_peers_follow_the_equations(self):
+    rng = np.random.default_rng(0)
+    theta = rng.standard_normal(16)
+    compression = sl.TopK(k=4, block=(4, 4), quantizer=sl.Exact())
+    outer = sl.nesterov(1.0)
+    params = jnp.asarray(theta, jnp.float32)
+    errors_np = [np.zeros(16) for _ in range(3)]
+    errors = [sl.init_error(params) for _ in range(3)]
+    for _ in range(2):
+      ends = [theta + 0.1 * rng.standard_normal(16) for _ in range(3)]
+      messages = []
+      for r, end in enumerate(ends):
+        delta = sl.pseudo_gradient(params, jnp.asarray(end, jnp.float32))
+        message, errors[r] = sl.compress(delta, errors[r], compression, 0.95)
+        messages.append(message)
+      delta = sl.aggregate(messages, params, compression, 'all', 'none')
+      params, _ = sl.outer_update(outer, delta, outer.init(params), params)
+      theta = round_in_numpy(theta, ends, errors_np, k=4, decay=0.95)
+      np.testing.assert_allclose(params, theta, rtol=1e-5, atol=1e-6)
+      np.testing.assert_allclose(
+        np.stack(errors), np.stack(errors_np), rtol=1e-4, atol=1e-6
+      )
+
+  @parameterized.parameters(sl.Sign(), sl.Statistical(), sl.Exact())
+  def test_what_is_sent_and_what_stays_add_up(self, quantizer):
+    params = toy_params()
+    delta = jax.tree.map(lambda p: 0.1 * p.astype(jnp.float32), params)
+    compression = sl.TopK(k=64, quantizer=quantizer)
+    message, error = sl.compress(
+      delta, sl.init_error(params), compression, 0.95
+    )
+    sent = sl.decompress(message, params, compression)
+    jax.tree.map(
+      lambda d, s, e: np.testing.assert_allclose(s + e, d, atol=1e-6),
+      delta,
+      sent,
+      error,
+    )
+
+  def test_without_feedback_nothing_stays(self):
+    delta = {'w': jnp.ones(64)}
+    _, error = sl.compress(delta, None, sl.TopK(), 0.95)
+    self.assertIsNone(error)
+
+
+class TransformationTest(parameterized.TestCase):
+  def test_is_the_inner_optimizer_between_exchanges(self):
+    params = toy_params()
+    tx = sl.sparseloco(optax.sgd(0.01), inner_steps=10)
+    got, _ = train(tx, 3, params, tx.init(params), 0.5)
+    plain = optax.sgd(0.01)
+    want, _ = train(plain, 3, params, plain.init(params), 0.5)
+    jax.tree.map(np.testing.assert_array_equal, got, want)
+
+  def test_peers_of_vmap_and_of_a_mesh_agree_and_share_one_anchor(self):
+    params, targets = toy_params(), jnp.arange(4.0)
+    tx = sl.sparseloco(
+      optax.sgd(0.02, momentum=0.9), inner_steps=2, axis_name='peers'
+    )
+
+    def run(params, target):
+      return train(tx, 4, params, tx.init(params), target)
+
+    stacked = jax.tree.map(lambda p: jnp.stack([p] * 4), params)
+    by_vmap = jax.jit(jax.vmap(run, axis_name='peers'))(stacked, targets)
+    mesh = jax.make_mesh(
+      (4,), ('peers',), (jax.sharding.AxisType.Auto,), devices=jax.devices()[:4]
+    )
+
+    def one_peer(params, targets):
+      params = jax.tree.map(lambda p: p[0], params)
+      return jax.tree.map(lambda x: x[None], run(params, targets[0]))
+
+    by_mesh = jax.jit(
+      jax.shard_map(
+        one_peer, mesh=mesh, in_specs=P('peers'), out_specs=P('peers')
+      )
+    )(stacked, targets)
+    jax.tree.map(
+      functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5),
+      jax.tree.map(lambda x: x.astype(jnp.float32), by_vmap),
+      jax.tree.map(lambda x: x.astype(jnp.float32), by_mesh),
+    )
+    for leaf in jax.tree.leaves(by_mesh[1].anchor):
+      np.testing.assert_array_equal(leaf, np.stack([leaf[0]] * 4))
+
+  def test_equals_the_pieces_that_miners_call(self):
+    params, targets = toy_params(), (0.0, 1.0, 2.0)
+    compression, outer = sl.TopK(), sl.nesterov(0.7, 0.5)
+    inner = optax.sgd(0.05)
+    tx = sl.sparseloco(
+      inner, outer, 2, compression, error_decay=0.9, axis_name='peers'
+    )
+    stacked = jax.tree.map(lambda p: jnp.stack([p] * 3), params)
+    _, state = jax.jit(
+      jax.vmap(lambda p, t: train(tx, 4, p, tx.init(p), t), axis_name='peers')
+    )(stacked, jnp.array(targets))
+    theta, outer_state = params, outer.init(params)
+    errors = [sl.init_error(params)] * 3
+    for _ in range(2):
+      messages = []
+      for r, target in enumerate(targets):
+        local, _ = train(inner, 2, theta, inner.init(theta), target)
+        delta = sl.pseudo_gradient(theta, local)
+        message, errors[r] = sl.compress(delta, errors[r], compression, 0.9)
+        messages.append(message)
+      delta = sl.aggregate(messages, theta, compression)
+      theta, outer_state = sl.outer_update(outer, delta, outer_state, theta)
+    jax.tree.map(
+      lambda got, want: np.testing.assert_allclose(
+        got[0].astype(jnp.float32), want.astype(jnp.float32), atol=1e-5
+      ),
+      state.anchor,
+      theta,
+    )
+
+  def test_only_the_message_crosses_the_axis(self):
+    params = {'w': jnp.zeros((256, 256))}
+    tx = sl.sparseloco(optax.sgd(0.1), inner_steps=1, axis_name='peers')
+    mesh = jax.make_mesh(
+      (4,), ('peers',), (jax.sharding.AxisType.Auto,), devices=jax.devices()[:4]
+    )
+
+    def step(params, state, grads):
+      one = jax.tree.map(lambda x: x[0], (params, state, grads))
+      updates, state = tx.update(one[2], one[1], one[0])
+      return jax.tree.map(lambda x: x[None], (updates, state))
+
+    stacked = jax.tree.map(
+      lambda x: jnp.stack([x] * 4), (params, tx.init(params), params)
+    )
+    text = (
+      jax.jit(
+        jax.shard_map(
+          step, mesh=mesh, in_specs=P('peers'), out_specs=P('peers')
+        )
+      )
+      .lower(*stacked)
+      .compile()
+      .as_text()
+    )
+    collectives = [
+      line
+      for line in text.splitlines()
+      if any(f' {op}' in line for op in ('all-gather', 'all-reduce'))
+    ]
+    self.assertNotEmpty(collectives)
+    for line in collectives:
+      self.assertNotIn('256,256', line)
+      self.assertNotIn('16,4096', line)
+
+  def test_composes_with_chain_and_compiles_once(self):
+    params = {'w': jnp.ones((64, 64))}
+    tx = optax.chain(
+      optax.clip_by_global_norm(1.0), sl.sparseloco(optax.sgd(0.1))
+    )
+    step = jax.jit(lambda g, s, p: tx.update(g, s, p))
+    state = jax.eval_shape(tx.init, params)
+    state = tx.init(params)
+    for _ in range(3):
+      _, state = step(params, state, params)
+    self.assertEqual(step._cache_size(), 1)
+
+  @parameterized.parameters(
+    (dict(inner_steps=0), 'inner_steps: expected at least 1, got 0'),
+    (dict(error_decay=1.5), 'error_decay: expected 0 to 1, got 1.5'),
+  )
+  def test_refuses_what_makes_no_sense(self, arguments, message):
+    with self.assertRaisesRegex(ValueError, message):
+      sl.sparseloco(optax.sgd(0.1), **arguments)
+
+  def test_needs_params(self):
+    tx = sl.sparseloco(optax.sgd(0.1))
+    params = {'w': jnp.ones(4)}
+    with self.assertRaisesRegex(ValueError, 'needs params'):
+      tx.update(params, tx.init(params))
+
+
+if __name__ == '__main__':
+  absltest.main()

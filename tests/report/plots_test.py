@@ -1,0 +1,107 @@
+import math
+import pathlib
+
+from absl.testing import absltest
+from absl.testing import parameterized
+from matplotlib import image
+
+from covenant.report import metrics
+from covenant.report import plots
+
+
+def _records(rounds, miners, every=2):
+  """A run whose loss falls as 1 / round; the last miner joins half-way."""
+  records = [_evaluation(0, miners)]
+  for number in range(1, rounds + 1):
+    present = miners if number > rounds // 2 else max(1, miners - 1)
+    losses = [1.5 + 4 / number + 0.01 * uid for uid in range(present)]
+    records.append(
+      metrics.Round(
+        round=number,
+        tokens=512 * number * miners,
+        loss=sum(losses) / present,
+        miner_losses=losses,
+        uids=range(present),
+        learning_rate=1e-3,
+        bytes_up=1000 * number * miners,
+        bytes_round=1000 * miners,
+        dense_bytes_round=200_000 * miners,
+        compression_ratio=200.0,
+        delta_norm=1.0,
+        error_norm=1.0,
+        payloads=present,
+        seconds=1.0,
+        tokens_per_second=512.0,
+      )
+    )
+    if number % every == 0:
+      records.append(_evaluation(number, miners))
+  return records
+
+
+def _evaluation(number, miners):
+  loss = 1.6 + 4 / (number + 1)
+  return metrics.Evaluation(
+    round=number,
+    tokens=512 * number * miners,
+    bytes_up=1000 * number * miners,
+    loss=loss,
+    nats_per_byte=loss,
+    bits_per_byte=loss / math.log(2),
+    sequences=8,
+    seconds=1.0,
+  )
+
+
+class PlotsTest(parameterized.TestCase):
+  def setUp(self):
+    super().setUp()
+    self.folder = pathlib.Path(self.create_tempdir().full_path)
+
+  def _ink(self, path):
+    """Fraction of the pixels that are not white."""
+    pixels_HxWxC = image.imread(path)
+    self.assertEqual(pixels_HxWxC.shape[:2], (600, 960))
+    return (pixels_HxWxC[:, :, :3].min(axis=-1) < 0.9).mean()
+
+  @parameterized.named_parameters(
+    ('usual', 12, 4), ('one_miner', 3, 1), ('many_miners', 20, 64)
+  )
+  def test_figures(self, rounds, miners):
+    paths = plots.write_figures(_records(rounds, miners), self.folder / 'new')
+    self.assertEqual(
+      [path.name for path in paths],
+      ['loss_tokens.png', 'loss_bytes.png', 'miner_losses.png'],
+    )
+    empty = plots.write_figures([], self.folder / 'empty')
+    for path, blank in zip(paths, empty, strict=True):
+      self.assertGreater(self._ink(path), self._ink(blank) + 0.005)
+
+  @parameterized.named_parameters(
+    ('no_record', []),
+    ('first_evaluation', _records(0, 2)),
+    ('one_round', _records(1, 2)[1:]),
+  )
+  def test_short_runs(self, records):
+    for path in plots.write_figures(records, self.folder):
+      self.assertGreater(self._ink(path), 0.001)
+    for axis in ('tokens', 'bytes'):
+      path = plots.compare({'a': records, 'b': []}, self.folder / 'c.png', axis)
+      self.assertGreater(self._ink(path), 0.001)
+
+  @parameterized.parameters('tokens', 'bytes')
+  def test_compare(self, axis):
+    runs = {f'{miners} miners': _records(8, miners) for miners in range(1, 9)}
+    path = self.folder / 'figures' / 'compare.png'
+    self.assertEqual(plots.compare(runs, path, axis), path)
+    self.assertGreater(self._ink(path), 0.02)
+
+  def test_equal_runs_make_equal_files(self):
+    first = plots.write_figures(_records(4, 2), self.folder / 'a')
+    second = plots.write_figures(_records(4, 2), self.folder / 'b')
+    for a, b in zip(first, second, strict=True):
+      self.assertEqual(a.read_bytes(), b.read_bytes())
+
+
+if __name__ == '__main__':
+  absltest.main()
