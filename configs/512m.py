@@ -44,7 +44,7 @@ def get_config(variant: str = '') -> config_lib.Config:
     optim=config_lib.Optim(
       inner_steps=15,
       inner=config_lib.Inner(
-        learning_rate=1e-3, warmup_steps=500, batch_size=256
+        learning_rate=1e-3, warmup_steps=500, batch_size=256, microbatch_size=8
       ),
       compression=config_lib.Compression(k=128, quantizer='statistical'),
     ),

@@ -37,7 +37,10 @@ def get_config(variant: str = '') -> config_lib.Config:
     optim=config_lib.Optim(
       inner_steps=30,
       inner=config_lib.Inner(
-        learning_rate=1.2e-4, warmup_steps=1500, batch_size=192
+        learning_rate=1.2e-4,
+        warmup_steps=1500,
+        batch_size=192,
+        microbatch_size=8,
       ),
       compression=config_lib.Compression(quantizer='statistical'),
     ),

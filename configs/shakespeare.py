@@ -17,19 +17,45 @@ from covenant import config as config_lib
 def get_config(variant: str = '') -> config_lib.Config:
   base = config_lib.Config(
     name='shakespeare',
-    rounds=100,
+    rounds=400,
     miners=8,
     model=config_lib.Model(width=64, layers=2, heads=4, kv_heads=2),
     data=config_lib.Data(source='shakespeare', context=64),
     optim=config_lib.Optim(
       inner_steps=10,
       inner=config_lib.Inner(learning_rate=1e-2, warmup_steps=50),
+      outer=config_lib.Outer(learning_rate=0.7),
     ),
   )
+  inner = base.optim.inner
+  smoke = dataclasses.replace(
+    base,
+    name='shakespeare-smoke',
+    rounds=8,
+    optim=dataclasses.replace(
+      base.optim, inner=dataclasses.replace(inner, warmup_steps=10)
+    ),
+    eval=config_lib.Eval(every=4),
+    checkpoint=config_lib.Checkpoint(every=4),
+  )
+  diloco = dataclasses.replace(
+    base,
+    name='shakespeare-diloco',
+    optim=config_lib.Optim(
+      method='diloco',
+      inner_steps=base.optim.inner_steps,
+      inner=inner,
+      outer=config_lib.Outer(learning_rate=0.7, momentum=0.9),
+    ),
+  )
+  ddp = dataclasses.replace(
+    base,
+    name='shakespeare-ddp',
+    rounds=base.rounds * base.optim.inner_steps,
+    optim=config_lib.Optim(method='ddp', inner_steps=1, inner=inner),
+    eval=config_lib.Eval(every=100),
+    checkpoint=config_lib.Checkpoint(every=100),
+  )
   return config_lib.choose(
-    variant,
-    {
-      '': base,
-      'smoke': dataclasses.replace(base, name='shakespeare-smoke', rounds=5),
-    },
+    variant, {'': base, 'smoke': smoke, 'diloco': diloco, 'ddp': ddp}
   )

@@ -85,6 +85,7 @@ class Inner:
   weight_decay: float = _field(0.1, low=0.0)
   clip_norm: float = _positive(1.0)
   batch_size: int = _positive(8)  # sequences a miner and inner step
+  microbatch_size: int = _field(0, low=0)  # of them at once; 0 is all
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,12 +98,24 @@ class Outer:
 
 @dataclasses.dataclass(frozen=True)
 class Compression:
-  """Top-k of every block of an error-fed delta, then a quantizer."""
+  """k values of every block of an error-fed delta, then a quantizer."""
 
+  # The k largest, k at random, or the k largest of the cosine transform.
+  kind: str = _field('topk', choices=('topk', 'randomk', 'dct'))
   k: int = _positive(64)
   block: tuple[int, int] = (64, 64)
-  quantizer: str = _field('sign', choices=('none', 'statistical', 'sign'))
-  error_decay: float = _fraction(0.95)
+  quantizer: str = _field(
+    'sign',
+    choices=(
+      'none',
+      'sign',
+      'sign-tensor',
+      'sign-magnitude',
+      'statistical',
+      'linear',
+    ),
+  )
+  error_decay: float = _fraction(0.95)  # 0 is no error feedback
 
 
 @dataclasses.dataclass(frozen=True)
@@ -356,6 +369,13 @@ def _validate(config: Config) -> None:
     'model.kv_heads',
     f'must divide model.heads = {model.heads}, got {model.kv_heads}',
   )
+  inner = optim.inner
+  require(
+    not inner.microbatch_size or inner.batch_size % inner.microbatch_size == 0,
+    'optim.inner.microbatch_size',
+    f'must divide optim.inner.batch_size = {inner.batch_size}, '
+    f'got {inner.microbatch_size}',
+  )
   height, width = optim.compression.block
   require(
     height >= 1 and width >= 1,
@@ -374,12 +394,12 @@ def _validate(config: Config) -> None:
     "expected 1 with optim.method='ddp' (it exchanges every step; raise "
     f'rounds instead), got {optim.inner_steps}',
   )
-  steps = optim.inner.decay_steps or config.rounds * optim.inner_steps
+  steps = inner.decay_steps or config.rounds * optim.inner_steps
   require(
-    optim.inner.warmup_steps < steps,
+    inner.warmup_steps < steps,
     'optim.inner.warmup_steps',
     f'expected fewer than the {steps} steps of the schedule, '
-    f'got {optim.inner.warmup_steps}',
+    f'got {inner.warmup_steps}',
   )
   require(
     bool(data.path) or data.source not in ('text', 'shards'),

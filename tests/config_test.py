@@ -55,6 +55,7 @@ class LoadTest(parameterized.TestCase):
     ('model.heads=5', 'model.heads: model.width must be an even multiple'),
     ('model.kv_heads=3', 'model.kv_heads: must divide model.heads = 4, got 3'),
     ('optim.inner.warmup_steps=1000000', 'warmup_steps: expected fewer than'),
+    ('optim.inner.microbatch_size=3', 'must divide optim.inner.batch_size = 8'),
     ('data.source=text', 'data.path: expected a file or folder'),
     ('data.tokenizer=sentencepiece', 'data.tokenizer_path: expected a .model'),
   )  # fmt: skip

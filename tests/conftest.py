@@ -32,8 +32,9 @@ def _absl(tmp_path_factory):
   """What absltest.main() would do, with a folder of this session's own."""
   flags.FLAGS.mark_as_parsed()
   flags.FLAGS.test_tmpdir = str(tmp_path_factory.mktemp('absl'))
-  cache = tmp_path_factory.mktemp('compilation_cache')
+  cache = tmp_path_factory.mktemp('cache')
   jax.config.update('jax_compilation_cache_dir', str(cache))
+  os.environ['XDG_CACHE_HOME'] = str(cache)  # for the processes tests start
 
 
 @pytest.fixture(autouse=True, scope='class')

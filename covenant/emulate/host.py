@@ -7,6 +7,7 @@ as it would alone. Between rounds a miner holds its private state only; the
 parameters are held once.
 """
 
+import concurrent.futures
 import contextlib
 import os
 import pathlib
@@ -14,10 +15,12 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
 from covenant import config as config_lib
 from covenant.data import dataset
+from covenant.data import tokens
 from covenant.emulate import needs
 from covenant.node import checkpoint as checkpoint_lib
 from covenant.node import evaluator as evaluator_lib
@@ -25,6 +28,7 @@ from covenant.node import miner as miner_lib
 from covenant.node import replica as replica_lib
 from covenant.report import metrics
 
+Private = miner_lib.Private
 State = checkpoint_lib.State
 _CONFIG = 'config.json'
 
@@ -39,13 +43,17 @@ class Outcome(NamedTuple):
 class Host:
   """The miners of one run and the state they share."""
 
-  def __init__(self, config: config_lib.Config):
+  def __init__(self, config: config_lib.Config, data: tokens.TokenData):
     self._config = config
-    data = dataset.load(config)
     needs.check_sequences(config, data.train.num_sequences(config.data.context))
     self.replica = replica_lib.Replica(config)
     self.miner = miner_lib.Miner(config, self.replica, data)
     self.evaluator = evaluator_lib.Evaluator(config, data)
+    # One small model does not fill several cores; two miners side by side do,
+    # and neither changes a bit of the other.
+    on_cpu = jax.default_backend() == 'cpu'
+    workers = min(os.cpu_count() or 1, config.miners) if on_cpu else 1
+    self._pool = concurrent.futures.ThreadPoolExecutor(workers)
 
   def init(self) -> State:
     shared = self.replica.init()
@@ -68,10 +76,10 @@ class Host:
     shared, advance = self.replica.advance(shared, payloads, position.round)
     bytes_round = sum(map(len, payloads.values()))
     dense_bytes = self.replica.spec.dense_bytes * len(payloads)
-    tokens = sum(c.tokens for c in sent.values())
+    trained = sum(c.tokens for c in sent.values())
     position = position._replace(
       round=position.round + 1,
-      tokens=position.tokens + tokens,
+      tokens=position.tokens + trained,
       bytes_up=position.bytes_up + bytes_round,
     )
     last_step = position.round * self._config.optim.inner_steps - 1
@@ -91,7 +99,7 @@ class Host:
       error_norm=np.mean([c.error_norm for c in sent.values()]),
       payloads=len(payloads) - len(advance.refused),
       seconds=seconds,
-      tokens_per_second=tokens / seconds,
+      tokens_per_second=trained / seconds,
     )
     return State(position, shared, private), record
 
@@ -134,7 +142,7 @@ def run(
   workdir = pathlib.Path(workdir)
   needs.check(config)
   check_owner(workdir, config)
-  host = Host(config)
+  host = Host(config, dataset.load(config))
   workdir.mkdir(parents=True, exist_ok=True)
   (workdir / _CONFIG).write_text(config_lib.to_json(config))
   state = host.init()

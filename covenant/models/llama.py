@@ -218,7 +218,8 @@ def init(model: config.Model, seed_key: jax.Array) -> Any:
 
 def apply(model: config.Model, params: Any, tokens_BxL: jax.Array) -> jax.Array:
   """The float32 logits_BxLxV that predict the token after each position."""
-  return Llama(model).apply({'params': params}, tokens_BxL)
+  logits_BxLxV: Any = Llama(model).apply({'params': params}, tokens_BxL)
+  return logits_BxLxV
 
 
 def num_params(model: config.Model) -> int:

@@ -128,12 +128,13 @@ class Miner:
   def _loss_and_gradient(
     self, params: Any, tokens_BxL1: jax.Array
   ) -> tuple[jax.Array, Any]:
-    def loss(params: Any) -> tuple[jax.Array, jax.Array]:
-      out = loss_lib.next_token_loss(self._config.model, params, tokens_BxL1)
-      return out.total, out.nats
-
-    (_, nats), gradient = jax.value_and_grad(loss, has_aux=True)(params)
-    return nats, gradient
+    loss, gradient = loss_lib.next_token_gradient(
+      self._config.model,
+      params,
+      tokens_BxL1,
+      self._config.optim.inner.microbatch_size or None,
+    )
+    return loss.nats, gradient
 
   def _inner_step(
     self, params: Any, state: Any, tokens_BxL1: jax.Array, step: jax.Array

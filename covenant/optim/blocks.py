@@ -1,10 +1,18 @@
 """How a tensor is cut into the blocks that are compressed one by one.
 
-A matrix is cut in `block = (height, width)` blocks, a stack of matrices
-(layers under scan) per matrix, a vector in runs of height * width elements.
-Where a side does not divide, the rest forms a region of smaller blocks of its
-own: a leaf has up to four regions, each a plain `[N, L]` array. Nothing is
-padded, so padding can neither be selected nor sent.
+Of both layouts, a stack of matrices (layers under scan) is cut per matrix.
+
+'tiles', the paper's: a matrix is cut in `block = (height, width)` blocks, a
+vector in runs of height * width elements. Where a side does not divide, the
+rest forms a region of smaller blocks of its own: a leaf has up to four
+regions, each a plain `[N, L]` array. All blocks have one density.
+
+'divisors', the deployed system's (reference/templar.md 3.3, 3.4): a side is
+cut by its largest divisor up to the block's, a vector by its largest divisor
+up to the block's width, and k is the same for blocks of any size. A leaf has
+one region, and a vector is in effect sent dense.
+
+Nothing is padded, so padding can neither be selected nor sent.
 """
 
 import itertools
@@ -14,6 +22,8 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+
+LAYOUTS = ('tiles', 'divisors')
 
 
 class Region(NamedTuple):
@@ -36,18 +46,37 @@ class Region(NamedTuple):
     return self.height * self.width
 
 
-def regions(shape: Sequence[int], block: tuple[int, int]) -> tuple[Region, ...]:
+def regions(
+  shape: Sequence[int], block: tuple[int, int], layout: str = 'tiles'
+) -> tuple[Region, ...]:
   """The regions of a leaf, in row-major order of their corners.
 
-  >>> [(r.num_blocks, r.block_size) for r in regions((128, 192), (64, 64))]
+  >>> def sizes(*args):
+  ...   return [(r.num_blocks, r.block_size) for r in regions(*args)]
+  >>> sizes((128, 192), (64, 64))
   [(6, 4096)]
-  >>> [(r.num_blocks, r.block_size) for r in regions((2, 100, 64), (64, 64))]
-  [(2, 4096), (2, 2304)]
-  >>> [(r.num_blocks, r.block_size) for r in regions((5000,), (64, 64))]
-  [(1, 4096), (1, 904)]
+  >>> sizes((2, 100, 64), (64, 64)), sizes((2, 100, 64), (64, 64), 'divisors')
+  ([(2, 4096), (2, 2304)], [(4, 3200)])
+  >>> sizes((5000,), (64, 64)), sizes((5000,), (64, 64), 'divisors')
+  ([(1, 4096), (1, 904)], [(100, 50)])
+
+  Raises:
+    ValueError: if 'divisors' leaves blocks of one element, of which the
+      reference would take two.
   """
   stack, rows, columns = _as_matrices(shape)
-  height, width = block if len(shape) > 1 else (1, block[0] * block[1])
+  if layout == 'divisors':
+    height, width = _divisor(rows, block[0]), _divisor(columns, block[1])
+    if height * width == 1:
+      raise ValueError(
+        f"layout 'divisors': a leaf of shape {tuple(shape)} has no divisor "
+        f'from 2 to {block[1]} to cut it by, and at least two values are sent '
+        "of a block; resize the leaf or use layout 'tiles'"
+      )
+  elif len(shape) > 1:
+    height, width = block
+  else:
+    height, width = 1, block[0] * block[1]
   return tuple(
     Region(stack, (top, bottom), (left, right), h, w)
     for (top, bottom, h), (left, right, w) in itertools.product(
@@ -56,28 +85,43 @@ def regions(shape: Sequence[int], block: tuple[int, int]) -> tuple[Region, ...]:
   )
 
 
-def block_k(k: int, block: tuple[int, int], block_size: int) -> int:
-  """Elements kept of a block, so that short blocks keep the same density.
+def block_k(
+  k: int, block: tuple[int, int], block_size: int, layout: str = 'tiles'
+) -> int:
+  """Elements kept of a block of `block_size`.
+
+  'tiles' keeps the density of a full block; 'divisors' keeps k, or all of a
+  shorter block, but at least two and an even number, for 12-bit index pairs.
 
   >>> block_k(64, (64, 64), 4096), block_k(64, (64, 64), 64)
   (64, 1)
+  >>> [block_k(64, (64, 64), size, 'divisors') for size in (4096, 64, 13)]
+  [64, 64, 12]
   """
+  if layout == 'divisors':
+    k = max(2, min(k, block_size))
+    return k - k % 2
   return max(1, math.floor(k * block_size / (block[0] * block[1]) + 0.5))
 
 
-def cut(x: jax.Array, block: tuple[int, int]) -> tuple[jax.Array, ...]:
+def cut(
+  x: jax.Array, block: tuple[int, int], layout: str = 'tiles'
+) -> tuple[jax.Array, ...]:
   """The blocks of each region of `x`, as `[N, L]` arrays."""
   x_SxRxC = x.reshape(_as_matrices(x.shape))
-  return tuple(_cut(x_SxRxC, r) for r in regions(x.shape, block))
+  return tuple(_cut(x_SxRxC, r) for r in regions(x.shape, block, layout))
 
 
 def join(
-  parts: Sequence[jax.Array], shape: Sequence[int], block: tuple[int, int]
+  parts: Sequence[jax.Array],
+  shape: Sequence[int],
+  block: tuple[int, int],
+  layout: str = 'tiles',
 ) -> jax.Array:
   """The leaf of `shape` whose `cut` is `parts`."""
-  layout = regions(shape, block)
-  matrices = [_join(p, r) for p, r in zip(parts, layout, strict=True)]
-  across = len({r.columns for r in layout}) or 1
+  corners = regions(shape, block, layout)
+  matrices = [_join(p, r) for p, r in zip(parts, corners, strict=True)]
+  across = len({r.columns for r in corners}) or 1
   bands = [
     jnp.concatenate(matrices[i : i + across], axis=2)
     if across > 1
@@ -94,6 +138,11 @@ def _as_matrices(shape: Sequence[int]) -> tuple[int, int, int]:
   if len(shape) < 2:
     return 1, 1, math.prod(shape)
   return math.prod(shape[:-2]), shape[-2], shape[-1]
+
+
+def _divisor(size: int, largest: int) -> int:
+  """The largest divisor of `size` that is at most `largest`."""
+  return next(d for d in range(largest, 0, -1) if size % d == 0)
 
 
 def _spans(size: int, side: int) -> list[tuple[int, int, int]]:

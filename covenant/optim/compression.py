@@ -68,24 +68,52 @@ class TopK:
   """The k largest of every block, quantized (reference/papers.md 1.4).
 
   Attributes:
-    k: values kept of a full block; short blocks keep the same density.
-    block: height and width of the blocks of a matrix; vectors are cut in runs
-      of height * width.
+    k: values kept of a full block.
+    block: height and width of the blocks of a matrix.
     quantizer: what stands for the kept values.
+    layout: 'tiles' cuts vectors in runs of height * width and keeps the same
+      density in short blocks; 'divisors' cuts as the deployed system does and
+      sends vectors dense. See `blocks.py`.
+
+  Raises:
+    ValueError: for an unknown layout; later, for a leaf it cannot cut.
   """
 
   k: int = 64
   block: tuple[int, int] = (64, 64)
   quantizer: quantize.Quantizer = quantize.Sign()
+  layout: str = 'tiles'
+
+  def __post_init__(self):
+    if self.layout not in blocks.LAYOUTS:
+      raise ValueError(
+        f'layout: expected one of {blocks.LAYOUTS}, got {self.layout!r}'
+      )
+
+  def regions(self, shape: Sequence[int]) -> tuple[blocks.Region, ...]:
+    """Where a leaf of `shape` is cut; one packet of a message for each."""
+    return blocks.regions(shape, self.block, self.layout)
+
+  def block_k(self, block_size: int) -> int:
+    """Values kept of a block of `block_size` elements."""
+    return blocks.block_k(self.k, self.block, block_size, self.layout)
 
   def compress(self, x: jax.Array) -> tuple[Packet, ...]:
-    return tuple(self._packet(part) for part in blocks.cut(x, self.block))
+    parts = blocks.cut(x, self.block, self.layout)
+    return tuple(self._packet(part) for part in parts)
 
   def decompress(
     self, part: tuple[Packet, ...], shape: Sequence[int]
   ) -> jax.Array:
-    none = tuple(jnp.zeros_like(t) for t in self.start(shape).total)
-    return self.join(_scatter_add(none, part, self._values(part)), shape)
+    # Straight into the leaf: by way of blocks all of it would move once more.
+    regions = self.regions(shape)
+    if not regions:
+      return jnp.zeros(tuple(shape))
+    corner = regions[-1]
+    x_SxRxC = jnp.zeros((corner.stack, corner.rows[1], corner.columns[1]))
+    for r, p, v in zip(regions, part, self._values(part), strict=True):
+      x_SxRxC = x_SxRxC.at[_locate(r, p.indices)].add(v)
+    return x_SxRxC.reshape(tuple(shape))
 
   def norm(self, part: tuple[Packet, ...]) -> jax.Array:
     values = self._values(part)
@@ -94,7 +122,7 @@ class TopK:
   def start(self, shape: Sequence[int]) -> Sums:
     zeros = tuple(
       jnp.zeros((r.num_blocks, r.block_size), jnp.float32)
-      for r in blocks.regions(shape, self.block)
+      for r in self.regions(shape)
     )
     return Sums(zeros, tuple(jnp.zeros_like(z) for z in zeros))
 
@@ -108,11 +136,10 @@ class TopK:
     )
 
   def join(self, parts: Sequence[jax.Array], shape: Sequence[int]) -> jax.Array:
-    return blocks.join(parts, shape, self.block)
+    return blocks.join(parts, shape, self.block, self.layout)
 
   def _packet(self, blocks_NxL: jax.Array) -> Packet:
-    k = blocks.block_k(self.k, self.block, blocks_NxL.shape[1])
-    indices_NxK = topk.select(blocks_NxL, k)
+    indices_NxK = topk.select(blocks_NxL, self.block_k(blocks_NxL.shape[1]))
     values_NxK = jnp.take_along_axis(blocks_NxL, indices_NxK, axis=1)
     return Packet(indices_NxK, *self.quantizer.encode(values_NxK))
 
@@ -146,15 +173,34 @@ class Dense:
     return parts[0]
 
 
+def _locate(
+  r: blocks.Region, indices_NxK: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Matrix, row and column of the elements of a region's blocks."""
+  across = (r.columns[1] - r.columns[0]) // r.width
+  block_Nx1 = jnp.arange(r.num_blocks, dtype=jnp.int32)[:, None]
+  down = (r.rows[1] - r.rows[0]) // r.height
+  top_Nx1 = r.rows[0] + block_Nx1 // across % down * r.height
+  left_Nx1 = r.columns[0] + block_Nx1 % across * r.width
+  return (
+    block_Nx1 // (down * across),
+    top_Nx1 + indices_NxK // r.width,
+    left_Nx1 + indices_NxK % r.width,
+  )
+
+
 def _scatter_add(
   onto: Sequence[jax.Array],
   packets: Sequence[Packet],
   values: Sequence[jax.Array],
 ) -> tuple[jax.Array, ...]:
-  """Adds each region's values to its `[N, L]` array at the sent indices."""
+  """Adds each region's values to its `[N, L]` array at the sent indices.
+
+  Neither order nor uniqueness is promised to XLA: what the wire accepts has
+  both, but a message built by hand (the reference allows duplicates, and
+  counts each) must not be undefined behaviour.
+  """
   return tuple(
-    x.at[jnp.arange(x.shape[0])[:, None], p.indices].add(
-      v, indices_are_sorted=True, unique_indices=True
-    )
+    x.at[jnp.arange(x.shape[0])[:, None], p.indices].add(v)
     for x, p, v in zip(onto, packets, values, strict=True)
   )

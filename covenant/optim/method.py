@@ -14,14 +14,24 @@ import optax
 
 from covenant import config as config_lib
 from covenant.optim import compression as compression_lib
+from covenant.optim import dct
 from covenant.optim import inner as inner_lib
 from covenant.optim import outer as outer_lib
 from covenant.optim import quantize
+from covenant.optim import randomk
 
 _QUANTIZERS: dict[str, quantize.Quantizer] = {
   'none': quantize.Exact(),
   'sign': quantize.Sign(),
+  'sign-tensor': quantize.Sign(per='tensor'),
+  'sign-magnitude': quantize.SignMagnitude(),
   'statistical': quantize.Statistical(),
+  'linear': quantize.Linear(),
+}
+_COMPRESSIONS: dict[str, type[compression_lib.TopK]] = {
+  'topk': compression_lib.TopK,
+  'randomk': randomk.RandomK,
+  'dct': dct.DCTTopK,
 }
 
 
@@ -49,16 +59,15 @@ def make(config: config_lib.Config) -> Method:
   outer = outer_lib.nesterov(optim.outer.learning_rate, optim.outer.momentum)
   if optim.method == 'diloco':
     return Method(adamw, schedule, dense, None, outer, 'all', 'none')
-  compression = compression_lib.TopK(
-    k=optim.compression.k,
-    block=optim.compression.block,
-    quantizer=_QUANTIZERS[optim.compression.quantizer],
+  sparse = optim.compression
+  compression = _COMPRESSIONS[sparse.kind](
+    k=sparse.k, block=sparse.block, quantizer=_QUANTIZERS[sparse.quantizer]
   )
   return Method(
     adamw,
     schedule,
     compression,
-    optim.compression.error_decay,
+    sparse.error_decay,
     outer,
     optim.aggregation.mean,
     optim.aggregation.clip,

@@ -22,6 +22,7 @@ import optax
 from covenant.optim import aggregate as aggregate_lib
 from covenant.optim import compression as compression_lib
 from covenant.optim import error_feedback
+from covenant.optim import exchange as exchange_lib
 from covenant.optim import outer as outer_lib
 from covenant.optim import quantize
 
@@ -29,9 +30,11 @@ aggregate = aggregate_lib.aggregate
 Compression = compression_lib.Compression
 Dense = compression_lib.Dense
 Exact = quantize.Exact
+Linear = quantize.Linear
 nesterov = outer_lib.nesterov
 outer_update = outer_lib.outer_update
 Sign = quantize.Sign
+SignMagnitude = quantize.SignMagnitude
 Statistical = quantize.Statistical
 TopK = compression_lib.TopK
 
@@ -152,7 +155,7 @@ def sparseloco(
   compression = compression if compression is not None else TopK()
 
   def init(params: Any) -> SparseLoCoState:
-    return SparseLoCoState(
+    state = SparseLoCoState(
       count=jnp.zeros((), jnp.int32),
       # A copy: callers donate params and state together.
       anchor=jax.tree.map(jnp.copy, params),
@@ -160,22 +163,14 @@ def sparseloco(
       inner=inner.init(params),
       outer=outer.init(params),
     )
-
-  def exchange(message: Any, like: Any) -> Any:
-    """The aggregate over the peers of the axis."""
-    messages = [message]
-    if axis_name is not None:
-      gathered = jax.lax.all_gather(message, axis_name)
-      messages = [
-        jax.tree.map(lambda x, r=r: x[r], gathered)
-        for r in range(jax.lax.axis_size(axis_name))
-      ]
-    return aggregate(messages, like, compression, mean_over, clip)
+    return exchange_lib.varying(state, axis_name)
 
   def synchronize(local: Any, state: SparseLoCoState) -> tuple[Any, Any]:
     delta = pseudo_gradient(state.anchor, local)
     message, error = compress(delta, state.error, compression, error_decay)
-    aggregated = exchange(message, state.anchor)
+    aggregated = exchange_lib.exchange(
+      message, state.anchor, compression, axis_name, mean_over, clip
+    )
     anchor, outer_state = outer_update(
       outer, aggregated, state.outer, state.anchor
     )
@@ -196,25 +191,8 @@ def sparseloco(
       state.count % inner_steps == 0,
       synchronize,
       lambda local, state: (local, state),
-      *_varying((local, state), axis_name),
+      *exchange_lib.varying((local, state), axis_name),
     )
     return jax.tree.map(lambda n, p: n - p, new, params), state
 
   return optax.GradientTransformationExtraArgs(init, update)
-
-
-def _varying(tree: Any, axis_name: str | None) -> Any:
-  """Types every leaf as its peer's own, inside `jax.shard_map`.
-
-  An exchanged value and a local one differ in type there, and the branches of
-  `lax.cond` may not. `jax.vmap` types nothing.
-  """
-  if axis_name not in jax.sharding.get_abstract_mesh().manual_axes:
-    return tree
-
-  def cast(x: jax.Array) -> jax.Array:
-    if axis_name in jax.typeof(x).manual_axis_type.varying:
-      return x
-    return jax.lax.pcast(x, axis_name, to='varying')
-
-  return jax.tree.map(cast, tree)

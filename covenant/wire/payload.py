@@ -5,8 +5,8 @@
   blake2b-256 of all of the above                                      digest
 
 All integers are little-endian. `spec` is a digest of every tensor's name,
-shape, blocks, k and quantizer: both sides derive these from the run's config,
-and a payload made for another layout is refused before its body is read. The
+shape, blocks, k, quantizer and codec: both sides derive these from the run's
+config, and a payload made for another is refused before its body is read. The
 length of a payload follows from the spec, so it is known before a byte is
 fetched. One message has one encoding.
 """
@@ -22,15 +22,16 @@ import jax
 import ml_dtypes
 import numpy as np
 
-from covenant.optim import blocks
 from covenant.optim import compression as compression_lib
 from covenant.optim import quantize
-from covenant.wire import codec
+from covenant.wire import codec as codec_lib
+from covenant.wire import templar
 
 _HEADER = struct.Struct('<4sHIQ16s16s')
 _MAGIC = b'CVNT'
 _VERSION = 1
 _DIGEST_BYTES = 32
+_CODECS = {'elias-fano': codec_lib, 'pack12': templar}
 # Far above any delta a sane run makes, far below what overflows float32 sums.
 _LARGEST = 1e6
 
@@ -83,6 +84,7 @@ class Spec:
 
   tensors: tuple[Tensor, ...]
   compression: compression_lib.Compression
+  codec: str = 'elias-fano'  # of the indices; or 'pack12', as deployed
 
   @property
   def quantizer(self) -> quantize.Quantizer:
@@ -92,7 +94,7 @@ class Spec:
 
   @property
   def digest(self) -> bytes:
-    text = json.dumps([self.tensors, repr(self.compression)])
+    text = json.dumps([self.tensors, repr(self.compression), self.codec])
     return hashlib.blake2b(text.encode(), digest_size=16).digest()
 
   @property
@@ -106,24 +108,41 @@ class Spec:
     return 4 * sum(int(np.prod(t.shape)) for t in self.tensors)
 
 
-def make_spec(like: Any, compression: compression_lib.Compression) -> Spec:
-  """The layout for parameters shaped like `like`, in leaf order."""
+def make_spec(
+  like: Any,
+  compression: compression_lib.Compression,
+  codec: str = 'elias-fano',
+) -> Spec:
+  """The layout for parameters shaped like `like`, in leaf order.
+
+  Args:
+    like: the parameters or their shapes.
+    compression: what makes the messages.
+    codec: of the indices: 'elias-fano', or 'pack12' as deployed.
+
+  Raises:
+    ValueError: for an unknown codec, or blocks that it cannot carry.
+  """
+  if codec not in _CODECS:
+    raise ValueError(f'codec: expected one of {[*_CODECS]}, got {codec!r}')
 
   def tensor(path: Any, leaf: Any) -> Tensor:
     layout = ()
     if isinstance(compression, compression_lib.TopK):
       layout = tuple(
-        Region(
-          r.num_blocks,
-          r.block_size,
-          blocks.block_k(compression.k, compression.block, r.block_size),
-        )
-        for r in blocks.regions(leaf.shape, compression.block)
+        Region(r.num_blocks, r.block_size, compression.block_k(r.block_size))
+        for r in compression.regions(leaf.shape)
       )
-    return Tensor(jax.tree_util.keystr(path), tuple(leaf.shape), layout)
+    name = jax.tree_util.keystr(path)
+    for region in layout:
+      try:
+        _CODECS[codec].section_bytes(*region, 0)
+      except codec_lib.CodecError as e:
+        raise ValueError(f'{name} of shape {tuple(leaf.shape)}: {e}') from e
+    return Tensor(name, tuple(leaf.shape), layout)
 
   leaves = jax.tree_util.tree_leaves_with_path(like)
-  return Spec(tuple(tensor(*leaf) for leaf in leaves), compression)
+  return Spec(tuple(tensor(*leaf) for leaf in leaves), compression, codec)
 
 
 def run_id(text: str) -> bytes:
@@ -173,7 +192,8 @@ def decode(data: bytes, expected: Header, like: Any, spec: Spec) -> Any:
       Reason.LENGTH, f'expected {spec.payload_bytes} bytes, got {len(data)}'
     )
   body_end = len(data) - _DIGEST_BYTES
-  digest = hashlib.blake2b(data[:body_end], digest_size=_DIGEST_BYTES).digest()
+  body = memoryview(data)[:body_end]
+  digest = hashlib.blake2b(body, digest_size=_DIGEST_BYTES).digest()
   if digest != data[body_end:]:
     raise Refused(Reason.DIGEST, 'the bytes are not those the sender digested')
   magic, version, uid, round_index, run, layout = _HEADER.unpack_from(data)
@@ -206,6 +226,7 @@ def _region_bytes(spec: Spec, region: Region) -> tuple[int, int, int]:
   quantizer = spec.quantizer
   n, k = region.num_blocks, region.k
   raw = quantizer.bits == 32
+  codec = _CODECS[spec.codec]
   packed = codec.section_bytes(*region, 0 if raw else quantizer.bits)
   scales = int(np.prod(quantizer.scale_shape(n)))
   return packed, 4 * n * k * raw, scales * quantizer.scale_dtype.itemsize
@@ -214,7 +235,7 @@ def _region_bytes(spec: Spec, region: Region) -> tuple[int, int, int]:
 def _encode_tensor(tensor: Tensor, part: Any, spec: Spec) -> list[bytes]:
   if not tensor.regions:
     return [np.asarray(part, '<f4').tobytes()]
-  quantizer = spec.quantizer
+  quantizer, codec = spec.quantizer, _CODECS[spec.codec]
   chunks = []
   for region, packet in zip(tensor.regions, part, strict=True):
     indices, codes = np.asarray(packet.indices), np.asarray(packet.codes)
@@ -236,7 +257,7 @@ def _decode_tensor(tensor: Tensor, section: memoryview, spec: Spec) -> Any:
     values = np.frombuffer(section, '<f4').reshape(tensor.shape)
     _check_values(values, tensor.name)
     return values
-  quantizer = spec.quantizer
+  quantizer, codec = spec.quantizer, _CODECS[spec.codec]
   packets = []
   for region in tensor.regions:
     sizes = _region_bytes(spec, region)
@@ -250,7 +271,7 @@ def _decode_tensor(tensor: Tensor, section: memoryview, spec: Spec) -> Any:
       indices, codes = codec.unpack(
         packed, *region, 0 if exact else quantizer.bits
       )
-    except codec.CodecError as e:
+    except codec_lib.CodecError as e:
       raise Refused(Reason.INDICES, f'{tensor.name}: {e}') from e
     if exact:
       codes = np.frombuffer(raw, '<f4').reshape(n, k)
@@ -268,8 +289,13 @@ def _little(dtype: Any) -> np.dtype:
 
 
 def _check_values(values: np.ndarray, name: str) -> None:
-  values = values.astype(np.float32)
-  if not np.isfinite(values).all():
+  """Refuses a number that is not finite or absurd, in constant memory."""
+  if values.dtype == ml_dtypes.bfloat16:
+    values = values.astype(np.float32)
+  if not values.size:
+    return
+  ends = np.array([values.min(), values.max()])  # a NaN is both
+  if not np.isfinite(ends).all():
     raise Refused(Reason.VALUES, f'{name}: not finite')
-  if values.size and np.abs(values).max() > _LARGEST:
+  if np.abs(ends).max() > _LARGEST:
     raise Refused(Reason.VALUES, f'{name}: a magnitude above {_LARGEST:g}')

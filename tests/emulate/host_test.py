@@ -13,7 +13,9 @@ from absl.testing import absltest
 from absl.testing import parameterized
 
 from covenant import config as config_lib
+from covenant.data import assignment
 from covenant.data import corpus
+from covenant.data import dataset
 from covenant.emulate import host as host_lib
 from covenant.models import loss as loss_lib
 from covenant.node import checkpoint
@@ -194,13 +196,13 @@ class MinersTest(absltest.TestCase):
     many, one = tiny(miners=3, rounds=1), tiny(miners=1, rounds=1)
     states = []
     for config in (many, one):
-      host = host_lib.Host(config)
+      host = host_lib.Host(config, dataset.load(config))
       states.append(host.round(host.init())[0])
     self.assertEqual(bits(states[0].miners[0]), bits(states[1].miners[0]))
 
   def test_ddp_is_adamw_on_the_mean_gradient(self):
     config = tiny('ddp', rounds=3)
-    host = host_lib.Host(config)
+    host = host_lib.Host(config, dataset.load(config))
     state = host.init()
     params = jax.tree.map(np.asarray, state.shared.params)
     adamw = inner_lib.adamw(config.optim.inner)
@@ -231,9 +233,6 @@ class MinersTest(absltest.TestCase):
 
 def host_batch(config, uid, round_index):
   """What a miner reads in a round of one step."""
-  from covenant.data import assignment
-  from covenant.data import dataset
-
   split = dataset.load(config).train
   context = config.data.context
   ids = assignment.assign(
@@ -249,7 +248,7 @@ def host_batch(config, uid, round_index):
 class CheckpointTest(absltest.TestCase):
   def test_restores_every_bit_and_keeps_the_last_two(self):
     config = tiny()
-    host = host_lib.Host(config)
+    host = host_lib.Host(config, dataset.load(config))
     state = host.init()
     directory = self.create_tempdir().full_path
     with checkpoint.Checkpoints(directory, config.checkpoint) as checkpoints:

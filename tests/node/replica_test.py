@@ -3,6 +3,7 @@ import numpy as np
 from absl.testing import absltest
 
 from covenant import config as config_lib
+from covenant.data import dataset
 from covenant.emulate import host as host_lib
 from covenant.node import replica as replica_lib
 from covenant.wire import payload
@@ -12,7 +13,8 @@ class ReplicaTest(absltest.TestCase):
   @classmethod
   def setUpClass(cls):
     super().setUpClass()
-    cls.host = host_lib.Host(config_lib.load('configs/tiny.py'))
+    config = config_lib.load('configs/tiny.py')
+    cls.host = host_lib.Host(config, dataset.load(config))
     cls.state = cls.host.init()
     cls.payloads = {
       uid: cls.host.miner.contribute(cls.state.shared.params, private, uid, 0)[

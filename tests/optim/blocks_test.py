@@ -13,20 +13,23 @@ _BLOCK = st.tuples(st.integers(1, 5), st.integers(1, 5))
 
 
 class BlocksTest(parameterized.TestCase):
-  @hypothesis.given(shape=_SHAPES, block=_BLOCK)
+  @hypothesis.given(_SHAPES, _BLOCK, st.sampled_from(blocks.LAYOUTS))
   @hypothesis.settings(deadline=None, max_examples=60)
   def test_join_inverts_cut_and_no_element_is_lost_or_padded(
-    self, shape, block
+    self, shape, block, layout
   ):
+    try:
+      regions = blocks.regions(shape, block, layout)
+    except ValueError:
+      hypothesis.reject()
     x = np.arange(np.prod(shape, dtype=int), dtype=np.float32).reshape(shape)
-    parts = blocks.cut(jnp.asarray(x), block)
-    layout = blocks.regions(shape, block)
+    parts = blocks.cut(x, block, layout)  # NumPy: nothing to compile
     self.assertEqual(
-      [p.shape for p in parts], [(r.num_blocks, r.block_size) for r in layout]
+      [p.shape for p in parts], [(r.num_blocks, r.block_size) for r in regions]
     )
     every = np.concatenate([np.ravel(p) for p in parts])
     np.testing.assert_array_equal(np.sort(every), np.ravel(x))
-    np.testing.assert_array_equal(blocks.join(parts, shape, block), x)
+    np.testing.assert_array_equal(blocks.join(parts, shape, block, layout), x)
 
   def test_blocks_are_tiles_of_the_matrix_in_row_major_order(self):
     x = jnp.arange(24).reshape(4, 6)
@@ -44,6 +47,15 @@ class BlocksTest(parameterized.TestCase):
   @parameterized.parameters((4096, 64), (64, 1), (1, 1), (32, 1), (96, 2))
   def test_density_is_that_of_a_full_block(self, size, expected):
     self.assertEqual(blocks.block_k(64, (64, 64), size), expected)
+
+  @parameterized.parameters((4096, 64), (64, 64), (50, 50), (2, 2), (3, 2))
+  def test_divisors_keep_an_even_k_of_blocks_of_any_size(self, size, expected):
+    got = blocks.block_k(64, (64, 64), size, 'divisors')
+    self.assertEqual(got, expected)
+
+  def test_divisors_say_which_leaf_they_cannot_cut(self):
+    with self.assertRaisesRegex(ValueError, r'shape \(127,\) has no divisor'):
+      blocks.regions((127,), (64, 64), 'divisors')
 
 
 if __name__ == '__main__':

@@ -1,4 +1,5 @@
 import hashlib
+import pathlib
 
 import hypothesis
 import hypothesis.strategies as st
@@ -8,6 +9,10 @@ import numpy as np
 from absl.testing import absltest
 from absl.testing import parameterized
 
+from covenant import config as config_lib
+from covenant.models import llama
+from covenant.optim import preset
+from covenant.optim import quantize
 from covenant.optim import sparseloco as sl
 from covenant.wire import payload
 
@@ -20,9 +25,15 @@ HEADER = payload.Header(payload.run_id('a run'), round=3, uid=7)
 COMPRESSIONS = (
   sl.TopK(quantizer=sl.Sign()),
   sl.TopK(quantizer=sl.Statistical()),
+  sl.TopK(quantizer=quantize.SignMagnitude()),
   sl.TopK(k=16, block=(16, 16), quantizer=sl.Exact()),
   sl.Dense(),
 )
+
+
+# configs/1b.py's model: 1,204,881,408 parameters.
+_CONFIGS = pathlib.Path(__file__).parent.parent.parent / 'configs'
+_BILLION = config_lib.load(str(_CONFIGS / '1b.py')).model
 
 
 def make_message(compression, seed=0):
@@ -61,6 +72,51 @@ class PayloadTest(parameterized.TestCase):
     header = len(payload.encode(HEADER, {}, {}, payload.make_spec({}, two)))
     spec = payload.make_spec(like, two)
     self.assertEqual(spec.payload_bytes - header, 640 // 8 + 5 * 4)
+
+  @parameterized.parameters(
+    (quantize.Statistical(), 10.05, 203),
+    (quantize.SignMagnitude('tensor'), 10.05, 203),
+    (quantize.SignMagnitude('block'), 10.26, 199),
+    (quantize.Sign('block'), 9.26, 221),
+    (quantize.Sign('tensor'), 9.01, 227),
+  )
+  def test_whole_payloads_of_a_billion_parameters(self, quantizer, bits, ratio):
+    """Headers and digest counted. 12-bit pairs at two bits: 14 bits, 146x."""
+    like = jax.eval_shape(lambda: llama.init(_BILLION, jax.random.key(0)))
+    spec = payload.make_spec(like, sl.TopK(quantizer=quantizer))
+    sent = sum(r.num_blocks * r.k for t in spec.tensors for r in t.regions)
+    self.assertLessEqual(8 * spec.payload_bytes / sent, bits)
+    self.assertGreaterEqual(spec.dense_bytes / spec.payload_bytes, ratio)
+
+  def test_twelve_bit_pairs_are_a_codec(self):
+    """The deployed layout; its codes packed, 14 bits a value at two bits."""
+    like = {'w': jax.ShapeDtypeStruct((128, 192), jnp.float32),
+            'norm': jax.ShapeDtypeStruct((192,), jnp.float32)}  # fmt: skip
+    compression = preset.templar().compression
+    rng = np.random.default_rng(0)
+    message = jax.device_get(
+      {
+        name: jax.jit(compression.compress)(
+          rng.standard_normal(x.shape, np.float32)
+        )
+        for name, x in like.items()
+      }
+    )
+    spec = payload.make_spec(like, compression, codec='pack12')
+    data = payload.encode(HEADER, message, like, spec)
+    self.assertLen(data, spec.payload_bytes)
+    values = 64 * (6 + 3)
+    self.assertLen(data, 50 + values * 14 // 8 + 2 * 5 * 4 + 32)
+    got = payload.decode(data, HEADER, like, spec)
+    jax.tree.map(np.testing.assert_array_equal, got, message)
+    other = payload.make_spec(like, compression)
+    self.assertNotEqual(spec.digest, other.digest)
+
+  def test_says_which_tensor_a_codec_cannot_carry(self):
+    with self.assertRaisesRegex(ValueError, r"\['matrix'\] of shape \(100, 70"):
+      payload.make_spec(LIKE, sl.TopK(block=(100, 70)), codec='pack12')
+    with self.assertRaisesRegex(ValueError, "'pack12'.*, got 'zip'"):
+      payload.make_spec(LIKE, sl.TopK(), codec='zip')
 
   @parameterized.parameters(
     (dict(run=payload.run_id('another')), payload.Reason.RUN),

@@ -1,0 +1,275 @@
+"""What a message costs on one matrix, stage by stage, and 20 peers' sum.
+
+  python benchmarks/compression.py              4096 x 4096, k = 64 of 4096
+  python benchmarks/compression.py --turns 31   on a machine with neighbours
+
+The stages take turns in one process; times are medians over the turns, with
+the least beside them. Elements are those of the dense float32 matrix. The bar
+is 150 M elements/s for select + quantize + pack + unpack + decompress, where
+PyTorch implementations reached 67 to 101 on two cores (issue 3). 'pack' and
+'unpack' are whole payloads: header, Elias-Fano indices, codes, scales, digest,
+and all checks of the strict decoder.
+"""
+
+import argparse
+import pathlib
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+# Run as a script, this file hides the `compression` package that JAX looks for.
+if sys.path[0] == str(pathlib.Path(__file__).resolve().parent):
+  sys.path.pop(0)
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from covenant.optim import aggregate
+from covenant.optim import blocks
+from covenant.optim import compression as compression_lib
+from covenant.optim import quantize
+from covenant.optim import sparseloco
+from covenant.optim import topk
+from covenant.wire import payload
+
+_BAR = 150e6  # elements/s
+_MESSAGE = ('select', 'quantize', 'pack', 'unpack', 'decompress')
+_QUANTIZERS = {
+  '2 bits, SignMagnitude per block': quantize.SignMagnitude(),
+  '1 bit, Sign per block': quantize.Sign(),
+}
+
+Times = dict[str, list[float]]  # seconds, one a turn
+
+
+def take_turns(stages: dict[str, Callable[[], Any]], turns: int) -> Times:
+  times: Times = {name: [] for name in stages}
+  for run in stages.values():
+    jax.block_until_ready(run())  # compiles
+  for _ in range(turns):
+    for name, run in stages.items():
+      start = time.perf_counter()
+      jax.block_until_ready(run())
+      times[name].append(time.perf_counter() - start)
+  return times
+
+
+def matrix(size: int, seed: int) -> jax.Array:
+  return jax.random.normal(jax.random.key(seed), (size, size))
+
+
+def plain_select(x_NxL: jax.Array, k: int) -> jax.Array:
+  """What `topk.select` is without the groups."""
+  return jnp.sort(jax.lax.top_k(jnp.abs(x_NxL), k)[1], axis=1)
+
+
+def bandwidth(x: jax.Array, turns: int) -> float:
+  """Bytes/s of reading and writing the matrix in place, once."""
+  scale = jax.jit(lambda x: x * 1.5, donate_argnums=0)
+  buffer = [x + 0.0]
+
+  def run() -> jax.Array:
+    buffer[0] = scale(buffer[0])
+    return buffer[0]
+
+  return 2 * x.nbytes / statistics.median(take_turns({'': run}, turns)[''])
+
+
+def report_message(
+  compression: compression_lib.TopK, size: int, turns: int, limit: float
+) -> None:
+  """Prints the stages of one message; `limit` is in bytes/s."""
+  x = matrix(size, 0)
+  like = jax.ShapeDtypeStruct(x.shape, x.dtype)
+  spec = payload.make_spec(like, compression)
+  header = payload.Header(payload.run_id('benchmark'), 0, 0)
+  k, block, quantizer = compression.k, compression.block, compression.quantizer
+
+  @jax.jit
+  def select(x):
+    (x_NxL,) = blocks.cut(x, block)
+    indices_NxK = topk.select(x_NxL, k)
+    return indices_NxK, jnp.take_along_axis(x_NxL, indices_NxK, axis=1)
+
+  encode = jax.jit(quantizer.encode)
+  compress = jax.jit(compression.compress)
+  decompress = jax.jit(lambda part: compression.decompress(part, x.shape))
+  with_feedback = jax.jit(
+    lambda x, error: sparseloco.compress(x, error, compression, 0.95),
+    donate_argnums=1,
+  )
+  _, values = select(x)
+  message = compress(x)
+  data = payload.encode(header, message, like, spec)
+  received = payload.decode(data, header, like, spec)
+  error = [jnp.zeros_like(x)]
+
+  def feedback() -> Any:
+    sent, error[0] = with_feedback(x, error[0])
+    return sent, error[0]
+
+  times = take_turns(
+    {
+      'select': lambda: select(x),
+      'quantize': lambda: encode(values),
+      'pack': lambda: payload.encode(header, message, like, spec),
+      'unpack': lambda: payload.decode(data, header, like, spec),
+      'decompress': lambda: decompress(received),
+      'compress': lambda: compress(x),
+      'compress + feedback': feedback,
+    },
+    turns,
+  )
+  medians = {name: statistics.median(t) for name, t in times.items()}
+  total = sum(medians[name] for name in _MESSAGE)
+  least = sum(min(times[name]) for name in _MESSAGE)
+
+  def line(name: str, median: float, minimum: float) -> None:
+    print(
+      f'  {name:32}{median * 1e3:9.2f}{minimum * 1e3:9.2f}'
+      f'{median / total:8.0%}{x.size / median / 1e6:11,.0f}'
+    )
+
+  print(f'{"  stage":34}median ms   min ms   share  M elem/s')
+  for name in _MESSAGE:
+    line(name, medians[name], min(times[name]))
+  line('total', total, least)
+  extra = [
+    f - c
+    for f, c in zip(
+      times['compress + feedback'], times['compress'], strict=True
+    )
+  ]
+  line('+ error feedback', statistics.median(extra), min(extra))
+  line(
+    'total with error feedback',
+    total + statistics.median(extra),
+    least + min(extra),
+  )
+  # The matrix is read once by the sender and written once by the receiver.
+  line('memory limit of the total', 2 * x.nbytes / limit, 2 * x.nbytes / limit)
+  print(
+    f'  {x.size / total / _BAR:.2f} x the bar of {_BAR / 1e6:.0f} M elem/s '
+    f'({x.size / least / _BAR:.2f} x by the minima); payload of '
+    f'{len(data):,} bytes, {x.nbytes / len(data):.1f} x smaller than float32\n'
+  )
+
+
+def report_selection(size: int, block: int, k: int, turns: int) -> None:
+  (x_NxL,) = blocks.cut(matrix(size, 0), (block, block))
+  ways = {
+    'lax.top_k, sorted': jax.jit(lambda x: plain_select(x, k)),
+    'topk.select': jax.jit(lambda x: topk.select(x, k)),
+  }
+  plain, ours = (np.asarray(way(x_NxL)) for way in ways.values())
+  times = take_turns(
+    {name: (lambda way=way: way(x_NxL)) for name, way in ways.items()}, turns
+  )
+  for name, seconds in times.items():
+    print(
+      f'  {name:32}{statistics.median(seconds) * 1e3:9.2f}'
+      f'{min(seconds) * 1e3:9.2f}'
+    )
+  ratios = [p / o for p, o in zip(*times.values(), strict=True)]
+  print(
+    f"  {statistics.median(ratios):.2f} x faster (median of each turn's "
+    f'ratio); same indices: {np.array_equal(plain, ours)}\n'
+  )
+
+
+def report_aggregation(
+  compression: compression_lib.TopK, size: int, peers: int
+) -> None:
+  """Adds received messages one at a time, as a node does."""
+  like = jax.ShapeDtypeStruct((size, size), jnp.float32)
+  spec = payload.make_spec(like, compression)
+  header = payload.Header(payload.run_id('benchmark'), 0, 0)
+  compress = jax.jit(compression.compress)
+  datas = [
+    payload.encode(header, compress(matrix(size, p)), like, spec)
+    for p in range(peers)
+  ]
+  factors_P = jnp.ones(1)
+  sums = aggregate.start(like, compression)
+  message = payload.decode(datas[0], header, like, spec)
+  step = jax.jit(
+    lambda sums, message: aggregate.add(
+      sums, message, factors_P, like, compression
+    ),
+    donate_argnums=0,
+  )
+  plan = step.lower(sums, message).compile().memory_analysis()
+  before = sum(x.nbytes for x in jax.live_arrays())
+  dense = size * size * 4
+  seconds, live = [], []
+  for data in [datas[0], *datas]:  # the first compiles
+    start = time.perf_counter()
+    message = payload.decode(data, header, like, spec)
+    sums = jax.block_until_ready(step(sums, message))
+    seconds.append(time.perf_counter() - start)
+    live.append(sum(x.nbytes for x in jax.live_arrays()) - before)
+  seconds = seconds[1:]
+  half = peers // 2
+  first, second = (
+    statistics.median(part) for part in (seconds[:half], seconds[half:])
+  )
+  print(
+    f'  a peer, unpack and add: {statistics.median(seconds) * 1e3:.2f} ms; '
+    f'median of the last {peers - half} over the first {half}: '
+    f'{second / first:.2f} (1 is linear)'
+  )
+  received = sum(x.nbytes for x in jax.tree.leaves(message))
+  print(
+    f'  memory, in dense leaves of {dense / 1e6:.0f} MB: sum and count '
+    f'{sum(x.nbytes for x in jax.tree.leaves(sums)) / dense:.2f}, one message '
+    f'{received / dense:.3f}, '
+    f'XLA temporaries {plan.temp_size_in_bytes / dense:.3f}; growth of live '
+    f'buffers over {peers} peers {max(live) / dense:.3f}'
+  )
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument('--size', type=int, default=4096, help='of the matrix')
+  parser.add_argument('--block', type=int, default=64, help='side of a block')
+  parser.add_argument('--k', type=int, default=64, help='values a block')
+  parser.add_argument('--turns', type=int, default=11)
+  parser.add_argument('--peers', type=int, default=20)
+  args = parser.parse_args()
+  if args.size % args.block:
+    parser.error(f'--size: expected a multiple of {args.block}')
+
+  device = jax.devices()[0]
+  limit = bandwidth(matrix(args.size, 0), args.turns)
+  print(
+    f'jax {jax.__version__}, {device.platform} {device.device_kind}; '
+    f'{args.size} x {args.size} float32 ({args.size**2 / 1e6:.1f} M elements, '
+    f'{args.size**2 * 4 / 1e6:.0f} MB), blocks of {args.block} x '
+    f'{args.block}, k = {args.k}\n'
+    f'memory: {limit / 1e9:.1f} GB/s, read and written in place\n'
+  )
+  for name, quantizer in _QUANTIZERS.items():
+    compression = compression_lib.TopK(
+      args.k, (args.block, args.block), quantizer
+    )
+    print(name)
+    report_message(compression, args.size, args.turns, limit)
+  print(f'{"selection alone, blocks cut":34}median ms   min ms')
+  report_selection(args.size, args.block, args.k, args.turns)
+  print(f'aggregation of {args.peers} peers, {[*_QUANTIZERS][0]}')
+  report_aggregation(
+    compression_lib.TopK(
+      args.k, (args.block, args.block), [*_QUANTIZERS.values()][0]
+    ),
+    args.size,
+    args.peers,
+  )
+
+
+if __name__ == '__main__':
+  main()

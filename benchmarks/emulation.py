@@ -1,0 +1,155 @@
+"""What emulation costs: rounds of many miners beside a plain training loop.
+
+  python benchmarks/emulation.py             the model that other systems ran
+  python benchmarks/emulation.py --miners    time and memory at 8 to 64 miners
+
+Both loops do the same inner steps on the same batches of the same model, turn
+by turn in one process, and each turn gives one ratio. Start-up (imports,
+compilation) is reported apart. Bar: at least 0.95 of the plain loop.
+"""
+
+import argparse
+import dataclasses
+import statistics
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import optax
+import tensorstore as ts
+
+from covenant import config as config_lib
+from covenant.data import tokens
+from covenant.emulate import host as host_lib
+from covenant.models import llama
+from covenant.models import loss as loss_lib
+
+CONFIG = config_lib.Config(
+  name='benchmark',
+  miners=8,
+  model=config_lib.Model(
+    vocab_size=64, width=128, layers=4, heads=4, kv_heads=4, ffn_width=344
+  ),
+  data=config_lib.Data(context=128),
+  optim=config_lib.Optim(
+    inner_steps=10, inner=config_lib.Inner(microbatch_size=2)
+  ),
+)
+
+
+def random_data(vocab_size: int, num_tokens: int) -> tokens.TokenData:
+  ids = np.random.default_rng(0).integers(0, vocab_size, num_tokens)
+  split = tokens.Split(ts.array(ids.astype(np.int32)), num_tokens)
+  return tokens.TokenData(split, split, vocab_size, 0)
+
+
+class PlainLoop:
+  """A jitted AdamW step in a loop, as anyone would write it."""
+
+  def __init__(self, config: config_lib.Config):
+    inner = config.optim.inner
+    tx = optax.chain(
+      optax.clip_by_global_norm(inner.clip_norm),
+      optax.adamw(
+        inner.learning_rate,
+        b1=inner.b1,
+        b2=inner.b2,
+        weight_decay=inner.weight_decay,
+      ),
+    )
+
+    def step(params, state, batch_BxL1):
+      loss, gradient = loss_lib.next_token_gradient(
+        config.model, params, batch_BxL1, inner.microbatch_size
+      )
+      updates, state = tx.update(gradient, state, params)
+      return optax.apply_updates(params, updates), state, loss.total
+
+    self._step = jax.jit(step, donate_argnums=(0, 1))
+    self._params = llama.init(config.model, jax.random.key(0))
+    self._state = tx.init(self._params)
+
+  def run(self, batches: list[np.ndarray]) -> None:
+    value = None
+    for batch in batches:
+      self._params, self._state, value = self._step(
+        self._params, self._state, batch
+      )
+    jax.block_until_ready(value)
+
+
+def against_plain(turns: int) -> None:
+  began = time.perf_counter()
+  subprocess.run([sys.executable, '-c', 'import covenant.roles'], check=True)
+  imports = time.perf_counter() - began
+  config = CONFIG
+  steps = config.miners * config.optim.inner_steps
+  shape = (config.optim.inner.batch_size, config.data.context + 1)
+  data = random_data(config.model.vocab_size, 2_000_000)
+  rng = np.random.default_rng(1)
+  batches = [
+    rng.integers(0, config.model.vocab_size, shape).astype(np.int32)
+    for _ in range(steps)
+  ]
+  host, plain = host_lib.Host(config, data), PlainLoop(config)
+  began = time.perf_counter()
+  state, _ = host.round(host.init())
+  first = time.perf_counter() - began
+  plain.run(batches)
+  trained = steps * config.optim.inner.batch_size * config.data.context
+  emulated, looped = [], []
+  for _ in range(turns):
+    began = time.perf_counter()
+    state, _ = host.round(state)
+    middle = time.perf_counter()
+    plain.run(batches)
+    emulated.append(trained / (middle - began))
+    looped.append(trained / (time.perf_counter() - middle))
+  ratios = [e / p for e, p in zip(emulated, looped, strict=True)]
+  print(f'{llama.num_params(config.model):,} parameters, {turns} turns')
+  for name, values in (
+    ('emulator, tokens/s', emulated),
+    ('plain loop, tokens/s', looped),
+    ('emulator / plain loop', ratios),
+  ):
+    low, middle, high = min(values), statistics.median(values), max(values)
+    print(f'{name:22} median {middle:9,.3f}  ({low:,.3f} to {high:,.3f})')
+  round_seconds = trained / statistics.median(emulated)
+  print(
+    f'start-up: imports {imports:.1f} s, compile {first - round_seconds:.1f} s'
+  )
+
+
+def by_miners() -> None:
+  print('miners  s/round  s/miner  MB at rest  MB/miner')
+  for miners in (8, 16, 32, 64):
+    config = dataclasses.replace(
+      config_lib.load('configs/shakespeare.py:smoke'), miners=miners
+    )
+    data = random_data(config.model.vocab_size, 5_000_000)
+    host = host_lib.Host(config, data)
+    state, _ = host.round(host.init())
+    seconds = []
+    for _ in range(3):
+      began = time.perf_counter()
+      state, _ = host.round(state)
+      seconds.append(time.perf_counter() - began)
+    held = sum(x.nbytes for x in jax.tree.leaves(state) if hasattr(x, 'nbytes'))
+    middle = statistics.median(seconds)
+    print(
+      f'{miners:6} {middle:8.3f} {middle / miners:8.4f} {held / 1e6:11.2f} '
+      f'{held / 1e6 / miners:9.3f}'
+    )
+
+
+if __name__ == '__main__':
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument('--miners', action='store_true')
+  parser.add_argument('--turns', type=int, default=9)
+  arguments = parser.parse_args()
+  if arguments.miners:
+    by_miners()
+  else:
+    against_plain(arguments.turns)

@@ -1,0 +1,105 @@
+"""DeMo (arXiv 2411.19870): momentum that stays here, its peaks that do not.
+
+One step of peer r, with beta = `error_decay` (reference/papers.md 5, DeMo):
+
+  e_r    = beta * e_r + lr * gradient_r
+  sent_r = the 32 largest DCT coefficients of each 64 x 64 block of e_r
+  e_r    = e_r - iDCT(sent_r)
+  theta  = theta - lr * sign(iDCT(mean_r sent_r))
+
+The mean of a coefficient is over the peers that sent it. This is SparseLoCo's
+exchange after every gradient, with the residual as the momentum and the sign
+as the outer optimizer.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from covenant.optim import compression as compression_lib
+from covenant.optim import dct
+from covenant.optim import exchange
+from covenant.optim import quantize
+from covenant.optim import sparseloco
+
+Compression = compression_lib.Compression
+
+
+class DemoState(NamedTuple):
+  """State of one peer; nothing in it is shared but the count."""
+
+  count: jax.Array  # shape=(), dtype=jnp.int32: updates so far
+  error: Any  # the decoupled momentum, float32, shaped like the parameters
+
+
+def demo(
+  learning_rate: optax.ScalarOrSchedule = 1e-3,
+  compression: Compression | None = None,
+  error_decay: float = 0.999,
+  axis_name: str | None = None,
+) -> optax.GradientTransformationExtraArgs:
+  """DeMo as an optax transformation; the defaults are the source's.
+
+  Only the message crosses `axis_name` (an all-gather), every step. All peers
+  get the same updates, so equal parameters stay equal.
+
+  The default compression keeps one density in all blocks. The source cuts as
+  `DCTTopK(layout='divisors')` does, and so sends half of a vector.
+
+  Args:
+    learning_rate: of the accumulator and of the signed step alike; a number,
+      or a function of the count of updates.
+    compression: `DCTTopK(k=32, quantizer=Exact())` if omitted.
+    error_decay: beta.
+    axis_name: the named axis of `jax.shard_map` or `jax.vmap` along which the
+      peers live; None for a single peer.
+
+  Returns:
+    A transformation whose updates are -lr, 0 or lr, in the gradient's dtype.
+
+  Raises:
+    ValueError: if `error_decay` is outside [0, 1].
+
+  Example:
+    >>> tx = demo(0.5)
+    >>> gradient = jnp.array([3.0, 1.0])
+    >>> updates, state = tx.update(gradient, tx.init(gradient))
+    >>> print(updates)  # of two coefficients one is sent: the mean
+    [-0.5 -0.5]
+    >>> print(state.error.round(3))  # the difference waits
+    [ 0.5 -0.5]
+  """
+  if not 0 <= error_decay <= 1:
+    raise ValueError(f'error_decay: expected 0 to 1, got {error_decay}')
+  if compression is None:
+    compression = dct.DCTTopK(k=32, quantizer=quantize.Exact())
+
+  def init(params: Any) -> DemoState:
+    # Typed as after an update, which a scan in `jax.shard_map` insists on.
+    error = exchange.varying(sparseloco.init_error(params), axis_name)
+    return DemoState(jnp.zeros((), jnp.int32), error)
+
+  def update(
+    updates: Any, state: Any, params: Any = None, **extra_args: Any
+  ) -> tuple[Any, DemoState]:
+    del params, extra_args
+    rate = learning_rate
+    if callable(rate):
+      rate = rate(state.count)
+    rate = jnp.asarray(rate, jnp.float32)
+    delta = jax.tree.map(lambda g: rate * g.astype(jnp.float32), updates)
+    message, error = sparseloco.compress(
+      delta, state.error, compression, error_decay
+    )
+    # Not clipped, and the mean is taken of coefficients: joined afterwards.
+    mean = exchange.exchange(
+      message, delta, compression, axis_name, 'senders', 'none'
+    )
+    updates = jax.tree.map(
+      lambda m, g: (-rate * jnp.sign(m)).astype(g.dtype), mean, updates
+    )
+    return updates, DemoState(state.count + 1, error)
+
+  return optax.GradientTransformationExtraArgs(init, update)

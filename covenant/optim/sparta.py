@@ -1,0 +1,112 @@
+"""SPARTA: every step, a few random parameters are averaged over the peers.
+
+What crosses is parameters, not gradients, a fraction p = 0.005 of them, the
+same ones on all peers; there is no error feedback, as nothing is ever left
+unsent: a parameter that drifted is averaged when its turn comes, every 1 / p
+steps or so (reference/papers.md 5, SPARTA, from the authors' EXO Gym).
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+
+class SpartaState(NamedTuple):
+  """State of one peer; `count` is the same on every peer."""
+
+  count: jax.Array  # shape=(), dtype=jnp.int32: updates so far
+  inner: optax.OptState
+
+
+def sparta(
+  inner: optax.GradientTransformation,
+  p: float = 0.005,
+  axis_name: str | None = None,
+  seed: int = 0,
+) -> optax.GradientTransformationExtraArgs:
+  """SPARTA as an optax transformation around a local optimizer.
+
+  Every update applies `inner`, then sets max(1, round(p * size)) elements of
+  each leaf to their mean over the peers. Only these values cross the axis.
+  Peers begin equal or drift together; unlike after an exchange of SparseLoCo
+  they are never all equal at once.
+
+  Args:
+    inner: the local optimizer, such as `optax.adamw(3e-4)`, or `diloco(...)`.
+    p: fraction of the parameters averaged in a step.
+    axis_name: the named axis of `jax.shard_map` or `jax.vmap` along which the
+      peers live; None for a single peer, whose updates are those of `inner`.
+    seed: of the choice of elements. All peers must give the same one.
+
+  Returns:
+    A transformation whose `update` needs `params`.
+
+  Raises:
+    ValueError: if `p` is not in (0, 1].
+  """
+  if not 0 < p <= 1:
+    raise ValueError(f'p: expected more than 0 and at most 1, got {p}')
+  inner = optax.with_extra_args_support(inner)
+
+  def init(params: Any) -> SpartaState:
+    return SpartaState(jnp.zeros((), jnp.int32), inner.init(params))
+
+  def average(updates: Any, params: Any, count: jax.Array) -> Any:
+    """`updates` that lead to the mean at the elements whose turn it is."""
+    key = jax.random.fold_in(jax.random.key(seed), count)
+    leaves, treedef = jax.tree.flatten(updates)
+    flat = [u.reshape(-1) for u in leaves]
+    where, old, new = [], [], []
+    for i, param in enumerate(treedef.flatten_up_to(params)):
+      chosen = min(param.size, max(1, round(p * param.size)))
+      at = positions(jax.random.fold_in(key, i), param.size, chosen)
+      where.append(at)
+      old.append(param.reshape(-1)[at])
+      new.append(optax.apply_updates(old[i], flat[i][at]))
+    # One collective for all leaves. A mean of bfloat16 needs more bits.
+    means = jax.lax.pmean([x.astype(jnp.float32) for x in new], axis_name)
+    for i, u in enumerate(leaves):
+      to_mean = means[i].astype(old[i].dtype) - old[i]
+      flat[i] = (
+        flat[i]
+        .at[where[i]]
+        .set(
+          to_mean.astype(u.dtype), indices_are_sorted=True, unique_indices=True
+        )
+      )
+    return treedef.unflatten(
+      [x.reshape(u.shape) for x, u in zip(flat, leaves, strict=True)]
+    )
+
+  def update(
+    updates: Any, state: Any, params: Any = None, **extra_args: Any
+  ) -> tuple[Any, SpartaState]:
+    if params is None:
+      raise ValueError('sparta: update needs params, got None')
+    updates, inner_state = inner.update(
+      updates, state.inner, params, **extra_args
+    )
+    if axis_name is not None:
+      updates = average(updates, params, state.count)
+    return updates, SpartaState(state.count + 1, inner_state)
+
+  return optax.GradientTransformationExtraArgs(init, update)
+
+
+def positions(key: jax.Array, size: int, count: int) -> jax.Array:
+  """`count` random positions below `size`: int32 [count], increasing.
+
+  One of each of `count` strata whose sizes differ by at most one. All elements
+  have nearly the same chance, as if drawn independently, and no sort over all
+  of a leaf's elements is needed to avoid drawing one twice.
+
+  >>> print(positions(jax.random.key(0), 4, 4))  # strata of one element
+  [0 1 2 3]
+  """
+  whole, rest = divmod(size, max(count, 1))  # an empty leaf has none
+  i = jnp.arange(count, dtype=jnp.int32)
+  starts = i * whole + jnp.minimum(i, rest)
+  widths = jnp.where(i < rest, whole + 1, whole)
+  return starts + jax.random.randint(key, (count,), 0, widths)

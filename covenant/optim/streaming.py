@@ -1,0 +1,188 @@
+"""Streaming DiLoCo (arXiv 2501.18512): DiLoCo, a fragment at a time, and late.
+
+The parameters are partitioned into P fragments. Fragment p has its own place
+in the round of H steps, offset_p = p * H // P, so that the link carries a P-th
+at a time; and what it sends at step t is applied at step t + tau, while the
+peers train on. With alpha = `mixing`, after inner step t:
+
+  if (t - offset_p) mod H == 0 and t > 0:          send
+    delta_p = mean_r (anchor_p - theta_r,p)
+  if s = t - tau > 0 and (s - offset_p) mod H == 0:  receive
+    anchor_p  = outer(anchor_p, delta_p)
+    theta_r,p = alpha * theta_r,p + (1 - alpha) * anchor_p
+
+alpha is the share of the peer's own parameters: 0 replaces them, and the tau
+steps since the message was sent with them; 1 keeps them. The anchor is what
+all peers share: every delta is measured against it, at the time of sending.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from covenant.optim import exchange
+from covenant.optim import sparseloco
+
+
+class Fragment(NamedTuple):
+  """What all peers know of one fragment: trees with None for other leaves."""
+
+  anchor: Any  # its shared parameters, exactly
+  pending: Any  # float32: the mean delta last sent, applied tau steps later
+  outer: optax.OptState
+
+
+class StreamingState(NamedTuple):
+  """State of one peer. All but `inner` is the same on every peer."""
+
+  count: jax.Array  # shape=(), dtype=jnp.int32: inner updates so far
+  fragments: tuple[Fragment, ...]
+  inner: optax.OptState
+
+
+def streaming_diloco(
+  inner: optax.GradientTransformation,
+  outer: optax.GradientTransformation | None = None,
+  inner_steps: int = 100,
+  fragments: int = 1,
+  overlap: int = 0,
+  mixing: float = 0.0,
+  axis_name: str | None = None,
+) -> optax.GradientTransformationExtraArgs:
+  """Streaming DiLoCo as an optax transformation.
+
+  With `fragments=1`, `overlap=0` and `mixing=0.0`, the defaults, it is
+  `diloco`. The deltas are dense float32 (the paper sends 4-bit floats).
+
+  The mean is taken in the step that sends; the overlap is in what is computed,
+  as in other single-program versions (reference/jax_style.md b): it lets XLA,
+  not a thread of ours, hide the collective.
+
+  Args:
+    inner: the local optimizer, such as `optax.adamw(3e-4)`.
+    outer: descends the mean delta of each fragment, with a state for each;
+      `nesterov(0.7, 0.9)` if omitted, DiLoCo's values.
+    inner_steps: H, local updates between two messages of one fragment; the
+      paper tried 30 and 100.
+    fragments: P. Leaf i belongs to fragment i mod P: strided, as the paper
+      prefers, but by leaf. Layers that a scan stacks in one leaf stay together.
+    overlap: tau, steps from sending to applying, less than `inner_steps`.
+    mixing: alpha, the share of a peer's own parameters, from 0 to 1.
+    axis_name: the named axis of `jax.shard_map` or `jax.vmap` along which the
+      peers live; None for a single peer.
+
+  Returns:
+    A transformation whose `update` needs `params`.
+
+  Raises:
+    ValueError: if an argument is out of its range; from `init`, if there are
+      fewer leaves than fragments.
+  """
+  if inner_steps < 1:
+    raise ValueError(f'inner_steps: expected at least 1, got {inner_steps}')
+  if not 1 <= fragments <= inner_steps:
+    raise ValueError(
+      f'fragments: expected 1 to inner_steps = {inner_steps}, got {fragments}'
+    )
+  if not 0 <= overlap < inner_steps:
+    raise ValueError(
+      f'overlap: expected 0 to inner_steps - 1 = {inner_steps - 1}, '
+      f'got {overlap}'
+    )
+  if not 0 <= mixing <= 1:
+    raise ValueError(f'mixing: expected 0 to 1, got {mixing}')
+  inner = optax.with_extra_args_support(inner)
+  outer = outer if outer is not None else sparseloco.nesterov(0.7, momentum=0.9)
+  # Branches of `lax.cond` must agree on which values differ between peers.
+  varying = functools.partial(exchange.varying, axis_name=axis_name)
+
+  def init(params: Any) -> StreamingState:
+    leaves = len(jax.tree.leaves(params))
+    if fragments > leaves:
+      raise ValueError(
+        f'fragments: expected at most one for each of the {leaves} leaves of '
+        f'params, got {fragments}'
+      )
+    parts = tuple(
+      Fragment(
+        # A copy: callers donate params and state together.
+        anchor=jax.tree.map(jnp.copy, part),
+        pending=sparseloco.init_error(part),
+        outer=outer.init(part),
+      )
+      for part in split(params, fragments)
+    )
+    return StreamingState(
+      jnp.zeros((), jnp.int32), varying(parts), inner.init(params)
+    )
+
+  def due(step: jax.Array, p: int) -> jax.Array:
+    """Whether fragment p sends after inner step `step`, counted from 1."""
+    offset = p * inner_steps // fragments
+    return (step > 0) & ((step - offset) % inner_steps == 0)
+
+  def send(local: Any, fragment: Fragment) -> tuple[Any, Fragment]:
+    delta = sparseloco.pseudo_gradient(fragment.anchor, local)
+    if axis_name is not None:
+      delta = varying(jax.lax.pmean(delta, axis_name))
+    return local, fragment._replace(pending=delta)
+
+  def receive(local: Any, fragment: Fragment) -> tuple[Any, Fragment]:
+    anchor, outer_state = sparseloco.outer_update(
+      outer, fragment.pending, fragment.outer, fragment.anchor
+    )
+    local = jax.tree.map(
+      lambda x, a: mixing * x + (1 - mixing) * a, local, anchor
+    )
+    return local, fragment._replace(anchor=anchor, outer=outer_state)
+
+  def stay(local: Any, fragment: Fragment) -> tuple[Any, Fragment]:
+    return local, fragment
+
+  def update(
+    updates: Any, state: Any, params: Any = None, **extra_args: Any
+  ) -> tuple[Any, StreamingState]:
+    if params is None:
+      raise ValueError('streaming_diloco: update needs params, got None')
+    updates, inner_state = inner.update(
+      updates, state.inner, params, **extra_args
+    )
+    count = state.count + 1
+    parts = split(optax.apply_updates(params, updates), fragments)
+    moved = []
+    for p, part in enumerate(zip(parts, state.fragments, strict=True)):
+      part = jax.lax.cond(due(count, p), send, stay, *varying(part))
+      part = jax.lax.cond(due(count - overlap, p), receive, stay, *part)
+      moved.append(part)
+    new = merge([local for local, _ in moved], params)
+    state = StreamingState(count, tuple(f for _, f in moved), inner_state)
+    return jax.tree.map(lambda n, old: n - old, new, params), state
+
+  return optax.GradientTransformationExtraArgs(init, update)
+
+
+def split(tree: Any, fragments: int) -> list[Any]:
+  """`tree` once for each fragment, with None for the leaves of the others.
+
+  >>> split({'a': 1, 'b': 2, 'c': 3}, 2)
+  [{'a': 1, 'b': None, 'c': 3}, {'a': None, 'b': 2, 'c': None}]
+  """
+  leaves, treedef = jax.tree.flatten(tree)
+  return [
+    treedef.unflatten(
+      [x if i % fragments == p else None for i, x in enumerate(leaves)]
+    )
+    for p in range(fragments)
+  ]
+
+
+def merge(parts: list[Any], like: Any) -> Any:
+  """The tree, of the structure of `like`, whose `split` is `parts`."""
+  leaves = [iter(jax.tree.leaves(part)) for part in parts]
+  treedef = jax.tree.structure(like)
+  return treedef.unflatten(
+    [next(leaves[i % len(parts)]) for i in range(treedef.num_leaves)]
+  )

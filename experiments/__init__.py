@@ -1,0 +1,1 @@
+"""One module a claim: each runs real training and prints what it found."""

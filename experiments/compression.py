@@ -1,0 +1,143 @@
+"""Which compressor is best at equal bits? This decides the default.
+
+  python -m experiments.compression            3 seeds, about 20 minutes
+  python -m experiments.compression --quick    1 seed, 10 rounds, 2 minutes
+
+Every cell trains configs/shakespeare.py for 60 rounds with another compressor
+whose k is the largest that keeps one 64 x 64 block within 656 bits, what k =
+64 takes with the costliest 2-bit quantizer (10.25 bits a value). Everything
+else is equal, the learning rates (1e-2 inner, 0.7 outer) too.
+
+Criterion, written before the run: the default is the cell with the lowest
+mean final held-out loss, unless a smaller payload is within one standard
+deviation of it. A cell that is worse than the default by more than two
+standard deviations of the difference is called worse.
+
+Finished cells are skipped when started again. Writes
+experiments/results/compression.csv and .png.
+"""
+
+import argparse
+import csv
+import dataclasses
+import hashlib
+import pathlib
+import statistics
+import sys
+from typing import Any
+
+from covenant import config as config_lib
+from covenant.emulate import host
+from covenant.node import replica as replica_lib
+from covenant.report import metrics
+from covenant.report import plots
+
+ROOT = pathlib.Path(__file__).parent
+BASE = str(ROOT.parent / 'configs' / 'shakespeare.py')
+# name -> what is set in optim.compression
+CELLS: dict[str, dict[str, Any]] = {
+  'top-k, sign per block': dict(quantizer='sign', k=73),
+  'top-k, sign per tensor': dict(quantizer='sign-tensor', k=75),
+  'top-k, sign and magnitude': dict(quantizer='sign-magnitude', k=64),
+  'top-k, statistical 2-bit': dict(quantizer='statistical', k=66),
+  'top-k, linear 2-bit': dict(quantizer='linear', k=66),
+  'top-k, float32': dict(quantizer='none', k=15),
+  'random-k, sign per block': dict(kind='randomk', quantizer='sign', k=73),
+  'DCT top-k, sign per block': dict(kind='dct', quantizer='sign', k=73),
+  'no error feedback': dict(quantizer='sign', k=73, error_decay=0.0),
+}
+COLUMNS = (
+  'cell', 'seed', 'config', 'rounds', 'tokens', 'bytes_up', 'payload_bytes',
+  'nats_per_byte', 'seconds',
+)  # fmt: skip
+
+
+def make_config(cell: str, seed: int, rounds: int) -> config_lib.Config:
+  sets = [f'optim.compression.{k}={v}' for k, v in CELLS[cell].items()]
+  config = config_lib.load(BASE, [*sets, f'seed={seed}', f'rounds={rounds}'])
+  return dataclasses.replace(config, name=f'{cell}, seed {seed}')
+
+
+def run_cell(cell: str, seed: int, rounds: int, root: pathlib.Path) -> Any:
+  """The row of one run, and its records."""
+  config = make_config(cell, seed, rounds)
+  text = config_lib.to_json(config)
+  digest = hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
+  workdir = root / digest
+  host.run(config, workdir)
+  records = metrics.read(workdir / 'metrics.jsonl')
+  trained = [r for r in records if isinstance(r, metrics.Round)]
+  last = [r for r in records if isinstance(r, metrics.Evaluation)][-1]
+  row = dict(
+    cell=cell,
+    seed=seed,
+    config=digest,
+    rounds=last.round,
+    tokens=last.tokens,
+    bytes_up=last.bytes_up,
+    payload_bytes=replica_lib.Replica(config).spec.payload_bytes,
+    nats_per_byte=round(last.nats_per_byte, 5),
+    seconds=round(sum(r.seconds for r in trained), 1),
+  )
+  return row, records
+
+
+def report(rows: list[dict[str, Any]]) -> str:
+  """The table, best first, with the verdicts."""
+  losses = {
+    cell: [r['nats_per_byte'] for r in rows if r['cell'] == cell]
+    for cell in CELLS
+  }
+  size = {r['cell']: r['payload_bytes'] for r in rows}
+  means = {cell: statistics.mean(x) for cell, x in losses.items() if x}
+  spread = {
+    cell: statistics.stdev(x) if len(x) > 1 else float('nan')
+    for cell, x in losses.items()
+  }
+  best = min(means, key=means.__getitem__)
+  near = [c for c in means if means[c] <= means[best] + spread[best]]
+  default = min([best, *near], key=size.__getitem__)
+  lines = ['cell | payload bytes | nats a byte | sd | n | verdict']
+  for cell in sorted(means, key=means.__getitem__):
+    gap = means[cell] - means[default]
+    error = (spread[cell] ** 2 + spread[default] ** 2) ** 0.5
+    verdict = 'DEFAULT' if cell == default else 'UNDECIDED'
+    if gap > 2 * error:
+      verdict = 'worse'
+    lines.append(
+      f'{cell} | {size[cell]} | {means[cell]:.4f} | {spread[cell]:.4f} | '
+      f'{len(losses[cell])} | {verdict}'
+    )
+  return '\n'.join(lines)
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument('--quick', action='store_true')
+  parser.add_argument('--seeds', type=int, default=3)
+  parser.add_argument('--workdir', default='runs/compression')
+  arguments = parser.parse_args()
+  seeds, rounds = (1, 10) if arguments.quick else (arguments.seeds, 60)
+  results = ROOT / 'results'
+  if arguments.quick:
+    results = pathlib.Path(arguments.workdir)
+  results.mkdir(parents=True, exist_ok=True)
+  rows, curves = [], {}
+  for seed in range(seeds):
+    for cell in CELLS:
+      row, records = run_cell(
+        cell, seed, rounds, pathlib.Path(arguments.workdir)
+      )
+      rows.append(row)
+      curves.setdefault(cell, records)
+      print(f'{cell}, seed {seed}: {row["nats_per_byte"]}', file=sys.stderr)
+      with open(results / 'compression.csv', 'w', newline='') as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator='\n')
+        writer.writeheader()
+        writer.writerows(rows)
+  plots.compare(curves, results / 'compression.png', axis='bytes')
+  print(report(rows))
+
+
+if __name__ == '__main__':
+  main()

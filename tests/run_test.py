@@ -1,0 +1,109 @@
+"""The program as its user meets it: processes, exit codes, what they print."""
+
+import pathlib
+import signal
+import subprocess
+import sys
+
+from absl.testing import absltest
+from absl.testing import parameterized
+
+ROOT = pathlib.Path(__file__).parent.parent
+TINY = '--config=configs/tiny.py'
+
+
+def start(*arguments):
+  return subprocess.Popen(
+    [sys.executable, 'run.py', *arguments],
+    cwd=ROOT,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+
+
+def run(*arguments):
+  process = start(*arguments)
+  out, err = process.communicate()
+  return process.returncode, out, err
+
+
+class RunTest(parameterized.TestCase):
+  def setUp(self):
+    super().setUp()
+    self.workdir = pathlib.Path(self.create_tempdir().full_path, 'run')
+
+  def test_trains_reports_and_points_to_what_it_made(self):
+    code, out, err = run(TINY, f'--workdir={self.workdir}')
+    self.assertEqual(code, 0, err)
+    for text in ('held-out loss', 'bytes sent', 'parameters: ', 'figures: '):
+      self.assertIn(text, out)
+    self.assertRegex(err, r'round 4/4, ETA .*loss .*sent .*x.*tok/s')
+    self.assertNotIn('Warning', err)
+    for name in (
+      'config.json', 'metrics.jsonl', 'tensorboard', 'checkpoints/4',
+      'figures/loss_tokens.png', 'figures/loss_bytes.png',
+      'figures/miner_losses.png',
+    ):  # fmt: skip
+      self.assertTrue((self.workdir / name).exists(), name)
+
+  def test_ctrl_c_checkpoints_and_says_how_to_go_on(self):
+    process = start(TINY, '--config.rounds=5000', f'--workdir={self.workdir}')
+    assert process.stderr is not None
+    for line in process.stderr:
+      if line.startswith('round 1/'):
+        break
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate()
+    self.assertEqual(process.returncode, 0, err)
+    self.assertRegex(
+      out, rf'stopped after round \d+ of 5000.*--workdir={self.workdir}'
+    )
+    self.assertNotEmpty(list((self.workdir / 'checkpoints').iterdir()))
+
+  @parameterized.parameters(
+    (['--config.optim.inner_stpes=3'], 'did you mean optim.inner_steps?'),
+    (['--config=configs/tiny.py:wild'], "there is no variant 'wild'"),
+    (['--config.data.context=99999', TINY], 'data.context is 99999, but'),
+    (['surplus'], "expected only --flags, got ['surplus']"),
+    (['--confg=x'], "Unknown command line flag 'confg'"),
+    (['--role=king'], 'should be one of <emulate|tokenize>'),
+  )
+  def test_bad_input_is_one_clear_line_and_leaves_nothing(
+    self, arguments, message
+  ):
+    code, out, err = run(*arguments, f'--workdir={self.workdir}')
+    self.assertEqual(code, 1)
+    self.assertIn(message, err)
+    self.assertNotIn('Traceback', out + err)
+    self.assertFalse(self.workdir.exists())
+
+  def test_72b_explains_what_it_needs(self):
+    code, _, err = run('--config=configs/72b.py', f'--workdir={self.workdir}')
+    self.assertEqual(code, 1)
+    self.assertIn('memory: 70,599,843,840 parameters', err)
+    self.assertIn("data.path: there is no 'data/dclm'", err)
+    self.assertNotIn('Traceback', err)
+
+  def test_shards_of_a_text_are_trained_on(self):
+    text = pathlib.Path(self.create_tempdir().full_path, 'text')
+    text.mkdir()
+    for name in 'ab':
+      words = ' '.join(f'{name} {i * i}' for i in range(2000))
+      (text / f'{name}.txt').write_text(words)
+    shards = self.workdir.with_name('shards')
+    code, out, err = run(
+      TINY, '--role=tokenize', '--config.data.source=text',
+      f'--config.data.path={text}', f'--workdir={shards}',
+    )  # fmt: skip
+    self.assertEqual(code, 0, err)
+    self.assertIn(f'--config.data.path={shards}', out)
+    code, _, err = run(
+      TINY, '--config.data.source=shards', f'--config.data.path={shards}',
+      f'--workdir={self.workdir}',
+    )  # fmt: skip
+    self.assertEqual(code, 0, err)
+
+
+if __name__ == '__main__':
+  absltest.main()
