@@ -50,6 +50,15 @@ class Compression(Protocol):
     """L2 norm of what `part` decompresses to."""
     ...
 
+  @property
+  def num_codes(self) -> int:
+    """How many codes a value can have; 0 where values are not coded."""
+    ...
+
+  def code_counts(self, part: Any) -> jax.Array:
+    """int32 [num_codes]: how often each code is in `part`."""
+    ...
+
   def start(self, shape: Sequence[int]) -> Sums:
     """The aggregate of no peer."""
     ...
@@ -119,6 +128,22 @@ class TopK:
     values = self._values(part)
     return jnp.sqrt(sum((jnp.sum(v * v) for v in values), jnp.float32(0)))
 
+  @property
+  def num_codes(self) -> int:
+    bits = self.quantizer.bits
+    return 2**bits if bits <= 8 else 0
+
+  def code_counts(self, part: tuple[Packet, ...]) -> jax.Array:
+    codes = jnp.arange(self.num_codes, dtype=jnp.uint8)[:, None, None]
+    return sum(
+      (
+        jnp.sum(p.codes[None] == codes, axis=(1, 2), dtype=jnp.int32)
+        for p in part
+        if self.num_codes
+      ),
+      jnp.zeros(self.num_codes, jnp.int32),
+    )
+
   def start(self, shape: Sequence[int]) -> Sums:
     zeros = tuple(
       jnp.zeros((r.num_blocks, r.block_size), jnp.float32)
@@ -160,6 +185,14 @@ class Dense:
 
   def norm(self, part: jax.Array) -> jax.Array:
     return jnp.sqrt(jnp.sum(part * part))
+
+  @property
+  def num_codes(self) -> int:
+    return 0
+
+  def code_counts(self, part: jax.Array) -> jax.Array:
+    del part
+    return jnp.zeros(0, jnp.int32)
 
   def start(self, shape: Sequence[int]) -> Sums:
     zeros = jnp.zeros(tuple(shape), jnp.float32)

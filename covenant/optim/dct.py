@@ -85,6 +85,10 @@ class DCTTopK(compression.TopK):
   def compress(self, x: jax.Array) -> Any:
     return super().compress(dct(x, self.block, self.layout))
 
+  def decompress(self, part: Any, shape: Sequence[int]) -> jax.Array:
+    # `TopK` writes straight into the leaf, not by way of `join`.
+    return idct(super().decompress(part, shape), self.block, self.layout)
+
   def join(self, parts: Sequence[jax.Array], shape: Sequence[int]) -> jax.Array:
     return idct(super().join(parts, shape), self.block, self.layout)
 

@@ -86,6 +86,40 @@ def decompress(message: Any, like: Any, compression: Compression) -> Any:
   )
 
 
+class Stats(NamedTuple):
+  """What the last exchange of one peer did, over all its tensors.
+
+  With x what was offered to the compressor and s what was sent of it:
+  """
+
+  relative_error: jax.Array  # |x - s| / |x|
+  energy_kept: (
+    jax.Array
+  )  # <x, s>^2 / (|x|^2 |s|^2); of exact top-k |s|^2 / |x|^2
+  error_norm: jax.Array  # |x - s|, the norm of the error feedback left behind
+  code_counts: jax.Array  # int32 [2**bits]: how often each code was sent
+
+
+def measure(message: Any, residual: Any, compression: Compression) -> Stats:
+  """The statistics of `message`, which left `residual` (a pytree) behind."""
+  sent = decompress(message, residual, compression)
+  offered = jax.tree.map(jnp.add, sent, residual)
+  tiny = jnp.finfo(jnp.float32).tiny
+  norm, sent_norm = optax.tree.norm(residual), optax.tree.norm(sent)
+  whole = jnp.maximum(optax.tree.norm(offered), tiny)
+  along = optax.tree.vdot(offered, sent) / jnp.maximum(sent_norm, tiny)
+  parts = jax.tree.structure(residual).flatten_up_to(message)
+  return Stats(
+    relative_error=norm / whole,
+    energy_kept=jnp.square(along / whole),
+    error_norm=norm,
+    code_counts=sum(
+      (compression.code_counts(part) for part in parts),
+      jnp.zeros(compression.num_codes, jnp.int32),
+    ),
+  )
+
+
 class SparseLoCoState(NamedTuple):
   """State of one peer. `anchor` and `outer` are the same on every peer."""
 
@@ -94,6 +128,7 @@ class SparseLoCoState(NamedTuple):
   error: Any  # float32, shaped like the parameters; None without feedback
   inner: optax.OptState
   outer: optax.OptState
+  stats: Stats  # of the last exchange; zeros before the first
 
 
 def sparseloco(
@@ -162,6 +197,10 @@ def sparseloco(
       error=None if error_decay is None else init_error(params),
       inner=inner.init(params),
       outer=outer.init(params),
+      stats=Stats(
+        *[jnp.zeros((), jnp.float32)] * 3,
+        jnp.zeros(compression.num_codes, jnp.int32),
+      ),
     )
     return exchange_lib.varying(state, axis_name)
 
@@ -174,8 +213,17 @@ def sparseloco(
     anchor, outer_state = outer_update(
       outer, aggregated, state.outer, state.anchor
     )
-    state = state._replace(anchor=anchor, error=error, outer=outer_state)
-    return anchor, state
+    residual = error
+    if residual is None:
+      sent = decompress(message, delta, compression)
+      residual = jax.tree.map(error_feedback.residual, delta, sent)
+    state = state._replace(
+      anchor=anchor,
+      error=error,
+      outer=outer_state,
+      stats=measure(message, residual, compression),
+    )
+    return exchange_lib.varying((anchor, state), axis_name)
 
   def update(
     updates: Any, state: Any, params: Any = None, **extra_args: Any

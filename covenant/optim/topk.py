@@ -5,7 +5,7 @@ is first reduced to the maxima of groups of neighbours, and no element moves:
 a magnitude is compared as the integer its bits are, the k-th largest is found
 by bisection, and the chosen positions are read from a bitmap. All of it is
 plain `lax` that vectorizes, so every backend and transformation has it; the
-times are in benchmarks/compression.py.
+times are in benchmarks/compress.py.
 """
 
 import jax
@@ -101,6 +101,11 @@ def _largest(x_NxM: jax.Array, k: int) -> jax.Array:
 
 def _threshold(x_NxM: jax.Array, k: int) -> jax.Array:
   """int32 [N]: the k-th largest, or any value that exactly k reach."""
+  n, size = x_NxM.shape
+  # Counted by column first, which vectorizes, and the barrier keeps it so.
+  columns_NxRx32 = jnp.pad(
+    x_NxM, ((0, 0), (0, -size % _WORD)), constant_values=-1
+  ).reshape(n, -1, _WORD)
 
   def is_open(bounds: tuple[jax.Array, jax.Array]) -> jax.Array:
     low_N, high_N = bounds
@@ -111,7 +116,11 @@ def _threshold(x_NxM: jax.Array, k: int) -> jax.Array:
   ) -> tuple[jax.Array, jax.Array]:
     low_N, high_N = bounds
     middle_N = high_N - (high_N - low_N) // 2  # rounds up, cannot overflow
-    count_N = jnp.sum(x_NxM >= middle_N[:, None], axis=1, dtype=jnp.int32)
+    reached_NxRx32 = columns_NxRx32 >= middle_N[:, None, None]
+    count_Nx32 = lax.optimization_barrier(
+      jnp.sum(reached_NxRx32, axis=1, dtype=jnp.int32)
+    )
+    count_N = jnp.sum(count_Nx32, axis=1)
     high_N = jnp.where(count_N < k, middle_N - 1, high_N)
     return (
       jnp.where(count_N < k, low_N, middle_N),

@@ -46,10 +46,10 @@ class TopKTest(parameterized.TestCase):
 
   @hypothesis.given(
     st.lists(st.sampled_from(VALUES) | st.floats(width=32, allow_nan=False)),
-    st.sampled_from([(8, 1), (24, 2), (24, 3), (128, 5), (320, 33)]),
+    st.sampled_from([(8, 1), (24, 3), (320, 33)]),
     st.integers(0, 2**32 - 1),
   )
-  @hypothesis.settings(deadline=None, max_examples=300)
+  @hypothesis.settings(deadline=None, max_examples=200)
   def test_groups_change_nothing(self, chosen, sizes, seed):
     """A few chosen values among others that all tie."""
     size, k = sizes
@@ -73,7 +73,7 @@ class TopKTest(parameterized.TestCase):
     self.assertIn('while', select.lower(jnp.asarray(x)).as_text())
     np.testing.assert_array_equal(select(jnp.asarray(x)), reference(x, 64))
 
-  @parameterized.parameters(jnp.float32, jnp.bfloat16, jnp.float16)
+  @parameterized.parameters(jnp.float32, jnp.bfloat16)
   def test_agrees_with_lax_top_k(self, dtype):
     rng = np.random.default_rng(0)
     x = np.concatenate([rng.standard_normal((8, 384)), tied(rng, (8, 384))])

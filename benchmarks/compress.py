@@ -1,27 +1,21 @@
 """What a message costs on one matrix, stage by stage, and 20 peers' sum.
 
-  python benchmarks/compression.py              4096 x 4096, k = 64 of 4096
-  python benchmarks/compression.py --turns 31   on a machine with neighbours
+  python benchmarks/compress.py              4096 x 4096, k = 64 of 4096
+  python benchmarks/compress.py --turns 31   on a machine with neighbours
 
 The stages take turns in one process; times are medians over the turns, with
 the least beside them. Elements are those of the dense float32 matrix. The bar
 is 150 M elements/s for select + quantize + pack + unpack + decompress, where
-PyTorch implementations reached 67 to 101 on two cores (issue 3). 'pack' and
-'unpack' are whole payloads: header, Elias-Fano indices, codes, scales, digest,
-and all checks of the strict decoder.
+PyTorch implementations reach 67 to 101 on two such cores (reference/peers.md
+2.5). 'pack' and 'unpack' are whole payloads: header, Elias-Fano indices, codes,
+scales, digest, and all checks of the strict decoder.
 """
 
 import argparse
-import pathlib
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
-
-# Run as a script, this file hides the `compression` package that JAX looks for.
-if sys.path[0] == str(pathlib.Path(__file__).resolve().parent):
-  sys.path.pop(0)
 
 import jax
 import jax.numpy as jnp
@@ -66,22 +60,25 @@ def plain_select(x_NxL: jax.Array, k: int) -> jax.Array:
   return jnp.sort(jax.lax.top_k(jnp.abs(x_NxL), k)[1], axis=1)
 
 
-def bandwidth(x: jax.Array, turns: int) -> float:
-  """Bytes/s of reading and writing the matrix in place, once."""
+def memory_seconds(x: jax.Array, turns: int) -> tuple[float, float]:
+  """Reading and writing `x` in place, and writing as much new memory."""
   scale = jax.jit(lambda x: x * 1.5, donate_argnums=0)
   buffer = [x + 0.0]
 
-  def run() -> jax.Array:
+  def in_place() -> jax.Array:
     buffer[0] = scale(buffer[0])
     return buffer[0]
 
-  return 2 * x.nbytes / statistics.median(take_turns({'': run}, turns)[''])
+  times = take_turns(
+    {'in place': in_place, 'new': jax.jit(lambda: jnp.zeros_like(x))}, turns
+  )
+  return statistics.median(times['in place']), statistics.median(times['new'])
 
 
 def report_message(
   compression: compression_lib.TopK, size: int, turns: int, limit: float
 ) -> None:
-  """Prints the stages of one message; `limit` is in bytes/s."""
+  """Prints the stages of one message; `limit` in seconds."""
   x = matrix(size, 0)
   like = jax.ShapeDtypeStruct(x.shape, x.dtype)
   spec = payload.make_spec(like, compression)
@@ -149,8 +146,8 @@ def report_message(
     total + statistics.median(extra),
     least + min(extra),
   )
-  # The matrix is read once by the sender and written once by the receiver.
-  line('memory limit of the total', 2 * x.nbytes / limit, 2 * x.nbytes / limit)
+  # The sender must read the matrix, and the receiver write it, once.
+  line('memory limit of the total', limit, limit)
   print(
     f'  {x.size / total / _BAR:.2f} x the bar of {_BAR / 1e6:.0f} M elem/s '
     f'({x.size / least / _BAR:.2f} x by the minima); payload of '
@@ -201,7 +198,7 @@ def report_aggregation(
     ),
     donate_argnums=0,
   )
-  plan = step.lower(sums, message).compile().memory_analysis()
+  plan: Any = step.lower(sums, message).compile().memory_analysis()
   before = sum(x.nbytes for x in jax.live_arrays())
   dense = size * size * 4
   seconds, live = [], []
@@ -245,28 +242,32 @@ def main() -> None:
     parser.error(f'--size: expected a multiple of {args.block}')
 
   device = jax.devices()[0]
-  limit = bandwidth(matrix(args.size, 0), args.turns)
+  size = args.size
+  nbytes = 4 * size**2
+  in_place, new = memory_seconds(matrix(size, 0), args.turns)
   print(
-    f'jax {jax.__version__}, {device.platform} {device.device_kind}; '
-    f'{args.size} x {args.size} float32 ({args.size**2 / 1e6:.1f} M elements, '
-    f'{args.size**2 * 4 / 1e6:.0f} MB), blocks of {args.block} x '
-    f'{args.block}, k = {args.k}\n'
-    f'memory: {limit / 1e9:.1f} GB/s, read and written in place\n'
+    f'jax {jax.__version__}, {device.platform} {device.device_kind}\n'
+    f'{size} x {size} float32: {size**2 / 1e6:.1f} M elements, '
+    f'{nbytes / 1e6:.0f} MB; {args.k} of each {args.block} x {args.block}\n'
+    f'memory: read and written in place at {2 * nbytes / in_place / 1e9:.1f} '
+    f'GB/s ({in_place * 1e3:.2f} ms);\n'
+    f'  written new at {nbytes / new / 1e9:.1f} GB/s ({new * 1e3:.2f} ms), '
+    f'which decompress does, page faults included\n'
   )
   for name, quantizer in _QUANTIZERS.items():
     compression = compression_lib.TopK(
       args.k, (args.block, args.block), quantizer
     )
     print(name)
-    report_message(compression, args.size, args.turns, limit)
+    report_message(compression, size, args.turns, in_place)
   print(f'{"selection alone, blocks cut":34}median ms   min ms')
-  report_selection(args.size, args.block, args.k, args.turns)
+  report_selection(size, args.block, args.k, args.turns)
   print(f'aggregation of {args.peers} peers, {[*_QUANTIZERS][0]}')
   report_aggregation(
     compression_lib.TopK(
       args.k, (args.block, args.block), [*_QUANTIZERS.values()][0]
     ),
-    args.size,
+    size,
     args.peers,
   )
 
