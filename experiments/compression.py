@@ -1,7 +1,7 @@
 """Which compressor is best at equal bits? This decides the default.
 
   python -m experiments.compression            3 seeds, about 20 minutes
-  python -m experiments.compression --quick    1 seed, 10 rounds, 2 minutes
+  python -m experiments.compression --quick    1 seed, 4 rounds, 2 minutes
 
 Every cell trains configs/shakespeare.py for 60 rounds with another compressor
 whose k is the largest that keeps one 64 x 64 block within 656 bits, what k =
@@ -54,7 +54,16 @@ COLUMNS = (
 
 def make_config(cell: str, seed: int, rounds: int) -> config_lib.Config:
   sets = [f'optim.compression.{k}={v}' for k, v in CELLS[cell].items()]
-  config = config_lib.load(BASE, [*sets, f'seed={seed}', f'rounds={rounds}'])
+  warmup = min(50, 2 * rounds)
+  config = config_lib.load(
+    BASE,
+    [
+      *sets,
+      f'seed={seed}',
+      f'rounds={rounds}',
+      f'optim.inner.warmup_steps={warmup}',
+    ],
+  )
   return dataclasses.replace(config, name=f'{cell}, seed {seed}')
 
 
@@ -117,7 +126,7 @@ def main() -> None:
   parser.add_argument('--seeds', type=int, default=3)
   parser.add_argument('--workdir', default='runs/compression')
   arguments = parser.parse_args()
-  seeds, rounds = (1, 10) if arguments.quick else (arguments.seeds, 60)
+  seeds, rounds = (1, 4) if arguments.quick else (arguments.seeds, 60)
   results = ROOT / 'results'
   if arguments.quick:
     results = pathlib.Path(arguments.workdir)
