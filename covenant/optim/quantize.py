@@ -21,10 +21,15 @@ fewer of two: a second bit pays only where k is given.
 """
 
 import dataclasses
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
+
+
+def _constant(value: Any) -> Any:
+  """A field that no caller sets, and that a spec's digest need not say."""
+  return dataclasses.field(default=value, init=False, repr=False)
 
 
 class Quantizer(Protocol):
@@ -55,8 +60,8 @@ class Quantizer(Protocol):
 class Exact:
   """No quantizer: the 'codes' are the float32 values themselves."""
 
-  bits: int = 32
-  scale_dtype: jnp.dtype = jnp.dtype(jnp.float32)
+  bits: int = _constant(32)
+  scale_dtype: jnp.dtype = _constant(jnp.dtype(jnp.float32))
 
   def scale_shape(self, num_blocks: int) -> tuple[int, int]:
     del num_blocks
@@ -88,8 +93,8 @@ class Sign:
   """
 
   per: str = 'block'
-  bits: int = 1
-  scale_dtype: jnp.dtype = jnp.dtype(jnp.bfloat16)
+  bits: int = _constant(1)
+  scale_dtype: jnp.dtype = _constant(jnp.dtype(jnp.bfloat16))
 
   def __post_init__(self):
     _check_per(self.per)
@@ -130,8 +135,8 @@ class SignMagnitude:
 
   per: str = 'block'
   iterations: int = 8
-  bits: int = 2
-  scale_dtype: jnp.dtype = jnp.dtype(jnp.bfloat16)
+  bits: int = _constant(2)
+  scale_dtype: jnp.dtype = _constant(jnp.dtype(jnp.bfloat16))
 
   def __post_init__(self):
     _check_per(self.per)
@@ -178,7 +183,7 @@ class Linear:
 
   bits: int = 2
   span: float = 6.0
-  scale_dtype: jnp.dtype = jnp.dtype(jnp.float32)
+  scale_dtype: jnp.dtype = _constant(jnp.dtype(jnp.float32))
 
   def scale_shape(self, num_blocks: int) -> tuple[int, int]:
     del num_blocks
@@ -205,7 +210,7 @@ class Statistical:
 
   bits: int = 2
   span: float = 6.0
-  scale_dtype: jnp.dtype = jnp.dtype(jnp.float32)
+  scale_dtype: jnp.dtype = _constant(jnp.dtype(jnp.float32))
 
   def scale_shape(self, num_blocks: int) -> tuple[int, int]:
     del num_blocks
