@@ -3,10 +3,13 @@
 Eight emulated miners train one byte-level Llama; each sends one bit and one
 index for every 64th parameter of its delta. On two cores:
 
-  python run.py --config=configs/shakespeare.py            4 minutes, 1.54 nats a byte
-  python run.py --config=configs/shakespeare.py:smoke      under a minute
-  python run.py --config=configs/shakespeare.py:diloco     4 minutes, 1.58; 211x the bytes
-  python run.py --config=configs/shakespeare.py:ddp        6 minutes, 1.58; no local steps
+  python run.py --config=configs/shakespeare.py           4 minutes, 1.54
+  python run.py --config=configs/shakespeare.py:smoke     15 seconds
+  python run.py --config=configs/shakespeare.py:diloco    4 minutes, 1.58
+  python run.py --config=configs/shakespeare.py:ddp       6 minutes, 1.58
+
+The numbers are held-out losses in nats a byte. `:diloco` sends every delta
+dense (211 times the bytes), `:ddp` every gradient (2112 times).
 """
 
 import dataclasses

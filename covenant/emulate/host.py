@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
-import jax
 import numpy as np
 
 from covenant import config as config_lib
@@ -49,11 +48,7 @@ class Host:
     self.replica = replica_lib.Replica(config)
     self.miner = miner_lib.Miner(config, self.replica, data)
     self.evaluator = evaluator_lib.Evaluator(config, data)
-    # One small model does not fill several cores; two miners side by side do,
-    # and neither changes a bit of the other.
-    on_cpu = jax.default_backend() == 'cpu'
-    workers = min(os.cpu_count() or 1, config.miners) if on_cpu else 1
-    self._pool = concurrent.futures.ThreadPoolExecutor(workers)
+    self._pool = concurrent.futures.ThreadPoolExecutor(needs.workers(config))
 
   def init(self) -> State:
     shared = self.replica.init()

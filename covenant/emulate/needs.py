@@ -9,12 +9,23 @@ from covenant import config as config_lib
 from covenant.models import llama
 
 
+def workers(config: config_lib.Config) -> int:
+  """How many miners train side by side.
+
+  One small model does not fill several cores; several do, and none changes a
+  bit of another. An accelerator is filled by one.
+  """
+  if jax.default_backend() != 'cpu':
+    return 1
+  return min(os.cpu_count() or 1, config.miners)
+
+
 def memory_bytes(config: config_lib.Config) -> int:
   """Bytes that emulating `config` holds at its peak, activations left out.
 
   Everything is float32: per parameter 4 bytes shared (8 with outer momentum,
   12 with an outer AdamW), 12 a miner (two AdamW moments, error feedback), and
-  24 while one miner trains and its message is made and added.
+  24 for each that trains, until its message is made and added.
   """
   params = llama.num_params(config.model)
   optim = config.optim
@@ -22,7 +33,8 @@ def memory_bytes(config: config_lib.Config) -> int:
   private = {'sparseloco': 12, 'diloco': 8, 'ddp': 0}[optim.method]
   if optim.method == 'ddp':
     shared = 12
-  return params * (shared + 24 + private * config.miners)
+  training = 24 * workers(config)
+  return params * (shared + training + private * config.miners)
 
 
 def check(config: config_lib.Config) -> None:
@@ -38,8 +50,8 @@ def check(config: config_lib.Config) -> None:
     params = llama.num_params(config.model)
     missing.append(
       f'memory: {params:,} parameters and {config.miners} emulated miner(s) '
-      f'take {needed / 1e9:,.1f} GB beside activations; this machine '
-      f'has {there / 1e9:,.1f} GB ({len(jax.devices())} x {kind}). '
+      f'take {needed / 1e9:,.1f} GB beside activations; the {kind} here '
+      f'has {there / 1e9:,.1f} GB. '
       'Lower miners or model, or use a larger machine'
     )
   data = config.data
@@ -73,7 +85,8 @@ def check_sequences(config: config_lib.Config, num_sequences: int) -> None:
 
 
 def _memory_here() -> int:
+  """Of the one device that the emulator runs on."""
   stats = jax.devices()[0].memory_stats()
   if stats and 'bytes_limit' in stats:
-    return stats['bytes_limit'] * len(jax.devices())
+    return stats['bytes_limit']
   return os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
