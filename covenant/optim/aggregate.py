@@ -25,8 +25,11 @@ def aggregate(
   compression: Compression,
   mean_over: str = 'senders',
   clip: str = 'median',
+  shards: Any = None,
 ) -> Any:
   """The mean delta of `messages`, a float32 pytree shaped like `like`.
+
+  One tensor after another, so that only one is ever being summed up.
 
   Args:
     messages: one message a peer, in uid order. None at all gives zeros.
@@ -35,13 +38,36 @@ def aggregate(
     mean_over: 'senders' divides each element by how many sent it, 'all' by
       the number of messages.
     clip: 'median' scales each peer's tensor down to the (lower) median norm.
+    shards: where `messages` and `like` are of one shard, in `jax.shard_map`:
+      for each tensor the axes it is sharded on, a pytree of tuples. Norms are
+      those of whole tensors.
   """
-  norms = [message_norms(m, like, compression) for m in messages]
-  factors = clip_factors(jnp.stack(norms), clip) if norms else norms
-  sums = start(like, compression)
-  for message, factors_P in zip(messages, factors, strict=True):
-    sums = add(sums, message, factors_P, like, compression)
-  return mean(sums, len(messages), like, compression, mean_over)
+  if shards is None:
+    shards = jax.tree.map(lambda _: (), like)
+
+  def norms(_: Any, axes: tuple[str, ...], *parts: Any) -> jax.Array:
+    norms_R = jnp.stack([compression.norm(part) for part in parts])
+    if not axes:
+      return norms_R
+    return jnp.sqrt(over_shards(jnp.square(norms_R), axes))
+
+  def leaf(x: Any, factors_R: Any, *parts: Any) -> jax.Array:
+    sums = start(x, compression)
+    for part, factor in zip(parts, factors_R, strict=True):
+      sums = add(sums, part, factor[None], x, compression)
+    return mean(sums, len(parts), x, compression, mean_over)
+
+  treedef = jax.tree.structure(like)
+  factors = [()] * treedef.num_leaves
+  if messages and factors:
+    norms_P = jax.tree.leaves(jax.tree.map(norms, like, shards, *messages))
+    factors = list(clip_factors(jnp.stack(norms_P, axis=1), clip).T)
+  return jax.tree.map(leaf, like, treedef.unflatten(factors), *messages)
+
+
+def over_shards(tree: Any, axes: tuple[str, ...]) -> Any:
+  """The sum of every leaf over the shards along `axes`, if there are any."""
+  return jax.lax.psum(tree, axes) if axes else tree
 
 
 def message_norms(

@@ -13,6 +13,7 @@ The pieces (`pseudo_gradient`, `compress`, `decompress`, `aggregate`,
 the optax transformation below, all call these.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -47,8 +48,8 @@ def pseudo_gradient(start: Any, end: Any) -> Any:
 
 
 def init_error(params: Any) -> Any:
-  """Empty error feedback: float32 zeros shaped like `params`."""
-  return jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params)
+  """Empty error feedback: float32 zeros, shaped and sharded like `params`."""
+  return jax.tree.map(lambda p: jnp.zeros_like(p, dtype=jnp.float32), params)
 
 
 def compress(
@@ -100,23 +101,44 @@ class Stats(NamedTuple):
   code_counts: jax.Array  # int32 [2**bits]: how often each code was sent
 
 
-def measure(message: Any, residual: Any, compression: Compression) -> Stats:
-  """The statistics of `message`, which left `residual` (a pytree) behind."""
-  sent = decompress(message, residual, compression)
-  offered = jax.tree.map(jnp.add, sent, residual)
+def measure(
+  message: Any, residual: Any, compression: Compression, shards: Any = None
+) -> Stats:
+  """The statistics of `message`, which left `residual` (a pytree) behind.
+
+  Args:
+    message: this peer's.
+    residual: float32, what was offered and not sent.
+    compression: what made the message.
+    shards: see `aggregate`.
+  """
+  if shards is None:
+    shards = jax.tree.map(lambda _: (), residual)
+
+  def leaf(
+    left: jax.Array, part: Any, axes: tuple[str, ...]
+  ) -> tuple[jax.Array, jax.Array]:
+    sent = compression.decompress(part, left.shape)
+    offered = sent + left
+    products = (left * left, offered * offered, sent * sent, offered * sent)
+    sums_4 = jnp.stack([jnp.sum(x) for x in products])
+    counts = compression.code_counts(part)
+    return aggregate_lib.over_shards((sums_4, counts), axes)
+
+  sums_4 = jnp.zeros(4, jnp.float32)
+  counts = jnp.zeros(compression.num_codes, jnp.int32)
+  measured = jax.tree.map(leaf, residual, message, shards)
+  for one in jax.tree.structure(residual).flatten_up_to(measured):
+    sums_4, counts = sums_4 + one[0], counts + one[1]
   tiny = jnp.finfo(jnp.float32).tiny
-  norm, sent_norm = optax.tree.norm(residual), optax.tree.norm(sent)
-  whole = jnp.maximum(optax.tree.norm(offered), tiny)
-  along = optax.tree.vdot(offered, sent) / jnp.maximum(sent_norm, tiny)
-  parts = jax.tree.structure(residual).flatten_up_to(message)
+  norm = jnp.sqrt(sums_4[0])
+  whole = jnp.maximum(jnp.sqrt(sums_4[1]), tiny)
+  along = sums_4[3] / jnp.maximum(jnp.sqrt(sums_4[2]), tiny)
   return Stats(
     relative_error=norm / whole,
     energy_kept=jnp.square(along / whole),
     error_norm=norm,
-    code_counts=sum(
-      (compression.code_counts(part) for part in parts),
-      jnp.zeros(compression.num_codes, jnp.int32),
-    ),
+    code_counts=counts,
   )
 
 
@@ -151,6 +173,15 @@ def sparseloco(
   exact shared parameters are `state.anchor`. A peer's next delta is measured
   against that anchor, so rounding cannot add up and peers cannot drift.
 
+  Where the types of a peer's parameters say how they are sharded (explicit
+  mesh axes, such as 'fsdp'; with peers, leave these axes out of `axis_names`
+  of their `jax.shard_map`), every shard compresses itself: its blocks are cut
+  of the shard, a quantizer's statistics of a tensor are those of the shard,
+  and no more than norms and `Stats`, which are of whole tensors, crosses the
+  other axes. Inside a `jax.shard_map` that has made them manual, all axes but
+  `axis_name` along which the parameters vary are taken for such axes. Types
+  say nothing of automatic axes: there XLA decides what to gather.
+
   Args:
     inner: the local optimizer, such as `optax.adamw(3e-4)`.
     outer: descends the aggregated delta; `nesterov(1.0)` if omitted, the
@@ -183,7 +214,8 @@ def sparseloco(
   """
   if inner_steps < 1:
     raise ValueError(f'inner_steps: expected at least 1, got {inner_steps}')
-  if error_decay is not None and not 0 <= error_decay <= 1:
+  # `optax.inject_hyperparams` gives an array instead.
+  if isinstance(error_decay, int | float) and not 0 <= error_decay <= 1:
     raise ValueError(f'error_decay: expected 0 to 1, got {error_decay}')
   inner = optax.with_extra_args_support(inner)
   outer = outer if outer is not None else nesterov(1.0)
@@ -198,30 +230,40 @@ def sparseloco(
       inner=inner.init(params),
       outer=outer.init(params),
       stats=Stats(
-        *[jnp.zeros((), jnp.float32)] * 3,
-        jnp.zeros(compression.num_codes, jnp.int32),
+        relative_error=jnp.zeros((), jnp.float32),
+        energy_kept=jnp.zeros((), jnp.float32),
+        error_norm=jnp.zeros((), jnp.float32),
+        code_counts=jnp.zeros(compression.num_codes, jnp.int32),
       ),
     )
     return exchange_lib.varying(state, axis_name)
 
-  def synchronize(local: Any, state: SparseLoCoState) -> tuple[Any, Any]:
-    delta = pseudo_gradient(state.anchor, local)
-    message, error = compress(delta, state.error, compression, error_decay)
+  def transmit(delta: Any, error: Any, shards: Any) -> tuple[Any, Any, Stats]:
+    message, error = compress(delta, error, compression, error_decay)
     aggregated = exchange_lib.exchange(
-      message, state.anchor, compression, axis_name, mean_over, clip
-    )
-    anchor, outer_state = outer_update(
-      outer, aggregated, state.outer, state.anchor
+      message, delta, compression, axis_name, mean_over, clip, shards
     )
     residual = error
     if residual is None:
       sent = decompress(message, delta, compression)
       residual = jax.tree.map(error_feedback.residual, delta, sent)
+    return aggregated, error, measure(message, residual, compression, shards)
+
+  def synchronize(local: Any, state: SparseLoCoState) -> tuple[Any, Any]:
+    delta = pseudo_gradient(state.anchor, local)
+    shards = jax.tree.map(
+      lambda x: exchange_lib.shard_axes(x, axis_name), delta
+    )
+    aggregated, error, stats = exchange_lib.on_shards(
+      functools.partial(transmit, shards=shards),
+      (delta, state.error),
+      axis_name,
+    )
+    anchor, outer_state = outer_update(
+      outer, aggregated, state.outer, state.anchor
+    )
     state = state._replace(
-      anchor=anchor,
-      error=error,
-      outer=outer_state,
-      stats=measure(message, residual, compression),
+      anchor=anchor, error=error, outer=outer_state, stats=stats
     )
     return exchange_lib.varying((anchor, state), axis_name)
 
