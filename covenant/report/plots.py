@@ -33,6 +33,8 @@ _LABELS = {
   'bytes': 'payload bytes sent, all miners',
 }
 
+_LONG_NAME = 22  # characters
+
 
 def write_figures(
   records: Sequence[metrics.Record], directory: str | os.PathLike[str]
@@ -235,9 +237,14 @@ def _finish(ax: axes.Axes, axis: Axis | None) -> None:
   if axis is not None:
     unit = 'B' if axis == 'bytes' else ''
     ax.xaxis.set_major_formatter(ticker.EngFormatter(unit))
-  # Above the axes, where no curve can run through it.
+  # Above the axes, where no curve can run through it; long names in two
+  # columns, for three would be wider than the figure.
+  longest = max(map(len, ax.get_legend_handles_labels()[1]), default=0)
   ax.figure.legend(
-    loc='outside upper center', ncols=3, fontsize=10, frameon=False
+    loc='outside upper center',
+    ncols=2 if longest > _LONG_NAME else 3,
+    fontsize=10,
+    frameon=False,
   )
 
 
