@@ -14,7 +14,11 @@ from absl import logging
 
 from covenant import config as config_lib
 from covenant import roles
-from covenant.node import miner
+from covenant.chain import interface as chain
+from covenant.emulate import localnet
+from covenant.node import doctor
+from covenant.node import trainer
+from covenant.store import interface as store
 
 _CONFIG = flags.DEFINE_string(
   'config',
@@ -26,12 +30,25 @@ _ROLE = flags.DEFINE_enum(
   'role',
   'emulate',
   list(roles.ROLES),
-  'emulate: a whole run on this host. tokenize: text to token shards.',
+  'emulate: a whole run on this host, in virtual time. localnet: the same as '
+  'processes, in real time. miner, validator, evaluator: one member of a '
+  'network. doctor: what a member of it would lack here. explain: why --uid '
+  'has its weight. tokenize: text to token shards.',
 )
 _WORKDIR = flags.DEFINE_string(
   'workdir', '', 'Where everything is written. Default: runs/DATE-NAME.'
 )
+flags.DEFINE_integer('uid', None, 'explain: whose weight.', lower_bound=0)
 _PREFIX = '--config.'
+# What whoever started the program can mend; all else is a bug of ours.
+_FOR_PEOPLE = (
+  config_lib.ConfigError,
+  trainer.Diverged,
+  chain.ChainError,
+  store.StoreError,
+  doctor.Unwell,
+  localnet.LocalnetError,
+)
 
 
 def main(argv: list[str]) -> None:
@@ -45,7 +62,7 @@ def main(argv: list[str]) -> None:
     now = datetime.datetime.now().strftime('%Y%m%d-%H%M%S')
     workdir = _WORKDIR.value or pathlib.Path('runs', f'{now}-{config.name}')
     roles.ROLES[_ROLE.value](config, str(workdir))
-  except (config_lib.ConfigError, miner.Diverged) as e:
+  except _FOR_PEOPLE as e:
     sys.exit(f'error: {e}')
   except KeyboardInterrupt:
     sys.exit('stopped')

@@ -4,7 +4,13 @@ import setuptools
 
 _SENTENCEPIECE = ['sentencepiece>=0.2,<1']
 _NOTEBOOK = ['ipykernel>=6.29,<8', 'nbclient>=0.10,<1', 'nbformat>=5.10,<6']
-_TEST = ['hypothesis>=6.100,<7', 'pytest>=8,<10']
+_TEST = ['hypothesis>=6.100,<7', 'moto[server]>=5.2,<6', 'pytest>=8,<10']
+# torch is pinned: the CPU build is of this version, others pull gigabytes.
+_HF = [
+  'safetensors>=0.4.3,<1',
+  'torch==2.13.0',
+  'transformers>=4.55,<6',
+]
 _DEV = ['pre-commit>=3.7,<6', 'pyrefly>=1.0,<2', 'ruff>=0.9,<1']
 
 setuptools.setup(
@@ -24,6 +30,8 @@ setuptools.setup(
     'matplotlib>=3.9,<4',
     'ml_dtypes>=0.5,<1',
     'numpy>=2,<3',
+    'obstore>=0.12,<0.13',
+    'openskill>=6.2,<7',
     'optax>=0.2.8,<0.3',
     'orbax-checkpoint>=0.12,<0.13',
     'tensorboardX>=2.6,<3',
@@ -33,6 +41,8 @@ setuptools.setup(
   ],
   extras_require={
     'sentencepiece': _SENTENCEPIECE,
+    'hf': _HF,
+    'lm-eval': _HF + ['lm-eval[hf]>=0.4.9,<0.5'],
     'notebook': _NOTEBOOK,
     'test': _TEST + _NOTEBOOK + _SENTENCEPIECE,
     'dev': _DEV,

@@ -7,8 +7,8 @@ The stages take turns in one process; times are medians over the turns, with
 the least beside them. Elements are those of the dense float32 matrix. The bar
 is 150 M elements/s for select + quantize + pack + unpack + decompress, where
 PyTorch implementations reach 67 to 101 on two such cores (reference/peers.md
-2.5). 'pack' and 'unpack' are whole payloads: header, Elias-Fano indices, codes,
-scales, digest, and all checks of the strict decoder.
+2.5). 'pack' and 'unpack' are whole payloads: header, indices, codes, scales,
+digest, and all checks of the strict decoder but that of the signature.
 """
 
 import argparse
@@ -31,10 +31,19 @@ from covenant.wire import payload
 
 _BAR = 150e6  # elements/s
 _MESSAGE = ('select', 'quantize', 'pack', 'unpack', 'decompress')
-_QUANTIZERS = {
-  '2 bits, SignMagnitude per block': quantize.SignMagnitude(),
-  '1 bit, Sign per block': quantize.Sign(),
+_CASES = {
+  '2 bits, SignMagnitude per block': (quantize.SignMagnitude(), 'elias-fano'),
+  '1 bit, Sign per block': (quantize.Sign(), 'elias-fano'),
+  '1 bit, Sign per block, Rice-coded gaps': (quantize.Sign(), 'rice'),
 }
+_HEADER = payload.Header(
+  payload.run_id('benchmark'),
+  round=0,
+  uid=0,
+  root=bytes(16),
+  receipt=bytes(16),
+  sequences=0,
+)
 
 Times = dict[str, list[float]]  # seconds, one a turn
 
@@ -49,6 +58,14 @@ def take_turns(stages: dict[str, Callable[[], Any]], turns: int) -> Times:
       jax.block_until_ready(run())
       times[name].append(time.perf_counter() - start)
   return times
+
+
+def sign(digest: bytes) -> bytes:
+  return 2 * digest
+
+
+def verify(digest: bytes, signature: bytes) -> bool:
+  return signature == sign(digest)
 
 
 def matrix(size: int, seed: int) -> jax.Array:
@@ -76,13 +93,16 @@ def memory_seconds(x: jax.Array, turns: int) -> tuple[float, float]:
 
 
 def report_message(
-  compression: compression_lib.TopK, size: int, turns: int, limit: float
+  compression: compression_lib.TopK,
+  codec: str,
+  size: int,
+  turns: int,
+  limit: float,
 ) -> None:
   """Prints the stages of one message; `limit` in seconds."""
   x = matrix(size, 0)
   like = jax.ShapeDtypeStruct(x.shape, x.dtype)
-  spec = payload.make_spec(like, compression)
-  header = payload.Header(payload.run_id('benchmark'), 0, 0)
+  spec = payload.make_spec(like, compression, codec)
   k, block, quantizer = compression.k, compression.block, compression.quantizer
 
   @jax.jit
@@ -100,8 +120,15 @@ def report_message(
   )
   _, values = select(x)
   message = compress(x)
-  data = payload.encode(header, message, like, spec)
-  received = payload.decode(data, header, like, spec)
+
+  def pack() -> bytes:
+    return payload.encode(_HEADER, message, like, spec, sign)
+
+  def unpack() -> Any:
+    return payload.decode(data, _HEADER, like, spec, verify).message
+
+  data = pack()
+  received = unpack()
   error = [jnp.zeros_like(x)]
 
   def feedback() -> Any:
@@ -112,8 +139,8 @@ def report_message(
     {
       'select': lambda: select(x),
       'quantize': lambda: encode(values),
-      'pack': lambda: payload.encode(header, message, like, spec),
-      'unpack': lambda: payload.decode(data, header, like, spec),
+      'pack': pack,
+      'unpack': unpack,
       'decompress': lambda: decompress(received),
       'compress': lambda: compress(x),
       'compress + feedback': feedback,
@@ -183,15 +210,18 @@ def report_aggregation(
   """Adds received messages one at a time, as a node does."""
   like = jax.ShapeDtypeStruct((size, size), jnp.float32)
   spec = payload.make_spec(like, compression)
-  header = payload.Header(payload.run_id('benchmark'), 0, 0)
   compress = jax.jit(compression.compress)
   datas = [
-    payload.encode(header, compress(matrix(size, p)), like, spec)
+    payload.encode(_HEADER, compress(matrix(size, p)), like, spec, sign)
     for p in range(peers)
   ]
+
+  def unpack(data: bytes) -> Any:
+    return payload.decode(data, _HEADER, like, spec, verify).message
+
   factors_P = jnp.ones(1)
   sums = aggregate.start(like, compression)
-  message = payload.decode(datas[0], header, like, spec)
+  message = unpack(datas[0])
   step = jax.jit(
     lambda sums, message: aggregate.add(
       sums, message, factors_P, like, compression
@@ -204,7 +234,7 @@ def report_aggregation(
   seconds, live = [], []
   for data in [datas[0], *datas]:  # the first compiles
     start = time.perf_counter()
-    message = payload.decode(data, header, like, spec)
+    message = unpack(data)
     sums = jax.block_until_ready(step(sums, message))
     seconds.append(time.perf_counter() - start)
     live.append(sum(x.nbytes for x in jax.live_arrays()) - before)
@@ -254,19 +284,18 @@ def main() -> None:
     f'  written new at {nbytes / new / 1e9:.1f} GB/s ({new * 1e3:.2f} ms), '
     f'which decompress does, page faults included\n'
   )
-  for name, quantizer in _QUANTIZERS.items():
+  for name, (quantizer, codec) in _CASES.items():
     compression = compression_lib.TopK(
       args.k, (args.block, args.block), quantizer
     )
     print(name)
-    report_message(compression, size, args.turns, in_place)
+    report_message(compression, codec, size, args.turns, in_place)
   print(f'{"selection alone, blocks cut":34}median ms   min ms')
   report_selection(size, args.block, args.k, args.turns)
-  print(f'aggregation of {args.peers} peers, {[*_QUANTIZERS][0]}')
+  (name, (quantizer, _)), *_ = _CASES.items()
+  print(f'aggregation of {args.peers} peers, {name}')
   report_aggregation(
-    compression_lib.TopK(
-      args.k, (args.block, args.block), [*_QUANTIZERS.values()][0]
-    ),
+    compression_lib.TopK(args.k, (args.block, args.block), quantizer),
     size,
     args.peers,
   )

@@ -2,6 +2,7 @@
 
   python run.py --config=configs/tiny.py
   python run.py --config=configs/tiny.py:diloco
+  python run.py --config=configs/tiny.py:demo
   python run.py --config=configs/tiny.py:ddp
 
 Text with a known entropy (covenant/data/corpus.py), so that a loss can be
@@ -38,12 +39,21 @@ def get_config(variant: str = '') -> config_lib.Config:
     inner=base.optim.inner,
     outer=config_lib.Outer(learning_rate=0.7, momentum=0.9),
   )
+  demo = config_lib.Optim(
+    method='demo',
+    inner_steps=1,
+    inner=base.optim.inner,
+    compression=config_lib.Compression(
+      kind='dct', k=8, block=(16, 16), quantizer='none', error_decay=0.9
+    ),
+  )
   ddp = dataclasses.replace(base.optim, method='ddp', inner_steps=1)
   return config_lib.choose(
     variant,
     {
       '': base,
       'diloco': dataclasses.replace(base, name='tiny-diloco', optim=diloco),
+      'demo': dataclasses.replace(base, name='tiny-demo', optim=demo),
       'ddp': dataclasses.replace(base, name='tiny-ddp', optim=ddp),
     },
   )

@@ -73,8 +73,10 @@ class Data:
 
 @dataclasses.dataclass(frozen=True)
 class Inner:
-  """Local AdamW. Schedule: linear warm-up, then cosine to `final_ratio`."""
+  """Local steps. Schedule: linear warm-up, then cosine to `final_ratio`."""
 
+  # muon: of matrices, by its own constants; embeddings and gains by AdamW.
+  kind: str = _field('adamw', choices=('adamw', 'muon'))
   learning_rate: float = _positive(3e-3)
   warmup_steps: int = _field(0, low=0)
   decay_steps: int = _field(0, low=0)  # 0: rounds * inner_steps of this run
@@ -84,6 +86,8 @@ class Inner:
   eps: float = _positive(1e-8)
   weight_decay: float = _field(0.1, low=0.0)
   clip_norm: float = _positive(1.0)
+  # Warm-up of who joins a run under way, or lost its moments; 0: none.
+  rejoin_steps: int = _field(30, low=0)
   batch_size: int = _positive(8)  # sequences a miner and inner step
   microbatch_size: int = _field(0, low=0)  # of them at once; 0 is all
 
@@ -104,6 +108,10 @@ class Compression:
   kind: str = _field('topk', choices=('topk', 'randomk', 'dct'))
   k: int = _positive(64)
   block: tuple[int, int] = (64, 64)
+  # 64 x 64 tiles of one density, or as deployed, where vectors travel whole.
+  layout: str = _field('tiles', choices=('tiles', 'divisors'))
+  # Of the indices: 8 bits each; 7.5, not of a fixed length; 12, as deployed.
+  codec: str = _field('elias-fano', choices=('elias-fano', 'rice', 'pack12'))
   quantizer: str = _field(
     'sign',
     choices=(
@@ -124,11 +132,18 @@ class Aggregation:
 
   mean: str = _field('senders', choices=('senders', 'all'))
   clip: str = _field('median', choices=('median', 'none'))
+  # An element that fewer send moves by as much less.
+  least_senders: int = _positive(1)
+  trim: bool = False  # of each element the largest and the smallest value
+  # A peer's value of an element, in its mean magnitude in the tensor; 0: any.
+  cap: float = _field(0.0, low=0.0)
 
 
 @dataclasses.dataclass(frozen=True)
 class Optim:
-  method: str = _field('sparseloco', choices=('sparseloco', 'diloco', 'ddp'))
+  method: str = _field(
+    'sparseloco', choices=('sparseloco', 'diloco', 'demo', 'ddp')
+  )
   inner_steps: int = _positive(10)
   inner: Inner = Inner()
   outer: Outer = Outer()
@@ -144,8 +159,62 @@ class Eval:
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-  every: int = _positive(10)  # rounds
-  keep: int = _positive(2)  # the newest ones that stay
+  every: int = _positive(10)  # rounds: on the own disk, with all private state
+  keep: int = _positive(2)  # the newest ones that stay, of either kind
+  publish: int = _positive(10)  # rounds: by validators, for who joins
+
+
+@dataclasses.dataclass(frozen=True)
+class Phases:
+  """The phases of a round, in blocks (covenant/node/round.py)."""
+
+  origin: int = _field(0, low=0)  # the block with which round 0 starts
+  round_blocks: int = _positive(115)
+  put_blocks: int = _field(6, low=2)  # its last ones: payloads are committed
+  select_blocks: int = _positive(4)  # of the next: validators check and agree
+  takeover_blocks: int = _positive(4)  # more, if the leader is silent
+  confirmations: int = _positive(1)  # blocks that a fork may take back
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+  """Where a process finds the others. Not part of what a run computes."""
+
+  # local: a file that processes of one machine share.
+  chain: str = _field('local', choices=('local', 'bittensor'))
+  name: str = 'finney'  # bittensor: finney, test, or ws://HOST:PORT
+  netuid: int = _field(3, low=0)
+  wallet: str = 'default'
+  hotkey: str = 'default'
+  path: str = ''  # local: a folder for the chain and the buckets
+  block_seconds: float = _positive(12.0)  # local
+  # The own bucket: a folder under `path` when empty, or s3://, r2:// ...
+  bucket: str = ''
+  # Of a miner of several processes (covenant/node/ranks.py): HOST:PORT of the
+  # first, or auto where JAX finds out, as under Slurm; empty is one process.
+  coordinator: str = ''
+  processes: int = _positive(1)  # where the coordinator is HOST:PORT
+  process: int = _field(0, low=0)  # which one this is
+
+
+@dataclasses.dataclass(frozen=True)
+class Gauntlet:
+  """Who is evaluated, heard and paid (covenant/gauntlet/, docs/gauntlet.md)."""
+
+  contributors: int = _positive(20)  # peers that count in a round, at most
+  probation: float = _fraction(0.25)  # of these places, for newcomers
+  evaluate: int = _field(20, low=0)  # peers a round; 0: who is valid is equal
+  sequences: int = _field(16, low=2)  # of each kind, an evaluation
+  step_fraction: float = _positive(0.2)  # of the outer learning rate
+  memory: int = _positive(20)  # evaluations that the averages look back
+  copy_similarity: float = _field(0.5, low=0.1, high=1.0)  # from here a copy
+  penalty_rounds: int = _positive(20)  # a penalty lasts, from the last offence
+  # Shares of the pay: gain ** power, or by rank (2:1, then reserves halving).
+  incentive: str = _field('gain', choices=('gain', 'ramp'))
+  power: float = _field(2.0, low=1.0, high=4.0)
+  burn: float = _fraction(0.0)  # share withheld, paid to burn_uid
+  burn_uid: int = _field(0, low=0)
+  weights_every: int = _positive(3)  # rounds: validators set weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,11 +225,18 @@ class Config:
   seed: int = _field(0, low=0, high=2**31 - 1)
   rounds: int = _positive(100)
   miners: int = _positive(8)
+  validators: int = _positive(1)
+  # Emulated: names of covenant/emulate/adversaries.py, separated by commas;
+  # those of miners are the last miners, those of validators the last ones.
+  adversaries: str = ''
   model: Model = Model()
   data: Data = Data()
   optim: Optim = Optim()
+  gauntlet: Gauntlet = Gauntlet()
   eval: Eval = Eval()
   checkpoint: Checkpoint = Checkpoint()
+  phases: Phases = Phases()
+  network: Network = Network()
 
 
 def load(source: str, overrides: Iterable[str] = ()) -> Config:
@@ -168,7 +244,7 @@ def load(source: str, overrides: Iterable[str] = ()) -> Config:
 
   Args:
     source: `configs/shakespeare.py`, or with a variant
-      `configs/shakespeare.py:smoke`.
+      `configs/shakespeare.py:smoke`, or the `config.json` of a workdir.
     overrides: such as `optim.inner_steps=20`.
 
   Raises:
@@ -179,6 +255,18 @@ def load(source: str, overrides: Iterable[str] = ()) -> Config:
   if not path.is_file():
     near = ', '.join(sorted(map(str, path.parent.glob('*.py')))) or 'none'
     raise ConfigError(f'--config: there is no file {name!r}; there: {near}')
+  if path.suffix == '.json':
+    config = from_json(path.read_text(encoding='utf-8'))
+  else:
+    config = _execute(path, variant)
+  raw = dataclasses.asdict(config)
+  for override in overrides:
+    _override(raw, override)
+  return parse(raw)
+
+
+def _execute(path: pathlib.Path, variant: str) -> Config:
+  """What `get_config` of a file returns."""
   spec = importlib.util.spec_from_file_location('experiment_config', path)
   assert spec is not None and spec.loader is not None
   module = importlib.util.module_from_spec(spec)
@@ -188,15 +276,12 @@ def load(source: str, overrides: Iterable[str] = ()) -> Config:
   except ConfigError:
     raise
   except Exception as e:  # a config file is code; whatever it raises is said
-    raise ConfigError(f'{name}: {type(e).__name__}: {e}') from e
+    raise ConfigError(f'{path}: {type(e).__name__}: {e}') from e
   if not isinstance(config, Config):
     raise ConfigError(
-      f'{name}: get_config must return a Config, got {type(config).__name__}'
+      f'{path}: get_config must return a Config, got {type(config).__name__}'
     )
-  raw = dataclasses.asdict(config)
-  for override in overrides:
-    _override(raw, override)
-  return parse(raw)
+  return config
 
 
 def choose(variant: str, variants: Mapping[str, Config]) -> Config:
@@ -222,6 +307,25 @@ def parse(raw: Mapping[str, Any]) -> Config:
 
 def to_json(config: Config) -> str:
   return json.dumps(dataclasses.asdict(config), indent=2) + '\n'
+
+
+def identity(config: Config) -> str:
+  """What nodes of one run must have in common, as text.
+
+  Where a node finds the others, how often it looks at the model and saves it,
+  and how many take part are its own affair.
+  """
+  raw: dict[str, Any] = dataclasses.asdict(config)
+  for own in (
+    'miners',
+    'validators',
+    'adversaries',
+    'eval',
+    'checkpoint',
+    'network',
+  ):
+    del raw[own]
+  return json.dumps(raw)
 
 
 def from_json(text: str) -> Config:
@@ -389,10 +493,45 @@ def _validate(config: Config) -> None:
     f'{width} block, got {optim.compression.k}',
   )
   require(
-    optim.method != 'ddp' or optim.inner_steps == 1,
+    optim.compression.codec != 'pack12' or height * width <= 4096,
+    'optim.compression.codec',
+    f"'pack12' has 12 bits for an index, too few for {height} x {width} blocks",
+  )
+  require(
+    optim.method != 'demo' or optim.compression.kind == 'dct',
+    'optim.compression.kind',
+    f"expected 'dct' with optim.method='demo', got {optim.compression.kind!r}",
+  )
+  require(
+    optim.method != 'demo' or inner.kind == 'adamw',
+    'optim.inner.kind',
+    "expected 'adamw', the default, with optim.method='demo', which has no "
+    f'inner optimizer, got {inner.kind!r}',
+  )
+  require(
+    optim.method not in ('ddp', 'demo') or optim.inner_steps == 1,
     'optim.inner_steps',
-    "expected 1 with optim.method='ddp' (it exchanges every step; raise "
-    f'rounds instead), got {optim.inner_steps}',
+    f'expected 1 with optim.method={optim.method!r} (it exchanges every step; '
+    f'raise rounds instead), got {optim.inner_steps}',
+  )
+  phases = config.phases
+  least = (
+    phases.put_blocks
+    + phases.select_blocks
+    + phases.takeover_blocks
+    + 2 * phases.confirmations
+  )
+  require(
+    phases.round_blocks > least,
+    'phases.round_blocks',
+    f'expected more than {least}, what the other phases take, '
+    f'got {phases.round_blocks}',
+  )
+  require(
+    phases.select_blocks > phases.confirmations,
+    'phases.select_blocks',
+    'a vote must be in a block before the decision; expected more than '
+    f'phases.confirmations = {phases.confirmations}',
   )
   steps = inner.decay_steps or config.rounds * optim.inner_steps
   require(
@@ -400,6 +539,24 @@ def _validate(config: Config) -> None:
     'optim.inner.warmup_steps',
     f'expected fewer than the {steps} steps of the schedule, '
     f'got {inner.warmup_steps}',
+  )
+  network = config.network
+  require(
+    network.coordinator in ('', 'auto') or ':' in network.coordinator,
+    'network.coordinator',
+    f"expected HOST:PORT, 'auto' or nothing, got {network.coordinator!r}",
+  )
+  require(
+    bool(network.coordinator) or network.processes == 1,
+    'network.coordinator',
+    'expected HOST:PORT of process 0, because network.processes = '
+    f'{network.processes}',
+  )
+  require(
+    network.process < network.processes,
+    'network.process',
+    f'expected less than network.processes = {network.processes}, '
+    f'got {network.process}',
   )
   require(
     bool(data.path) or data.source not in ('text', 'shards'),

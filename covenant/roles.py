@@ -1,6 +1,7 @@
 """What `python run.py --role=...` does: one function a role."""
 
 import contextlib
+import json
 import os
 import pathlib
 import signal
@@ -8,14 +9,24 @@ import sys
 from collections.abc import Callable, Iterator
 
 import jax
+from absl import flags
 
 from covenant import config as config_lib
 from covenant.data import corpus
+from covenant.data import dataset
 from covenant.data import shards
 from covenant.data import tokenizer
 from covenant.emulate import host
+from covenant.emulate import localnet
+from covenant.gauntlet import explain
 from covenant.models import llama
+from covenant.node import doctor
+from covenant.node import export as export_lib
+from covenant.node import process
+from covenant.node import ranks as ranks_lib
 from covenant.node import replica
+from covenant.node import watch
+from covenant.report import members
 from covenant.report import metrics
 from covenant.report import plots
 from covenant.report import progress
@@ -28,7 +39,7 @@ def emulate(config: config_lib.Config, workdir: str) -> None:
   records: list[metrics.Record] = []
   with (
     progress.Progress(config.rounds, stream=sys.stderr) as bar,
-    _stoppable() as stop,
+    _stoppable('stopping after this round, with a checkpoint') as stop,
   ):
 
     def observe(record: metrics.Record) -> None:
@@ -59,9 +70,117 @@ def tokenize(config: config_lib.Config, workdir: str) -> None:
   )
 
 
+def export(config: config_lib.Config, workdir: str) -> None:
+  """The newest checkpoint in `workdir` as Hugging Face's transformers load it.
+
+  It is a run's; `config` is that run's, its config.json for one.
+  """
+  host.check_owner(pathlib.Path(workdir), config)
+  completed, params = export_lib.newest(workdir)
+  folder = export_lib.Exporter(config, workdir).write(completed, params)
+  print(
+    f'the model after round {completed} is in {folder}; '
+    f'transformers.LlamaForCausalLM.from_pretrained({str(folder)!r}) loads it'
+  )
+
+
+def miner(config: config_lib.Config, workdir: str) -> None:
+  """One miner of a network, until the run is over or Ctrl-C."""
+  _member(config, 'miner', workdir)
+
+
+def validator(config: config_lib.Config, workdir: str) -> None:
+  """One validator of a network, until the run is over or Ctrl-C."""
+  _member(config, 'validator', workdir)
+
+
+def evaluator(config: config_lib.Config, workdir: str) -> None:
+  """Evaluates the checkpoints that validators publish."""
+  _keep_compilations()
+  doctor.require(config, workdir, 'evaluator')
+  with _stoppable('stopping') as stop:
+    watch.Watcher(config, workdir).run(stop)
+
+
+def run_localnet(config: config_lib.Config, workdir: str) -> None:
+  """A network of processes on this machine; the exit status says if equal."""
+  _keep_compilations()
+  print(_header(config), file=sys.stderr)
+  print('compiling, once for all processes', file=sys.stderr, flush=True)
+  host.Host(config, dataset.load(config)).round()
+  screen = members.Screen(sys.stderr)
+  with _stoppable('stopping everybody') as stop:
+    network = localnet.Localnet(config, workdir)
+    outcome = network.run(screen.show, stop)
+  print(members.table(outcome.sights))
+  print(f'logs, events and checkpoints of each are in {workdir}')
+  if not outcome.finished:
+    sys.exit('stopped before the last round')
+  status = outcome.sights[0].status
+  if not outcome.equal:
+    sys.exit('NOT EQUAL: the members hold different histories or parameters')
+  print(
+    f'equal: all {len(outcome.sights)} hold root {status["root"][:16]} and '
+    f'parameters {status["fingerprint"]} after round {status["round"]}'
+  )
+
+
+def examine(config: config_lib.Config, workdir: str) -> None:
+  """Whether this machine, hotkey and bucket can be a miner or a validator."""
+  _keep_compilations()
+  findings = list(doctor.examine(config, workdir))
+  print(doctor.table(findings))
+  if not all(finding.well for finding in findings):
+    sys.exit(1)
+
+
+def explain_uid(config: config_lib.Config, workdir: str) -> None:
+  """Why `--uid` has its weight, from what a validator wrote down."""
+  del config
+  path = pathlib.Path(workdir, 'verdicts.jsonl')
+  if flags.FLAGS.uid is None:
+    raise config_lib.ConfigError('--uid: expected the uid to explain')
+  if not path.exists():
+    raise config_lib.ConfigError(
+      '--workdir: expected that of a validator or of an emulated run; there is '
+      f'no {path}'
+    )
+  *lines, _ = path.read_text().split('\n')  # the last may be torn
+  verdicts = [json.loads(line) for line in lines]
+  first = verdicts[0].get('validator') if verdicts else None
+  decisions = [
+    decision
+    for verdict in verdicts
+    if verdict.get('validator') == first
+    for decision in verdict['decisions']
+  ]
+  print(explain.explain(decisions, flags.FLAGS.uid))
+
+
+def _member(config: config_lib.Config, role: str, workdir: str) -> None:
+  _keep_compilations()
+  if config.network.coordinator and role != 'miner':
+    raise config_lib.ConfigError(
+      'network.coordinator: expected nothing, because only a miner can be '
+      f'several processes; got {config.network.coordinator!r} for a {role}'
+    )
+  with ranks_lib.start(config.network) as ranks:
+    if not ranks.index:
+      doctor.require(config, workdir, role)
+    with _stoppable('stopping') as stop:
+      process.Process(config, role, workdir, ranks).run(stop)
+
+
 ROLES: dict[str, Callable[[config_lib.Config, str], None]] = {
   'emulate': emulate,
   'tokenize': tokenize,
+  'export': export,
+  'miner': miner,
+  'validator': validator,
+  'evaluator': evaluator,
+  'localnet': run_localnet,
+  'doctor': examine,
+  'explain': explain_uid,
 }
 
 
@@ -93,7 +212,7 @@ def _keep_compilations() -> None:
 
 
 @contextlib.contextmanager
-def _stoppable() -> Iterator[Callable[[], bool]]:
+def _stoppable(message: str) -> Iterator[Callable[[], bool]]:
   """Whether Ctrl-C or SIGTERM has asked to stop; a second one stops at once."""
   asked = False
 
@@ -103,12 +222,7 @@ def _stoppable() -> Iterator[Callable[[], bool]]:
     if asked:
       raise KeyboardInterrupt
     asked = True
-    print(
-      '\nstopping after this round, with a checkpoint; once more: at once, '
-      'back to the last checkpoint',
-      file=sys.stderr,
-      flush=True,
-    )
+    print(f'\n{message}; once more: at once', file=sys.stderr, flush=True)
 
   signals = (signal.SIGINT, signal.SIGTERM)
   previous = {number: signal.signal(number, ask) for number in signals}

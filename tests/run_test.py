@@ -46,6 +46,12 @@ class RunTest(parameterized.TestCase):
       'figures/miner_losses.png',
     ):  # fmt: skip
       self.assertTrue((self.workdir / name).exists(), name)
+    code, out, err = run(
+      TINY, '--role=explain', '--uid=0', f'--workdir={self.workdir}'
+    )
+    self.assertEqual(code, 0, err)
+    self.assertRegex(out, r'uid 0, hotkey 5\w+, after round 3')
+    self.assertIn('average gain', out)
 
   def test_ctrl_c_checkpoints_and_says_how_to_go_on(self):
     process = start(TINY, '--config.rounds=5000', f'--workdir={self.workdir}')
@@ -67,7 +73,13 @@ class RunTest(parameterized.TestCase):
     (['--config.data.context=99999', TINY], 'data.context is 99999, but'),
     (['surplus'], "expected only --flags, got ['surplus']"),
     (['--confg=x'], "Unknown command line flag 'confg'"),
-    (['--role=king'], 'should be one of <emulate|tokenize>'),
+    (['--role=king'], 'should be one of <emulate|tokenize|'),
+    (['--role=explain'], '--uid: expected the uid to explain'),
+    (['--role=explain', '--uid=7'], 'there is no'),
+    (
+      ['--role=evaluator', '--config=configs/localnet.py'],
+      'chain: network.path: expected the folder of a network',
+    ),
   )
   def test_bad_input_is_one_clear_line_and_leaves_nothing(
     self, arguments, message
@@ -82,8 +94,24 @@ class RunTest(parameterized.TestCase):
     code, _, err = run('--config=configs/72b.py', f'--workdir={self.workdir}')
     self.assertEqual(code, 1)
     self.assertIn('memory: 70,599,843,840 parameters', err)
-    self.assertIn("data.path: there is no 'data/dclm'", err)
+    self.assertIn("data: there is no data.path='data/dclm'", err)
     self.assertNotIn('Traceback', err)
+
+  def test_a_node_of_a_network_says_all_that_it_lacks(self):
+    """One line each: hardware, data, wallet, bucket; and nothing is started."""
+    code, _, err = run(
+      '--role=miner', '--config=configs/72b.py',
+      '--config.network.chain=bittensor', '--config.network.wallet=nobody',
+      f'--workdir={self.workdir}',
+    )  # fmt: skip
+    self.assertEqual(code, 1)
+    for line in (
+      'memory: 70,599,843,840 parameters', 'data: there is no data.path=',
+      'chain: hotkey: no file', 'bucket: network.bucket: expected a location',
+    ):  # fmt: skip
+      self.assertIn(line, err)
+    self.assertNotIn('Traceback', err)
+    self.assertFalse(self.workdir.exists())
 
   def test_shards_of_a_text_are_trained_on(self):
     text = pathlib.Path(self.create_tempdir().full_path, 'text')

@@ -1,35 +1,64 @@
-"""A whole run on one host: every miner in turn, then one shared step.
+"""A whole run on one host, in virtual time.
 
-Nothing is simplified: each miner's contribution becomes payload bytes, which
-are parsed, checked and aggregated like those of a stranger. One compiled
-inner step serves all miners, one after another, so a miner trains bit for bit
-as it would alone. Between rounds a miner holds its private state only; the
-parameters are held once.
+The miners and validators are those of the real network (covenant/node/); only
+their clock, their chain and their buckets are this host's. They are asked in
+turn what they have to do at a block, and when nobody has anything to do the
+clock jumps to the next block at which somebody may.
+
+One compiled inner step serves all miners, one after another, so a miner trains
+bit for bit as it would alone. Between rounds a miner holds its private state
+only; the parameters, and what a round did to them, are held once.
 """
 
-import concurrent.futures
+import base64
 import contextlib
+import itertools
+import json
 import os
 import pathlib
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
 from covenant import config as config_lib
+from covenant.chain import interface as chain_lib
+from covenant.chain import ledger
+from covenant.chain import local
 from covenant.data import dataset
 from covenant.data import tokens
-from covenant.emulate import needs
+from covenant.emulate import adversaries
+from covenant.emulate import adversary
+from covenant.gauntlet import checks
+from covenant.gauntlet import ratings
+from covenant.gauntlet import scores
+from covenant.node import agreement
 from covenant.node import checkpoint as checkpoint_lib
+from covenant.node import connect
 from covenant.node import evaluator as evaluator_lib
 from covenant.node import miner as miner_lib
+from covenant.node import needs
+from covenant.node import node as node_lib
+from covenant.node import objects as objects_lib
 from covenant.node import replica as replica_lib
+from covenant.node import round as round_lib
+from covenant.node import trainer as trainer_lib
+from covenant.node import validator as validator_lib
 from covenant.report import metrics
+from covenant.store import bucket as bucket_lib
+from covenant.store import interface as store_lib
+from covenant.store import location as location_lib
+from covenant.wire import manifest as manifest_lib
 
-Private = miner_lib.Private
+Do = round_lib.Do
 State = checkpoint_lib.State
 _CONFIG = 'config.json'
+_VERDICTS = 'verdicts.jsonl'
+Announce = Callable[[int, validator_lib.Verdict], None]
+_STAKE = 1000.0  # TAO of the leader; each further validator has 1 less
+_WORLDS = itertools.count()  # so that no two find each other's objects
+_PATIENCE = 8  # rounds without progress before a bug is assumed
 
 
 class Outcome(NamedTuple):
@@ -39,72 +68,278 @@ class Outcome(NamedTuple):
   finished: bool  # False: interrupted, to be resumed
 
 
-class Host:
-  """The miners of one run and the state they share."""
+def chain_seed(config: config_lib.Config) -> bytes:
+  """What the block hashes of a run on one machine derive from."""
+  return config.seed.to_bytes(8, 'little')
 
-  def __init__(self, config: config_lib.Config, data: tokens.TokenData):
+
+def register(chain: local.LocalChain, config: config_lib.Config) -> None:
+  """Registers the miners, uids 0 to miners - 1, and then the validators."""
+  for uid in range(config.miners + config.validators):
+    rank = uid - config.miners
+    stake = max(_STAKE - rank, 1.0) if rank >= 0 else 0.0
+    address = connect.local_key(config.seed, str(uid)).address
+    chain.register(address, stake, validator=rank >= 0)
+
+
+class World:
+  """What a host puts between a node and the rest: nothing. Faults do more."""
+
+  def chain(self, name: str, chain: chain_lib.Chain) -> chain_lib.Chain:
+    """The chain as the node of a name sees it."""
+    return chain
+
+  def bucket(
+    self, name: str, owner: str, bucket: store_lib.Bucket
+  ) -> store_lib.Bucket:
+    """The bucket of `owner` as the node of a name sees it."""
+    return bucket
+
+
+class Host:
+  """The nodes of one run and the world they live in.
+
+  Uids 0 to miners - 1 are the miners, the validators follow. A node's name is
+  its uid, if it was there from the beginning.
+  """
+
+  def __init__(
+    self,
+    config: config_lib.Config,
+    data: tokens.TokenData,
+    world: World | None = None,
+  ):
     self._config = config
+    self.world = world or World()
+    self._cast = adversaries.names(config)
     needs.check_sequences(config, data.train.num_sequences(config.data.context))
     self.replica = replica_lib.Replica(config)
-    self.miner = miner_lib.Miner(config, self.replica, data)
+    self.trainer = trainer_lib.Trainer(config, self.replica, data)
     self.evaluator = evaluator_lib.Evaluator(config, data)
-    self._pool = concurrent.futures.ThreadPoolExecutor(needs.workers(config))
+    compression = self.replica.method.compression
+    self._judge = validator_lib.Judge(
+      checks.Checker(self.replica.like, compression),
+      scores.Scorer(config, self.replica.method, self.replica.like),
+      data.train,
+    )
+    self.now = 0.0  # seconds since block 0
+    self.announce: Announce = lambda uid, verdict: None
+    self.init()
 
-  def init(self) -> State:
-    shared = self.replica.init()
-    return State(
-      checkpoint_lib.Position(0, self._config.seed, tokens=0, bytes_up=0),
-      shared,
-      {u: self.miner.init(shared.params) for u in range(self._config.miners)},
+  @property
+  def nodes(self) -> list[node_lib.Node]:
+    """By uid."""
+    return [*self.miners, *self.validators]
+
+  def init(self) -> None:
+    """The run before its first round."""
+    config = self._config
+    chain = local.LocalChain.create(
+      ':memory:',
+      seed=chain_seed(config),
+      rules=ledger.Rules(block_seconds=config.network.block_seconds),
+      clock=lambda: self.now,
+    )
+    register(chain, config)
+    chain.begin(0.0)
+    self._position = checkpoint_lib.Position(0, config.seed, 0, 0)
+    self._populate(chain, 0, self.genesis(), {}, {})
+
+  def genesis(self) -> agreement.Place:
+    """Where the run begins."""
+    root = manifest_lib.genesis(self.replica.run)
+    return agreement.Place(0, root, self.replica.init())
+
+  def _populate(
+    self,
+    chain: local.LocalChain,
+    block: int,
+    place: agreement.Place,
+    private: dict[int, trainer_lib.Private],
+    standings: dict[int, ratings.State],
+  ) -> None:
+    """Puts all nodes at one place, at one block."""
+    self.chain = chain
+    self.now = block * chain.block_seconds
+    self._applied: dict[Any, agreement.Applied] = {}
+    self._gang = adversary.Gang(adversaries.dishonest(self._config), {})
+    self._folder = f'emulated-{next(_WORLDS)}-'
+    first, last = self._config.miners, self._config.validators
+    self.miners = [
+      self.miner(str(u), place, private.get(u)) for u in range(first)
+    ]
+    self.validators = [
+      self.validator(str(u), place, standings.get(u))
+      for u in range(first, first + last)
+    ]
+
+  def miner(
+    self,
+    name: str,
+    place: agreement.Place,
+    private: trainer_lib.Private | None = None,
+    observe: node_lib.Observe = lambda event: None,
+  ) -> miner_lib.Miner:
+    """A miner of this world. It does nothing unless it is asked."""
+    make, own = miner_lib.Miner, {}
+    if (zoo := self._zoo(name)) in adversaries.MINERS:
+      make, own = adversaries.MINERS[zoo], {'gang': self._gang}
+    return make(
+      *self._common(name, place),
+      **own,
+      trainer=self.trainer,
+      private=private,
+      applied=self._applied,
+      observe=observe,
     )
 
-  def round(self, state: State) -> tuple[State, metrics.Round]:
-    """One round of all miners. Consumes `state`."""
+  def validator(
+    self,
+    name: str,
+    place: agreement.Place,
+    standings: ratings.State | None = None,
+    observe: node_lib.Observe = lambda event: None,
+    make: type[validator_lib.Validator] = validator_lib.Validator,
+  ) -> validator_lib.Validator:
+    """As `miner`."""
+    own = {}
+    if (zoo := self._zoo(name)) in adversaries.VALIDATORS:
+      make, own = adversaries.VALIDATORS[zoo], {'gang': self._gang}
+    return make(
+      *self._common(name, place),
+      **own,
+      judge=self._judge,
+      standings=standings,
+      announce=lambda verdict: self.announce(int(name), verdict),
+      applied=self._applied,
+      observe=observe,
+    )
+
+  def _zoo(self, name: str) -> str:
+    """What kind of adversary a node is; '' if it is none."""
+    return self._cast.get(int(name), '') if name.isdecimal() else ''
+
+  def objects(self, name: str) -> objects_lib.Objects:
+    """The own bucket of a name, and the way to those of others."""
+    location = location_lib.Location.parse(f'memory://{self._folder}{name}')
+
+    def open_bucket(data: bytes) -> store_lib.Bucket:
+      found = location_lib.Location.from_bytes(data)
+      bucket = bucket_lib.open_for_reading(found, allow_local=True)
+      owner = bucket.location.rpartition(self._folder)[2]
+      if (zoo := self._zoo(owner)) in adversaries.MINERS:
+        bucket = adversaries.MINERS[zoo].serve(name, bucket)
+      return self.world.bucket(name, owner, bucket)
+
+    own = self.world.bucket(name, name, bucket_lib.open_bucket(location))
+    return objects_lib.Objects(
+      self.replica.run, own, location.to_bytes(), open_bucket
+    )
+
+  def _common(self, name: str, place: agreement.Place) -> tuple[Any, ...]:
+    key = connect.local_key(self._config.seed, name)
+    chain = self.world.chain(name, self.chain.seen_by(key))
+    return self._config, chain, self.objects(name), self.replica, place
+
+  def round(self) -> metrics.Round:
+    """One round of all nodes."""
     began = time.perf_counter()
-    position, shared, miners = state
-    private, sent = {}, {}
-    for uid in sorted(miners):
-      sent[uid], private[uid] = self.miner.contribute(
-        shared.params, miners.pop(uid), uid, position.round
-      )
-    payloads = {uid: c.payload for uid, c in sent.items()}
-    shared, advance = self.replica.advance(shared, payloads, position.round)
-    bytes_round = sum(map(len, payloads.values()))
-    dense_bytes = self.replica.spec.dense_bytes * len(payloads)
-    trained = sum(c.tokens for c in sent.values())
-    position = position._replace(
-      round=position.round + 1,
-      tokens=position.tokens + trained,
-      bytes_up=position.bytes_up + bytes_round,
+    completed = self._position.round + 1
+    self._run_until(completed)
+    sent = {
+      uid: miner.contribution
+      for uid, miner in enumerate(self.miners)
+      if miner.contribution is not None
+    }
+    # Who sends without having trained has no loss to tell of.
+    worked = {uid: c for uid, c in sent.items() if c.tokens}
+    bytes_round = sum(len(c.payload) for c in sent.values())
+    dense_bytes = self.replica.spec.dense_bytes * len(sent)
+    trained = sum(c.tokens for c in worked.values())
+    self._position = self._position._replace(
+      round=completed,
+      tokens=self._position.tokens + trained,
+      bytes_up=self._position.bytes_up + bytes_round,
     )
-    last_step = position.round * self._config.optim.inner_steps - 1
+    last_step = completed * self._config.optim.inner_steps - 1
     seconds = time.perf_counter() - began
-    record = metrics.Round(
-      round=position.round,
-      tokens=position.tokens,
-      loss=np.mean([c.loss for c in sent.values()]),
-      miner_losses=tuple(c.loss for c in sent.values()),
-      uids=tuple(sent),
+    witness = self.validators[0]
+    return metrics.Round(
+      round=completed,
+      tokens=self._position.tokens,
+      loss=float(np.mean([c.loss for c in worked.values()])),
+      miner_losses=tuple(c.loss for c in worked.values()),
+      uids=tuple(worked),
       learning_rate=float(np.asarray(self.replica.method.schedule(last_step))),
-      bytes_up=position.bytes_up,
+      bytes_up=self._position.bytes_up,
       bytes_round=bytes_round,
       dense_bytes_round=dense_bytes,
       compression_ratio=dense_bytes / bytes_round,
-      delta_norm=advance.delta_norm,
-      error_norm=np.mean([c.error_norm for c in sent.values()]),
-      payloads=len(payloads) - len(advance.refused),
+      delta_norm=witness.delta_norm,
+      error_norm=float(np.mean([c.error_norm for c in worked.values()])),
+      payloads=len(witness.messages),
       seconds=seconds,
       tokens_per_second=trained / seconds,
     )
-    return State(position, shared, private), record
 
-  def evaluate(self, state: State) -> metrics.Evaluation:
+  def _run_until(self, completed: int) -> None:
+    """Lets every node do all it has to do for the rounds before `completed`."""
+    plan = self.validators[0].plan
+    limit = plan.start(completed + _PATIENCE)
+    # Validators first: what they decode to check need not be decoded again.
+    nodes = [*self.validators, *self.miners]
+    while waiting := [n for n in nodes if not _done(n, completed)]:
+      head = self.chain.head()
+      if head > limit:
+        raise RuntimeError(f'round {completed - 1} does not end: {waiting}')
+      wakes = []
+      for node in waiting:
+        wake = head
+        while wake == head and not _done(node, completed):
+          wake = node.poll(head)
+        wakes.append(wake)
+      if all(_done(node, completed) for node in waiting):
+        return
+      self.now = max(min(wakes), head + 1) * self.chain.block_seconds
+
+  def state(self) -> State:
+    """All that resuming takes. Valid until the next round."""
+    place = self.validators[0].place
+    protocol = {
+      'block': self.chain.head(),
+      'root': place.root.hex(),
+      'chain': base64.b64encode(self.chain.dump()).decode(),
+      'standings': {
+        str(self._config.miners + i): ratings.to_json(v.standings)
+        for i, v in enumerate(self.validators)
+      },
+    }
+    private = {uid: miner.private for uid, miner in enumerate(self.miners)}
+    return State(self._position, place.shared, private, json.dumps(protocol))
+
+  def load(self, state: State) -> None:
+    """Goes on from a state of this run. Consumes it."""
+    protocol = json.loads(state.protocol)
+    self._position = state.position
+    chain = local.LocalChain.load(
+      base64.b64decode(protocol['chain']), clock=lambda: self.now
+    )
+    place = agreement.Place(
+      state.position.round, bytes.fromhex(protocol['root']), state.shared
+    )
+    standings = {
+      int(uid): ratings.from_json(text)
+      for uid, text in protocol['standings'].items()
+    }
+    self._populate(chain, protocol['block'], place, state.miners, standings)
+
+  def evaluate(self) -> metrics.Evaluation:
     began = time.perf_counter()
-    heldout = self.evaluator.evaluate(state.shared.params)
+    heldout = self.evaluator.evaluate(self.validators[0].shared.params)
     return metrics.Evaluation(
-      round=state.position.round,
-      tokens=state.position.tokens,
-      bytes_up=state.position.bytes_up,
+      round=self._position.round,
+      tokens=self._position.tokens,
+      bytes_up=self._position.bytes_up,
       loss=heldout.nats_per_token,
       nats_per_byte=heldout.nats_per_byte,
       bits_per_byte=heldout.nats_per_byte / np.log(2),
@@ -121,7 +356,8 @@ def run(
 ) -> Outcome:
   """Runs `config` in `workdir`, from its newest checkpoint if it has one.
 
-  Writes config.json, metrics.jsonl, tensorboard/ and checkpoints/.
+  Writes config.json, metrics.jsonl, verdicts.jsonl, tensorboard/ and
+  checkpoints/.
 
   Args:
     config: the experiment.
@@ -135,48 +371,77 @@ def run(
     Diverged: training produced a number that is not one.
   """
   workdir = pathlib.Path(workdir)
-  needs.check(config)
+  needs.check(config, config.miners)
   check_owner(workdir, config)
   host = Host(config, dataset.load(config))
   workdir.mkdir(parents=True, exist_ok=True)
   (workdir / _CONFIG).write_text(config_lib.to_json(config))
-  state = host.init()
   with contextlib.ExitStack() as stack:
     checkpoints = stack.enter_context(
       checkpoint_lib.Checkpoints(workdir / 'checkpoints', config.checkpoint)
     )
-    restored = checkpoints.restore(state)
-    state = restored or state
+    restored = checkpoints.restore(host.state())
+    if restored is not None:
+      host.load(restored)
     path = workdir / 'metrics.jsonl'
     writer = stack.enter_context(
       metrics.MetricsWriter(
         path,
         workdir / 'tensorboard',
-        resume=state.position.round if restored else None,
+        resume=restored.position.round if restored else None,
       )
     )
     for record in metrics.read(path):
       observe(record)
+    completed = restored.position.round if restored else 0
+    verdicts = stack.enter_context(_append(workdir / _VERDICTS, completed))
+
+    def announce(uid: int, verdict: validator_lib.Verdict) -> None:
+      line = {'validator': uid, **verdict._asdict()}
+      verdicts.write(json.dumps(line) + '\n')
+      verdicts.flush()
+
+    host.announce = announce
 
     def log(record: metrics.Record) -> None:
       writer.write(record)
       observe(record)
 
     if restored is None:
-      log(host.evaluate(state))
-    while state.position.round < config.rounds:
-      state, record = host.round(state)
+      log(host.evaluate())
+    while completed < config.rounds:
+      record = host.round()
       log(record)
-      completed = state.position.round
+      completed = record.round
       last, stopped = completed == config.rounds, stop()
       if last or completed % config.eval.every == 0:
-        log(host.evaluate(state))
+        log(host.evaluate())
       if last or stopped or checkpoints.due(completed):
         writer.sync()  # a checkpoint never knows of rounds that are not logged
-        checkpoints.save(state)
+        checkpoints.save(host.state())
       if stopped:
         break
-  return Outcome(state, finished=state.position.round == config.rounds)
+  return Outcome(host.state(), finished=completed == config.rounds)
+
+
+def _done(node: node_lib.Node, completed: int) -> bool:
+  """Whether a node has nothing left to do for the rounds before one."""
+  state = node.state
+  # A miner would train for the next round before it tidies up.
+  tidy = Do.TRAIN in node.can or state.settled(node.can)
+  return state.round >= completed and tidy
+
+
+def _append(path: pathlib.Path, completed: int) -> IO[str]:
+  """A file of verdicts to go on with after some rounds."""
+  kept = []
+  if path.exists():
+    *lines, _ = path.read_text().split('\n')  # the last may be torn
+    kept = [line for line in lines if json.loads(line)['round'] < completed]
+  temporary = path.with_name(path.name + '.tmp')
+  temporary.write_text(''.join(line + '\n' for line in kept))
+  os.replace(temporary, path)
+  return open(path, 'a', encoding='utf-8')
 
 
 def check_owner(workdir: pathlib.Path, config: config_lib.Config) -> None:

@@ -12,8 +12,8 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from covenant import config as config_lib
-from covenant.node import miner as miner_lib
 from covenant.node import replica as replica_lib
+from covenant.node import trainer as trainer_lib
 
 
 class Position(NamedTuple):
@@ -34,7 +34,8 @@ class State(NamedTuple):
 
   position: Position
   shared: replica_lib.Shared
-  miners: dict[int, miner_lib.Private]  # by uid
+  miners: dict[int, trainer_lib.Private]  # by uid
+  protocol: str  # JSON: the chain, the history root, what validators remember
 
 
 class Checkpoints:
@@ -55,27 +56,43 @@ class Checkpoints:
     return completed % self._every == 0
 
   def save(self, state: State) -> None:
-    """Starts to write `state`; returns once training may go on."""
-    latest = self._checkpointer.latest
-    if latest is not None and latest.step == state.position.round:
-      return
-    # A copy: training donates these buffers while the writer still reads.
-    host = jax.tree.map(lambda x: np.array(x), _to_tree(state))
-    self._checkpointer.save_async(state.position.round, host, force=True)
+    """As `save_tree`, after as many rounds as `state` says."""
+    self.save_tree(state.position.round, _to_tree(state))
 
-  def restore(self, like: State) -> State | None:
-    """The newest checkpoint, or None if there is none.
+  def save_tree(self, completed: int, tree: Any) -> None:
+    """Starts to write a tree; returns once training may go on.
 
     Args:
-      like: a state of the same run; its values do not matter.
+      completed: rounds; nothing is written where there is a checkpoint of as
+        many.
+      tree: nested dicts and tuples of arrays and text.
+    """
+    latest = self._checkpointer.latest
+    if latest is not None and latest.step == completed:
+      return
+    # A copy: training donates these buffers while the writer still reads.
+    host = jax.tree.map(_copy, tree)
+    self._checkpointer.save_async(completed, host, force=True)
+
+  def restore_tree(self, like: Any) -> Any | None:
+    """The newest tree, or None if there is none.
+
+    Args:
+      like: a tree of this form; its values do not matter.
     """
     if self._checkpointer.latest is None:
       return None
-    abstract = jax.tree.map(_abstract, _to_tree(like))
-    tree: Any = self._checkpointer.load(abstract_state=abstract)
+    abstract = jax.tree.map(_abstract, like)
+    return self._checkpointer.load(abstract_state=abstract)
+
+  def restore(self, like: State) -> State | None:
+    """The newest state, or None; `like` is one of the same run."""
+    tree = self.restore_tree(_to_tree(like))
+    if tree is None:
+      return None
     position = Position(*map(int, tree['position']))
     miners = {int(uid): m for uid, m in tree['miners'].items()}
-    return State(position, tree['shared'], miners)
+    return State(position, tree['shared'], miners, tree['protocol'])
 
   def __enter__(self) -> 'Checkpoints':
     return self
@@ -90,7 +107,12 @@ def _to_tree(state: State) -> dict[str, Any]:
     'position': np.array(state.position, np.int64),
     'shared': state.shared,
     'miners': {str(uid): m for uid, m in state.miners.items()},
+    'protocol': state.protocol,
   }
+
+
+def _copy(x: Any) -> Any:
+  return x if isinstance(x, str) else np.array(x)
 
 
 def _abstract(x: Any) -> Any:

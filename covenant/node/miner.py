@@ -1,162 +1,104 @@
-"""A miner's part of a round: train on what was assigned, send what matters.
+"""The program of a miner: train, commit, upload, follow.
 
-One `Miner` holds compiled functions and no state: a process runs one miner
-through it, the emulator runs many, each with its own `Private` state.
+The digest of its payload goes on the chain within the put window, the bytes
+into its own bucket.
 """
 
-from typing import Any, NamedTuple
+import base64
+from collections.abc import Mapping
+from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-import optax
+from covenant.node import agreement
+from covenant.node import node as node_lib
+from covenant.node import objects as objects_lib
+from covenant.node import roster as roster_lib
+from covenant.node import round as round_lib
+from covenant.node import trainer as trainer_lib
 
-from covenant import config as config_lib
-from covenant.data import assignment
-from covenant.data import tokens as tokens_lib
-from covenant.models import loss as loss_lib
-from covenant.node import replica as replica_lib
-from covenant.optim import sparseloco
-from covenant.wire import payload
+Do = round_lib.Do
 
 
-class Diverged(RuntimeError):
-  """Training produced a number that is not one."""
+class Miner(node_lib.Node):
+  """One miner.
 
+  Args:
+    *args: as `node.Node`.
+    trainer: compiled once for all miners of a process.
+    private: its own state, if it had one; consumed.
+    **kwargs: as `node.Node`.
+  """
 
-class Private(NamedTuple):
-  """What only one miner knows, and keeps between rounds."""
-
-  inner: Any  # AdamW moments; None where the gradient is sent
-  error: Any  # error feedback; None without
-
-
-class Contribution(NamedTuple):
-  payload: bytes
-  loss: float  # mean training loss over the round, nats a token
-  tokens: int  # trained in this round
-  error_norm: float  # L2 norm of the error feedback left behind
-
-
-class Miner:
-  """Trains from the shared parameters, compiled once for all miners."""
+  can = round_lib.MINER
 
   def __init__(
     self,
-    config: config_lib.Config,
-    replica: replica_lib.Replica,
-    data: tokens_lib.TokenData,
+    *args: Any,
+    trainer: trainer_lib.Trainer,
+    private: trainer_lib.Private | None = None,
+    **kwargs: Any,
   ):
-    self._config = config
-    self._replica = replica
-    self._split = data.train
-    self._step = jax.jit(self._inner_step, donate_argnames=('params', 'state'))
-    self._gradient = jax.jit(self._loss_and_gradient)
-    self._compress = jax.jit(self._compress_round, donate_argnames=('error',))
+    super().__init__(*args, **kwargs)
+    self._trainer = trainer
+    self.private = private or self._fresh()
+    self.contribution: trainer_lib.Contribution | None = None  # the last one
+    self._obey |= {Do.TRAIN: self._train, Do.PUBLISH: self._publish}
 
-  def init(self, params: Any) -> Private:
-    """The state of a miner that has just joined."""
-    method = self._replica.method
-    return Private(
-      inner=method.inner.init(params) if method.inner else None,
-      error=(
-        None if method.error_decay is None else sparseloco.init_error(params)
-      ),
+  def _fresh(self) -> trainer_lib.Private:
+    return self._trainer.init(self.shared.params, self.state.round)
+
+  def _train(self, command: round_lib.Command, head: int) -> None:
+    r = command.round
+    start = self.plan.start(r)
+    roster = roster_lib.read(self.chain, start)
+    task = trainer_lib.Task(
+      roster.uid(self.chain.hotkey), r, self.chain.block_hash(start), self.root
+    )
+    self._contribute(task)
+
+  def _contribute(self, task: trainer_lib.Task) -> None:
+    """Makes what will be published."""
+    self.contribution, self.private = self._trainer.contribute(
+      self.shared.params, self.private, task, self.chain.sign
     )
 
-  def contribute(
-    self, params: Any, private: Private, uid: int, round_index: int
-  ) -> tuple[Contribution, Private]:
-    """One round of miner `uid`; consumes `private`.
+  def _publish(self, command: round_lib.Command, head: int) -> None:
+    """Commits first: who copies the bytes can only commit later."""
+    assert self.contribution is not None
+    data = self.contribution.payload
+    digest = objects_lib.digest(data)
+    self.commit(command.round, digest, head)
+    key = self.objects.key('payloads', command.round, digest)
+    self.objects.keep(key, data)
 
-    Args:
-      params: the shared parameters at the start of the round.
-      private: the miner's own state.
-      uid: who it is: decides the data.
-      round_index: which round.
+  def _resume(
+    self, place: agreement.Place, replayed: Mapping[int, bytes]
+  ) -> None:
+    """Private state outlives an absence: the error feedback is still owed."""
+    super()._resume(place, replayed)
+    self.contribution = None
 
-    Raises:
-      Diverged: a loss is not finite; names the uid, the round and the step.
-    """
-    optim, context = self._config.optim, self._config.data.context
-    ids_HxB = assignment.assign(
-      self._config.seed,
-      uid,
-      round_index,
-      optim.inner_steps * optim.inner.batch_size,
-      self._split.num_sequences(context),
-    ).reshape(optim.inner_steps, optim.inner.batch_size)
-    batches = tokens_lib.prefetch(self._split, ids_HxB, context)
-    losses = []
-    if self._replica.method.inner is None:
-      nats, delta = self._gradient(params, next(batches))
-      losses.append(nats)
-      inner = None
-    else:
-      # The first step donates its parameters: it must not take the shared.
-      local, inner = jax.tree.map(jnp.copy, params), private.inner
-      first = round_index * optim.inner_steps
-      for step, tokens_BxL1 in enumerate(batches, start=first):
-        local, inner, nats = self._step(
-          local, inner, tokens_BxL1, np.int32(step)
-        )
-        losses.append(nats)
-      delta = local
-    message, error, error_norm = self._compress(params, delta, private.error)
-    losses = np.asarray(jax.device_get(losses))
-    if not np.isfinite(losses).all():
-      bad = int(np.argmin(np.isfinite(losses)))
-      raise Diverged(
-        f'miner {uid}, round {round_index}: the loss is {losses[bad]} at inner '
-        f'step {bad}; lower optim.inner.learning_rate'
+  @property
+  def savable(self) -> bool:
+    """What is trained must not be trained again: the error feedback is new."""
+    return self.state.trained and not self.state.published
+
+  def save(self) -> dict[str, Any]:
+    return super().save() | {'private': self.private}
+
+  def load(self, saved: dict[str, Any]) -> dict[str, Any]:
+    text = super().load(saved)
+    self.private = saved['private']
+    if text['contribution'] is not None:
+      payload = base64.b64decode(text['contribution'][0])
+      self.contribution = trainer_lib.Contribution(
+        payload, *text['contribution'][1:]
       )
-    header = payload.Header(self._replica.run, round_index, uid)
-    data = payload.encode(
-      header,
-      jax.device_get(message),
-      self._replica.like,
-      self._replica.spec,
-    )
-    contribution = Contribution(
-      payload=data,
-      loss=float(losses.mean()),
-      tokens=ids_HxB.size * context,
-      error_norm=float(error_norm),
-    )
-    return contribution, Private(inner, error)
+      self.state = self.state._replace(trained=True)
+    return text
 
-  def _loss_and_gradient(
-    self, params: Any, tokens_BxL1: jax.Array
-  ) -> tuple[jax.Array, Any]:
-    loss, gradient = loss_lib.next_token_gradient(
-      self._config.model,
-      params,
-      tokens_BxL1,
-      self._config.optim.inner.microbatch_size or None,
-    )
-    return loss.nats, gradient
-
-  def _inner_step(
-    self, params: Any, state: Any, tokens_BxL1: jax.Array, step: jax.Array
-  ) -> tuple[Any, Any, jax.Array]:
-    method = self._replica.method
-    assert method.inner is not None
-    nats, gradient = self._loss_and_gradient(params, tokens_BxL1)
-    updates, state = method.inner.update(gradient, state, params)
-    rate = method.schedule(step)
-    updates = jax.tree.map(lambda u: rate * u, updates)
-    return optax.apply_updates(params, updates), state, nats
-
-  def _compress_round(
-    self, params: Any, result: Any, error: Any
-  ) -> tuple[Any, Any, jax.Array]:
-    """From where a miner's round ended (or its gradient) to its message."""
-    method = self._replica.method
-    delta = result
-    if method.inner is not None:
-      delta = sparseloco.pseudo_gradient(params, result)
-    message, error = sparseloco.compress(
-      delta, error, method.compression, method.error_decay
-    )
-    norm = jnp.float32(0) if error is None else optax.tree.norm(error)
-    return message, error, norm
+  def _text(self) -> dict[str, Any]:
+    contribution = None
+    if self.contribution is not None and self.state.trained:
+      payload, *numbers = self.contribution
+      contribution = [base64.b64encode(payload).decode(), *numbers]
+    return super()._text() | {'contribution': contribution}

@@ -29,13 +29,6 @@ class Shared(NamedTuple):
   outer: optax.OptState
 
 
-class Advance(NamedTuple):
-  """What one round did to the shared state."""
-
-  delta_norm: float  # L2 norm of the aggregated delta
-  refused: Mapping[int, payload.Refused]  # by uid
-
-
 class Replica:
   """The compiled rules by which the shared state of one run advances."""
 
@@ -44,15 +37,27 @@ class Replica:
     self.like = jax.eval_shape(
       lambda: llama.init(config.model, jax.random.key(0))
     )
-    self.spec = payload.make_spec(self.like, self.method.compression)
-    self.run = payload.run_id(config_lib.to_json(config))
+    codec = config.optim.compression.codec
+    try:
+      self.spec = payload.make_spec(self.like, self.method.compression, codec)
+    except ValueError as e:
+      raise config_lib.ConfigError(f'optim.compression: {e}') from e
+    self.run = payload.run_id(config_lib.identity(config))
     self._config = config
+    self._last: tuple[Shared, str] | None = None
     rules = {'like': self.like, 'compression': self.method.compression}
     self._norms = jax.jit(functools.partial(aggregate.message_norms, **rules))
     self._add = jax.jit(
-      functools.partial(aggregate.add, **rules), donate_argnames=('sums',)
+      functools.partial(aggregate.add, **rules, defence=self.method.defence),
+      donate_argnames=('sums',),
     )
     self._step = jax.jit(self._outer_step)
+
+  def fingerprint(self, shared: Shared) -> str:
+    """As the function of this name; made once for what was asked last."""
+    if self._last is None or self._last[0] is not shared:
+      self._last = (shared, fingerprint(shared.params))
+    return self._last[1]
 
   def init(self) -> Shared:
     """The state before the first round, a function of the run's seed."""
@@ -60,43 +65,47 @@ class Replica:
     params = jax.jit(functools.partial(llama.init, self._config.model))(key)
     return Shared(params, self.method.outer.init(params))
 
+  def decode(
+    self, data: bytes, expected: payload.Header, verify: payload.Verify
+  ) -> payload.Payload:
+    """The content of a payload; raises `payload.Refused`."""
+    return payload.decode(data, expected, self.like, self.spec, verify)
+
   def advance(
-    self, shared: Shared, payloads: Mapping[int, bytes], round_index: int
-  ) -> tuple[Shared, Advance]:
-    """The shared state after a round.
+    self, shared: Shared, messages: Mapping[int, Any]
+  ) -> tuple[Shared, float]:
+    """The shared state after a round, and the L2 norm of the aggregated delta.
 
     Args:
       shared: the state at the start of the round.
-      payloads: uid -> bytes, of everybody who counts. One that is refused
-        counts for nothing and disturbs no other; with none left, the state
+      messages: uid -> message, of everybody who counts. With none the state
         does not move.
-      round_index: the round that the payloads must be of.
     """
-    messages, refused = {}, {}
-    for uid in sorted(payloads):
-      expected = payload.Header(self.run, round_index, uid)
-      try:
-        messages[uid] = payload.decode(
-          payloads[uid], expected, self.like, self.spec
-        )
-      except payload.Refused as e:
-        refused[uid] = e
     if not messages:
-      return shared, Advance(0.0, refused)
-    norms_RxP = jnp.stack([self._norms(m) for m in messages.values()])
+      return shared, 0.0
+    ordered = [messages[uid] for uid in sorted(messages)]
+    norms_RxP = jnp.stack([self._norms(m) for m in ordered])
     factors_RxP = aggregate.clip_factors(norms_RxP, self.method.clip)
-    sums = aggregate.start(self.like, self.method.compression)
-    for message, factors_P in zip(messages.values(), factors_RxP, strict=True):
+    sums = aggregate.start(
+      self.like, self.method.compression, self.method.defence
+    )
+    for message, factors_P in zip(ordered, factors_RxP, strict=True):
       sums = self._add(sums, message, factors_P)
-    peers = jnp.float32(len(messages))
+    peers = jnp.float32(len(ordered))
     shared, delta_norm = self._step(shared, sums, peers)
-    return shared, Advance(float(delta_norm), refused)
+    return shared, float(delta_norm)
 
   def _outer_step(
     self, shared: Shared, sums: Any, peers: jax.Array
   ) -> tuple[Shared, jax.Array]:
+    method = self.method
     delta = aggregate.mean(
-      sums, peers, self.like, self.method.compression, self.method.mean_over
+      sums,
+      peers,
+      self.like,
+      method.compression,
+      method.mean_over,
+      method.defence,
     )
     params, outer = outer_lib.outer_update(
       self.method.outer, delta, shared.outer, shared.params

@@ -9,6 +9,7 @@ same list gets the same bits.
 
 from collections.abc import Sequence
 from typing import Any
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,25 @@ Compression = compression_lib.Compression
 Sums = compression_lib.Sums
 
 
+class Defence(NamedTuple):
+  """What keeps few peers from moving an element far. By default nothing.
+
+  With the mean over senders, an element that one peer alone sends moves as
+  far as one on which all agree: `least_senders` = m divides by at least m.
+  """
+
+  least_senders: int = 1
+  # Of an element that three or more send, the largest and the smallest value
+  # do not count. One peer more or less; more would have to be held at once.
+  trim: bool = False
+  # No value of a peer counts for more than so many times the mean magnitude
+  # of what it sends of the tensor; 0: any.
+  cap: float = 0.0
+
+
+NO_DEFENCE = Defence()
+
+
 def aggregate(
   messages: Sequence[Any],
   like: Any,
@@ -26,6 +46,7 @@ def aggregate(
   mean_over: str = 'senders',
   clip: str = 'median',
   shards: Any = None,
+  defence: Defence = NO_DEFENCE,
 ) -> Any:
   """The mean delta of `messages`, a float32 pytree shaped like `like`.
 
@@ -41,6 +62,7 @@ def aggregate(
     shards: where `messages` and `like` are of one shard, in `jax.shard_map`:
       for each tensor the axes it is sharded on, a pytree of tuples. Norms are
       those of whole tensors.
+    defence: against few who would move much.
   """
   if shards is None:
     shards = jax.tree.map(lambda _: (), like)
@@ -52,10 +74,10 @@ def aggregate(
     return jnp.sqrt(over_shards(jnp.square(norms_R), axes))
 
   def leaf(x: Any, factors_R: Any, *parts: Any) -> jax.Array:
-    sums = start(x, compression)
+    sums = start(x, compression, defence)
     for part, factor in zip(parts, factors_R, strict=True):
-      sums = add(sums, part, factor[None], x, compression)
-    return mean(sums, len(parts), x, compression, mean_over)
+      sums = add(sums, part, factor[None], x, compression, defence)
+    return mean(sums, len(parts), x, compression, mean_over, defence)
 
   treedef = jax.tree.structure(like)
   factors = [()] * treedef.num_leaves
@@ -102,9 +124,11 @@ def clip_factors(norms_RxP: jax.Array, clip: str = 'median') -> jax.Array:
   return jnp.minimum(1.0, median_1xP / (norms_RxP + 1e-8))
 
 
-def start(like: Any, compression: Compression) -> Any:
+def start(
+  like: Any, compression: Compression, defence: Defence = NO_DEFENCE
+) -> Any:
   """The aggregate of no peer: a `Sums` for each leaf of `like`."""
-  return jax.tree.map(lambda x: compression.start(x.shape), like)
+  return jax.tree.map(lambda x: compression.start(x.shape, defence.trim), like)
 
 
 def add(
@@ -113,11 +137,12 @@ def add(
   factors_P: jax.Array,
   like: Any,
   compression: Compression,
+  defence: Defence = NO_DEFENCE,
 ) -> Any:
   """The aggregate with one more peer's message, tensor p times factor p."""
   treedef = jax.tree.structure(like)
   leaves = [
-    compression.add(s, part, factors_P[p])
+    compression.add(s, part, factors_P[p], defence.cap)
     for p, (s, part) in enumerate(
       zip(
         treedef.flatten_up_to(sums),
@@ -135,17 +160,29 @@ def mean(
   like: Any,
   compression: Compression,
   over: str = 'senders',
+  defence: Defence = NO_DEFENCE,
 ) -> Any:
   """The aggregated delta of `peers` added messages; zeros if there are none."""
   if over not in ('senders', 'all'):
     raise ValueError(f"mean over: expected 'senders' or 'all', got {over!r}")
-  peers = jnp.maximum(jnp.asarray(peers, jnp.float32), 1)
+
+  def divisor(count: Any) -> jax.Array:
+    return jnp.maximum(
+      jnp.asarray(count, jnp.float32), defence.least_senders
+    )
+
+  def region(i: int, s: Sums) -> jax.Array:
+    total, senders, count = s.total[i], s.senders[i], peers
+    if defence.trim:
+      many = jnp.broadcast_to(senders >= 3, total.shape)
+      # Where nobody sent, the extremes are infinite.
+      total -= jnp.where(many, s.highest[i], 0) + jnp.where(many, s.lowest[i], 0)
+      senders = senders - jnp.where(senders >= 3, 2, 0).astype(senders.dtype)
+      count = peers - jnp.where(many, 2, 0)
+    return total / divisor(senders if over == 'senders' else count)
 
   def leaf(x: Any, s: Sums) -> jax.Array:
-    parts = [
-      total / (jnp.maximum(senders, 1) if over == 'senders' else peers)
-      for total, senders in zip(s.total, s.senders, strict=True)
-    ]
+    parts = [region(i, s) for i in range(len(s.total))]
     return compression.join(parts, x.shape)
 
   return jax.tree.map(leaf, like, sums)

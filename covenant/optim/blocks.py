@@ -22,6 +22,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 LAYOUTS = ('tiles', 'divisors')
 
@@ -102,6 +103,15 @@ def block_k(
     k = max(2, min(k, block_size))
     return k - k % 2
   return max(1, math.floor(k * block_size / (block[0] * block[1]) + 0.5))
+
+
+def index_dtype(block_size: int) -> np.dtype:
+  """Of indices in a block: two bytes where they are enough.
+
+  >>> index_dtype(64 * 64)
+  dtype('uint16')
+  """
+  return np.dtype(np.uint16 if block_size <= 2**16 else np.int32)
 
 
 def cut(

@@ -23,7 +23,7 @@ class Packet(NamedTuple):
   JAX arrays where it is computed, NumPy arrays where it was received.
   """
 
-  indices: Any  # int32 [N, K], strictly increasing in a block
+  indices: Any  # [N, K], strictly increasing in a block, `blocks.index_dtype`
   codes: Any  # uint8 [N, K], or float32 where nothing is quantized
   scales: Any  # of the quantizer
 
@@ -32,7 +32,10 @@ class Sums(NamedTuple):
   """A running aggregate of one leaf, in the compressor's own layout."""
 
   total: tuple[jax.Array, ...]  # float32
-  senders: tuple[jax.Array, ...]  # float32: how many sent each element
+  senders: tuple[jax.Array, ...]  # uint16: how many sent each element
+  # float32: the largest and smallest value sent; empty unless asked for.
+  highest: tuple[jax.Array, ...] = ()
+  lowest: tuple[jax.Array, ...] = ()
 
 
 class Compression(Protocol):
@@ -59,12 +62,17 @@ class Compression(Protocol):
     """int32 [num_codes]: how often each code is in `part`."""
     ...
 
-  def start(self, shape: Sequence[int]) -> Sums:
-    """The aggregate of no peer."""
+  def start(self, shape: Sequence[int], extremes: bool = False) -> Sums:
+    """The aggregate of no peer; with `extremes` these are kept too."""
     ...
 
-  def add(self, sums: Sums, part: Any, factor: jax.Array) -> Sums:
-    """The aggregate with one more peer, scaled by `factor`."""
+  def add(
+    self, sums: Sums, part: Any, factor: jax.Array, cap: float = 0.0
+  ) -> Sums:
+    """The aggregate with one more peer, scaled by `factor`.
+
+    With a `cap` no magnitude counts for more than so many times their mean.
+    """
     ...
 
   def join(self, parts: Sequence[jax.Array], shape: Sequence[int]) -> jax.Array:
@@ -144,29 +152,43 @@ class TopK:
       jnp.zeros(self.num_codes, jnp.int32),
     )
 
-  def start(self, shape: Sequence[int]) -> Sums:
+  def start(self, shape: Sequence[int], extremes: bool = False) -> Sums:
     zeros = tuple(
       jnp.zeros((r.num_blocks, r.block_size), jnp.float32)
       for r in self.regions(shape)
     )
-    return Sums(zeros, tuple(jnp.zeros_like(z) for z in zeros))
+    senders = tuple(jnp.zeros_like(z, jnp.uint16) for z in zeros)
+    return _with_extremes(Sums(zeros, senders), extremes)
 
   def add(
-    self, sums: Sums, part: tuple[Packet, ...], factor: jax.Array
+    self,
+    sums: Sums,
+    part: tuple[Packet, ...],
+    factor: jax.Array,
+    cap: float = 0.0,
   ) -> Sums:
-    values = self._values(part)
+    values = _capped(self._values(part), cap)
+    ones = [jnp.ones_like(v, jnp.uint16) for v in values]
+    values = [factor * v for v in values]
     return Sums(
-      _scatter_add(sums.total, part, [factor * v for v in values]),
-      _scatter_add(sums.senders, part, [jnp.ones_like(v) for v in values]),
+      _scatter_add(sums.total, part, values),
+      _scatter_add(sums.senders, part, ones),
+      *(
+        tuple(
+          getattr(x.at[jnp.arange(x.shape[0])[:, None], p.indices], how)(v)
+          for x, p, v in zip(onto, part, values, strict=True)
+        )
+        for onto, how in ((sums.highest, 'max'), (sums.lowest, 'min'))
+        if onto
+      ),
     )
 
   def join(self, parts: Sequence[jax.Array], shape: Sequence[int]) -> jax.Array:
     return blocks.join(parts, shape, self.block, self.layout)
 
   def _packet(self, blocks_NxL: jax.Array) -> Packet:
-    indices_NxK = topk.select(blocks_NxL, self.block_k(blocks_NxL.shape[1]))
-    values_NxK = jnp.take_along_axis(blocks_NxL, indices_NxK, axis=1)
-    return Packet(indices_NxK, *self.quantizer.encode(values_NxK))
+    k = self.block_k(blocks_NxL.shape[1])
+    return make_packet(blocks_NxL, topk.select(blocks_NxL, k), self.quantizer)
 
   def _values(self, part: tuple[Packet, ...]) -> list[jax.Array]:
     return [self.quantizer.decode(p.codes, p.scales) for p in part]
@@ -194,22 +216,58 @@ class Dense:
     del part
     return jnp.zeros(0, jnp.int32)
 
-  def start(self, shape: Sequence[int]) -> Sums:
+  def start(self, shape: Sequence[int], extremes: bool = False) -> Sums:
     zeros = jnp.zeros(tuple(shape), jnp.float32)
-    return Sums((zeros,), (jnp.zeros((), jnp.float32),))
+    sums = Sums((zeros,), (jnp.zeros((), jnp.uint16),))
+    return _with_extremes(sums, extremes)
 
-  def add(self, sums: Sums, part: jax.Array, factor: jax.Array) -> Sums:
-    return Sums((sums.total[0] + factor * part,), (sums.senders[0] + 1,))
+  def add(
+    self, sums: Sums, part: jax.Array, factor: jax.Array, cap: float = 0.0
+  ) -> Sums:
+    (value,) = _capped([part], cap)
+    value = factor * value
+    return Sums(
+      (sums.total[0] + value,),
+      (sums.senders[0] + jnp.uint16(1),),
+      tuple(jnp.maximum(x, value) for x in sums.highest),
+      tuple(jnp.minimum(x, value) for x in sums.lowest),
+    )
 
   def join(self, parts: Sequence[jax.Array], shape: Sequence[int]) -> jax.Array:
     del shape
     return parts[0]
 
 
+def make_packet(
+  blocks_NxL: jax.Array, indices_NxK: jax.Array, quantizer: quantize.Quantizer
+) -> Packet:
+  """The selected values of a region, quantized."""
+  values_NxK = jnp.take_along_axis(blocks_NxL, indices_NxK, axis=1)
+  indices_NxK = indices_NxK.astype(blocks.index_dtype(blocks_NxL.shape[1]))
+  return Packet(indices_NxK, *quantizer.encode(values_NxK))
+
+
+def _with_extremes(sums: Sums, wanted: bool) -> Sums:
+  if not wanted:
+    return sums
+  highest = tuple(jnp.full_like(x, -jnp.inf) for x in sums.total)
+  return sums._replace(highest=highest, lowest=tuple(-x for x in highest))
+
+
+def _capped(values: Sequence[jax.Array], cap: float) -> list[jax.Array]:
+  """Values of one peer's tensor, `cap` times their mean magnitude at most."""
+  if not cap:
+    return list(values)
+  total = sum((jnp.sum(jnp.abs(v)) for v in values), jnp.float32(0))
+  limit = cap * total / max(sum(v.size for v in values), 1)
+  return [jnp.clip(v, -limit, limit) for v in values]
+
+
 def _locate(
   r: blocks.Region, indices_NxK: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
   """Matrix, row and column of the elements of a region's blocks."""
+  indices_NxK = indices_NxK.astype(jnp.int32)
   across = (r.columns[1] - r.columns[0]) // r.width
   block_Nx1 = jnp.arange(r.num_blocks, dtype=jnp.int32)[:, None]
   down = (r.rows[1] - r.rows[0]) // r.height

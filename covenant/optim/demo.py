@@ -12,6 +12,7 @@ exchange after every gradient, with the residual as the momentum and the sign
 as the outer optimizer.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -44,6 +45,9 @@ def demo(
 
   Only the message crosses `axis_name` (an all-gather), every step. All peers
   get the same updates, so equal parameters stay equal.
+
+  Where the parameters' types say how they are sharded, every shard compresses
+  itself, as in `sparseloco`: blocks are cut, and transformed, in the shard.
 
   The default compression keeps one density in all blocks. The source cuts as
   `DCTTopK(layout='divisors')` does, and so sends half of a vector.
@@ -81,6 +85,14 @@ def demo(
     error = exchange.varying(sparseloco.init_error(params), axis_name)
     return DemoState(jnp.zeros((), jnp.int32), error)
 
+  def transmit(delta: Any, error: Any, shards: Any) -> tuple[Any, Any, Any]:
+    message, error = sparseloco.compress(delta, error, compression, error_decay)
+    # Not clipped, and the mean is taken of coefficients: joined afterwards.
+    mean = exchange.exchange(
+      message, delta, compression, axis_name, 'senders', 'none', shards
+    )
+    return mean, error, ()
+
   def update(
     updates: Any, state: Any, params: Any = None, **extra_args: Any
   ) -> tuple[Any, DemoState]:
@@ -90,12 +102,11 @@ def demo(
       rate = rate(state.count)
     rate = jnp.asarray(rate, jnp.float32)
     delta = jax.tree.map(lambda g: rate * g.astype(jnp.float32), updates)
-    message, error = sparseloco.compress(
-      delta, state.error, compression, error_decay
-    )
-    # Not clipped, and the mean is taken of coefficients: joined afterwards.
-    mean = exchange.exchange(
-      message, delta, compression, axis_name, 'senders', 'none'
+    shards = jax.tree.map(lambda x: exchange.shard_axes(x, axis_name), delta)
+    mean, error, _ = exchange.on_shards(
+      functools.partial(transmit, shards=shards),
+      (delta, state.error),
+      axis_name,
     )
     updates = jax.tree.map(
       lambda m, g: (-rate * jnp.sign(m)).astype(g.dtype), mean, updates
@@ -103,3 +114,19 @@ def demo(
     return updates, DemoState(state.count + 1, error)
 
   return optax.GradientTransformationExtraArgs(init, update)
+
+
+def signed(
+  schedule: optax.Schedule, weight_decay: float
+) -> optax.GradientTransformation:
+  """The outer step of the nodes: theta -= lr * (sign(delta) + decay * theta).
+
+  There the momentum is of plain gradients; `demo`, as the source, weighs each
+  by the rate of its step. At a constant rate the two step alike.
+  """
+  return optax.chain(
+    optax.stateless(lambda delta, _: jax.tree.map(jnp.sign, delta)),
+    optax.add_decayed_weights(weight_decay),
+    optax.scale_by_schedule(schedule),
+    optax.scale(-1.0),
+  )

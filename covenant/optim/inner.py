@@ -1,4 +1,4 @@
-"""The inner optimizer: AdamW, with its learning rate given from outside.
+"""The inner optimizer, AdamW or Muon, its learning rate given from outside.
 
 The rate is a function of the run's step, not of how many updates this miner
 has made: a miner that joins late trains at the rate everybody else does.
@@ -9,9 +9,16 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from covenant import config
+from covenant.optim import exchange
+
+
+def make(inner: config.Inner) -> optax.GradientTransformation:
+  """What `inner.kind` says. Its updates are to be multiplied by the rate."""
+  return {'adamw': adamw, 'muon': muon}[inner.kind](inner)
 
 
 def adamw(inner: config.Inner) -> optax.GradientTransformation:
@@ -26,6 +33,48 @@ def adamw(inner: config.Inner) -> optax.GradientTransformation:
     optax.scale(-1.0),
   )
   return optax.GradientTransformation(tx.init, _promoting(tx.update))
+
+
+def muon(inner: config.Inner) -> optax.GradientTransformation:
+  """Clipped Muon of matrices, and AdamW of embeddings and gains.
+
+  Both with Nesterov momentum, as optax has it. Scaled to the root mean square
+  of AdamW's updates (arXiv 2502.16982), so that one rate serves both. Of a
+  stack of layers, every matrix is its own.
+  """
+  tx = optax.chain(
+    optax.clip_by_global_norm(inner.clip_norm),
+    optax.contrib.muon(
+      1.0,
+      eps=inner.eps,
+      weight_decay=inner.weight_decay,
+      adam_b1=inner.b1,
+      adam_b2=inner.b2,
+      adam_weight_decay=inner.weight_decay,
+      muon_weight_dimension_numbers=_matrices,
+      consistent_rms=0.2,
+    ),
+  )
+  return optax.GradientTransformation(
+    _promoting(tx.init), _promoting(tx.update)
+  )
+
+
+def _matrices(params: Any) -> Any:
+  """Which leaves are matrices [..., in, out] to Muon; None for others."""
+
+  def of(path: Any, x: Any) -> Any:
+    name = jax.tree_util.keystr(path)
+    if x.ndim < 2 or 'embedding' in name:
+      return None
+    if axes := exchange.shard_axes(x, None):
+      raise ValueError(
+        f'optim.inner.kind: muon orthogonalizes whole matrices, and {name} is '
+        f'sharded on {axes}; use adamw'
+      )
+    return optax.contrib.MuonDimensionNumbers(-2, -1)
+
+  return jax.tree_util.tree_map_with_path(of, params)
 
 
 def schedule(inner: config.Inner, total_steps: int) -> optax.Schedule:
@@ -44,6 +93,19 @@ def schedule(inner: config.Inner, total_steps: int) -> optax.Schedule:
       end_value=inner.final_ratio * inner.learning_rate,
     )
   )
+
+
+def rejoin_factor(
+  inner: config.Inner, step: jax.Array, first: jax.Array
+) -> jax.Array:
+  """How much of the rate counts for a miner whose first step was `first`.
+
+  Its moments start at zero while the rate of the run may be at its peak: it
+  warms up over `rejoin_steps` (reference/templar.md 2.7). Who starts with the
+  run follows the schedule alone.
+  """
+  warm = (step - first + 1).astype(jnp.float32) / max(inner.rejoin_steps, 1)
+  return jnp.where(first > 0, jnp.minimum(warm, 1.0), 1.0)
 
 
 def _promoting(function: Callable[..., Any]) -> Callable[..., Any]:

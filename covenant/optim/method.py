@@ -4,8 +4,14 @@ All methods are one round with other parts in it:
 
   sparseloco  H AdamW steps, top-k with error feedback, outer SGD or Nesterov
   diloco      H AdamW steps, the dense delta, outer Nesterov
+  demo        no local step: the gradient joins a momentum, of which the peaks
+              of the cosine transform are sent; outer step by the sign
   ddp         no local step: the gradient itself, then AdamW as outer optimizer
               (plain synchronous data-parallel training)
+
+AdamW may be Muon. Streaming DiLoCo and SPARTA exchange within a round and with
+other parameters at every peer; they are transformations only (streaming.py,
+sparta.py).
 """
 
 from typing import NamedTuple
@@ -13,8 +19,10 @@ from typing import NamedTuple
 import optax
 
 from covenant import config as config_lib
+from covenant.optim import aggregate
 from covenant.optim import compression as compression_lib
 from covenant.optim import dct
+from covenant.optim import demo
 from covenant.optim import inner as inner_lib
 from covenant.optim import outer as outer_lib
 from covenant.optim import quantize
@@ -43,6 +51,7 @@ class Method(NamedTuple):
   outer: optax.GradientTransformation
   mean_over: str
   clip: str
+  defence: aggregate.Defence = aggregate.NO_DEFENCE
 
 
 def make(config: config_lib.Config) -> Method:
@@ -51,24 +60,34 @@ def make(config: config_lib.Config) -> Method:
   schedule = inner_lib.schedule(
     optim.inner, total_steps=config.rounds * optim.inner_steps
   )
-  adamw = inner_lib.adamw(optim.inner)
+  inner = inner_lib.make(optim.inner)
   dense = compression_lib.Dense()
   if optim.method == 'ddp':
-    outer = optax.chain(adamw, optax.scale_by_schedule(schedule))
+    outer = optax.chain(inner, optax.scale_by_schedule(schedule))
     return Method(None, schedule, dense, None, outer, 'all', 'none')
   outer = outer_lib.nesterov(optim.outer.learning_rate, optim.outer.momentum)
   if optim.method == 'diloco':
-    return Method(adamw, schedule, dense, None, outer, 'all', 'none')
+    return Method(inner, schedule, dense, None, outer, 'all', 'none')
   sparse = optim.compression
   compression = _COMPRESSIONS[sparse.kind](
-    k=sparse.k, block=sparse.block, quantizer=_QUANTIZERS[sparse.quantizer]
+    sparse.k, sparse.block, _QUANTIZERS[sparse.quantizer], sparse.layout
   )
+  if optim.method == 'demo':
+    outer = demo.signed(schedule, optim.inner.weight_decay)
+    return Method(
+      None, schedule, compression, sparse.error_decay, outer, 'senders', 'none'
+    )
   return Method(
-    adamw,
+    inner,
     schedule,
     compression,
     sparse.error_decay,
     outer,
     optim.aggregation.mean,
     optim.aggregation.clip,
+    aggregate.Defence(
+      optim.aggregation.least_senders,
+      optim.aggregation.trim,
+      optim.aggregation.cap,
+    ),
   )

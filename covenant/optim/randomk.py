@@ -25,8 +25,7 @@ class RandomK(compression.TopK):
 
   def _packet(self, blocks_NxL: jax.Array) -> compression.Packet:
     indices_NxK = select(blocks_NxL, self.block_k(blocks_NxL.shape[1]))
-    values_NxK = jnp.take_along_axis(blocks_NxL, indices_NxK, axis=1)
-    return compression.Packet(indices_NxK, *self.quantizer.encode(values_NxK))
+    return compression.make_packet(blocks_NxL, indices_NxK, self.quantizer)
 
 
 def select(blocks_NxL: jax.Array, k: int) -> jax.Array:

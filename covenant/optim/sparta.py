@@ -6,11 +6,14 @@ unsent: a parameter that drifted is averaged when its turn comes, every 1 / p
 steps or so (reference/papers.md 5, SPARTA, from the authors' EXO Gym).
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+
+from covenant.optim import exchange
 
 
 class SpartaState(NamedTuple):
@@ -31,7 +34,8 @@ def sparta(
   Every update applies `inner`, then sets max(1, round(p * size)) elements of
   each leaf to their mean over the peers. Only these values cross the axis.
   Peers begin equal or drift together; unlike after an exchange of SparseLoCo
-  they are never all equal at once.
+  they are never all equal at once. Where the parameters' types say how they
+  are sharded, every shard draws elements of its own.
 
   Args:
     inner: the local optimizer, such as `optax.adamw(3e-4)`, or `diloco(...)`.
@@ -53,15 +57,22 @@ def sparta(
   def init(params: Any) -> SpartaState:
     return SpartaState(jnp.zeros((), jnp.int32), inner.init(params))
 
-  def average(updates: Any, params: Any, count: jax.Array) -> Any:
+  def average(
+    updates: Any, params: Any, count: jax.Array, shards: Any
+  ) -> tuple[Any, ...]:
     """`updates` that lead to the mean at the elements whose turn it is."""
     key = jax.random.fold_in(jax.random.key(seed), count)
     leaves, treedef = jax.tree.flatten(updates)
     flat = [u.reshape(-1) for u in leaves]
     where, old, new = [], [], []
+    axes = treedef.flatten_up_to(shards)
     for i, param in enumerate(treedef.flatten_up_to(params)):
       chosen = min(param.size, max(1, round(p * param.size)))
-      at = positions(jax.random.fold_in(key, i), param.size, chosen)
+      key_of_leaf = jax.random.fold_in(key, i)
+      if axes[i]:
+        shard = jax.lax.axis_index(axes[i])
+        key_of_leaf = jax.random.fold_in(key_of_leaf, shard)
+      at = positions(key_of_leaf, param.size, chosen)
       where.append(at)
       old.append(param.reshape(-1)[at])
       new.append(optax.apply_updates(old[i], flat[i][at]))
@@ -76,9 +87,10 @@ def sparta(
           to_mean.astype(u.dtype), indices_are_sorted=True, unique_indices=True
         )
       )
-    return treedef.unflatten(
+    updates = treedef.unflatten(
       [x.reshape(u.shape) for x, u in zip(flat, leaves, strict=True)]
     )
+    return updates, params, count, ()
 
   def update(
     updates: Any, state: Any, params: Any = None, **extra_args: Any
@@ -89,7 +101,12 @@ def sparta(
       updates, state.inner, params, **extra_args
     )
     if axis_name is not None:
-      updates = average(updates, params, state.count)
+      shards = jax.tree.map(lambda x: exchange.shard_axes(x, axis_name), params)
+      updates, *_ = exchange.on_shards(
+        functools.partial(average, shards=shards),
+        (updates, params, state.count),
+        axis_name,
+      )
     return updates, SpartaState(state.count + 1, inner_state)
 
   return optax.GradientTransformationExtraArgs(init, update)

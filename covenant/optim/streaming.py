@@ -124,11 +124,15 @@ def streaming_diloco(
     offset = p * inner_steps // fragments
     return (step > 0) & ((step - offset) % inner_steps == 0)
 
+  def mean(delta: Any) -> tuple[Any, Any]:
+    return jax.lax.pmean(delta, axis_name), ()
+
   def send(local: Any, fragment: Fragment) -> tuple[Any, Fragment]:
     delta = sparseloco.pseudo_gradient(fragment.anchor, local)
     if axis_name is not None:
-      delta = varying(jax.lax.pmean(delta, axis_name))
-    return local, fragment._replace(pending=delta)
+      # Of each shard alone, where the types say that there are shards.
+      delta, _ = exchange.on_shards(mean, (delta,), axis_name)
+    return local, fragment._replace(pending=varying(delta))
 
   def receive(local: Any, fragment: Fragment) -> tuple[Any, Fragment]:
     anchor, outer_state = sparseloco.outer_update(

@@ -8,12 +8,15 @@ L = 4096 and k = 64 that is 512 bits, 8 an index, where 12-bit indices take
 block takes the same number of bits, so one can be found and decoded alone,
 and one set of indices has exactly one encoding.
 
-`templar.py` has the same three functions for 12-bit indices.
+`templar.py` has the same functions for 12-bit indices, `rice.py` for sections
+whose length varies: only there `least_bytes` and `length` say something.
 """
 
 from collections.abc import Iterator
 
 import numpy as np
+
+from covenant.optim import blocks
 
 # Bits that take a byte each at one time, while they are packed or unpacked.
 # What that needs is about six times as much, below 2 MiB, and fits a cache.
@@ -48,6 +51,19 @@ def section_bytes(num_blocks: int, block_size: int, k: int, bits: int) -> int:
   return -(-num_blocks * (index_bits(block_size, k) + k * bits) // 8)
 
 
+def least_bytes(num_blocks: int, block_size: int, k: int, bits: int) -> int:
+  """The fewest bytes of a packed region: here `section_bytes`."""
+  return section_bytes(num_blocks, block_size, k, bits)
+
+
+def length(
+  data: bytes | memoryview, num_blocks: int, block_size: int, k: int, bits: int
+) -> int:
+  """Bytes of the section that `data` begins with: here `section_bytes`."""
+  del data
+  return section_bytes(num_blocks, block_size, k, bits)
+
+
 def pack(
   indices_NxK: np.ndarray, codes_NxK: np.ndarray, block_size: int, bits: int
 ) -> bytes:
@@ -80,7 +96,7 @@ def pack(
 def unpack(
   data: bytes | memoryview, num_blocks: int, block_size: int, k: int, bits: int
 ) -> tuple[np.ndarray, np.ndarray]:
-  """What `pack` packed: int32 indices and uint8 codes, both [N, K].
+  """What `pack` packed: indices (`blocks.index_dtype`), uint8 codes.
 
   Raises:
     CodecError: if `data` is not what `pack` would have made of any message.
@@ -91,7 +107,7 @@ def unpack(
   low = low_bits(block_size, k)
   block_bits = index_bits(block_size, k) + k * bits
   packed = np.frombuffer(data, np.uint8)
-  indices_NxK = np.empty((num_blocks, k), np.int32)
+  indices_NxK = np.empty((num_blocks, k), blocks.index_dtype(block_size))
   codes_NxK = np.empty((num_blocks, k), np.uint8)
   for start, stop in runs(num_blocks, block_bits):
     n = stop - start
@@ -110,16 +126,18 @@ def unpack(
       )
     start_Nx1 = bitmap_NxW.shape[1] * np.arange(n)[:, None]
     high = np.flatnonzero(bitmap_NxW).reshape(n, k) - start_Nx1 - np.arange(k)
-    indices_NxK[start:stop] = high << low
-    indices_NxK[start:stop] |= from_bits(bits_NxB[:, : k * low], k, low)
-    check_indices(indices_NxK[start:stop], block_size)
+    indices = high << low | from_bits(bits_NxB[:, : k * low], k, low)
+    check_indices(indices, block_size)
+    indices_NxK[start:stop] = indices
     codes_NxK[start:stop] = from_bits(
       bits_NxB[:, block_bits - k * bits :], k, bits
     )
   return indices_NxK, codes_NxK
 
 
-def runs(num_blocks: int, block_bits: int) -> Iterator[tuple[int, int]]:
+def runs(
+  num_blocks: int, block_bits: int, run_bits: int = _TRANSIENT_BITS
+) -> Iterator[tuple[int, int]]:
   """Starts and stops of runs of blocks, few enough to unpack at once.
 
   Each but the last has a multiple of eight blocks, so it ends with a byte.
@@ -127,7 +145,7 @@ def runs(num_blocks: int, block_bits: int) -> Iterator[tuple[int, int]]:
   >>> list(runs(1000, 640))
   [(0, 408), (408, 816), (816, 1000)]
   """
-  step = max(8, _TRANSIENT_BITS // max(1, block_bits) // 8 * 8)
+  step = max(8, run_bits // max(1, block_bits) // 8 * 8)
   for start in range(0, num_blocks, step):
     yield start, min(start + step, num_blocks)
 

@@ -1,14 +1,17 @@
 """One peer's contribution to one round, as bytes.
 
-  magic 'CVNT' | version u16 | uid u32 | round u64 | run 16 | spec 16   header
+  magic 'CVNT' | version u16 | uid u32 | round u64 | run 16 | spec 16
+    | root 16 | receipt 16 | sequences u32                             header
   per tensor, per region: packed indices and codes | scales            body
   blake2b-256 of all of the above                                      digest
+  64 bytes by the sender's hotkey over the digest                      signature
 
 All integers are little-endian. `spec` is a digest of every tensor's name,
 shape, blocks, k, quantizer and codec: both sides derive these from the run's
 config, and a payload made for another is refused before its body is read. The
-length of a payload follows from the spec, so it is known before a byte is
-fetched. One message has one encoding.
+length of a payload follows from the spec (with the codec 'rice' its bounds
+do), so it is known before a byte is fetched. One message has one encoding, up
+to the signature: ed25519 has one, sr25519 draws a new one each time.
 """
 
 import dataclasses
@@ -16,6 +19,7 @@ import enum
 import hashlib
 import json
 import struct
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -25,15 +29,21 @@ import numpy as np
 from covenant.optim import compression as compression_lib
 from covenant.optim import quantize
 from covenant.wire import codec as codec_lib
+from covenant.wire import rice
 from covenant.wire import templar
 
-_HEADER = struct.Struct('<4sHIQ16s16s')
+_HEADER = struct.Struct('<4sHIQ16s16s16s16sI')
 _MAGIC = b'CVNT'
-_VERSION = 1
+_VERSION = 2
 _DIGEST_BYTES = 32
-_CODECS = {'elias-fano': codec_lib, 'pack12': templar}
+_SIGNATURE_BYTES = 64
+_PERSON = b'covenant.payload'  # no other signed text has this digest
+_CODECS = {'elias-fano': codec_lib, 'rice': rice, 'pack12': templar}
 # Far above any delta a sane run makes, far below what overflows float32 sums.
 _LARGEST = 1e6
+
+Sign = Callable[[bytes], bytes]
+Verify = Callable[[bytes, bytes], bool]  # data, signature
 
 
 class Reason(enum.Enum):
@@ -46,6 +56,8 @@ class Reason(enum.Enum):
   SPEC = 'of another model or compression'
   ROUND = 'of another round'
   UID = 'of another uid'
+  ROOT = 'trained from other parameters'
+  SIGNATURE = 'not signed by the hotkey of its uid'
   INDICES = 'bad indices'
   VALUES = 'bad values'
 
@@ -59,9 +71,19 @@ class Refused(ValueError):
 
 
 class Header(NamedTuple):
+  """What a payload says of itself, signed."""
+
   run: bytes  # 16 bytes, see `run_id`
   round: int
   uid: int
+  root: bytes  # 16 bytes: the history whose parameters it was trained from
+  receipt: bytes  # 16 bytes: a digest of the tokens it was trained on
+  sequences: int  # how many it was trained on
+
+
+class Payload(NamedTuple):
+  header: Header
+  message: Any  # of NumPy arrays
 
 
 class Region(NamedTuple):
@@ -84,7 +106,7 @@ class Spec:
 
   tensors: tuple[Tensor, ...]
   compression: compression_lib.Compression
-  codec: str = 'elias-fano'  # of the indices; or 'pack12', as deployed
+  codec: str = 'elias-fano'  # of the indices; or 'rice', 'pack12'
 
   @property
   def quantizer(self) -> quantize.Quantizer:
@@ -99,8 +121,13 @@ class Spec:
 
   @property
   def payload_bytes(self) -> int:
-    body = sum(_section_bytes(self, t) for t in self.tensors)
-    return _HEADER.size + body + _DIGEST_BYTES
+    """Of every payload; with the codec 'rice', of the longest."""
+    return _around(sum(_section_bytes(self, t)[1] for t in self.tensors))
+
+  @property
+  def least_bytes(self) -> int:
+    """Of the shortest payload: `payload_bytes` but with the codec 'rice'."""
+    return _around(sum(_section_bytes(self, t)[0] for t in self.tensors))
 
   @property
   def dense_bytes(self) -> int:
@@ -118,7 +145,8 @@ def make_spec(
   Args:
     like: the parameters or their shapes.
     compression: what makes the messages.
-    codec: of the indices: 'elias-fano', or 'pack12' as deployed.
+    codec: of the indices: 'elias-fano'; 'rice', which is smaller but of no
+      fixed length; or 'pack12' as deployed.
 
   Raises:
     ValueError: for an unknown codec, or blocks that it cannot carry.
@@ -138,7 +166,9 @@ def make_spec(
       try:
         _CODECS[codec].section_bytes(*region, 0)
       except codec_lib.CodecError as e:
-        raise ValueError(f'{name} of shape {tuple(leaf.shape)}: {e}') from e
+        raise ValueError(
+          f'codec {codec!r}: {name} of shape {tuple(leaf.shape)}: {e}'
+        ) from e
     return Tensor(name, tuple(leaf.shape), layout)
 
   leaves = jax.tree_util.tree_leaves_with_path(like)
@@ -150,7 +180,9 @@ def run_id(text: str) -> bytes:
   return hashlib.blake2b(text.encode(), digest_size=16).digest()
 
 
-def encode(header: Header, message: Any, like: Any, spec: Spec) -> bytes:
+def encode(
+  header: Header, message: Any, like: Any, spec: Spec, sign: Sign
+) -> bytes:
   """The payload of a message.
 
   Args:
@@ -158,78 +190,124 @@ def encode(header: Header, message: Any, like: Any, spec: Spec) -> bytes:
     message: what `sparseloco.compress` returned; NumPy or JAX arrays.
     like: the parameters or their shapes.
     spec: `make_spec(like, compression)`.
+    sign: the sender's signature of some bytes, 64 bytes.
   """
   parts = jax.tree.structure(like).flatten_up_to(message)
   chunks = [
     _HEADER.pack(
-      _MAGIC, _VERSION, header.uid, header.round, header.run, spec.digest
+      _MAGIC,
+      _VERSION,
+      header.uid,
+      header.round,
+      header.run,
+      spec.digest,
+      header.root,
+      header.receipt,
+      header.sequences,
     )
   ]
   for tensor, part in zip(spec.tensors, parts, strict=True):
     chunks.extend(_encode_tensor(tensor, part, spec))
   data = b''.join(chunks)
-  return data + hashlib.blake2b(data, digest_size=_DIGEST_BYTES).digest()
+  digest = _digest(data)
+  return data + digest + sign(digest)
 
 
-def decode(data: bytes, expected: Header, like: Any, spec: Spec) -> Any:
-  """The message of a payload from a peer that may be hostile.
+def decode(
+  data: bytes, expected: Header, like: Any, spec: Spec, verify: Verify
+) -> Payload:
+  """The content of a payload from a peer that may be hostile.
 
   Args:
     data: the payload.
-    expected: the run, the round and the uid it must be of.
+    expected: the run, the round, the uid and the root it must be of; what it
+      says of its data is for the caller to check.
     like: the parameters or their shapes.
     spec: `make_spec(like, compression)`.
+    verify: whether the hotkey of `expected.uid` signed some bytes.
 
   Returns:
-    A message of NumPy arrays, structured for `like`.
+    A header that equals `expected` in all but receipt and sequences, and a
+    message of NumPy arrays, structured for `like`.
 
   Raises:
     Refused: with one reason; nothing was allocated beyond the payload's size
-      before the length, the digest and the header were found right.
+      before length, digest, header and signature were found right.
   """
-  if len(data) != spec.payload_bytes:
-    raise Refused(
-      Reason.LENGTH, f'expected {spec.payload_bytes} bytes, got {len(data)}'
-    )
-  body_end = len(data) - _DIGEST_BYTES
-  body = memoryview(data)[:body_end]
-  digest = hashlib.blake2b(body, digest_size=_DIGEST_BYTES).digest()
-  if digest != data[body_end:]:
+  least, most = spec.least_bytes, spec.payload_bytes
+  if not least <= len(data) <= most:
+    expected_ = f'{most}' if least == most else f'{least} to {most}'
+    raise Refused(Reason.LENGTH, f'expected {expected_} bytes, got {len(data)}')
+  body_end = len(data) - _DIGEST_BYTES - _SIGNATURE_BYTES
+  digest = _digest(memoryview(data)[:body_end])
+  if digest != data[body_end : body_end + _DIGEST_BYTES]:
     raise Refused(Reason.DIGEST, 'the bytes are not those the sender digested')
-  magic, version, uid, round_index, run, layout = _HEADER.unpack_from(data)
+  magic, version, uid, round_index, run, layout, root, receipt, sequences = (
+    _HEADER.unpack_from(data)
+  )
   for reason, want, got in (
     (Reason.MAGIC, (_MAGIC, _VERSION), (magic, version)),
     (Reason.RUN, expected.run, run),
     (Reason.SPEC, spec.digest, layout),
     (Reason.ROUND, expected.round, round_index),
     (Reason.UID, expected.uid, uid),
+    (Reason.ROOT, expected.root, root),
   ):
     if want != got:
-      raise Refused(reason, f'expected {want!r}, got {got!r}')
-  offset, parts = _HEADER.size, []
+      raise Refused(reason, f'expected {_shown(want)}, got {_shown(got)}')
+  if not verify(digest, data[-_SIGNATURE_BYTES:]):
+    raise Refused(Reason.SIGNATURE, f'uid {uid} did not sign these bytes')
+  body, parts = memoryview(data)[_HEADER.size : body_end], []
   for tensor in spec.tensors:
-    size = _section_bytes(spec, tensor)
-    section = memoryview(data)[offset : offset + size]
-    parts.append(_decode_tensor(tensor, section, spec))
-    offset += size
-  return jax.tree.structure(like).unflatten(parts)
+    part, body = _decode_tensor(tensor, body, spec)
+    parts.append(part)
+  if body:
+    raise Refused(Reason.LENGTH, f'{len(body)} bytes after the last tensor')
+  message = jax.tree.structure(like).unflatten(parts)
+  header = Header(run, round_index, uid, root, receipt, sequences)
+  return Payload(header, message)
 
 
-def _section_bytes(spec: Spec, tensor: Tensor) -> int:
+def _digest(data: bytes | memoryview) -> bytes:
+  return hashlib.blake2b(
+    data, digest_size=_DIGEST_BYTES, person=_PERSON
+  ).digest()
+
+
+def _shown(value: Any) -> str:
+  return value.hex() if isinstance(value, bytes) else str(value)
+
+
+def _around(body: int) -> int:
+  """Bytes of a payload with so many of body."""
+  return _HEADER.size + body + _DIGEST_BYTES + _SIGNATURE_BYTES
+
+
+def _section_bytes(spec: Spec, tensor: Tensor) -> tuple[int, int]:
+  """The fewest and the most bytes of a tensor."""
   if not tensor.regions:
-    return 4 * int(np.prod(tensor.shape))
-  return sum(sum(_region_bytes(spec, r)) for r in tensor.regions)
+    dense = 4 * int(np.prod(tensor.shape))
+    return dense, dense
+  codec, bits = _CODECS[spec.codec], _packed_bits(spec)
+  others = sum(sum(_other_bytes(spec, r)) for r in tensor.regions)
+  least = sum(codec.least_bytes(*r, bits) for r in tensor.regions)
+  most = sum(codec.section_bytes(*r, bits) for r in tensor.regions)
+  return least + others, most + others
 
 
-def _region_bytes(spec: Spec, region: Region) -> tuple[int, int, int]:
-  """Bytes of a region's packed indices and codes, raw values and scales."""
+def _packed_bits(spec: Spec) -> int:
+  """Bits of a code beside its index; float32 values are not packed."""
+  bits = spec.quantizer.bits
+  return 0 if bits == 32 else bits
+
+
+def _other_bytes(spec: Spec, region: Region) -> tuple[int, int]:
+  """Bytes of a region's raw values and of its scales."""
   quantizer = spec.quantizer
   n, k = region.num_blocks, region.k
-  raw = quantizer.bits == 32
-  codec = _CODECS[spec.codec]
-  packed = codec.section_bytes(*region, 0 if raw else quantizer.bits)
   scales = int(np.prod(quantizer.scale_shape(n)))
-  return packed, 4 * n * k * raw, scales * quantizer.scale_dtype.itemsize
+  raw = 4 * n * k if quantizer.bits == 32 else 0
+  return raw, scales * quantizer.scale_dtype.itemsize
 
 
 def _encode_tensor(tensor: Tensor, part: Any, spec: Spec) -> list[bytes]:
@@ -252,35 +330,38 @@ def _encode_tensor(tensor: Tensor, part: Any, spec: Spec) -> list[bytes]:
   return chunks
 
 
-def _decode_tensor(tensor: Tensor, section: memoryview, spec: Spec) -> Any:
+def _decode_tensor(
+  tensor: Tensor, body: memoryview, spec: Spec
+) -> tuple[Any, memoryview]:
+  """The part of a message that `body` begins with, and what follows it."""
   if not tensor.regions:
-    values = np.frombuffer(section, '<f4').reshape(tensor.shape)
+    size, _ = _section_bytes(spec, tensor)
+    values = np.frombuffer(body[:size], '<f4').reshape(tensor.shape)
     _check_values(values, tensor.name)
-    return values
+    return values, body[size:]
   quantizer, codec = spec.quantizer, _CODECS[spec.codec]
-  packets = []
+  bits, packets = _packed_bits(spec), []
   for region in tensor.regions:
-    sizes = _region_bytes(spec, region)
-    packed, raw, scales = (
-      section[sum(sizes[:i]) : sum(sizes[: i + 1])] for i in range(3)
-    )
-    section = section[sum(sizes) :]
     n, k = region.num_blocks, region.k
-    exact = quantizer.bits == 32
     try:
-      indices, codes = codec.unpack(
-        packed, *region, 0 if exact else quantizer.bits
-      )
+      packed = codec.length(body, *region, bits)
+      indices, codes = codec.unpack(body[:packed], *region, bits)
     except codec_lib.CodecError as e:
       raise Refused(Reason.INDICES, f'{tensor.name}: {e}') from e
-    if exact:
-      codes = np.frombuffer(raw, '<f4').reshape(n, k)
+    body = body[packed:]
+    raw, scale_bytes = _other_bytes(spec, region)
+    if len(body) < raw + scale_bytes:
+      raise Refused(Reason.LENGTH, f'{tensor.name}: the body ends early')
+    if quantizer.bits == 32:
+      codes = np.frombuffer(body[:raw], '<f4').reshape(n, k)
       _check_values(codes, tensor.name)
-    scales = np.frombuffer(scales, _little(quantizer.scale_dtype))
+    body = body[raw:]
+    scales = np.frombuffer(body[:scale_bytes], _little(quantizer.scale_dtype))
     scales = scales.reshape(quantizer.scale_shape(n))
     _check_values(scales, tensor.name)
+    body = body[scale_bytes:]
     packets.append(compression_lib.Packet(indices, codes, scales))
-  return tuple(packets)
+  return tuple(packets), body
 
 
 def _little(dtype: Any) -> np.dtype:

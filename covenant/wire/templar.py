@@ -11,6 +11,7 @@ The reference takes -1 for 4095. Here a negative index is refused.
 
 import numpy as np
 
+from covenant.optim import blocks
 from covenant.wire import codec
 
 _LARGEST = 2**12
@@ -73,6 +74,17 @@ def section_bytes(num_blocks: int, block_size: int, k: int, bits: int) -> int:
   return count // 2 * 3 + -(-count * bits // 8)
 
 
+least_bytes = section_bytes  # as in `codec.py`
+
+
+def length(
+  data: bytes | memoryview, num_blocks: int, block_size: int, k: int, bits: int
+) -> int:
+  """As `codec.length`."""
+  del data
+  return section_bytes(num_blocks, block_size, k, bits)
+
+
 def pack(
   indices_NxK: np.ndarray, codes_NxK: np.ndarray, block_size: int, bits: int
 ) -> bytes:
@@ -98,13 +110,14 @@ def unpack(
     raise codec.CodecError(f'expected {expected} bytes, got {len(data)}')
   pairs_end = num_blocks * k // 2 * 3
   packed = np.frombuffer(data, np.uint8)[pairs_end:]
-  indices_NxK = np.empty((num_blocks, k), np.int32)
+  indices_NxK = np.empty((num_blocks, k), blocks.index_dtype(block_size))
   codes_NxK = np.empty((num_blocks, k), np.uint8)
   for start, stop in codec.runs(num_blocks, k * max(12, bits)):
     n = stop - start
     pairs = slice(start * k // 2 * 3, stop * k // 2 * 3)
-    indices_NxK[start:stop] = unpack12(data[pairs]).reshape(n, k)
-    codec.check_indices(indices_NxK[start:stop], block_size)
+    indices = unpack12(data[pairs]).reshape(n, k)
+    codec.check_indices(indices, block_size)
+    indices_NxK[start:stop] = indices
     bytes_ = slice(start * k * bits // 8, -(-stop * k * bits // 8))
     flat = np.unpackbits(packed[bytes_], bitorder='little')
     if flat[n * k * bits :].any():

@@ -1,8 +1,12 @@
+import base64
 import dataclasses
+import hashlib
 import json
 import os
 import pathlib
+import re
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -13,19 +17,20 @@ from absl.testing import absltest
 from absl.testing import parameterized
 
 from covenant import config as config_lib
-from covenant.data import assignment
 from covenant.data import corpus
 from covenant.data import dataset
 from covenant.emulate import host as host_lib
 from covenant.models import loss as loss_lib
 from covenant.node import checkpoint
-from covenant.node import miner as miner_lib
 from covenant.node import replica as replica_lib
+from covenant.node import trainer as trainer_lib
 from covenant.optim import inner as inner_lib
 from covenant.report import metrics
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 TRACES = ROOT / 'tests' / 'golden' / 'traces.json'
+# 'emulated-12-', as SQLite writes bytes.
+_BUCKET = re.compile(b'emulated-'.hex().upper() + '(3[0-9])+2D')
 TIMES = ('seconds', 'tokens_per_second')
 
 
@@ -40,10 +45,25 @@ def untimed(path):
   return [{k: v for k, v in row.items() if k not in TIMES} for row in rows]
 
 
-def bits(state):
-  """Every bit of a state."""
-  leaves = jax.tree_util.tree_leaves_with_path(state)
-  return [(jax.tree_util.keystr(p), np.asarray(x).tobytes()) for p, x in leaves]
+def bits(tree):
+  """Digests of every bit of a tree; a difference is shown by its leaf."""
+  return [
+    (jax.tree_util.keystr(p), hashlib.sha256(np.asarray(x).tobytes()).digest())
+    for p, x in jax.tree_util.tree_leaves_with_path(tree)
+  ]
+
+
+def everything(state):
+  """Every bit of a state; of the chain every row.
+
+  But for the names of the buckets: a process never uses one twice.
+  """
+  protocol = json.loads(state.protocol)
+  chain = sqlite3.connect(':memory:')
+  chain.deserialize(base64.b64decode(protocol.pop('chain')))
+  rows = [_BUCKET.sub('', row) for row in chain.iterdump()]
+  chain.close()
+  return bits(state._replace(protocol=None)), protocol, rows
 
 
 class RunTest(parameterized.TestCase):
@@ -92,7 +112,8 @@ class RunTest(parameterized.TestCase):
 
   @parameterized.parameters('', 'ddp')
   def test_resumed_equals_uninterrupted(self, variant):
-    config = tiny(variant)
+    """The miners, the validators' memory, and all that the chain knows."""
+    config = tiny(variant, validators=2)
     whole, parts = self.workdir('whole'), self.workdir('parts')
     want = host_lib.run(config, whole)
     asked = iter([True])
@@ -100,7 +121,9 @@ class RunTest(parameterized.TestCase):
     self.assertFalse(first.finished)
     self.assertEqual(first.state.position.round, 1)
     got = host_lib.run(config, parts)
-    self.assertEqual(bits(got.state), bits(want.state))
+    self.assertEqual(everything(got.state), everything(want.state))
+    standings = json.loads(got.state.protocol)['standings']
+    self.assertEqual(list(standings), ['3', '4'])
     self.assertEqual(
       untimed(parts / 'metrics.jsonl'), untimed(whole / 'metrics.jsonl')
     )
@@ -111,7 +134,7 @@ class RunTest(parameterized.TestCase):
     before = (workdir / 'metrics.jsonl').read_bytes()
     seen = []
     got = host_lib.run(config, workdir, seen.append)
-    self.assertEqual(bits(got.state), bits(want.state))
+    self.assertEqual(everything(got.state), everything(want.state))
     self.assertEqual((workdir / 'metrics.jsonl').read_bytes(), before)
     self.assertLen(seen, len(before.splitlines()))
 
@@ -134,7 +157,7 @@ class RunTest(parameterized.TestCase):
     inner = dataclasses.replace(config.optim.inner, learning_rate=1e30)
     optim = dataclasses.replace(config.optim, inner=inner)
     with self.assertRaisesRegex(
-      miner_lib.Diverged, 'miner 0, round 0: the loss is .* inner step'
+      trainer_lib.Diverged, 'miner 0, round 0: the loss is .* inner step'
     ):
       host_lib.run(tiny(optim=optim), self.workdir())
 
@@ -159,7 +182,7 @@ class RunTest(parameterized.TestCase):
     self.assertEqual(process.returncode, -signal.SIGKILL, stderr.decode())
     self.assertBetween(max(_steps(parts)), 3, 57)
     got = host_lib.run(config, parts)
-    self.assertEqual(bits(got.state), bits(want.state))
+    self.assertEqual(everything(got.state), everything(want.state))
     self.assertEqual(
       untimed(parts / 'metrics.jsonl'), untimed(whole / 'metrics.jsonl')
     )
@@ -194,17 +217,19 @@ class MinersTest(absltest.TestCase):
   def test_a_miner_trains_as_it_would_alone(self):
     """Bit for bit: who else is emulated on the host does not matter."""
     many, one = tiny(miners=3, rounds=1), tiny(miners=1, rounds=1)
-    states = []
+    miners = []
     for config in (many, one):
       host = host_lib.Host(config, dataset.load(config))
-      states.append(host.round(host.init())[0])
-    self.assertEqual(bits(states[0].miners[0]), bits(states[1].miners[0]))
+      host.round()
+      miners.append(host.miners[0])
+    first, alone = miners
+    self.assertEqual(bits(first.private), bits(alone.private))
+    self.assertEqual(first.contribution.payload, alone.contribution.payload)
 
   def test_ddp_is_adamw_on_the_mean_gradient(self):
     config = tiny('ddp', rounds=3)
     host = host_lib.Host(config, dataset.load(config))
-    state = host.init()
-    params = jax.tree.map(np.asarray, state.shared.params)
+    params = jax.tree.map(np.asarray, host.state().shared.params)
     adamw = inner_lib.adamw(config.optim.inner)
     schedule = inner_lib.schedule(config.optim.inner, 3)
     opt = adamw.init(params)
@@ -214,8 +239,9 @@ class MinersTest(absltest.TestCase):
 
     step = jax.jit(jax.grad(loss))
     for r in range(3):
+      host.round()
       gradients = [
-        step(params, host_batch(config, uid, r)) for uid in state.miners
+        step(params, batch_of(config, miner, r)) for miner in host.miners
       ]
       mean = jax.tree.map(lambda *g: sum(g) / len(g), *gradients)
       updates, opt = adamw.update(mean, opt, params)
@@ -223,43 +249,89 @@ class MinersTest(absltest.TestCase):
       params = jax.tree.map(
         lambda p, u, rate=rate: p + rate * u, params, updates
       )
-      state, _ = host.round(state)
     jax.tree.map(
       lambda got, want: np.testing.assert_allclose(got, want, atol=1e-6),
-      state.shared.params,
+      host.state().shared.params,
       params,
     )
 
 
-def host_batch(config, uid, round_index):
-  """What a miner reads in a round of one step."""
-  split = dataset.load(config).train
-  context = config.data.context
-  ids = assignment.assign(
-    config.seed,
-    uid,
-    round_index,
-    config.optim.inner.batch_size,
-    split.num_sequences(context),
+def batch_of(config, miner, round_index):
+  """What a miner read in a round of one step."""
+  split, chain = dataset.load(config).train, miner.chain
+  start = miner.plan.start(round_index)
+  uids = {peer.hotkey: peer.uid for peer in chain.peers(start)}
+  task = trainer_lib.Task(
+    uids[chain.hotkey], round_index, chain.block_hash(start), miner.root
   )
-  return split.read(ids, context)
+  (ids_B,) = trainer_lib.assigned(config, task, split)
+  return split.read(ids_B, config.data.context)
+
+
+class NodesTest(absltest.TestCase):
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    config = tiny(validators=3)
+    cls.host = host_lib.Host(config, dataset.load(config))
+    cls.records = [cls.host.round() for _ in range(3)]
+
+  def test_all_stand_at_the_same_place(self):
+    self.assertLen(self.host.nodes, 6)
+    prints = {replica_lib.fingerprint(n.shared.params) for n in self.host.nodes}
+    self.assertLen(prints, 1)
+    self.assertLen({n.root for n in self.host.nodes}, 1)
+    self.assertEqual({n.state.round for n in self.host.nodes}, {3})
+
+  def test_all_validators_found_the_same(self):
+    standings = {str(v.standings) for v in self.host.validators}
+    self.assertLen(standings, 1)
+
+  def test_every_honest_miner_counted_and_is_paid(self):
+    self.assertEqual([r.payloads for r in self.records], [3, 3, 3])
+    self.assertEqual([r.uids for r in self.records], [(0, 1, 2)] * 3)
+    weights = self.host.miners[0].chain.weights()
+    self.assertEqual(list(weights), [3, 4, 5])  # the validators, in round 3
+    self.assertNotEmpty(weights[3])
+    self.assertEqual(weights[3], weights[4])
+    self.assertContainsSubset(weights[3], {0, 1, 2})
+
+  def test_two_hosts_do_not_find_each_others_objects(self):
+    config = tiny()
+    other = host_lib.Host(config, dataset.load(config))
+    mine = {n.objects.bucket.location for n in self.host.nodes}
+    self.assertNoCommonElements(
+      mine, {n.objects.bucket.location for n in other.nodes}
+    )
+
+  def test_begins_anew(self):
+    config = tiny()
+    host = host_lib.Host(config, dataset.load(config))
+    before = everything(host.state())
+    host.round()
+    self.assertNotEqual(everything(host.state()), before)
+    host.init()
+    self.assertEqual(everything(host.state()), before)
 
 
 class CheckpointTest(absltest.TestCase):
   def test_restores_every_bit_and_keeps_the_last_two(self):
-    config = tiny()
+    config = tiny(validators=2)
     host = host_lib.Host(config, dataset.load(config))
-    state = host.init()
     directory = self.create_tempdir().full_path
     with checkpoint.Checkpoints(directory, config.checkpoint) as checkpoints:
-      self.assertIsNone(checkpoints.restore(state))
+      self.assertIsNone(checkpoints.restore(host.state()))
       for _ in range(3):
-        state, _ = host.round(state)
-        checkpoints.save(state)
+        host.round()
+        checkpoints.save(host.state())
+    want, position = everything(host.state()), host.state().position
+    host.init()
     with checkpoint.Checkpoints(directory, config.checkpoint) as checkpoints:
-      got = checkpoints.restore(host.init())
-    self.assertEqual(bits(got), bits(state))
-    self.assertEqual(got.position, state.position)
+      got = checkpoints.restore(host.state())
+    self.assertEqual(everything(got), want)
+    self.assertEqual(got.position, position)
+    host.load(got)
+    self.assertEqual(everything(host.state()), want)
     self.assertEqual(_steps(pathlib.Path(directory).parent, directory), [2, 3])
 
 

@@ -1,3 +1,4 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest
@@ -18,6 +19,27 @@ def message(indices, values):
       ),
     )
   }
+
+
+class MemoryTest(absltest.TestCase):
+  def test_one_more_peer_takes_its_message_and_less_than_a_dense_leaf(self):
+    """Beside the sum: the count of senders, and what XLA takes to add."""
+    like = jax.ShapeDtypeStruct((1024, 1024), jnp.float32)
+    compressor = compression.TopK()
+    part = jax.eval_shape(compressor.compress, like)
+    sums = jax.eval_shape(lambda: aggregate.start(like, compressor))
+    add = jax.jit(
+      lambda sums, part: aggregate.add(
+        sums, part, jnp.ones(1), like, compressor
+      ),
+      donate_argnums=0,
+    )
+    plan = add.lower(sums, part).compile().memory_analysis()
+    dense = 4 * like.size
+    count = sum(x.size * x.dtype.itemsize for x in sums.senders)
+    self.assertEqual(count, dense // 2)
+    self.assertEqual(plan.alias_size_in_bytes, dense + count)  # in place
+    self.assertLess(plan.temp_size_in_bytes + count, dense)
 
 
 class AggregateTest(absltest.TestCase):

@@ -15,8 +15,13 @@ import optax
 from absl.testing import absltest
 from absl.testing import parameterized
 
+from covenant import config as config_lib
 from covenant.optim import dct
+from covenant.optim import demo
+from covenant.optim import inner as inner_lib
 from covenant.optim import sparseloco as sl
+from covenant.optim import sparta
+from covenant.optim import streaming
 
 P = jax.P
 AUTO = jax.sharding.AxisType.Auto
@@ -92,11 +97,12 @@ def types(tree):
   return jax.tree.map(jax.typeof, tree)
 
 
-def collectives(text):
+def collectives(text, inside='/cond/'):
   """Elements of the largest array in each collective of an exchange.
 
-  Only inside of `lax.cond`: a `jax.shard_map` of some of the axes gathers its
-  arguments and results of its own accord before JAX 0.12, whatever it does.
+  By default only inside of `lax.cond`: a `jax.shard_map` of some of the axes
+  gathers its arguments and results of its own accord before JAX 0.12, whatever
+  it does.
   """
   pattern = re.compile(
     r'= (.*?) (?:all-gather|all-reduce|all-to-all|collective-permute'
@@ -104,7 +110,7 @@ def collectives(text):
   )
   found = []
   for line in text.splitlines():
-    if '/cond/' in line and (match := pattern.search(line)):
+    if inside in line and (match := pattern.search(line)):
       shapes = re.findall(r'\w+\[([\d,]*)\]', match[1])
       found.append(
         max(math.prod(int(n) for n in s.split(',') if n) for s in shapes)
@@ -272,6 +278,65 @@ class NumericsTest(absltest.TestCase):
     assert_close(got, want)
 
 
+def baselines(axis_name):
+  """What is not `sparseloco` with other arguments."""
+  return {
+    'demo': demo.demo(
+      0.1, dct.DCTTopK(8, (16, 16), sl.Exact()), 0.5, axis_name=axis_name
+    ),
+    'sparta': sparta.sparta(optax.sgd(0.1), 0.05, axis_name=axis_name),
+    'streaming': streaming.streaming_diloco(
+      optax.sgd(0.1), inner_steps=2, fragments=2, overlap=1, mixing=0.5,
+      axis_name=axis_name,
+    ),
+  }  # fmt: skip
+
+
+class BaselinesTest(parameterized.TestCase):
+  """Two peers by `jax.vmap`, whose shards share the devices of 'fsdp'."""
+
+  def setUp(self):
+    super().setUp()
+    self.mesh = jax.make_mesh((4,), ('fsdp',), devices=jax.devices()[:4])
+
+  def compile(self, name, mesh):
+    run = functools.partial(train, baselines('peers')[name])
+    arguments = random_params(WHOLE, mesh, peers=2), TARGETS
+    lowered = jax.jit(jax.vmap(run, axis_name='peers')).lower(*arguments)
+    return lowered.compile(), arguments
+
+  @parameterized.parameters('demo', 'sparta', 'streaming')
+  def test_nothing_leaves_a_shard_and_its_blocks_are_those_of_the_whole(
+    self, name
+  ):
+    whole, arguments = self.compile(name, None)
+    want = whole(*arguments)
+    with jax.set_mesh(self.mesh):
+      compiled, arguments = self.compile(name, self.mesh)
+      params, state = compiled(*arguments)
+      self.assertEqual(types(params), types(arguments[0]))
+    self.assertEqual(collectives(compiled.as_text(), ''), [])
+    if name != 'sparta':  # which draws other elements
+      assert_close((params, state), want)
+
+  def test_every_shard_of_sparta_draws_its_own(self):
+    """Peers agree just where it was averaged, as their gradients differ."""
+    tx = baselines('peers')['sparta']
+
+    def step(params, target):
+      gradient = jax.tree.map(lambda p: p - target, params)
+      updates, _ = tx.update(gradient, tx.init(params), params)
+      return optax.apply_updates(params, updates)
+
+    with jax.set_mesh(self.mesh):
+      params = random_params(WHOLE, self.mesh, peers=2)
+      step = jax.jit(jax.vmap(step, axis_name='peers'))
+      rows_2x64x32 = np.asarray(step(params, TARGETS)['rows'])
+    agreed_4xN = np.isclose(*rows_2x64x32, atol=1e-6).reshape(4, -1)
+    self.assertEqual(agreed_4xN.sum(axis=1).tolist(), [26] * 4)  # of 512
+    self.assertLess(np.all(agreed_4xN, axis=0).sum(), 5)
+
+
 class CompositionTest(parameterized.TestCase):
   def setUp(self):
     super().setUp()
@@ -319,6 +384,19 @@ class CompositionTest(parameterized.TestCase):
 
 
 class InnerTest(absltest.TestCase):
+  def test_muon_of_the_nodes_refuses_sharded_matrices(self):
+    tx = inner_lib.make(config_lib.Inner(kind='muon'))
+    mesh = jax.make_mesh((2, 4), ('fsdp', 'tensor'))
+    with jax.set_mesh(mesh):
+      whole = random_params({'rows': ((8, 8), P()), 'v': ODD['vector']}, mesh)
+      jax.jit(tx.update)(whole, tx.init(whole), whole)
+      for spec in (P('fsdp', None), P(None, 'tensor')):
+        params = random_params({'rows': ((8, 8), spec)}, mesh)
+        with self.assertRaisesRegex(
+          ValueError, r"muon .* \['rows'\] is sharded on \('(fsdp|tensor)',\)"
+        ):
+          tx.init(params)
+
   def test_muon_descends(self):
     with jax.numpy_dtype_promotion('standard'):
       params = {'w': jnp.ones((8, 8)), 'b': jnp.ones(8)}

@@ -1,10 +1,9 @@
 """Hostile bytes: refused with a reason, or exactly what their message says.
 
-Mutants get a right digest more often than not: a hostile peer can compute one,
-and a wrong one would hide every later check.
+Mutants get a right digest and signature more often than not: a hostile peer
+can make them, and wrong ones would hide every later check.
 """
 
-import hashlib
 import tracemalloc
 
 import jax
@@ -14,12 +13,22 @@ import pytest
 from absl.testing import absltest
 from absl.testing import parameterized
 
+from covenant.chain import keys
 from covenant.optim import preset
 from covenant.optim import quantize
 from covenant.optim import sparseloco as sl
 from covenant.wire import payload
 
-HEADER = payload.Header(payload.run_id('a run'), round=3, uid=7)
+HEADER = payload.Header(
+  payload.run_id('a run'),
+  round=3,
+  uid=7,
+  root=b'h' * 16,
+  receipt=b'c' * 16,
+  sequences=64,
+)
+KEY = keys.Key.from_seed(b'm' * 32)
+TAIL = 32 + 64  # bytes: the digest, the signature
 LIKE = {
   'matrix': jax.ShapeDtypeStruct((96, 70), jnp.float32),
   'norm': jax.ShapeDtypeStruct((70,), jnp.float32),
@@ -28,6 +37,7 @@ CASES = (
   (sl.TopK(quantizer=sl.Sign()), 'elias-fano'),
   (sl.TopK(k=50, quantizer=quantize.SignMagnitude()), 'elias-fano'),
   (sl.TopK(k=16, block=(16, 16), quantizer=sl.Exact()), 'elias-fano'),
+  (sl.TopK(quantizer=sl.Sign()), 'rice'),
   (preset.templar().compression, 'elias-fano'),
   (preset.templar().compression, 'pack12'),
   (sl.Dense(), 'elias-fano'),
@@ -50,7 +60,20 @@ def make(compression, codec, like):
       for name, x in like.items()
     }
   )
-  return spec, message, payload.encode(HEADER, message, like, spec)
+  return spec, message, payload.encode(HEADER, message, like, spec, KEY.sign)
+
+
+def decode(data, like, spec):
+  def verify(text, signature):
+    return keys.verify(KEY.address, text, signature)
+
+  return payload.decode(data, HEADER, like, spec, verify)
+
+
+def resigned(data):
+  """`data` with its digest and signature made right again."""
+  digest = payload._digest(data[:-TAIL])
+  return data[:-TAIL] + digest + KEY.sign(digest)
 
 
 def mutate(rng, data):
@@ -80,9 +103,11 @@ def mutate(rng, data):
     case 8:
       for bit in rng.integers(8 * len(mutant), size=rng.integers(1, 4)):
         mutant[bit // 8] ^= 1 << bit % 8
-  if rng.random() < 0.9:
-    digest = hashlib.blake2b(mutant[:-32], digest_size=32).digest()
-    mutant[-32:] = digest
+  fate = rng.random()
+  if fate < 0.9:
+    return resigned(bytes(mutant))
+  if fate < 0.95:  # who is no peer can digest, but not sign
+    mutant[-TAIL:-64] = payload._digest(mutant[:-TAIL])
   return bytes(mutant)
 
 
@@ -95,12 +120,12 @@ class FuzzTest(parameterized.TestCase):
       spec, _, data = cases[i % len(cases)]
       mutant = mutate(rng, data)
       try:
-        got = payload.decode(mutant, HEADER, LIKE, spec)
+        header, got = decode(mutant, LIKE, spec)
       except payload.Refused as e:
         reasons.add(e.reason)
         continue
       accepted += 1
-      again = payload.encode(HEADER, got, LIKE, spec)
+      again = payload.encode(header, got, LIKE, spec, KEY.sign)
       self.assertEqual(again, mutant, f'mutant {i}')
     self.assertEqual(reasons, set(payload.Reason))
     # Other codes, other values: a hostile peer's, but well-formed.
@@ -119,12 +144,12 @@ class FuzzTest(parameterized.TestCase):
     spec, message, data = make(compression, codec, like)
     declared = sum(x.nbytes for x in jax.tree.leaves(message))
     bad = bytearray(data)
-    bad[-40:-32] = b'\xff' * 8  # refused at the end, or accepted
-    bad[-32:] = hashlib.blake2b(bad[:-32], digest_size=32).digest()
-    for attempt in (data, bytes(bad), data[:-1], data + b'\0', data[:40]):
+    bad[-TAIL - 8 : -TAIL] = b'\xff' * 8  # refused at the end, or accepted
+    bad = resigned(bytes(bad))
+    for attempt in (data, bad, data[:-1], data + b'\0', data[:40]):
       tracemalloc.start()
       try:
-        payload.decode(attempt, HEADER, like, spec)
+        decode(attempt, like, spec)
       except payload.Refused:
         pass
       _, peak = tracemalloc.get_traced_memory()

@@ -1,0 +1,279 @@
+"""A subnet of Bittensor, through SDK 11, seen by one hotkey of a wallet.
+
+Only final blocks are spoken of: `head` is the newest one (some 30 seconds
+behind the newest of all), and what was written is there once the call returns.
+So the chain never takes back what it answered.
+
+Stake and pay are in the subnet's own token, alpha; on the root subnet in TAO.
+Fees are paid by the coldkey that owns the hotkey.
+"""
+
+import math
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from covenant.chain import connection
+from covenant.chain import interface
+
+# `bittensor` takes 0.6 s to import: only those who talk to a chain do.
+
+
+class BittensorChain:
+  """The `interface.Chain` of one subnet. Thread-safe; ends with `close`.
+
+  Args:
+    netuid: the subnet.
+    network: a name the SDK knows (finney, test, local, ...) or the ws:// or
+      wss:// address of a node.
+    wallet_name: folder of the wallet.
+    hotkey_name: file of its hotkey; sr25519, not encrypted.
+    wallet_path: folder of all wallets.
+    patience: deadlines.
+    dial: opens a connection, a `bittensor.Substrate`. By default to the
+      network, and to its public fallbacks and archives where it has any.
+
+  Raises:
+    Refused: no such key, network or subnet, in one line that says which.
+    Unreachable: the network does not answer.
+  """
+
+  def __init__(
+    self,
+    netuid: int,
+    network: str,
+    wallet_name: str,
+    hotkey_name: str,
+    wallet_path: str = '~/.bittensor/wallets',
+    patience: connection.Patience | None = None,
+    dial: Callable[[], Any] | None = None,
+  ):
+    self._netuid = netuid
+    self._keypair = _read_hotkey(wallet_name, hotkey_name, wallet_path)
+    self.hotkey: str = self._keypair.ss58_address
+    self._final = -1  # the newest block known to be final
+    self._connection = connection.Connection(network, patience, dial)
+    try:
+      self.block_seconds: float = self._connection.read(
+        f'subnet {netuid}', self._open
+      )
+    except BaseException:
+      self.close()
+      raise
+
+  def close(self) -> None:
+    """Hangs up; nothing can be asked any more."""
+    self._connection.close()
+
+  def head(self) -> int:
+    async def ask(link: connection.Link) -> int:
+      self._final = max(self._final, await link.client.finalized_block())
+      return self._final
+
+    return self._connection.read('head', ask)
+
+  def block_hash(self, block: int) -> bytes:
+    async def ask(link: connection.Link) -> bytes:
+      await self._require(link, block)
+      text = await link.substrate.block_hash(block)
+      return bytes.fromhex(text.removeprefix('0x'))
+
+    return self._connection.read(f'hash of block {block}', ask)
+
+  def timestamp(self, block: int) -> float:
+    async def ask(link: connection.Link) -> float:
+      await self._require(link, block)
+      return (await link.client.timestamp(block=block)).timestamp()
+
+    return self._connection.read(f'time of block {block}', ask)
+
+  def peers(self, block: int) -> tuple[interface.Peer, ...]:
+    return tuple(
+      interface.Peer(
+        uid=neuron.uid,
+        hotkey=neuron.hotkey,
+        stake=neuron.total_stake.amount,
+        validator=neuron.validator_permit,
+        registered=neuron.block_at_registration,
+      )
+      for neuron in self._neurons(block)
+    )
+
+  def commitments(self, block: int) -> dict[int, interface.Commitment]:
+    """Leaves out what is not one plain field, as none of us commits that."""
+
+    async def ask(link: connection.Link) -> dict[int, interface.Commitment]:
+      await self._require(link, block)
+      view = await link.client.at(block)
+      found = {}
+      for entry in (await view.subnets.commitments(self._netuid)).values():
+        data = _plain(entry.fields)
+        if entry.uid is not None and data is not None:
+          found[entry.uid] = interface.Commitment(entry.block, data)
+      return dict(sorted(found.items()))
+
+    return self._connection.read(f'commitments at block {block}', ask)
+
+  def commit(self, data: bytes) -> None:
+    """As the interface says, and final: it takes about a minute."""
+    import bittensor as bt
+
+    if len(data) > interface.MAX_COMMITMENT:
+      raise interface.Refused(
+        f'commitment: expected at most {interface.MAX_COMMITMENT} bytes, '
+        f'got {len(data)}; nothing was sent'
+      )
+    info: Any = {'fields': [{f'Raw{len(data)}': '0x' + data.hex()}]}
+    call = bt.calls.Commitments.set_commitment(netuid=self._netuid, info=info)
+
+    def send(link: connection.Link) -> Awaitable[Any]:
+      return link.client.submit_call(
+        call, self._keypair, period=connection.VALID_BLOCKS
+      )
+
+    self.uid()  # says clearly what is wrong, and mends the connection
+    self._connection.write('commitment', send)
+
+  def set_weights(self, weights: Mapping[int, float]) -> None:
+    """As the interface says; sealed first where the subnet wants that."""
+    import bittensor as bt
+
+    for uid, weight in weights.items():
+      if not (math.isfinite(weight) and weight >= 0):
+        raise interface.Refused(
+          f'weights: expected finite numbers from 0, got {weight} for uid {uid}'
+        )
+    intent = bt.SetWeights(netuid=self._netuid, weights=dict(weights))
+
+    def send(link: connection.Link) -> Awaitable[Any]:
+      return link.client.execute(
+        intent, self._keypair, period=connection.VALID_BLOCKS
+      )
+
+    self.uid()  # as above
+    self._connection.write('weights', send)
+
+  def earned(self, block: int) -> dict[int, float]:
+    """The pay of the last epoch, in alpha."""
+    return {n.uid: n.emission.amount for n in self._neurons(block)}
+
+  def sign(self, data: bytes) -> bytes:
+    """64 bytes of sr25519: others every time."""
+    return self._keypair.sign(bytes(data))
+
+  def verify(self, hotkey: str, data: bytes, signature: bytes) -> bool:
+    """As wallets do, takes one of b'<Bytes>' + data + b'</Bytes>' as well."""
+    from bittensor import sp_core
+
+    try:
+      return sp_core.verify(data, signature, hotkey)
+    except (TypeError, ValueError):
+      return False
+
+  def uid(self) -> int:
+    """The own uid, at the newest block.
+
+    Raises:
+      Refused: the hotkey is not registered on the subnet.
+    """
+    import bittensor as bt
+
+    async def ask(link: connection.Link) -> int:
+      uid = await link.client.query(
+        bt.storage.SubtensorModule.Uids, [self._netuid, self.hotkey]
+      )
+      if uid is None:
+        raise interface.Refused(
+          f'hotkey {self.hotkey} is not registered on subnet {self._netuid} '
+          f'of {self._connection.where}; register it: '
+          f'btcli subnets register --netuid {self._netuid}'
+        )
+      return int(uid)
+
+    return self._connection.read('registration', ask)
+
+  def _neurons(self, block: int) -> list[Any]:
+    async def ask(link: connection.Link) -> list[Any]:
+      await self._require(link, block)
+      view = await link.client.at(block)
+      graph = await view.subnets.metagraph(self._netuid, commitments=False)
+      if graph is None:
+        raise self._no_subnet(f' at block {block}')
+      return graph.neurons
+
+    return self._connection.read(f'peers at block {block}', ask)
+
+  async def _open(self, link: connection.Link) -> float:
+    """Seconds per block, of a network that has the subnet."""
+    import bittensor as bt
+
+    item = bt.storage.SubtensorModule.NetworksAdded
+    if not await link.client.query(item, [self._netuid]):
+      raise self._no_subnet('')
+    return await link.client.block_time()
+
+  def _no_subnet(self, when: str) -> interface.Refused:
+    return interface.Refused(
+      f'netuid: {self._connection.where} has no subnet {self._netuid}{when}; '
+      'see btcli subnets list'
+    )
+
+  async def _require(self, link: connection.Link, block: int) -> None:
+    """The SDK would answer for blocks that may yet be taken back."""
+    if block > self._final:
+      self._final = max(self._final, await link.client.finalized_block())
+    if not 0 <= block <= self._final:
+      raise interface.Refused(
+        f'block {block} of {self._connection.where} is not there yet; '
+        f'the newest final one is {self._final}'
+      )
+
+
+def _read_hotkey(wallet: str, hotkey: str, path: str) -> Any:
+  """The key of a file; no refusal quotes what is in it."""
+  import bittensor as bt
+
+  for name in (wallet, hotkey):
+    if not name or '/' in name:
+      raise interface.Refused(
+        f'hotkey: expected the names of a wallet and a hotkey, got {name!r}'
+      )
+  file = bt.Wallet(wallet, hotkey, path).hotkey_file
+  try:
+    if file.is_encrypted():  # the SDK would ask for the password, and wait
+      raise interface.Refused(
+        f'hotkey: {file.path} is encrypted, and a node cannot ask for the '
+        'password; use a hotkey that is not'
+      )
+    keypair = file.get_keypair()
+    keypair.sign(b'')
+  except FileNotFoundError:
+    raise interface.Refused(
+      f'hotkey: no file {file.path}; check the names of wallet and hotkey, '
+      'or make one: btcli wallet new-hotkey'
+    ) from None
+  except OSError as e:
+    raise interface.Refused(
+      f'hotkey: cannot read {file.path}: {e.strerror}'
+    ) from None
+  except (ValueError, bt.sp_core.KeyfileError):
+    raise interface.Refused(
+      f'hotkey: {file.path} does not hold a secret key'
+    ) from None
+  if keypair.crypto_type != bt.CRYPTO_SR25519:
+    raise interface.Refused(
+      f'hotkey: {file.path} is not an sr25519 key; make one: '
+      'btcli wallet new-hotkey'
+    )
+  return keypair
+
+
+def _plain(fields: list[Any]) -> bytes | None:
+  """The bytes of a commitment that is one `Raw` field, else None."""
+  if len(fields) != 1 or not isinstance(fields[0], dict):
+    return None
+  ((kind, value),) = fields[0].items()
+  if kind == 'Raw0':  # which the SDK decodes as an empty list
+    return b''
+  if not kind.startswith('Raw') or not isinstance(value, str):
+    return None
+  return bytes.fromhex(value.removeprefix('0x'))

@@ -1,0 +1,224 @@
+"""A run's tokenizer as Hugging Face's AutoTokenizer loads it.
+
+The ids are ours, for any text: no beginning of text is added, and a text that
+spells the name of a special token is text. Two exceptions: a NUL, which the
+byte tokenizer refuses, is dropped there; and the name of a control token in a
+text is that token to a SentencePiece unigram model.
+"""
+
+import importlib
+import json
+import pathlib
+from typing import Any
+
+import tokenizers
+from tokenizers import decoders
+from tokenizers import models
+from tokenizers import normalizers
+from tokenizers import pre_tokenizers
+
+from covenant import config as config_lib
+from covenant.data import corpus
+from covenant.data import manifest
+from covenant.data import tokenizer as tokenizer_lib
+
+_JSON = 'tokenizer.json'
+_MODEL = 'tokenizer.model'
+_SPACE = '▁'  # SentencePiece's, for a space
+
+
+def of(config: config_lib.Config) -> tokenizer_lib.Tokenizer:
+  """The tokenizer of a run, that of its shards if it has some.
+
+  Raises:
+    ConfigError: as `dataset.load`.
+  """
+  data = config.data
+  if data.source != 'shards':
+    documents = corpus.load(data, config.seed)
+    return tokenizer_lib.make(data, config.model.vocab_size, documents)
+  folder = pathlib.Path(data.path)
+  kind = manifest.read(folder).tokenizer.kind
+  if kind == tokenizer_lib.Bytes.kind:
+    return tokenizer_lib.Bytes()
+  path = folder / (_JSON if kind == tokenizer_lib.BPE.kind else _MODEL)
+  try:
+    content = path.read_bytes()
+    if kind == tokenizer_lib.BPE.kind:
+      return tokenizer_lib.BPE(content.decode())
+    return tokenizer_lib.SentencePiece(content)
+  except config_lib.ConfigError:
+    raise
+  except (OSError, ValueError) as e:
+    raise manifest.broken(path, str(e)) from e
+
+
+def files(tokenizer: tokenizer_lib.Tokenizer, context: int) -> dict[str, bytes]:
+  """The tokenizer's files, name -> content.
+
+  Args:
+    tokenizer: of the run.
+    context: tokens a sequence in training, for who truncates.
+
+  Returns:
+    tokenizer.json and tokenizer_config.json, and tokenizer.model where there
+    is one. That alone, if the SentencePiece model is of a kind which a
+    tokenizer.json cannot express.
+  """
+  content = tokenizer.definition()
+  found = {_MODEL: content} if tokenizer.kind == 'sentencepiece' else {}
+  converted = _convert(tokenizer)
+  if converted is None:
+    return found
+  settings = {
+    'tokenizer_class': 'PreTrainedTokenizerFast',
+    'eos_token': converted.id_to_token(tokenizer.end_of_text),
+    'model_max_length': context,
+    'clean_up_tokenization_spaces': False,
+    'split_special_tokens': True,
+  }
+  # Without what a published tokenizer puts before a text: here nothing was.
+  definition = json.loads(converted.to_str()) | {'post_processor': None}
+  return found | {
+    _JSON: _dump(definition),
+    'tokenizer_config.json': _dump(settings),
+  }
+
+
+def check(
+  folder: str | pathlib.Path, tokenizer: tokenizer_lib.Tokenizer
+) -> None:
+  """Compares the vocabulary in a folder with a tokenizer's, id by id.
+
+  Raises:
+    ConfigError: the folder has no tokenizer.json, or another vocabulary.
+  """
+  path = pathlib.Path(folder, _JSON)
+  converted = _convert(tokenizer)
+  if converted is None:
+    raise config_lib.ConfigError(
+      f'{path} cannot be compared with this kind of SentencePiece model'
+    )
+  try:
+    there = tokenizers.Tokenizer.from_str(path.read_text(encoding='utf-8'))
+  except Exception as e:  # the library raises bare Exceptions
+    raise config_lib.ConfigError(f'{path}: not a tokenizer: {e}') from e
+  sizes = [t.get_vocab_size(with_added_tokens=True) for t in (there, converted)]
+  for i in range(max(tokenizer.vocab_size, *sizes)):
+    expected, got = converted.id_to_token(i), there.id_to_token(i)
+    if expected != got:
+      raise config_lib.ConfigError(
+        f'{path} is the vocabulary of another tokenizer: id {i} is {got!r} '
+        f'there, {expected!r} in data.tokenizer {tokenizer.kind!r}'
+      )
+
+
+def _dump(content: Any) -> bytes:
+  return json.dumps(content, ensure_ascii=False, indent=2).encode() + b'\n'
+
+
+def _convert(
+  tokenizer: tokenizer_lib.Tokenizer,
+) -> tokenizers.Tokenizer | None:
+  if tokenizer.kind == 'bytes':
+    return _bytes()
+  if tokenizer.kind == 'bpe':
+    return tokenizers.Tokenizer.from_str(tokenizer.definition().decode())
+  return _sentencepiece(tokenizer.definition())
+
+
+def _bytes() -> tokenizers.Tokenizer:
+  """A byte-level BPE without merges, whose ids are the bytes."""
+  level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+  # The alphabet is in the order of its characters: the bytes that are printable
+  # stand for themselves, the others, rising, for those from U+0100.
+  alphabet = sorted(pre_tokenizers.ByteLevel.alphabet(), key=ord)
+  printable = {ord(c) for c in alphabet if ord(c) < 256}
+  others = iter(c for c in alphabet if ord(c) > 255)
+  names = [chr(b) if b in printable else next(others) for b in range(256)]
+  names[tokenizer_lib.Bytes.end_of_text] = '\0'  # as `Bytes` decodes it
+  vocabulary = {name: i for i, name in enumerate(names)}
+  result = tokenizers.Tokenizer(models.BPE(vocabulary, []))
+  result.pre_tokenizer = level
+  result.decoder = decoders.ByteLevel()
+  result.add_special_tokens([_added('\0')])
+  return result
+
+
+def _added(name: str, special: bool = True) -> tokenizers.AddedToken:
+  return tokenizers.AddedToken(name, special=special, normalized=False)
+
+
+def _sentencepiece(content: bytes) -> tokenizers.Tokenizer | None:
+  """A unigram or BPE model, converted; None for what has no counterpart.
+
+  The fields are those of sentencepiece_model.proto.
+  """
+  # An optional dependency; what it defines is only known at run time.
+  proto: Any = importlib.import_module('sentencepiece.sentencepiece_model_pb2')
+  spm = proto.ModelProto.FromString(content)
+  trainer, normalizer = spm.trainer_spec, spm.normalizer_spec
+  kinds = {name: [] for name in ('NORMAL', 'CONTROL', 'USER_DEFINED')}
+  for piece in spm.pieces:
+    kind = spm.SentencePiece.Type.Name(piece.type)
+    kinds.setdefault(kind, []).append(piece.piece)
+  cuts = normalizer.add_dummy_prefix or normalizer.remove_extra_whitespaces
+  if (
+    trainer.model_type not in (trainer.UNIGRAM, trainer.BPE)
+    or trainer.treat_whitespace_as_suffix
+    or not normalizer.escape_whitespaces
+    # The normalizer would see the pieces between them as texts.
+    or (kinds['USER_DEFINED'] and cuts)
+  ):
+    return None
+  fallback = {'byte_fallback': trainer.byte_fallback}
+  if trainer.model_type == trainer.UNIGRAM:
+    scores = [(piece.piece, piece.score) for piece in spm.pieces]
+    model = models.Unigram(scores, trainer.unk_id, **fallback)
+  else:
+    vocabulary = {piece.piece: i for i, piece in enumerate(spm.pieces)}
+    model = models.BPE(
+      vocabulary,
+      _merges(spm.pieces, vocabulary, set(kinds['NORMAL'])),
+      unk_token=spm.pieces[trainer.unk_id].piece,
+      fuse_unk=True,
+      **fallback,
+    )
+  result = tokenizers.Tokenizer(model)
+  steps: list[Any] = []
+  if normalizer.precompiled_charsmap:
+    steps.append(normalizers.Precompiled(normalizer.precompiled_charsmap))
+  if normalizer.remove_extra_whitespaces:
+    steps.append(normalizers.Replace(tokenizers.Regex('^ +| +$'), ''))
+    steps.append(normalizers.Replace(tokenizers.Regex(' {2,}'), ' '))
+  if normalizer.add_dummy_prefix:
+    steps.append(normalizers.Prepend(_SPACE))
+  steps.append(normalizers.Replace(' ', _SPACE))
+  result.normalizer = normalizers.Sequence(steps)
+  parts: list[Any] = [
+    decoders.Replace(_SPACE, ' '),
+    decoders.ByteFallback(),
+    decoders.Fuse(),
+  ]
+  if normalizer.add_dummy_prefix:
+    parts.append(decoders.Strip(' ', 1, 0))
+  result.decoder = decoders.Sequence(parts)
+  result.add_special_tokens([_added(name) for name in kinds['CONTROL']])
+  result.add_tokens([_added(n, special=False) for n in kinds['USER_DEFINED']])
+  return result
+
+
+def _merges(
+  pieces: Any, vocabulary: dict[str, int], normal: set[str]
+) -> list[tuple[str, str]]:
+  """Every way to make a piece of two, the best piece first."""
+  found = []
+  for piece in pieces:
+    name = piece.piece
+    if name in normal:
+      for i in range(1, len(name)):
+        left, right = name[:i], name[i:]
+        if left in normal and right in normal:
+          rank = (-piece.score, vocabulary[left], vocabulary[right])
+          found.append((rank, (left, right)))
+  return [merge for _, merge in sorted(found)]

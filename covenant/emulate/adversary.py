@@ -1,0 +1,220 @@
+"""What adversaries have in common: a miner's program, and accomplices.
+
+An adversary knows what a real one could: its own state, the chain, and the
+buckets of the others, through the same objects as any node. Accomplices also
+share notes, which in a real network would be a private channel.
+"""
+
+import functools
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from covenant.data import receipt as receipt_lib
+from covenant.node import agreement
+from covenant.node import miner as miner_lib
+from covenant.node import objects as objects_lib
+from covenant.node import roster as roster_lib
+from covenant.node import round as round_lib
+from covenant.node import trainer as trainer_lib
+from covenant.optim import aggregate
+from covenant.optim import compression as compression_lib
+from covenant.optim import sparseloco
+from covenant.store import interface as store_lib
+from covenant.wire import manifest as manifest_lib
+from covenant.wire import payload as payload_lib
+
+
+class Gang(NamedTuple):
+  """Who of a run are accomplices, and what they tell each other."""
+
+  names: Mapping[int, str]  # by uid, of the registry
+  notes: dict[str, Any]  # what one made and others use
+
+  def uids(self, name: str) -> list[int]:
+    return sorted(u for u, n in self.names.items() if n == name)
+
+  def note(self, what: str, when: Any, make: Callable[[], Any]) -> Any:
+    """`make()`, once for all accomplices; what is of another time is gone."""
+    if what not in self.notes or self.notes[what][0] != when:
+      self.notes[what] = when, make()
+    return self.notes[what][1]
+
+
+class Adversary(miner_lib.Miner):
+  """Trains honestly and sends something else; subclasses say what.
+
+  Args:
+    *args: as `node.Node`.
+    gang: its accomplices, itself among them.
+    **kwargs: as `miner.Miner`.
+  """
+
+  honest = False  # whether it must not be punished
+
+  def __init__(self, *args: Any, gang: Gang, **kwargs: Any):
+    super().__init__(*args, **kwargs)
+    self._gang = gang
+
+  def _contribute(self, task: trainer_lib.Task) -> None:
+    work = self._work(task)
+    self.contribution = self._trainer.seal(
+      self._spoil(work, task), task, self.chain.sign
+    )
+
+  def _work(self, task: trainer_lib.Task) -> trainer_lib.Work:
+    """Trains, from the parameters and on the data that a subclass chooses."""
+    work, self.private = self._trainer.work(
+      self.shared.params, self.private, task, self._batches(task)
+    )
+    return work
+
+  def _batches(self, task: trainer_lib.Task) -> Iterable[np.ndarray]:
+    return self._trainer.batches(task)
+
+  def _spoil(
+    self, work: trainer_lib.Work, task: trainer_lib.Task
+  ) -> trainer_lib.Work:
+    """What it says it has done."""
+    del task
+    return work
+
+  def _publish(self, command: round_lib.Command, head: int) -> None:
+    if self.contribution is not None:
+      super()._publish(command, head)
+
+  def _task(self, round_index: int) -> trainer_lib.Task:
+    """Of a round, as the honest program would have it."""
+    start = self.plan.start(round_index)
+    uid = roster_lib.read(self.chain, start).uid(self.chain.hotkey)
+    seed = self.chain.block_hash(start)
+    return trainer_lib.Task(uid, round_index, seed, self.root)
+
+  def _idle(self, message: Any, task: trainer_lib.Task) -> None:
+    """Sends `message` without work, under a receipt that is right.
+
+    Whoever reads the data can make it.
+    """
+    work = self._pretend(trainer_lib.Work(message, b'', 0, 0.0, 0.0), task)
+    sealed = self._trainer.seal(work, task, self.chain.sign)
+    self.contribution = sealed._replace(tokens=0)
+
+  def _pretend(
+    self,
+    work: trainer_lib.Work,
+    task: trainer_lib.Task,
+    sequences: int | None = None,
+  ) -> trainer_lib.Work:
+    """`work` under the receipt of the first assigned sequences, or of all."""
+    split, context = self._trainer.split, self.config.data.context
+    ids = trainer_lib.assigned(self.config, task, split)
+    ids = ids.reshape(-1)[:sequences]
+    receipt = receipt_lib.of_sequences(split, ids, context)
+    return work._replace(receipt=receipt, sequences=len(ids))
+
+  def _random(self, task: trainer_lib.Task, *who: int) -> np.random.Generator:
+    """Draws of this round, its own unless `who` says otherwise."""
+    whose = who or (task.uid,)
+    return np.random.default_rng([self.config.seed, task.round, *whose])
+
+  def _dense(self, message: Any) -> Any:
+    """The delta that a message stands for: float32, NumPy."""
+    compression = self.replica.method.compression
+    return jax.device_get(_dense(message, self.shared.params, compression))
+
+  def _sparse(self, delta: Any) -> Any:
+    """The message of a delta."""
+    return jax.device_get(_sparse(delta, self.replica.method.compression))
+
+  def _noise(self, task: trainer_lib.Task, *who: int) -> Any:
+    """A normal delta, each tensor of the norm that is usual."""
+    draw = self._random(task, *who)
+    noise = jax.tree.map(
+      lambda x: draw.normal(size=x.shape).astype(np.float32), self.shared.params
+    )
+    return self._fit(noise, self.messages)
+
+  def _fit(self, delta: Any, messages: Mapping[int, Any]) -> Any:
+    """`delta` with the median norm of `messages`: as large as is not clipped.
+
+    Without messages, a hundredth of the parameters' norm.
+    """
+    leaves, treedef = jax.tree.flatten(delta)
+    rules = self.replica.like, self.replica.method.compression
+    if messages:
+      norms_RxP = np.stack(
+        [aggregate.message_norms(m, *rules) for m in messages.values()]
+      )
+      wanted = np.sort(norms_RxP, axis=0)[(len(norms_RxP) - 1) // 2]
+    else:
+      params = jax.tree.leaves(self.shared.params)
+      wanted = np.array([0.01 * np.linalg.norm(x) for x in params])
+    # What is dropped in sparsification is made up for.
+    have = np.asarray(aggregate.message_norms(self._sparse(delta), *rules))
+    factors = wanted / np.maximum(have, 1e-12)
+    scaled = [
+      (np.asarray(x) * f).astype(np.float32)
+      for x, f in zip(leaves, factors, strict=True)
+    ]
+    return treedef.unflatten(scaled)
+
+  def _victims(self, roster: roster_lib.Roster) -> list[int]:
+    """Miners outside the gang, who earned most first."""
+    earned = self.chain.earned(roster.block)
+    uids = [p.uid for p in roster.miners if p.uid not in self._gang.names]
+    return sorted(uids, key=lambda u: (-earned.get(u, 0.0), u))
+
+  def _published(
+    self, roster: roster_lib.Roster, task: trainer_lib.Task, uids: list[int]
+  ) -> dict[int, Any]:
+    """The messages of this round that some have committed to and uploaded."""
+    entries = {}
+    for uid in uids:
+      commitment = roster.commitments.get(uid)
+      if commitment is not None and commitment.round == task.round:
+        hotkey = roster.peers[uid].hotkey
+        entries[uid] = manifest_lib.Entry(uid, hotkey, commitment.digest)
+    wanted = [
+      objects_lib.Wanted(e.digest, roster.location(u))
+      for u, e in entries.items()
+    ]
+    limit = self.replica.spec.payload_bytes
+    got = self.objects.fetch('payloads', task.round, wanted, [], limit)
+    messages = {}
+    for uid, entry in entries.items():
+      data = got[entry.digest]
+      if isinstance(data, store_lib.StoreError):
+        continue
+      message = self._read(entry, data)
+      if message is not None:
+        messages[uid] = message
+    return messages
+
+  def _read(self, entry: manifest_lib.Entry, data: bytes) -> Any:
+    """The message in a payload of this round; None if it is refused."""
+    try:
+      return agreement.decode(
+        self.replica, self.chain, entry, self.place, data
+      ).message
+    except payload_lib.Refused:
+      return None
+
+  @staticmethod
+  def serve(reader: str, bucket: store_lib.Bucket) -> store_lib.Bucket:
+    """Its bucket as the node `reader` finds it."""
+    del reader
+    return bucket
+
+
+@functools.partial(jax.jit, static_argnames='compression')
+def _dense(
+  message: Any, like: Any, compression: compression_lib.Compression
+) -> Any:
+  return sparseloco.decompress(message, like, compression)
+
+
+@functools.partial(jax.jit, static_argnames='compression')
+def _sparse(delta: Any, compression: compression_lib.Compression) -> Any:
+  return sparseloco.compress(delta, None, compression, None)[0]

@@ -1,0 +1,272 @@
+"""A whole network on one machine: real processes, real time.
+
+Where `host` runs all nodes in one process and virtual time, this starts each
+as a process of its own, as strangers would: they share nothing but a chain
+and buckets. It registers them, starts the clock when all are ready, starts
+again who dies, and says in the end whether all of them hold the same.
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import IO, Any, NamedTuple
+
+from covenant import config as config_lib
+from covenant.chain import ledger
+from covenant.chain import local
+from covenant.emulate import host
+from covenant.node import connect
+
+_READY_SECONDS = 300.0
+_STOP_SECONDS = 60.0
+_LOOK_SECONDS = 0.5
+_RUN = pathlib.Path(__file__).resolve().parents[2] / 'run.py'
+
+
+class LocalnetError(RuntimeError):
+  """The network cannot go on; the message says which process, and why."""
+
+
+class Member(NamedTuple):
+  """One process of the network."""
+
+  role: str
+  uid: int | None  # None: an evaluator, which is on no chain
+
+  @property
+  def name(self) -> str:
+    return self.role if self.uid is None else f'{self.role}-{self.uid}'
+
+
+class Sight(NamedTuple):
+  """What can be seen of a member from outside."""
+
+  member: Member
+  status: dict[str, Any]  # its status.json
+  stake: float
+  weight: float  # its share of what validators would pay
+  restarts: int
+
+
+class Outcome(NamedTuple):
+  """What became of the network."""
+
+  sights: list[Sight]
+  finished: bool  # False: asked to stop before the last round
+
+  @property
+  def equal(self) -> bool:
+    """Whether all hold the same history and the same parameters."""
+    held = {
+      (s.status.get('round'), s.status.get('root'), s.status.get('fingerprint'))
+      for s in self.sights
+    }
+    return len(held) == 1
+
+
+def members(config: config_lib.Config) -> list[Member]:
+  first = config.miners
+  last = first + config.validators
+  return [
+    *(Member('miner', uid) for uid in range(first)),
+    *(Member('validator', uid) for uid in range(first, last)),
+    Member('evaluator', None),
+  ]
+
+
+class Localnet:
+  """The processes of one network, in a folder of its own each.
+
+  Args:
+    config: of the run. Its `network` section is filled in.
+    workdir: a folder that holds no network yet.
+
+  Raises:
+    LocalnetError: there is one.
+  """
+
+  def __init__(
+    self, config: config_lib.Config, workdir: str | os.PathLike[str]
+  ):
+    self._workdir = pathlib.Path(workdir).absolute()
+    network = dataclasses.replace(
+      config.network, chain='local', path=str(self._workdir / 'network')
+    )
+    self._config = dataclasses.replace(config, network=network)
+    path = connect.chain_file(self._config)
+    if path.exists():
+      raise LocalnetError(
+        f'{self._workdir} holds a network that has ended: real time cannot be '
+        'stopped and taken up again. Choose another --workdir'
+      )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    self.chain = local.LocalChain.create(
+      path,
+      seed=host.chain_seed(config),
+      rules=ledger.Rules(block_seconds=network.block_seconds),
+    )
+    host.register(self.chain, config)
+    self._file = self._workdir / 'config.json'
+    self._file.write_text(config_lib.to_json(self._config))
+    self._members = members(config)
+    self._processes: dict[Member, subprocess.Popen[bytes]] = {}
+    self._restarts = dict.fromkeys(self._members, -1)
+
+  def run(
+    self,
+    observe: Callable[[list[Sight]], None] = lambda sights: None,
+    stop: Callable[[], bool] = lambda: False,
+  ) -> Outcome:
+    """The network from its first to its last round.
+
+    Args:
+      observe: shown all members twice a second.
+      stop: asked as often; True ends the network.
+
+    Raises:
+      LocalnetError: a process does not start, or dies at once again and again.
+    """
+    try:
+      for member in self._members:
+        self._start(member)
+      if self._wait_until_ready(observe, stop):
+        self.chain.begin(time.time() + 1.0)
+        while not stop() and self._tend():
+          observe(self.sights())
+          time.sleep(_LOOK_SECONDS)
+    finally:
+      self._end()
+    sights = self.sights()
+    observe(sights)
+    finished = all(s.status.get('phase') == 'finished' for s in sights)
+    return Outcome(sights, finished)
+
+  def sights(self) -> list[Sight]:
+    """Everybody, as of now."""
+    # Not the newest block: who reads that one defers what others write.
+    head = self.chain.head() - 1
+    peers = {p.uid: p for p in self.chain.peers(head)} if head >= 0 else {}
+    weights = _shares(self.chain.weights())
+    return [
+      Sight(
+        member,
+        self._status(member),
+        peers[member.uid].stake if member.uid in peers else 0.0,
+        weights.get(member.uid, 0.0) if member.uid is not None else 0.0,
+        max(self._restarts[member], 0),
+      )
+      for member in self._members
+    ]
+
+  def process(self, member: Member) -> subprocess.Popen[bytes]:
+    """For tests that kill it."""
+    return self._processes[member]
+
+  def _folder(self, member: Member) -> pathlib.Path:
+    return self._workdir / member.name
+
+  def _status(self, member: Member) -> dict[str, Any]:
+    try:
+      return json.loads((self._folder(member) / 'status.json').read_text())
+    except FileNotFoundError:
+      return {}
+
+  def _start(self, member: Member) -> None:
+    folder = self._folder(member)
+    folder.mkdir(exist_ok=True)
+    self._restarts[member] += 1
+    hotkey = member.name if member.uid is None else str(member.uid)
+    with open(folder / 'log.txt', 'ab') as log:
+      self._processes[member] = self._popen(member, hotkey, folder, log)
+
+  def _popen(
+    self, member: Member, hotkey: str, folder: pathlib.Path, log: IO[bytes]
+  ) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+      [
+        sys.executable,
+        str(_RUN),
+        f'--role={member.role}',
+        f'--config={self._file}',
+        f'--config.network.hotkey={hotkey}',
+        f'--workdir={folder}',
+      ],
+      stdin=subprocess.DEVNULL,
+      stdout=log,
+      stderr=log,
+      # Ctrl-C is for the one who tends the network; he tells the others.
+      start_new_session=True,
+    )
+
+  def _wait_until_ready(
+    self,
+    observe: Callable[[list[Sight]], None],
+    stop: Callable[[], bool],
+  ) -> bool:
+    """Whether all are ready, not asked to stop before."""
+    deadline = time.monotonic() + _READY_SECONDS
+    while not stop():
+      phases = {m: self._status(m).get('phase') for m in self._members}
+      if all(phase is not None for phase in phases.values()):
+        return True
+      for member, process in self._processes.items():
+        if process.poll() is not None:
+          raise LocalnetError(
+            f'{member.name} ended: {self._last_words(member)}'
+          )
+      if time.monotonic() > deadline:
+        late = [m.name for m, phase in phases.items() if phase is None]
+        raise LocalnetError(
+          f'not ready after {_READY_SECONDS:.0f} s: {", ".join(late)}; see '
+          f'log.txt in their folders in {self._workdir}'
+        )
+      observe(self.sights())
+      time.sleep(_LOOK_SECONDS)
+    return False
+
+  def _tend(self) -> bool:
+    """Starts again who died; whether anybody is still at work."""
+    for member, process in self._processes.items():
+      code = process.poll()
+      if code is None or code == 0:
+        continue
+      if code > 0 and self._restarts[member] >= 5:
+        raise LocalnetError(
+          f'{member.name} died {self._restarts[member] + 1} times: '
+          f'{self._last_words(member)}'
+        )
+      self._start(member)
+    return any(p.poll() is None for p in self._processes.values())
+
+  def _last_words(self, member: Member) -> str:
+    lines = (self._folder(member) / 'log.txt').read_text().splitlines()
+    return lines[-1] if lines else 'without a word'
+
+  def _end(self) -> None:
+    """Asks everybody to stop, and sees to it."""
+    for process in self._processes.values():
+      if process.poll() is None:
+        process.send_signal(signal.SIGTERM)
+    deadline = time.monotonic() + _STOP_SECONDS
+    for process in self._processes.values():
+      try:
+        process.wait(max(deadline - time.monotonic(), 0.1))
+      except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _shares(weights: dict[int, dict[int, int]]) -> dict[int, float]:
+  """The mean over validators of what each would give a uid."""
+  shares: dict[int, float] = {}
+  for row in weights.values():
+    total = sum(row.values())
+    for uid, weight in row.items():
+      shares[uid] = shares.get(uid, 0.0) + weight / total / len(weights)
+  return shares

@@ -1,0 +1,77 @@
+"""Honest miners who are worse off than others. They must not be punished."""
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from covenant.data import tokens as tokens_lib
+from covenant.emulate import adversary
+from covenant.node import node as node_lib
+from covenant.node import round as round_lib
+from covenant.node import trainer as trainer_lib
+
+
+class Slow(adversary.Adversary):
+  """Is ready for the very last block of the window."""
+
+  honest = True
+
+  def _publish(self, command: round_lib.Command, head: int) -> None:
+    """Raises NotYet until it is the last moment."""
+    if head < self.plan.put_closes(command.round) - 1:
+      raise node_lib.NotYet
+    super()._publish(command, head)
+
+
+class Joiner(adversary.Adversary):
+  """Begins to train in round 10."""
+
+  honest, first = True, 10
+
+  def _contribute(self, task: trainer_lib.Task) -> None:
+    if task.round >= self.first:
+      super()._contribute(task)
+
+
+class MissedOne(adversary.Adversary):
+  """Misses round 7, and no other."""
+
+  honest, missed = True, 7
+
+  def _contribute(self, task: trainer_lib.Task) -> None:
+    super()._contribute(task)
+    if task.round == self.missed:
+      self.contribution = None
+
+
+class SmallBatch(adversary.Adversary):
+  """Trains on half of its sequences, in batches half as large, and says so."""
+
+  honest = True
+
+  def _batches(self, task: trainer_lib.Task) -> Iterable[np.ndarray]:
+    ids_HxB = trainer_lib.assigned(self.config, task, self._trainer.split)
+    ids_n = ids_HxB.reshape(-1)[: max(ids_HxB.size // 2, 1)]
+    batches = np.array_split(ids_n, min(len(ids_HxB), len(ids_n)))
+    context = self.config.data.context
+    return tokens_lib.prefetch(self._trainer.split, batches, context)
+
+
+class LittleData(adversary.Adversary):
+  """Has fetched half of its sequences only; trains on each of them twice."""
+
+  honest = True
+
+  def _batches(self, task: trainer_lib.Task) -> Iterable[np.ndarray]:
+    ids_HxB = trainer_lib.assigned(self.config, task, self._trainer.split)
+    half = ids_HxB.reshape(-1)[: max(ids_HxB.size // 2, 1)]
+    again = np.resize(half, ids_HxB.shape)
+    context = self.config.data.context
+    return tokens_lib.prefetch(self._trainer.split, again, context)
+
+  def _spoil(
+    self, work: trainer_lib.Work, task: trainer_lib.Task
+  ) -> trainer_lib.Work:
+    """The receipt is of what it read, once."""
+    half = max(work.sequences // 2, 1)
+    return self._pretend(work, task, half)

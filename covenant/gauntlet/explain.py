@@ -1,0 +1,52 @@
+"""A validator's records in words, for a miner's operator."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+_LINES = 10  # rounds that are told one by one
+
+
+def explain(decisions: Iterable[Mapping[str, Any]], uid: int) -> str:
+  """Why a uid has its score: its standing, then its last rounds.
+
+  Args:
+    decisions: records of `ratings.update`, oldest first, of any uids; what
+      else they hold is ignored, but for `weight`, which is told if there.
+    uid: whom to explain.
+  """
+  records = [d for d in decisions if d['uid'] == uid]
+  if not records:
+    return f'uid {uid}: no validator of this run has judged it.'
+  last = records[-1]
+  mine = [d for d in records if d['hotkey'] == last['hotkey']]
+  now = last['after']
+  lines = [
+    f'uid {uid}, hotkey {last["hotkey"]}, after round {last["round"]}:',
+    f'  score {now["score"]:.3f}' + _weight(last),
+    f'  = average gain {now["gain"]:.3f} of the median peer'
+    f' x penalties {now["penalty"]:.3g}'
+    f' x {_ratio(now["score"], now["merit"]):.2f} for proof of work',
+    f'  rating {now["rating"]:.1f} ({now["mu"]:.1f} - 3 x {now["sigma"]:.1f}),'
+    ' which decides whether it is heard',
+    f'  {sum(d["verdict"] == "VALID" for d in mine)} of {len(mine)} rounds '
+    f'valid, {sum(d["evaluation"] is not None for d in mine)} evaluated',
+  ]
+  if len(mine) < len(records):
+    lines.append('  an earlier hotkey held this uid; nothing was inherited')
+  lines.append('Last rounds:')
+  for d in mine[-_LINES:]:
+    moved = d['after']['score'] - d['before']['score']
+    why = '; '.join(d['reasons']) or 'valid, not evaluated'
+    lines.append(
+      f'  {d["round"]}: {d["after"]["score"]:.3f} ({moved:+.3f}) {why}'
+    )
+  return '\n'.join(lines)
+
+
+def _weight(record: Mapping[str, Any]) -> str:
+  weight = record.get('weight')
+  return '' if weight is None else f', weight {weight:.4f}'
+
+
+def _ratio(part: float, whole: float) -> float:
+  return part / whole if whole else 0.0

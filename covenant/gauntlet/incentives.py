@@ -1,0 +1,63 @@
+"""From scores to weights.
+
+'gain' pays in proportion to score ** power, with no cut-off. Model: a worker
+with effort e that it splits as e = e_1 + ... + e_n over n uids gains g(e_i)
+with each. If g(a + b) ** p >= g(a) ** p + g(b) ** p, which every g(e) = e ** c
+with c >= 1 / p obeys, then one uid earns at least what n earn together,
+whatever the others do: the share x / (x + rest) rises in x, and rest is the
+others' alone. At p = 2 splitting costs unless doubling the effort raises the
+gain by less than the factor sqrt(2), where it is neutral. A cut-off (top N)
+or a pay by rank breaks this: 'ramp', as deployed, pays a second uid almost
+like the first.
+"""
+
+from covenant import config as config_lib
+from covenant.gauntlet import ratings
+
+RESERVES = 10  # of 'ramp': who comes after the contributors
+
+
+def weights(
+  state: ratings.State, config: config_lib.Gauntlet
+) -> dict[int, float]:
+  """What each uid deserves; the weights sum to 1, or there are none.
+
+  Uids that deserve nothing are left out. `config.burn` of the whole goes to
+  `config.burn_uid`, all of it if nobody deserves anything. Until proof of work
+  is common (`State.proven`), merit is paid instead of the score.
+  """
+  deserved = {
+    u: s.score if state.proven else s.merit for u, s in state.standings.items()
+  }
+  deserved = {u: x for u, x in deserved.items() if x > 0}
+  if config.burn:
+    deserved.pop(config.burn_uid, None)
+  if not deserved:
+    return {config.burn_uid: 1.0} if config.burn else {}
+  if config.incentive == 'ramp':
+    deserved = ramp(deserved, config.contributors)
+  else:
+    # By the largest, so that no power of a small number is lost.
+    best = max(deserved.values())
+    deserved = {u: (x / best) ** config.power for u, x in deserved.items()}
+  ordered = sorted(deserved)
+  total = sum(deserved[u] for u in ordered)
+  shares = {u: (1 - config.burn) * deserved[u] / total for u in ordered}
+  return shares | ({config.burn_uid: config.burn} if config.burn else {})
+
+
+def ramp(scores: dict[int, float], places: int) -> dict[int, float]:
+  """By rank: the first `places` from 2 to 1, the next ten half of the former.
+
+  >>> ramp({0: 3.0, 1: 9.0, 2: 5.0, 3: 1.0}, places=2)
+  {1: 2.0, 2: 1.0, 0: 0.5, 3: 0.25}
+  """
+  ranked = sorted(scores, key=lambda u: (-scores[u], u))
+  top = min(places, len(ranked))
+  paid = {}
+  for rank, uid in enumerate(ranked[: places + RESERVES]):
+    if rank < top:
+      paid[uid] = 2 - rank / max(top - 1, 1)
+    else:
+      paid[uid] = 0.5 ** (rank - top + 1)
+  return paid

@@ -1,0 +1,252 @@
+"""What a peer's update does to the loss, on its own data and on others'.
+
+A function of (parameters, message, sequences) alone: two validators that hold
+the same reach the same numbers, bit for bit. Every difference is paired: the
+same sequence before and after, so that what makes one sequence hard cancels.
+"""
+
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from covenant import config as config_lib
+from covenant.data import assignment
+from covenant.models import llama
+from covenant.models import loss as loss_lib
+from covenant.optim import aggregate
+from covenant.optim import method as method_lib
+
+# Nats a token: a loss that overflowed counts as this much worse than before.
+_WORST = 100.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+  """Of one peer's message in one round, in nats a token.
+
+  Each gain is the mean over n sequences of the loss before minus after the
+  peer's update, each error the standard error of its mean.
+  """
+
+  loss_random: float  # before, on data that nobody was assigned
+  loss_own: float  # before, on data that the peer was assigned
+  gain: float  # on random data
+  gain_error: float
+  own_gain: float  # on own data
+  own_gain_error: float
+  proof: float  # how much more the update fits own data than random data
+  proof_error: float
+
+
+class Round(NamedTuple):
+  """What the evaluations of one round share. Made by `Scorer.open`."""
+
+  params: Any
+  median_P: jax.Array  # norm of each tensor; inf: nothing is clipped
+  random_NxL1: jax.Array
+  before_N: jax.Array  # losses of params on the random sequences
+
+
+class Scorer:
+  """Evaluates messages; compiled once for a run, holds no state.
+
+  Cost, in forward passes over one sequence, with n = gauntlet.sequences:
+  n a round and 3 n a peer evaluated. A miner's training is about
+  3 * inner_steps * batch_size of them.
+  """
+
+  def __init__(
+    self, config: config_lib.Config, method: method_lib.Method, like: Any
+  ):
+    self._model = config.model
+    self._method = method
+    self._like = like
+    # As plain SGD: a momentum is the run's, not the peer's.
+    outer = config.optim.outer
+    self._rate = config.gauntlet.step_fraction * outer.learning_rate
+    rules = {'like': like, 'compression': method.compression}
+    self._norms = jax.jit(functools.partial(aggregate.message_norms, **rules))
+    self._losses = jax.jit(self._sequence_losses)
+    self._evaluate = jax.jit(self._evaluate_message)
+
+  def open(
+    self, params: Any, messages: Mapping[int, Any], random_NxL1: np.ndarray
+  ) -> Round:
+    """Starts the evaluations of a round.
+
+    Args:
+      params: the shared parameters before the outer step.
+      messages: of those in the manifest, by uid. A peer evaluated is clipped
+        to the median of their norms, as in the outer step (reference/
+        templar.md 3.11). May be empty: then nothing is clipped.
+      random_NxL1: the sequences `random_ids`, int32.
+
+    Raises:
+      ValueError: the loss of `params` is not finite: nothing can be compared.
+    """
+    tensors = len(jax.tree.leaves(self._like))
+    median_P = jnp.full((tensors,), jnp.inf, jnp.float32)
+    if messages and self._method.clip == 'median':
+      norms_RxP = jnp.stack([self._norms(m) for m in messages.values()])
+      median_P = jnp.sort(norms_RxP, axis=0)[(len(messages) - 1) // 2]
+    before_N = self._losses(params, random_NxL1)
+    if not np.isfinite(before_N).all():
+      raise ValueError(
+        'the shared parameters have a loss that is not finite; the run has '
+        'diverged: go back to a checkpoint and lower the learning rates'
+      )
+    return Round(params, median_P, jnp.asarray(random_NxL1), before_N)
+
+  def score(self, shared: Round, message: Any, own_NxL1: np.ndarray) -> Score:
+    """Of one peer's message; `own_NxL1` are its sequences `own_ids`."""
+    losses_3xN = np.asarray(
+      self._evaluate(shared, message, own_NxL1), np.float64
+    )
+    before_N = np.asarray(shared.before_N, np.float64)
+    before_own_N, after_own_N, after_N = losses_3xN
+    gain, gain_error = _mean(before_N - _bounded(after_N, before_N))
+    own_gain, own_gain_error = _mean(
+      before_own_N - _bounded(after_own_N, before_own_N)
+    )
+    return Score(
+      loss_random=float(before_N.mean()),
+      loss_own=float(before_own_N.mean()),
+      gain=gain,
+      gain_error=gain_error,
+      own_gain=own_gain,
+      own_gain_error=own_gain_error,
+      proof=own_gain - gain,
+      proof_error=float(np.hypot(gain_error, own_gain_error)),
+    )
+
+  def _sequence_losses(self, params: Any, tokens_NxL1: jax.Array) -> jax.Array:
+    """Nats a token of each sequence, float32 [N]."""
+    inputs_NxL = jnp.maximum(tokens_NxL1[:, :-1], 0)
+    logits_NxLxV = llama.apply(self._model, params, inputs_NxL)
+
+    def sequence(logits_LxV, tokens_L1):
+      loss = loss_lib.cross_entropy(logits_LxV[None], tokens_L1[None, 1:])
+      return loss.nats
+
+    return jax.vmap(sequence)(logits_NxLxV, tokens_NxL1)
+
+  def _evaluate_message(
+    self, shared: Round, message: Any, own_NxL1: jax.Array
+  ) -> jax.Array:
+    """Float32 [3, N]: losses on own data before and after, random after."""
+    compression = self._method.compression
+    norms_P = aggregate.message_norms(message, self._like, compression)
+    factors_P = jnp.minimum(1.0, shared.median_P / (norms_P + 1e-8))
+    sums = aggregate.start(self._like, compression)
+    sums = aggregate.add(sums, message, factors_P, self._like, compression)
+    delta = aggregate.mean(sums, 1, self._like, compression)
+    after = jax.tree.map(
+      lambda p, d: (p - self._rate * d).astype(p.dtype), shared.params, delta
+    )
+    return jnp.stack(
+      [
+        self._sequence_losses(shared.params, own_NxL1),
+        self._sequence_losses(after, own_NxL1),
+        self._sequence_losses(after, shared.random_NxL1),
+      ]
+    )
+
+
+def own_ids(
+  config: config_lib.Config,
+  uid: int,
+  round_index: int,
+  num_sequences: int,
+  assigned_by: int | bytes,
+  seed: bytes,
+) -> np.ndarray:
+  """Which of a peer's assigned sequences to evaluate it on.
+
+  Args:
+    config: of the run: its sizes decide what is assigned.
+    uid: the peer.
+    round_index: which round.
+    num_sequences: of the training split.
+    assigned_by: the seed of the round's assignment.
+    seed: unknown while the peer trained, such as a later block's hash.
+
+  Returns:
+    int64 [n], all different, n = gauntlet.sequences or all if fewer.
+  """
+  assigned = assignment.assign(
+    assigned_by, uid, round_index, _per_miner(config), num_sequences
+  )
+  count = min(config.gauntlet.sequences, assigned.size)
+  draw = _generator(seed, 'own', round_index, uid)
+  return assigned[np.sort(draw.permutation(assigned.size)[:count])]
+
+
+def random_ids(
+  config: config_lib.Config,
+  uids: int,
+  round_index: int,
+  num_sequences: int,
+  assigned_by: int | bytes,
+  seed: bytes,
+) -> np.ndarray:
+  """Training sequences that nobody was assigned in this round.
+
+  Args:
+    config: of the run.
+    uids: an upper bound of all registered uids, plus 1.
+    round_index: which round.
+    num_sequences: of the training split.
+    assigned_by: the seed of the round's assignment.
+    seed: unknown while the peers trained.
+
+  Returns:
+    int64 [n], all different, n as in `own_ids`.
+
+  Raises:
+    ValueError: fewer than n sequences are left over.
+  """
+  taken = uids * _per_miner(config)
+  count = min(config.gauntlet.sequences, _per_miner(config))
+  if num_sequences - taken < count:
+    raise ValueError(
+      f'gauntlet.sequences: expected {count} training sequences beyond the '
+      f'{taken} of {uids} miners; there are {num_sequences} in all. Bring '
+      'more data, or lower the batch size, the inner steps or the context'
+    )
+  draw = _generator(seed, 'random', round_index)
+  chosen = set()
+  while len(chosen) < count:
+    chosen.add(int(draw.integers(taken, num_sequences)))
+  # With a count of 1, uid u is assigned exactly position u.
+  ids = [
+    assignment.assign(assigned_by, position, round_index, 1, num_sequences)
+    for position in sorted(chosen)
+  ]
+  return np.concatenate(ids)
+
+
+def _per_miner(config: config_lib.Config) -> int:
+  return config.optim.inner_steps * config.optim.inner.batch_size
+
+
+def _generator(seed: bytes, *what: str | int) -> np.random.Generator:
+  text = '/'.join(map(str, what)).encode()
+  key = hashlib.blake2b(seed, digest_size=16, key=text).digest()
+  return np.random.Generator(np.random.Philox(int.from_bytes(key, 'little')))
+
+
+def _bounded(after_N: np.ndarray, before_N: np.ndarray) -> np.ndarray:
+  """Losses that are at worst `_WORST` above before; so is what overflowed."""
+  worst_N = before_N + _WORST
+  return np.where(np.isfinite(after_N), np.minimum(after_N, worst_N), worst_N)
+
+
+def _mean(x_N: np.ndarray) -> tuple[float, float]:
+  """Mean and its standard error."""
+  return float(x_N.mean()), float(x_N.std(ddof=1) / np.sqrt(x_N.size))

@@ -1,0 +1,346 @@
+"""Parameters in and out of Hugging Face's Llama: safetensors and config.json.
+
+A folder as `transformers.LlamaForCausalLM.from_pretrained` loads it:
+
+  config.json                         the architecture
+  model-00001-of-00002.safetensors    tensors, float32
+  model.safetensors.index.json        tensor -> file
+
+Its matrices are [out, in] where ours are [in, out], and its layers are never
+stacked. Both pair dimension i of a head with i + K / 2 in rotary positions
+(llama.rotate), so no row is permuted. Written and read one tensor at a time.
+"""
+
+import contextlib
+import json
+import math
+import os
+import pathlib
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from covenant import config as config_lib
+from covenant.models import hf_config
+from covenant.models import llama
+
+_INDEX = 'model.safetensors.index.json'
+_SINGLE = (
+  'model.safetensors'  # what transformers writes when one file is enough
+)
+_SLAB = 2**24  # bytes turned over at a time
+# Name in a layer -> the leaf here.
+_LAYER = {
+  'input_layernorm': ('attention_norm', 'gain'),
+  'self_attn.q_proj': ('attention', 'query'),
+  'self_attn.k_proj': ('attention', 'key'),
+  'self_attn.v_proj': ('attention', 'value'),
+  'self_attn.o_proj': ('attention', 'output'),
+  'post_attention_layernorm': ('ffn_norm', 'gain'),
+  'mlp.gate_proj': ('ffn', 'gate'),
+  'mlp.up_proj': ('ffn', 'up'),
+  'mlp.down_proj': ('ffn', 'down'),
+}
+
+
+class _Tensor(NamedTuple):
+  """One tensor there, and where it is here."""
+
+  shape: tuple[int, ...]  # there
+  leaf: tuple[str, ...]  # keys of the parameters
+  layer: int | None  # which of a stacked leaf
+  turned: bool  # transposed
+
+
+def names_and_shapes(model: config_lib.Model) -> dict[str, tuple[int, ...]]:
+  """Every tensor of the folder, in the order of the files.
+
+  >>> shapes = names_and_shapes(config_lib.Model(width=8, ffn_width=24))
+  >>> shapes['model.layers.1.mlp.down_proj.weight']
+  (8, 24)
+  """
+  return {name: tensor.shape for name, tensor in _tensors(model).items()}
+
+
+def _tensors(model: config_lib.Model) -> dict[str, _Tensor]:
+  m = model
+  kv_width = m.width // m.heads * m.kv_heads
+  outputs = {'key': kv_width, 'value': kv_width}
+  outputs |= {'gate': m.ffn_width, 'up': m.ffn_width}
+  table = (m.vocab_size, m.width)
+  found = {'model.embed_tokens': _Tensor(table, ('embedding',), None, False)}
+  for i in range(m.layers):
+    top, layer = ('layers', i) if m.scan_layers else (f'layers_{i}', None)
+    for name, (part, weight) in _LAYER.items():
+      shape = (m.width,)
+      if weight != 'gain':
+        inputs = m.ffn_width if weight == 'down' else m.width
+        shape = (outputs.get(weight, m.width), inputs)
+      found[f'model.layers.{i}.{name}'] = _Tensor(
+        shape, (top, part, weight), layer, len(shape) == 2
+      )
+  found['model.norm'] = _Tensor((m.width,), ('final_norm', 'gain'), None, False)
+  if not m.tie_embeddings:
+    found['lm_head'] = _Tensor(table, ('unembedding',), None, True)
+  return {f'{name}.weight': tensor for name, tensor in found.items()}
+
+
+def export(
+  folder: str | os.PathLike[str],
+  model: config_lib.Model,
+  params: Any,
+  *,
+  context: int,
+  end_of_text: int,
+  files: Mapping[str, bytes],
+  shard_bytes: int = 4 * 10**9,
+) -> None:
+  """Writes parameters to a new folder, which appears whole or not at all.
+
+  Beside the parameters, which may be sharded over the devices of this process,
+  one tensor is in memory at a time: a layer, where they are stacked.
+
+  Args:
+    folder: must not exist.
+    model: the parameters' architecture.
+    params: of `llama.init`, of NumPy or JAX arrays.
+    context: tokens a sequence in training, `data.context`.
+    end_of_text: the id that ends a document.
+    files: more to write, such as the tokenizer's; name -> content.
+    shard_bytes: of a file, at most, unless one tensor has more.
+
+  Raises:
+    ConfigError: the parameters are not `model`'s, the folder exists, or the
+      disk has no room.
+  """
+  _check_params(model, params)
+  tensors = _tensors(model)
+  total = 4 * sum(math.prod(t.shape) for t in tensors.values())
+  with _new_folder(pathlib.Path(folder), total) as partial:
+    shards = _cut(tensors, shard_bytes)
+    names = [
+      f'model-{i:05d}-of-{len(shards):05d}.safetensors'
+      for i in range(1, len(shards) + 1)
+    ]
+    where = {}
+    for file, shard in zip(names, shards, strict=True):
+      _write_shard(partial / file, {n: tensors[n] for n in shard}, params)
+      where |= dict.fromkeys(shard, file)
+    index = {'metadata': {'total_size': total}, 'weight_map': where}
+    _write_json(partial / _INDEX, index)
+    _write_json(
+      partial / 'config.json', hf_config.make(model, context, end_of_text)
+    )
+    for file, content in files.items():
+      (partial / file).write_bytes(content)
+
+
+def load(folder: str | os.PathLike[str], model: config_lib.Model) -> Any:
+  """The parameters in a folder, as `llama.init` lays them out.
+
+  Everything but the numbers is checked before the first is read; then one
+  tensor at a time is in memory beside the result.
+
+  Args:
+    folder: of `export`, or of `save_pretrained`; float32 or bfloat16.
+    model: the architecture that is expected.
+
+  Returns:
+    A tree of NumPy arrays, float32.
+
+  Raises:
+    ConfigError: safetensors is not installed, or the folder does not hold
+      exactly `model`; names the file and the tensor or field.
+  """
+  folder = pathlib.Path(folder)
+  hf_config.check(folder / 'config.json', model)
+  tensors = _tensors(model)
+  shards = _read_index(folder, tensors)
+  for file, names in shards.items():
+    _check_shard(file, {name: tensors[name] for name in names})
+  params: dict[str, Any] = {}
+  like = jax.eval_shape(lambda: llama.init(model, jax.random.key(0)))
+  for path, x in jax.tree.leaves_with_path(like):
+    *parents, last = (key.key for key in path)
+    node = params
+    for key in parents:
+      node = node.setdefault(key, {})
+    node[last] = np.empty(x.shape, np.float32)
+  for file, names in shards.items():
+    with _open(file) as reader:
+      for name in names:
+        tensor, x = tensors[name], reader.get_tensor(name)
+        target = _leaf(params, tensor)
+        target[...] = x.T if tensor.turned else x
+  return params
+
+
+def _leaf(params: Any, tensor: _Tensor) -> Any:
+  for key in tensor.leaf:
+    params = params[key]
+  return params if tensor.layer is None else params[tensor.layer]
+
+
+def _check_params(model: config_lib.Model, params: Any) -> None:
+  like = jax.eval_shape(lambda: llama.init(model, jax.random.key(0)))
+  expected, got = (
+    {
+      jax.tree_util.keystr(path, simple=True, separator='/'): (
+        f'{x.dtype} {list(x.shape)}'
+      )
+      for path, x in jax.tree.leaves_with_path(tree)
+    }
+    for tree in (like, params)
+  )
+  for name in expected | got:
+    here, there = expected.get(name, 'none'), got.get(name, 'none')
+    if here != there:
+      raise config_lib.ConfigError(
+        f'model: the parameters are of another one: {name}: expected {here}, '
+        f'got {there}'
+      )
+
+
+@contextlib.contextmanager
+def _new_folder(folder: pathlib.Path, room: int) -> Iterator[pathlib.Path]:
+  """A folder to fill; it gets its name when that has succeeded."""
+  folder = folder.resolve()
+  if folder.exists():
+    raise config_lib.ConfigError(
+      f'{folder} exists, and is not overwritten: remove it, or choose another'
+    )
+  name = f'.{folder.name}.{secrets.token_hex(4)}.partial'
+  partial = folder.with_name(name)
+  try:
+    partial.mkdir(parents=True)
+    free = shutil.disk_usage(partial).free
+    if free < room:
+      raise config_lib.ConfigError(
+        f'{folder} takes {room / 1e9:,.1f} GB; the disk has '
+        f'{free / 1e9:,.1f} GB'
+      )
+    yield partial
+    partial.rename(folder)
+  except OSError as e:
+    raise config_lib.ConfigError(f'{folder} cannot be written: {e}') from e
+  finally:
+    shutil.rmtree(partial, ignore_errors=True)
+
+
+def _cut(tensors: Mapping[str, _Tensor], shard_bytes: int) -> list[list[str]]:
+  """The names of each shard."""
+  shards, room = [], 0
+  for name, tensor in tensors.items():
+    size = 4 * math.prod(tensor.shape)
+    if size > room:
+      shards.append([])
+      room = shard_bytes
+    shards[-1].append(name)
+    room -= size
+  return shards
+
+
+def _write_shard(
+  path: pathlib.Path, tensors: Mapping[str, _Tensor], params: Any
+) -> None:
+  """One file: the length of the header, the header, the numbers.
+
+  By hand, as the safetensors package wants all tensors of a file at once.
+  """
+  header: dict[str, Any] = {'__metadata__': {'format': 'pt'}}
+  end = 0
+  for name, tensor in tensors.items():
+    start, end = end, end + 4 * math.prod(tensor.shape)
+    header[name] = {
+      'dtype': 'F32',
+      'shape': tensor.shape,
+      'data_offsets': (start, end),
+    }
+  text = json.dumps(header).encode()
+  text += b' ' * (-len(text) % 8)  # the numbers start at a multiple of 8
+  with open(path, 'wb') as file:
+    file.write(len(text).to_bytes(8, 'little') + text)
+    for tensor in tensors.values():
+      # A copy, as JAX keeps what it fetched for as long as the array lives.
+      x = np.asarray(_leaf(params, tensor).copy())
+      x = x.T if tensor.turned else x
+      rows = max(1, _SLAB // x[0].nbytes)
+      for start in range(0, len(x), rows):
+        slab = np.ascontiguousarray(x[start : start + rows], '<f4')
+        file.write(slab.data)
+
+
+def _write_json(path: pathlib.Path, content: Any) -> None:
+  path.write_text(json.dumps(content, indent=2) + '\n')
+
+
+def _read_index(
+  folder: pathlib.Path, tensors: Mapping[str, _Tensor]
+) -> dict[pathlib.Path, list[str]]:
+  """The names in each file, after they are found to be the expected ones."""
+  path = folder / _INDEX
+  if not path.exists() and (folder / _SINGLE).exists():
+    return {folder / _SINGLE: list(tensors)}
+  where = hf_config.read_json(path).get('weight_map')
+  if not isinstance(where, dict):
+    raise config_lib.ConfigError(f'{path}: expected a weight_map')
+  _check_names(path, where, tensors)
+  shards: dict[pathlib.Path, list[str]] = {}
+  for name in tensors:
+    file = where[name]
+    # It may come from a stranger, and must stay in the folder.
+    if not isinstance(file, str) or pathlib.PurePath(file).name != file:
+      raise config_lib.ConfigError(f'{path}: {name}: expected a file name')
+    shards.setdefault(folder / file, []).append(name)
+  return shards
+
+
+def _check_names(
+  path: pathlib.Path, there: Mapping[str, Any] | Sequence[str], expected: Any
+) -> None:
+  for what, names in (
+    ('lacks', expected.keys() - set(there)),
+    ('has a tensor too many,', set(there) - expected.keys()),
+  ):
+    if names:
+      more = f' and {len(names) - 1} more' if len(names) > 1 else ''
+      raise config_lib.ConfigError(f'{path} {what} {min(names)}{more}')
+
+
+def _check_shard(path: pathlib.Path, tensors: Mapping[str, _Tensor]) -> None:
+  with _open(path) as reader:
+    _check_names(path, reader.keys(), tensors)
+    for name, tensor in tensors.items():
+      view = reader.get_slice(name)
+      dtype, shape = view.get_dtype(), tuple(view.get_shape())
+      if shape != tensor.shape or dtype not in ('F32', 'BF16'):
+        raise config_lib.ConfigError(
+          f'{path}: {name}: expected F32 or BF16 of shape '
+          f'{list(tensor.shape)}, got {dtype} of {list(shape)}'
+        )
+
+
+@contextlib.contextmanager
+def _open(path: pathlib.Path) -> Iterator[Any]:
+  """A reader of a file whose header fits its length."""
+  try:
+    import safetensors  # noqa: PLC0415  an optional dependency
+  except ImportError:
+    raise config_lib.ConfigError(
+      'reading Hugging Face folders needs the package safetensors; run '
+      "`pip install 'covenant[hf]'`"
+    ) from None
+  try:
+    reader: Any = safetensors.safe_open(path, framework='numpy')
+  except FileNotFoundError:
+    raise config_lib.ConfigError(f'{path}: no such file') from None
+  except (safetensors.SafetensorError, OSError) as e:
+    raise config_lib.ConfigError(
+      f'{path}: damaged or cut short: {e}; fetch it anew'
+    ) from e
+  with reader:
+    yield reader

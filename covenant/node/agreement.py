@@ -1,0 +1,170 @@
+"""From what was agreed upon to the next shared state.
+
+Every node calls these, whether it follows the rounds or replays old ones:
+that is why all of them stay identical.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from covenant.chain import interface as chain_lib
+from covenant.node import objects as objects_lib
+from covenant.node import replica as replica_lib
+from covenant.node import roster as roster_lib
+from covenant.store import interface as store_lib
+from covenant.wire import manifest as manifest_lib
+from covenant.wire import payload as payload_lib
+
+
+class Lost(Exception):
+  """What a node holds is not what the others hold."""
+
+
+class Place(NamedTuple):
+  """A state of the run, and the history that led to it."""
+
+  round: int  # that has not been applied yet
+  root: bytes
+  shared: replica_lib.Shared
+
+
+class Applied(NamedTuple):
+  """What a round did to the shared state."""
+
+  before: replica_lib.Shared
+  shared: replica_lib.Shared
+  delta_norm: float  # L2 norm of the aggregated delta
+  messages: Mapping[int, Any]  # by uid, of everybody who counted
+
+
+def compare(
+  manifest: manifest_lib.Manifest, root: bytes, fingerprint: str
+) -> None:
+  """Raises Lost where a manifest speaks of another state than the given."""
+  for name, ours, theirs in (
+    ('history root', root.hex(), manifest.root.hex()),
+    ('fingerprint', fingerprint, manifest.fingerprint),
+  ):
+    if ours != theirs:
+      raise Lost(
+        f'round {manifest.round}: the {name} here is {ours}, in the manifest '
+        f'that holds {theirs}'
+      )
+
+
+def mirrors(
+  objects: objects_lib.Objects, roster: roster_lib.Roster
+) -> list[store_lib.Bucket]:
+  """The buckets of the validators, the leader's first."""
+  locations = [roster.location(peer.uid) for peer in roster.validators]
+  return objects.buckets_at(filter(None, locations))
+
+
+def fetch_manifest(
+  objects: objects_lib.Objects,
+  roster: roster_lib.Roster,
+  round_index: int,
+  digest: bytes,
+) -> bytes:
+  """The bytes of a manifest, from any validator; raises StoreError."""
+  got = objects.fetch(
+    'proposals',
+    round_index,
+    [objects_lib.Wanted(digest, b'')],
+    mirrors(objects, roster),
+    manifest_lib.MAX_BYTES,
+  )[digest]
+  if isinstance(got, store_lib.StoreError):
+    raise got
+  return got
+
+
+def fetch_payloads(
+  objects: objects_lib.Objects,
+  roster: roster_lib.Roster,
+  round_index: int,
+  entries: Sequence[manifest_lib.Entry],
+  limit: int,
+  have: Mapping[bytes, bytes],
+) -> dict[bytes, bytes]:
+  """The payloads of a manifest's entries, by digest.
+
+  Args:
+    objects: of the node that asks.
+    roster: where they may be.
+    round_index: of the manifest.
+    entries: which.
+    limit: bytes a payload.
+    have: what need not be fetched, by digest.
+
+  Raises:
+    StoreError: one of them is not to be had, for now; names its uid.
+  """
+  missing = [
+    objects_lib.Wanted(entry.digest, roster.location(entry.uid))
+    for entry in entries
+    if entry.digest not in have
+  ]
+  got = {}
+  if missing:
+    sources = mirrors(objects, roster)
+    got = objects.fetch('payloads', round_index, missing, sources, limit)
+  payloads = {}
+  for entry in entries:
+    data = have.get(entry.digest) or got[entry.digest]
+    if isinstance(data, store_lib.StoreError):
+      raise type(data)(f'payload of uid {entry.uid}: {data}')
+    payloads[entry.digest] = data
+  return payloads
+
+
+def decode(
+  replica: replica_lib.Replica,
+  chain: chain_lib.Chain,
+  entry: manifest_lib.Entry,
+  place: Place,
+  data: bytes,
+) -> payload_lib.Payload:
+  """A payload of a place's round, of who committed it; raises Refused."""
+  expected = payload_lib.Header(
+    replica.run, place.round, entry.uid, place.root[:16], b'', 0
+  )
+  return replica.decode(
+    data, expected, lambda text, sig: chain.verify(entry.hotkey, text, sig)
+  )
+
+
+def outer_step(
+  replica: replica_lib.Replica,
+  chain: chain_lib.Chain,
+  place: Place,
+  entries: Sequence[manifest_lib.Entry],
+  payloads: Mapping[bytes, bytes],
+  decoded: Mapping[bytes, Any] | None = None,
+) -> Applied:
+  """The state after a round.
+
+  Args:
+    replica: of the run.
+    chain: knows whose signature is whose.
+    place: the state before.
+    entries: of the manifest.
+    payloads: theirs, by digest.
+    decoded: messages of payloads that were decoded at this place before, by
+      digest.
+
+  A payload that is refused counts for nothing, on every node alike: all have
+  the same bytes and the same rules. With none left, the state does not move.
+  """
+  messages = {}
+  for entry in entries:
+    if decoded is not None and entry.digest in decoded:
+      messages[entry.uid] = decoded[entry.digest]
+      continue
+    try:
+      content = decode(replica, chain, entry, place, payloads[entry.digest])
+    except payload_lib.Refused:
+      continue
+    messages[entry.uid] = content.message
+  shared, delta_norm = replica.advance(place.shared, messages)
+  return Applied(place.shared, shared, delta_norm, messages)

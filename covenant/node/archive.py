@@ -1,0 +1,182 @@
+"""Checkpoints for strangers: the shared state in a validator's bucket.
+
+Orbax writes it; its files are cut into chunks that are named by their digest,
+so what did not change is not stored twice, and any mirror can serve it. The
+signed index is put last: a checkpoint that can be found is complete.
+"""
+
+import json
+import pathlib
+import tempfile
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from orbax.checkpoint import v1 as ocp
+
+from covenant.node import agreement
+from covenant.node import objects as objects_lib
+from covenant.node import replica as replica_lib
+from covenant.store import interface as store_lib
+
+_CHUNK = 32 << 20  # bytes
+_MAX_INDEX = 16 << 20  # bytes
+_SIGNATURE_BYTES = 64
+
+
+class Index(NamedTuple):
+  """What a published checkpoint says of itself; its bytes are signed."""
+
+  round: int
+  root: str  # hexadecimal
+  fingerprint: str
+  files: dict[str, list[str]]  # relative path -> digests of its chunks
+
+
+def publish(
+  objects: objects_lib.Objects,
+  place: agreement.Place,
+  fingerprint: str,
+  sign: Callable[[bytes], bytes],
+) -> None:
+  """Puts the state of a place into the own bucket.
+
+  Raises:
+    StoreError: it is not published; what was put is found again next time.
+  """
+  files = {}
+  with tempfile.TemporaryDirectory() as folder:
+    root = pathlib.Path(folder, 'checkpoint')
+    ocp.save(str(root), jax.tree.map(np.asarray, place.shared._asdict()))
+    for path in sorted(p for p in root.rglob('*') if p.is_file()):
+      digests = []
+      with open(path, 'rb') as file:
+        while chunk := file.read(_CHUNK):
+          digest = objects_lib.digest(chunk)
+          objects.keep(objects.chunk_key(digest), chunk)
+          digests.append(digest.hex())
+      files[str(path.relative_to(root))] = digests
+  index = Index(place.round, place.root.hex(), fingerprint, files)
+  body = json.dumps(index._asdict()).encode()
+  objects.keep(objects.key('checkpoints', place.round), body + sign(body))
+
+
+def published(
+  objects: objects_lib.Objects, bucket: store_lib.Bucket
+) -> list[int]:
+  """The rounds of the checkpoints in a bucket, rising."""
+  return objects.rounds('checkpoints', bucket)
+
+
+def read_index(
+  objects: objects_lib.Objects,
+  bucket: store_lib.Bucket,
+  round_index: int,
+  hotkey: str,
+  verify: Callable[[str, bytes, bytes], bool],
+) -> Index:
+  """An index that `hotkey` signed.
+
+  Raises:
+    StoreError: it cannot be had.
+    agreement.Lost: it is malformed, or not signed by `hotkey`.
+  """
+  key = objects.key('checkpoints', round_index)
+  data = bucket.get(key, _MAX_INDEX)
+  body, signature = data[:-_SIGNATURE_BYTES], data[-_SIGNATURE_BYTES:]
+  if not verify(hotkey, body, signature):
+    raise agreement.Lost(f'{key} is not signed by {hotkey}')
+  try:
+    index = Index(**json.loads(body))
+    for path, digests in index.files.items():
+      parts = pathlib.PurePosixPath(path).parts
+      if not parts or '..' in parts or path.startswith('/'):
+        raise ValueError(f'a file named {path!r}')
+      if any(len(bytes.fromhex(digest)) != 32 for digest in digests):
+        raise ValueError(f'a digest of {path!r}')
+    if index.round != round_index or len(bytes.fromhex(index.root)) != 32:
+      raise ValueError(f'of round {index.round}, with root {index.root!r}')
+  except (ValueError, TypeError, AttributeError) as e:
+    raise agreement.Lost(f'{key}: {e}') from e
+  return index
+
+
+def load(
+  objects: objects_lib.Objects,
+  index: Index,
+  sources: Sequence[store_lib.Bucket],
+  replica: replica_lib.Replica,
+) -> agreement.Place:
+  """The place that an index describes.
+
+  Args:
+    objects: of the node that asks.
+    index: what to load.
+    sources: buckets that may have the chunks.
+    replica: of this run.
+
+  Raises:
+    StoreError: a chunk cannot be had.
+    agreement.Lost: it holds something else than the index says.
+  """
+  here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  like = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here),
+    jax.eval_shape(replica.init),
+  )
+  # Orbax adds some, but not as much again: a liar fills no disk.
+  budget = (1 << 20) + 2 * sum(
+    x.size * x.dtype.itemsize for x in jax.tree.leaves(like)
+  )
+  with tempfile.TemporaryDirectory() as folder:
+    root = pathlib.Path(folder, 'checkpoint')
+    for name, digests in index.files.items():
+      path = root / name
+      path.parent.mkdir(parents=True, exist_ok=True)
+      with open(path, 'wb') as file:
+        for digest in digests:
+          chunk = objects.fetch_chunk(bytes.fromhex(digest), sources, _CHUNK)
+          budget -= len(chunk)
+          if budget < 0:
+            raise agreement.Lost(
+              f'the checkpoint of round {index.round} is too large'
+            )
+          file.write(chunk)
+    try:
+      tree: Any = ocp.load(str(root), like._asdict())
+    except Exception as e:  # whatever Orbax makes of a stranger's files
+      raise agreement.Lost(
+        f'the checkpoint of round {index.round} cannot be read: {e}'
+      ) from e
+  shared = replica_lib.Shared(**tree)
+  found = replica.fingerprint(shared)
+  if found != index.fingerprint:
+    raise agreement.Lost(
+      f'the checkpoint of round {index.round} has the fingerprint {found}, '
+      f'not {index.fingerprint}'
+    )
+  return agreement.Place(index.round, bytes.fromhex(index.root), shared)
+
+
+def prune(objects: objects_lib.Objects, keep: int) -> int:
+  """Deletes own checkpoints but the newest ones; chunks nobody names, too.
+
+  Returns:
+    The first round whose objects who joins may need: that of the oldest that
+    is left, 0 while the run's beginning is nearer than `keep` checkpoints.
+  """
+  rounds = published(objects, objects.bucket)
+  left = rounds[-keep:]
+  if rounds[:-keep]:
+    objects.bucket.delete(
+      [objects.key('checkpoints', r) for r in rounds[:-keep]]
+    )
+    named = set()
+    for r in left:
+      key = objects.key('checkpoints', r)
+      body = objects.bucket.get(key, _MAX_INDEX)[:-_SIGNATURE_BYTES]
+      for digests in json.loads(body)['files'].values():
+        named.update(digests)
+    objects.forget_chunks(named)
+  return left[0] if len(left) == keep else 0

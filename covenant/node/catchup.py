@@ -1,0 +1,267 @@
+"""How a node that fell behind, or just came, gets the others' state.
+
+It takes the newest state that it can verify, its own, a validator's checkpoint
+or the beginning of the run, and replays the rounds since through the same code
+that applied them for everybody. Histories and checkpoints may come from liars:
+roots chain all manifests to the one that the validators vote for on the chain
+now, so the whole of a history is checked before a byte of it is applied. How
+the last round that anybody voted on was decided is read from the chain itself:
+no history may have it yet, if all validators died after the vote.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from covenant.chain import interface as chain_lib
+from covenant.node import agreement
+from covenant.node import archive
+from covenant.node import objects as objects_lib
+from covenant.node import replica as replica_lib
+from covenant.node import roster as roster_lib
+from covenant.node import round as round_lib
+from covenant.store import interface as store_lib
+from covenant.wire import manifest as manifest_lib
+
+_Base = Callable[[], agreement.Place]
+
+
+class _Source(NamedTuple):
+  hotkey: str
+  bucket: store_lib.Bucket
+
+
+class _Anchor(NamedTuple):
+  """How the last round went that anybody voted on, before the target."""
+
+  round: int
+  root: bytes  # before it
+  manifest: bytes  # that held; b'' where nobody counted
+
+
+class CatchUp:
+  """One attempt, at one block.
+
+  Args:
+    chain: as seen by the node.
+    objects: of the node.
+    replica: of the run.
+    plan: when.
+    head: the newest block.
+    rounds: of the run; there is nothing after them.
+
+  Raises:
+    ChainError: the chain cannot be read.
+  """
+
+  def __init__(
+    self,
+    chain: chain_lib.Chain,
+    objects: objects_lib.Objects,
+    replica: replica_lib.Replica,
+    plan: round_lib.Schedule,
+    head: int,
+    rounds: int,
+  ):
+    self.replayed: dict[int, bytes] = {}  # manifests by round, as in a history
+    self._chain = chain
+    self._objects = objects
+    self._replica = replica
+    self._roster = roster_lib.read(chain, plan.settled(head))
+    self._plan = plan
+    self._target = min(max(plan.round_at(head) - 1, 0), rounds)
+    self._sources = [
+      _Source(peer.hotkey, bucket)
+      for peer in self._roster.validators
+      if (location := self._roster.location(peer.uid))
+      and (bucket := objects.bucket_at(location)) is not None
+    ]
+
+  def run(self, place: agreement.Place | None) -> agreement.Place:
+    """The place of the others.
+
+    All rounds are in it that were decided before the round of this block
+    began; how the last one was decided can be read from the chain.
+
+    Args:
+      place: where the node stands; None if that is not to be trusted.
+
+    Raises:
+      agreement.Lost: nothing that is to be had leads to what the chain says.
+      StoreError: something is not to be had, for now.
+    """
+    anchor = self._anchor()
+    reasons: list[Exception] = []
+    for base in self._bases(place):
+      try:
+        return self._replay(base(), anchor)
+      except (agreement.Lost, store_lib.StoreError) as e:
+        reasons.append(e)
+    if any(isinstance(e, store_lib.StoreError) for e in reasons):
+      raise store_lib.Unavailable(f'cannot catch up: {reasons[-1]}')
+    raise agreement.Lost(f'cannot catch up: {"; ".join(map(str, reasons))}')
+
+  def _anchor(self) -> _Anchor:
+    """Raises StoreError if the manifest cannot be had."""
+    roster = self._before_target()
+    votes = {
+      peer.uid: vote
+      for peer in roster.validators
+      if (vote := roster.commitments.get(peer.uid)) is not None
+      and vote.round is not None
+      and vote.round < self._target
+    }
+    if not votes:
+      return _Anchor(0, manifest_lib.genesis(self._replica.run), b'')
+    r = max(vote.round for vote in votes.values())
+    stakes = {peer.uid: peer.stake for peer in roster.validators}
+
+    def decide(until: int, last: bool) -> round_lib.Decision | None:
+      cast = {u: v for u, v in votes.items() if roster.committed[u] <= until}
+      return round_lib.decide(r, cast, stakes, last)
+
+    held = decide(self._plan.decides(r), False)
+    held = held or decide(self._plan.decides_last(r), True)
+    # Votes that came too late still say which history they are for.
+    any_time = decide(roster.block, True)
+    assert held is not None and any_time is not None
+    digest = held.digest or any_time.digest
+    assert digest is not None
+    data = agreement.fetch_manifest(self._objects, self._roster, r, digest)
+    try:
+      manifest = manifest_lib.decode(data, self._chain.verify)
+    except manifest_lib.Malformed as e:
+      raise agreement.Lost(f'round {r}: {e}') from e
+    return _Anchor(r, manifest.root, b'' if held.digest is None else data)
+
+  def _before_target(self) -> roster_lib.Roster:
+    """When the last round before the target had been decided."""
+    try:
+      block = self._plan.decides_last(self._target - 1)
+      return roster_lib.read(self._chain, block)
+    except chain_lib.Refused:  # too old: the run is over
+      return self._roster
+
+  def _bases(
+    self, place: agreement.Place | None
+  ) -> Iterator[_Base]:
+    """What to start from, newest first.
+
+    A validator whose bucket fails now is passed over.
+    """
+    found = []
+    for source in self._sources:
+      try:
+        rounds = archive.published(self._objects, source.bucket)
+      except store_lib.StoreError:
+        continue
+      found += [(r, source) for r in rounds if r <= self._target]
+    oldest = -1 if place is None else place.round
+    for r, source in sorted(found, key=lambda item: -item[0]):
+      if r > oldest:
+        yield lambda r=r, source=source: self._load(r, source)
+    if place is not None:
+      yield lambda: place
+    yield self._genesis
+
+  def _load(self, round_index: int, source: _Source) -> agreement.Place:
+    index = archive.read_index(
+      self._objects,
+      source.bucket,
+      round_index,
+      source.hotkey,
+      self._chain.verify,
+    )
+    buckets = [other.bucket for other in self._sources if other != source]
+    return archive.load(
+      self._objects, index, [source.bucket, *buckets], self._replica
+    )
+
+  def _genesis(self) -> agreement.Place:
+    root = manifest_lib.genesis(self._replica.run)
+    return agreement.Place(0, root, self._replica.init())
+
+  def _replay(
+    self, start: agreement.Place, anchor: _Anchor
+  ) -> agreement.Place:
+    """The place of the target, if one history from `start` leads there."""
+    error: Exception | None = None
+    for first in range(max(len(self._sources), 1)):
+      order = self._sources[first:] + self._sources[:first]
+      try:
+        manifests = self._history(order, start.round, anchor)
+        self._verify(start, manifests, anchor)
+        place = self._apply(start, manifests)
+        self.replayed = dict(enumerate(manifests, start=start.round))
+        return place
+      except (agreement.Lost, store_lib.StoreError) as e:
+        error = e
+    assert error is not None
+    raise error
+
+  def _history(
+    self, sources: list[_Source], start: int, anchor: _Anchor
+  ) -> list[bytes]:
+    """The manifest of every round from `start`; b'' where nobody counted."""
+    manifests = []
+    for r in range(start, self._target):
+      # No vote of a later round was ever cast: nobody counted in it.
+      data = anchor.manifest if r == anchor.round else b''
+      if r < anchor.round:
+        key = self._objects.key('history', r)
+        for source in sources:
+          try:
+            data = source.bucket.get(key, manifest_lib.MAX_BYTES)
+            break
+          except store_lib.Missing:
+            continue
+      manifests.append(data)
+    return manifests
+
+  def _verify(
+    self, start: agreement.Place, manifests: list[bytes], anchor: _Anchor
+  ) -> None:
+    """Raises Lost unless the history leads to where the validators are."""
+    root = start.root
+    for r, data in enumerate(manifests, start=start.round):
+      root = _extend(root, r, data)
+    goal = anchor.root
+    for r in range(anchor.round, self._target):
+      goal = _extend(goal, r, anchor.manifest if r == anchor.round else b'')
+    if root != goal:
+      raise agreement.Lost(
+        f'the history from round {start.round} leads to the root {root.hex()} '
+        f'in round {self._target}, where validators have {goal.hex()}'
+      )
+
+  def _apply(
+    self, start: agreement.Place, manifests: list[bytes]
+  ) -> agreement.Place:
+    place = start
+    for r, data in enumerate(manifests, start=start.round):
+      if data:
+        try:
+          manifest = manifest_lib.decode(data, self._chain.verify)
+        except manifest_lib.Malformed as e:
+          raise agreement.Lost(f'round {r}: {e}') from e
+        fingerprint = self._replica.fingerprint(place.shared)
+        agreement.compare(manifest, place.root, fingerprint)
+        payloads = agreement.fetch_payloads(
+          self._objects,
+          self._roster,
+          r,
+          manifest.entries,
+          self._replica.spec.payload_bytes,
+          {},
+        )
+        applied = agreement.outer_step(
+          self._replica, self._chain, place, manifest.entries, payloads
+        )
+        place = place._replace(shared=applied.shared)
+      root = _extend(place.root, r, data)
+      place = agreement.Place(r + 1, root, place.shared)
+    return place
+
+
+def _extend(root: bytes, round_index: int, manifest: bytes) -> bytes:
+  digest = objects_lib.digest(manifest) if manifest else None
+  return manifest_lib.extend(root, round_index, digest)

@@ -1,0 +1,100 @@
+"""From a config to the chain and the buckets that it names.
+
+A run on one machine has a folder, `network.path`: the chain is a file in it,
+every hotkey that names no bucket has a folder there, and keys derive from the
+run's seed, for nothing is at stake.
+"""
+
+import hashlib
+import pathlib
+
+from covenant import config as config_lib
+from covenant.chain import bittensor
+from covenant.chain import interface as chain_lib
+from covenant.chain import keys
+from covenant.chain import local
+from covenant.node import objects as objects_lib
+from covenant.store import bucket as bucket_lib
+from covenant.store import interface as store_lib
+from covenant.store import location as location_lib
+
+_BESIDE = b'/'  # a location on a local chain: a folder beside it, by name
+
+
+def local_key(seed: int, name: str) -> keys.Key:
+  """The hotkey of a name in a run that makes its own keys."""
+  text = f'{seed}/{name}'.encode()
+  return keys.Key.from_seed(hashlib.blake2b(text, digest_size=32).digest())
+
+
+def chain_file(config: config_lib.Config) -> pathlib.Path:
+  return _folder(config) / 'chain.sqlite'
+
+
+def _folder(config: config_lib.Config) -> pathlib.Path:
+  """Of a run on one machine."""
+  if not config.network.path:
+    raise config_lib.ConfigError(
+      'network.path: expected the folder of a network, because network.chain='
+      "'local'; --role=localnet makes one"
+    )
+  return pathlib.Path(config.network.path).absolute()
+
+
+def chain(config: config_lib.Config) -> chain_lib.Chain:
+  """The chain of a run as its own hotkey sees it; raises ChainError."""
+  network = config.network
+  if network.chain == 'local':
+    key = local_key(config.seed, network.hotkey)
+    return local.LocalChain.open(chain_file(config), key)
+  return bittensor.BittensorChain(
+    network.netuid, network.name, network.wallet, network.hotkey
+  )
+
+
+def objects(
+  config: config_lib.Config, run: bytes, writes: bool = True
+) -> objects_lib.Objects:
+  """The own bucket, and the way to those of others.
+
+  Args:
+    config: of this node.
+    run: whose objects.
+    writes: whether the node needs a bucket of its own at all.
+
+  Raises:
+    StoreError: the own bucket cannot be opened.
+    ValueError: `network.bucket` is not a location.
+  """
+  network = config.network
+
+  def beside(name: str) -> location_lib.Location:
+    folder = _folder(config) / 'buckets' / name
+    return location_lib.Location('file', str(folder))
+
+  def open_bucket(data: bytes) -> store_lib.Bucket:
+    if network.chain == 'local' and data[:1] == _BESIDE:
+      name = data[1:].decode()
+      if pathlib.PurePath(name).name != name:
+        raise ValueError(f'not the name of a folder: {name!r}')
+      return bucket_lib.open_for_reading(beside(name), allow_local=True)
+    location = location_lib.Location.from_bytes(data)
+    allow_local = network.chain == 'local'
+    return bucket_lib.open_for_reading(location, allow_local=allow_local)
+
+  if not writes:
+    own = location_lib.Location('memory', 'nothing')
+    packed = b''
+  elif network.bucket:
+    own = location_lib.Location.parse(network.bucket)
+    packed = own.to_bytes()
+  elif network.chain == 'local':
+    own, packed = beside(network.hotkey), _BESIDE + network.hotkey.encode()
+  else:
+    raise ValueError(
+      'network.bucket: expected a location such as r2://ACCOUNT/BUCKET or '
+      's3://BUCKET, to which this node can write and which others can read'
+    )
+  return objects_lib.Objects(
+    run, bucket_lib.open_bucket(own), packed, open_bucket
+  )

@@ -1,0 +1,51 @@
+"""What a process of a run did, for people and for whoever started it.
+
+In its workdir
+  events.jsonl    what it did and what it could not do
+  status.json     where it stands now
+  verdicts.jsonl  of a validator: what it found about everybody, every round
+"""
+
+import json
+import os
+import pathlib
+import time
+from typing import Any
+
+from covenant.node import node as node_lib
+from covenant.node import validator as validator_lib
+
+
+class Journal:
+  """What a process did, for people and for whoever started it."""
+
+  def __init__(self, workdir: pathlib.Path, role: str, hotkey: str):
+    workdir.mkdir(parents=True, exist_ok=True)
+    self._workdir = workdir
+    self._status: dict[str, Any] = {
+      'role': role,
+      'hotkey': hotkey,
+      'pid': os.getpid(),
+      'error': '',
+    }
+    self._events = open(workdir / 'events.jsonl', 'a', encoding='utf-8')
+
+  def event(self, event: node_lib.Event) -> None:
+    self._line(self._events, {'time': time.time(), **event._asdict()})
+    if event.error:
+      self.status(error=f'block {event.block}, {event.what}: {event.error}')
+
+  def verdict(self, verdict: validator_lib.Verdict) -> None:
+    with open(self._workdir / 'verdicts.jsonl', 'a', encoding='utf-8') as file:
+      self._line(file, verdict._asdict())
+
+  def status(self, **fields: Any) -> None:
+    """Replaces status.json, at once or not at all."""
+    self._status |= fields
+    temporary = self._workdir / 'status.json.tmp'
+    temporary.write_text(json.dumps(self._status))
+    os.replace(temporary, self._workdir / 'status.json')
+
+  def _line(self, file: Any, fields: dict[str, Any]) -> None:
+    file.write(json.dumps(fields) + '\n')
+    file.flush()

@@ -1,0 +1,252 @@
+"""What every node does: follow the rounds, apply what was agreed, catch up.
+
+A node obeys the state machine of `round.py`. It knows the others only through
+a chain and a store. Whatever fails there is told to `observe` and tried again
+at the next block; nothing is raised but what its operator must mend.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from covenant import config as config_lib
+from covenant.chain import interface as chain_lib
+from covenant.node import agreement
+from covenant.node import catchup
+from covenant.node import objects as objects_lib
+from covenant.node import replica as replica_lib
+from covenant.node import roster as roster_lib
+from covenant.node import round as round_lib
+from covenant.store import interface as store_lib
+from covenant.wire import commitment as commitment_lib
+from covenant.wire import manifest as manifest_lib
+
+Do = round_lib.Do
+
+
+class NotYet(Exception):
+  """Not to be done at this block; perhaps at the next one."""
+
+
+class Event(NamedTuple):
+  """Something that a node did, or could not do."""
+
+  block: int
+  round: int
+  what: str  # a `round.Do`
+  error: str = ''  # empty: it was done
+
+
+Observe = Callable[[Event], None]
+
+
+class Node:
+  """A member of a run. Subclasses add what their role does.
+
+  Args:
+    config: the run's.
+    chain: as seen by this node's hotkey.
+    objects: with this node's own bucket.
+    replica: compiled once for all nodes of a process.
+    place: where the run begins, or where this node was when it stopped.
+    applied: what the nodes of one process have applied last, by root and
+      digest: those who stand at the same root share the result.
+    observe: told of everything that the node does.
+  """
+
+  can: frozenset[Do] = frozenset()
+
+  def __init__(
+    self,
+    config: config_lib.Config,
+    chain: chain_lib.Chain,
+    objects: objects_lib.Objects,
+    replica: replica_lib.Replica,
+    place: agreement.Place,
+    applied: dict[Any, agreement.Applied] | None = None,
+    observe: Observe = lambda event: None,
+  ):
+    self.config = config
+    self.chain = chain
+    self.objects = objects
+    self.replica = replica
+    self.plan = round_lib.Schedule(config.phases)
+    self.state = round_lib.State(place.round)
+    self.shared = place.shared
+    self.root = place.root
+    self.delta_norm = 0.0  # of the last round, L2
+    self.messages: Mapping[int, Any] = {}  # of the last round
+    self._applied = {} if applied is None else applied
+    self._observe = observe
+    self._payloads: dict[bytes, bytes] = {}  # of this round, by digest
+    self._decoded: dict[bytes, Any] = {}  # messages of these that are valid
+    self._obey: dict[Do, Callable[[round_lib.Command, int], Any]] = {
+      Do.DECIDE: self._decide,
+      Do.APPLY: self._apply,
+      Do.KEEP: self._keep,
+      Do.CATCH_UP: self._catch_up,
+    }
+
+  @property
+  def place(self) -> agreement.Place:
+    return agreement.Place(self.state.round, self.root, self.shared)
+
+  def poll(self, head: int) -> int:
+    """Does one thing at most; returns the block at which to ask again.
+
+    That is `head` itself while there may be more to do.
+    """
+    command = round_lib.next_command(self.plan, self.can, self.state, head)
+    if command is None:
+      return round_lib.wake(self.plan, self.state, head)
+    error = ''
+    try:
+      outcome = self._obey[command.do](command, head)
+      if command.do is not Do.CATCH_UP:
+        self.state = round_lib.after(self.state, command, outcome)
+    except NotYet:
+      return head + 1
+    except agreement.Lost as e:
+      self.state = self.state._replace(lost=True)
+      error = f'Lost: {e}'
+    except (chain_lib.ChainError, store_lib.StoreError) as e:
+      error = f'{type(e).__name__}: {e}'
+    self._observe(Event(head, command.round, command.do.value, error))
+    return head + 1 if error else head
+
+  def commit(self, round_index: int, digest: bytes, head: int) -> None:
+    """Puts a digest on the chain; once a round, for it cannot be taken back.
+
+    Raises:
+      ChainError: it may not be there.
+    """
+    roster = roster_lib.read(self.chain, head)
+    mine = roster.commitments.get(roster.uid(self.chain.hotkey))
+    if mine is None or mine.round != round_index:
+      location = self.objects.location
+      new = commitment_lib.Commitment(location, round_index, digest)
+      self.chain.commit(commitment_lib.encode(new))
+    elif mine.digest != digest:
+      raise chain_lib.Refused(
+        f'round {round_index}: this hotkey has committed to other bytes '
+        'already; is it in use twice?'
+      )
+
+  def _decide(
+    self, command: round_lib.Command, head: int
+  ) -> round_lib.Decision | None:
+    """Which manifest holds, from the state of the chain at one block."""
+    r = command.round
+    look = self.plan.decides_last if command.last else self.plan.decides
+    roster = roster_lib.read(self.chain, look(r))
+    stakes = {peer.uid: peer.stake for peer in roster.validators}
+    return round_lib.decide(r, roster.commitments, stakes, command.last)
+
+  def _apply(self, command: round_lib.Command, head: int) -> None:
+    """Fetches what counts and takes the outer step.
+
+    Raises:
+      agreement.Lost: the others have another history or other parameters.
+      StoreError: nobody has what the manifest lists, for now.
+    """
+    decision, r = self.state.decision, command.round
+    assert decision is not None
+    if decision.digest is None:
+      applied = agreement.Applied(self.shared, self.shared, 0.0, {})
+    else:
+      key = (self.root, decision.digest)
+      if key not in self._applied or (
+        self._applied[key].before is not self.shared
+      ):
+        result = self._outer_step(r, decision.digest, head)
+        self._applied.clear()
+        self._applied[key] = result
+      applied = self._applied[key]
+    self._moved(applied, decision.digest)
+    self.root = manifest_lib.extend(self.root, r, decision.digest)
+
+  def _outer_step(self, r: int, digest: bytes, head: int) -> agreement.Applied:
+    roster = roster_lib.read(self.chain, self.plan.settled(head))
+    data = self._manifest(roster, r, digest)
+    manifest = manifest_lib.decode(data, self.chain.verify)
+    agreement.compare(manifest, self.root, self.fingerprint())
+    self._payloads = agreement.fetch_payloads(
+      self.objects,
+      roster,
+      r,
+      manifest.entries,
+      self.replica.spec.payload_bytes,
+      self._payloads,
+    )
+    return agreement.outer_step(
+      self.replica,
+      self.chain,
+      self.place,
+      manifest.entries,
+      self._payloads,
+      self._decoded,
+    )
+
+  def _moved(self, applied: agreement.Applied, digest: bytes | None) -> None:
+    """Takes over what a round led to, by the manifest of a digest if any."""
+    self.shared = applied.shared
+    self.delta_norm, self.messages = applied.delta_norm, applied.messages
+    self._payloads, self._decoded = {}, {}
+
+  def _manifest(
+    self, roster: roster_lib.Roster, round_index: int, digest: bytes
+  ) -> bytes:
+    return agreement.fetch_manifest(self.objects, roster, round_index, digest)
+
+  def _keep(self, command: round_lib.Command, head: int) -> None:
+    """Deletes payloads that validators mirror by now, or that never counted."""
+    self.objects.forget('payloads', before=self._oldest_kept())
+
+  def _oldest_kept(self) -> int:
+    """The first round whose objects a joiner may still need."""
+    keep = self.config.checkpoint
+    newest = self.state.round // keep.publish
+    return max(newest - keep.keep, 0) * keep.publish
+
+  def _catch_up(self, command: round_lib.Command, head: int) -> None:
+    """Replays what the others applied, from a checkpoint if that is nearer."""
+    place = None if self.state.lost else self.place
+    attempt = catchup.CatchUp(
+      self.chain,
+      self.objects,
+      self.replica,
+      self.plan,
+      head,
+      self.config.rounds,
+    )
+    self._resume(attempt.run(place), attempt.replayed)
+
+  def _resume(
+    self, place: agreement.Place, replayed: Mapping[int, bytes]
+  ) -> None:
+    """Goes on from where catching up led, over the manifests `replayed`."""
+    self.shared, self.root = place.shared, place.root
+    self.state = round_lib.State(place.round)
+    self.messages, self._payloads, self._decoded = {}, {}, {}
+
+  @property
+  def savable(self) -> bool:
+    """Whether this is a point from which a restart loses nothing."""
+    raise NotImplementedError
+
+  def save(self) -> dict[str, Any]:
+    """All that this node knows and cannot get from the others."""
+    return {'shared': self.shared, 'text': json.dumps(self._text())}
+
+  def load(self, saved: dict[str, Any]) -> dict[str, Any]:
+    """Goes on from what `save` returned; also returns its text, parsed."""
+    text = json.loads(saved['text'])
+    self.shared, self.root = saved['shared'], bytes.fromhex(text['root'])
+    self.state = round_lib.State(text['round'])
+    return text
+
+  def _text(self) -> dict[str, Any]:
+    return {'round': self.state.round, 'root': self.root.hex()}
+
+  def fingerprint(self) -> str:
+    return self.replica.fingerprint(self.shared)

@@ -1,0 +1,233 @@
+"""A round as a pure state machine: what a node should do next, and when.
+
+Nothing here reads a clock, a chain or a store. A node asks `next_command`
+with the newest block, does what it says, and folds what came of it into its
+state with `after`. A command that failed changes nothing, so it is asked for
+again at the next block for as long as it makes sense: that is the whole error
+handling of a round.
+
+Round r starts with block `start(r)`, whose hash decides who trains on what. In
+its last blocks payloads may be committed; it is agreed upon in the first
+blocks of the next one:
+
+  start(r)         put_opens(r)  start(r+1)        decides(r)  decides_last(r)
+  |--- train ---------|- commit, -|- check, ---------|-- others --|
+                         upload      propose, vote      propose
+"""
+
+import enum
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from covenant import config as config_lib
+from covenant.wire import commitment as commitment_lib
+
+
+class Schedule(NamedTuple):
+  """The blocks of every phase of every round."""
+
+  phases: config_lib.Phases
+
+  def start(self, round_index: int) -> int:
+    return self.phases.origin + round_index * self.phases.round_blocks
+
+  def put_opens(self, round_index: int) -> int:
+    return self.start(round_index + 1) - self.phases.put_blocks
+
+  def put_closes(self, round_index: int) -> int:
+    """The last block in which a payload may be committed."""
+    return self.start(round_index + 1) - 1
+
+  def proposes(self, round_index: int, rank: int) -> int:
+    """From when the validator of a rank may make the manifest; 0 leads."""
+    return self.start(round_index + 1) + rank * self.phases.select_blocks
+
+  def decides(self, round_index: int) -> int:
+    return self.start(round_index + 1) + self.phases.select_blocks
+
+  def decides_last(self, round_index: int) -> int:
+    return self.decides(round_index) + self.phases.takeover_blocks
+
+  def round_at(self, block: int) -> int:
+    """The round that a block is in; negative before the first."""
+    return (block - self.phases.origin) // self.phases.round_blocks
+
+  def settled(self, head: int) -> int:
+    """The newest block whose state stays as it is."""
+    return head - self.phases.confirmations
+
+
+class Do(enum.Enum):
+  """What a node can be told to do, about one round."""
+
+  TRAIN = 'train'
+  PUBLISH = 'commit and upload'
+  COLLECT = 'fetch what was committed'
+  VOTE = 'vote'
+  DECIDE = 'decide'
+  APPLY = 'apply'
+  KEEP = 'keep'
+  SCORE = 'score'
+  CATCH_UP = 'catch up'
+
+
+MINER = frozenset(
+  {Do.TRAIN, Do.PUBLISH, Do.DECIDE, Do.APPLY, Do.KEEP, Do.CATCH_UP}
+)
+VALIDATOR = frozenset(Do) - {Do.TRAIN, Do.PUBLISH}
+
+
+class Command(NamedTuple):
+  do: Do
+  round: int
+  last: bool = False  # DECIDE: whether plurality is enough
+
+
+class Decision(NamedTuple):
+  """What the chain says about a round."""
+
+  digest: bytes | None  # of the manifest; None: nobody counts
+
+
+class State(NamedTuple):
+  """Where a node stands. `round` is the one that it has not yet applied."""
+
+  round: int
+  lost: bool = False  # what it holds is not what the others hold
+  trained: bool = False
+  published: bool = False
+  collected: bool = False
+  voted: bool = False
+  undecided: bool = False  # at the first look
+  decision: Decision | None = None
+  # About the round before, once it is applied:
+  kept: bool = True
+  scored: bool = True
+
+  def settled(self, can: frozenset['Do']) -> bool:
+    """Whether nothing is left to do about the round before."""
+    return self.kept and (self.scored or Do.SCORE not in can)
+
+
+def next_command(
+  plan: Schedule, can: frozenset[Do], state: State, head: int
+) -> Command | None:
+  """What to do at block `head`, or None to wait for a later one.
+
+  Args:
+    plan: when.
+    can: what the node's role does: `MINER` or `VALIDATOR`.
+    state: where it stands.
+    head: the newest block, which may be one that it has seen before.
+  """
+  r, settled = state.round, plan.settled(head)
+  # Later the chain may not know any more how this round was decided. Who has
+  # read the decision may take a round more to find what it lists.
+  patience = 1 if state.decision is None else 2
+  if state.lost or plan.round_at(head) > r + patience:
+    return Command(Do.CATCH_UP, r)
+  decide_at = plan.decides_last(r) if state.undecided else plan.decides(r)
+  # What is sent at a block is in the next one at the earliest.
+  training = settled >= plan.start(r) and head < plan.put_closes(r)
+  undecided = state.decision is None
+  wanted = {
+    Do.APPLY: not undecided,
+    # Before the decision, though it may be there: who was started again after
+    # the vote still judges this round.
+    Do.COLLECT: (
+      undecided and not state.collected and settled >= plan.put_closes(r)
+    ),
+    Do.DECIDE: undecided and settled >= decide_at,
+    Do.VOTE: not state.voted and settled >= plan.put_closes(r),
+    Do.TRAIN: not state.trained and training,
+    Do.PUBLISH: (
+      state.trained
+      and not state.published
+      and training
+      and head >= plan.put_opens(r)
+    ),
+    Do.SCORE: not state.scored,
+    Do.KEEP: not state.kept,
+  }
+  for do, now in wanted.items():
+    if now and do in can:
+      return Command(do, r, last=do is Do.DECIDE and state.undecided)
+  return None
+
+
+def after(
+  state: State, command: Command, decision: Decision | None = None
+) -> State:
+  """The state once `command` has been done; DECIDE may have found nothing.
+
+  What catching up led to, only the node knows.
+  """
+  match command.do:
+    case Do.TRAIN:
+      return state._replace(trained=True)
+    case Do.PUBLISH:
+      return state._replace(published=True)
+    case Do.COLLECT:
+      return state._replace(collected=True)
+    case Do.VOTE:
+      return state._replace(voted=True)
+    case Do.DECIDE:
+      return state._replace(decision=decision, undecided=decision is None)
+    case Do.APPLY:
+      return State(state.round + 1, kept=False, scored=False)
+    case Do.KEEP:
+      return state._replace(kept=True)
+    case Do.SCORE:
+      return state._replace(scored=True)
+  raise ValueError(f'no state follows from {command}')
+
+
+def wake(plan: Schedule, state: State, head: int) -> int:
+  """The first block after `head` at which there may be something to do.
+
+  For a node that has nothing to do at `head`.
+  """
+  r, unsettled = state.round, plan.phases.confirmations
+  turns = (
+    plan.start(r) + unsettled,
+    plan.put_opens(r),
+    plan.put_closes(r) + unsettled,
+    plan.decides(r) + unsettled,
+    plan.decides_last(r) + unsettled,
+    plan.start(r + 2),
+    plan.start(r + 3),
+  )
+  return min((block for block in turns if block > head), default=head + 1)
+
+
+def decide(
+  round_index: int,
+  votes: Mapping[int, commitment_lib.Commitment],
+  stakes: Mapping[int, float],
+  last: bool,
+) -> Decision | None:
+  """Which manifest the validators stand for, as everybody reads it.
+
+  Args:
+    round_index: which round.
+    votes: commitments by uid, all of one block.
+    stakes: of every validator, by uid, at the same block.
+    last: whether the manifest with the most stake holds, even without a
+      majority, and nobody counts where there is none. Before, more than half
+      of all stake must stand for one.
+
+  Returns:
+    The decision, or None if it must wait for the last look. Equal stakes go
+    to the smaller digest.
+  """
+  weight: dict[bytes, float] = {}
+  for uid in sorted(stakes):
+    vote = votes.get(uid)
+    if vote is not None and vote.round == round_index:
+      weight[vote.digest] = weight.get(vote.digest, 0.0) + stakes[uid]
+  if not weight:
+    return Decision(None) if last else None
+  best = min(weight, key=lambda digest: (-weight[digest], digest))
+  if last or 2 * weight[best] > sum(stakes[uid] for uid in sorted(stakes)):
+    return Decision(best)
+  return None

@@ -1,0 +1,452 @@
+"""The program of a validator: check, agree, apply, score, keep.
+
+It fetches what miners committed, votes on the chain for a manifest (the leader
+makes it, the others verify it), rates who contributed what, sets weights, and
+re-hosts what others need to follow or to join.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from covenant.chain import interface as chain_lib
+from covenant.data import receipt as receipt_lib
+from covenant.data import tokens as tokens_lib
+from covenant.gauntlet import checks as checks_lib
+from covenant.gauntlet import incentives
+from covenant.gauntlet import ratings
+from covenant.gauntlet import scores as scores_lib
+from covenant.gauntlet import selection
+from covenant.node import agreement
+from covenant.node import archive
+from covenant.node import node as node_lib
+from covenant.node import objects as objects_lib
+from covenant.node import roster as roster_lib
+from covenant.node import round as round_lib
+from covenant.node import trainer as trainer_lib
+from covenant.store import interface as store_lib
+from covenant.wire import manifest as manifest_lib
+from covenant.wire import payload as payload_lib
+
+Do = round_lib.Do
+
+
+class Judge(NamedTuple):
+  """What all validators of a process share, compiled once."""
+
+  checker: checks_lib.Checker
+  scorer: scores_lib.Scorer
+  split: tokens_lib.Split  # of training
+
+
+class Collected(NamedTuple):
+  """What a validator holds of a round that is being agreed upon."""
+
+  roster: roster_lib.Roster  # at the close of the put window
+  before: agreement.Place  # the state that the round started from
+  entries: Mapping[int, manifest_lib.Entry]  # of who committed in time
+  messages: Mapping[int, Any]  # by uid, of all payloads that can be read
+  report: checks_lib.Report
+  chosen: list[int]  # who should count, in its own eyes
+
+
+class Verdict(NamedTuple):
+  """What a validator has found about a round."""
+
+  round: int
+  decisions: list[dict[str, Any]]  # one a uid
+  weights: dict[int, float]
+
+
+class Validator(node_lib.Node):
+  """One validator.
+
+  Args:
+    *args: as `node.Node`.
+    judge: compiled once for all validators of a process.
+    standings: what it remembers of the miners, if it did.
+    announce: told of every verdict.
+    **kwargs: as `node.Node`.
+  """
+
+  can = round_lib.VALIDATOR
+
+  def __init__(
+    self,
+    *args: Any,
+    judge: Judge,
+    standings: ratings.State | None = None,
+    announce: Callable[[Verdict], None] = lambda verdict: None,
+    **kwargs: Any,
+  ):
+    super().__init__(*args, **kwargs)
+    self.standings = standings or ratings.State()
+    self._judge = judge
+    self._announce = announce
+    self._collected: Collected | None = None  # of the round in agreement
+    self._to_score: Collected | None = None  # of the round before
+    self._manifests: dict[bytes, bytes] = {}  # own and verified, by digest
+    self._to_keep: list[tuple[str, bytes]] = []  # key, bytes
+    self._obey |= {
+      Do.COLLECT: self._collect,
+      Do.VOTE: self._vote,
+      Do.SCORE: self._score,
+    }
+
+  def _collect(self, command: round_lib.Command, head: int) -> None:
+    """Fetches and checks what was committed, and chooses who should count."""
+    r, plan = command.round, self.plan
+    closes = plan.put_closes(r)
+    roster = roster_lib.read(self.chain, closes)
+    self.standings = ratings.admit(self.standings, r, _identities(roster))
+    entries, twice = self._committed(r, roster)
+    wanted = self._worth_fetching(r, entries)
+    payloads = self._fetch(r, roster, [entries[uid] for uid in wanted])
+    submissions, messages, receipts = [], {}, {}
+    seed = self.chain.block_hash(plan.start(r))
+    for peer in roster.miners:
+      uid, entry = peer.uid, entries.get(peer.uid)
+      if entry is None:
+        submissions.append(checks_lib.Submission(uid))
+        continue
+      block = roster.committed[uid]
+      submission = checks_lib.Submission(
+        uid, block, entry.digest, twice=uid in twice
+      )
+      if uid in payloads:
+        data = payloads[uid]
+        if isinstance(data, store_lib.StoreError):
+          absent = isinstance(data, store_lib.Missing)
+          submission = submission._replace(
+            fetch='absent' if absent else 'failed', detail=str(data)
+          )
+        else:
+          decoded = self._decode(entry, data)
+          submission = submission._replace(
+            digest=objects_lib.digest(data), decoded=decoded
+          )
+          if isinstance(decoded, payload_lib.Payload):
+            self._payloads[entry.digest] = data
+            self._decoded[entry.digest] = decoded.message
+            messages[uid] = decoded.message
+            receipts[uid] = self._receipt(uid, r, seed, decoded.header)
+      elif block >= plan.put_opens(r) and uid not in twice:
+        continue  # in time, and nobody asked for it
+      submissions.append(submission)
+    optim = self.config.optim
+    report = self._judge.checker.check(
+      submissions,
+      checks_lib.Expected(
+        opens=plan.put_opens(r),
+        closes=closes + 1,
+        root=self.root[:16],
+        receipts=receipts,
+        sequences=optim.inner_steps * optim.inner.batch_size,
+      ),
+      seed=self._lot(r),
+      previous=self.messages,
+      threshold=self.config.gauntlet.copy_similarity,
+    )
+    chosen = selection.contributors(
+      self.standings,
+      report.valid,
+      self.config.gauntlet,
+      r,
+      self._lot(r),
+      report.twins,
+    )
+    self._collected = Collected(
+      roster, self.place, entries, messages, report, chosen.uids
+    )
+
+  def _committed(
+    self, r: int, roster: roster_lib.Roster
+  ) -> tuple[dict[int, manifest_lib.Entry], set[int]]:
+    """Who committed to a payload of the round, and who did to several."""
+    seen: dict[int, set[bytes]] = {}
+    for block in range(self.plan.put_opens(r), self.plan.put_closes(r) + 1):
+      then = roster_lib.read(self.chain, block)
+      for uid, commitment in then.commitments.items():
+        if commitment.round == r:
+          seen.setdefault(uid, set()).add(commitment.digest)
+    entries = {
+      peer.uid: manifest_lib.Entry(
+        peer.uid, peer.hotkey, roster.commitments[peer.uid].digest
+      )
+      for peer in roster.miners
+      if peer.uid in seen and roster.commitments[peer.uid].round == r
+    }
+    return entries, {uid for uid, digests in seen.items() if len(digests) > 1}
+
+  def _worth_fetching(
+    self, r: int, entries: Mapping[int, manifest_lib.Entry]
+  ) -> list[int]:
+    """Whose payloads to fetch: likely contributors, and who is evaluated."""
+    gauntlet, lot = self.config.gauntlet, self._lot(r)
+    likely = selection.contributors(self.standings, entries, gauntlet, r, lot)
+    also = selection.to_evaluate(
+      self.standings, entries, gauntlet.evaluate, r, lot
+    )
+    return sorted({*likely.uids, *likely.reserves, *also})
+
+  def _fetch(
+    self,
+    r: int,
+    roster: roster_lib.Roster,
+    entries: list[manifest_lib.Entry],
+  ) -> dict[int, bytes | store_lib.StoreError]:
+    wanted = [
+      objects_lib.Wanted(entry.digest, roster.location(entry.uid))
+      for entry in entries
+    ]
+    limit = self.replica.spec.payload_bytes
+    got = self.objects.fetch('payloads', r, wanted, [], limit)
+    return {entry.uid: got[entry.digest] for entry in entries}
+
+  def _decode(
+    self, entry: manifest_lib.Entry, data: bytes
+  ) -> payload_lib.Payload | payload_lib.Refused:
+    try:
+      return agreement.decode(self.replica, self.chain, entry, self.place, data)
+    except payload_lib.Refused as e:
+      return e
+
+  def _receipt(
+    self, uid: int, r: int, seed: bytes, header: payload_lib.Header
+  ) -> bytes:
+    """What the receipt must be of who trained on as much as `header` says."""
+    task = trainer_lib.Task(uid, r, seed, self.root)
+    ids_HxB = trainer_lib.assigned(self.config, task, self._judge.split)
+    ids = ids_HxB.reshape(-1)[: header.sequences]
+    return receipt_lib.of_sequences(
+      self._judge.split, ids, self.config.data.context
+    )
+
+  def _lot(self, r: int) -> bytes:
+    """What nobody knew before all payloads of a round were committed."""
+    return self.chain.block_hash(self.plan.put_closes(r))
+
+  def _vote(self, command: round_lib.Command, head: int) -> None:
+    """Stands for the first manifest, by rank, that it can verify.
+
+    Raises:
+      node_lib.NotYet: there is none, and it is others' turn to make one.
+    """
+    collected, r = self._collected, command.round
+    assert collected is not None
+    now = roster_lib.read(self.chain, self.plan.settled(head))
+    mine = now.commitments.get(now.uid(self.chain.hotkey))
+    if mine is not None and mine.round == r:
+      return  # before it was started again
+    ranked = collected.roster.validators
+    for rank, peer in enumerate(ranked):
+      if peer.hotkey == self.chain.hotkey:
+        if head >= self.plan.proposes(r, rank):
+          self._stand_for(r, self._propose(collected, r), head)
+          return
+        continue
+      vote = now.commitments.get(peer.uid)
+      if vote is None or vote.round != r:
+        continue
+      data = self._verified(collected, now, peer, vote.digest, r)
+      if data is not None:
+        self._stand_for(r, data, head)
+        return
+    raise node_lib.NotYet
+
+  def _propose(self, collected: Collected, r: int) -> bytes:
+    """The manifest that this validator would have."""
+    manifest = manifest_lib.Manifest(
+      self.replica.run,
+      r,
+      self.root,
+      self.fingerprint(),
+      self.chain.hotkey,
+      tuple(collected.entries[uid] for uid in collected.chosen),
+    )
+    return manifest_lib.encode(manifest, self.chain.sign)
+
+  def _stand_for(self, r: int, data: bytes, head: int) -> None:
+    """Publishes a manifest, what it lists, and the vote for it."""
+    digest = objects_lib.digest(data)
+    self._manifests[digest] = data
+    self.objects.keep(self.objects.key('proposals', r, digest), data)
+    self.commit(r, digest, head)
+
+  def _verified(
+    self,
+    collected: Collected,
+    now: roster_lib.Roster,
+    peer: chain_lib.Peer,
+    digest: bytes,
+    r: int,
+  ) -> bytes | None:
+    """A proposal of `peer`, or None where this validator cannot vouch for it.
+
+    It need not choose whom this one would choose; but all it lists must have
+    been committed in time, be had, and be valid.
+    """
+    try:
+      data = agreement.fetch_manifest(self.objects, now, r, digest)
+      manifest = manifest_lib.decode(data, self.chain.verify)
+      agreement.compare(manifest, self.root, self.fingerprint())
+      if (manifest.run, manifest.round) != (self.replica.run, r):
+        return None
+      if manifest.hotkey != peer.hotkey:
+        return None  # its maker's own vote is looked at by itself
+      for entry in manifest.entries:
+        if collected.entries.get(entry.uid) != entry:
+          return None
+      self._payloads |= agreement.fetch_payloads(
+        self.objects,
+        now,
+        r,
+        manifest.entries,
+        self.replica.spec.payload_bytes,
+        self._payloads,
+      )
+    except (store_lib.StoreError, manifest_lib.Malformed, agreement.Lost):
+      return None
+    for entry in manifest.entries:
+      if entry.digest in self._decoded:
+        continue
+      decoded = self._decode(entry, self._payloads[entry.digest])
+      if isinstance(decoded, payload_lib.Refused):
+        return None
+      self._decoded[entry.digest] = decoded.message
+    return data
+
+  def _manifest(
+    self, roster: roster_lib.Roster, round_index: int, digest: bytes
+  ) -> bytes:
+    if digest not in self._manifests:
+      data = super()._manifest(roster, round_index, digest)
+      self._manifests[digest] = data
+    return self._manifests[digest]
+
+  def _moved(self, applied: agreement.Applied, digest: bytes | None) -> None:
+    r, data = self.state.round, b''
+    if digest is not None:
+      roster = roster_lib.read(self.chain, self.plan.decides(r))
+      data = self._manifest(roster, r, digest)
+      for entry in manifest_lib.decode(data, self.chain.verify).entries:
+        if (payload := self._payloads.get(entry.digest)) is not None:
+          key = self.objects.key('payloads', r, entry.digest)
+          self._to_keep.append((key, payload))
+    self._to_keep.append((self.objects.key('history', r), data))
+    self._to_score, self._collected = self._collected, None
+    self._manifests = {}
+    super()._moved(applied, digest)
+
+  def _resume(
+    self, place: agreement.Place, replayed: Mapping[int, bytes]
+  ) -> None:
+    """Its history has no gap: it may be the only one that is left."""
+    super()._resume(place, replayed)
+    self._collected = self._to_score = None
+    for r, manifest in replayed.items():
+      self._to_keep.append((self.objects.key('history', r), manifest))
+    if replayed:
+      self.state = self.state._replace(kept=False)
+
+  def _score(self, command: round_lib.Command, head: int) -> None:
+    """Evaluates, rates, sets weights. Nothing it did not see is judged."""
+    collected, r = self._to_score, command.round - 1
+    if collected is None:
+      return
+    report = self._late(r, collected)
+    scores = self._evaluate(r, collected, report)
+    gauntlet = self.config.gauntlet
+    self.standings, decisions = ratings.update(
+      self.standings, r, _identities(collected.roster), report, scores, gauntlet
+    )
+    weights = incentives.weights(self.standings, gauntlet)
+    self._to_score = None
+    for decision in decisions:
+      decision['weight'] = weights.get(decision['uid'], 0.0)
+    verdict = Verdict(r, decisions, weights)
+    self._announce(verdict)
+    text = json.dumps(verdict._asdict())
+    self._to_keep.append((self.objects.key('verdicts', r), text.encode()))
+    if weights and (r + 1) % gauntlet.weights_every == 0:
+      self.chain.set_weights(weights)
+
+  def _late(self, r: int, collected: Collected) -> checks_lib.Report:
+    """The report, with who committed after the window told from who did not."""
+    after = roster_lib.read(self.chain, self.plan.decides(r))
+    checks = dict(collected.report.checks)
+    for uid, check in checks.items():
+      commitment = after.commitments.get(uid)
+      if check.verdict is checks_lib.Verdict.MISSING and commitment:
+        if commitment.round == r:
+          checks[uid] = check._replace(
+            verdict=checks_lib.Verdict.LATE, block=after.committed[uid]
+          )
+    return collected.report._replace(checks=checks)
+
+  def _evaluate(
+    self, r: int, collected: Collected, report: checks_lib.Report
+  ) -> dict[int, scores_lib.Score]:
+    """The scores of this round's turn of uids, on the state before it."""
+    config, split = self.config, self._judge.split
+    seed, lot = self.chain.block_hash(self.plan.start(r)), self._lot(r)
+    uids = selection.to_evaluate(
+      self.standings, report.valid, config.gauntlet.evaluate, r, lot
+    )
+    if not uids:
+      return {}
+    context = config.data.context
+    total = split.num_sequences(context)
+    everybody = max(collected.roster.peers) + 1
+    random = scores_lib.random_ids(config, everybody, r, total, seed, lot)
+    listed = self.messages or collected.messages
+    shared = self._judge.scorer.open(
+      collected.before.shared.params, listed, split.read(random, context)
+    )
+    scores = {}
+    for uid in uids:
+      own = scores_lib.own_ids(config, uid, r, total, seed, lot)
+      scores[uid] = self._judge.scorer.score(
+        shared, collected.messages[uid], split.read(own, context)
+      )
+    return scores
+
+  def _keep(self, command: round_lib.Command, head: int) -> None:
+    """Stores the round's history; a checkpoint when it is due; forgets.
+
+    What the store does not take now is tried again a round later.
+    """
+    every, r = self.config.checkpoint.publish, self.state.round
+    due = r % every == 0 or r == self.config.rounds
+    if due:
+      archive.publish(
+        self.objects, self.place, self.fingerprint(), self.chain.sign
+      )
+    while self._to_keep:
+      self.objects.keep(*self._to_keep[0])
+      del self._to_keep[0]
+    if due:
+      keep = self.config.checkpoint.keep
+      # Who is a little behind still needs what has just been applied.
+      oldest = min(archive.prune(self.objects, keep), r - 2)
+      for kind in 'payloads', 'proposals', 'history', 'verdicts':
+        self.objects.forget(kind, oldest)
+
+  @property
+  def savable(self) -> bool:
+    return self.state.settled(self.can)
+
+  def load(self, saved: dict[str, Any]) -> dict[str, Any]:
+    text = super().load(saved)
+    self.standings = ratings.from_json(text['standings'])
+    return text
+
+  def _text(self) -> dict[str, Any]:
+    return super()._text() | {'standings': ratings.to_json(self.standings)}
+
+
+def _identities(roster: roster_lib.Roster) -> dict[int, ratings.Identity]:
+  return {
+    peer.uid: ratings.Identity(peer.hotkey, peer.registered)
+    for peer in roster.miners
+  }

@@ -1,0 +1,147 @@
+"""The program of an evaluator: every published checkpoint, on held-out text."""
+
+import csv
+import json
+import math
+import os
+import pathlib
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from covenant import config as config_lib
+from covenant.chain import interface as chain_lib
+from covenant.data import dataset
+from covenant.node import agreement
+from covenant.node import archive
+from covenant.node import connect
+from covenant.node import evaluator as evaluator_lib
+from covenant.node import export as export_lib
+from covenant.node import journal as journal_lib
+from covenant.node import replica as replica_lib
+from covenant.node import roster as roster_lib
+from covenant.store import interface as store_lib
+
+_COLUMNS = (
+  'round',
+  'nats_per_token',
+  'nats_per_byte',
+  'bits_per_byte',
+  'sequences',
+  'fingerprint',
+)
+
+
+class Watcher:
+  """Evaluates what validators publish, newest first, until the run is over.
+
+  Writes evaluations.csv and a line an evaluation in evaluations.jsonl; with
+  lm-eval installed, also hf/ROUND, which it can evaluate.
+  """
+
+  def __init__(
+    self, config: config_lib.Config, workdir: str | os.PathLike[str]
+  ):
+    self._config = config
+    self._workdir = pathlib.Path(workdir)
+    hotkey = config.network.hotkey
+    self._journal = journal_lib.Journal(self._workdir, 'evaluator', hotkey)
+    self._chain = connect.chain(config)
+    self._replica = replica_lib.Replica(config)
+    self._objects = connect.objects(config, self._replica.run, writes=False)
+    self._evaluator = evaluator_lib.Evaluator(config, dataset.load(config))
+    self._exporter = None
+    if export_lib.wanted():
+      self._exporter = export_lib.Exporter(config, self._workdir)
+    else:
+      print(export_lib.WITHOUT, file=sys.stderr)
+    self._rows = self._read()
+    self._journal.status(phase='ready')
+
+  def run(self, stop: Callable[[], bool]) -> None:
+    """Until the last round is evaluated, or it is asked to stop."""
+    last = self._config.rounds
+    while not stop() and last not in self._rows:
+      try:
+        found = self._look()
+      except (chain_lib.ChainError, store_lib.StoreError) as e:
+        self._journal.status(error=f'{type(e).__name__}: {e}')
+        found = False
+      if not found:
+        time.sleep(min(self._chain.block_seconds, 12.0) / 2)
+    over = last in self._rows
+    self._journal.status(phase='finished' if over else 'stopped')
+
+  def _look(self) -> bool:
+    """Evaluates the newest checkpoint that has not been; whether there was one.
+
+    A checkpoint that is not what its index says is noted and passed over.
+    """
+    head = self._chain.head() - self._config.phases.confirmations
+    if head < 0:
+      return False
+    roster = roster_lib.read(self._chain, head)
+    for peer in roster.validators:
+      bucket = self._objects.bucket_at(roster.location(peer.uid))
+      if bucket is None:
+        continue
+      published = archive.published(self._objects, bucket)
+      new = [r for r in published if r not in self._rows]
+      if new:
+        try:
+          index = archive.read_index(
+            self._objects, bucket, new[-1], peer.hotkey, self._chain.verify
+          )
+          sources = [bucket, *agreement.mirrors(self._objects, roster)]
+          place = archive.load(self._objects, index, sources, self._replica)
+        except agreement.Lost as e:
+          self._journal.status(error=f'uid {peer.uid}: {e}')
+          continue
+        self._evaluate(place, index)
+        return True
+    return False
+
+  def _evaluate(self, place: agreement.Place, index: archive.Index) -> None:
+    heldout = self._evaluator.evaluate(place.shared.params)
+    # Before the row, after which a restart would not come back to this round.
+    self._export(place)
+    row = {
+      'round': place.round,
+      'nats_per_token': heldout.nats_per_token,
+      'nats_per_byte': heldout.nats_per_byte,
+      'bits_per_byte': heldout.nats_per_byte / math.log(2),
+      'sequences': heldout.sequences,
+      'fingerprint': index.fingerprint,
+    }
+    self._rows[place.round] = row
+    with open(self._workdir / 'evaluations.jsonl', 'a') as file:
+      file.write(json.dumps(row) + '\n')
+    with open(self._workdir / 'evaluations.csv', 'w', newline='') as file:
+      writer = csv.DictWriter(file, _COLUMNS)
+      writer.writeheader()
+      writer.writerows(self._rows[r] for r in sorted(self._rows))
+    self._journal.status(
+      phase='evaluating',
+      round=place.round,
+      root=index.root,
+      fingerprint=index.fingerprint,
+      loss=heldout.nats_per_token,
+    )
+
+  def _export(self, place: agreement.Place) -> None:
+    if self._exporter is None:
+      return
+    try:
+      self._exporter.write(place.round, place.shared.params)
+      self._exporter.prune()
+    except config_lib.ConfigError as e:  # such as a full disk
+      self._journal.status(error=f'export: {e}')
+
+  def _read(self) -> dict[int, dict[str, Any]]:
+    """What was evaluated before a restart."""
+    path = self._workdir / 'evaluations.jsonl'
+    if not path.exists():
+      return {}
+    *lines, _ = path.read_text().split('\n')  # the last may be torn
+    return {row['round']: row for row in map(json.loads, lines)}

@@ -1,0 +1,181 @@
+"""What obstore needs to be told, and what its errors mean.
+
+obstore has one interface over memory, folders and S3; its quirks stay here.
+"""
+
+import dataclasses
+import datetime
+import errno
+import os
+import re
+import weakref
+from typing import Any
+
+import obstore.exceptions
+import obstore.store
+
+from covenant.store import interface
+from covenant.store import location as location_lib
+from covenant.store import settings as settings_lib
+
+_memory = weakref.WeakValueDictionary()  # name -> store, while anyone has it
+
+# What a store answers is quoted in no message: its error pages echo requests,
+# and a stranger may have written them. Only these words are understood.
+_CODES = {
+  'NoSuchBucket': 'there is no such bucket',
+  'NoSuchUpload': 'the store forgot the upload before it was complete',
+  'InvalidAccessKeyId': 'the store does not know the access key id',
+  'SignatureDoesNotMatch': 'the secret does not belong to the access key id',
+  'RequestTimeTooSkewed': 'the clock of this machine is wrong',
+  'AccessDenied': 'the credentials lack this right',
+  'AuthorizationHeaderMalformed': 'the region is wrong',
+  'PermanentRedirect': 'the bucket is in another region',
+  'SlowDown': 'the store asks for fewer requests',
+}
+_NETWORK = {
+  'TimedOut': 'no answer',
+  'ConnectionRefused': 'connection refused',
+  'IncompleteBody': 'the connection broke in the middle',
+  'dns error': 'the name of the host is not known',
+  'certificate': 'the certificate of the host is not trusted',
+}
+_TRANSIENT = (408, 409, 425, 429)  # and 500 to 599
+
+
+class Replaced(interface.Unavailable):
+  """It is not the object any more whose reading began."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Key:
+  """S3 credentials, never printed."""
+
+  key_id: str = dataclasses.field(repr=False)
+  secret: str = dataclasses.field(repr=False)
+  token: str | None = dataclasses.field(default=None, repr=False)
+
+
+def connect(
+  location: location_lib.Location,
+  key: Key | None,
+  make_folder: bool,
+  settings: settings_lib.Settings,
+  retries: int,
+) -> Any:
+  """The obstore store of a location.
+
+  Args:
+    location: where.
+    key: S3 credentials; None is to read anonymously.
+    make_folder: makes the folder of a 'file' that is not there.
+    settings: their deadline and stall hold for each request.
+    retries: of one request, by obstore itself.
+
+  Raises:
+    interface.Missing: there is no such folder.
+  """
+  if location.kind == 'memory':
+    return _memory.setdefault(location.bucket, obstore.store.MemoryStore())
+  if location.kind == 'file':
+    if not make_folder and not os.path.isdir(location.bucket):
+      raise interface.Missing(f'{location.name}: there is no such folder')
+    return obstore.store.LocalStore(
+      location.bucket, mkdir=make_folder, automatic_cleanup=True
+    )
+  deadline, stall = settings.deadline_seconds, settings.stall_seconds
+  endpoint, region = location.endpoint, location.region or 'us-east-1'
+  copy = 'multipart'  # completed only if there is no such object
+  if location.kind == 'r2':
+    endpoint = f'https://{location.account}.r2.cloudflarestorage.com'
+    region, copy = 'auto', 'header: cf-copy-destination-if-none-match: *'
+  endpoint = endpoint or f'https://s3.{region}.amazonaws.com'
+  # obstore takes every option that it is not told from AWS_* variables. The
+  # endpoints are told twice and credentials by a provider, so that neither
+  # requests nor the operator's session token go where they do not belong.
+  return obstore.store.S3Store(
+    location.bucket,
+    endpoint=endpoint,
+    aws_endpoint_url_s3=endpoint,
+    region=region,
+    virtual_hosted_style_request=False,
+    conditional_put='etag',
+    copy_if_not_exists=copy,
+    skip_signature=key is None,
+    request_payer=False,
+    s3_express=False,
+    credential_provider=_provider(key) if key else None,
+    client_options={
+      'allow_http': endpoint.startswith('http://'),
+      'connect_timeout': datetime.timedelta(seconds=min(stall, 5)),
+      'read_timeout': datetime.timedelta(seconds=stall),
+      'timeout': datetime.timedelta(seconds=deadline),
+    },
+    retry_config={
+      'max_retries': retries,
+      'retry_timeout': datetime.timedelta(seconds=deadline),
+      'backoff': {'max_backoff': datetime.timedelta(seconds=5)},
+    },
+  )
+
+
+def _provider(key: Key):
+  return lambda: {
+    'access_key_id': key.key_id,
+    'secret_access_key': key.secret,
+    'token': key.token,
+    'expires_at': None,
+  }
+
+
+def explain(error: Exception) -> interface.StoreError:
+  """Which of our errors one of obstore's is, and why, in few words.
+
+  `Unavailable` is what may be gone when tried again. What is no error of a
+  store is a bug, and raised.
+  """
+  if isinstance(error, ExceptionGroup):
+    error = error.exceptions[0]
+  if isinstance(error, interface.StoreError):
+    return error
+  if not isinstance(error, (obstore.exceptions.BaseError, OSError)):
+    raise error
+  text = str(error)
+  status = re.search(r'non-2xx status code: (\d{3})', text)
+  if isinstance(error, obstore.exceptions.PreconditionError):
+    return Replaced('the object was replaced while it was read')
+  if isinstance(error, obstore.exceptions.AlreadyExistsError):
+    # S3's 409 says that another write of the key is under way: ask again.
+    if status is None or status[1] != '409':
+      return interface.Exists('there is one already')
+  if status:
+    return _of_status(int(status[1]), text)
+  if isinstance(error, FileNotFoundError):
+    return interface.Missing('there is no such object')
+  number = re.search(r'\(os error (\d+)\)', text)
+  if 'HTTP error' in text:
+    known = [words for mark, words in _NETWORK.items() if mark in text]
+    return interface.Unavailable(known[0] if known else 'the connection failed')
+  if number:
+    if int(number[1]) == errno.ENOTDIR:
+      return interface.Missing('there is no such object')
+    reason = os.strerror(int(number[1])).lower()
+    if int(number[1]) in (errno.EACCES, errno.EPERM, errno.EROFS):
+      return interface.Denied(reason)
+    return interface.StoreError(reason)
+  return interface.StoreError('the answer of the store is malformed')
+
+
+def _of_status(status: int, text: str) -> interface.StoreError:
+  code = re.search(r'<Code>(\w{1,40})</Code>', text)
+  known = _CODES.get(code[1], '') if code else ''
+  reason = f'{known} (HTTP {status})' if known else f'HTTP {status}'
+  if status in (401, 403):
+    return interface.Denied(reason)
+  if (
+    status in _TRANSIENT or status >= 500 or code and code[1] == 'NoSuchUpload'
+  ):
+    return interface.Unavailable(reason)
+  if status == 404:
+    return interface.Missing(known or 'there is no such object')
+  return interface.StoreError(reason)

@@ -1,0 +1,395 @@
+"""A bucket in memory, in a folder or behind S3, as `interface.Bucket`."""
+
+import asyncio
+import atexit
+import contextlib
+import dataclasses
+import functools
+import os
+import re
+import secrets
+import threading
+import time
+from collections.abc import (
+  Awaitable,
+  Callable,
+  Collection,
+  Coroutine,
+  Mapping,
+  Sequence,
+)
+from typing import Any, TypeVar
+
+import obstore
+import obstore.store
+
+from covenant.store import backend
+from covenant.store import interface
+from covenant.store import location as location_lib
+from covenant.store import reader as reader_lib
+from covenant.store import settings as settings_lib
+
+STAGING = '.staging/'  # uploads under way; old ones are left by killed nodes
+MAX_LISTED = 100_000  # objects
+MAX_KEY = 512  # characters
+_LET_GO_SECONDS = 0.05
+_MAX_PARTS = 10_000  # S3's
+_PART = r'(?!\.{1,2}(/|$))[A-Za-z0-9._-]{1,200}'
+_KEY = re.compile(f'{_PART}(/{_PART})*')
+
+_T = TypeVar('_T')
+
+
+def open_bucket(
+  location: location_lib.Location,
+  environ: Mapping[str, str] = os.environ,
+  settings: settings_lib.Settings | None = None,
+) -> 'Bucket':
+  """The own bucket, to read and write; a folder is made.
+
+  Args:
+    location: the public one. What it holds to read with is not used here.
+    environ: for S3 and R2, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and, if
+      they are temporary, AWS_SESSION_TOKEN: credentials to write.
+    settings: see there.
+
+  Raises:
+    Denied: the variables are not set.
+  """
+  key = None
+  if location.kind in ('s3', 'r2'):
+    names = 'AWS_ACCESS_KEY_ID', 'AWS_SECRET_ACCESS_KEY'
+    if not all(environ.get(name) for name in names):
+      raise interface.Denied(
+        f'no credentials to write to {location.name}: set {" and ".join(names)}'
+      )
+    token = environ.get('AWS_SESSION_TOKEN')
+    key = backend.Key(environ[names[0]], environ[names[1]], token)
+  return Bucket(location, key, True, settings or settings_lib.Settings())
+
+
+def open_for_reading(
+  location: location_lib.Location,
+  allow_local: bool = False,
+  hosts: Collection[str] = (),
+  settings: settings_lib.Settings | None = None,
+) -> 'Bucket':
+  """A bucket that somebody else named, to read.
+
+  A stranger's location leads nowhere but to Cloudflare's and Amazon's
+  servers. A server of his own could point back into this network, and
+  obstore buffers what an error page or a listing holds, however long.
+
+  Args:
+    location: from the chain, say.
+    allow_local: it may also be memory, a folder, or any S3 server: for runs on
+      one machine.
+    hosts: S3 servers, as 'host' or 'host:port', that may be named too.
+    settings: see there.
+
+  Raises:
+    Denied: it may not be opened.
+    Missing: there is no such folder.
+  """
+  if not allow_local:
+    if location.kind in ('memory', 'file'):
+      raise interface.Denied(f'{location.kind}: of this machine, not opened')
+    scheme, _, host = location.endpoint.partition('://')
+    if host and (scheme != 'https' or host not in hosts):
+      raise interface.Denied(
+        f'{location.name}: expected https and R2, Amazon or one of the '
+        f'{len(hosts)} other S3 hosts that this run allows'
+      )
+  key = backend.Key(location.key_id, location.secret)
+  key = key if location.key_id else None
+  return Bucket(location, key, False, settings or settings_lib.Settings())
+
+
+class Bucket:
+  """See `interface.Bucket`. Safe for many threads, not across a fork."""
+
+  def __init__(
+    self,
+    location: location_lib.Location,
+    key: backend.Key | None,
+    own: bool,
+    settings: settings_lib.Settings,
+  ):
+    """Rather `open_bucket` or `open_for_reading`."""
+    self.location = str(location)
+    self._name = location.name
+    self._settings = settings
+    self._s3 = location.kind in ('s3', 'r2')
+    # One layer retries. It is this one: it resumes a read where it broke, and
+    # knows when an upload of its own may have arrived. Only the parts of an
+    # upload are beyond its reach; obstore retries those, and nothing here.
+    connect = functools.partial(backend.connect, location, key, own, settings)
+    self._store = connect(retries=0)
+    self._parts_store = connect(retries=10) if self._s3 else None
+    self._slots = asyncio.Semaphore(settings.requests)
+    self._uploads: set[asyncio.Task] = set()  # asyncio forgets them else
+    self._loop = _loop()
+
+  def __repr__(self) -> str:
+    return f'Bucket({self._name!r})'
+
+  def put(self, key: str, data: bytes, *, replace: bool = False) -> None:
+    """See `interface.Bucket.put`.
+
+    A large object goes up in parts; it appears, and its time counts, when the
+    last one has arrived. Identical bytes are no exception to `Exists`.
+    """
+    _check_key(key)
+    large = self._s3 and len(data) > self._settings.part_bytes
+    act = self._put_parts if large else self._put
+    self._run('write', key, lambda call: act(call, key, data, replace))
+
+  def get(self, key: str, limit: int) -> bytes:
+    """See `interface.Bucket.get`. A read that breaks goes on where it was."""
+    _check_key(key)
+    return self._run('read', key, lambda call: self._get(call, key, limit))
+
+  def head(self, key: str) -> interface.Info:
+    """See `interface.Bucket.head`."""
+    _check_key(key)
+
+    async def act():
+      async with self._slots:
+        return _info(await obstore.head_async(self._store, key))
+
+    return self._run('find', key, lambda call: self._retry(call, act))
+
+  def list(self, prefix: str) -> Sequence[interface.Info]:
+    """See `interface.Bucket.list`; '' is everything but uploads under way.
+
+    Objects whose keys no `put` would take are left out.
+
+    Raises:
+      TooLarge: there are more than MAX_LISTED.
+    """
+    prefix = prefix.rstrip('/')
+    if prefix:
+      _check_key(prefix)
+
+    async def act():
+      found = []
+      async with self._slots:
+        async for batch in obstore.list(self._store, prefix or None):
+          found += batch
+          if len(found) > MAX_LISTED:
+            raise interface.TooLarge(f'more than {MAX_LISTED} objects')
+      return found
+
+    found = self._run('list', prefix, lambda call: self._retry(call, act))
+    staging = f'{prefix}/'.startswith(STAGING)
+    infos = [_info(meta) for meta in found if _KEY.fullmatch(meta['path'])]
+    return sorted(i for i in infos if staging or not i.key.startswith(STAGING))
+
+  def delete(self, keys: Sequence[str]) -> None:
+    """See `interface.Bucket.delete`."""
+    for key in keys:
+      _check_key(key)
+
+    async def act(some):
+      async with self._slots:
+        await obstore.delete_async(self._store, some)
+
+    async def each(call):
+      # A thousand a request, where the store can; a folder stops at the first
+      # that is not there, and is asked one by one.
+      size = 1000 if self._s3 else 1
+      for i in range(0, len(keys), size):
+        some = list(keys[i : i + size])
+        try:
+          await self._retry(call, functools.partial(act, some=some))
+        except interface.Missing as e:
+          if self._s3:
+            raise interface.StoreError(str(e)) from None
+
+    self._run('delete', f'{len(keys)} objects', each)
+
+  async def _put(self, call: '_Call', key: str, data: bytes, replace: bool):
+    mode = 'overwrite' if replace else 'create'
+
+    async def act():
+      async with self._slots:
+        await obstore.put_async(
+          self._store, key, data, mode=mode, use_multipart=False
+        )
+
+    await self._create(call, act, key, data)
+
+  async def _create(self, call: '_Call', act, key: str, data: bytes):
+    """`act`, where an answer that got lost is not taken for another's put."""
+    tries = call.tries
+    try:
+      await self._retry(call, act)
+    except interface.Exists:
+      if call.tries == tries + 1 or not await self._holds(call, key, data):
+        raise
+    except interface.Missing as e:  # of the bucket
+      raise interface.StoreError(str(e)) from None
+
+  async def _holds(self, call: '_Call', key: str, data: bytes) -> bool:
+    try:
+      return await self._get(call, key, len(data)) == data
+    except (interface.Missing, interface.TooLarge):
+      return False
+
+  async def _put_parts(
+    self, call: '_Call', key: str, data: bytes, replace: bool
+  ):
+    # Cancelled, obstore would leave the parts in the store for good; it aborts
+    # what fails. So at the deadline the upload is made to fail, and goes on to
+    # its end while nobody waits for it.
+    upload = self._upload if replace else self._upload_absent
+    task = asyncio.ensure_future(upload(call, key, data))
+    self._uploads.add(task)
+    task.add_done_callback(self._end)
+    await asyncio.shield(task)
+
+  def _end(self, task: asyncio.Task) -> None:
+    self._uploads.discard(task)
+    if not task.cancelled():
+      task.exception()  # asyncio logs one that nobody looked at
+
+  async def _upload_absent(self, call: '_Call', key: str, data: bytes) -> None:
+    # obstore cannot complete an upload only if there is no such object. It can
+    # copy so, and the copy's time is that of the end of the upload.
+    if await self._there(call, key):
+      raise interface.Exists('there is one already')
+    stage = STAGING + secrets.token_hex(16)
+
+    async def copy():
+      async with self._slots:
+        await obstore.copy_async(self._store, stage, key, overwrite=False)
+
+    try:
+      await self._upload(call, stage, data)
+      await self._create(call, copy, key, data)
+    finally:
+      with contextlib.suppress(obstore.exceptions.BaseError):
+        await obstore.delete_async(self._store, stage)
+
+  async def _there(self, call: '_Call', key: str) -> bool:
+    async def act():
+      async with self._slots:
+        await obstore.head_async(self._store, key)
+
+    try:
+      await self._retry(call, act)
+    except interface.Missing:
+      return False
+    return True
+
+  async def _upload(self, call: '_Call', key: str, data: bytes) -> None:
+    part_bytes = max(self._settings.part_bytes, -(-len(data) // _MAX_PARTS))
+
+    async def parts():
+      view = memoryview(data)
+      for i in range(0, len(data), part_bytes):
+        if call.over:
+          raise TimeoutError('the call is over')
+        yield view[i : i + part_bytes]
+
+    try:
+      async with self._slots:
+        await obstore.put_async(
+          self._parts_store,
+          key,
+          parts(),
+          chunk_size=part_bytes,
+          max_concurrency=reader_lib.PARTS_AT_ONCE,
+          use_multipart=True,
+        )
+    except Exception as e:
+      error = backend.explain(e)
+      if isinstance(error, interface.Missing):  # the bucket
+        error = interface.StoreError(str(error))
+      raise error from None
+
+  async def _get(self, call: '_Call', key: str, limit: int) -> bytes:
+    part_bytes = self._settings.part_bytes
+    reader = reader_lib.Reader(self._store, key, limit, self._slots, part_bytes)
+    return await self._retry(call, reader.read)
+
+  async def _retry(self, call: '_Call', act: Callable[[], Awaitable[_T]]) -> _T:
+    """What `act` answers, once it does not fail for a passing reason."""
+    settings, longest = self._settings, self._settings.backoff_seconds
+    while True:
+      call.tries += 1
+      try:
+        return await act()
+      except Exception as e:
+        error = backend.explain(e)
+      if call.over or not isinstance(error, interface.Unavailable):
+        raise error from None
+      call.last = str(error)
+      await settings.sleep(settings.rng.uniform(0, longest))
+      longest = min(2 * longest, settings.backoff_limit_seconds)
+
+  def _run(
+    self,
+    verb: str,
+    what: str,
+    act: Callable[['_Call'], Coroutine[Any, Any, _T]],
+  ) -> _T:
+    """Runs `act` on the loop, until the deadline; errors say all of it."""
+    call = _Call()
+    message = f'cannot {verb} {what} in {self._name}'
+    future = asyncio.run_coroutine_threadsafe(act(call), self._loop)
+    try:
+      return future.result(self._settings.deadline_seconds)
+    except interface.StoreError as e:
+      raise type(e)(f'{message}: {e}') from None
+    except TimeoutError:
+      raise interface.Unavailable(
+        f'{message}: {call.last} ({self._settings.deadline_seconds:g} s, '
+        f'tries: {call.tries})'
+      ) from None
+    finally:
+      call.over = True
+      future.cancel()
+
+
+@dataclasses.dataclass
+class _Call:
+  tries: int = 0
+  last: str = 'no answer'  # why the last try failed
+  over: bool = False
+
+
+def _check_key(key: str) -> None:
+  if len(key) > MAX_KEY or not _KEY.fullmatch(key):
+    raise interface.StoreError(
+      f'key: expected parts of 1 to 200 of A-Z, a-z, 0-9 and "._-", none of '
+      f'them "." or "..", with "/" between, {MAX_KEY} characters in all; got '
+      f'{ascii(key[:MAX_KEY])}'
+    )
+
+
+def _info(meta: Mapping[str, Any]) -> interface.Info:
+  return interface.Info(
+    meta['path'], meta['size'], meta['last_modified'].timestamp()
+  )
+
+
+@functools.cache
+def _loop() -> asyncio.AbstractEventLoop:
+  """Runs what buckets do, on a thread: callers may have a loop of their own.
+
+  obstore can be cancelled and told deadlines only from a loop.
+  """
+  loop = asyncio.new_event_loop()
+  thread = threading.Thread(target=loop.run_forever, name='store', daemon=True)
+  thread.start()
+
+  def end() -> None:
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join()
+    # obstore's threads still let go of what they held; one that needs the
+    # interpreter after its end would abort the process.
+    time.sleep(_LET_GO_SECONDS)
+
+  atexit.register(end)
+  return loop

@@ -1,0 +1,234 @@
+"""Where a bucket is and how others read it, as text and as chain bytes.
+
+A location is public: it goes on the chain. The read-only credentials in it
+are public by design; credentials to write are never part of it.
+"""
+
+import base64
+import binascii
+import dataclasses
+import re
+import urllib.parse
+
+MAX_BYTES = 84  # of a 128-byte commitment; the rest is the caller's
+_MAX_TEXT = 1024
+_KINDS = ('memory', 'file', 's3', 'r2')  # the index is the first byte
+_QUERY = {
+  'memory': (),
+  'file': (),
+  's3': ('endpoint', 'region', 'key_id', 'secret'),
+  'r2': ('key_id', 'secret'),
+}
+# Field -> its pattern, and the pattern in words.
+_BUCKET = (
+  r'[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]',
+  '3 to 63 of a-z, 0-9, "." and "-"',
+)
+_ENDPOINT = (
+  r'(https?://[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?(:\d{1,5})?)?',
+  'https://HOST or https://HOST:PORT',
+)
+_REGION = (r'[a-z0-9-]{0,32}', '32 of a-z, 0-9 and "-" at most')
+_HEX32 = (r'[0-9a-f]{32}', '32 hex digits')
+_HEX64 = (r'[0-9a-f]{64}', '64 hex digits')
+_KEY = (r'[A-Za-z0-9+/=_.-]{1,128}', '1 to 128 of A-Z, a-z, 0-9 and "+/=_.-"')
+_NAME = (r'[A-Za-z0-9._-]{1,64}', '1 to 64 of A-Z, a-z, 0-9 and "._-"')
+_PATH = (r'/[^\0]*', 'an absolute path')
+_NONE = ('', 'none')
+_ASCII, _HEX, _BASE64 = range(3)  # how a field is packed
+
+
+@dataclasses.dataclass(frozen=True)
+class Location:
+  """A bucket. Fields that its kind does not have are empty.
+
+  >>> Location.parse('s3://runs?endpoint=https://s3.example.org')
+  Location(kind='s3', bucket='runs', endpoint='https://s3.example.org')
+
+  Raises:
+    ValueError: names the field. Values are not repeated: they may be secret.
+  """
+
+  kind: str  # 'memory', 'file', 's3' or 'r2'
+  bucket: str  # its name; of 'file' the absolute path of the folder
+  account: str = ''  # r2: 32 hex digits
+  endpoint: str = ''  # s3: 'https://host[:port]'; empty is Amazon's
+  region: str = ''  # s3; empty is us-east-1
+  key_id: str = dataclasses.field(default='', repr=False)  # to read
+  secret: str = dataclasses.field(default='', repr=False)  # to read
+
+  def __post_init__(self):
+    match self.kind:
+      case 'memory':
+        _check(self, bucket=_NAME)
+      case 'file':
+        _check(self, bucket=_PATH)
+        if not self.bucket.isprintable() or '..' in self.bucket.split('/'):
+          raise ValueError('path: expected printable characters and no ".."')
+      case 's3':
+        keys = {'key_id': _KEY, 'secret': _KEY}
+        _check(
+          self,
+          bucket=_BUCKET,
+          endpoint=_ENDPOINT,
+          region=_REGION,
+          **(keys if self.key_id or self.secret else {}),
+        )
+      case 'r2':  # which has no anonymous reading over S3
+        _check(
+          self, bucket=_BUCKET, account=_HEX32, key_id=_HEX32, secret=_HEX64
+        )
+      case _:
+        raise ValueError(f'kind: expected one of {", ".join(_KINDS)}')
+
+  def __repr__(self) -> str:
+    shown = [f for f in dataclasses.fields(self) if f.repr]
+    values = [(f.name, getattr(self, f.name)) for f in shown]
+    return f'Location({", ".join(f"{k}={v!r}" for k, v in values if v)})'
+
+  @property
+  def name(self) -> str:
+    """For people: which bucket this is, without any credentials."""
+    if self.kind == 'r2':
+      return f'r2://{self.account}/{self.bucket}'
+    at = f' at {self.endpoint}' if self.endpoint else ''
+    return f'{self.kind}://{self.bucket}{at}'
+
+  def __str__(self) -> str:
+    """The public text, read-only credentials included. See `parse`."""
+    query = {k: getattr(self, k) for k in _QUERY[self.kind] if getattr(self, k)}
+    path = urllib.parse.quote(self.bucket)
+    path = f'{self.account}/{path}' if self.kind == 'r2' else path
+    tail = f'?{urllib.parse.urlencode(query, safe=":/")}' if query else ''
+    return f'{self.kind}://{path}{tail}'
+
+  @classmethod
+  def parse(cls, text: str) -> 'Location':
+    """A location from its text, in one of these forms.
+
+        file:///absolute/folder
+        memory://NAME
+        s3://BUCKET?endpoint=https://HOST&region=R&key_id=K&secret=S
+        r2://ACCOUNT/BUCKET?key_id=K&secret=S
+
+    Everything after the question mark may be left out of s3: then it is
+    Amazon's us-east-1, read anonymously. R2 has no anonymous reading.
+
+    Raises:
+      ValueError: it is anything else; says what, and repeats no value.
+    """
+    if len(text) > _MAX_TEXT or not text.isprintable():
+      raise ValueError(
+        f'location: expected printable text of {_MAX_TEXT} characters at most'
+      )
+    kind, separator, rest = text.partition('://')
+    if not separator or kind not in _KINDS:
+      raise ValueError(f'location: expected one of {", ".join(_KINDS)} + "://"')
+    path, mark, query = rest.partition('?')
+    pairs = urllib.parse.parse_qsl(query, True, True) if mark else []
+    fields = dict(pairs)
+    if len(fields) < len(pairs) or not fields.keys() <= set(_QUERY[kind]):
+      allowed = ', '.join(_QUERY[kind]) or 'nothing'
+      raise ValueError(f'{kind}: expected {allowed} after "?", each once')
+    if kind == 'r2':
+      fields['account'], _, path = path.partition('/')
+    return cls(kind, urllib.parse.unquote(path), **fields)
+
+  def to_bytes(self) -> bytes:
+    """At most 84 bytes, for the chain: R2 takes 65 and the bucket's name.
+
+    Raises:
+      ValueError: it does not fit; a shorter name or path will.
+    """
+    if self.kind == 'r2':
+      packed = bytes.fromhex(self.account + self.key_id + self.secret)
+      packed += self.bucket.encode()
+    elif self.kind == 's3':
+      host = self.endpoint.removeprefix('https://')
+      packed = b''.join(
+        _pack(field)
+        for field in (self.bucket, host, self.region, self.key_id, self.secret)
+      )
+    else:
+      packed = self.bucket.encode()
+    data = bytes([_KINDS.index(self.kind)]) + packed
+    if len(data) > MAX_BYTES:
+      raise ValueError(
+        f'{self.name} takes {len(data)} bytes on the chain, which has room '
+        f'for {MAX_BYTES}: take a shorter bucket name or path'
+      )
+    return data
+
+  @classmethod
+  def from_bytes(cls, data: bytes) -> 'Location':
+    """The location whose `to_bytes` is exactly `data`.
+
+    Raises:
+      ValueError: there is none.
+    """
+    if not 2 <= len(data) <= MAX_BYTES or data[0] >= len(_KINDS):
+      raise ValueError(
+        f'location: expected 2 to {MAX_BYTES} bytes of a known kind'
+      )
+    kind, rest = _KINDS[data[0]], bytes(data[1:])
+    try:
+      if kind == 'r2':
+        hexes = rest[:16].hex(), rest[16:32].hex(), rest[32:64].hex()
+        account, key_id, secret = hexes
+        bucket = rest[64:].decode('ascii')
+        found = cls(kind, bucket, account, key_id=key_id, secret=secret)
+      elif kind == 's3':
+        fields = []
+        for _ in range(5):
+          field, rest = _unpack(rest)
+          fields.append(field)
+        bucket, host, region, key_id, secret = fields
+        if host and not host.startswith('http://'):
+          host = f'https://{host}'
+        found = cls(kind, bucket, '', host, region, key_id, secret)
+      else:
+        found = cls(kind, rest.decode())
+      if found.to_bytes() == data:  # one location, one encoding
+        return found
+    except (ValueError, IndexError):  # UnicodeDecodeError is a ValueError
+      pass
+    raise ValueError('location: malformed bytes')
+
+
+def _check(location: Location, **forms: tuple[str, str]) -> None:
+  """Each field has its form; one that is not told is empty."""
+  for field in dataclasses.fields(location):
+    value = getattr(location, field.name)
+    pattern, words = forms.get(field.name, _NONE)
+    if field.name != 'kind' and not re.fullmatch(pattern, value):
+      raise ValueError(
+        f'{location.kind}, {field.name}: expected {words}, got '
+        f'{len(value)} characters that are not that'
+      )
+
+
+def _pack(text: str) -> bytes:
+  """A header byte (form, length) and the shortest form: keys are hex or so."""
+  forms = [(len(text), _ASCII, text.encode())]
+  if re.fullmatch(r'([0-9a-f]{2})+', text):
+    forms.append((len(text) // 2, _HEX, bytes.fromhex(text)))
+  if re.fullmatch(r'([A-Za-z0-9+/]{4})+', text):
+    forms.append((len(text) // 4 * 3, _BASE64, base64.b64decode(text)))
+  length, form, packed = min(forms)
+  if length >= 64:
+    raise ValueError(f'a field takes {length} bytes on the chain, 63 at most')
+  return bytes([form << 6 | length]) + packed
+
+
+def _unpack(data: bytes) -> tuple[str, bytes]:
+  """The first packed field, and what follows it."""
+  form, end = data[0] >> 6, 1 + (data[0] & 63)
+  packed, rest = data[1:end], data[end:]
+  match form:
+    case 0:
+      return packed.decode('ascii'), rest
+    case 1:
+      return packed.hex(), rest
+    case 2:
+      return binascii.b2a_base64(packed, newline=False).decode(), rest
+  raise ValueError('location: unknown form of a field')

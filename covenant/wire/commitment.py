@@ -1,0 +1,58 @@
+"""What a node writes on the chain: where its bucket is, what it stands for.
+
+  version u8 | round u32 | digest 32 | location, the rest
+
+A miner commits the digest of its payload of a round before others can read
+it: the chain says when, and the bucket cannot show two readers two payloads. A
+validator commits the digest of the manifest that it stands for: its vote.
+"""
+
+import hashlib
+import struct
+from typing import NamedTuple
+
+_FORMAT = struct.Struct('<BI32s')
+_VERSION = 1
+_NO_ROUND = 2**32 - 1
+MAX_LOCATION = 128 - _FORMAT.size  # bytes
+
+
+class Commitment(NamedTuple):
+  location: bytes  # of the bucket, as the store packs it
+  round: int | None = None  # None: nothing yet but the location
+  digest: bytes = bytes(32)
+
+
+def digest(data: bytes) -> bytes:
+  """32 bytes that stand for an object: its BLAKE2b-256."""
+  return hashlib.blake2b(data, digest_size=32).digest()
+
+
+def encode(commitment: Commitment) -> bytes:
+  """At most 128 bytes.
+
+  Raises:
+    ValueError: the location is too long for the chain.
+  """
+  if len(commitment.location) > MAX_LOCATION:
+    raise ValueError(
+      f'a bucket location of {len(commitment.location)} bytes does not fit '
+      f'the chain; at most {MAX_LOCATION}: use shorter names'
+    )
+  number = _NO_ROUND if commitment.round is None else commitment.round
+  return (
+    _FORMAT.pack(_VERSION, number, commitment.digest) + commitment.location
+  )
+
+
+def decode(data: bytes) -> Commitment | None:
+  """The commitment, or None for what is not one of ours."""
+  if len(data) < _FORMAT.size:
+    return None
+  version, number, committed = _FORMAT.unpack_from(data)
+  if version != _VERSION:
+    return None
+  location = bytes(data[_FORMAT.size :])
+  if number == _NO_ROUND:
+    return None if any(committed) else Commitment(location)
+  return Commitment(location, number, committed)

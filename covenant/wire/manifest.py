@@ -1,0 +1,147 @@
+"""Who counts in a round: signed, chained, and the same for everybody.
+
+A manifest names the payloads that move the parameters, by uid and digest, and
+the state that they move: the history root and a fingerprint of the
+parameters. Roots form a chain, so two nodes with one root have applied the
+same payloads in every round since the first.
+
+The bytes are canonical JSON and a signature, so that people can read them.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+MAX_BYTES = 1 << 20
+_PERSON = b'covenant.history'
+_SIGNATURE_BYTES = 64
+
+
+class Malformed(ValueError):
+  """Bytes that are not a manifest signed by whom they name."""
+
+
+class Entry(NamedTuple):
+  """One payload that counts."""
+
+  uid: int
+  hotkey: str
+  digest: bytes  # 32 bytes, of the payload's bytes
+
+
+class Manifest(NamedTuple):
+  run: bytes  # 16 bytes
+  round: int
+  root: bytes  # 32 bytes: of the history before this round
+  fingerprint: str  # of the parameters before this round
+  hotkey: str  # of the validator who made it
+  entries: tuple[Entry, ...]  # uids rise
+
+
+def genesis(run: bytes) -> bytes:
+  """The root before the first round of a run."""
+  return _hash(b'genesis', run)
+
+
+def extend(root: bytes, round_index: int, digest: bytes | None) -> bytes:
+  """The root after a round, 32 bytes.
+
+  Args:
+    root: before it.
+    round_index: which.
+    digest: of the manifest's bytes that was applied; None where none was.
+  """
+  number = round_index.to_bytes(8, 'little')
+  if digest is None:
+    return _hash(b'empty', root, number)
+  return _hash(b'manifest', root, number, digest)
+
+
+def encode(manifest: Manifest, sign: Callable[[bytes], bytes]) -> bytes:
+  """The signed bytes, `sign` being that of `manifest.hotkey`."""
+  body = _body(manifest)
+  return body + sign(_hash(b'body', body))
+
+
+def decode(
+  data: bytes, verify: Callable[[str, bytes, bytes], bool]
+) -> Manifest:
+  """The manifest in bytes that may be a stranger's.
+
+  Args:
+    data: the bytes.
+    verify: whether a hotkey signed some bytes: (hotkey, data, signature).
+
+  Raises:
+    Malformed: not canonical, not signed by the hotkey it names, or too long.
+  """
+  if not _SIGNATURE_BYTES < len(data) <= MAX_BYTES:
+    raise Malformed(f'manifest: {len(data)} bytes')
+  body, signature = data[:-_SIGNATURE_BYTES], data[-_SIGNATURE_BYTES:]
+  try:
+    manifest = _parse(json.loads(body))
+    canonical = _body(manifest) == body
+  except (ValueError, TypeError, KeyError, RecursionError) as e:
+    raise Malformed(f'manifest: {type(e).__name__}: {e}') from None
+  if not canonical:
+    raise Malformed('manifest: not in canonical form')
+  uids = [entry.uid for entry in manifest.entries]
+  if uids != sorted(set(uids)):
+    raise Malformed(f'manifest: uids do not rise: {uids[:10]}')
+  if not verify(manifest.hotkey, _hash(b'body', body), signature):
+    raise Malformed(f'manifest: {manifest.hotkey} did not sign it')
+  return manifest
+
+
+def _body(manifest: Manifest) -> bytes:
+  raw = {
+    'run': manifest.run.hex(),
+    'round': manifest.round,
+    'root': manifest.root.hex(),
+    'fingerprint': manifest.fingerprint,
+    'hotkey': manifest.hotkey,
+    'entries': [[e.uid, e.hotkey, e.digest.hex()] for e in manifest.entries],
+  }
+  return json.dumps(raw, separators=(',', ':')).encode()
+
+
+def _parse(raw: Any) -> Manifest:
+  entries = tuple(
+    Entry(_uint(uid), _text(hotkey), _bytes(digest, 32))
+    for uid, hotkey, digest in raw['entries']
+  )
+  return Manifest(
+    _bytes(raw['run'], 16),
+    _uint(raw['round']),
+    _bytes(raw['root'], 32),
+    _text(raw['fingerprint']),
+    _text(raw['hotkey']),
+    entries,
+  )
+
+
+def _uint(value: Any) -> int:
+  if type(value) is not int or not 0 <= value < 2**63:
+    raise ValueError(f'expected an integer from 0, got {value!r}')
+  return value
+
+
+def _bytes(value: Any, size: int) -> bytes:
+  data = bytes.fromhex(value)
+  if len(data) != size:
+    raise ValueError(f'expected {size} bytes, got {len(data)}')
+  return data
+
+
+def _text(value: Any) -> str:
+  if type(value) is not str:
+    raise ValueError(f'expected text, got {value!r}')
+  return value
+
+
+def _hash(kind: bytes, *parts: bytes) -> bytes:
+  digest = hashlib.blake2b(kind + b'\0', digest_size=32, person=_PERSON)
+  for part in parts:
+    digest.update(part)
+  return digest.digest()

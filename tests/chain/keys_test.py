@@ -1,0 +1,105 @@
+import copy
+import hashlib
+import pickle
+
+import bittensor_core
+import hypothesis
+import hypothesis.strategies as st
+from absl.testing import absltest
+from absl.testing import parameterized
+
+from covenant.chain import keys
+
+SEED = hashlib.blake2b(b'a secret', digest_size=32).digest()
+KEY = keys.Key.from_seed(SEED)
+
+
+class KeysTest(parameterized.TestCase):
+  def test_a_seed_is_a_key(self):
+    same = keys.Key.from_seed(SEED)
+    self.assertEqual(KEY.address, same.address)
+    self.assertEqual(KEY.sign(b'data'), same.sign(b'data'))
+    self.assertLen(KEY.sign(b'data'), 64)
+    self.assertTrue(keys.verify(same.address, b'data', KEY.sign(b'data')))
+
+  def test_rfc_8032(self):
+    # Test 2 of section 7.1 of RFC 8032.
+    key = keys.Key.from_seed(
+      bytes.fromhex(
+        '4ccd089b28ff96da9db6c346ec114e0f5b8a319f35aba624da8cf6ed4fb8a6fb'
+      )
+    )
+    self.assertEqual(
+      key.sign(bytes.fromhex('72')).hex(),
+      '92a009a9f0d4cab8720e820b5f642540a2b27b5416503f8fb3762223ebdb69da'
+      '085ac1e43e15996e458f3613d0f11d8c387b2eaeb4302aeeb00d291612bb0c00',
+    )
+
+  @parameterized.parameters(b'', bytes(31), bytes(33), b'x' * 64)
+  def test_seed_length(self, seed):
+    message = f'^seed of a key: expected 32 bytes, got {len(seed)}$'
+    with self.assertRaisesRegex(ValueError, message):
+      keys.Key.from_seed(seed)
+
+  def test_the_secret_is_not_shown(self):
+    pair = bittensor_core.Keypair.from_seed(SEED, bittensor_core.CRYPTO_ED25519)
+    for shown in (repr(KEY), str(KEY), f'{KEY}', f'{KEY!r}', f'{[KEY]}'):
+      self.assertIn(KEY.address, shown)
+      self.assertNotIn(SEED.hex(), shown)
+      self.assertNotIn(str(SEED), shown)
+      self.assertNotIn(pair.public_key.hex(), shown)
+    with self.assertRaises(TypeError):
+      pickle.dumps(KEY)
+    with self.assertRaises(TypeError):
+      copy.deepcopy(KEY)
+
+  @parameterized.parameters(
+    ('', b'data', KEY.sign(b'data')),
+    ('5', b'data', KEY.sign(b'data')),
+    (KEY.address[:-1], b'data', KEY.sign(b'data')),
+    (KEY.address + ' ', b'data', KEY.sign(b'data')),
+    ('\ud800', b'data', KEY.sign(b'data')),
+    (None, b'data', KEY.sign(b'data')),
+    (KEY.address.encode(), b'data', KEY.sign(b'data')),
+    (KEY.address, 'data', KEY.sign(b'data')),
+    (KEY.address, None, KEY.sign(b'data')),
+    (KEY.address, b'datum', KEY.sign(b'data')),
+    (KEY.address, b'data', b''),
+    (KEY.address, b'data', KEY.sign(b'data')[:-1]),
+    (KEY.address, b'data', KEY.sign(b'data') + b'\0'),
+    (KEY.address, b'data', KEY.sign(b'data').hex()),
+    (KEY.address, b'data', bytearray(KEY.sign(b'data'))),
+    (KEY.address, b'data', None),
+    (KEY.address, b'data', bytes(64)),
+    (KEY.address, b'data', b'\xff' * 64),
+    (keys.Key.from_seed(bytes(32)).address, b'data', KEY.sign(b'data')),
+  )
+  def test_not_a_signature(self, address, data, signature):
+    self.assertIs(keys.verify(address, data, signature), False)
+
+  def test_a_signature_has_one_encoding(self):
+    order = 2**252 + 27742317777372353535851937790883648493
+    signature = KEY.sign(b'data')
+    s = int.from_bytes(signature[32:], 'little') + order
+    other = signature[:32] + s.to_bytes(32, 'little')
+    self.assertFalse(keys.verify(KEY.address, b'data', other))
+
+  @hypothesis.settings(max_examples=50, deadline=None)
+  @hypothesis.given(st.text(), st.binary(), st.binary(min_size=64, max_size=64))
+  def test_noise_never_verifies(self, address, data, signature):
+    self.assertFalse(keys.verify(address, data, signature))
+    self.assertFalse(keys.verify(KEY.address, data, signature))
+
+  @hypothesis.settings(max_examples=50, deadline=None)
+  @hypothesis.given(st.binary(), st.integers(0, 511))
+  def test_a_flipped_bit(self, data, bit):
+    signature = KEY.sign(data)
+    self.assertTrue(keys.verify(KEY.address, data, signature))
+    flipped = int.from_bytes(signature, 'little') ^ 1 << bit
+    self.assertFalse(
+      keys.verify(KEY.address, data, flipped.to_bytes(64, 'little'))
+    )
+
+
+if __name__ == '__main__':
+  absltest.main()

@@ -1,0 +1,114 @@
+"""Processes that share nothing but a chain and buckets, beside the emulator."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import tempfile
+
+from absl.testing import absltest
+
+from covenant import config as config_lib
+from covenant.data import dataset
+from covenant.emulate import host as host_lib
+from covenant.emulate import localnet
+
+ROOT = pathlib.Path(__file__).parent.parent.parent
+SCORED = ('uid', 'verdict', 'evaluation', 'after')
+
+
+def small(*changes):
+  """The smoke network, smaller."""
+  changes = ('rounds=2', 'miners=2', 'optim.inner.warmup_steps=5', *changes)
+  return config_lib.load(f'{ROOT}/configs/localnet.py:smoke', changes)
+
+
+def decisions(path):
+  """What a validator found, without what only tells when: blocks."""
+  rows = [json.loads(line) for line in path.read_text().splitlines()]
+  return [
+    {
+      'round': row['round'],
+      'weights': row['weights'],
+      'uids': [{k: d[k] for k in SCORED} for d in row['decisions']],
+    }
+    for row in rows
+  ]
+
+
+class LocalnetTest(absltest.TestCase):
+  def folder(self):
+    folder = tempfile.TemporaryDirectory(prefix='covenant-')
+    self.addCleanup(folder.cleanup)
+    return pathlib.Path(folder.name)
+
+  def test_processes_and_emulator_agree_bit_for_bit(self):
+    """Promise 1: parameters, histories, scores and weights."""
+    config = small()
+    host = host_lib.Host(config, dataset.load(config))
+    found = []
+    host.announce = lambda uid, verdict: found.append((uid, verdict))
+    for _ in range(config.rounds):
+      host.round()
+    workdir = self.folder() / 'net'
+    outcome = localnet.Localnet(config, workdir).run()
+    self.assertTrue(outcome.finished, outcome.sights)
+    self.assertTrue(outcome.equal, outcome.sights)
+    self.assertLen(outcome.sights, 5)
+    for sight in outcome.sights:
+      self.assertEqual(sight.status['round'], 2)
+      self.assertEqual(
+        sight.status['fingerprint'], host.validators[0].fingerprint()
+      )
+      self.assertEqual(sight.status['root'], host.validators[0].root.hex())
+      self.assertEqual(sight.restarts, 0)
+    for uid in 2, 3:
+      emulated = workdir / f'emulated-{uid}.jsonl'
+      emulated.write_text(
+        ''.join(json.dumps(v._asdict()) + '\n' for u, v in found if u == uid)
+      )
+      real = workdir / f'validator-{uid}' / 'verdicts.jsonl'
+      self.assertEqual(decisions(real), decisions(emulated))
+
+  def test_ctrl_c_ends_everybody_and_leaves_the_logs(self):
+    workdir = self.folder() / 'net'
+    process = subprocess.Popen(
+      [
+        sys.executable,
+        f'{ROOT}/run.py',
+        '--role=localnet',
+        f'--config={ROOT}/configs/localnet.py',
+        '--config.miners=1',
+        '--config.validators=1',
+        f'--workdir={workdir}',
+      ],
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      env=os.environ | {'PYTHONPATH': str(ROOT)},
+      text=True,
+    )
+    for line in process.stderr:
+      if line.startswith('round'):
+        break
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=100)
+    self.assertEqual(process.returncode, 1)
+    self.assertIn('miner-0', out)
+    for name in 'miner-0', 'validator-1', 'evaluator':
+      status = json.loads((workdir / name / 'status.json').read_text())
+      self.assertEqual(status['phase'], 'stopped', name)
+      with self.assertRaises(ProcessLookupError):
+        os.kill(status['pid'], 0)
+      self.assertTrue((workdir / name / 'log.txt').exists())
+
+  def test_a_workdir_is_for_one_network(self):
+    workdir = self.folder()
+    localnet.Localnet(small(), workdir).chain.close()
+    with self.assertRaisesRegex(localnet.LocalnetError, 'another --workdir'):
+      localnet.Localnet(small(), workdir)
+
+
+if __name__ == '__main__':
+  absltest.main()

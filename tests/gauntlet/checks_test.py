@@ -1,0 +1,148 @@
+import jax
+import numpy as np
+from absl.testing import absltest
+from absl.testing import parameterized
+
+from covenant.gauntlet import checks
+from covenant.optim import compression as compression_lib
+from covenant.optim import sparseloco
+from covenant.wire import payload
+
+Verdict = checks.Verdict
+LIKE = {'w': np.zeros((64, 64), np.float32)}
+COMPRESSION = compression_lib.TopK(k=8, block=(16, 16))
+ROOT = b'r' * 16
+EXPECTED = checks.Expected(100, 110, ROOT, {0: b'd' * 16}, 40)
+
+
+def message(seed, scale=1.0):
+  delta = np.random.default_rng(seed).normal(size=(64, 64)) * scale
+  sent, _ = sparseloco.compress(
+    {'w': np.float32(delta)}, None, COMPRESSION, None
+  )
+  return jax.tree.map(np.asarray, sent)
+
+
+def submission(uid, content=None, block=105, **changes):
+  header = payload.Header(b'run', 3, uid, ROOT, b'd' * 16, 40)
+  header = header._replace(**changes.pop('header', {}))
+  content = content if content is not None else message(uid)
+  made = checks.Submission(
+    uid, block, b'x', digest=b'x', decoded=payload.Payload(header, content)
+  )
+  return made._replace(**changes)
+
+
+class ChecksTest(parameterized.TestCase):
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    cls.checker = checks.Checker(LIKE, COMPRESSION)
+
+  def check(self, *submissions, **kwargs):
+    return self.checker.check(submissions, EXPECTED, b'seed', **kwargs)
+
+  @parameterized.parameters(
+    ({}, Verdict.VALID),
+    ({'block': None}, Verdict.MISSING),
+    ({'block': 99}, Verdict.EARLY),
+    ({'block': 100}, Verdict.VALID),
+    ({'block': 109}, Verdict.VALID),
+    ({'block': 110}, Verdict.LATE),
+    ({'twice': True}, Verdict.TWICE),
+    ({'fetch': 'absent', 'digest': b''}, Verdict.ABSENT),
+    ({'fetch': 'failed', 'digest': b''}, Verdict.UNREACHABLE),
+    ({'digest': b'y'}, Verdict.DIGEST),
+    (
+      {'decoded': payload.Refused(payload.Reason.LENGTH, 'short')},
+      Verdict.REFUSED,
+    ),
+    (
+      {'decoded': payload.Refused(payload.Reason.ROOT, 'old')},
+      Verdict.UNSYNCHRONIZED,
+    ),
+    ({'header': {'root': b'z' * 16}}, Verdict.UNSYNCHRONIZED),
+    ({'header': {'receipt': b'z' * 16}}, Verdict.RECEIPT),
+    ({'header': {'sequences': 39}}, Verdict.VALID),
+    ({'header': {'sequences': 41}}, Verdict.RECEIPT),
+    ({'header': {'sequences': 0}}, Verdict.RECEIPT),
+    ({'content': message(0, 0.0)}, Verdict.TINY),
+    ({'content': message(0, 1e-3)}, Verdict.TINY),
+    ({'content': message(0, 0.1)}, Verdict.VALID),
+    ({'content': message(0, 100.0)}, Verdict.HUGE),
+  )
+  def test_verdict_is_of_one_uid_only(self, changes, verdict):
+    others = [submission(uid) for uid in range(1, 6)]
+    report = self.check(submission(0, **changes), *others)
+    self.assertEqual(report.checks[0].verdict, verdict)
+    if verdict not in (Verdict.VALID, Verdict.MISSING):
+      self.assertTrue(report.checks[0].detail or 'fetch' in changes)
+    others = {report.checks[uid].verdict for uid in range(1, 6)}
+    self.assertEqual(others, {Verdict.VALID})
+    self.assertFalse(report.fault)
+
+  def test_the_order_of_submissions_does_not_matter(self):
+    submissions = [submission(uid) for uid in range(5)]
+    submissions[3] = submission(3, message(1), block=107)
+    self.assertEqual(
+      self.check(*submissions), self.check(*reversed(submissions))
+    )
+
+  def test_most_fetches_failing_is_nobodys_fault(self):
+    failed = {'fetch': 'failed', 'digest': b'', 'decoded': None}
+    report = self.check(
+      *(submission(uid, **failed) for uid in range(3)), submission(4)
+    )
+    self.assertTrue(report.fault)
+    verdicts = [report.checks[uid].verdict for uid in (0, 1, 2, 4)]
+    self.assertEqual(verdicts, [Verdict.EXCUSED] * 3 + [Verdict.VALID])
+
+  def test_who_committed_nothing_cannot_make_a_fault(self):
+    report = self.check(
+      *(submission(uid, block=None) for uid in range(5)),
+      submission(5, fetch='absent', digest=b''),
+      submission(6, fetch='failed', digest=b''),
+      submission(7),
+    )
+    self.assertFalse(report.fault)
+    self.assertEqual(report.checks[6].verdict, Verdict.UNREACHABLE)
+
+  def test_the_later_of_two_is_the_copy(self):
+    report = self.check(
+      submission(0, message(0), block=107),
+      submission(1, message(0), block=104),
+      *(submission(uid) for uid in range(2, 6)),
+    )
+    self.assertEqual(report.checks[0].verdict, Verdict.COPY)
+    self.assertEqual(report.checks[0].twin, 1)
+    self.assertIn('uid 1', report.checks[0].detail)
+    self.assertEqual(report.valid, [1, 2, 3, 4, 5])
+    self.assertEmpty(report.twins)
+
+  def test_of_one_block_nobody_is_blamed(self):
+    report = self.check(
+      submission(0, message(0)),
+      submission(1, message(0)),
+      submission(2, message(0), block=106),
+      *(submission(uid) for uid in range(3, 7)),
+    )
+    self.assertEqual(report.valid, [0, 1, 3, 4, 5, 6])
+    self.assertEqual(report.twins, (frozenset({0, 1}),))
+
+  def test_copy_of_the_round_before(self):
+    previous = {uid: message(uid + 50) for uid in range(5)}
+    report = self.check(
+      *(submission(uid) for uid in range(5)),
+      submission(5, previous[2]),
+      previous=previous,
+    )
+    self.assertEqual(report.valid, [0, 1, 2, 3, 4])
+    self.assertEqual(report.checks[5].verdict, Verdict.COPY)
+    self.assertEqual(report.checks[5].twin, 2)
+
+  def test_nobody(self):
+    self.assertEqual(self.check(), checks.Report({}, False, ()))
+
+
+if __name__ == '__main__':
+  absltest.main()

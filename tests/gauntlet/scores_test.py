@@ -1,0 +1,175 @@
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl.testing import absltest
+
+from covenant import config as config_lib
+from covenant.data import assignment
+from covenant.gauntlet import scores
+from covenant.models import llama
+from covenant.models import loss as loss_lib
+from covenant.optim import method as method_lib
+from covenant.optim import sparseloco
+
+SEQUENCES = 1000
+
+
+class ScoresTest(absltest.TestCase):
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    cls.config = config_lib.Config(
+      model=config_lib.Model(
+        vocab_size=64, width=16, layers=1, heads=2, kv_heads=2, ffn_width=32
+      ),
+      data=config_lib.Data(context=16),
+      optim=config_lib.Optim(
+        compression=config_lib.Compression(k=16, block=(16, 16))
+      ),
+    )
+    cls.method = method_lib.make(cls.config)
+    init = functools.partial(llama.init, cls.config.model)
+    cls.params = jax.jit(init)(jax.random.key(0))
+    cls.scorer = scores.Scorer(cls.config, cls.method, cls.params)
+    draw = np.random.default_rng(0)
+    shape = (24, cls.config.data.context + 1)
+    tokens = draw.integers(0, cls.config.model.vocab_size, shape, np.int32)
+    cls.random, cls.own, cls.other = tokens[:8], tokens[8:16], tokens[16:]
+
+    def compressed(params, tokens, scale):
+      """What a peer sends that took one step on `tokens`."""
+      _, delta = loss_lib.next_token_gradient(cls.config.model, params, tokens)
+      delta = jax.tree.map(lambda x: scale * x, delta)
+      return sparseloco.compress(delta, None, cls.method.compression, None)[0]
+
+    cls.compressed = staticmethod(jax.jit(compressed))
+    cls.honest = cls.message(3.0)
+
+  @classmethod
+  def message(cls, scale):
+    return jax.device_get(cls.compressed(cls.params, cls.own, scale))
+
+  def open(self, messages=()):
+    return self.scorer.open(self.params, dict(enumerate(messages)), self.random)
+
+  def test_matches_the_formula(self):
+    score = self.scorer.score(self.open([self.honest]), self.honest, self.own)
+    rate = 0.2 * self.config.optim.outer.learning_rate
+
+    @jax.jit
+    def step(params, message):
+      compression = self.method.compression
+      delta = sparseloco.decompress(message, params, compression)
+      return jax.tree.map(lambda p, d: p - rate * d, params, delta)
+
+    @jax.jit
+    def nats(params, tokens):
+      return loss_lib.next_token_loss(self.config.model, params, tokens).nats
+
+    def loss(params, tokens):
+      return float(nats(params, tokens))
+
+    after = step(self.params, self.honest)
+
+    own = loss(self.params, self.own) - loss(after, self.own)
+    random = loss(self.params, self.random) - loss(after, self.random)
+    self.assertAlmostEqual(score.own_gain, own, places=5)
+    self.assertAlmostEqual(score.gain, random, places=5)
+    self.assertAlmostEqual(score.proof, own - random, places=5)
+    self.assertAlmostEqual(
+      score.loss_random, loss(self.params, self.random), places=5
+    )
+
+  def test_own_data_gains_where_it_was_trained_on(self):
+    shared = self.open([self.honest])
+    honest = self.scorer.score(shared, self.honest, self.own)
+    self.assertGreater(honest.proof, 3 * honest.proof_error)
+    copier = self.scorer.score(shared, self.honest, self.other)
+    self.assertLess(abs(copier.proof), 2 * copier.proof_error)
+
+  def test_sign_flipped_update_loses(self):
+    flipped = self.message(-3.0)
+    score = self.scorer.score(self.open([self.honest]), flipped, self.own)
+    self.assertLess(score.own_gain, -2 * score.own_gain_error)
+
+  def test_clipped_to_the_median_norm(self):
+    shared = self.open([self.honest, self.honest, self.message(300.0)])
+    huge = self.scorer.score(shared, self.message(300.0), self.own)
+    honest = self.scorer.score(shared, self.honest, self.own)
+    self.assertAlmostEqual(huge.gain, honest.gain, places=5)
+    free = self.scorer.score(self.open(), self.message(300.0), self.own)
+    self.assertGreater(abs(free.gain - honest.gain), 0.01)
+
+  def test_a_second_validator_gets_the_same_bits(self):
+    other = scores.Scorer(self.config, self.method, self.params)
+    messages = [self.honest, self.message(1.0), self.message(-1.0)]
+    numbered = dict(enumerate(messages))
+    backwards = dict(reversed(numbered.items()))
+    one = self.scorer.open(self.params, numbered, self.random)
+    two = other.open(self.params, backwards, self.random)
+    first = [self.scorer.score(one, m, self.own) for m in messages]
+    second = [other.score(two, m, self.own) for m in reversed(messages)]
+    self.assertEqual(first, second[::-1])
+
+  def test_an_overflow_is_a_number(self):
+    broken = jax.tree.map(
+      lambda x: x if x.dtype.kind in 'iu' else np.full_like(x, 1e30),
+      self.message(1.0),
+    )
+    score = self.scorer.score(self.open(), broken, self.own)
+    for value in dataclasses.astuple(score):
+      self.assertTrue(np.isfinite(value))
+    self.assertLess(score.gain, -1)
+
+  def test_diverged_parameters_are_named(self):
+    params = jax.tree.map(lambda x: x * jnp.nan, self.params)
+    with self.assertRaisesRegex(ValueError, 'diverged'):
+      self.scorer.open(params, {}, self.random)
+
+
+class SequencesTest(absltest.TestCase):
+  def setUp(self):
+    super().setUp()
+    self.config = config_lib.Config(
+      optim=config_lib.Optim(
+        inner_steps=5, inner=config_lib.Inner(batch_size=8)
+      )
+    )
+    self.assigned = {
+      uid: set(assignment.assign(b'block', uid, 7, 40, SEQUENCES).tolist())
+      for uid in range(20)
+    }
+
+  def own(self, uid, seed=b'later'):
+    ids = scores.own_ids(self.config, uid, 7, SEQUENCES, b'block', seed)
+    return ids.tolist()
+
+  def random(self, uids=20, seed=b'later'):
+    ids = scores.random_ids(self.config, uids, 7, SEQUENCES, b'block', seed)
+    return ids.tolist()
+
+  def test_own_are_assigned_and_random_are_nobodys(self):
+    for uid, assigned in self.assigned.items():
+      own = self.own(uid)
+      self.assertLen(set(own), 16)
+      self.assertContainsSubset(own, assigned)
+    random = self.random()
+    self.assertLen(set(random), 16)
+    self.assertEmpty(set(random) & set.union(*self.assigned.values()))
+
+  def test_the_seed_decides(self):
+    self.assertEqual(self.own(3), self.own(3))
+    self.assertNotEqual(self.own(3), self.own(3, b'x'))
+    self.assertNotEqual(self.random(), self.random(seed=b'x'))
+
+  def test_too_little_data_is_said(self):
+    self.assertLen(self.random(uids=24), 16)
+    with self.assertRaisesRegex(ValueError, 'beyond the 1000 of 25 miners'):
+      self.random(uids=25)
+
+
+if __name__ == '__main__':
+  absltest.main()
