@@ -17,6 +17,7 @@ from covenant import roles
 from covenant.chain import interface as chain
 from covenant.emulate import localnet
 from covenant.node import doctor
+from covenant.node import ranks
 from covenant.node import trainer
 from covenant.store import interface as store
 
@@ -47,6 +48,7 @@ _FOR_PEOPLE = (
   chain.ChainError,
   store.StoreError,
   doctor.Unwell,
+  ranks.RankError,
   localnet.LocalnetError,
 )
 

@@ -9,7 +9,7 @@ _TEST = ['hypothesis>=6.100,<7', 'moto[server]>=5.2,<6', 'pytest>=8,<10']
 _HF = [
   'safetensors>=0.4.3,<1',
   'torch==2.13.0',
-  'transformers>=4.55,<6',
+  'transformers>=4.57,<6',
 ]
 _DEV = ['pre-commit>=3.7,<6', 'pyrefly>=1.0,<2', 'ruff>=0.9,<1']
 
@@ -29,6 +29,7 @@ setuptools.setup(
     'jax>=0.10,<0.13',
     'matplotlib>=3.9,<4',
     'ml_dtypes>=0.5,<1',
+    'msgpack>=1,<2',
     'numpy>=2,<3',
     'obstore>=0.12,<0.13',
     'openskill>=6.2,<7',
@@ -42,7 +43,7 @@ setuptools.setup(
   extras_require={
     'sentencepiece': _SENTENCEPIECE,
     'hf': _HF,
-    'lm-eval': _HF + ['lm-eval[hf]>=0.4.9,<0.5'],
+    'lm-eval': _HF + ['lm-eval[hf]>=0.4.13,<0.5'],
     'notebook': _NOTEBOOK,
     'test': _TEST + _NOTEBOOK + _SENTENCEPIECE,
     'dev': _DEV,

@@ -1,7 +1,10 @@
 """SparseLoCo on the plays of Shakespeare: the first run, and the default.
 
 Eight emulated miners train one byte-level Llama; each sends one bit and one
-index for every 64th parameter of its delta. On two cores:
+index for every 64th parameter of its delta. Two more only pretend: one copies
+the best paid within the block, so that nobody sees who was first, the other
+is honest until it is well paid and then sends its delta the other way round.
+The Gauntlet finds them out (docs/gauntlet.md). On two cores:
 
   python run.py --config=configs/shakespeare.py           4 minutes, 1.54
   python run.py --config=configs/shakespeare.py:smoke     15 seconds
@@ -9,7 +12,8 @@ index for every 64th parameter of its delta. On two cores:
   python run.py --config=configs/shakespeare.py:ddp       6 minutes, 1.58
 
 The numbers are held-out losses in nats a byte. `:diloco` sends every delta
-dense (211 times the bytes), `:ddp` every gradient (2112 times).
+dense (211 times the bytes), `:ddp` every gradient (2112 times); these two
+have the eight honest miners alone.
 """
 
 import dataclasses
@@ -21,7 +25,8 @@ def get_config(variant: str = '') -> config_lib.Config:
   base = config_lib.Config(
     name='shakespeare',
     rounds=400,
-    miners=8,
+    miners=10,
+    adversaries='copier-fast,sleeper',
     model=config_lib.Model(width=64, layers=2, heads=4, kv_heads=2),
     data=config_lib.Data(source='shakespeare', context=64),
     optim=config_lib.Optim(
@@ -29,7 +34,11 @@ def get_config(variant: str = '') -> config_lib.Config:
       inner=config_lib.Inner(learning_rate=1e-2, warmup_steps=50),
       outer=config_lib.Outer(learning_rate=0.7),
     ),
+    # 208 forward passes of a sequence a round, where training takes 2400.
+    gauntlet=config_lib.Gauntlet(evaluate=4),
+    checkpoint=config_lib.Checkpoint(publish=50),
   )
+  honest = dataclasses.replace(base, miners=8, adversaries='')
   inner = base.optim.inner
   smoke = dataclasses.replace(
     base,
@@ -42,7 +51,7 @@ def get_config(variant: str = '') -> config_lib.Config:
     checkpoint=config_lib.Checkpoint(every=4),
   )
   diloco = dataclasses.replace(
-    base,
+    honest,
     name='shakespeare-diloco',
     optim=config_lib.Optim(
       method='diloco',
@@ -52,7 +61,7 @@ def get_config(variant: str = '') -> config_lib.Config:
     ),
   )
   ddp = dataclasses.replace(
-    base,
+    honest,
     name='shakespeare-ddp',
     rounds=base.rounds * base.optim.inner_steps,
     optim=config_lib.Optim(method='ddp', inner_steps=1, inner=inner),

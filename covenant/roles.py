@@ -16,6 +16,7 @@ from covenant.data import corpus
 from covenant.data import dataset
 from covenant.data import shards
 from covenant.data import tokenizer
+from covenant.emulate import adversaries
 from covenant.emulate import host
 from covenant.emulate import localnet
 from covenant.gauntlet import explain
@@ -47,8 +48,9 @@ def emulate(config: config_lib.Config, workdir: str) -> None:
       bar.update(record)
 
     outcome = host.run(config, workdir, observe, stop)
-  figures = plots.write_figures(records, f'{workdir}/figures')
-  print(f'\n{config.name}\n{progress.summary(records)}')
+  bad = adversaries.dishonest(config)
+  figures = plots.write_figures(records, f'{workdir}/figures', bad)
+  print(f'\n{config.name}\n{progress.summary(records, bad)}')
   print(f'parameters: {replica.fingerprint(outcome.state.shared.params)}')
   print(f'everything is in {workdir}: config.json, metrics.jsonl, tensorboard/')
   print('figures:', *figures)

@@ -88,6 +88,8 @@ def make_config(cell: str, seed: int, rounds: int) -> config_lib.Config:
     BASE,
     [
       *sets,
+      'miners=8',
+      'adversaries=',
       f'seed={seed}',
       f'rounds={rounds}',
       f'optim.inner.warmup_steps={warmup}',

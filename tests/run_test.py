@@ -52,6 +52,13 @@ class RunTest(parameterized.TestCase):
     self.assertEqual(code, 0, err)
     self.assertRegex(out, r'uid 0, hotkey 5\w+, after round 3')
     self.assertIn('average gain', out)
+    code, out, err = run(
+      '--role=export', f'--config={self.workdir}/config.json',
+      f'--workdir={self.workdir}',
+    )  # fmt: skip
+    self.assertEqual(code, 0, err)
+    self.assertIn(f'the model after round 4 is in {self.workdir}/hf/4', out)
+    self.assertTrue((self.workdir / 'hf/4/tokenizer.json').exists())
 
   def test_ctrl_c_checkpoints_and_says_how_to_go_on(self):
     process = start(TINY, '--config.rounds=5000', f'--workdir={self.workdir}')

@@ -66,7 +66,7 @@ VALIDATORS: dict[str, type[corrupt.Corrupt]] = {
 
 
 def names(config: config_lib.Config) -> dict[int, str]:
-  """uid -> name, of those of a run who are in the zoo; honest ones too.
+  """Uid -> name, of those of a run who are in the zoo; honest ones too.
 
   Raises:
     ConfigError: a name that is not known, or more of them than nodes.

@@ -142,21 +142,22 @@ class Adversary(miner_lib.Miner):
     Without messages, a hundredth of the parameters' norm.
     """
     leaves, treedef = jax.tree.flatten(delta)
-    rules = self.replica.like, self.replica.method.compression
+    compression = self.replica.method.compression
+
+    def norms(message: Any) -> np.ndarray:
+      return np.asarray(_norms(message, self.shared.params, compression))
+
     if messages:
-      norms_RxP = np.stack(
-        [aggregate.message_norms(m, *rules) for m in messages.values()]
-      )
-      wanted = np.sort(norms_RxP, axis=0)[(len(norms_RxP) - 1) // 2]
+      norms_RxP = np.stack([norms(message) for message in messages.values()])
+      wanted_P = np.sort(norms_RxP, axis=0)[(len(norms_RxP) - 1) // 2]
     else:
       params = jax.tree.leaves(self.shared.params)
-      wanted = np.array([0.01 * np.linalg.norm(x) for x in params])
+      wanted_P = np.array([0.01 * np.linalg.norm(x) for x in params])
     # What is dropped in sparsification is made up for.
-    have = np.asarray(aggregate.message_norms(self._sparse(delta), *rules))
-    factors = wanted / np.maximum(have, 1e-12)
+    factors_P = wanted_P / np.maximum(norms(self._sparse(delta)), 1e-12)
     scaled = [
       (np.asarray(x) * f).astype(np.float32)
-      for x, f in zip(leaves, factors, strict=True)
+      for x, f in zip(leaves, factors_P, strict=True)
     ]
     return treedef.unflatten(scaled)
 
@@ -165,6 +166,11 @@ class Adversary(miner_lib.Miner):
     earned = self.chain.earned(roster.block)
     uids = [p.uid for p in roster.miners if p.uid not in self._gang.names]
     return sorted(uids, key=lambda u: (-earned.get(u, 0.0), u))
+
+  def _in_turn(self, uids: list[int], task: trainer_lib.Task) -> list[int]:
+    """`uids` from another one on for every accomplice."""
+    place = sorted(self._gang.names).index(task.uid) % max(len(uids), 1)
+    return uids[place:] + uids[:place]
 
   def _published(
     self, roster: roster_lib.Roster, task: trainer_lib.Task, uids: list[int]
@@ -218,3 +224,10 @@ def _dense(
 @functools.partial(jax.jit, static_argnames='compression')
 def _sparse(delta: Any, compression: compression_lib.Compression) -> Any:
   return sparseloco.compress(delta, None, compression, None)[0]
+
+
+@functools.partial(jax.jit, static_argnames='compression')
+def _norms(
+  message: Any, like: Any, compression: compression_lib.Compression
+) -> jax.Array:
+  return aggregate.message_norms(message, like, compression)

@@ -1,9 +1,8 @@
 """Validators who do not do their duty."""
 
+import json
 from collections.abc import Mapping
 from typing import Any
-
-import json
 
 from covenant.emulate import adversary
 from covenant.node import agreement
@@ -11,7 +10,6 @@ from covenant.node import roster as roster_lib
 from covenant.node import round as round_lib
 from covenant.node import validator as validator_lib
 from covenant.store import interface as store_lib
-from covenant.wire import manifest as manifest_lib
 
 _LIMIT = 1 << 24  # bytes of another's verdict
 
@@ -60,14 +58,12 @@ class Bribed(Corrupt):
     briber = min(self._gang.names)
     r = command.round - 1
     if (r + 1) % self.config.gauntlet.weights_every == 0:
-      self.chain.set_weights({briber: 1.0} | self._others(briber))
+      self.chain.set_weights({**self._others(briber), briber: 1.0})
 
   def _others(self, briber: int) -> Mapping[int, float]:
     scores = {u: s.score for u, s in self.standings.standings.items()}
     total = sum(scores.values())
-    return {
-      u: x / total for u, x in scores.items() if u != briber and x > 0
-    }
+    return {u: x / total for u, x in scores.items() if u != briber and x > 0}
 
 
 class Omitting(Corrupt):

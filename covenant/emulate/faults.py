@@ -33,6 +33,8 @@ class Kind(enum.Enum):
   TWO = 'two manifests signed'
   FLIP = 'bit flipped'  # in its parameters
   DISK = 'disk full'  # nothing can be saved
+  LEAVE = 'left'
+  JOIN = 'joined'
   # The chain as it sees it:
   UNREACHABLE = 'chain unreachable'
   LAG = 'chain lags'  # by `amount` blocks
@@ -141,12 +143,12 @@ class Faults(host.World):
     self._first: dict[tuple[str, str], bytes] = {}
 
   def chain(self, name: str, chain: chain_lib.Chain) -> chain_lib.Chain:
-    return _Chain(self, name, chain)
+    return Chain(self, name, chain)
 
   def bucket(
     self, name: str, owner: str, bucket: store_lib.Bucket
   ) -> store_lib.Bucket:
-    return _Bucket(self, name, owner, bucket)
+    return Bucket(self, name, owner, bucket)
 
   def strikes(
     self, kind: Kind, name: str, owner: str = '', what: str = ''
@@ -216,11 +218,11 @@ def _kind(key: str) -> str:
   return key.split('/')[1]
 
 
-class _Chain:
+class Chain:
   """A chain as one node sees it."""
 
   def __init__(self, faults: Faults, name: str, chain: chain_lib.Chain):
-    self.faults = self._faults = faults
+    self.faults = faults
     self._name = name
     self._chain = chain
     self.hotkey = chain.hotkey
@@ -229,7 +231,7 @@ class _Chain:
   def head(self) -> int:
     self._reach('head')
     head = self._chain.head()
-    if fault := self._faults.strike(Kind.LAG, self._name):
+    if fault := self.faults.strike(Kind.LAG, self._name):
       return max(head - int(fault.amount), 0)
     return head
 
@@ -260,17 +262,17 @@ class _Chain:
 
   def commit(self, data: bytes) -> None:
     self._reach('commit')
-    if self._faults.strike(Kind.ORPHAN, self._name):
+    if self.faults.strike(Kind.ORPHAN, self._name):
       return
     self._chain.commit(data)
-    self._faults.wrote(self._name)
-    if self._faults.strike(Kind.ANSWER, self._name):
+    self.faults.wrote(self._name)
+    if self.faults.strike(Kind.ANSWER, self._name):
       raise chain_lib.Unreachable('injected: no answer, though it is done')
 
   def set_weights(self, weights: Mapping[int, float]) -> None:
     self._reach('set_weights')
     self._chain.set_weights(weights)
-    self._faults.wrote(self._name)
+    self.faults.wrote(self._name)
 
   def earned(self, block: int) -> dict[int, float]:
     self._see(block)
@@ -283,23 +285,23 @@ class _Chain:
     return self._chain.verify(hotkey, data, signature)
 
   def _reach(self, what: str) -> None:
-    if self._faults.strike(Kind.UNREACHABLE, self._name, what=what):
+    if self.faults.strike(Kind.UNREACHABLE, self._name, what=what):
       raise chain_lib.Unreachable('injected: the chain does not answer')
 
   def _see(self, block: int) -> None:
     """Raises Refused for a block that has not come through to this node."""
     self._reach('state')
-    fault = self._faults.strikes(Kind.LAG, self._name)
+    fault = self.faults.strikes(Kind.LAG, self._name)
     if fault is not None and block > self._chain.head() - fault.amount:
       raise chain_lib.Refused(f'injected: block {block} is not here yet')
 
   def _forked(self, block: int) -> bool:
     if block < self._chain.head():
       return False  # it is settled
-    return self._faults.strike(Kind.FORK, self._name) is not None
+    return self.faults.strike(Kind.FORK, self._name) is not None
 
 
-class _Bucket:
+class Bucket:
   """A bucket as one node sees it."""
 
   def __init__(

@@ -15,15 +15,14 @@ from covenant.node import replica as replica_lib
 from covenant.node import roster as roster_lib
 from covenant.node import round as round_lib
 from covenant.node import trainer as trainer_lib
-from covenant.store import interface as store_lib
 from covenant.wire import manifest as manifest_lib
 
 
 class Copier(adversary.Adversary):
   """Sends another's message of this round under its own name, signed anew.
 
-  It takes that of who earned most, the second copier of the second most, and
-  commits as soon as it can read it: a block later.
+  It takes that of who earned most and has published, the second copier of the
+  second most, and commits as soon as it can read it: a block later.
   """
 
   def _contribute(self, task: trainer_lib.Task) -> None:
@@ -38,15 +37,12 @@ class Copier(adversary.Adversary):
 
   def _copy(self, task: trainer_lib.Task, head: int) -> None:
     roster = roster_lib.read(self.chain, head)
-    victim = self._victim(roster, task)
-    found = self._published(roster, task, [victim])
-    if victim not in found:
-      raise node_lib.NotYet
-    self._idle(self._changed(found[victim], task), task)
-
-  def _victim(self, roster: roster_lib.Roster, task: trainer_lib.Task) -> int:
-    victims = self._victims(roster)
-    return victims[sorted(self._gang.names).index(task.uid) % len(victims)]
+    for victim in self._in_turn(self._victims(roster), task):
+      found = self._published(roster, task, [victim])
+      if victim in found:
+        self._idle(self._changed(found[victim], task), task)
+        return
+    raise node_lib.NotYet
 
   def _changed(self, message: Any, task: trainer_lib.Task) -> Any:
     del task
@@ -58,17 +54,18 @@ class ExactCopier(Copier):
 
   def _copy(self, task: trainer_lib.Task, head: int) -> None:
     roster = roster_lib.read(self.chain, head)
-    victim = self._victim(roster, task)
-    commitment = roster.commitments.get(victim)
-    if commitment is None or commitment.round != task.round:
-      raise node_lib.NotYet
-    wanted = objects_lib.Wanted(commitment.digest, commitment.location)
     limit = self.replica.spec.payload_bytes
-    got = self.objects.fetch('payloads', task.round, [wanted], [], limit)
-    data = got[commitment.digest]
-    if isinstance(data, store_lib.StoreError):
-      raise node_lib.NotYet
-    self.contribution = trainer_lib.Contribution(data, 0.0, 0, 0.0)
+    for victim in self._in_turn(self._victims(roster), task):
+      commitment = roster.commitments.get(victim)
+      if commitment is None or commitment.round != task.round:
+        continue
+      wanted = objects_lib.Wanted(commitment.digest, commitment.location)
+      got = self.objects.fetch('payloads', task.round, [wanted], [], limit)
+      data = got[commitment.digest]
+      if isinstance(data, bytes):
+        self.contribution = trainer_lib.Contribution(data, 0.0, 0, 0.0)
+        return
+    raise node_lib.NotYet
 
 
 class PerturbedCopier(Copier):
@@ -106,9 +103,12 @@ class FastCopier(Copier):
     self, roster: roster_lib.Roster, task: trainer_lib.Task, uids: list[int]
   ) -> dict[int, Any]:
     (uid,) = uids
-    bucket = self.objects.bucket_at(roster.location(uid))
-    if bucket is None:  # it has never committed yet
-      return super()._published(roster, task, uids)
+    commitment = roster.commitments.get(uid)
+    if commitment is None or commitment.round == task.round:
+      return {}  # nobody knows where its bucket is; or it would be seen
+    bucket = self.objects.bucket_at(commitment.location)
+    if bucket is None:
+      return {}
     folder = self.objects.key('payloads', task.round) + '/'
     for info in bucket.list(folder):
       data = bucket.get(info.key, self.replica.spec.payload_bytes)
@@ -129,11 +129,11 @@ class PreviousCopier(adversary.Adversary):
     if not victims:
       self.contribution = None
       return
-    place = sorted(self._gang.names).index(task.uid)
-    self._idle(self.messages[victims[place % len(victims)]], task)
+    victim = self._in_turn(victims, task)[0]
+    self._idle(self.messages[victim], task)
 
 
-class Mixer(poison._Rushing):
+class Mixer(poison.Rushing):
   """Sends the mean of what the others have sent: more gain than any of them.
 
   It resembles none of them enough to be a copy.

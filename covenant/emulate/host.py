@@ -31,6 +31,7 @@ from covenant.data import tokens
 from covenant.emulate import adversaries
 from covenant.emulate import adversary
 from covenant.gauntlet import checks
+from covenant.gauntlet import incentives
 from covenant.gauntlet import ratings
 from covenant.gauntlet import scores
 from covenant.node import agreement
@@ -50,6 +51,7 @@ from covenant.store import bucket as bucket_lib
 from covenant.store import interface as store_lib
 from covenant.store import location as location_lib
 from covenant.wire import manifest as manifest_lib
+from covenant.wire import payload as payload_lib
 
 Do = round_lib.Do
 State = checkpoint_lib.State
@@ -117,7 +119,7 @@ class Host:
     self.trainer = trainer_lib.Trainer(config, self.replica, data)
     self.evaluator = evaluator_lib.Evaluator(config, data)
     compression = self.replica.method.compression
-    self._judge = validator_lib.Judge(
+    self.judge = validator_lib.Judge(
       checks.Checker(self.replica.like, compression),
       scores.Scorer(config, self.replica.method, self.replica.like),
       data.train,
@@ -143,6 +145,7 @@ class Host:
     register(chain, config)
     chain.begin(0.0)
     self._position = checkpoint_lib.Position(0, config.seed, 0, 0)
+    self._before = b''  # the root before the last round
     self._populate(chain, 0, self.genesis(), {}, {})
 
   def genesis(self) -> agreement.Place:
@@ -208,7 +211,7 @@ class Host:
     return make(
       *self._common(name, place),
       **own,
-      judge=self._judge,
+      judge=self.judge,
       standings=standings,
       announce=lambda verdict: self.announce(int(name), verdict),
       applied=self._applied,
@@ -245,7 +248,9 @@ class Host:
     """One round of all nodes."""
     began = time.perf_counter()
     completed = self._position.round + 1
+    before = self.validators[0].root
     self._run_until(completed)
+    self._before = before
     sent = {
       uid: miner.contribution
       for uid, miner in enumerate(self.miners)
@@ -280,7 +285,16 @@ class Host:
       payloads=len(witness.messages),
       seconds=seconds,
       tokens_per_second=trained / seconds,
+      weights=self._weights(),
     )
+
+  def _weights(self) -> tuple[float, ...]:
+    """What each miner deserves in the eyes of the first validator."""
+    standings = self.validators[0].standings
+    shares = incentives.weights(standings, self._config.gauntlet)
+    if not shares:
+      return ()
+    return tuple(shares.get(u, 0.0) for u in range(self._config.miners))
 
   def _run_until(self, completed: int) -> None:
     """Lets every node do all it has to do for the rounds before `completed`."""
@@ -309,6 +323,13 @@ class Host:
       'block': self.chain.head(),
       'root': place.root.hex(),
       'chain': base64.b64encode(self.chain.dump()).decode(),
+      # What validators compare the next round's messages with.
+      'before': self._before.hex(),
+      'payloads': {
+        str(uid): base64.b64encode(contribution.payload).decode()
+        for uid in self.validators[0].messages
+        if (contribution := self.miners[uid].contribution) is not None
+      },
       'standings': {
         str(self._config.miners + i): ratings.to_json(v.standings)
         for i, v in enumerate(self.validators)
@@ -332,6 +353,19 @@ class Host:
       for uid, text in protocol['standings'].items()
     }
     self._populate(chain, protocol['block'], place, state.miners, standings)
+    self._before = bytes.fromhex(protocol['before'])
+    messages = {
+      int(uid): self._message(int(uid), base64.b64decode(text))
+      for uid, text in protocol['payloads'].items()
+    }
+    for node in self.nodes:
+      node.messages = messages
+
+  def _message(self, uid: int, data: bytes) -> Any:
+    """What a payload of the last round held; it has been verified then."""
+    run, last = self.replica.run, self._position.round - 1
+    expected = payload_lib.Header(run, last, uid, self._before[:16], b'', 0)
+    return self.replica.decode(data, expected, lambda *_: True).message
 
   def evaluate(self) -> metrics.Evaluation:
     began = time.perf_counter()

@@ -2,20 +2,17 @@
 
 import hashlib
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import numpy as np
 
 from covenant.emulate import adversary
-from covenant.node import agreement
 from covenant.node import node as node_lib
 from covenant.node import objects as objects_lib
 from covenant.node import round as round_lib
 from covenant.node import trainer as trainer_lib
 from covenant.store import interface as store_lib
 from covenant.wire import commitment as commitment_lib
-from covenant.wire import payload as payload_lib
 
 Do = round_lib.Do
 _TAIL = 96  # bytes of digest and signature
@@ -89,9 +86,7 @@ class Swapped(Absent):
     super()._publish(command, head)
     assert self.contribution is not None
     data = self.contribution.payload
-    key = self.objects.key(
-      'payloads', command.round, objects_lib.digest(data)
-    )
+    key = self.objects.key('payloads', command.round, objects_lib.digest(data))
     self.objects.keep(key, data[:-1] + bytes([data[-1] ^ 1]))
 
 
@@ -177,7 +172,9 @@ MALFORMED: dict[str, _Spoil] = {
   'other version': lambda m, data, task: m.resigned(
     b'CVNT\xff\xff' + data[6:-_TAIL]
   ),
-  'other round': lambda m, data, task: m.of(task._replace(round=task.round + 1)),
+  'other round': lambda m, data, task: m.of(
+    task._replace(round=task.round + 1)
+  ),
   'other uid': lambda m, data, task: m.of(task._replace(uid=0)),
   'other root': lambda m, data, task: m.of(task._replace(root=bytes(32))),
   'unsigned': lambda m, data, task: data[:-64] + bytes(64),

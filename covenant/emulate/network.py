@@ -9,7 +9,7 @@ shares nothing with the old one.
 import contextlib
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -72,9 +72,9 @@ class Network:
     self._saved: dict[str, tuple[int, Any]] = {}  # round, tree
     host.world = self.faults
     host.init()
+    self._genesis = host.genesis()
     self._validators = {
-      str(u)
-      for u in range(config.miners, config.miners + config.validators)
+      str(u) for u in range(config.miners, config.miners + config.validators)
     }
     self.nodes: dict[str, node_lib.Node] = {}
     for uid in range(config.miners + config.validators):
@@ -113,6 +113,7 @@ class Network:
 
   def join(self, name: str, validator: bool = False, stake: float = 0) -> None:
     """Registers a new hotkey and starts its node, which knows nothing."""
+    self.faults.struck(Kind.JOIN)
     key = connect.local_key(self.config.seed, name)
     self.host.chain.register(key.address, stake, validator)
     if validator:
@@ -121,6 +122,7 @@ class Network:
 
   def leave(self, name: str) -> None:
     """A node goes for good, and its uid is free. Its bucket stays."""
+    self.faults.struck(Kind.LEAVE)
     self.host.chain.deregister(self.nodes.pop(name).chain.hotkey)
 
   def errors(self, text: str) -> list[Seen]:
@@ -138,7 +140,7 @@ class Network:
     def observe(event: node_lib.Event) -> None:
       self.events.append(Seen(name, event))
 
-    place = self.host.genesis()
+    place = self._genesis
     if name in self._validators:
       make = self._dishonest.get(name, validator_lib.Validator)
       node = self.host.validator(name, place, observe=observe, make=make)
@@ -158,7 +160,7 @@ class Network:
     """All that a node has to do at this block."""
     node, skew = self.nodes[name], self.faults.strike(Kind.SKEW, name)
     if self.faults.strike(Kind.FLIP, name):
-      node.shared = _flipped(node.shared)
+      node.shared = flipped(node.shared)
     wake = head = -1
     try:
       with _clock_off(skew.amount if skew else 0.0):
@@ -185,8 +187,22 @@ class Network:
           self.faults.delay[name] += int(fault.amount)
           return head + 1
     if wake == head:
+      self._share(node)
       self._save(name, node)
     return wake
+
+  def _share(self, node: node_lib.Node) -> None:
+    """Who has the same bits holds them once, so that they are worked on once.
+
+    They are compared: two nodes of one host must not hide that they differ.
+    """
+    for other in self.nodes.values():
+      if other.place[:2] == node.place[:2] and (
+        other.shared is not node.shared
+      ):
+        if _equal(other.shared, node.shared):
+          node.shared = other.shared
+        return
 
   def _save(self, name: str, node: node_lib.Node) -> None:
     """As `process.Process.run`."""
@@ -263,6 +279,13 @@ def digest(node: node_lib.Node) -> str:
   return found.hexdigest()
 
 
+def _equal(ours: replica_lib.Shared, theirs: replica_lib.Shared) -> bool:
+  pairs = zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True)
+  return all(
+    np.asarray(x).tobytes() == np.asarray(y).tobytes() for x, y in pairs
+  )
+
+
 def _copied(x: Any) -> Any:
   return x if isinstance(x, str) else np.array(x)
 
@@ -271,7 +294,7 @@ def _restored(like: Any, x: Any) -> Any:
   return jnp.asarray(x) if isinstance(like, jax.Array) else x
 
 
-def _flipped(shared: replica_lib.Shared) -> replica_lib.Shared:
+def flipped(shared: replica_lib.Shared) -> replica_lib.Shared:
   """The same with the lowest bit of one parameter turned over."""
   leaves, structure = jax.tree.flatten(shared.params)
   first = np.array(leaves[0])

@@ -125,7 +125,7 @@ class Colluder(adversary.Adversary):
     return work._replace(message=self._sparse(delta))
 
 
-class _Rushing(adversary.Adversary):
+class Rushing(adversary.Adversary):
   """Sends last: reads what the others have sent in this very round.
 
   The put window lasts several blocks, and buckets are public.
@@ -156,7 +156,7 @@ class _Rushing(adversary.Adversary):
     raise NotImplementedError
 
 
-class Little(_Rushing):
+class Little(Rushing):
   """A little is enough: one deviation from the mean of the others, everywhere.
 
   Baruch et al., 2019. What it sends lies within the spread of the honest; its
@@ -173,14 +173,16 @@ class Little(_Rushing):
       stack = np.stack(x)
       mean, spread = stack.mean(0), stack.std(0)
       noise = draw.normal(size=mean.shape)
-      return mean - np.sign(mean) * spread * self.deviations + (
-        self.own * spread * noise
+      return (
+        mean
+        - np.sign(mean) * spread * self.deviations
+        + (self.own * spread * noise)
       )
 
     return jax.tree.map(craft, *deltas)
 
 
-class InnerProduct(_Rushing):
+class InnerProduct(Rushing):
   """Sends the mean of the others the other way round.
 
   Xie et al., 2019: the inner product of the aggregate with what is right
@@ -234,4 +236,3 @@ class Backdoor(LabelFlip):
       poisoned = np.array(tokens_BxL1)
       poisoned[: max(len(poisoned) // 4, 1), 2 : 2 + text.size] = text
       yield poisoned
-

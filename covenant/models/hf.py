@@ -19,7 +19,7 @@ import pathlib
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import jax
 import numpy as np
@@ -265,13 +265,17 @@ def _write_shard(
   with open(path, 'wb') as file:
     file.write(len(text).to_bytes(8, 'little') + text)
     for tensor in tensors.values():
-      # A copy, as JAX keeps what it fetched for as long as the array lives.
-      x = np.asarray(_leaf(params, tensor).copy())
-      x = x.T if tensor.turned else x
-      rows = max(1, _SLAB // x[0].nbytes)
-      for start in range(0, len(x), rows):
-        slab = np.ascontiguousarray(x[start : start + rows], '<f4')
-        file.write(slab.data)
+      _write_tensor(file, tensor, params)
+
+
+def _write_tensor(file: BinaryIO, tensor: _Tensor, params: Any) -> None:
+  # A copy, as JAX keeps what it fetched for as long as the array lives.
+  x = np.asarray(_leaf(params, tensor).copy())
+  x = x.T if tensor.turned else x
+  rows = max(1, _SLAB // x[0].nbytes)
+  for start in range(0, len(x), rows):
+    slab = np.ascontiguousarray(x[start : start + rows], '<f4')
+    file.write(slab.data)
 
 
 def _write_json(path: pathlib.Path, content: Any) -> None:

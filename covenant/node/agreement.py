@@ -4,6 +4,7 @@ Every node calls these, whether it follows the rounds or replays old ones:
 that is why all of them stay identical.
 """
 
+import types
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -134,6 +135,37 @@ def decode(
   )
 
 
+def recall(
+  replica: replica_lib.Replica,
+  chain: chain_lib.Chain,
+  objects: objects_lib.Objects,
+  roster: roster_lib.Roster,
+  place: Place,
+) -> dict[int, Any]:
+  """The messages that led to a place, by uid, for who has forgotten them.
+
+  None where nobody counted, or no validator has them any more.
+  """
+  r, limit = place.round - 1, replica.spec.payload_bytes
+  for bucket in [objects.bucket, *mirrors(objects, roster)]:
+    try:
+      data = bucket.get(objects.key('history', r), manifest_lib.MAX_BYTES)
+      if not data:
+        return {}
+      manifest = manifest_lib.decode(data, chain.verify)
+      entries = manifest.entries
+      payloads = fetch_payloads(objects, roster, r, entries, limit, {})
+    except (store_lib.StoreError, manifest_lib.Malformed):
+      continue
+    if manifest_lib.extend(manifest.root, r, objects_lib.digest(data)) != (
+      place.root
+    ):
+      continue  # of another history
+    before = place._replace(round=r, root=manifest.root)
+    return _messages(replica, chain, before, entries, payloads)
+  return {}
+
+
 def outer_step(
   replica: replica_lib.Replica,
   chain: chain_lib.Chain,
@@ -156,9 +188,23 @@ def outer_step(
   A payload that is refused counts for nothing, on every node alike: all have
   the same bytes and the same rules. With none left, the state does not move.
   """
+  messages = _messages(replica, chain, place, entries, payloads, decoded or {})
+  shared, delta_norm = replica.advance(place.shared, messages)
+  return Applied(place.shared, shared, delta_norm, messages)
+
+
+def _messages(
+  replica: replica_lib.Replica,
+  chain: chain_lib.Chain,
+  place: Place,
+  entries: Sequence[manifest_lib.Entry],
+  payloads: Mapping[bytes, bytes],
+  decoded: Mapping[bytes, Any] = types.MappingProxyType({}),
+) -> dict[int, Any]:
+  """What the payloads of a round hold, by uid; without those refused."""
   messages = {}
   for entry in entries:
-    if decoded is not None and entry.digest in decoded:
+    if entry.digest in decoded:
       messages[entry.uid] = decoded[entry.digest]
       continue
     try:
@@ -166,5 +212,4 @@ def outer_step(
     except payload_lib.Refused:
       continue
     messages[entry.uid] = content.message
-  shared, delta_norm = replica.advance(place.shared, messages)
-  return Applied(place.shared, shared, delta_norm, messages)
+  return messages

@@ -48,7 +48,10 @@ def publish(
   files = {}
   with tempfile.TemporaryDirectory() as folder:
     root = pathlib.Path(folder, 'checkpoint')
-    ocp.save(str(root), jax.tree.map(np.asarray, place.shared._asdict()))
+    try:
+      ocp.save(str(root), jax.tree.map(np.asarray, place.shared._asdict()))
+    except Exception as e:  # whatever Orbax makes of a full disk
+      raise store_lib.StoreError(f'cannot write to {folder}: {e}') from e
     for path in sorted(p for p in root.rglob('*') if p.is_file()):
       digests = []
       with open(path, 'rb') as file:
@@ -120,7 +123,7 @@ def load(
     StoreError: a chunk cannot be had.
     agreement.Lost: it holds something else than the index says.
   """
-  here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
   like = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here),
     jax.eval_shape(replica.init),

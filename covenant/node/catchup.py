@@ -22,6 +22,8 @@ from covenant.node import round as round_lib
 from covenant.store import interface as store_lib
 from covenant.wire import manifest as manifest_lib
 
+_PATIENCE = 2  # rounds
+
 _Base = Callable[[], agreement.Place]
 
 
@@ -89,49 +91,73 @@ class CatchUp:
       agreement.Lost: nothing that is to be had leads to what the chain says.
       StoreError: something is not to be had, for now.
     """
-    anchor = self._anchor()
     reasons: list[Exception] = []
-    for base in self._bases(place):
-      try:
-        return self._replay(base(), anchor)
-      except (agreement.Lost, store_lib.StoreError) as e:
-        reasons.append(e)
-    if any(isinstance(e, store_lib.StoreError) for e in reasons):
-      raise store_lib.Unavailable(f'cannot catch up: {reasons[-1]}')
+    for anchor in self._anchors():
+      for base in self._bases(place):
+        try:
+          return self._replay(base(), anchor)
+        except (agreement.Lost, store_lib.StoreError) as e:
+          reasons.append(e)
+      for e in reasons:
+        if isinstance(e, store_lib.StoreError):
+          raise store_lib.Unavailable(f'cannot catch up: {e}')
     raise agreement.Lost(f'cannot catch up: {"; ".join(map(str, reasons))}')
 
-  def _anchor(self) -> _Anchor:
-    """Raises StoreError if the manifest cannot be had."""
+  def _anchors(self) -> Iterator[_Anchor]:
+    """The newest vote, and what to believe if that is a minority's lie.
+
+    Raises:
+      StoreError: nobody has the manifest that was voted for. Where a minority
+        did, and nobody has voted since, it is waited for some rounds only.
+    """
     roster = self._before_target()
-    votes = {
-      peer.uid: vote
+    voted = {
+      vote.round
       for peer in roster.validators
       if (vote := roster.commitments.get(peer.uid)) is not None
       and vote.round is not None
       and vote.round < self._target
     }
-    if not votes:
-      return _Anchor(0, manifest_lib.genesis(self._replica.run), b'')
-    r = max(vote.round for vote in votes.values())
+    for r in sorted(voted, reverse=True):
+      held = self._decided(r, roster)
+      # Votes that came too late still say which history they are for.
+      late = self._decision(r, roster, roster.block, True)
+      digest = held.digest if late is None else held.digest or late.digest
+      assert digest is not None
+      try:
+        data = agreement.fetch_manifest(self._objects, self._roster, r, digest)
+        root = manifest_lib.decode(data, self._chain.verify).root
+        yield _Anchor(r, root, b'' if held.digest is None else data)
+      except manifest_lib.Malformed:
+        pass  # to everybody: nobody counts
+      except store_lib.StoreError:
+        if held.majority or self._target <= r + _PATIENCE:
+          raise
+      if held.majority:
+        return
+    yield _Anchor(0, manifest_lib.genesis(self._replica.run), b'')
+
+  def _decided(
+    self, round_index: int, roster: roster_lib.Roster
+  ) -> round_lib.Decision:
+    """How a round was decided that `roster` still has the votes of."""
+    r, plan = round_index, self._plan
+    held = self._decision(r, roster, plan.decides(r), False)
+    held = held or self._decision(r, roster, plan.decides_last(r), True)
+    assert held is not None  # as the last look leaves nothing open
+    return held
+
+  def _decision(
+    self, round_index: int, roster: roster_lib.Roster, until: int, last: bool
+  ) -> round_lib.Decision | None:
+    """By the votes that a block has seen."""
     stakes = {peer.uid: peer.stake for peer in roster.validators}
-
-    def decide(until: int, last: bool) -> round_lib.Decision | None:
-      cast = {u: v for u, v in votes.items() if roster.committed[u] <= until}
-      return round_lib.decide(r, cast, stakes, last)
-
-    held = decide(self._plan.decides(r), False)
-    held = held or decide(self._plan.decides_last(r), True)
-    # Votes that came too late still say which history they are for.
-    any_time = decide(roster.block, True)
-    assert held is not None and any_time is not None
-    digest = held.digest or any_time.digest
-    assert digest is not None
-    data = agreement.fetch_manifest(self._objects, self._roster, r, digest)
-    try:
-      manifest = manifest_lib.decode(data, self._chain.verify)
-    except manifest_lib.Malformed as e:
-      raise agreement.Lost(f'round {r}: {e}') from e
-    return _Anchor(r, manifest.root, b'' if held.digest is None else data)
+    votes = {
+      uid: vote
+      for uid, vote in roster.commitments.items()
+      if roster.committed[uid] <= until
+    }
+    return round_lib.decide(round_index, votes, stakes, last)
 
   def _before_target(self) -> roster_lib.Roster:
     """When the last round before the target had been decided."""
@@ -141,9 +167,7 @@ class CatchUp:
     except chain_lib.Refused:  # too old: the run is over
       return self._roster
 
-  def _bases(
-    self, place: agreement.Place | None
-  ) -> Iterator[_Base]:
+  def _bases(self, place: agreement.Place | None) -> Iterator[_Base]:
     """What to start from, newest first.
 
     A validator whose bucket fails now is passed over.
@@ -180,9 +204,7 @@ class CatchUp:
     root = manifest_lib.genesis(self._replica.run)
     return agreement.Place(0, root, self._replica.init())
 
-  def _replay(
-    self, start: agreement.Place, anchor: _Anchor
-  ) -> agreement.Place:
+  def _replay(self, start: agreement.Place, anchor: _Anchor) -> agreement.Place:
     """The place of the target, if one history from `start` leads there."""
     error: Exception | None = None
     for first in range(max(len(self._sources), 1)):

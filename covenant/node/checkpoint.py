@@ -16,6 +16,10 @@ from covenant.node import replica as replica_lib
 from covenant.node import trainer as trainer_lib
 
 
+class NotSaved(OSError):
+  """The disk did not take a checkpoint. Those before it are still there."""
+
+
 class Position(NamedTuple):
   """Where a run stands.
 
@@ -66,13 +70,19 @@ class Checkpoints:
       completed: rounds; nothing is written where there is a checkpoint of as
         many.
       tree: nested dicts and tuples of arrays and text.
+
+    Raises:
+      NotSaved: this one or, as it is written in the background, the last one.
     """
     latest = self._checkpointer.latest
     if latest is not None and latest.step == completed:
       return
     # A copy: training donates these buffers while the writer still reads.
     host = jax.tree.map(_copy, tree)
-    self._checkpointer.save_async(completed, host, force=True)
+    try:
+      self._checkpointer.save_async(completed, host, force=True)
+    except Exception as e:  # whatever Orbax makes of a full disk
+      raise NotSaved(f'no checkpoint after round {completed}: {e}') from e
 
   def restore_tree(self, like: Any) -> Any | None:
     """The newest tree, or None if there is none.
@@ -99,7 +109,10 @@ class Checkpoints:
 
   def __exit__(self, *_: object) -> None:
     """Waits for the write under way."""
-    self._checkpointer.close()
+    try:
+      self._checkpointer.close()
+    except Exception as e:
+      raise NotSaved(f'the last checkpoint: {e}') from e
 
 
 def _to_tree(state: State) -> dict[str, Any]:

@@ -6,10 +6,13 @@ In its workdir
   verdicts.jsonl  of a validator: what it found about everybody, every round
 """
 
+import contextlib
 import json
 import os
 import pathlib
+import sys
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from covenant.node import node as node_lib
@@ -17,7 +20,11 @@ from covenant.node import validator as validator_lib
 
 
 class Journal:
-  """What a process did, for people and for whoever started it."""
+  """What a process did, for people and for whoever started it.
+
+  What cannot be written, for the disk is full, is left out: nobody is to die
+  of it.
+  """
 
   def __init__(self, workdir: pathlib.Path, role: str, hotkey: str):
     workdir.mkdir(parents=True, exist_ok=True)
@@ -36,16 +43,29 @@ class Journal:
       self.status(error=f'block {event.block}, {event.what}: {event.error}')
 
   def verdict(self, verdict: validator_lib.Verdict) -> None:
-    with open(self._workdir / 'verdicts.jsonl', 'a', encoding='utf-8') as file:
-      self._line(file, verdict._asdict())
+    with _if_possible():
+      path = self._workdir / 'verdicts.jsonl'
+      with open(path, 'a', encoding='utf-8') as file:
+        self._line(file, verdict._asdict())
 
   def status(self, **fields: Any) -> None:
     """Replaces status.json, at once or not at all."""
     self._status |= fields
     temporary = self._workdir / 'status.json.tmp'
-    temporary.write_text(json.dumps(self._status))
-    os.replace(temporary, self._workdir / 'status.json')
+    with _if_possible():
+      temporary.write_text(json.dumps(self._status))
+      os.replace(temporary, self._workdir / 'status.json')
 
   def _line(self, file: Any, fields: dict[str, Any]) -> None:
-    file.write(json.dumps(fields) + '\n')
-    file.flush()
+    with _if_possible():
+      file.write(json.dumps(fields) + '\n')
+      file.flush()
+
+
+@contextlib.contextmanager
+def _if_possible() -> Iterator[None]:
+  try:
+    yield
+  except OSError as e:
+    with contextlib.suppress(OSError):  # its log may be on the same disk
+      print(f'cannot write what happened: {e}', file=sys.stderr, flush=True)

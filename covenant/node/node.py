@@ -109,8 +109,8 @@ class Node:
     except agreement.Lost as e:
       self.state = self.state._replace(lost=True)
       error = f'Lost: {e}'
-    except (chain_lib.ChainError, store_lib.StoreError) as e:
-      error = f'{type(e).__name__}: {e}'
+    except (chain_lib.ChainError, store_lib.StoreError, OSError) as e:
+      error = f'{type(e).__name__}: {e}'  # OSError: the own disk is full
     self._observe(Event(head, command.round, command.do.value, error))
     return head + 1 if error else head
 
@@ -151,24 +151,38 @@ class Node:
     """
     decision, r = self.state.decision, command.round
     assert decision is not None
-    if decision.digest is None:
+    digest, applied = decision.digest, None
+    if digest is not None:
+      try:
+        applied = self._counted(r, digest, head)
+      except manifest_lib.Malformed:
+        digest = None  # the same bytes for everybody: nobody counts
+      except agreement.Lost:
+        # A minority that voted alone does not say what the others hold.
+        if decision.majority:
+          raise
+        digest = None
+    if applied is None:
       applied = agreement.Applied(self.shared, self.shared, 0.0, {})
-    else:
-      key = (self.root, decision.digest)
-      if key not in self._applied or (
-        self._applied[key].before is not self.shared
-      ):
-        result = self._outer_step(r, decision.digest, head)
-        self._applied.clear()
-        self._applied[key] = result
-      applied = self._applied[key]
-    self._moved(applied, decision.digest)
-    self.root = manifest_lib.extend(self.root, r, decision.digest)
+    self._moved(applied, digest)
+    self.root = manifest_lib.extend(self.root, r, digest)
+
+  def _counted(self, r: int, digest: bytes, head: int) -> agreement.Applied:
+    """What the manifest of a digest does, if nobody here knows it yet."""
+    key = (self.root, digest)
+    known = self._applied.get(key)
+    if known is None or known.before is not self.shared:
+      known = self._outer_step(r, digest, head)
+      self._applied.clear()
+      self._applied[key] = known
+    return known
 
   def _outer_step(self, r: int, digest: bytes, head: int) -> agreement.Applied:
     roster = roster_lib.read(self.chain, self.plan.settled(head))
     data = self._manifest(roster, r, digest)
     manifest = manifest_lib.decode(data, self.chain.verify)
+    if (manifest.run, manifest.round) != (self.replica.run, r):
+      raise manifest_lib.Malformed(f'manifest: not of round {r} of this run')
     agreement.compare(manifest, self.root, self.fingerprint())
     self._payloads = agreement.fetch_payloads(
       self.objects,

@@ -151,10 +151,20 @@ class Process:
         blocks = min(wake - head, 1) * _POLL
         time.sleep(blocks * self._chain.block_seconds)
       elif node.savable and self._due(node.state.round):
-        self._checkpoints.save_tree(node.state.round, node.save())
-        self._saved = node.state.round
+        self._save()
     self._show('finished' if self._over(rounds) else 'stopped')
-    self._checkpoints.__exit__()
+    try:
+      self._checkpoints.__exit__()
+    except checkpoint_lib.NotSaved as e:
+      self._journal.status(error=str(e))
+
+  def _save(self) -> None:
+    """A full disk costs what a restart then loses, not the process."""
+    self._saved = self._node.state.round
+    try:
+      self._checkpoints.save_tree(self._saved, self._node.save())
+    except checkpoint_lib.NotSaved as e:
+      self._journal.status(error=str(e))
 
   def _over(self, rounds: int) -> bool:
     state = self._node.state

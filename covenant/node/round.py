@@ -87,6 +87,7 @@ class Decision(NamedTuple):
   """What the chain says about a round."""
 
   digest: bytes | None  # of the manifest; None: nobody counts
+  majority: bool = True  # whether more than half of all stake is for it
 
 
 class State(NamedTuple):
@@ -194,8 +195,6 @@ def wake(plan: Schedule, state: State, head: int) -> int:
     plan.put_closes(r) + unsettled,
     plan.decides(r) + unsettled,
     plan.decides_last(r) + unsettled,
-    plan.start(r + 2),
-    plan.start(r + 3),
   )
   return min((block for block in turns if block > head), default=head + 1)
 
@@ -226,8 +225,8 @@ def decide(
     if vote is not None and vote.round == round_index:
       weight[vote.digest] = weight.get(vote.digest, 0.0) + stakes[uid]
   if not weight:
-    return Decision(None) if last else None
+    return Decision(None, majority=False) if last else None
   best = min(weight, key=lambda digest: (-weight[digest], digest))
-  if last or 2 * weight[best] > sum(stakes[uid] for uid in sorted(stakes)):
-    return Decision(best)
-  return None
+  total = sum(stakes[uid] for uid in sorted(stakes))
+  majority = 2 * weight[best] > total
+  return Decision(best, majority) if last or majority else None

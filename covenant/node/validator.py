@@ -87,6 +87,7 @@ class Validator(node_lib.Node):
     self._to_score: Collected | None = None  # of the round before
     self._manifests: dict[bytes, bytes] = {}  # own and verified, by digest
     self._to_keep: list[tuple[str, bytes]] = []  # key, bytes
+    self._weights: dict[int, float] | None = None  # to be set
     self._obey |= {
       Do.COLLECT: self._collect,
       Do.VOTE: self._vote,
@@ -115,7 +116,10 @@ class Validator(node_lib.Node):
       )
       if uid in payloads:
         data = payloads[uid]
-        if isinstance(data, store_lib.StoreError):
+        if isinstance(data, store_lib.TooLarge):
+          refused = payload_lib.Refused(payload_lib.Reason.LENGTH, str(data))
+          submission = submission._replace(digest=entry.digest, decoded=refused)
+        elif isinstance(data, store_lib.StoreError):
           absent = isinstance(data, store_lib.Missing)
           submission = submission._replace(
             fetch='absent' if absent else 'failed', detail=str(data)
@@ -144,7 +148,7 @@ class Validator(node_lib.Node):
         sequences=optim.inner_steps * optim.inner.batch_size,
       ),
       seed=self._lot(r),
-      previous=self.messages,
+      previous=self.messages or self._recall(roster),
       threshold=self.config.gauntlet.copy_similarity,
     )
     chosen = selection.contributors(
@@ -157,6 +161,14 @@ class Validator(node_lib.Node):
     )
     self._collected = Collected(
       roster, self.place, entries, messages, report, chosen.uids
+    )
+
+  def _recall(self, roster: roster_lib.Roster) -> Mapping[int, Any]:
+    """The messages of the last round, which a restart has made it forget."""
+    if not self.place.round:
+      return {}
+    return agreement.recall(
+      self.replica, self.chain, self.objects, roster, self.place
     )
 
   def _committed(
@@ -187,7 +199,8 @@ class Validator(node_lib.Node):
     also = selection.to_evaluate(
       self.standings, entries, gauntlet.evaluate, r, lot
     )
-    return sorted({*likely.uids, *likely.reserves, *also})
+    reserves = likely.reserves[: incentives.RESERVES]
+    return sorted({*likely.uids, *reserves, *also})
 
   def _fetch(
     self,
@@ -351,9 +364,18 @@ class Validator(node_lib.Node):
 
   def _score(self, command: round_lib.Command, head: int) -> None:
     """Evaluates, rates, sets weights. Nothing it did not see is judged."""
-    collected, r = self._to_score, command.round - 1
-    if collected is None:
-      return
+    collected, self._to_score = self._to_score, None
+    if collected is not None:
+      self._judge_round(command.round - 1, collected)
+    weights, self._weights = self._weights, None
+    if weights:
+      try:
+        self.chain.set_weights(weights)
+      except chain_lib.Unreachable:
+        self._weights = weights  # once more; what is refused is not
+        raise
+
+  def _judge_round(self, r: int, collected: Collected) -> None:
     report = self._late(r, collected)
     scores = self._evaluate(r, collected, report)
     gauntlet = self.config.gauntlet
@@ -361,15 +383,14 @@ class Validator(node_lib.Node):
       self.standings, r, _identities(collected.roster), report, scores, gauntlet
     )
     weights = incentives.weights(self.standings, gauntlet)
-    self._to_score = None
     for decision in decisions:
       decision['weight'] = weights.get(decision['uid'], 0.0)
     verdict = Verdict(r, decisions, weights)
     self._announce(verdict)
     text = json.dumps(verdict._asdict())
     self._to_keep.append((self.objects.key('verdicts', r), text.encode()))
-    if weights and (r + 1) % gauntlet.weights_every == 0:
-      self.chain.set_weights(weights)
+    if (r + 1) % gauntlet.weights_every == 0:
+      self._weights = weights
 
   def _late(self, r: int, collected: Collected) -> checks_lib.Report:
     """The report, with who committed after the window told from who did not."""
@@ -439,7 +460,42 @@ class Validator(node_lib.Node):
   def load(self, saved: dict[str, Any]) -> dict[str, Any]:
     text = super().load(saved)
     self.standings = ratings.from_json(text['standings'])
+    self.recall()
     return text
+
+  def recall(self) -> None:
+    """Reads the messages of the round before back from the own bucket.
+
+    Copies of them are looked for. Where they are not there, these are missed.
+    """
+    r = self.state.round - 1
+    if r < 0:
+      return
+    own = [self.objects.bucket]
+    try:
+      data = own[0].get(self.objects.key('history', r), manifest_lib.MAX_BYTES)
+      if not data:
+        return
+      manifest = manifest_lib.decode(data, self.chain.verify)
+      wanted = [objects_lib.Wanted(e.digest, b'') for e in manifest.entries]
+      limit = self.replica.spec.payload_bytes
+      got = self.objects.fetch('payloads', r, wanted, own, limit)
+    except (store_lib.StoreError, manifest_lib.Malformed):
+      return
+    before = agreement.Place(r, manifest.root, self.shared)
+    messages = {}
+    for entry in manifest.entries:
+      payload = got[entry.digest]
+      if isinstance(payload, store_lib.StoreError):
+        continue
+      try:
+        content = agreement.decode(
+          self.replica, self.chain, entry, before, payload
+        )
+      except payload_lib.Refused:
+        continue
+      messages[entry.uid] = content.message
+    self.messages = messages
 
   def _text(self) -> dict[str, Any]:
     return super()._text() | {'standings': ratings.to_json(self.standings)}

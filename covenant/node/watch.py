@@ -65,7 +65,7 @@ class Watcher:
     while not stop() and last not in self._rows:
       try:
         found = self._look()
-      except (chain_lib.ChainError, store_lib.StoreError) as e:
+      except (chain_lib.ChainError, store_lib.StoreError, OSError) as e:
         self._journal.status(error=f'{type(e).__name__}: {e}')
         found = False
       if not found:
@@ -115,8 +115,11 @@ class Watcher:
       'fingerprint': index.fingerprint,
     }
     self._rows[place.round] = row
-    with open(self._workdir / 'evaluations.jsonl', 'a') as file:
-      file.write(json.dumps(row) + '\n')
+    # At once or not at all: after a torn line nothing more could be read.
+    rows = [json.dumps(self._rows[r]) + '\n' for r in sorted(self._rows)]
+    temporary = self._workdir / 'evaluations.jsonl.tmp'
+    temporary.write_text(''.join(rows))
+    os.replace(temporary, self._workdir / 'evaluations.jsonl')
     with open(self._workdir / 'evaluations.csv', 'w', newline='') as file:
       writer = csv.DictWriter(file, _COLUMNS)
       writer.writeheader()

@@ -8,8 +8,7 @@ same list gets the same bits.
 """
 
 from collections.abc import Sequence
-from typing import Any
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -167,16 +166,16 @@ def mean(
     raise ValueError(f"mean over: expected 'senders' or 'all', got {over!r}")
 
   def divisor(count: Any) -> jax.Array:
-    return jnp.maximum(
-      jnp.asarray(count, jnp.float32), defence.least_senders
-    )
+    return jnp.maximum(jnp.asarray(count, jnp.float32), defence.least_senders)
 
   def region(i: int, s: Sums) -> jax.Array:
     total, senders, count = s.total[i], s.senders[i], peers
     if defence.trim:
       many = jnp.broadcast_to(senders >= 3, total.shape)
       # Where nobody sent, the extremes are infinite.
-      total -= jnp.where(many, s.highest[i], 0) + jnp.where(many, s.lowest[i], 0)
+      total -= jnp.where(many, s.highest[i], 0) + jnp.where(
+        many, s.lowest[i], 0
+      )
       senders = senders - jnp.where(senders >= 3, 2, 0).astype(senders.dtype)
       count = peers - jnp.where(many, 2, 0)
     return total / divisor(senders if over == 'senders' else count)

@@ -50,6 +50,9 @@ class Round:
   payloads: int  # payloads accepted
   seconds: float  # wall-clock seconds of this round
   tokens_per_second: float  # of this round, all miners, in wall-clock time
+  # What each miner deserves, by uid from 0 on, as the leader has found so far;
+  # they sum to 1. Empty before the first verdict.
+  weights: tuple[float, ...] = ()
 
   def __post_init__(self):
     _normalize(self)

@@ -6,6 +6,7 @@ Matplotlib's object interface on the Agg canvas: no window, no global state.
 import math
 import os
 import pathlib
+import types
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
@@ -37,17 +38,20 @@ _LONG_NAME = 22  # characters
 
 
 def write_figures(
-  records: Sequence[metrics.Record], directory: str | os.PathLike[str]
+  records: Sequence[metrics.Record],
+  directory: str | os.PathLike[str],
+  adversaries: Mapping[int, str] = types.MappingProxyType({}),
 ) -> list[pathlib.Path]:
-  """Writes the three figures of a run; returns their paths.
+  """Writes the four figures of a run; returns their paths.
 
   `loss_tokens.png` and `loss_bytes.png` are the training and the held-out
-  loss, `miner_losses.png` the training loss of every miner. A run without
-  records gives figures which say so.
+  loss, `miner_losses.png` the training loss of every miner, `weights.png` what
+  each was found to deserve. A run without records gives figures which say so.
 
   Args:
     records: of one run, in order.
     directory: made when missing.
+    adversaries: uid -> kind, of the miners to be marked as such.
   """
   directory = pathlib.Path(directory)
   directory.mkdir(parents=True, exist_ok=True)
@@ -55,6 +59,7 @@ def write_figures(
     'loss_tokens.png': _loss(records, 'tokens'),
     'loss_bytes.png': _loss(records, 'bytes'),
     'miner_losses.png': _miner_losses(records),
+    'weights.png': _weights(records, adversaries),
   }
   for name, fig in figures.items():
     _save(fig, directory / name)
@@ -175,6 +180,30 @@ def _miner_losses(records: Sequence[metrics.Record]) -> figure.Figure:
   ax.xaxis.set_major_locator(
     ticker.MaxNLocator(integer=True, min_n_ticks=1, steps=[1, 2, 5, 10])
   )
+  return fig
+
+
+def _weights(
+  records: Sequence[metrics.Record], adversaries: Mapping[int, str]
+) -> figure.Figure:
+  fig, ax = _figure('round', 'weight')
+  rounds = [r for r in _rounds(records) if r.weights]
+  x = [r.round for r in rounds]
+  uids = range(max((len(r.weights) for r in rounds), default=0))
+  honest = [u for u in uids if u not in adversaries]
+  colors = (ORANGE, '#CC79A7', '#E69F00', GREEN)
+  for uid in [*honest, *sorted(set(uids) & set(adversaries))]:
+    y = [r.weights[uid] for r in rounds]
+    marker = '.' if len(rounds) == 1 else ''
+    if uid in adversaries:
+      i = sorted(adversaries).index(uid)
+      color, label = colors[i % len(colors)], f'{uid}: {adversaries[uid]}'
+      ax.plot(x, y, color=color, marker=marker, lw=1.6, label=label)
+    else:
+      others = 'honest' if adversaries else 'each miner'
+      label = f'{others} ({len(honest)})' if uid == honest[0] else None
+      ax.plot(x, y, color=_GREY, marker=marker, lw=0.7, label=label)
+  _finish(ax, None)
   return fig
 
 

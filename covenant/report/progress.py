@@ -1,7 +1,8 @@
 """The live line of a run, and the table at its end."""
 
 import time
-from collections.abc import Callable, Sequence
+import types
+from collections.abc import Callable, Mapping, Sequence
 from typing import TextIO
 
 import tqdm
@@ -139,8 +140,16 @@ class Progress:
     self.close()
 
 
-def summary(records: Sequence[metrics.Record]) -> str:
-  """The end of a run as a table of plain text, one fact a line."""
+def summary(
+  records: Sequence[metrics.Record],
+  adversaries: Mapping[int, str] = types.MappingProxyType({}),
+) -> str:
+  """The end of a run as a table of plain text, one fact a line.
+
+  Args:
+    records: of one run, in order.
+    adversaries: uid -> kind, of the miners whose weights are told.
+  """
   rounds = [r for r in records if isinstance(r, metrics.Round)]
   evaluations = [r for r in records if isinstance(r, metrics.Evaluation)]
   rows: list[tuple[str, str]] = []
@@ -170,6 +179,23 @@ def summary(records: Sequence[metrics.Record]) -> str:
     trained = sum(r.tokens_per_second * r.seconds for r in rounds)
     if seconds:
       rows.append(('tokens/s', human_count(trained / seconds)))
+  judged = [r for r in rounds if r.weights]
+  for uid, kind in sorted(adversaries.items()):
+    weights = [r.weights[uid] for r in judged if uid < len(r.weights)]
+    if weights:
+      best = max(range(len(weights)), key=weights.__getitem__)
+      text = (
+        f'uid {uid}, {kind}: {weights[-1]:.2%} of the weight, '
+        f'{weights[best]:.2%} at most (round {judged[best].round})'
+      )
+      rows.append(('adversary', text))
+  if judged and adversaries:
+    others = [
+      w for u, w in enumerate(judged[-1].weights) if u not in adversaries
+    ]
+    if others:
+      text = f'{min(others):.2%} to {max(others):.2%} of the weight each'
+      rows.append(('the others', text))
   if evaluations:
     waited = sum(e.seconds for e in evaluations)
     rows.append(('evaluation time', human_seconds(waited)))

@@ -269,6 +269,7 @@ class SharedBatchTest(parameterized.TestCase):
     first, second = (self.work('', 4) for _ in range(2))
     jax.tree.map(np.testing.assert_array_equal, first, second)
 
+  @pytest.mark.slow
   def test_a_mesh_of_one_device_is_that_device(self):
     first, second = (self.work('', devices) for devices in (0, 1))
     jax.tree.map(np.testing.assert_array_equal, first, second)
@@ -319,6 +320,11 @@ def objects(config, run):
 connect.chain, connect.objects = chain, objects
 roles.ROLES[role](config_lib.load(file, changes), workdir)
 """
+_ENVIRONMENT = {
+  'PYTHONPATH': str(ROOT),
+  'JAX_NUM_CPU_DEVICES': '2',
+  'JAX_DISABLE_MOST_OPTIMIZATIONS': '1',  # compiling takes the most time
+}
 _BLOCK_SECONDS = 0.05  # how often processes look, too
 _ROUND_BLOCKS = 16
 
@@ -405,8 +411,7 @@ class Network:
         ],
         stdout=log,
         stderr=log,
-        env=os.environ
-        | {'PYTHONPATH': str(ROOT), 'JAX_NUM_CPU_DEVICES': '2'},
+        env=os.environ | _ENVIRONMENT,
       )  # fmt: skip
     self.processes.append(process)
     return process
@@ -438,8 +443,8 @@ class Network:
       assert time.monotonic() < deadline, f'{self.statuses()} {log}'
       time.sleep(0.01)
 
-  def ready(self):
-    self.wait(lambda: all(s.get('phase') for s in self.statuses()))
+  def ready(self, members=3):
+    self.wait(lambda: all(s.get('phase') for s in self.statuses()[:members]))
 
   def play(self, first, end):
     """Lets everybody do all there is to do in each block."""
@@ -522,7 +527,7 @@ class TwoProcessesTest(absltest.TestCase):
     for victim in range(2):
       network = self.network()
       ranks = network.start_miner()
-      network.wait(lambda: all(s.get('phase') for s in network.statuses()[:2]))
+      network.ready(members=2)
       ranks[victim].kill()
       self.assertNotEqual(ranks[1 - victim].wait(30), 0)
 

@@ -32,6 +32,7 @@ def _records(rounds, miners, every=2):
         payloads=present,
         seconds=1.0,
         tokens_per_second=512.0,
+        weights=[1 / miners] * miners if number > 1 else (),
       )
     )
     if number % every == 0:
@@ -71,7 +72,7 @@ class PlotsTest(parameterized.TestCase):
     paths = plots.write_figures(_records(rounds, miners), self.folder / 'new')
     self.assertEqual(
       [path.name for path in paths],
-      ['loss_tokens.png', 'loss_bytes.png', 'miner_losses.png'],
+      ['loss_tokens.png', 'loss_bytes.png', 'miner_losses.png', 'weights.png'],
     )
     empty = plots.write_figures([], self.folder / 'empty')
     for path, blank in zip(paths, empty, strict=True):
@@ -88,6 +89,13 @@ class PlotsTest(parameterized.TestCase):
     for axis in ('tokens', 'bytes'):
       path = plots.compare({'a': records, 'b': []}, self.folder / 'c.png', axis)
       self.assertGreater(self._ink(path), 0.001)
+
+  def test_adversaries_are_marked(self):
+    records = _records(12, 4)
+    *_, plain = plots.write_figures(records, self.folder / 'plain')
+    *_, marked = plots.write_figures(records, self.folder / 'a', {3: 'copier'})
+    self.assertGreater(self._ink(marked), 0.01)
+    self.assertNotEqual(plain.read_bytes(), marked.read_bytes())
 
   @parameterized.parameters('tokens', 'bytes')
   def test_compare(self, axis):

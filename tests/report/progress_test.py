@@ -120,6 +120,22 @@ class SummaryTest(absltest.TestCase):
       ],
     )
 
+  def test_tells_what_adversaries_deserve(self):
+    records = [
+      _round(1),
+      _round(2, weights=(0.5, 0.3, 0.2)),
+      _round(3, weights=(0.6, 0.39, 0.01)),
+    ]
+    lines = progress.summary(records, {2: 'copier', 3: 'lazy'}).splitlines()
+    self.assertEqual(
+      [line for line in lines if line.startswith(('adversary', 'the others'))],
+      [
+        'adversary      uid 2, copier: 1.00% of the weight, 20.00% at most '
+        '(round 2)',
+        'the others     39.00% to 60.00% of the weight each',
+      ],
+    )
+
   def test_short_runs(self):
     self.assertEqual(progress.summary([]), 'no rounds were run')
     self.assertIn('1.5000', progress.summary([_evaluation(0, 1.5)]))

@@ -1,0 +1,205 @@
+"""Does anything that goes wrong divide the nodes, stop them or lose work?
+
+  python -m experiments.reliability              the fault matrix, 5 minutes
+  python -m experiments.reliability --quick      a part of it, 1 minute
+  python -m experiments.reliability --soak=30    30 minutes of real processes
+
+The matrix is covenant/emulate/matrix.py: the code of the real nodes in
+virtual time, in a world where things go wrong. It writes
+experiments/results/reliability.csv.
+
+The soak starts configs/localnet.py as real processes and kills one of them
+(SIGKILL), by lot, every few seconds, until the run is over; Localnet starts
+them again, as an operator's supervisor would. What is killed, and when, is a
+function of --seed; what that does depends on the machine.
+
+Either passes if everything holds; the exit status says so.
+"""
+
+import argparse
+import collections
+import csv
+import dataclasses
+import json
+import math
+import pathlib
+import signal
+import sys
+import tempfile
+import time
+
+from covenant import config as config_lib
+from covenant.emulate import faults
+from covenant.emulate import localnet
+from covenant.emulate import matrix
+from covenant.emulate import scenarios
+
+ROOT = pathlib.Path(__file__).parent
+RESULTS = ROOT / 'results' / 'reliability.csv'
+CONFIGS = ROOT.parent / 'configs'
+HEADER = (
+  'fault',
+  'injected',
+  'rounds',
+  'payloads',
+  'equal roots',
+  'equal parameters',
+  'bits of a run without faults',
+  'verdict',
+)
+QUICK = 4  # every so many scenarios
+
+
+def main(argv: list[str]) -> bool:
+  """Whether everything holds."""
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument('--quick', action='store_true')
+  parser.add_argument('--soak', type=float, default=0.0, metavar='MINUTES')
+  parser.add_argument('--kill', type=float, default=15.0, metavar='SECONDS')
+  parser.add_argument('--seed', type=int, default=0)
+  options = parser.parse_args(argv)
+  if options.soak:
+    return soak(options.soak, options.kill, options.seed)
+  return run_matrix(options.quick, options.seed)
+
+
+def run_matrix(quick: bool, seed: int) -> bool:
+  """Prints a row a scenario as it ends, as a table of Markdown."""
+  base = config_lib.load(str(CONFIGS / 'tiny.py'))
+  suite = scenarios.Suite(scenarios.get_config(base))
+  chosen = matrix.scenarios()
+  print(_line(HEADER), _line(['---'] * len(HEADER)), sep='\n', flush=True)
+  results = []
+  for scenario in chosen[1::QUICK] if quick else chosen:
+    results.append(suite.run(scenario, seed))
+    print(_line(_row(results[-1])), flush=True)
+  if not quick:
+    with open(RESULTS, 'w', newline='') as file:
+      csv.writer(file).writerows([HEADER, *map(_row, results)])
+  passed = sum(result.passed for result in results)
+  injected = sum(sum(result.injected.values()) for result in results)
+  print(f'{passed} of {len(results)} passed; {injected} faults were injected')
+  return passed == len(results)
+
+
+def _row(result: scenarios.Result) -> list[str]:
+  words = [f'{kind} {n}' for kind, n in result.injected.items()]
+  return [
+    result.name,
+    ', '.join(words),
+    str(result.rounds),
+    str(result.payloads),
+    *(
+      'yes' if is_so else 'no'
+      for is_so in (
+        result.equal_roots,
+        result.equal_parameters,
+        result.undisturbed,
+      )
+    ),
+    f'FAILED: {result.wrong}' if result.wrong else 'passed',
+  ]
+
+
+def _line(cells: list[str] | tuple[str, ...]) -> str:
+  return f'| {" | ".join(cells)} |'
+
+
+class _Killer:
+  """Kills members of a network by lot, seen by seen.
+
+  Args:
+    network: not yet running.
+    mean: seconds from one death to the next.
+    seed: of the lots.
+  """
+
+  def __init__(self, network: localnet.Localnet, mean: float, seed: int):
+    self.killed: collections.Counter[str] = collections.Counter()
+    self.deaths = 0
+    self._network = network
+    self._mean = mean
+    self._seed = seed
+    self._next = math.inf
+    self._said = -1
+
+  def look(self, sights: list[localnet.Sight]) -> None:
+    """Called twice a second."""
+    now = time.monotonic()
+    self._say(sights)
+    rounds = [sight.status.get('round') or 0 for sight in sights]
+    over = any(s.status.get('phase') == 'finished' for s in sights)
+    if self._next == math.inf and max(rounds) and not over:
+      self._next = now + self._wait()
+    if now < self._next:
+      return
+    self._next = math.inf if over else now + self._wait()
+    lot = faults.draw(self._seed, 'who', self.deaths)
+    member = sights[int(lot * len(sights))].member
+    process = self._network.process(member)
+    if not over and process.poll() is None:
+      process.send_signal(signal.SIGKILL)
+      self.killed[member.role] += 1
+      self.deaths += 1
+
+  def _wait(self) -> float:
+    """Seconds: exponential, as of what has no memory."""
+    lot = faults.draw(self._seed, 'when', self.deaths)
+    return -self._mean * math.log(1 - lot)
+
+  def _say(self, sights: list[localnet.Sight]) -> None:
+    done = max(sight.status.get('round') or 0 for sight in sights)
+    if done >= self._said + 10:
+      self._said = done
+      print(f'round {done}, killed so far: {self.deaths}', flush=True)
+
+
+def soak(minutes: float, mean: float, seed: int) -> bool:
+  """Real processes, killed at random; prints what became of them."""
+  base = config_lib.load(str(CONFIGS / 'localnet.py'))
+  seconds = base.phases.round_blocks * base.network.block_seconds
+  config = dataclasses.replace(base, rounds=round(60 * minutes / seconds))
+  workdir = tempfile.mkdtemp(prefix='covenant-soak-')
+  print(f'{config.rounds} rounds of {seconds:g} s, in {workdir}', flush=True)
+  began = time.monotonic()
+  network = localnet.Localnet(config, workdir)
+  killer = _Killer(network, mean, seed)
+  outcome = network.run(killer.look)
+  for role in 'miner', 'validator', 'evaluator':
+    restarts = sum(s.restarts for s in outcome.sights if s.member.role == role)
+    print(f'{role}s: killed {killer.killed[role]}, started again {restarts}')
+  rows = {
+    tuple(str(s.status.get(k)) for k in ('round', 'root', 'fingerprint'))
+    for s in outcome.sights
+  }
+  for row in sorted(rows):
+    print('ended in round {}, root {}, parameters {}'.format(*row))
+  events = [
+    json.loads(line)
+    for path in pathlib.Path(workdir).glob('*/events.jsonl')
+    for line in path.read_text().splitlines()
+    if line.endswith('}')  # a kill may have torn it
+  ]
+  for word in 'Lost: ', '':
+    found = [event for event in events if word in event['error']]
+    failed = sum(1 for event in found if event['error'])
+    print(f'events that speak of {word or "any error"}: {failed}', end='; ')
+  print(f'of all {len(events)}')
+  path = pathlib.Path(workdir, 'evaluator', 'evaluations.csv')
+  with open(path, newline='') as file:
+    evaluations = list(csv.DictReader(file))
+  for row in evaluations[0], evaluations[-1]:
+    nats = float(row['nats_per_token'])
+    print(f'held-out loss after round {row["round"]}: {nats:.3f} nats a token')
+  agreed = 'equal' if outcome.equal else 'NOT EQUAL'
+  print(
+    f'after {(time.monotonic() - began) / 60:.1f} minutes and {killer.deaths} '
+    f'kills, all {len(outcome.sights)} roots and parameters are: {agreed}'
+  )
+  return outcome.finished and outcome.equal and killer.deaths > 0
+
+
+if __name__ == '__main__':
+  sys.exit(not main(sys.argv[1:]))

@@ -1,0 +1,145 @@
+"""Tests of exports of a run: from its checkpoints, and by its evaluator."""
+
+import pathlib
+import sys
+import types
+from unittest import mock
+
+import jax
+import numpy as np
+from absl.testing import absltest
+
+from covenant import config as config_lib
+from covenant import roles
+from covenant.models import llama
+from covenant.node import checkpoint
+from covenant.node import export
+from covenant.node import replica
+from covenant.node import watch
+
+ROOT = pathlib.Path(__file__).parents[2]
+CONFIG = config_lib.load(f'{ROOT}/configs/tiny.py', ['checkpoint.keep=2'])
+FILES = [
+  'config.json',
+  'model-00001-of-00001.safetensors',
+  'model.safetensors.index.json',
+  'tokenizer.json',
+  'tokenizer_config.json',
+]
+
+
+def names(folder):
+  return sorted(path.name for path in folder.iterdir())
+
+
+class ExportTest(absltest.TestCase):
+  def setUp(self):
+    super().setUp()
+    self.workdir = pathlib.Path(self.create_tempdir().full_path)
+    self.params = jax.jit(lambda key: llama.init(CONFIG.model, key))(
+      jax.random.key(3)
+    )
+
+  def save(self, completed):
+    """As a member of a network does, with what only it knows."""
+    shared = replica.Shared(self.params, {'momentum': np.ones(3)})
+    with checkpoint.Checkpoints(
+      self.workdir / 'checkpoints', CONFIG.checkpoint
+    ) as checkpoints:
+      checkpoints.save_tree(
+        completed, {'shared': shared, 'text': '{}', 'private': np.ones(2)}
+      )
+
+  def test_newest(self):
+    self.save(2)
+    self.save(12)
+    completed, params = export.newest(self.workdir)
+    self.assertEqual(completed, 12)
+    self.assertEqual(
+      replica.fingerprint(params), replica.fingerprint(self.params)
+    )
+
+  def test_no_checkpoint(self):
+    with self.assertRaisesRegex(config_lib.ConfigError, 'there is no .*a run'):
+      export.newest(self.workdir)
+    (self.workdir / 'checkpoints').mkdir()
+    with self.assertRaisesRegex(config_lib.ConfigError, 'no checkpoint yet'):
+      export.newest(self.workdir)
+
+  def test_role(self):
+    self.save(7)
+    with mock.patch('builtins.print') as printed:
+      roles.ROLES['export'](CONFIG, str(self.workdir))
+    folder = self.workdir / 'hf' / '7'
+    self.assertIn(f'after round 7 is in {folder}', printed.call_args.args[0])
+    self.assertEqual(names(folder), FILES)
+    other = config_lib.load(f'{ROOT}/configs/tiny.py', ['model.layers=2'])
+    folder.rename(self.workdir / 'hf' / 'old')
+    with self.assertRaisesRegex(config_lib.ConfigError, 'layers_1.*got none'):
+      roles.ROLES['export'](other, str(self.workdir))
+    self.assertEqual(names(self.workdir / 'hf'), ['old'])
+
+  def test_newest_ones_are_kept(self):
+    exporter = export.Exporter(CONFIG, self.workdir)
+    (self.workdir / 'hf' / '.9.0123.partial').mkdir(parents=True)
+    for completed in (8, 9, 10, 11):
+      exporter.write(completed, self.params)
+    content = self.workdir / 'hf' / '11' / 'config.json'
+    content.write_text('as it was')
+    exporter.write(11, self.params)
+    exporter.prune()
+    self.assertEqual(names(self.workdir / 'hf'), ['10', '11'])
+    self.assertEqual(content.read_text(), 'as it was')
+
+
+class WatcherTest(absltest.TestCase):
+  """The evaluator, on places that a test hands it."""
+
+  def setUp(self):
+    super().setUp()
+    self.workdir = pathlib.Path(self.create_tempdir().full_path)
+    for name in ('chain', 'objects'):
+      self.enterContext(mock.patch.object(watch.connect, name))
+    journal = self.enterContext(mock.patch.object(watch.journal_lib, 'Journal'))
+    self.status = journal.return_value.status
+
+  def watch(self, *rounds, installed):
+    spec = types.SimpleNamespace() if installed else None
+    with (
+      mock.patch('importlib.util.find_spec', return_value=spec),
+      mock.patch('builtins.print') as self.printed,
+    ):
+      watcher = watch.Watcher(CONFIG, self.workdir)
+      shared = replica.Replica(CONFIG).init()
+      for completed in rounds:
+        place = watch.agreement.Place(completed, bytes(32), shared)
+        index = watch.archive.Index(completed, '00', 'f', {})
+        watcher._evaluate(place, index)
+    return (self.workdir / 'evaluations.csv').read_text()
+
+  def test_with_lm_eval(self):
+    table = self.watch(2, 4, 6, installed=True)
+    self.assertLen(table.splitlines(), 4)
+    self.assertEqual(names(self.workdir / 'hf'), ['4', '6'])
+    self.assertEqual(names(self.workdir / 'hf' / '6'), FILES)
+    self.printed.assert_not_called()
+
+  def test_without_it_says_so_once(self):
+    table = self.watch(2, 4, installed=False)
+    self.assertLen(table.splitlines(), 3)
+    self.assertFalse((self.workdir / 'hf').exists())
+    self.printed.assert_called_once_with(export.WITHOUT, file=sys.stderr)
+
+  def test_a_full_disk_stops_no_evaluation(self):
+    with mock.patch('shutil.disk_usage') as usage:
+      usage.return_value.free = 0
+      table = self.watch(2, installed=True)
+    self.assertLen(table.splitlines(), 2)
+    said = [call.kwargs for call in self.status.mock_calls]
+    errors = [fields['error'] for fields in said if 'error' in fields]
+    self.assertLen(errors, 1)
+    self.assertRegex(errors[0], 'export: .*the disk has 0.0 GB')
+
+
+if __name__ == '__main__':
+  absltest.main()
