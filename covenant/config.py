@@ -5,36 +5,17 @@ reads one, applies `--config.optim.inner_steps=20` style overrides and
 validates. Nothing else in the project sees a config that is not valid.
 """
 
-import ast
 import dataclasses
-import difflib
 import importlib.util
 import json
-import math
 import pathlib
-import typing
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-_TINY = 5e-324  # the least positive float: a bound of "more than 0"
+from covenant import fields
 
-
-class ConfigError(ValueError):
-  """A config that cannot run; the message names the field, what is allowed."""
-
-
-def _field(default, *, low=None, high=None, choices=None):
-  """A dataclass field with bounds, inclusive; `choices` is a closed list."""
-  metadata = {'low': low, 'high': high, 'choices': choices}
-  return dataclasses.field(default=default, metadata=metadata)
-
-
-def _positive(default):
-  return _field(default, low=1 if isinstance(default, int) else _TINY)
-
-
-def _fraction(default):
-  return _field(default, low=0.0, high=1.0)
+ConfigError = fields.ConfigError
+_field, _positive, _fraction = fields.bounded, fields.positive, fields.fraction
 
 
 @dataclasses.dataclass(frozen=True)
@@ -261,7 +242,7 @@ def load(source: str, overrides: Iterable[str] = ()) -> Config:
     config = _execute(path, variant)
   raw = dataclasses.asdict(config)
   for override in overrides:
-    _override(raw, override)
+    fields.override(raw, override, flatten(Config()))
   return parse(raw)
 
 
@@ -300,7 +281,7 @@ def parse(raw: Mapping[str, Any]) -> Config:
   Raises:
     ConfigError: naming the first field that cannot be, and what is allowed.
   """
-  config = _build(Config, raw, '')
+  config = fields.build(Config, raw, '', flatten(Config()))
   _validate(config)
   return config
 
@@ -338,7 +319,7 @@ def from_json(text: str) -> Config:
 
 def flatten(config: Config) -> dict[str, Any]:
   """`{'optim.inner_steps': 10, ...}`."""
-  return dict(_leaves(config, ''))
+  return dict(fields.leaves(config, ''))
 
 
 def differences(old: Config, new: Config) -> list[str]:
@@ -349,109 +330,6 @@ def differences(old: Config, new: Config) -> list[str]:
     for name in there
     if there[name] != here[name]
   ]
-
-
-def _leaves(node: Any, prefix: str) -> Iterator[tuple[str, Any]]:
-  for field in dataclasses.fields(node):
-    value = getattr(node, field.name)
-    if dataclasses.is_dataclass(value):
-      yield from _leaves(value, f'{prefix}{field.name}.')
-    else:
-      yield prefix + field.name, value
-
-
-def _override(raw: dict[str, Any], override: str) -> None:
-  """Sets one field of nested dicts from `path.to.field=text`."""
-  path, equals, text = override.partition('=')
-  known = flatten(Config())
-  if path not in known:
-    raise ConfigError(unknown_field(path))
-  if not equals:
-    raise ConfigError(f'{path}: expected --config.{path}=VALUE')
-  *sections, name = path.split('.')
-  for section in sections:
-    raw = raw[section]
-  raw[name] = _read(path, text, type(known[path]))
-
-
-def _read(path: str, text: str, kind: type) -> Any:
-  """A flag's text as `kind`."""
-  if kind is str:
-    return text
-  if kind is bool:
-    words = {'true': True, 'false': False, '1': True, '0': False}
-    if text.lower() not in words:
-      raise ConfigError(f'{path}: expected true or false, got {text!r}')
-    return words[text.lower()]
-  try:
-    return ast.literal_eval(text) if kind is tuple else kind(text)
-  except (ValueError, SyntaxError):
-    raise ConfigError(
-      f'{path}: expected {kind.__name__}, got {text!r}'
-    ) from None
-
-
-def _build(cls: type, raw: Any, prefix: str) -> Any:
-  """An instance of the dataclass `cls` from nested mappings, type-checked."""
-  if not isinstance(raw, Mapping):
-    raise ConfigError(f'{prefix[:-1]}: expected a section, got {raw!r}')
-  fields = {field.name: field for field in dataclasses.fields(cls)}
-  for name in raw:
-    if name not in fields:
-      raise ConfigError(unknown_field(prefix + str(name)))
-  hints = typing.get_type_hints(cls)
-  values = {}
-  for name, field in fields.items():
-    path = prefix + name
-    if name not in raw:
-      raise ConfigError(f'{path}: missing; the schema is covenant/config.py')
-    if dataclasses.is_dataclass(hints[name]):
-      values[name] = _build(hints[name], raw[name], path + '.')
-    else:
-      values[name] = _typed(path, raw[name], hints[name])
-      _check_bounds(path, values[name], field.metadata)
-  return cls(**values)
-
-
-def unknown_field(path: str) -> str:
-  """The message for a field the schema lacks, with the nearest that it has."""
-  known = list(flatten(Config()))
-  near = difflib.get_close_matches(path, known, n=1)
-  if not near:
-    leaf = path.rsplit('.', 1)[-1]
-    near = [name for name in known if name.rsplit('.', 1)[-1] == leaf][:1]
-  hint = f'did you mean {near[0]}?' if near else 'see covenant/config.py'
-  return f'{path}: no such field; {hint}'
-
-
-def _typed(path: str, value: Any, kind: Any) -> Any:
-  """`value` as `kind`; an int may stand for a float, nothing else converts."""
-  if typing.get_origin(kind) is tuple:
-    kinds = typing.get_args(kind)
-    if not isinstance(value, list | tuple) or len(value) != len(kinds):
-      raise ConfigError(f'{path}: expected {len(kinds)} numbers, got {value!r}')
-    return tuple(_typed(path, v, k) for v, k in zip(value, kinds, strict=True))
-  if kind is float and type(value) is int:
-    value = float(value)
-  if type(value) is not kind:
-    raise ConfigError(
-      f'{path}: expected {kind.__name__}, got {type(value).__name__} {value!r}'
-    )
-  return value
-
-
-def _check_bounds(path: str, value: Any, bounds: Mapping[str, Any]) -> None:
-  choices = bounds.get('choices')
-  if choices is not None and value not in choices:
-    raise ConfigError(f'{path}: expected one of {choices}, got {value!r}')
-  low, high = bounds.get('low'), bounds.get('high')
-  if isinstance(value, float) and not math.isfinite(value):
-    raise ConfigError(f'{path}: expected a finite number, got {value!r}')
-  if low is not None and value < low:
-    least = 'more than 0' if low == _TINY else f'at least {low}'
-    raise ConfigError(f'{path}: expected {least}, got {value!r}')
-  if high is not None and value > high:
-    raise ConfigError(f'{path}: expected at most {high}, got {value!r}')
 
 
 def _validate(config: Config) -> None:

@@ -88,7 +88,7 @@ ALONE = {
   for name, kind in adversaries.MINERS.items()
   if not kind.honest
 }
-CROWDS = ((64, 20), (256, 20), (256, 40))  # uids, evaluated
+CROWDS = ((63, 20), (255, 20), (255, 40))  # miners, evaluated
 COLUMNS = (
   'cell', 'seed', 'config', 'uids', 'rounds', 'nats_per_byte', 'emissions',
   'least_honest', 'most_adversary', 'auc', 'punished', 'banned', 'detected',
@@ -342,7 +342,7 @@ def bars(rows: list[Row]) -> Iterator[str]:
   yield verdict('bans', bans, lambda x: x == 0, '{:.0f}')
   times = [
     float(row['validator_seconds'])
-    for uids in (256, 64)
+    for uids in (255, 63)
     for row in by_cell.get(f'crowd of {uids}, 20', {}).values()
   ]
   ratio = times[0] / times[1] if len(times) == 2 else None

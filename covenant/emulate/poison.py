@@ -74,26 +74,26 @@ class Intermittent(Flipped):
 class Sleeper(Flipped):
   """Honest until it is well paid, then goes uphill on what it has saved up.
 
-  It turns in round 15 at the earliest, once it is among the best quarter, and
-  in round 20 at the latest.
+  From round 15 on it attacks while it is among the best paid quarter, from
+  round 20 on always. It remembers nothing but what the chain says.
   """
 
   earliest, latest = 15, 20
-  _turned = False
 
   def _spoil(
     self, work: trainer_lib.Work, task: trainer_lib.Task
   ) -> trainer_lib.Work:
-    if not self._turned and task.round >= self.earliest:
-      roster = roster_lib.read(self.chain, self.plan.start(task.round))
-      earned = self.chain.earned(roster.block)
-      richer = sum(
-        earned.get(p.uid, 0.0) > earned.get(task.uid, 0.0)
-        for p in roster.miners
-      )
-      well_paid = 4 * richer < len(roster.miners)
-      self._turned = well_paid or task.round >= self.latest
-    return super()._spoil(work, task) if self._turned else work
+    if task.round < self.earliest:
+      return work
+    roster = roster_lib.read(self.chain, self.plan.start(task.round))
+    earned = self.chain.earned(roster.block)
+    richer = sum(
+      earned.get(p.uid, 0.0) > earned.get(task.uid, 0.0) for p in roster.miners
+    )
+    well_paid = 4 * richer < len(roster.miners)
+    if well_paid or task.round >= self.latest:
+      return super()._spoil(work, task)
+    return work
 
 
 class Colluder(adversary.Adversary):

@@ -25,14 +25,12 @@ Kind = faults.Kind
 CHOSEN = (
   'kill -9 in every phase',
   'kill -9 while catching up',
-  'everybody down for 4 rounds, from training on',
-  'validators down for 3 rounds, from the vote on',
-  'store down, in and after the put window',
   'object corrupted: leader lies',
   'chain 9 blocks late: a third',
   'newest block taken back, every block',
   'commitments without an answer: everybody',
   'chain unreachable for 2 minutes, at the vote',
+  'everybody down for 4 rounds, from the vote on',
   'leader dead for ever, then a miner joins',
   'two leaders: equal stakes, split votes',
   'leader equivocates: commits one, serves the other',
@@ -40,9 +38,8 @@ CHOSEN = (
   'clocks 30 s off, half of them late',
   'a miner ten times slower',
   'a third of the miners leaves, as many join',
-  'disk full: nothing can be saved, then everybody killed',
   'network partition: the leader, 2 rounds',
-  'a bit of the parameters flips: the leader',
+  'disk full at the leader, bucket and saves',
   'no valid payload in a round',
   'everything at once, by chance',
 )
@@ -116,16 +113,16 @@ class MatrixTest(parameterized.TestCase):
       self.assertNotEqual(node.root, root)
 
   def test_a_lost_node_repairs_itself_and_says_so(self):
-    flip = Fault(Kind.FLIP, range(41, 42), frozenset('0'))
+    flip = Fault(Kind.FLIP, range(41, 42), frozenset('6'))
     network = suite().network(scenarios.Scenario('', (flip,)))
     network.run(3)
     self.assertEqual(network.faults.count, {Kind.FLIP: 1})
     said = [seen for seen in network.events if seen.event.error]
     self.assertLen(said, 1)
-    self.assertEqual(said[0].name, '0')
+    self.assertEqual(said[0].name, '6')
     self.assertIn('Lost: round 1: the fingerprint here', said[0].event.error)
     (repair,) = [s for s in network.events if s.event.what == 'catch up']
-    self.assertEqual((repair.name, repair.event.error), ('0', ''))
+    self.assertEqual((repair.name, repair.event.error), ('6', ''))
     self.assertEqual(repair.event.block, said[0].event.block + 1)
     places = {n.fingerprint() for n in network.nodes.values()}
     self.assertLen(places, 1)
