@@ -146,6 +146,7 @@ class Host:
     chain.begin(0.0)
     self._position = checkpoint_lib.Position(0, config.seed, 0, 0)
     self._before = b''  # the root before the last round
+    self._counted: dict[int, bytes] = {}  # payloads of the last round
     self._populate(chain, 0, self.genesis(), {}, {})
 
   def genesis(self) -> agreement.Place:
@@ -256,6 +257,11 @@ class Host:
       for uid, miner in enumerate(self.miners)
       if miner.contribution is not None
     }
+    self._counted = {
+      uid: sent[uid].payload
+      for uid in self.validators[0].messages
+      if uid in sent
+    }
     # Who sends without having trained has no loss to tell of.
     worked = {uid: c for uid, c in sent.items() if c.tokens}
     bytes_round = sum(len(c.payload) for c in sent.values())
@@ -326,9 +332,8 @@ class Host:
       # What validators compare the next round's messages with.
       'before': self._before.hex(),
       'payloads': {
-        str(uid): base64.b64encode(contribution.payload).decode()
-        for uid in self.validators[0].messages
-        if (contribution := self.miners[uid].contribution) is not None
+        str(uid): base64.b64encode(data).decode()
+        for uid, data in self._counted.items()
       },
       'standings': {
         str(self._config.miners + i): ratings.to_json(v.standings)
@@ -354,10 +359,11 @@ class Host:
     }
     self._populate(chain, protocol['block'], place, state.miners, standings)
     self._before = bytes.fromhex(protocol['before'])
-    messages = {
-      int(uid): self._message(int(uid), base64.b64decode(text))
+    self._counted = {
+      int(uid): base64.b64decode(text)
       for uid, text in protocol['payloads'].items()
     }
+    messages = {u: self._message(u, d) for u, d in self._counted.items()}
     for node in self.nodes:
       node.messages = messages
 

@@ -40,9 +40,7 @@ def encode(commitment: Commitment) -> bytes:
       f'the chain; at most {MAX_LOCATION}: use shorter names'
     )
   number = _NO_ROUND if commitment.round is None else commitment.round
-  return (
-    _FORMAT.pack(_VERSION, number, commitment.digest) + commitment.location
-  )
+  return _FORMAT.pack(_VERSION, number, commitment.digest) + commitment.location
 
 
 def decode(data: bytes) -> Commitment | None:
