@@ -6,13 +6,13 @@ the best paid within the block, so that nobody sees who was first, the other
 is honest until it is well paid and then sends its delta the other way round.
 The Gauntlet finds them out (docs/gauntlet.md). On two cores:
 
-  python run.py --config=configs/shakespeare.py           4 minutes, 1.54
-  python run.py --config=configs/shakespeare.py:smoke     15 seconds
+  python run.py --config=configs/shakespeare.py           5 minutes, 1.54
+  python run.py --config=configs/shakespeare.py:smoke     20 seconds
   python run.py --config=configs/shakespeare.py:diloco    4 minutes, 1.58
   python run.py --config=configs/shakespeare.py:ddp       6 minutes, 1.58
 
 The numbers are held-out losses in nats a byte. `:diloco` sends every delta
-dense (211 times the bytes), `:ddp` every gradient (2112 times); these two
+dense (202 times the bytes), `:ddp` every gradient (2019 times); these two
 have the eight honest miners alone.
 """
 

@@ -169,7 +169,8 @@ class Network:
   hotkey: str = 'default'
   path: str = ''  # local: a folder for the chain and the buckets
   block_seconds: float = _positive(12.0)  # local
-  # The own bucket: a folder under `path` when empty, or s3://, r2:// ...
+  # The own bucket: a folder under `path` when empty, or s3://, r2:// ...;
+  # {hotkey} in it is replaced.
   bucket: str = ''
   # Of a miner of several processes (covenant/node/ranks.py): HOST:PORT of the
   # first, or auto where JAX finds out, as under Slurm; empty is one process.

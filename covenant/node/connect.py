@@ -86,7 +86,9 @@ def objects(
     own = location_lib.Location('memory', 'nothing')
     packed = b''
   elif network.bucket:
-    own = location_lib.Location.parse(network.bucket)
+    # One text for all members of a network of processes.
+    text = network.bucket.replace('{hotkey}', network.hotkey)
+    own = location_lib.Location.parse(text)
     packed = own.to_bytes()
   elif network.chain == 'local':
     own, packed = beside(network.hotkey), _BESIDE + network.hotkey.encode()

@@ -53,7 +53,17 @@ class LocalnetTest(absltest.TestCase):
     for _ in range(config.rounds):
       host.round()
     workdir = self.folder() / 'net'
-    outcome = localnet.Localnet(config, workdir).run()
+    network = localnet.Localnet(config, workdir)
+    evaluator = localnet.Member('evaluator', None)
+    killed = []
+
+    def kill_the_evaluator(sights):
+      if sights[-1].status.get('round') == 1 and not killed:
+        killed.append(network.process(evaluator).pid)
+        network.process(evaluator).kill()
+
+    outcome = network.run(kill_the_evaluator)
+    self.assertLen(killed, 1)
     self.assertTrue(outcome.finished, outcome.sights)
     self.assertTrue(outcome.equal, outcome.sights)
     self.assertLen(outcome.sights, 5)
@@ -63,7 +73,9 @@ class LocalnetTest(absltest.TestCase):
         sight.status['fingerprint'], host.validators[0].fingerprint()
       )
       self.assertEqual(sight.status['root'], host.validators[0].root.hex())
-      self.assertEqual(sight.restarts, 0)
+      self.assertEqual(sight.restarts, int(sight.member == evaluator))
+    table = (workdir / 'evaluator' / 'evaluations.csv').read_text()
+    self.assertRegex(table, r'(?s)^round,.*\n1,.*\n2,')
     for uid in 2, 3:
       emulated = workdir / f'emulated-{uid}.jsonl'
       emulated.write_text(
