@@ -1,14 +1,18 @@
 """Processes that share nothing but a chain and buckets, beside the emulator."""
 
 import json
+import logging
 import os
 import pathlib
 import signal
 import subprocess
 import sys
 import tempfile
+import urllib.request
+from unittest import mock
 
 from absl.testing import absltest
+from moto import server as moto_server
 
 from covenant import config as config_lib
 from covenant.data import dataset
@@ -44,9 +48,29 @@ class LocalnetTest(absltest.TestCase):
     self.addCleanup(folder.cleanup)
     return pathlib.Path(folder.name)
 
+  def s3(self, buckets):
+    """An S3 server on the loopback; the text of `network.bucket`."""
+    logging.getLogger('werkzeug').setLevel(logging.ERROR)
+    server = moto_server.ThreadedMotoServer('127.0.0.1', port=0)
+    server.start()
+    self.addCleanup(server.stop)
+    host, port = server.get_host_and_port()
+    keys = {'AWS_ACCESS_KEY_ID': 'own', 'AWS_SECRET_ACCESS_KEY': 'secret'}
+    patch = mock.patch.dict('os.environ', keys)
+    patch.start()
+    self.addCleanup(patch.stop)
+    for name in buckets:
+      put = urllib.request.Request(f'http://{host}:{port}/{name}', method='PUT')
+      urllib.request.urlopen(put).close()
+    return (
+      f's3://run-{{hotkey}}?endpoint=http://{host}:{port}'
+      '&key_id=public&secret=public'
+    )
+
   def test_processes_and_emulator_agree_bit_for_bit(self):
-    """Promise 1: parameters, histories, scores and weights."""
-    config = small()
+    """Promise 1: parameters, histories, scores and weights; over S3."""
+    bucket = self.s3(f'run-{uid}' for uid in range(4))
+    config = small(f'network.bucket={bucket}')
     host = host_lib.Host(config, dataset.load(config))
     found = []
     host.announce = lambda uid, verdict: found.append((uid, verdict))
