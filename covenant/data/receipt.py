@@ -13,6 +13,7 @@ from covenant.data import tokens as tokens_lib
 
 NUM_BYTES = 16
 _PERSON = b'covenant.receipt'
+_AT_ONCE = 1024  # sequences read
 
 
 class Receipt:
@@ -37,7 +38,7 @@ def of_sequences(
 ) -> bytes:
   """The receipt of somebody who was trained on the sequences `ids`, [n]."""
   receipt = Receipt()
-  batches = np.array_split(ids, 8) if len(ids) else []
+  batches = [ids[i : i + _AT_ONCE] for i in range(0, len(ids), _AT_ONCE)]
   for tokens in tokens_lib.prefetch(split, batches, context):
     receipt.add(tokens)
   return receipt.digest()
