@@ -9,8 +9,9 @@ and 1.1 T tokens; 94.5 % of the time went into computing.
   python run.py --config=configs/72b.py
 
 on an ordinary machine says what is missing. One peer of the published run was
-a node of eight B200. Until this project runs a peer on such a node (the plan
-and miner roles), the file is the recipe in the schema that all configs share.
+a node of eight B200. With --role=miner or validator it is the recipe of a node
+of a network (docs/operating.md); sharding one peer over eight devices is still
+to come.
 """
 
 from covenant import config as config_lib
@@ -45,5 +46,8 @@ def get_config(variant: str = '') -> config_lib.Config:
       compression=config_lib.Compression(quantizer='statistical'),
     ),
     eval=config_lib.Eval(every=10, sequences=1024),
+    # Of 115 blocks of 12 s: a commitment is final after about one minute, a
+    # payload of 1.8 GB takes one at 250 Mbit/s.
+    phases=config_lib.Phases(put_blocks=12, select_blocks=8, takeover_blocks=6),
   )
   return config_lib.choose(variant, {'': base})
