@@ -460,42 +460,7 @@ class Validator(node_lib.Node):
   def load(self, saved: dict[str, Any]) -> dict[str, Any]:
     text = super().load(saved)
     self.standings = ratings.from_json(text['standings'])
-    self.recall()
     return text
-
-  def recall(self) -> None:
-    """Reads the messages of the round before back from the own bucket.
-
-    Copies of them are looked for. Where they are not there, these are missed.
-    """
-    r = self.state.round - 1
-    if r < 0:
-      return
-    own = [self.objects.bucket]
-    try:
-      data = own[0].get(self.objects.key('history', r), manifest_lib.MAX_BYTES)
-      if not data:
-        return
-      manifest = manifest_lib.decode(data, self.chain.verify)
-      wanted = [objects_lib.Wanted(e.digest, b'') for e in manifest.entries]
-      limit = self.replica.spec.payload_bytes
-      got = self.objects.fetch('payloads', r, wanted, own, limit)
-    except (store_lib.StoreError, manifest_lib.Malformed):
-      return
-    before = agreement.Place(r, manifest.root, self.shared)
-    messages = {}
-    for entry in manifest.entries:
-      payload = got[entry.digest]
-      if isinstance(payload, store_lib.StoreError):
-        continue
-      try:
-        content = agreement.decode(
-          self.replica, self.chain, entry, before, payload
-        )
-      except payload_lib.Refused:
-        continue
-      messages[entry.uid] = content.message
-    self.messages = messages
 
   def _text(self) -> dict[str, Any]:
     return super()._text() | {'standings': ratings.to_json(self.standings)}
