@@ -29,7 +29,7 @@ def get_config(variant: str = '') -> config_lib.Config:
       ffn_width=2816,
       tie_embeddings=False,
       scan_layers=True,
-      remat=True,
+      remat='block',
       compute_dtype='bfloat16',
     ),
     data=config_lib.Data(source='shards', path='data/dclm', context=2048),

@@ -28,7 +28,7 @@ def get_config(variant: str = '') -> config_lib.Config:
       ffn_width=8192,
       tie_embeddings=False,
       scan_layers=True,
-      remat=True,
+      remat='block',
       compute_dtype='bfloat16',
     ),
     data=config_lib.Data(source='shards', path='data/dclm', context=2048),

@@ -31,7 +31,7 @@ def get_config(variant: str = '') -> config_lib.Config:
       ffn_width=28_672,
       rope_theta=500_000.0,
       scan_layers=True,
-      remat=True,
+      remat='block',
       compute_dtype='bfloat16',
     ),
     data=config_lib.Data(source='shards', path='data/dclm', context=2048),

@@ -32,7 +32,13 @@ class Model:
   norm_eps: float = _positive(1e-5)
   tie_embeddings: bool = True
   scan_layers: bool = False  # one compiled layer: fast compile, slower on CPU
-  remat: bool = False  # recompute activations in the backward pass
+  # What the backward pass computes again: nothing, all of a layer but its
+  # products with weights, all of a layer.
+  remat: str = _field('none', choices=('none', 'dots', 'block'))
+  # portable: plain XLA, anywhere; cudnn: fused, on NVIDIA GPUs in bfloat16.
+  attention: str = _field('portable', choices=('portable', 'cudnn'))
+  # Positions of a sequence whose logits exist at once; 0: all.
+  loss_chunk: int = _field(0, low=0)
   compute_dtype: str = _field('float32', choices=('float32', 'bfloat16'))
   z_loss: float = _field(0.0, low=0.0)  # coefficient of logsumexp(logits)^2
 
@@ -180,6 +186,23 @@ class Network:
 
 
 @dataclasses.dataclass(frozen=True)
+class Devices:
+  """The mesh of one process's devices (covenant/models/sharding.py).
+
+  Not part of what a run computes.
+  """
+
+  # Emulated miners side by side; 0: as many as there are devices for.
+  peers: int = _field(1, low=0)
+  # Copies of a miner's parameters that share its batch; 0: as peers.
+  data: int = _field(1, low=0)
+  fsdp: int = _positive(1)  # shards of the parameters, that share the batch
+  tensor: int = _positive(1)  # shards of heads and of the ffn
+  # What a phase does not need waits in host memory, where the backend can.
+  offload: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
 class Gauntlet:
   """Who is evaluated, heard and paid (covenant/gauntlet/, docs/gauntlet.md)."""
 
@@ -219,6 +242,7 @@ class Config:
   checkpoint: Checkpoint = Checkpoint()
   phases: Phases = Phases()
   network: Network = Network()
+  devices: Devices = Devices()
 
 
 def load(source: str, overrides: Iterable[str] = ()) -> Config:
@@ -294,8 +318,9 @@ def to_json(config: Config) -> str:
 def identity(config: Config) -> str:
   """What nodes of one run must have in common, as text.
 
-  Where a node finds the others, how often it looks at the model and saves it,
-  and how many take part are its own affair.
+  Where a node finds the others, on which devices and by which kernels it
+  computes, how often it looks at the model and saves it, and how many take
+  part are its own affair.
   """
   raw: dict[str, Any] = dataclasses.asdict(config)
   for own in (
@@ -305,8 +330,11 @@ def identity(config: Config) -> str:
     'eval',
     'checkpoint',
     'network',
+    'devices',
   ):
     del raw[own]
+  for own in ('remat', 'attention', 'loss_chunk'):
+    del raw['model'][own]
   return json.dumps(raw)
 
 

@@ -41,7 +41,7 @@ class LoadTest(parameterized.TestCase):
     ('optim.inner_steps', 'optim.inner_steps: expected --config.optim'),
     ('optim.inner_steps=2.5', "optim.inner_steps: expected int, got '2.5'"),
     ('optim.inner_steps=0', 'optim.inner_steps: expected at least 1, got 0'),
-    ('model.remat=perhaps', 'model.remat: expected true or false'),
+    ('model.scan_layers=perhaps', 'model.scan_layers: expected true or false'),
     ('miners=0', 'miners: expected at least 1, got 0'),
     ('optim.inner.learning_rate=0', 'learning_rate: expected more than 0'),
     ('optim.inner.learning_rate=nan', 'expected a finite number, got nan'),

@@ -191,7 +191,14 @@ class Llama(nn.Module):
     )
     # Cast after the look-up: its gradient is then summed in float32.
     x_BxLxD = table_VxD[tokens_BxL].astype(m.compute_dtype)
-    block = nn.remat(Block, prevent_cse=not m.scan_layers) if m.remat else Block
+    block: Any = Block
+    if m.remat != 'none':
+      dots = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+      block = nn.remat(
+        Block,
+        prevent_cse=not m.scan_layers,
+        policy=dots if m.remat == 'dots' else None,
+      )
     if m.scan_layers:
       scan = nn.scan(
         lambda layer, x_BxLxD, _: (layer(x_BxLxD), None),

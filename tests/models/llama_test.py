@@ -183,8 +183,9 @@ class LlamaTest(parameterized.TestCase):
 
   @parameterized.parameters(
     dict(scan_layers=True),
-    dict(remat=True),
-    dict(scan_layers=True, remat=True),
+    dict(remat='block'),
+    dict(remat='dots'),
+    dict(scan_layers=True, remat='block'),
   )
   def test_same_values_and_gradients_as_plain(self, **switches):
     model = _with(**switches)
@@ -201,7 +202,7 @@ class LlamaTest(parameterized.TestCase):
       expected_grads,
     )
 
-  @parameterized.product(scan_layers=(True, False), remat=(True, False))
+  @parameterized.product(scan_layers=(True, False), remat=('none', 'block'))
   def test_layout(self, scan_layers, remat):
     model = _with(scan_layers=scan_layers, remat=remat)
     params = jax.eval_shape(_init(model), jax.random.key(0))
