@@ -1,7 +1,7 @@
 """Which compressor is best at equal bits? This decides the default.
 
   python -m experiments.compression            3 seeds, about 20 minutes
-  python -m experiments.compression --close    the five best, longer: 40 minutes
+  python -m experiments.compression --rates    quantizers, tuned: 45 minutes
   python -m experiments.compression --quick    1 seed, 4 rounds, 2 minutes
 
 Every cell trains configs/shakespeare.py for 60 rounds with another compressor
@@ -17,10 +17,10 @@ among it and those within one standard error of the mean difference from it.
 A cell is worse than the default if the mean difference exceeds two standard
 errors, otherwise undecided.
 
-The first run could not tell the quantizers apart that have a codebook or none
-at all. `--close` compares the five of them again by the same criterion, over
-100 rounds and five seeds. Two cells at other outer rates were added after it,
-when linear two bits had come out best.
+The first run could not tell the quantizers apart, and some decode to larger
+values than others, which is in part a larger outer rate. `--rates` gives each
+of them the same four outer rates, over 100 rounds; a quantizer then stands
+for itself at the rate with its lowest mean, and the criterion is the same.
 
 Finished cells are skipped when started again. Writes
 experiments/results/compression.csv and .png, or quantizers.csv and .png.
@@ -30,6 +30,7 @@ import argparse
 import csv
 import dataclasses
 import hashlib
+import itertools
 import pathlib
 import statistics
 import sys
@@ -55,34 +56,24 @@ CELLS: dict[str, dict[str, Any]] = {
   'DCT top-k, sign per block': dict(kind='dct', quantizer='sign', k=73),
   'no error feedback': dict(quantizer='sign', k=73, error_decay=0.0),
 }
-# Linear's levels are 1.5 deviations apart, so it sends what lies near one
-# deviation half as large again: as one bit does at 1.5 times the outer rate?
-CONTROLS: dict[str, dict[str, Any]] = {
-  'top-k, sign per block, outer rate 0.75': dict(
-    quantizer='sign', k=73, outer=0.75
-  ),
-  'top-k, linear 2-bit, outer rate 0.33': dict(
-    quantizer='linear', k=66, outer=0.33
-  ),
-}
-CLOSE = (
+TUNED = (
   'top-k, sign per block',
   'top-k, sign per tensor',
   'top-k, sign and magnitude',
   'top-k, statistical 2-bit',
   'top-k, linear 2-bit',
-  *CONTROLS,
 )
+RATES = (0.33, 0.5, 0.75, 1.0)
 COLUMNS = (
-  'cell', 'seed', 'config', 'rounds', 'tokens', 'bytes_up', 'payload_bytes',
-  'nats_per_byte', 'seconds',
+  'cell', 'outer_rate', 'seed', 'config', 'rounds', 'tokens', 'bytes_up',
+  'payload_bytes', 'nats_per_byte', 'seconds',
 )  # fmt: skip
 
 
-def make_config(cell: str, seed: int, rounds: int) -> config_lib.Config:
-  values = {'outer': 0.5, **(CELLS | CONTROLS)[cell]}
-  outer = values.pop('outer')
-  sets = [f'optim.compression.{k}={v}' for k, v in values.items()]
+def make_config(
+  cell: str, outer: float, seed: int, rounds: int
+) -> config_lib.Config:
+  sets = [f'optim.compression.{k}={v}' for k, v in CELLS[cell].items()]
   warmup = min(50, 2 * rounds)
   config = config_lib.load(
     BASE,
@@ -90,6 +81,7 @@ def make_config(cell: str, seed: int, rounds: int) -> config_lib.Config:
       *sets,
       'miners=8',
       'adversaries=',
+      'gauntlet.evaluate=0',
       f'seed={seed}',
       f'rounds={rounds}',
       f'optim.inner.warmup_steps={warmup}',
@@ -100,9 +92,11 @@ def make_config(cell: str, seed: int, rounds: int) -> config_lib.Config:
   return dataclasses.replace(config, name=f'{cell}, seed {seed}')
 
 
-def run_cell(cell: str, seed: int, rounds: int, root: pathlib.Path) -> Any:
+def run_cell(
+  cell: str, outer: float, seed: int, rounds: int, root: pathlib.Path
+) -> Any:
   """The row of one run, and its records."""
-  config = make_config(cell, seed, rounds)
+  config = make_config(cell, outer, seed, rounds)
   text = config_lib.to_json(config)
   digest = hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
   workdir = root / digest
@@ -112,6 +106,7 @@ def run_cell(cell: str, seed: int, rounds: int, root: pathlib.Path) -> Any:
   last = [r for r in records if isinstance(r, metrics.Evaluation)][-1]
   row = dict(
     cell=cell,
+    outer_rate=outer,
     seed=seed,
     config=digest,
     rounds=last.round,
@@ -159,37 +154,74 @@ def report(rows: list[dict[str, Any]]) -> str:
   return '\n'.join(lines)
 
 
+def _means(rows: list[dict[str, Any]]) -> dict[tuple[str, float], float]:
+  """Cell and outer rate -> mean final loss over the seeds."""
+  losses: dict[tuple[str, float], list[float]] = {}
+  for r in rows:
+    losses.setdefault((r['cell'], r['outer_rate']), []).append(
+      r['nats_per_byte']
+    )
+  return {key: statistics.mean(x) for key, x in losses.items()}
+
+
+def tuned(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+  """The rows of each cell at the rate where it is best."""
+  means = _means(rows)
+  best: dict[str, float] = {}
+  for cell, rate in sorted(means, key=means.__getitem__):
+    best.setdefault(cell, rate)
+  return [r for r in rows if r['outer_rate'] == best[r['cell']]]
+
+
+def rate_table(rows: list[dict[str, Any]]) -> str:
+  """Mean final loss, a row a cell, a column an outer rate."""
+  means = _means(rows)
+  rates = sorted({rate for _, rate in means})
+  lines = ['nats a byte at outer rate | ' + ' | '.join(map(str, rates))]
+  for cell in dict.fromkeys(cell for cell, _ in means):
+    numbers = (f'{means[cell, rate]:.4f}' for rate in rates)
+    lines.append(f'{cell} | ' + ' | '.join(numbers))
+  return '\n'.join(lines) + '\n'
+
+
 def main() -> None:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   only = parser.add_mutually_exclusive_group()
-  only.add_argument('--close', action='store_true')
+  only.add_argument('--rates', action='store_true')
   only.add_argument('--quick', action='store_true')
   parser.add_argument('--seeds', type=int)
   parser.add_argument('--workdir', default='runs/compression')
   arguments = parser.parse_args()
-  name, cells, seeds, rounds = 'compression', [*CELLS], 3, 60
+  name, cells, rates, seeds, rounds = 'compression', [*CELLS], [0.5], 3, 60
   results = ROOT / 'results'
-  if arguments.close:
-    name, cells, seeds, rounds = 'quantizers', [*CLOSE], 5, 100
+  if arguments.rates:
+    name, cells, rates, rounds = 'quantizers', [*TUNED], [*RATES], 100
   elif arguments.quick:
     seeds, rounds, results = 1, 4, pathlib.Path(arguments.workdir)
   results.mkdir(parents=True, exist_ok=True)
   rows, curves = [], {}
-  for seed in range(arguments.seeds or seeds):
-    for cell in cells:
-      row, records = run_cell(
-        cell, seed, rounds, pathlib.Path(arguments.workdir)
-      )
-      rows.append(row)
-      curves.setdefault(cell, records)
-      print(f'{cell}, seed {seed}: {row["nats_per_byte"]}', file=sys.stderr)
-      with open(results / f'{name}.csv', 'w', newline='') as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator='\n')
-        writer.writeheader()
-        writer.writerows(rows)
+  for seed, outer, cell in itertools.product(
+    range(arguments.seeds or seeds), rates, cells
+  ):
+    row, records = run_cell(
+      cell, outer, seed, rounds, pathlib.Path(arguments.workdir)
+    )
+    rows.append(row)
+    curves.setdefault(cell, records)
+    print(
+      f'{cell}, rate {outer}, seed {seed}: {row["nats_per_byte"]}',
+      file=sys.stderr,
+    )
+    with open(results / f'{name}.csv', 'w', newline='') as file:
+      writer = csv.DictWriter(file, COLUMNS, lineterminator='\n')
+      writer.writeheader()
+      writer.writerows(rows)
   plots.compare(curves, results / f'{name}.png', axis='bytes')
+  if len(rates) > 1:
+    print(rate_table(rows))
+    rows = tuned(rows)
   print(report(rows))
 
 
