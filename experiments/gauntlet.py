@@ -95,6 +95,7 @@ COLUMNS = (
   'undetected', 'evaluated', 'validator_seconds', 'seconds',
 )  # fmt: skip
 Row = dict[str, Any]
+Verdict = checks.Verdict
 
 
 class Anything(checks.Checker):
@@ -102,14 +103,14 @@ class Anything(checks.Checker):
 
   def check(self, *args: Any, **kwargs: Any) -> checks.Report:
     report = super().check(*args, **kwargs)
-    judged = (checks.Verdict.TINY, checks.Verdict.HUGE, checks.Verdict.COPY)
+    judged = (Verdict.TINY, Verdict.HUGE, Verdict.COPY, Verdict.TWIN)
     found = {
-      uid: check._replace(verdict=checks.Verdict.VALID)
+      uid: check._replace(verdict=Verdict.VALID)
       if check.verdict in judged
       else check
       for uid, check in report.checks.items()
     }
-    return report._replace(checks=found, twins=())
+    return report._replace(checks=found)
 
 
 def make_config(

@@ -81,9 +81,13 @@ class Adversary(miner_lib.Miner):
     del task
     return work
 
-  def _publish(self, command: round_lib.Command, head: int) -> None:
+  def _commit(self, command: round_lib.Command, head: int) -> None:
     if self.contribution is not None:
-      super()._publish(command, head)
+      super()._commit(command, head)
+
+  def _upload(self, command: round_lib.Command, head: int) -> None:
+    if self.contribution is not None:
+      super()._upload(command, head)
 
   def _task(self, round_index: int) -> trainer_lib.Task:
     """Of a round, as the honest program would have it."""

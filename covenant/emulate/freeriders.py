@@ -28,12 +28,12 @@ class Copier(adversary.Adversary):
   def _contribute(self, task: trainer_lib.Task) -> None:
     self.contribution = None
 
-  def _publish(self, command: round_lib.Command, head: int) -> None:
+  def _commit(self, command: round_lib.Command, head: int) -> None:
     """Raises NotYet while its victim has not published."""
     task = self._task(command.round)
     if self.contribution is None:
       self._copy(task, head)
-    super()._publish(command, head)
+    super()._commit(command, head)
 
   def _copy(self, task: trainer_lib.Task, head: int) -> None:
     roster = roster_lib.read(self.chain, head)
@@ -93,10 +93,11 @@ class HiddenCopier(PerturbedCopier):
 
 
 class FastCopier(Copier):
-  """Copies within the block of its victim.
+  """Copies as soon as the bytes are there.
 
   It looks into its victim's bucket without waiting for the chain to tell what
-  is there, so that both commit in one block and nobody sees who was first.
+  is there. If miners uploaded before their commitment is in a block, both
+  would commit in one, and nobody could see who was first.
   """
 
   def _published(
@@ -104,8 +105,8 @@ class FastCopier(Copier):
   ) -> dict[int, Any]:
     (uid,) = uids
     commitment = roster.commitments.get(uid)
-    if commitment is None or commitment.round == task.round:
-      return {}  # nobody knows where its bucket is; or it would be seen
+    if commitment is None:
+      return {}  # nobody knows where its bucket is
     bucket = self.objects.bucket_at(commitment.location)
     if bucket is None:
       return {}

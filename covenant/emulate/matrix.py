@@ -41,7 +41,8 @@ _MINER_POINTS = tuple(
   (phase, writes)
   for phase, points in {
     Do.TRAIN: (0, -1),
-    Do.PUBLISH: (0, 1, 2, -1),
+    Do.COMMIT: (0, 1, -1),
+    Do.UPLOAD: (0, 1, -1),
     Do.DECIDE: (0, -1),
     Do.APPLY: (0, -1),
     Do.KEEP: (0, -1),
@@ -359,7 +360,7 @@ def scenarios() -> list[Scenario]:
     _store(
       Kind.FULL,
       'no valid payload in a round',
-      _in(2, 2),
+      range(2 * ROUND, 3 * ROUND + 2),  # until they are collected
       names=_names(*MINERS),
     )._replace(check=_counts({1: all_uids, 2: [], 3: all_uids})),
     storm(),

@@ -14,23 +14,21 @@ from covenant.node import trainer as trainer_lib
 from covenant.store import interface as store_lib
 from covenant.wire import commitment as commitment_lib
 
-Do = round_lib.Do
 _TAIL = 96  # bytes of digest and signature
 
 
 class Late(adversary.Adversary):
   """Commits after the window, when it has seen what all others sent."""
 
-  def _publish(self, command: round_lib.Command, head: int) -> None:
+  def _commit(self, command: round_lib.Command, head: int) -> None:
     """Lets the window pass."""
 
-  def poll(self, head: int) -> int:
-    r = self.state.round
-    passed = self.state.published and head > self.plan.put_closes(r)
-    if passed and self.contribution is not None:
-      super()._publish(round_lib.Command(Do.PUBLISH, r), head)
-      self.contribution = None
-    return super().poll(head)
+  def _upload(self, command: round_lib.Command, head: int) -> None:
+    """Raises NotYet until then, and until it has committed."""
+    if head <= self.plan.put_closes(command.round):
+      raise node_lib.NotYet
+    super()._commit(command, head)
+    super()._upload(command, head)
 
 
 class Early(adversary.Adversary):
@@ -38,10 +36,7 @@ class Early(adversary.Adversary):
 
   def _train(self, command: round_lib.Command, head: int) -> None:
     super()._train(command, head)
-    super()._publish(command, head)
-
-  def _publish(self, command: round_lib.Command, head: int) -> None:
-    """It has been done."""
+    super()._commit(command, head)
 
 
 class Twice(adversary.Adversary):
@@ -49,17 +44,13 @@ class Twice(adversary.Adversary):
 
   _first = -1  # round
 
-  def _publish(self, command: round_lib.Command, head: int) -> None:
+  def _commit(self, command: round_lib.Command, head: int) -> None:
     if self._first != command.round:
       self._first = command.round
       self._commit_to(hashlib.blake2b(b'another', digest_size=32).digest())
       raise node_lib.NotYet
     if self.contribution is not None:
-      data = self.contribution.payload
-      digest = objects_lib.digest(data)
-      self._commit_to(digest)
-      key = self.objects.key('payloads', command.round, digest)
-      self.objects.keep(key, data)
+      self._commit_to(objects_lib.digest(self.contribution.payload))
 
   def _commit_to(self, digest: bytes) -> None:
     r = self.state.round
@@ -73,17 +64,14 @@ class Absent(adversary.Adversary):
   def _contribute(self, task: trainer_lib.Task) -> None:
     self._idle(self._sparse(self._noise(task)), task)
 
-  def _publish(self, command: round_lib.Command, head: int) -> None:
-    assert self.contribution is not None
-    digest = objects_lib.digest(self.contribution.payload)
-    self.commit(command.round, digest, head)
+  def _upload(self, command: round_lib.Command, head: int) -> None:
+    """Says that it did."""
 
 
 class Swapped(Absent):
   """Uploads other bytes than it has committed to, under their name."""
 
-  def _publish(self, command: round_lib.Command, head: int) -> None:
-    super()._publish(command, head)
+  def _upload(self, command: round_lib.Command, head: int) -> None:
     assert self.contribution is not None
     data = self.contribution.payload
     key = self.objects.key('payloads', command.round, objects_lib.digest(data))

@@ -134,7 +134,7 @@ class Rushing(adversary.Adversary):
   def _contribute(self, task: trainer_lib.Task) -> None:
     self.contribution = None
 
-  def _publish(self, command: round_lib.Command, head: int) -> None:
+  def _commit(self, command: round_lib.Command, head: int) -> None:
     """Raises NotYet while fewer than half of the others have published."""
     task = self._task(command.round)
     if self.contribution is None:
@@ -150,7 +150,7 @@ class Rushing(adversary.Adversary):
       deltas = [self._dense(message) for message in seen.values()]
       delta = self._fit(self._craft(deltas, task), seen)
       self._idle(self._sparse(delta), task)
-    super()._publish(command, head)
+    super()._commit(command, head)
 
   def _craft(self, deltas: list[Any], task: trainer_lib.Task) -> Any:
     raise NotImplementedError

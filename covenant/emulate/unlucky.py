@@ -16,11 +16,11 @@ class Slow(adversary.Adversary):
 
   honest = True
 
-  def _publish(self, command: round_lib.Command, head: int) -> None:
+  def _commit(self, command: round_lib.Command, head: int) -> None:
     """Raises NotYet until it is the last moment."""
     if head < self.plan.put_closes(command.round) - 1:
       raise node_lib.NotYet
-    super()._publish(command, head)
+    super()._commit(command, head)
 
 
 class Joiner(adversary.Adversary):

@@ -43,6 +43,7 @@ class Verdict(enum.Enum):
   TINY = 'the message holds next to nothing'
   HUGE = 'the message is absurdly large'
   COPY = 'the message copies an earlier one'
+  TWIN = 'the same work under two uids, committed before either could be read'
 
 
 class Submission(NamedTuple):
@@ -92,9 +93,6 @@ class Report(NamedTuple):
 
   checks: dict[int, Check]  # of all submissions, by uid
   fault: bool  # most payloads could not be fetched: nobody pays for it
-  # Valid messages that are as good as equal, committed in one block: nobody
-  # can say who copied, none is blamed, and only one of them should count.
-  twins: tuple[frozenset[int], ...]
 
   @property
   def valid(self) -> list[int]:
@@ -161,8 +159,8 @@ class Checker:
       for uid, found in judge_norms(norms).items()
     }
     messages = {u: m for u, m in messages.items() if checks[u].valid}
-    twins = self._find_copies(checks, messages, previous or {}, seed, threshold)
-    return Report(checks, fault, twins)
+    self._find_copies(checks, messages, previous or {}, seed, threshold)
+    return Report(checks, fault)
 
   def _find_copies(
     self,
@@ -171,18 +169,18 @@ class Checker:
     previous: Mapping[int, Any],
     seed: bytes,
     threshold: float,
-  ) -> tuple[frozenset[int], ...]:
-    """Edits `checks`; returns the twins."""
+  ) -> None:
+    """Edits `checks`."""
     sketch_RxW = self._sketcher.sketch(messages, seed)
     before_SxW = self._sketcher.sketch(previous, seed)
     if not sketch_RxW.size:
-      return ()
+      return
     uids, old_uids = list(messages), list(previous)
     others = ~np.eye(len(uids), dtype=bool)
     alike_RxR = overlap.similarities(
       overlap.overlaps(sketch_RxW, sketch_RxW), others
     )
-    twins = judge_copies(checks, uids, alike_RxR, threshold)
+    judge_copies(checks, uids, alike_RxR, threshold)
     if before_SxW.size:
       overlap_RxS = overlap.overlaps(sketch_RxW, before_SxW)
       alike_RxS = overlap.similarities(
@@ -198,8 +196,6 @@ class Checker:
             similarity=float(alike_S[nearest]),
             twin=whose,
           )
-    kept = (frozenset(u for u in group if checks[u].valid) for group in twins)
-    return tuple(group for group in kept if len(group) > 1)
 
 
 def first_check(s: Submission, expected: Expected) -> Check:
@@ -278,56 +274,43 @@ def judge_copies(
   uids: Sequence[int],
   alike_RxR: np.ndarray,
   threshold: float,
-) -> list[frozenset[int]]:
-  """Blames who came later of two that are alike; of one block, nobody.
+) -> None:
+  """Blames who came later of two that are alike; of one block, both.
 
-  A miner commits before it publishes, so a copy of a message of this round
-  cannot be in an earlier block. It can be in the same one; then the pair is
-  a group of twins, which costs neither its standing.
+  A miner uploads once its commitment is in a block, so a copy is committed to
+  in a later one. Who are alike in one block have made it together.
 
   Args:
     checks: of the uids; edited.
     uids: whose messages were compared.
     alike_RxR: their similarities.
     threshold: from which on they are alike.
-
-  Returns:
-    Groups of twins.
   """
-  groups = {uid: {uid} for uid in uids}
+  if len(uids) < 2:
+    return
   blocks = {uid: checks[uid].block or 0 for uid in uids}
   for row, uid in enumerate(uids):
-    if len(uids) < 2:
-      break
-    nearest = int(
-      np.argmax(np.where(np.arange(len(uids)) == row, -np.inf, alike_RxR[row]))
-    )
+    alike_R = np.where(np.arange(len(uids)) == row, -np.inf, alike_RxR[row])
+    nearest = int(np.argmax(alike_R))
     checks[uid] = checks[uid]._replace(
-      similarity=float(alike_RxR[row, nearest]), twin=uids[nearest]
+      similarity=float(alike_R[nearest]), twin=uids[nearest]
     )
     alike = [
-      v
-      for v, a in zip(uids, alike_RxR[row], strict=True)
-      if v != uid and a >= threshold
+      (blocks[v], v, float(a))
+      for v, a in zip(uids, alike_R, strict=True)
+      if a >= threshold and blocks[v] <= blocks[uid]
     ]
-    earlier = [v for v in alike if blocks[v] < blocks[uid]]
-    if earlier:
-      source = min(earlier, key=lambda v: (blocks[v], v))
-      share = alike_RxR[row, uids.index(source)]
-      checks[uid] = checks[uid]._replace(
-        verdict=Verdict.COPY,
-        detail=f'of uid {source}, who committed in block {blocks[source]}, '
-        f'this in block {blocks[uid]}; similarity {share:.2f}',
-        similarity=float(share),
-        twin=source,
-      )
+    if not alike:
       continue
-    for v in alike:
-      if blocks[v] == blocks[uid]:
-        merged = groups[uid] | groups[v]
-        groups |= dict.fromkeys(merged, merged)
-  found = {frozenset(group) for group in groups.values() if len(group) > 1}
-  return sorted(found, key=min)
+    block, source, share = min(alike)
+    detail = f'of uid {source}, in block {block}; similarity {share:.2f}'
+    verdict = Verdict.TWIN
+    if block < blocks[uid]:
+      verdict = Verdict.COPY
+      detail += f'; this is in block {blocks[uid]}'
+    checks[uid] = checks[uid]._replace(
+      verdict=verdict, detail=detail, similarity=share, twin=source
+    )
 
 
 def _total(norms_P: jax.Array) -> float:

@@ -51,6 +51,7 @@ FACTORS = {
   Verdict.TINY: 0.5,
   Verdict.HUGE: 0.5,
   Verdict.COPY: 0.25,
+  Verdict.TWIN: 0.25,
 }
 _WORST_FACTOR = 2.0**-10  # of one reason, however often
 NEGATIVE = 'NEGATIVE'

@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from covenant import config as config_lib
@@ -25,16 +25,14 @@ def contributors(
   config: config_lib.Gauntlet,
   round_index: int,
   seed: bytes,
-  twins: Iterable[Collection[int]] = (),
 ) -> Selection:
   """Whose messages the manifest lists: `config.contributors` at most.
 
   The best rated; a share of the places is for newcomers, by lot. A place that
   one side leaves is the other's. Not heard are uids whose last evaluation was
   clearly negative, whose average gain is next to none, or who are under a
-  heavy penalty;
-  of twins only the best rated. If that leaves nobody, the best rated of all
-  is heard: the round must not be empty while someone honest is there.
+  heavy penalty. If that leaves nobody, the best rated of all is heard: the
+  round must not be empty while someone honest is there.
 
   Args:
     state: of `ratings.admit` in this round.
@@ -43,20 +41,16 @@ def contributors(
     config: the section of the run's config.
     round_index: which round.
     seed: for the lots; must be unknown before the put window closed.
-    twins: `checks.Report.twins`.
   """
   standings = state.standings
   eligible = sorted(set(eligible))
   best = sorted(eligible, key=lambda u: (-standings[u].ordinal, u))
   reasons = {}
-  for group in twins:
-    for uid in [u for u in best if u in group][1:]:
-      reasons[uid] = 'the same message as another uid; that one counts'
   if config.evaluate:
     for uid in eligible:
       why = _barred(standings[uid], round_index)
       if why:
-        reasons.setdefault(uid, why)
+        reasons[uid] = why
   free = [u for u in best if u not in reasons] or best[:1]
 
   lots = {u: _lot(seed, round_index, u) for u in free}

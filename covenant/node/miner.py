@@ -41,7 +41,11 @@ class Miner(node_lib.Node):
     self._trainer = trainer
     self.private = private or self._fresh()
     self.contribution: trainer_lib.Contribution | None = None  # the last one
-    self._obey |= {Do.TRAIN: self._train, Do.PUBLISH: self._publish}
+    self._obey |= {
+      Do.TRAIN: self._train,
+      Do.COMMIT: self._commit,
+      Do.UPLOAD: self._upload,
+    }
 
   def _fresh(self) -> trainer_lib.Private:
     return self._trainer.init(self.shared.params, self.state.round)
@@ -61,12 +65,20 @@ class Miner(node_lib.Node):
       self.shared.params, self.private, task, self.chain.sign
     )
 
-  def _publish(self, command: round_lib.Command, head: int) -> None:
-    """Commits first: who copies the bytes can only commit later."""
+  def _commit(self, command: round_lib.Command, head: int) -> None:
+    assert self.contribution is not None
+    digest = objects_lib.digest(self.contribution.payload)
+    self.commit(command.round, digest, head)
+
+  def _upload(self, command: round_lib.Command, head: int) -> None:
+    """Raises NotYet until who copies the bytes must commit to a later block."""
     assert self.contribution is not None
     data = self.contribution.payload
     digest = objects_lib.digest(data)
-    self.commit(command.round, digest, head)
+    roster = roster_lib.read(self.chain, self.plan.settled(head))
+    mine = roster.commitments.get(roster.uid(self.chain.hotkey))
+    if mine is None or mine.digest != digest:
+      raise node_lib.NotYet
     key = self.objects.key('payloads', command.round, digest)
     self.objects.keep(key, data)
 
@@ -80,7 +92,7 @@ class Miner(node_lib.Node):
   @property
   def savable(self) -> bool:
     """What is trained must not be trained again: the error feedback is new."""
-    return self.state.trained and not self.state.published
+    return self.state.trained and not self.state.committed
 
   def save(self) -> dict[str, Any]:
     return super().save() | {'private': self.private}

@@ -38,6 +38,10 @@ class Schedule(NamedTuple):
     """The last block in which a payload may be committed."""
     return self.start(round_index + 1) - 1
 
+  def collects(self, round_index: int) -> int:
+    """Once it is settled, who committed last has seen that it is: to upload."""
+    return self.put_closes(round_index) + self.phases.confirmations
+
   def proposes(self, round_index: int, rank: int) -> int:
     """From when the validator of a rank may make the manifest; 0 leads."""
     return self.start(round_index + 1) + rank * self.phases.select_blocks
@@ -61,7 +65,8 @@ class Do(enum.Enum):
   """What a node can be told to do, about one round."""
 
   TRAIN = 'train'
-  PUBLISH = 'commit and upload'
+  COMMIT = 'commit'
+  UPLOAD = 'upload'
   COLLECT = 'fetch what was committed'
   VOTE = 'vote'
   DECIDE = 'decide'
@@ -72,9 +77,17 @@ class Do(enum.Enum):
 
 
 MINER = frozenset(
-  {Do.TRAIN, Do.PUBLISH, Do.DECIDE, Do.APPLY, Do.KEEP, Do.CATCH_UP}
+  {
+    Do.TRAIN,
+    Do.COMMIT,
+    Do.UPLOAD,
+    Do.DECIDE,
+    Do.APPLY,
+    Do.KEEP,
+    Do.CATCH_UP,
+  }
 )
-VALIDATOR = frozenset(Do) - {Do.TRAIN, Do.PUBLISH}
+VALIDATOR = frozenset(Do) - {Do.TRAIN, Do.COMMIT, Do.UPLOAD}
 
 
 class Command(NamedTuple):
@@ -96,7 +109,8 @@ class State(NamedTuple):
   round: int
   lost: bool = False  # what it holds is not what the others hold
   trained: bool = False
-  published: bool = False
+  committed: bool = False
+  uploaded: bool = False
   collected: bool = False
   voted: bool = False
   undecided: bool = False  # at the first look
@@ -136,14 +150,15 @@ def next_command(
     # Before the decision, though it may be there: who was started again after
     # the vote still judges this round.
     Do.COLLECT: (
-      undecided and not state.collected and settled >= plan.put_closes(r)
+      undecided and not state.collected and settled >= plan.collects(r)
     ),
     Do.DECIDE: undecided and settled >= decide_at,
-    Do.VOTE: not state.voted and settled >= plan.put_closes(r),
+    Do.VOTE: not state.voted and settled >= plan.collects(r),
     Do.TRAIN: not state.trained and training,
-    Do.PUBLISH: (
+    Do.UPLOAD: undecided and state.committed and not state.uploaded,
+    Do.COMMIT: (
       state.trained
-      and not state.published
+      and not state.committed
       and training
       and head >= plan.put_opens(r)
     ),
@@ -166,8 +181,10 @@ def after(
   match command.do:
     case Do.TRAIN:
       return state._replace(trained=True)
-    case Do.PUBLISH:
-      return state._replace(published=True)
+    case Do.COMMIT:
+      return state._replace(committed=True)
+    case Do.UPLOAD:
+      return state._replace(uploaded=True)
     case Do.COLLECT:
       return state._replace(collected=True)
     case Do.VOTE:
@@ -192,7 +209,7 @@ def wake(plan: Schedule, state: State, head: int) -> int:
   turns = (
     plan.start(r) + unsettled,
     plan.put_opens(r),
-    plan.put_closes(r) + unsettled,
+    plan.collects(r) + unsettled,
     plan.decides(r) + unsettled,
     plan.decides_last(r) + unsettled,
   )

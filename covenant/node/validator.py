@@ -157,7 +157,6 @@ class Validator(node_lib.Node):
       self.config.gauntlet,
       r,
       self._lot(r),
-      report.twins,
     )
     self._collected = Collected(
       roster, self.place, entries, messages, report, chosen.uids

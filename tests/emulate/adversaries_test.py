@@ -27,6 +27,7 @@ VERDICTS = {
   'scaled': {'HUGE'},
   'copier': {'COPY'},
   'copier-exact': {'REFUSED'},
+  'copier-fast': {'COPY'},
   'copier-perturbed': {'COPY'},
   'copier-previous': {'COPY'},
   'replayer': {'REFUSED'},

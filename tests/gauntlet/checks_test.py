@@ -117,17 +117,18 @@ class ChecksTest(parameterized.TestCase):
     self.assertEqual(report.checks[0].twin, 1)
     self.assertIn('uid 1', report.checks[0].detail)
     self.assertEqual(report.valid, [1, 2, 3, 4, 5])
-    self.assertEmpty(report.twins)
 
-  def test_of_one_block_nobody_is_blamed(self):
+  def test_of_one_block_both_are_blamed(self):
     report = self.check(
       submission(0, message(0)),
       submission(1, message(0)),
       submission(2, message(0), block=106),
       *(submission(uid) for uid in range(3, 7)),
     )
-    self.assertEqual(report.valid, [0, 1, 3, 4, 5, 6])
-    self.assertEqual(report.twins, (frozenset({0, 1}),))
+    self.assertEqual(report.valid, [3, 4, 5, 6])
+    verdicts = [report.checks[uid].verdict for uid in range(3)]
+    self.assertEqual(verdicts, [Verdict.TWIN, Verdict.TWIN, Verdict.COPY])
+    self.assertEqual([report.checks[uid].twin for uid in range(3)], [1, 0, 0])
 
   def test_copy_of_the_round_before(self):
     previous = {uid: message(uid + 50) for uid in range(5)}
@@ -141,7 +142,7 @@ class ChecksTest(parameterized.TestCase):
     self.assertEqual(report.checks[5].twin, 2)
 
   def test_nobody(self):
-    self.assertEqual(self.check(), checks.Report({}, False, ()))
+    self.assertEqual(self.check(), checks.Report({}, False))
 
 
 if __name__ == '__main__':

@@ -38,7 +38,7 @@ def play(state, round_index, scores, verdicts=None, who=None, config=CONFIG):
   """A round in which `verdicts` name who is not valid; all scores count."""
   verdicts = dict.fromkeys(scores, Verdict.VALID) | (verdicts or {})
   report = checks.Report(
-    {uid: checks.Check(v, 'a detail') for uid, v in verdicts.items()}, False, ()
+    {uid: checks.Check(v, 'a detail') for uid, v in verdicts.items()}, False
   )
   scores = {u: s for u, s in scores.items() if verdicts[u] is Verdict.VALID}
   who = who or identities(max(verdicts) + 1)
@@ -210,7 +210,7 @@ class RatingsTest(parameterized.TestCase):
       play(state, 7, {0: score()})
 
   def test_nobody(self):
-    report = checks.Report({}, False, ())
+    report = checks.Report({}, False)
     update = ratings.update(ratings.State(), 0, {}, report, {}, CONFIG)
     self.assertEqual(update, ratings.Update(ratings.State(0, {}, False), []))
 
@@ -226,7 +226,7 @@ class RatingsTest(parameterized.TestCase):
       },
     )
     state = ratings.update(
-      ratings.State(), 0, who, checks.Report(report, False, ()), {}, config
+      ratings.State(), 0, who, checks.Report(report, False), {}, config
     ).state
     self.assertEqual(incentives.weights(state, config), {0: 0.5, 1: 0.5})
 

@@ -82,11 +82,6 @@ class ContributorsTest(parameterized.TestCase):
     self.assertEqual(choose(standings).uids, [1])
     self.assertEqual(choose(standings, eligible=[]).uids, [])
 
-  def test_one_of_twins(self):
-    standings = state(u0={}, u1={'mu': 30.0}, u2={})
-    chosen = choose(standings, twins=[{0, 1}])
-    self.assertEqual(chosen.uids, [1, 2])
-
   def test_without_evaluations_all_are_equal(self):
     config = dataclasses.replace(CONFIG, evaluate=0)
     standings = state(**{f'u{i}': {'mu': 20.0 + i} for i in range(8)})

@@ -494,7 +494,7 @@ class TwoProcessesTest(absltest.TestCase):
     self.assertEqual(errors, ['Unavailable: injected'])
     published = [
       r for _, r, what, error in events
-      if what == 'commit and upload' and not error
+      if what == 'upload' and not error
     ]  # fmt: skip
     self.assertEqual(published, [0, 1, 2])
 

@@ -39,7 +39,7 @@ def plans(draw):
     origin=draw(st.integers(0, 5)),
     put_blocks=draw(small) + 1,
     confirmations=(confirmations := draw(small)),
-    select_blocks=confirmations + draw(small),
+    select_blocks=2 * confirmations + draw(small),
     takeover_blocks=draw(small),
   )
   others = phases.put_blocks + phases.select_blocks + phases.takeover_blocks
@@ -180,15 +180,18 @@ class SafetyTest(parameterized.TestCase):
       case Do.TRAIN:
         self.assertGreaterEqual(settled, plan.start(r))
         self.assertLess(head, plan.put_closes(r))
-      case Do.PUBLISH:
+      case Do.UPLOAD:
+        self.assertIn(round_lib.Command(Do.COMMIT, r), done_before)
+        self.assertIsNone(state.decision)
+      case Do.COMMIT:
         # It is in the next block at the earliest.
         self.assertIn(round_lib.Command(Do.TRAIN, r), done_before)
         self.assertBetween(head, plan.put_opens(r), plan.put_closes(r) - 1)
       case Do.COLLECT:
-        self.assertGreaterEqual(settled, plan.put_closes(r))
+        self.assertGreaterEqual(settled, plan.collects(r))
       case Do.VOTE:
         self.assertIn(round_lib.Command(Do.COLLECT, r), done_before)
-        self.assertGreaterEqual(settled, plan.put_closes(r))
+        self.assertGreaterEqual(settled, plan.collects(r))
       case Do.DECIDE:
         look = plan.decides_last if command.last else plan.decides
         self.assertGreaterEqual(settled, look(r))
@@ -210,16 +213,17 @@ class SafetyTest(parameterized.TestCase):
 
   def test_a_failed_command_comes_back_at_the_next_block(self):
     opens = PLAN.put_opens(1)
-    broken = {Do.PUBLISH: {opens, opens + 1}}
+    broken = {Do.COMMIT: {opens, opens + 1}}
     node = Node(PLAN, round_lib.MINER, World(broken=broken))
     node.follow(range(PLAN.start(2)))
-    self.assertIn((opens + 2, 1), node.told(Do.PUBLISH))
+    self.assertIn((opens + 2, 1), node.told(Do.COMMIT))
 
-  def test_who_cannot_publish_in_time_does_not_publish(self):
-    broken = {Do.PUBLISH: range(PLAN.put_closes(1))}
+  def test_who_cannot_commit_in_time_does_not_publish(self):
+    broken = {Do.COMMIT: range(PLAN.put_closes(1))}
     node = Node(PLAN, round_lib.MINER, World(broken=broken))
     node.follow(range(PLAN.start(3)))
-    self.assertEqual([r for _, r in node.told(Do.PUBLISH)], [2])
+    self.assertEqual([r for _, r in node.told(Do.COMMIT)], [2])
+    self.assertEqual([r for _, r in node.told(Do.UPLOAD)], [2])
     self.assertEqual([r for _, r in node.told(Do.APPLY)], [0, 1])
 
   def test_a_store_that_is_down_keeps_nobody_from_training(self):
@@ -239,12 +243,14 @@ class RoundTest(parameterized.TestCase):
       [(h, c.do, c.round, c.last) for h, c, *_ in node.log],
       [
         (5, Do.TRAIN, 0, False),
-        (19, Do.PUBLISH, 0, False),
+        (19, Do.COMMIT, 0, False),
+        (19, Do.UPLOAD, 0, False),
         (30, Do.DECIDE, 0, False),
         (30, Do.APPLY, 0, False),
         (30, Do.TRAIN, 1, False),
         (30, Do.KEEP, 1, False),
-        (39, Do.PUBLISH, 1, False),
+        (39, Do.COMMIT, 1, False),
+        (39, Do.UPLOAD, 1, False),
         (50, Do.DECIDE, 1, False),
         (53, Do.DECIDE, 1, True),
         (53, Do.APPLY, 1, False),
@@ -259,8 +265,8 @@ class RoundTest(parameterized.TestCase):
     self.assertEqual(
       [(h, c.do, c.round) for h, c, *_ in node.log],
       [
-        (24, Do.COLLECT, 0),
-        (24, Do.VOTE, 0),
+        (26, Do.COLLECT, 0),
+        (26, Do.VOTE, 0),
         (30, Do.DECIDE, 0),
         (30, Do.APPLY, 0),
         (30, Do.SCORE, 1),
@@ -330,8 +336,8 @@ class LivenessTest(absltest.TestCase):
         self.assertEqual(node.state.round, now)
         latest = now
     self.assertEqual(latest, plan.round_at(ready) + 3)
-    if Do.PUBLISH in node.can:  # and takes part in all of them
-      trained = {r for _, r in node.told(Do.PUBLISH)}
+    if Do.UPLOAD in node.can:  # and takes part in all of them
+      trained = {r for _, r in node.told(Do.UPLOAD)}
       self.assertContainsSubset(range(plan.round_at(ready) + 1, now), trained)
 
   @hypothesis.given(plans(), st.integers(2, 50))
@@ -365,7 +371,7 @@ class ScheduleTest(absltest.TestCase):
       plan.put_closes(r) - plan.put_opens(r) + 1, phases.put_blocks
     )
     # The leader's vote is in a block before the first look ...
-    voted = plan.put_closes(r) + phases.confirmations + 1
+    voted = plan.collects(r) + phases.confirmations + 1
     self.assertLessEqual(voted, plan.decides(r))
     # ... the next validator's, who waits for it, before the last one ...
     self.assertLessEqual(plan.proposes(r, 1) + 1, plan.decides_last(r))
