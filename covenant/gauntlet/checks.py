@@ -80,8 +80,8 @@ class Check(NamedTuple):
   detail: str = ''  # for people
   block: int | None = None  # of the commitment
   relative_norm: float | None = None  # L2 of the message over the median
-  similarity: float | None = None  # to the most similar peer, see `overlap`
-  twin: int | None = None  # that peer
+  similarity: float | None = None  # to whom of those not later it is most like
+  twin: int | None = None  # that peer; see `overlap`
 
   @property
   def valid(self) -> bool:
@@ -290,26 +290,24 @@ def judge_copies(
     return
   blocks = {uid: checks[uid].block or 0 for uid in uids}
   for row, uid in enumerate(uids):
-    alike_R = np.where(np.arange(len(uids)) == row, -np.inf, alike_RxR[row])
-    nearest = int(np.argmax(alike_R))
-    checks[uid] = checks[uid]._replace(
-      similarity=float(alike_R[nearest]), twin=uids[nearest]
-    )
-    alike = [
-      (blocks[v], v, float(a))
-      for v, a in zip(uids, alike_R, strict=True)
-      if a >= threshold and blocks[v] <= blocks[uid]
+    earlier = [
+      (float(a), v)
+      for v, a in zip(uids, alike_RxR[row], strict=True)
+      if v != uid and blocks[v] <= blocks[uid]
     ]
-    if not alike:
+    if not earlier:
       continue
-    block, source, share = min(alike)
-    detail = f'of uid {source}, in block {block}; similarity {share:.2f}'
-    verdict = Verdict.TWIN
-    if block < blocks[uid]:
-      verdict = Verdict.COPY
-      detail += f'; this is in block {blocks[uid]}'
+    share, twin = max(earlier)
+    checks[uid] = checks[uid]._replace(similarity=share, twin=twin)
+    if share < threshold:
+      continue
+    block, source = min((blocks[v], v) for a, v in earlier if a >= threshold)
+    same = block == blocks[uid]
+    detail = f'of uid {source}, in block {block}; this in {blocks[uid]}'
     checks[uid] = checks[uid]._replace(
-      verdict=verdict, detail=detail, similarity=share, twin=source
+      verdict=Verdict.TWIN if same else Verdict.COPY,
+      detail=f'{detail}; similarity {share:.2f}',
+      twin=source,
     )
 
 

@@ -50,6 +50,8 @@ class Standing:
   evaluations: int = 0
   evaluated: int = -1  # last round; before the first, the one before admission
   misses: int = 0  # rounds since the last valid message
+  # How alike its messages have been to those that others sent no later.
+  alike: float = 0.0
   penalties: tuple[Penalty, ...] = ()
   merit: float = 0.0  # gain and penalties
   score: float = 0.0  # merit and proof: what is paid for

@@ -130,6 +130,18 @@ class ChecksTest(parameterized.TestCase):
     self.assertEqual(verdicts, [Verdict.TWIN, Verdict.TWIN, Verdict.COPY])
     self.assertEqual([report.checks[uid].twin for uid in range(3)], [1, 0, 0])
 
+  def test_only_who_came_first_or_with_it_is_resembled(self):
+    report = self.check(
+      submission(0, message(0), block=107),
+      *(submission(uid, block=104 + uid) for uid in range(1, 6)),
+      threshold=2.0,
+    )
+    self.assertIsNone(report.checks[1].twin)
+    self.assertEqual(
+      [report.checks[uid].twin is not None for uid in (0, 2, 5)], [True] * 3
+    )
+    self.assertIn(report.checks[0].twin, (1, 2, 3))
+
   def test_copy_of_the_round_before(self):
     previous = {uid: message(uid + 50) for uid in range(5)}
     report = self.check(

@@ -100,6 +100,25 @@ class RatingsTest(parameterized.TestCase):
     for uid in range(1, 4):
       self.assertEqual(after.standings[uid], state.standings[uid])
 
+  def test_who_is_too_much_like_others_for_long_is_punished(self):
+    state, good = self.proven(), dict.fromkeys(range(4), score())
+    likeness = {0: 0.0, 1: 0.1, 2: 0.26, 3: 0.0}
+    for r in range(8, 24):
+      likeness[3] = 0.4 if r == 9 else 0.0  # once is chance
+      found = {
+        uid: checks.Check(Verdict.VALID, similarity=x, twin=0)
+        for uid, x in likeness.items()
+      }
+      report = checks.Report(found, False)
+      update = ratings.update(state, r, identities(4), report, good, CONFIG)
+      state = update.state
+    penalties = {u: s.penalties for u, s in state.standings.items()}
+    self.assertEqual([penalties[u] for u in (0, 1, 3)], [()] * 3)
+    (penalty,) = penalties[2]
+    self.assertEqual(penalty.reason, ratings.ALIKE)
+    text = '; '.join(update.decisions[2]['reasons'])
+    self.assertIn('too much like those of others', text)
+
   @parameterized.parameters(*ratings.FACTORS.items())
   def test_a_penalty_outlives_recomputation(self, verdict, factor):
     state = self.proven()
