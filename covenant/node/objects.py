@@ -19,7 +19,9 @@ from covenant.wire import commitment as commitment_lib
 
 Open = Callable[[bytes], interface.Bucket]  # a location from the chain
 
-_SECONDS = 60.0  # until a fetch of several objects gives up
+# A fetch of several objects gives up after so long, and the time in which all
+# of them come over half a gigabit a second.
+_SECONDS, _RATE = 60.0, 2.0**26  # bytes/s
 _WORKERS = 16
 
 
@@ -100,7 +102,8 @@ class Objects:
         requests[digest] = gather.Request(sources, key, limit, digest)
       else:
         missing[digest] = interface.Missing(f'{key}: nobody says where it is')
-    return gather.fetch(requests, _SECONDS, _WORKERS) | missing
+    seconds = _SECONDS + len(requests) * limit / _RATE
+    return gather.fetch(requests, seconds, _WORKERS) | missing
 
   def fetch_chunk(
     self, digest: bytes, sources: Sequence[interface.Bucket], limit: int

@@ -142,12 +142,16 @@ class Bucket:
     _check_key(key)
     large = self._s3 and len(data) > self._settings.part_bytes
     act = self._put_parts if large else self._put
-    self._run('write', key, lambda call: act(call, key, data, replace))
+    self._run(
+      'write', key, lambda call: act(call, key, data, replace), len(data)
+    )
 
   def get(self, key: str, limit: int) -> bytes:
     """See `interface.Bucket.get`. A read that breaks goes on where it was."""
     _check_key(key)
-    return self._run('read', key, lambda call: self._get(call, key, limit))
+    return self._run(
+      'read', key, lambda call: self._get(call, key, limit), limit
+    )
 
   def head(self, key: str) -> interface.Info:
     """See `interface.Bucket.head`."""
@@ -333,19 +337,21 @@ class Bucket:
     verb: str,
     what: str,
     act: Callable[['_Call'], Coroutine[Any, Any, _T]],
+    size: int = 0,
   ) -> _T:
     """Runs `act` on the loop, until the deadline; errors say all of it."""
     call = _Call()
+    seconds = self._settings.deadline_seconds
+    seconds += size / self._settings.slowest_rate
     message = f'cannot {verb} {what} in {self._name}'
     future = asyncio.run_coroutine_threadsafe(act(call), self._loop)
     try:
-      return future.result(self._settings.deadline_seconds)
+      return future.result(seconds)
     except interface.StoreError as e:
       raise type(e)(f'{message}: {e}') from None
     except TimeoutError:
       raise interface.Unavailable(
-        f'{message}: {call.last} ({self._settings.deadline_seconds:g} s, '
-        f'tries: {call.tries})'
+        f'{message}: {call.last} ({seconds:.3g} s, tries: {call.tries})'
       ) from None
     finally:
       call.over = True

@@ -13,7 +13,8 @@ class Settings:
   The defaults carry a part over 9 Mbit/s, four at a time, before it stalls.
   """
 
-  deadline_seconds: float = 60.0  # of a call, whatever happens
+  deadline_seconds: float = 60.0  # of a call, whatever happens; and
+  slowest_rate: float = 2.0**21  # bytes/s: the time it has for what it moves
   stall_seconds: float = 30.0  # of silence, or of sending one part
   part_bytes: int = 2**23  # larger objects move in parts; S3 wants 5 MiB
   requests: int = 8  # at once

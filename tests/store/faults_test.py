@@ -446,7 +446,7 @@ class FaultsTest(parameterized.TestCase):
 
     self.store.fault(drip)
     with self.assertRaises(interface.Unavailable):
-      self.open(deadline_seconds=0.3).get('k', 10**6)
+      self.open(deadline_seconds=0.3, slowest_rate=1e9).get('k', 10**6)
 
   def test_failing_ends_at_the_deadline_and_says_why(self):
     self.store.fault(status(503, b'<Code>SlowDown</Code>'), times=10**6)
