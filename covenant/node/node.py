@@ -6,6 +6,7 @@ at the next block; nothing is raised but what its operator must mend.
 """
 
 import json
+import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -35,6 +36,7 @@ class Event(NamedTuple):
   round: int
   what: str  # a `round.Do`
   error: str = ''  # empty: it was done
+  seconds: float = 0.0  # of wall-clock time that it took
 
 
 Observe = Callable[[Event], None]
@@ -99,7 +101,7 @@ class Node:
     command = round_lib.next_command(self.plan, self.can, self.state, head)
     if command is None:
       return round_lib.wake(self.plan, self.state, head)
-    error = ''
+    error, began = '', time.perf_counter()
     try:
       outcome = self._obey[command.do](command, head)
       if command.do is not Do.CATCH_UP:
@@ -111,7 +113,8 @@ class Node:
       error = f'Lost: {e}'
     except (chain_lib.ChainError, store_lib.StoreError, OSError) as e:
       error = f'{type(e).__name__}: {e}'  # OSError: the own disk is full
-    self._observe(Event(head, command.round, command.do.value, error))
+    seconds = round(time.perf_counter() - began, 6)
+    self._observe(Event(head, command.round, command.do.value, error, seconds))
     return head + 1 if error else head
 
   def commit(self, round_index: int, digest: bytes, head: int) -> None:
