@@ -57,8 +57,9 @@ _WORST_FACTOR = 2.0**-10  # of one reason, however often
 NEGATIVE, ALIKE = 'NEGATIVE', 'ALIKE'
 NEGATIVE_FACTOR, ALIKE_FACTOR = 0.5, 0.25
 # Honest peers resemble another by chance, and not for long: of 36 in three
-# mixed runs none was above 0.07 in the average of so many rounds.
-ALIKE_ROUNDS, MOST_ALIKE = 8, 0.15
+# mixed runs none was above 0.07 in the average of so many rounds. Where all do,
+# as dense gradients, it takes so many times the median.
+ALIKE_ROUNDS, MOST_ALIKE, MANY_TIMES = 8, 0.15, 3.0
 _TEXTS = {v.name: v.value for v in Verdict} | {
   NEGATIVE: 'twice of late, its update made the model clearly worse',
   ALIKE: 'round after round its messages are too much like those of others',
@@ -106,8 +107,15 @@ def update(
       rated, round_index, check, score, scale, config, reasons[uid]
     )
   usual = _usual_proof(after)
+  alike = sorted(after[uid].alike for uid in judged) or [0.0]
+  limit = max(MOST_ALIKE, MANY_TIMES * alike[(len(alike) - 1) // 2])
   decisions = []
   for uid, check in judged.items():
+    if check.valid and after[uid].alike > limit:
+      reasons[uid].append(
+        f'{after[uid].alike:.2f} alike to others, {check.twin} now'
+      )
+      after[uid] = _punish(after[uid], ALIKE, ALIKE_FACTOR, round_index, config)
     after[uid] = _settle(
       after[uid], round_index, check, usual, config, reasons[uid]
     )
@@ -198,9 +206,6 @@ def _observe(
     return _punish(new, check.verdict.name, factor, round_index, config)
   alike = old.alike + ((check.similarity or 0.0) - old.alike) / ALIKE_ROUNDS
   new = dataclasses.replace(old, misses=0, alike=alike)
-  if alike > MOST_ALIKE:
-    reasons.append(f'{alike:.2f} alike to others, {check.twin} now')
-    new = _punish(new, ALIKE, ALIKE_FACTOR, round_index, config)
   if score is None:
     return new
   decay = 1 - 1 / config.memory

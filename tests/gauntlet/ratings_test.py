@@ -119,6 +119,20 @@ class RatingsTest(parameterized.TestCase):
     text = '; '.join(update.decisions[2]['reasons'])
     self.assertIn('too much like those of others', text)
 
+  def test_where_all_are_alike_nobody_is_punished(self):
+    state = self.proven()
+    found = {
+      uid: checks.Check(Verdict.VALID, similarity=0.3 + 0.1 * uid, twin=0)
+      for uid in range(4)
+    }
+    good = dict.fromkeys(range(4), score())
+    for r in range(8, 40):
+      report = checks.Report(found, False)
+      state = ratings.update(
+        state, r, identities(4), report, good, CONFIG
+      ).state
+    self.assertEqual([s.penalties for s in state.standings.values()], [()] * 4)
+
   @parameterized.parameters(*ratings.FACTORS.items())
   def test_a_penalty_outlives_recomputation(self, verdict, factor):
     state = self.proven()
