@@ -34,7 +34,8 @@ _ROLE = flags.DEFINE_enum(
   'emulate: a whole run on this host, in virtual time. localnet: the same as '
   'processes, in real time. miner, validator, evaluator: one member of a '
   'network. doctor: what a member of it would lack here. explain: why --uid '
-  'has its weight. tokenize: text to token shards.',
+  'has its weight. tokenize: text to token shards. plan: what a round costs on '
+  '--config.plan.hardware, and whether it fits.',
 )
 _WORKDIR = flags.DEFINE_string(
   'workdir', '', 'Where everything is written. Default: runs/DATE-NAME.'

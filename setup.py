@@ -11,6 +11,8 @@ _HF = [
   'torch==2.13.0',
   'transformers>=4.57,<6',
 ]
+# The compiler of TPUs, for `--config.plan.tpu_topology`; needs no TPU.
+_PLAN_TPU = ['libtpu>=0.0.45,<0.1']
 _DEV = ['pre-commit>=3.7,<6', 'pyrefly>=1.0,<2', 'ruff>=0.9,<1']
 
 setuptools.setup(
@@ -45,6 +47,7 @@ setuptools.setup(
     'hf': _HF,
     'lm-eval': _HF + ['lm-eval[hf]>=0.4.13,<0.5'],
     'notebook': _NOTEBOOK,
+    'plan-tpu': _PLAN_TPU,
     'test': _TEST + _NOTEBOOK + _SENTENCEPIECE,
     'dev': _DEV,
   },

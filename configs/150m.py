@@ -30,6 +30,7 @@ def get_config(variant: str = '') -> config_lib.Config:
       tie_embeddings=False,
       scan_layers=True,
       remat='block',
+      loss_chunk=512,
       compute_dtype='bfloat16',
     ),
     data=config_lib.Data(source='shards', path='data/dclm', context=2048),
@@ -41,5 +42,6 @@ def get_config(variant: str = '') -> config_lib.Config:
       compression=config_lib.Compression(k=64, quantizer='statistical'),
     ),
     eval=config_lib.Eval(every=10, sequences=1024),
+    devices=config_lib.Devices(peers=0),  # a peer on each that there is
   )
   return config_lib.choose(variant, {'': base})

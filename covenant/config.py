@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from covenant import fields
+from covenant import rules
 
 ConfigError = fields.ConfigError
 _field, _positive, _fraction = fields.bounded, fields.positive, fields.fraction
@@ -60,7 +61,10 @@ class Data:
 
 @dataclasses.dataclass(frozen=True)
 class Inner:
-  """Local steps. Schedule: linear warm-up, then cosine to `final_ratio`."""
+  """Local steps, and their learning rate (covenant/optim/inner.py).
+
+  Linear warm-up, cosine to `final_ratio` that may pause, and an anneal.
+  """
 
   # muon: of matrices, by its own constants; embeddings and gains by AdamW.
   kind: str = _field('adamw', choices=('adamw', 'muon'))
@@ -68,6 +72,13 @@ class Inner:
   warmup_steps: int = _field(0, low=0)
   decay_steps: int = _field(0, low=0)  # 0: rounds * inner_steps of this run
   final_ratio: float = _fraction(0.1)
+  flat_start: int = _field(0, low=0)  # the step from which the cosine pauses
+  flat_steps: int = _field(0, low=0)  # for so many; it goes on as if none were
+  # From here, if not 0: linear up to `anneal_ratio`, then linear down to zero.
+  anneal_start: int = _field(0, low=0)
+  anneal_warmup_steps: int = _field(0, low=0)
+  anneal_decay_steps: int = _positive(1)
+  anneal_ratio: float = _fraction(0.25)
   b1: float = _fraction(0.9)
   b2: float = _fraction(0.95)
   eps: float = _positive(1e-8)
@@ -203,6 +214,22 @@ class Devices:
 
 
 @dataclasses.dataclass(frozen=True)
+class Plan:
+  """What `--role=plan` reckons with (covenant/plan/). Nothing trains by it."""
+
+  hardware: str = '1xH100'  # of one peer: devices x kind
+  memory_fraction: float = _fraction(0.94)  # of a device that XLA may have
+  peak_fraction: float = _positive(0.25)  # of its bfloat16 peak, in training
+  compute_minutes: float = _field(0.0, low=0.0)  # a round; 0: what steps take
+  peers: int = _positive(20)  # that count in a round
+  upload: float = _positive(110.0)  # of a peer, megabytes (not bits) a second
+  download: float = _positive(500.0)
+  compile: bool = True  # false: programs are only lowered, in seconds
+  # Compile for this too, such as 'v5p:4x4x4'; needs the extra 'plan-tpu'.
+  tpu_topology: str = ''
+
+
+@dataclasses.dataclass(frozen=True)
 class Gauntlet:
   """Who is evaluated, heard and paid (covenant/gauntlet/, docs/gauntlet.md)."""
 
@@ -243,6 +270,7 @@ class Config:
   phases: Phases = Phases()
   network: Network = Network()
   devices: Devices = Devices()
+  plan: Plan = Plan()
 
 
 def load(source: str, overrides: Iterable[str] = ()) -> Config:
@@ -307,7 +335,7 @@ def parse(raw: Mapping[str, Any]) -> Config:
     ConfigError: naming the first field that cannot be, and what is allowed.
   """
   config = fields.build(Config, raw, '', flatten(Config()))
-  _validate(config)
+  rules.check(config)
   return config
 
 
@@ -319,8 +347,8 @@ def identity(config: Config) -> str:
   """What nodes of one run must have in common, as text.
 
   Where a node finds the others, on which devices and by which kernels it
-  computes, how often it looks at the model and saves it, and how many take
-  part are its own affair.
+  computes, how often it looks at the model and saves it, how many take part
+  and what a plan reckons with are its own affair.
   """
   raw: dict[str, Any] = dataclasses.asdict(config)
   for own in (
@@ -331,6 +359,7 @@ def identity(config: Config) -> str:
     'checkpoint',
     'network',
     'devices',
+    'plan',
   ):
     del raw[own]
   for own in ('remat', 'attention', 'loss_chunk'):
@@ -359,119 +388,3 @@ def differences(old: Config, new: Config) -> list[str]:
     for name in there
     if there[name] != here[name]
   ]
-
-
-def _validate(config: Config) -> None:
-  """What no single field can show."""
-  model, data, optim = config.model, config.data, config.optim
-
-  def require(holds: bool, field: str, message: str) -> None:
-    if not holds:
-      raise ConfigError(f'{field}: {message}')
-
-  require(
-    model.width % (2 * model.heads) == 0,
-    'model.heads',
-    'model.width must be an even multiple of it (rotary pairs), '
-    f'got width {model.width} and {model.heads} heads',
-  )
-  require(
-    model.heads % model.kv_heads == 0,
-    'model.kv_heads',
-    f'must divide model.heads = {model.heads}, got {model.kv_heads}',
-  )
-  inner = optim.inner
-  require(
-    not inner.microbatch_size or inner.batch_size % inner.microbatch_size == 0,
-    'optim.inner.microbatch_size',
-    f'must divide optim.inner.batch_size = {inner.batch_size}, '
-    f'got {inner.microbatch_size}',
-  )
-  height, width = optim.compression.block
-  require(
-    height >= 1 and width >= 1,
-    'optim.compression.block',
-    f'expected two positive sides, got {optim.compression.block}',
-  )
-  require(
-    optim.compression.k <= height * width,
-    'optim.compression.k',
-    f'expected at most {height * width}, the elements of one {height} x '
-    f'{width} block, got {optim.compression.k}',
-  )
-  require(
-    optim.compression.codec != 'pack12' or height * width <= 4096,
-    'optim.compression.codec',
-    f"'pack12' has 12 bits for an index, too few for {height} x {width} blocks",
-  )
-  require(
-    optim.method != 'demo' or optim.compression.kind == 'dct',
-    'optim.compression.kind',
-    f"expected 'dct' with optim.method='demo', got {optim.compression.kind!r}",
-  )
-  require(
-    optim.method != 'demo' or inner.kind == 'adamw',
-    'optim.inner.kind',
-    "expected 'adamw', the default, with optim.method='demo', which has no "
-    f'inner optimizer, got {inner.kind!r}',
-  )
-  require(
-    optim.method not in ('ddp', 'demo') or optim.inner_steps == 1,
-    'optim.inner_steps',
-    f'expected 1 with optim.method={optim.method!r} (it exchanges every step; '
-    f'raise rounds instead), got {optim.inner_steps}',
-  )
-  phases = config.phases
-  least = (
-    phases.put_blocks
-    + phases.select_blocks
-    + phases.takeover_blocks
-    + 2 * phases.confirmations
-  )
-  require(
-    phases.round_blocks > least,
-    'phases.round_blocks',
-    f'expected more than {least}, what the other phases take, '
-    f'got {phases.round_blocks}',
-  )
-  require(
-    phases.select_blocks > phases.confirmations,
-    'phases.select_blocks',
-    'a vote must be in a block before the decision; expected more than '
-    f'phases.confirmations = {phases.confirmations}',
-  )
-  steps = inner.decay_steps or config.rounds * optim.inner_steps
-  require(
-    inner.warmup_steps < steps,
-    'optim.inner.warmup_steps',
-    f'expected fewer than the {steps} steps of the schedule, '
-    f'got {inner.warmup_steps}',
-  )
-  network = config.network
-  require(
-    network.coordinator in ('', 'auto') or ':' in network.coordinator,
-    'network.coordinator',
-    f"expected HOST:PORT, 'auto' or nothing, got {network.coordinator!r}",
-  )
-  require(
-    bool(network.coordinator) or network.processes == 1,
-    'network.coordinator',
-    'expected HOST:PORT of process 0, because network.processes = '
-    f'{network.processes}',
-  )
-  require(
-    network.process < network.processes,
-    'network.process',
-    f'expected less than network.processes = {network.processes}, '
-    f'got {network.process}',
-  )
-  require(
-    bool(data.path) or data.source not in ('text', 'shards'),
-    'data.path',
-    f'expected a file or folder, because data.source={data.source!r}',
-  )
-  require(
-    bool(data.tokenizer_path) or data.tokenizer != 'sentencepiece',
-    'data.tokenizer_path',
-    "expected a .model file, because data.tokenizer='sentencepiece'",
-  )

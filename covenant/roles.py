@@ -17,16 +17,22 @@ from covenant.data import dataset
 from covenant.data import shards
 from covenant.data import tokenizer
 from covenant.emulate import adversaries
+from covenant.emulate import books
+from covenant.emulate import crew
 from covenant.emulate import host
 from covenant.emulate import localnet
 from covenant.gauntlet import explain
 from covenant.models import llama
 from covenant.node import doctor
 from covenant.node import export as export_lib
+from covenant.node import needs
 from covenant.node import process
 from covenant.node import ranks as ranks_lib
 from covenant.node import replica
 from covenant.node import watch
+from covenant.plan import hardware
+from covenant.plan import programs
+from covenant.plan import table
 from covenant.report import members
 from covenant.report import metrics
 from covenant.report import plots
@@ -34,20 +40,46 @@ from covenant.report import progress
 
 
 def emulate(config: config_lib.Config, workdir: str) -> None:
-  """A whole run on this host, watched: a live line, a summary, figures."""
+  """A whole run, watched: a live line, a summary, figures.
+
+  Of several processes the first alone shows and writes them.
+  """
   _keep_compilations()
-  print(_header(config), file=sys.stderr, flush=True)
+  stoppable = _stoppable('stopping after this round, with a checkpoint')
+  with ranks_lib.start(config.network) as ranks, stoppable as stop:
+    # By default it is named after the time, which is no two processes' own.
+    workdir = ranks.ask('workdir', lambda: workdir)
+    if ranks.index:
+      host.run(config, workdir, ranks=ranks)
+    else:
+      _watch(config, workdir, stop, ranks)
+
+
+def _watch(
+  config: config_lib.Config,
+  workdir: str,
+  stop: Callable[[], bool],
+  ranks: ranks_lib.Ranks,
+) -> None:
+  print(_header(config), file=sys.stderr)
+  try:
+    needs.check(config, miners=1)
+  except needs.Lacking as e:
+    if e.hardware:
+      plan(config, workdir)
+      print()
+    raise
+  if devices := crew.describe(config):
+    print(devices, file=sys.stderr)
+  sys.stderr.flush()
   records: list[metrics.Record] = []
-  with (
-    progress.Progress(config.rounds, stream=sys.stderr) as bar,
-    _stoppable('stopping after this round, with a checkpoint') as stop,
-  ):
+  with progress.Progress(config.rounds, stream=sys.stderr) as bar:
 
     def observe(record: metrics.Record) -> None:
       records.append(record)
       bar.update(record)
 
-    outcome = host.run(config, workdir, observe, stop)
+    outcome = host.run(config, workdir, observe, stop, ranks)
   bad = adversaries.dishonest(config)
   figures = plots.write_figures(records, f'{workdir}/figures', bad)
   print(f'\n{config.name}\n{progress.summary(records, bad)}')
@@ -77,7 +109,7 @@ def export(config: config_lib.Config, workdir: str) -> None:
 
   It is a run's; `config` is that run's, its config.json for one.
   """
-  host.check_owner(pathlib.Path(workdir), config)
+  books.check_owner(pathlib.Path(workdir), config)
   completed, params = export_lib.newest(workdir)
   folder = export_lib.Exporter(config, workdir).write(completed, params)
   print(
@@ -159,14 +191,33 @@ def explain_uid(config: config_lib.Config, workdir: str) -> None:
   print(explain.explain(decisions, flags.FLAGS.uid))
 
 
+def plan(config: config_lib.Config, workdir: str) -> None:
+  """What a round of the config costs on `config.plan.hardware`."""
+  del workdir
+  config = hardware.resolve(config)
+  table.text(config)  # what cannot be is said at once
+  print(
+    f'compiling the programs of a round for {config.plan.hardware}, on virtual '
+    'devices; --config.plan.compile=false only lowers them',
+    file=sys.stderr,
+    flush=True,
+  )
+  print(table.text(config, programs.measure(config)))
+
+
 def _member(config: config_lib.Config, role: str, workdir: str) -> None:
   _keep_compilations()
   if config.network.coordinator and role != 'miner':
     raise config_lib.ConfigError(
-      'network.coordinator: expected nothing, because only a miner can be '
-      f'several processes; got {config.network.coordinator!r} for a {role}'
+      'network.coordinator: expected nothing, because only a miner, or an '
+      'emulation, can be several processes; got '
+      f'{config.network.coordinator!r} for a {role}'
     )
-  with ranks_lib.start(config.network) as ranks:
+  if not config.network.coordinator and needs.lacking_devices(config):
+    doctor.require(config, workdir, role)  # which says all else as well
+  # A validator looks at many messages of a model, on one device.
+  devices = config.devices if role == 'miner' else None
+  with ranks_lib.start(config.network, devices) as ranks:
     if not ranks.index:
       doctor.require(config, workdir, role)
     with _stoppable('stopping') as stop:
@@ -183,6 +234,7 @@ ROLES: dict[str, Callable[[config_lib.Config, str], None]] = {
   'localnet': run_localnet,
   'doctor': examine,
   'explain': explain_uid,
+  'plan': plan,
 }
 
 

@@ -56,6 +56,8 @@ class LoadTest(parameterized.TestCase):
     ('model.kv_heads=3', 'model.kv_heads: must divide model.heads = 4, got 3'),
     ('optim.inner.warmup_steps=1000000', 'warmup_steps: expected fewer than'),
     ('optim.inner.microbatch_size=3', 'must divide optim.inner.batch_size = 8'),
+    ('optim.inner.anneal_start=7', 'anneal_start: expected 0, for none, or'),
+    ('plan.download=-1', 'plan.download: expected more than 0, got -1.0'),
     ('data.source=text', 'data.path: expected a file or folder'),
     ('data.tokenizer=sentencepiece', 'data.tokenizer_path: expected a .model'),
   )  # fmt: skip
@@ -123,11 +125,54 @@ class JsonTest(parameterized.TestCase):
 
 class RecipesTest(parameterized.TestCase):
   @parameterized.parameters(
-    ('72b', 70_599_843_840), ('512m', 512_398_848), ('1b', 1_204_881_408)
+    ('150m', 219_702_272),
+    ('512m', 512_398_848),
+    ('1b', 1_204_881_408),
+    ('8b', 8_053_329_920),
+    ('72b', 70_599_843_840),
+    ('1t', 1_001_002_229_760),
   )
   def test_have_the_published_number_of_parameters(self, name, count):
     config = config_lib.load(str(CONFIGS / f'{name}.py'))
     self.assertEqual(llama.num_params(config.model), count)
+
+  def test_72b_untied_has_the_number_that_the_paper_gives(self):
+    path = str(CONFIGS / '72b.py')
+    config = config_lib.load(path, ['model.tie_embeddings=false'])
+    self.assertEqual(llama.num_params(config.model), 72_747_327_488)
+
+  def test_72b_published_is_72b_with_plain_outer_sgd(self):
+    ours, published = (
+      config_lib.load(str(CONFIGS / '72b.py') + variant)
+      for variant in ('', ':published')
+    )
+    self.assertEqual(
+      config_lib.differences(ours, published),
+      [
+        "name: '72b' there, '72b-published' here",
+        'optim.outer.learning_rate: 0.7 there, 1.0 here',
+        'optim.outer.momentum: 0.3 there, 0.0 here',
+      ],
+    )
+
+  def test_72b_smoke_is_the_same_program_in_the_small(self):
+    large, small = (
+      config_lib.flatten(config_lib.load(str(CONFIGS / '72b.py') + variant))
+      for variant in ('', ':smoke')
+    )
+    for field in (
+      'model.scan_layers', 'model.remat', 'model.compute_dtype',
+      'model.tie_embeddings', 'model.rope_theta', 'optim.method',
+      'optim.outer.momentum', 'optim.compression.quantizer',
+      'optim.compression.k', 'optim.compression.block',
+      'optim.inner.anneal_ratio',
+    ):  # fmt: skip
+      self.assertEqual(large[field], small[field], field)
+    for field in (
+      'model.loss_chunk', 'optim.inner.microbatch_size',
+      'optim.inner.flat_steps', 'optim.inner.anneal_start',
+    ):  # fmt: skip
+      self.assertGreater(small[field], 0, field)
 
 
 if __name__ == '__main__':

@@ -11,11 +11,14 @@ from absl.testing import parameterized
 # is a module or a package; the longest name that fits a module is its room.
 LEVELS = (
   ('covenant.fields', 'covenant.report.metrics'),
+  ('covenant.rules',),
   ('covenant.config',),
   ('covenant.models', 'covenant.data', 'covenant.optim'),
   ('covenant.wire', 'covenant.chain', 'covenant.store'),
+  ('covenant.plan',),  # what a round costs; compiles nothing
   ('covenant.gauntlet', 'covenant.islands'),
   ('covenant.node',),
+  ('covenant.plan.programs',),  # compiles the programs of a node
   ('covenant.emulate',),
   ('covenant.report',),  # plots, progress, page
   ('covenant.roles',),  # what run.py calls: joins the rooms above

@@ -97,12 +97,34 @@ class RunTest(parameterized.TestCase):
     self.assertNotIn('Traceback', out + err)
     self.assertFalse(self.workdir.exists())
 
-  def test_72b_explains_what_it_needs(self):
-    code, _, err = run('--config=configs/72b.py', f'--workdir={self.workdir}')
+  def test_72b_prints_its_plan_and_then_what_it_lacks(self):
+    code, out, err = run(
+      '--config=configs/72b.py', '--config.plan.compile=false',
+      f'--workdir={self.workdir}',
+    )  # fmt: skip
     self.assertEqual(code, 1)
+    self.assertRegex(
+      out, r'72b: 70,599,843,840 parameters\n(.*\n)+.* on 8xB200'
+    )
+    self.assertRegex(out, r'inner step +\d+\.\d s\n')
+    self.assertIn('error: 72b cannot run here:\n  devices: ', err)
+    self.assertRegex(err, r'= 8, and here is \d+ x cpu\n')
     self.assertIn('memory: 70,599,843,840 parameters', err)
     self.assertIn("data: there is no data.path='data/dclm'", err)
     self.assertNotIn('Traceback', err)
+    self.assertFalse(self.workdir.exists())
+
+  def test_plan_compiles(self):
+    code, out, err = run(TINY, '--role=plan', '--config.plan.hardware=1xA100')
+    self.assertEqual(code, 0, err)
+    self.assertRegex(out, r'inner step +\d+\.\d s +\d+\.\d s cpu +0\.0\n')
+    self.assertIn('tiny FITS on 1xA100', out)
+    self.assertNotIn('Warning', err)
+
+  def test_what_is_no_plan_is_one_line(self):
+    code, out, err = run(TINY, '--role=plan', '--config.plan.hardware=8xB9')
+    self.assertEqual((code, out), (1, ''))
+    self.assertRegex(err, r'^error: plan.hardware: expected .* got .8xB9.\n$')
 
   def test_a_node_of_a_network_says_all_that_it_lacks(self):
     """One line each: hardware, data, wallet, bucket; and nothing is started."""

@@ -13,8 +13,9 @@ import jax
 import numpy as np
 
 from covenant.data import receipt as receipt_lib
+from covenant.emulate import crew as crew_lib
+from covenant.emulate import miner as miner_lib
 from covenant.node import agreement
-from covenant.node import miner as miner_lib
 from covenant.node import objects as objects_lib
 from covenant.node import roster as roster_lib
 from covenant.node import round as round_lib
@@ -59,17 +60,29 @@ class Adversary(miner_lib.Miner):
     self._gang = gang
 
   def _contribute(self, task: trainer_lib.Task) -> None:
-    work = self._work(task)
-    self.contribution = self._trainer.seal(
-      self._spoil(work, task), task, self.chain.sign
+    wait = self._start(task)
+
+    def begun() -> tuple[trainer_lib.Contribution, trainer_lib.Private]:
+      work, private = wait()
+      return self._seal(self._spoil(work, task), task), private
+
+    self._begun = begun
+
+  def _start(self, task: trainer_lib.Task) -> crew_lib.Begun[trainer_lib.Work]:
+    """Trains, from the parameters and on the data that a subclass chooses."""
+    return self._seat.work(
+      self.shared.params, self.private, task, self._batches(task)
     )
 
   def _work(self, task: trainer_lib.Task) -> trainer_lib.Work:
-    """Trains, from the parameters and on the data that a subclass chooses."""
-    work, self.private = self._trainer.work(
-      self.shared.params, self.private, task, self._batches(task)
-    )
+    """As `_start`, done."""
+    work, self.private = self._start(task)()
     return work
+
+  def _seal(
+    self, work: trainer_lib.Work, task: trainer_lib.Task
+  ) -> trainer_lib.Contribution:
+    return self._trainer.seal(work, task, self.chain.sign)
 
   def _batches(self, task: trainer_lib.Task) -> Iterable[np.ndarray]:
     return self._trainer.batches(task)
@@ -102,8 +115,7 @@ class Adversary(miner_lib.Miner):
     Whoever reads the data can make it.
     """
     work = self._pretend(trainer_lib.Work(message, b'', 0, 0.0, 0.0), task)
-    sealed = self._trainer.seal(work, task, self.chain.sign)
-    self.contribution = sealed._replace(tokens=0)
+    self.contribution = self._seal(work, task)._replace(tokens=0)
 
   def _pretend(
     self,

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from covenant.emulate import adversary
+from covenant.emulate import crew as crew_lib
 from covenant.emulate import poison
 from covenant.node import node as node_lib
 from covenant.node import objects as objects_lib
@@ -207,21 +208,20 @@ class Desynchronized(adversary.Adversary):
       maxlen=self.behind + 1
     )
 
-  def _work(self, task: trainer_lib.Task) -> trainer_lib.Work:
+  def _start(self, task: trainer_lib.Task) -> crew_lib.Begun[trainer_lib.Work]:
     self._past.append((self.shared, self.root))
-    work, self.private = self._trainer.work(
+    return self._seat.work(
       self._past[0][0].params, self.private, task, self._batches(task)
     )
-    return work
 
 
 class Outdated(Desynchronized):
   """As `Desynchronized`, and says so: what a node that fell behind sends."""
 
-  def _contribute(self, task: trainer_lib.Task) -> None:
-    work = self._work(task)
-    old = task._replace(root=self._past[0][1])
-    self.contribution = self._trainer.seal(work, old, self.chain.sign)
+  def _seal(
+    self, work: trainer_lib.Work, task: trainer_lib.Task
+  ) -> trainer_lib.Contribution:
+    return super()._seal(work, task._replace(root=self._past[0][1]))
 
 
 class Sybil(adversary.Adversary):
@@ -247,7 +247,7 @@ class Sybil(adversary.Adversary):
         rows = np.arange(len(parts[0]))
         yield np.stack(parts)[rows % len(parts), rows]
 
-    work, self.private = self._trainer.work(
+    work, self.private = self._seat.work(
       self.shared.params, self.private, task, batches()
-    )
+    )()
     return work.message

@@ -5,9 +5,10 @@ their clock, their chain and their buckets are this host's. They are asked in
 turn what they have to do at a block, and when nobody has anything to do the
 clock jumps to the next block at which somebody may.
 
-One compiled inner step serves all miners, one after another, so a miner trains
-bit for bit as it would alone. Between rounds a miner holds its private state
-only; the parameters, and what a round did to them, are held once.
+A miner trains bit for bit as it would alone: one after another on a device, on
+several devices at the same time (covenant/emulate/crew.py). Between rounds a
+miner holds its private state only; the parameters, and what a round did to
+them, are held once.
 """
 
 import base64
@@ -18,7 +19,7 @@ import os
 import pathlib
 import time
 from collections.abc import Callable
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -30,6 +31,9 @@ from covenant.data import dataset
 from covenant.data import tokens
 from covenant.emulate import adversaries
 from covenant.emulate import adversary
+from covenant.emulate import books as books_lib
+from covenant.emulate import crew as crew_lib
+from covenant.emulate import miner as miner_lib
 from covenant.gauntlet import checks
 from covenant.gauntlet import incentives
 from covenant.gauntlet import ratings
@@ -38,10 +42,10 @@ from covenant.node import agreement
 from covenant.node import checkpoint as checkpoint_lib
 from covenant.node import connect
 from covenant.node import evaluator as evaluator_lib
-from covenant.node import miner as miner_lib
 from covenant.node import needs
 from covenant.node import node as node_lib
 from covenant.node import objects as objects_lib
+from covenant.node import ranks as ranks_lib
 from covenant.node import replica as replica_lib
 from covenant.node import round as round_lib
 from covenant.node import trainer as trainer_lib
@@ -55,8 +59,6 @@ from covenant.wire import payload as payload_lib
 
 Do = round_lib.Do
 State = checkpoint_lib.State
-_CONFIG = 'config.json'
-_VERDICTS = 'verdicts.jsonl'
 Announce = Callable[[int, validator_lib.Verdict], None]
 _STAKE = 1000.0  # TAO of the leader; each further validator has 1 less
 _WORLDS = itertools.count()  # so that no two find each other's objects
@@ -103,6 +105,12 @@ class Host:
 
   Uids 0 to miners - 1 are the miners, the validators follow. A node's name is
   its uid, if it was there from the beginning.
+
+  Args:
+    config: of the run.
+    data: of the run.
+    world: what is between them.
+    ranks: the processes that emulate the run together; this one if omitted.
   """
 
   def __init__(
@@ -110,13 +118,16 @@ class Host:
     config: config_lib.Config,
     data: tokens.TokenData,
     world: World | None = None,
+    ranks: ranks_lib.Ranks | None = None,
   ):
     self._config = config
     self.world = world or World()
     self._cast = adversaries.names(config)
     needs.check_sequences(config, data.train.num_sequences(config.data.context))
     self.replica = replica_lib.Replica(config)
-    self.trainer = trainer_lib.Trainer(config, self.replica, data)
+    self.crew = crew_lib.Crew(
+      config, self.replica, data, ranks or ranks_lib.Ranks()
+    )
     self.evaluator = evaluator_lib.Evaluator(config, data)
     compression = self.replica.method.compression
     self.judge = validator_lib.Judge(
@@ -132,6 +143,11 @@ class Host:
   def nodes(self) -> list[node_lib.Node]:
     """By uid."""
     return [*self.miners, *self.validators]
+
+  @property
+  def root(self) -> bytes:
+    """Of the history so far."""
+    return self.validators[0].root
 
   def init(self) -> None:
     """The run before its first round."""
@@ -191,7 +207,7 @@ class Host:
     return make(
       *self._common(name, place),
       **own,
-      trainer=self.trainer,
+      seat=self.crew.seat(name),
       private=private,
       applied=self._applied,
       observe=observe,
@@ -318,6 +334,9 @@ class Host:
         while wake == head and not _done(node, completed):
           wake = node.poll(head)
         wakes.append(wake)
+      # Who was told to train at this block has trained before the next one.
+      for miner in self.miners:
+        miner.finish()
       if all(_done(node, completed) for node in waiting):
         return
       self.now = max(min(wakes), head + 1) * self.chain.block_seconds
@@ -393,6 +412,7 @@ def run(
   workdir: str | os.PathLike[str],
   observe: Callable[[metrics.Record], None] = lambda record: None,
   stop: Callable[[], bool] = lambda: False,
+  ranks: ranks_lib.Ranks | None = None,
 ) -> Outcome:
   """Runs `config` in `workdir`, from its newest checkpoint if it has one.
 
@@ -401,64 +421,60 @@ def run(
 
   Args:
     config: the experiment.
-    workdir: a folder; made when missing.
+    workdir: a folder; made when missing. Several processes must all see it.
     observe: called with every record, those of earlier starts included.
     stop: asked after every round; True ends the run with a checkpoint, from
       which it can be resumed.
+    ranks: the processes that emulate the run together; this one if omitted.
+      Rank 0 alone writes, observes and is asked to stop. The outcome of the
+      others lacks what is private to miners elsewhere.
 
   Raises:
     ConfigError: the config cannot run here, or `workdir` has another one's.
     Diverged: training produced a number that is not one.
+    RankError: another process has ended.
   """
+  ranks = ranks or ranks_lib.Ranks()
   workdir = pathlib.Path(workdir)
-  needs.check(config, config.miners)
-  check_owner(workdir, config)
-  host = Host(config, dataset.load(config))
-  workdir.mkdir(parents=True, exist_ok=True)
-  (workdir / _CONFIG).write_text(config_lib.to_json(config))
+
+  def check() -> None:
+    needs.check(config, crew_lib.most(config))
+    books_lib.check_owner(workdir, config)
+
+  ranks.ask('check', check)
+  host = Host(config, dataset.load(config), ranks=ranks)
+  crew, books = host.crew, None
   with contextlib.ExitStack() as stack:
+    stack.callback(crew.close)
     checkpoints = stack.enter_context(
       checkpoint_lib.Checkpoints(workdir / 'checkpoints', config.checkpoint)
     )
-    restored = checkpoints.restore(host.state())
+    restored = checkpoints.restore(crew.wanted(host.state()))
     if restored is not None:
-      host.load(restored)
-    path = workdir / 'metrics.jsonl'
-    writer = stack.enter_context(
-      metrics.MetricsWriter(
-        path,
-        workdir / 'tensorboard',
-        resume=restored.position.round if restored else None,
+      host.load(crew.loaded(restored))
+    resume = restored.position.round if restored else None
+    if not ranks.index:
+      books = stack.enter_context(
+        books_lib.Books(workdir, config, resume, observe)
       )
-    )
-    for record in metrics.read(path):
-      observe(record)
-    completed = restored.position.round if restored else 0
-    verdicts = stack.enter_context(_append(workdir / _VERDICTS, completed))
-
-    def announce(uid: int, verdict: validator_lib.Verdict) -> None:
-      line = {'validator': uid, **verdict._asdict()}
-      verdicts.write(json.dumps(line) + '\n')
-      verdicts.flush()
-
-    host.announce = announce
-
-    def log(record: metrics.Record) -> None:
-      writer.write(record)
-      observe(record)
-
-    if restored is None:
-      log(host.evaluate())
+      host.announce = books.announce
+      if restored is None:
+        books.log(host.evaluate())
+    completed = resume or 0
     while completed < config.rounds:
       record = host.round()
-      log(record)
       completed = record.round
-      last, stopped = completed == config.rounds, stop()
-      if last or completed % config.eval.every == 0:
-        log(host.evaluate())
+      if books:
+        books.log(record)
+      # The root stands for all that a process could have done otherwise.
+      stopped = ranks.ask(('round', completed, host.root), stop)
+      last = completed == config.rounds
+      if books and (last or completed % config.eval.every == 0):
+        books.log(host.evaluate())
       if last or stopped or checkpoints.due(completed):
-        writer.sync()  # a checkpoint never knows of rounds that are not logged
-        checkpoints.save(host.state())
+        if books:
+          books.sync()  # a checkpoint never knows of rounds that are not logged
+        checkpoints.save(crew.whole(host.state()))
       if stopped:
         break
   return Outcome(host.state(), finished=completed == config.rounds)
@@ -470,32 +486,3 @@ def _done(node: node_lib.Node, completed: int) -> bool:
   # A miner would train for the next round before it tidies up.
   tidy = Do.TRAIN in node.can or state.settled(node.can)
   return state.round >= completed and tidy
-
-
-def _append(path: pathlib.Path, completed: int) -> IO[str]:
-  """A file of verdicts to go on with after some rounds."""
-  kept = []
-  if path.exists():
-    *lines, _ = path.read_text().split('\n')  # the last may be torn
-    kept = [line for line in lines if json.loads(line)['round'] < completed]
-  temporary = path.with_name(path.name + '.tmp')
-  temporary.write_text(''.join(line + '\n' for line in kept))
-  os.replace(temporary, path)
-  return open(path, 'a', encoding='utf-8')
-
-
-def check_owner(workdir: pathlib.Path, config: config_lib.Config) -> None:
-  """Refuses a workdir that holds a run with another config.
-
-  Raises:
-    ConfigError: naming the fields that differ.
-  """
-  path = workdir / _CONFIG
-  if not path.exists():
-    return
-  there = config_lib.from_json(path.read_text())
-  if differ := config_lib.differences(there, config):
-    raise config_lib.ConfigError(
-      f'{workdir} holds a run with another config. Choose another --workdir, '
-      'or set back: ' + '; '.join(differ)
-    )

@@ -8,10 +8,16 @@ Parameters are nested dicts of float32 arrays. Every weight is a matrix
 `scan_layers` the leaves under 'layers' gain a leading axis of length `layers`;
 without, there are 'layers_0', 'layers_1', ...
 
+Inside `jax.shard_map` over a miner's mesh every device sees its own sequences
+and shards (covenant/models/sharding.py), and says what it needs of the others.
+
 Shapes: B batch, L length, D width, V vocabulary, H heads, N key and value
-heads, G = H / N queries that share one, K = D / H head width, F ffn width.
+heads, G = H / N queries that share one, K = D / H head width, F ffn width; of
+what is cut, those of a shard.
 """
 
+import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -21,17 +27,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from covenant import config
+from covenant.models import sharding
 
 # `initializer_range` of Hugging Face's LlamaConfig; GPT-2's before it.
 _STDDEV = 0.02
-
-
-def _weight(
-  module: nn.Module, name: str, shape: tuple[int, int], stddev: float = _STDDEV
-) -> jax.Array:
-  """A float32 parameter, cast to the model's compute dtype."""
-  w = module.param(name, nn.initializers.normal(stddev), shape, jnp.float32)
-  return w.astype(module.model.compute_dtype)
 
 
 def _linear(x_BxLxD: jax.Array, w_DxF: jax.Array, dtype=None) -> jax.Array:
@@ -45,6 +44,73 @@ def _linear(x_BxLxD: jax.Array, w_DxF: jax.Array, dtype=None) -> jax.Array:
     x_BxLxD.reshape(B * L, D), w_DxF, preferred_element_type=dtype
   )
   return y_BLxF.reshape(B, L, -1)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def product(
+  x_BxLxD: jax.Array,
+  w_DxF: jax.Array,
+  gathered: tuple[str, ...] = (),
+  axis: int = 0,
+  dtype: Any = None,
+) -> jax.Array:
+  """X @ w of a float32 shard, of which only the shard is kept for backward.
+
+  Args:
+    x_BxLxD: in the compute dtype.
+    w_DxF: float32. It is cast to the dtype of x, then gathered; its gradient
+      is computed in float32, then scattered.
+    gathered: the mesh axes along which it is cut.
+    axis: the side of w that is cut.
+    dtype: of the result; that of x if None.
+  """
+  w_DxF = sharding.gather(w_DxF.astype(x_BxLxD.dtype), gathered, axis)
+  return _linear(x_BxLxD, w_DxF, dtype)
+
+
+def _product_forward(x_BxLxD, w_DxF, gathered, axis, dtype):
+  return product(x_BxLxD, w_DxF, gathered, axis, dtype), (x_BxLxD, w_DxF)
+
+
+def _product_backward(gathered, axis, dtype, kept, dy_BxLxF):
+  x_BxLxD, w_DxF = kept
+  w_DxF = sharding.gather(w_DxF.astype(x_BxLxD.dtype), gathered, axis)
+  dy_BxLxF = dy_BxLxF.astype(x_BxLxD.dtype)
+  dw_DxF = jnp.matmul(
+    x_BxLxD.reshape(-1, x_BxLxD.shape[-1]).T,
+    dy_BxLxF.reshape(-1, dy_BxLxF.shape[-1]),
+    preferred_element_type=jnp.float32,
+  )
+  return _linear(dy_BxLxF, w_DxF.T), sharding.scatter(dw_DxF, gathered, axis)
+
+
+product.defvjp(_product_forward, _product_backward)
+
+
+def _project(
+  module: nn.Module,
+  name: str,
+  x_BxLxD: jax.Array,
+  shape: tuple[int, int],
+  stddev: float = _STDDEV,
+) -> jax.Array:
+  """X @ w, of the parameter of that name and whole shape."""
+  w_DxF = _weight(module, name, shape, stddev)
+  sides = sharding.MATRICES[name]
+  if not sharding.is_cut(*sides):
+    return _linear(x_BxLxD, w_DxF.astype(module.model.compute_dtype))
+  return product(x_BxLxD, w_DxF, sharding.axes('width'), sides.index('width'))
+
+
+def _weight(
+  module: nn.Module, name: str, shape: tuple[int, int], stddev: float = _STDDEV
+) -> jax.Array:
+  """A float32 parameter, or this device's shard of it."""
+  sides = sharding.MATRICES[name]
+  shard = tuple(
+    n // sharding.size(side) for n, side in zip(shape, sides, strict=True)
+  )
+  return module.param(name, nn.initializers.normal(stddev), shard, jnp.float32)
 
 
 def _branch_stddev(model: config.Model) -> float:
@@ -95,6 +161,60 @@ def rotate(x_BxHxLxK: jax.Array, theta: float) -> jax.Array:
   return y_BxHxLxK.astype(x_BxHxLxK.dtype)
 
 
+def attend(
+  q_BxHxLxK: jax.Array, k_BxNxLxK: jax.Array, v_BxNxLxK: jax.Array
+) -> jax.Array:
+  """Causal attention of each query head to its group's key and value head."""
+  B, H, L, K = q_BxHxLxK.shape
+  N = k_BxNxLxK.shape[1]
+  G = H // N
+  # The G queries that share a key are rows of one product: Q = G * L. Heads
+  # come before positions, so that each product is of contiguous matrices.
+  q_BxNxQxK = q_BxHxLxK.reshape(B, N, G * L, K) * (1 / math.sqrt(K))
+  score_BxNxQxL = jnp.einsum(
+    'bnqk,bnlk->bnql',
+    q_BxNxQxK,
+    k_BxNxLxK,
+    preferred_element_type=jnp.float32,
+  )
+  position_Q = jnp.tile(jnp.arange(L), G)
+  seen_QxL = position_Q[:, None] >= jnp.arange(L)[None]
+  score_BxNxQxL = jnp.where(seen_QxL[None, None], score_BxNxQxL, -1e30)
+  top_BxNxQx1 = jnp.max(score_BxNxQxL, axis=-1, keepdims=True)
+  p_BxNxQxL = jnp.exp(score_BxNxQxL - jax.lax.stop_gradient(top_BxNxQx1))
+  # Softmax's division after the product: K wide, not L.
+  z_BxNxQx1 = jnp.sum(p_BxNxQxL, axis=-1, keepdims=True)
+  y_BxNxQxK = jnp.einsum(
+    'bnql,bnlk->bnqk',
+    p_BxNxQxL.astype(v_BxNxLxK.dtype),
+    v_BxNxLxK,
+    preferred_element_type=jnp.float32,
+  )
+  y_BxNxQxK = (y_BxNxQxK / z_BxNxQx1).astype(q_BxHxLxK.dtype)
+  return y_BxNxQxK.reshape(B, H, L, K)
+
+
+def attend_fused(
+  q_BxHxLxK: jax.Array, k_BxNxLxK: jax.Array, v_BxNxLxK: jax.Array
+) -> jax.Array:
+  """As `attend`, by cuDNN; raises ConfigError where it cannot be."""
+  if q_BxHxLxK.dtype != jnp.bfloat16:
+    raise config.ConfigError(
+      "model.attention: 'cudnn' needs model.compute_dtype='bfloat16', got "
+      f"{q_BxHxLxK.dtype}; use 'portable'"
+    )
+  kinds = {device.device_kind for device in jax.devices()}
+  if not any('NVIDIA' in kind for kind in kinds):
+    raise config.ConfigError(
+      "model.attention: 'cudnn' needs an NVIDIA GPU, got "
+      f"{', '.join(sorted(kinds))}; use 'portable'"
+    )
+  by_position = (x.swapaxes(1, 2) for x in (q_BxHxLxK, k_BxNxLxK, v_BxNxLxK))
+  return jax.nn.dot_product_attention(
+    *by_position, is_causal=True, implementation='cudnn'
+  ).swapaxes(1, 2)
+
+
 class Attention(nn.Module):
   """Causal grouped-query attention.
 
@@ -108,43 +228,23 @@ class Attention(nn.Module):
   def __call__(self, x_BxLxD: jax.Array) -> jax.Array:
     m = self.model
     B, L, D = x_BxLxD.shape
-    N, G, K = m.kv_heads, m.heads // m.kv_heads, m.width // m.heads
+    H, N, K = m.heads, m.kv_heads, m.width // m.heads
+    # Once for the three, so that their gradients are summed at once.
+    x_BxLxD = sharding.vary(x_BxLxD, 'heads')
 
     def project(name, heads):
-      y_BxLxHK = _linear(x_BxLxD, _weight(self, name, (D, heads * K)))
-      return y_BxLxHK.reshape(B, L, heads, K).swapaxes(1, 2)
+      y_BxLxHK = _project(self, name, x_BxLxD, (D, heads * K))
+      return y_BxLxHK.reshape(B, L, -1, K).swapaxes(1, 2)
 
-    q_BxHxLxK = rotate(project('query', N * G), m.rope_theta)
+    q_BxHxLxK = rotate(project('query', H), m.rope_theta)
     k_BxNxLxK = rotate(project('key', N), m.rope_theta)
     v_BxNxLxK = project('value', N)
+    function = attend_fused if m.attention == 'cudnn' else attend
+    y_BxHxLxK = function(q_BxHxLxK, k_BxNxLxK, v_BxNxLxK)
 
-    # The G queries that share a key are rows of one product: Q = G * L. Heads
-    # come before positions, so that each product is of contiguous matrices.
-    q_BxNxQxK = q_BxHxLxK.reshape(B, N, G * L, K) * (1 / math.sqrt(K))
-    score_BxNxQxL = jnp.einsum(
-      'bnqk,bnlk->bnql',
-      q_BxNxQxK,
-      k_BxNxLxK,
-      preferred_element_type=jnp.float32,
-    )
-    position_Q = jnp.tile(jnp.arange(L), G)
-    seen_QxL = position_Q[:, None] >= jnp.arange(L)[None]
-    score_BxNxQxL = jnp.where(seen_QxL[None, None], score_BxNxQxL, -1e30)
-    top_BxNxQx1 = jnp.max(score_BxNxQxL, axis=-1, keepdims=True)
-    p_BxNxQxL = jnp.exp(score_BxNxQxL - jax.lax.stop_gradient(top_BxNxQx1))
-    # Softmax's division after the product: K wide, not L.
-    z_BxNxQx1 = jnp.sum(p_BxNxQxL, axis=-1, keepdims=True)
-    y_BxNxQxK = jnp.einsum(
-      'bnql,bnlk->bnqk',
-      p_BxNxQxL.astype(v_BxNxLxK.dtype),
-      v_BxNxLxK,
-      preferred_element_type=jnp.float32,
-    )
-    y_BxNxQxK = (y_BxNxQxK / z_BxNxQx1).astype(x_BxLxD.dtype)
-
-    y_BxLxHxK = y_BxNxQxK.reshape(B, N * G, L, K).swapaxes(1, 2)
-    w_HKxD = _weight(self, 'output', (N * G * K, D), _branch_stddev(m))
-    return _linear(y_BxLxHxK.reshape(B, L, N * G * K), w_HKxD)
+    y_BxLxHK = y_BxHxLxK.swapaxes(1, 2).reshape(B, L, -1)
+    y_BxLxD = _project(self, 'output', y_BxLxHK, (H * K, D), _branch_stddev(m))
+    return sharding.total(y_BxLxD, 'heads')
 
 
 class SwiGLU(nn.Module):
@@ -155,10 +255,14 @@ class SwiGLU(nn.Module):
   @nn.compact
   def __call__(self, x_BxLxD: jax.Array) -> jax.Array:
     D, F = self.model.width, self.model.ffn_width
-    gate_BxLxF = _linear(x_BxLxD, _weight(self, 'gate', (D, F)))
-    up_BxLxF = _linear(x_BxLxD, _weight(self, 'up', (D, F)))
-    w_FxD = _weight(self, 'down', (F, D), _branch_stddev(self.model))
-    return _linear(nn.silu(gate_BxLxF) * up_BxLxF, w_FxD)
+    x_BxLxD = sharding.vary(x_BxLxD, 'ffn')
+    gate_BxLxF = _project(self, 'gate', x_BxLxD, (D, F))
+    up_BxLxF = _project(self, 'up', x_BxLxD, (D, F))
+    y_BxLxF = nn.silu(gate_BxLxF) * up_BxLxF
+    y_BxLxD = _project(
+      self, 'down', y_BxLxF, (F, D), _branch_stddev(self.model)
+    )
+    return sharding.total(y_BxLxD, 'ffn')
 
 
 class Block(nn.Module):
@@ -175,22 +279,36 @@ class Block(nn.Module):
     return x_BxLxD + SwiGLU(m, name='ffn')(y_BxLxD)
 
 
+def _look_up(
+  table_VxD: jax.Array, tokens_BxL: jax.Array, dtype: Any
+) -> jax.Array:
+  """The rows of a table whose rows may be cut.
+
+  Cast after the look-up: the table's gradient is then summed in float32.
+  """
+  if not sharding.is_cut('vocab'):
+    return table_VxD[tokens_BxL].astype(dtype)
+  # Each device looks up what it holds for all sequences along 'fsdp'. Of a
+  # row all others add zeros, which is exact in any dtype.
+  along = sharding.axes('fsdp')
+  tokens_BxL = sharding.gather(tokens_BxL, along, 0)
+  row_BxL = tokens_BxL - sharding.index('vocab') * table_VxD.shape[0]
+  here_BxL = (row_BxL >= 0) & (row_BxL < table_VxD.shape[0])
+  x_BxLxD = table_VxD[jnp.where(here_BxL, row_BxL, 0)]
+  x_BxLxD = jnp.where(here_BxL[..., None], x_BxLxD, 0).astype(dtype)
+  return sharding.total(sharding.scatter(x_BxLxD, along, 0), 'tensor')
+
+
 class Llama(nn.Module):
-  """tokens_BxL -> logits_BxLxV, float32."""
+  """tokens_BxL -> (x_BxLxD, w_DxV), whose product is the logits."""
 
   model: config.Model
 
   @nn.compact
-  def __call__(self, tokens_BxL: jax.Array) -> jax.Array:
+  def __call__(self, tokens_BxL: jax.Array) -> tuple[jax.Array, jax.Array]:
     m = self.model
-    table_VxD = self.param(
-      'embedding',
-      nn.initializers.normal(_STDDEV),
-      (m.vocab_size, m.width),
-      jnp.float32,
-    )
-    # Cast after the look-up: its gradient is then summed in float32.
-    x_BxLxD = table_VxD[tokens_BxL].astype(m.compute_dtype)
+    table_VxD = _weight(self, 'embedding', (m.vocab_size, m.width))
+    x_BxLxD = _look_up(table_VxD, tokens_BxL, m.compute_dtype)
     block: Any = Block
     if m.remat != 'none':
       dots = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
@@ -212,21 +330,61 @@ class Llama(nn.Module):
         x_BxLxD = block(m, name=f'layers_{i}')(x_BxLxD)
     x_BxLxD = RMSNorm(m, name='final_norm')(x_BxLxD)
     if m.tie_embeddings:
-      w_DxV = table_VxD.T.astype(m.compute_dtype)
-    else:
-      w_DxV = _weight(self, 'unembedding', (m.width, m.vocab_size))
-    return _linear(x_BxLxD, w_DxV, jnp.float32)
+      return x_BxLxD, table_VxD.T
+    return x_BxLxD, _weight(self, 'unembedding', (m.width, m.vocab_size))
 
 
 def init(model: config.Model, seed_key: jax.Array) -> Any:
   """Float32 parameters: normal(0.02), residual outputs scaled, gains 1."""
+  # Which must not ask for the kernels that the model will run on.
+  model = dataclasses.replace(model, attention='portable')
   return Llama(model).init(seed_key, jnp.zeros((1, 1), jnp.int32))['params']
+
+
+def hidden(
+  model: config.Model, params: Any, tokens_BxL: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """What the logits are the product of: x_BxLxD, and float32 w_DxV.
+
+  x is in the compute dtype, to which w is still to be cast. Inside
+  `jax.shard_map` over a miner's mesh: of this device's sequences, and its shard
+  of the vocabulary.
+  """
+  product: Any = Llama(model).apply({'params': params}, tokens_BxL)
+  return product
+
+
+def embed(model: config.Model, params: Any, tokens_BxL: jax.Array) -> jax.Array:
+  """What the first layer takes."""
+  return _look_up(params['embedding'], tokens_BxL, model.compute_dtype)
+
+
+def block(model: config.Model, layer: Any, x_BxLxD: jax.Array) -> jax.Array:
+  """One layer, of its own parameters."""
+  y_BxLxD: Any = Block(model).apply({'params': layer}, x_BxLxD)
+  return y_BxLxD
+
+
+def product_of(
+  model: config.Model, params: Any, x_BxLxD: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """`hidden` from what the last layer gives."""
+  gain = {'params': params['final_norm']}
+  y_BxLxD: Any = RMSNorm(model).apply(gain, x_BxLxD)
+  tied = model.tie_embeddings
+  return y_BxLxD, params['embedding'].T if tied else params['unembedding']
+
+
+def logits(
+  model: config.Model, x_BxLxD: jax.Array, w_DxV: jax.Array
+) -> jax.Array:
+  """Float32, of what `hidden` gives, on one device."""
+  return _linear(x_BxLxD, w_DxV.astype(model.compute_dtype), jnp.float32)
 
 
 def apply(model: config.Model, params: Any, tokens_BxL: jax.Array) -> jax.Array:
   """The float32 logits_BxLxV that predict the token after each position."""
-  logits_BxLxV: Any = Llama(model).apply({'params': params}, tokens_BxL)
-  return logits_BxLxV
+  return logits(model, *hidden(model, params, tokens_BxL))
 
 
 def num_params(model: config.Model) -> int:

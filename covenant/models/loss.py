@@ -1,9 +1,12 @@
 """Next-token cross-entropy in nats a token, and its gradient.
 
-Shapes: B batch, L length, V vocabulary, L1 = L + 1. A target below zero is
-ignored; the end of a text is an ordinary token, and predicting it counts.
+Shapes: B batch, L length, C positions of a chunk, D width, V vocabulary, L1 =
+L + 1; of what is cut, those of a shard. A target below zero is ignored; the end
+of a text is an ordinary token, and predicting it counts.
 """
 
+import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -11,6 +14,7 @@ import jax.numpy as jnp
 
 from covenant import config
 from covenant.models import llama
+from covenant.models import sharding
 
 
 class Loss(NamedTuple):
@@ -55,11 +59,90 @@ def next_token_loss(
 ) -> Loss:
   """The loss of predicting tokens 1 to L from tokens 0 to L - 1.
 
-  Negative tokens are padding: never a target, and read as token 0.
+  Negative tokens are padding: never a target, and read as token 0. Inside
+  `jax.shard_map` over a miner's mesh: of this device's sequences.
   """
   inputs_BxL = jnp.maximum(tokens_BxL1[:, :-1], 0)
-  logits_BxLxV = llama.apply(model, params, inputs_BxL)
-  return cross_entropy(logits_BxLxV, tokens_BxL1[:, 1:], model.z_loss)
+  x_BxLxD, w_DxV = llama.hidden(model, params, inputs_BxL)
+  return _of_product(model, x_BxLxD, w_DxV, tokens_BxL1[:, 1:])
+
+
+def _of_product(
+  model: config.Model,
+  x_BxLxD: jax.Array,
+  w_DxV: jax.Array,
+  targets_BxL: jax.Array,
+) -> Loss:
+  """The loss of the logits that `llama.hidden` leads to."""
+  chunk = model.loss_chunk or x_BxLxD.shape[1]
+  if sharding.is_cut('vocab') or chunk < x_BxLxD.shape[1]:
+    return _chunked(x_BxLxD, w_DxV, targets_BxL, chunk, model.z_loss)
+  logits_BxLxV = llama.logits(model, x_BxLxD, w_DxV)
+  return cross_entropy(logits_BxLxV, targets_BxL, model.z_loss)
+
+
+def _chunked(
+  x_BxLxD: jax.Array,
+  w_DxV: jax.Array,
+  targets_BxL: jax.Array,
+  chunk: int,
+  z_loss: float,
+) -> Loss:
+  """`cross_entropy` of the logits x @ w, of so many positions at once.
+
+  Neither pass holds more logits than those of one chunk, and of them a device
+  only what its shard of w leads to, for all sequences along 'fsdp'.
+  """
+  padding = -x_BxLxD.shape[1] % chunk
+  x_BxLxD = jnp.pad(x_BxLxD, ((0, 0), (0, padding), (0, 0)))
+  targets_BxL = jnp.pad(targets_BxL, ((0, 0), (0, padding)), constant_values=-1)
+
+  def chunks(x: jax.Array) -> jax.Array:
+    x = x.reshape(x.shape[0], -1, chunk, *x.shape[2:])
+    return jnp.moveaxis(x, 1, 0)
+
+  @jax.checkpoint
+  def sums(x_BxCxD, targets_BxC):
+    """The sums over the targets that count: nats, squares of log z, ones."""
+    along = sharding.axes('fsdp')
+    x_BxCxD = sharding.vary(sharding.gather(x_BxCxD, along, 0), 'vocab')
+    logits_BxCxV = llama.product(x_BxCxD, w_DxV, dtype=jnp.float32)
+    top_BxC = sharding.largest(
+      jnp.max(jax.lax.stop_gradient(logits_BxCxV), axis=-1), 'vocab'
+    )
+    logits_BxCxV = logits_BxCxV - top_BxC[..., None]
+    token_V = sharding.index('vocab') * w_DxV.shape[1] + jnp.arange(
+      w_DxV.shape[1]
+    )
+    is_target_BxCxV = (
+      token_V[None, None] == sharding.gather(targets_BxC, along, 0)[..., None]
+    )
+    # Of all sequences along 'fsdp' a part; then of its own the sums.
+    z_BxC = jnp.sum(jnp.exp(logits_BxCxV), axis=-1)
+    hit_BxC = jnp.sum(logits_BxCxV, axis=-1, where=is_target_BxCxV)
+    log_z_BxC = jnp.log(
+      sharding.total(sharding.scatter(z_BxC, along, 0), 'tensor')
+    )
+    hit_BxC = sharding.total(sharding.scatter(hit_BxC, along, 0), 'tensor')
+    nats_BxC = log_z_BxC - hit_BxC
+    log_z_BxC = log_z_BxC + sharding.own(top_BxC, along, 0)
+    counts_BxC = targets_BxC >= 0
+    return (
+      jnp.sum(nats_BxC, where=counts_BxC),
+      jnp.sum(jnp.square(log_z_BxC), where=counts_BxC),
+      jnp.sum(counts_BxC, dtype=jnp.int32),
+    )
+
+  _, each = jax.lax.scan(
+    lambda _, slices: (None, sums(*slices)),
+    None,
+    (chunks(x_BxLxD), chunks(targets_BxL)),
+  )
+  nats, squares, tokens = jax.tree.map(jnp.sum, each)
+  divisor = jnp.maximum(tokens, 1).astype(jnp.float32)
+  nats = nats / divisor
+  total = nats + z_loss * (squares / divisor) if z_loss else nats
+  return Loss(total, nats, tokens)
 
 
 def next_token_gradient(
@@ -79,7 +162,10 @@ def next_token_gradient(
       less memory; on a CPU this is also faster once they fit its caches.
 
   Returns:
-    The loss over the whole batch, and its gradient, like `params`.
+    The loss over the whole batch, and its gradient, like `params`. Inside
+    `jax.shard_map` over a miner's mesh: the loss over the batches of all
+    devices, and of its gradient what this device adds to it, along the axes of
+    the batch where `params` are typed as its own.
   """
   batch = tokens_BxL1.shape[0]
   microbatch = microbatch or batch
@@ -88,24 +174,85 @@ def next_token_gradient(
       f'microbatch must divide the batch of {batch} sequences, got {microbatch}'
     )
   tokens = jnp.sum(tokens_BxL1[:, 1:] >= 0, dtype=jnp.int32)
+  tokens = sharding.total(tokens, 'batch')
   divisor = jnp.maximum(tokens, 1).astype(jnp.float32)
 
-  def share(params, tokens_MxL1):
-    """This slice's part of the batch's means."""
-    loss = next_token_loss(model, params, tokens_MxL1)
+  def share(loss):
+    """A slice's part of the batch's means."""
     weight = loss.tokens.astype(jnp.float32) / divisor
     return loss.total * weight, loss.nats * weight
 
-  gradient = jax.value_and_grad(share, has_aux=True)
+  @functools.partial(jax.value_and_grad, has_aux=True)
+  def gradient(params, tokens_MxL1):
+    return share(next_token_loss(model, params, tokens_MxL1))
+
   if microbatch == batch:
-    (total, nats), grads = gradient(params, tokens_BxL1)
+    sums, grads = gradient(params, tokens_BxL1)
+    total, nats = sharding.total(sums, 'batch')
     return Loss(total, nats, tokens), grads
 
   def add(sums, tokens_MxL1):
+    if model.scan_layers and model.remat == 'block':
+      return _add_gradient(model, params, tokens_MxL1, share, sums)
     scalars, grads = gradient(params, tokens_MxL1)
     return jax.tree.map(jnp.add, sums, grads), scalars
 
   slices = tokens_BxL1.reshape(-1, microbatch, tokens_BxL1.shape[1])
   zeros = jax.tree.map(jnp.zeros_like, params)
-  grads, (totals, nats) = jax.lax.scan(add, zeros, slices)
-  return Loss(jnp.sum(totals), jnp.sum(nats), tokens), grads
+  grads, each = jax.lax.scan(add, zeros, slices)
+  total, nats = sharding.total(jax.tree.map(jnp.sum, each), 'batch')
+  return Loss(total, nats, tokens), grads
+
+
+def _add_gradient(
+  model: config.Model,
+  params: Any,
+  tokens_MxL1: jax.Array,
+  share: Callable[[Loss], tuple[jax.Array, jax.Array]],
+  sums: Any,
+) -> tuple[Any, tuple[jax.Array, jax.Array]]:
+  """Sums plus the gradient of `share`, a layer at a time.
+
+  As `jax.grad` of stacked layers that are all computed again; but that would
+  have all of a slice's gradient at hand before adding it: as much memory as
+  the parameters take.
+  """
+  inputs_MxL = jnp.maximum(tokens_MxL1[:, :-1], 0)
+  layers, rest = params['layers'], {**params}
+  del rest['layers']
+  x_MxLxD, embed_backward = jax.vjp(
+    lambda rest: llama.embed(model, rest, inputs_MxL), rest
+  )
+  x_MxLxD, x_NxMxLxD = jax.lax.scan(
+    lambda x, layer: (llama.block(model, layer, x), x), x_MxLxD, layers
+  )
+
+  def head(rest, x_MxLxD):
+    x_MxLxD, w_DxV = llama.product_of(model, rest, x_MxLxD)
+    return share(_of_product(model, x_MxLxD, w_DxV, tokens_MxL1[:, 1:]))
+
+  total, head_backward, nats = jax.vjp(head, rest, x_MxLxD, has_aux=True)
+  rest_grads, dx_MxLxD = head_backward(jnp.ones_like(total))
+
+  def backward(carry, slices):
+    dx_MxLxD, sums = carry
+    i, layer, x_MxLxD = slices
+    _, block_backward = jax.vjp(
+      functools.partial(llama.block, model), layer, x_MxLxD
+    )
+    grads, dx_MxLxD = block_backward(dx_MxLxD)
+    sums = jax.tree.map(lambda s, g: s.at[i].add(g), sums, grads)
+    return (dx_MxLxD, sums), None
+
+  (dx_MxLxD, layer_sums), _ = jax.lax.scan(
+    backward,
+    (dx_MxLxD, sums['layers']),
+    (jnp.arange(model.layers), layers, x_NxMxLxD),
+    reverse=True,
+  )
+  (embed_grads,) = embed_backward(dx_MxLxD)
+  grads = jax.tree.map(jnp.add, rest_grads, embed_grads)
+  rest_sums = {**sums}
+  del rest_sums['layers']
+  rest_sums = jax.tree.map(jnp.add, rest_sums, grads)
+  return {**rest_sums, 'layers': layer_sums}, (total, nats)

@@ -173,6 +173,7 @@ def outer_step(
   entries: Sequence[manifest_lib.Entry],
   payloads: Mapping[bytes, bytes],
   decoded: Mapping[bytes, Any] | None = None,
+  consume: bool = False,
 ) -> Applied:
   """The state after a round.
 
@@ -184,13 +185,16 @@ def outer_step(
     payloads: theirs, by digest.
     decoded: messages of payloads that were decoded at this place before, by
       digest.
+    consume: whether nobody else holds the state before, see
+      `replica.Replica.advance`.
 
   A payload that is refused counts for nothing, on every node alike: all have
   the same bytes and the same rules. With none left, the state does not move.
   """
   messages = _messages(replica, chain, place, entries, payloads, decoded or {})
-  shared, delta_norm = replica.advance(place.shared, messages)
-  return Applied(place.shared, shared, delta_norm, messages)
+  shared, delta_norm = replica.advance(place.shared, messages, consume)
+  before = shared if consume else place.shared
+  return Applied(before, shared, delta_norm, messages)
 
 
 def _messages(

@@ -125,7 +125,10 @@ def _to_tree(state: State) -> dict[str, Any]:
 
 
 def _copy(x: Any) -> Any:
-  return x if isinstance(x, str) else np.array(x)
+  """Of several processes the first alone writes, and needs a copy."""
+  if isinstance(x, str):
+    return x
+  return np.asarray(x) if jax.process_index() else np.array(x)
 
 
 def _abstract(x: Any) -> Any:

@@ -7,23 +7,44 @@ import jax
 
 from covenant import config as config_lib
 from covenant.models import llama
+from covenant.plan import memory
 
 
-def memory_bytes(config: config_lib.Config, miners: int) -> int:
-  """Bytes that `miners` miners in one process hold, activations left out.
+class Lacking(config_lib.ConfigError):
+  """This machine cannot run the config.
 
-  Everything is float32: per parameter 4 bytes shared (8 with outer momentum,
-  12 with an outer AdamW), 12 a miner (two AdamW moments, error feedback), and
-  24 for the one that trains, until its message is made and added.
+  hardware: whether it lacks devices or memory, not only what can be brought.
   """
-  params = llama.num_params(config.model)
+
+  def __init__(self, message: str, hardware: bool):
+    super().__init__(message)
+    self.hardware = hardware
+
+
+def memory_bytes(config: config_lib.Config, miners: int) -> float:
+  """Bytes that a device holds for `miners` in a process, activations left out.
+
+  The most of any phase of the one that works (covenant/plan/memory.py), and the
+  private state of the others.
+  """
+  cut = memory.shards(config)
+  phases = memory.phases(config, cut, config.devices.offload)
+  most = max(p.total - p.device.get('activations', 0) for p in phases)
   optim = config.optim
-  shared = 4 + (4 if optim.outer.momentum else 0)
-  methods = {'sparseloco': 12, 'diloco': 8, 'demo': 4, 'ddp': 0}
-  private = methods[optim.method]
-  if optim.method == 'ddp':
-    shared = 12
-  return params * (shared + 24 + private * miners)
+  private = 4 * cut.params * (memory.moments(optim) + memory.errors(optim))
+  return max(most + (miners - 1) * private, 4 * cut.params)
+
+
+def lacking_devices(config: config_lib.Config) -> str:
+  """What to say of the devices of this machine; empty if there are enough."""
+  mesh, there = config.devices, jax.devices()
+  needed = max(mesh.data, 1) * mesh.fsdp * mesh.tensor
+  if needed <= len(there):
+    return ''
+  return (
+    f'devices.data * devices.fsdp * devices.tensor = {needed}, and here is '
+    f'{len(there)} x {there[0].device_kind}'
+  )
 
 
 def lacking_memory(config: config_lib.Config, miners: int) -> str:
@@ -35,8 +56,8 @@ def lacking_memory(config: config_lib.Config, miners: int) -> str:
   params = llama.num_params(config.model)
   return (
     f'{params:,} parameters and {miners} miner(s) in one process '
-    f'take {needed / 1e9:,.1f} GB beside activations; the {kind} here '
-    f'has {there / 1e9:,.1f} GB. '
+    f'take {needed / 1e9:,.1f} GB of a device beside activations; the {kind} '
+    f'here has {there / 1e9:,.1f} GB. '
     'Lower miners or model, or use a larger machine'
   )
 
@@ -61,16 +82,18 @@ def check(config: config_lib.Config, miners: int) -> None:
     miners: in this process.
 
   Raises:
-    ConfigError: one line a thing that this machine lacks.
+    Lacking: one line a thing that this machine lacks.
   """
   lacking = {
+    'devices': lacking_devices(config),
     'memory': lacking_memory(config, miners),
     'data': lacking_data(config),
   }
   missing = [f'{name}: {text}' for name, text in lacking.items() if text]
   if missing:
-    raise config_lib.ConfigError(
-      f'{config.name} cannot run here:\n  ' + '\n  '.join(missing)
+    raise Lacking(
+      f'{config.name} cannot run here:\n  ' + '\n  '.join(missing),
+      hardware=bool(lacking['devices'] or lacking['memory']),
     )
 
 

@@ -54,6 +54,8 @@ class Node:
     applied: what the nodes of one process have applied last, by root and
       digest: those who stand at the same root share the result.
     observe: told of everything that the node does.
+    sole: whether nobody else holds its parameters, before and after a round:
+      a large model is then moved in place.
   """
 
   can: frozenset[Do] = frozenset()
@@ -67,6 +69,7 @@ class Node:
     place: agreement.Place,
     applied: dict[Any, agreement.Applied] | None = None,
     observe: Observe = lambda event: None,
+    sole: bool = False,
   ):
     self.config = config
     self.chain = chain
@@ -80,6 +83,7 @@ class Node:
     self.messages: Mapping[int, Any] = {}  # of the last round
     self._applied = {} if applied is None else applied
     self._observe = observe
+    self._sole = sole
     self._payloads: dict[bytes, bytes] = {}  # of this round, by digest
     self._decoded: dict[bytes, Any] = {}  # messages of these that are valid
     self._obey: dict[Do, Callable[[round_lib.Command, int], Any]] = {
@@ -202,6 +206,7 @@ class Node:
       manifest.entries,
       self._payloads,
       self._decoded,
+      consume=self._sole,
     )
 
   def _moved(self, applied: agreement.Applied, digest: bytes | None) -> None:

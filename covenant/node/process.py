@@ -6,6 +6,7 @@ one workdir that all can see: each has a journal of its own there, in rank-N/
 but for rank 0, and all write the checkpoints together.
 """
 
+import itertools
 import os
 import pathlib
 import time
@@ -27,6 +28,7 @@ from covenant.node import checkpoint as checkpoint_lib
 from covenant.node import connect
 from covenant.node import journal as journal_lib
 from covenant.node import miner as miner_lib
+from covenant.node import placement
 from covenant.node import ranks as ranks_lib
 from covenant.node import replica as replica_lib
 from covenant.node import trainer as trainer_lib
@@ -65,7 +67,9 @@ class Process:
     own = workdir / f'rank-{ranks.index}' if ranks.index else workdir
     self._journal = journal_lib.Journal(own, role, hotkey)
     self._chain = ranks.chain(lambda: connect.chain(config))
-    replica = replica_lib.Replica(config)
+    mesh = placement.Placement(ranks.mesh).home_mesh
+    offload = role == 'miner' and config.devices.offload
+    replica = replica_lib.Replica(config, mesh, offload)
     run = replica.run
     objects = ranks.objects(run, lambda: connect.objects(config, run))
     data = dataset.load(config)
@@ -91,15 +95,12 @@ class Process:
   ) -> miner_lib.Miner:
     config, _, _, replica, start = common
     trainer = trainer_lib.Trainer(config, replica, data, self._ranks.mesh)
-    # Compiled before the first round begins, not in it.
-    trainer.contribute(
-      start.shared.params,
-      trainer.init(start.shared.params),
-      trainer_lib.Task(0, 0, b'', bytes(32)),
-      lambda data: bytes(64),
-    )
+    # Compiled before the first round begins, not in it: one step of it.
+    params, task = start.shared.params, trainer_lib.Task(0, 0, b'', bytes(32))
+    batches = itertools.islice(trainer.batches(task), 1)
+    trainer.work(params, trainer.init(params), task, batches)
     return miner_lib.Miner(
-      *common, trainer=trainer, observe=self._journal.event
+      *common, trainer=trainer, observe=self._journal.event, sole=True
     )
 
   def _validator(

@@ -9,6 +9,9 @@ none waits for another that has raised.
   rank 0   ask -> chain or store -> answer or error -> tell -> act
   rank 1   ask -----------------------------------> hear -> act
 
+The processes of an emulation (covenant/emulate/crew.py) are ranks as well;
+each of them is asked what its own miners have made.
+
 Who asks something else than rank 0 has drifted from it, and ends. When a rank
 ends, the others do: at once when they next hear or tell, and within
 `_HEARTBEAT_SECONDS` whatever they wait for.
@@ -23,7 +26,6 @@ from typing import Any, TypeVar
 
 import jax
 import msgpack
-import numpy as np
 
 # Not public, but Flax and Orbax rely on it too: the store of the ranks' own
 # coordinator, by which they find rank 0.
@@ -31,7 +33,9 @@ from jax._src import distributed
 
 from covenant import config as config_lib
 from covenant.chain import interface as chain_lib
+from covenant.models import sharding
 from covenant.node import objects as objects_lib
+from covenant.node import trainer as trainer_lib
 from covenant.store import interface as store_lib
 
 _Answer = TypeVar('_Answer')
@@ -42,7 +46,7 @@ _CONNECT_SECONDS = 300  # until all ranks are there
 _KEY = 'covenant/ranks'
 _ENDED = 'ended'  # beside the names of errors
 
-# What an operation of chain or store may raise, on every rank alike.
+# What may be raised on every rank alike, by chain, store or training.
 _ERRORS: Mapping[str, type[Exception]] = {
   error.__name__: error
   for error in (
@@ -56,6 +60,7 @@ _ERRORS: Mapping[str, type[Exception]] = {
     store_lib.StoreError,
     store_lib.TooLarge,
     store_lib.Unavailable,
+    trainer_lib.Diverged,
     ValueError,
   )
 }
@@ -84,13 +89,22 @@ class Ranks:
     self.mesh = mesh
     self._links = links
 
-  def ask(self, question: Any, answer: Callable[[], _Answer]) -> _Answer:
-    """What `answer` returns or raises on rank 0, on every rank.
+  @property
+  def alone(self) -> bool:
+    """Whether there is no other."""
+    return not self._links
+
+  def ask(
+    self, question: Any, answer: Callable[[], _Answer], rank: int = 0
+  ) -> _Answer:
+    """What `answer` returns or raises on one rank, on every rank.
 
     Args:
       question: what is asked, and of what: plain values, on all ranks equal.
-      answer: called on rank 0 alone. Returns None, a bool, a number, text,
-        bytes, or tuples and dicts of them; a named tuple comes as a tuple.
+      answer: called on the rank that is asked alone. Returns None, a bool, a
+        number, text, bytes, or tuples and dicts of them; a named tuple comes
+        as a tuple.
+      rank: who is asked. Rank 0 passes the answer of another on.
 
     Raises:
       Exception: what `answer` raised, of `_ERRORS`.
@@ -99,28 +113,36 @@ class Ranks:
     if not self._links:
       return answer()
     mark = hashlib.blake2b(_pack(question), digest_size=16).digest()
-    if self.index:
-      message = self._hear()
-    else:
+    if self.index == rank:
       try:
         message = _answered(mark, answer)
       except BaseException as e:
-        why = f'rank 0 has ended: {type(e).__name__}: {e}'
+        why = f'rank {rank} has ended: {type(e).__name__}: {e}'
         self._tell(_pack((mark, _ENDED, why)))
         raise
       self._tell(message)
+    else:
+      message = self._hear(rank)
+      if not self.index:
+        self._tell(message, but=rank)
     theirs, error, content = _unpack(message)
     if error == _ENDED:
       raise RankError(content)
     if theirs != mark:
       raise RankError(
-        f'rank {self.index} has drifted from rank 0, which asks chain and '
-        f'store for something else than {str(question)[:200]}. Start all ranks '
+        f'rank {self.index} has drifted from rank {rank}, which is at '
+        f'something else than {str(question)[:200]}. Start all ranks '
         'again, with one workdir that all can see'
       )
     if error:
       raise _ERRORS[error](content)
     return content
+
+  def collect(self, rank: int, make: Callable[[], bytes]) -> bytes:
+    """What `make` returns on another rank, on rank 0; elsewhere nothing."""
+    if self.index == rank:
+      self._tell(make())
+    return b'' if self.index else self._hear(rank)
 
   def chain(self, connect: Callable[[], chain_lib.Chain]) -> chain_lib.Chain:
     """The chain to which `connect` leads rank 0; raises as that."""
@@ -140,30 +162,41 @@ class Ranks:
     for link in self._links:
       link.close()
 
-  def _hear(self) -> bytes:
+  def _hear(self, rank: int) -> bytes:
+    """The next message of a rank; it comes from rank 0 but there."""
+    near = 0 if self.index else rank
     try:
-      return self._links[0].recv_bytes()
+      return self._links[near - 1 if near else 0].recv_bytes()
     except (EOFError, OSError) as e:
-      raise RankError('rank 0 has ended; its log says why') from e
+      raise RankError(f'rank {near} has ended; its log says why') from e
 
-  def _tell(self, message: bytes) -> None:
-    for rank, link in enumerate(self._links, start=1):
-      try:
-        link.send_bytes(message)
-      except OSError as e:
-        raise RankError(f'rank {rank} has ended; its log says why') from e
+  def _tell(self, message: bytes, but: int = 0) -> None:
+    """Sends to all others, `but` one, from rank 0; else to rank 0."""
+    first = 0 if self.index else 1
+    for rank, link in enumerate(self._links, start=first):
+      if self.index or rank != but:
+        try:
+          link.send_bytes(message)
+        except OSError as e:
+          raise RankError(f'rank {rank} has ended; its log says why') from e
 
 
-def start(network: config_lib.Network) -> Ranks:
+def start(
+  network: config_lib.Network, devices: config_lib.Devices | None = None
+) -> Ranks:
   """The ranks that `network` describes, once all are there.
 
   To be called before anything else of JAX.
 
+  Args:
+    network: of the config.
+    devices: of the mesh of a miner; None where the ranks share none.
+
   Raises:
-    ConfigError: they do not come together as described.
+    ConfigError: they do not come together as described, or devices do not fit.
   """
   if not network.coordinator:
-    return Ranks()
+    return Ranks(mesh=_mesh(devices))
   where: dict[str, Any] = {}
   if network.coordinator != 'auto':
     where = {
@@ -181,8 +214,30 @@ def start(network: config_lib.Network) -> Ranks:
     )
   except (RuntimeError, ValueError) as e:
     raise config_lib.ConfigError(f'network.coordinator: {e}') from e
-  mesh = jax.sharding.Mesh(np.array(jax.devices()), ('batch',))
-  return Ranks(jax.process_index(), _links(), mesh)
+  return Ranks(jax.process_index(), _links(), _mesh(devices))
+
+
+def _mesh(devices: config_lib.Devices | None) -> jax.sharding.Mesh | None:
+  """Of all processes, whose copies of the parameters each are of one."""
+  if devices is None:
+    return None
+  if devices.data == devices.fsdp == devices.tensor == jax.process_count() == 1:
+    return None
+  available = sorted(jax.devices(), key=lambda d: (d.process_index, d.id))
+  copy = devices.fsdp * devices.tensor
+  processes, local = jax.process_count(), jax.local_device_count()
+  if processes > 1 and local % copy:
+    raise config_lib.ConfigError(
+      f'devices.fsdp * devices.tensor: expected a divisor of the {local} '
+      f'devices of one process, which alone can share parameters, got {copy}'
+    )
+  if processes > 1 and devices.data not in (0, len(available) // copy):
+    raise config_lib.ConfigError(
+      f'devices.data: expected 0 (or {len(available) // copy}), for all '
+      f'{len(available)} devices of {processes} processes to share the batch, '
+      f'got {devices.data}'
+    )
+  return sharding.mesh(devices, available)
 
 
 def _links() -> list[connection_lib.Connection]:

@@ -4,22 +4,27 @@ Miners, validators and the emulator all advance through this one function
 from the same payload bytes, in uid order: that is why they stay identical.
 """
 
+import collections
 import functools
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent import futures
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
 from covenant import config as config_lib
 from covenant.models import llama
-from covenant.optim import aggregate
+from covenant.models import sharding
+from covenant.node import placement
 from covenant.optim import method as method_lib
-from covenant.optim import outer as outer_lib
+from covenant.optim import receiver as receiver_lib
 from covenant.wire import payload
+
+_PIECE_BYTES = 1 << 26  # of a leaf, that have a digest of their own
+_PIECES = 32  # on the host at once
 
 
 class Shared(NamedTuple):
@@ -30,40 +35,72 @@ class Shared(NamedTuple):
 
 
 class Replica:
-  """The compiled rules by which the shared state of one run advances."""
+  """The compiled rules by which the shared state of one run advances.
 
-  def __init__(self, config: config_lib.Config):
+  Args:
+    config: of the run.
+    mesh: whose devices share the parameters (covenant/models/sharding.py);
+      None is the default device. The state is the same, bit for bit.
+    offload: whether the state waits in host memory between rounds.
+
+  Raises:
+    ConfigError: tensors cannot be compressed so, or not on this mesh.
+  """
+
+  def __init__(
+    self,
+    config: config_lib.Config,
+    mesh: jax.sharding.Mesh | None = None,
+    offload: bool = False,
+  ):
     self.method = method_lib.make(config)
     self.like = jax.eval_shape(
       lambda: llama.init(config.model, jax.random.key(0))
     )
-    codec = config.optim.compression.codec
+    compression = config.optim.compression
+    self.mesh, self.specs = mesh, None
+    if mesh is not None:
+      sharding.check(config.model, compression.block, mesh)
+      self.specs = sharding.specs(self.like, mesh)
     try:
-      self.spec = payload.make_spec(self.like, self.method.compression, codec)
+      self.spec = payload.make_spec(
+        self.like, self.method.compression, compression.codec
+      )
+      self.receiver = receiver_lib.Receiver(
+        self.like,
+        self.method,
+        mesh,
+        self.specs,
+        # It clips the norm of all tensors together.
+        per_leaf=config.optim.method != 'ddp',
+      )
     except ValueError as e:
       raise config_lib.ConfigError(f'optim.compression: {e}') from e
     self.run = payload.run_id(config_lib.identity(config))
     self._config = config
     self._last: tuple[Shared, str] | None = None
-    rules = {'like': self.like, 'compression': self.method.compression}
-    self._norms = jax.jit(functools.partial(aggregate.message_norms, **rules))
-    self._add = jax.jit(
-      functools.partial(aggregate.add, **rules, defence=self.method.defence),
-      donate_argnames=('sums',),
-    )
-    self._step = jax.jit(self._outer_step)
+    device = (jax.local_devices() if mesh is None else mesh.local_devices)[0]
+    self.parking = placement.Parking(device, offload)
 
   def fingerprint(self, shared: Shared) -> str:
     """As the function of this name; made once for what was asked last."""
     if self._last is None or self._last[0] is not shared:
-      self._last = (shared, fingerprint(shared.params))
+      found = fingerprint(shared.params, fetch=self.parking.fetch)
+      self._last = shared, found
     return self._last[1]
 
   def init(self) -> Shared:
-    """The state before the first round, a function of the run's seed."""
+    """The state before the first round, a function of the run's seed.
+
+    On a mesh it is made in its shards: no device ever holds the whole.
+    """
     key = jax.random.key(self._config.seed)
-    params = jax.jit(functools.partial(llama.init, self._config.model))(key)
-    return Shared(params, self.method.outer.init(params))
+    init = functools.partial(llama.init, self._config.model)
+    placed: dict[str, Any] = {}
+    if self.mesh is not None:
+      placed['out_shardings'] = sharding.shardings(self.like, self.mesh)
+    params = jax.jit(init, **placed)(key)
+    return self.parking.park(Shared(params, self.method.outer.init(params)))
 
   def decode(
     self, data: bytes, expected: payload.Header, verify: payload.Verify
@@ -72,7 +109,7 @@ class Replica:
     return payload.decode(data, expected, self.like, self.spec, verify)
 
   def advance(
-    self, shared: Shared, messages: Mapping[int, Any]
+    self, shared: Shared, messages: Mapping[int, Any], consume: bool = False
   ) -> tuple[Shared, float]:
     """The shared state after a round, and the L2 norm of the aggregated delta.
 
@@ -80,43 +117,80 @@ class Replica:
       shared: the state at the start of the round.
       messages: uid -> message, of everybody who counts. With none the state
         does not move.
+      consume: whether `shared` is of no more use, so that a large model can be
+        moved in place.
     """
     if not messages:
       return shared, 0.0
     ordered = [messages[uid] for uid in sorted(messages)]
-    norms_RxP = jnp.stack([self._norms(m) for m in ordered])
-    factors_RxP = aggregate.clip_factors(norms_RxP, self.method.clip)
-    sums = aggregate.start(
-      self.like, self.method.compression, self.method.defence
-    )
-    for message, factors_P in zip(ordered, factors_RxP, strict=True):
-      sums = self._add(sums, message, factors_P)
-    peers = jnp.float32(len(ordered))
-    shared, delta_norm = self._step(shared, sums, peers)
-    return shared, float(delta_norm)
-
-  def _outer_step(
-    self, shared: Shared, sums: Any, peers: jax.Array
-  ) -> tuple[Shared, jax.Array]:
-    method = self.method
-    delta = aggregate.mean(
-      sums,
-      peers,
-      self.like,
-      method.compression,
-      method.mean_over,
-      method.defence,
-    )
-    params, outer = outer_lib.outer_update(
-      self.method.outer, delta, shared.outer, shared.params
-    )
-    return Shared(params, outer), optax.tree.norm(delta)
+    consume = consume or placement.is_parked(shared)  # what is fetched is ours
+    here = self.parking.fetch(shared)
+    moved = self.receiver.advance(here.params, here.outer, ordered, consume)
+    after = self.parking.park(Shared(moved.params, moved.outer))
+    return after, moved.delta_norm
 
 
-def fingerprint(params: Any) -> str:
-  """A digest of all parameters' bytes: equal if and only if they are."""
+def fingerprint(
+  params: Any,
+  piece_bytes: int = _PIECE_BYTES,
+  fetch: Callable[[Any], Any] = lambda leaf: leaf,
+) -> str:
+  """A digest of all parameters' bytes: equal if and only if they are.
+
+  Of a large leaf it takes digests of its pieces instead, which all cores make
+  at once: one alone would need minutes for a node of 72 billion parameters.
+  `fetch` brings each leaf to where it can be sliced.
+  """
   digest = hashlib.blake2b(digest_size=16)
   for path, leaf in jax.tree_util.tree_leaves_with_path(params):
     digest.update(jax.tree_util.keystr(path).encode())
-    digest.update(np.asarray(leaf).tobytes())
+    if leaf.nbytes <= piece_bytes:
+      digest.update(np.asarray(leaf).reshape(-1).view(np.uint8).data)
+    else:
+      for of_piece in _piece_digests(fetch(leaf), piece_bytes):
+        digest.update(of_piece)
   return digest.hexdigest()
+
+
+def _piece_digests(leaf: Any, piece_bytes: int) -> Iterator[bytes]:
+  """Of every `piece_bytes` of a leaf's bytes; the last may be shorter."""
+
+  def digest(data: np.ndarray) -> bytes:
+    return hashlib.blake2b(data.data, digest_size=32).digest()
+
+  with futures.ThreadPoolExecutor() as pool:
+    waiting = collections.deque[futures.Future[bytes]]()
+    left = np.zeros(0, np.uint8)
+    for piece in stream(leaf, piece_bytes // leaf.dtype.itemsize):
+      left = np.concatenate([left, piece.reshape(-1).view(np.uint8)])
+      while left.size >= piece_bytes:
+        waiting.append(pool.submit(digest, left[:piece_bytes]))
+        left = left[piece_bytes:]
+        if len(waiting) > _PIECES:
+          yield waiting.popleft().result()
+    if left.size:
+      waiting.append(pool.submit(digest, left))
+    while waiting:
+      yield waiting.popleft().result()
+
+
+def stream(x: Any, budget: int) -> Iterator[np.ndarray]:
+  """A leaf brought to the host piece by piece, in row-major order.
+
+  A piece has up to `budget` elements, or one index of the first axis. Of a
+  sharded array no device gets more than it has.
+  """
+  if not isinstance(x, jax.Array) or x.size <= budget:
+    yield np.asarray(x)
+    return
+  n = max(budget * x.shape[0] // x.size, 1)
+  for first in range(0, x.shape[0], n):
+    last = min(first + n, x.shape[0])
+    piece = np.empty((last - first, *x.shape[1:]), x.dtype)
+    for shard in x.addressable_shards:
+      start, stop, _ = shard.index[0].indices(x.shape[0])
+      low, high = max(start, first), min(stop, last)
+      if shard.replica_id == 0 and low < high:
+        here = jax.lax.dynamic_slice_in_dim(shard.data, low - start, high - low)
+        piece[low - first : high - first, *shard.index[1:]] = here
+    yield piece

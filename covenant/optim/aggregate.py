@@ -75,7 +75,8 @@ def aggregate(
   def leaf(x: Any, factors_R: Any, *parts: Any) -> jax.Array:
     sums = start(x, compression, defence)
     for part, factor in zip(parts, factors_R, strict=True):
-      sums = add(sums, part, factor[None], x, compression, defence)
+      limit = limits(part, x, compression, defence)
+      sums = add(sums, part, factor[None], x, compression, limit)
     return mean(sums, len(parts), x, compression, mean_over, defence)
 
   treedef = jax.tree.structure(like)
@@ -97,6 +98,20 @@ def message_norms(
   """L2 norm of each tensor of a message: float32 [P], in leaf order."""
   parts = jax.tree.structure(like).flatten_up_to(message)
   return jnp.stack([compression.norm(part) for part in parts])
+
+
+def limits(
+  message: Any, like: Any, compression: Compression, defence: Defence
+) -> jax.Array | None:
+  """How large a value of a message counts at most, for `defence.cap`.
+
+  Returns:
+    float32 [P], of each tensor, in leaf order; None if there is no cap.
+  """
+  if not defence.cap:
+    return None
+  parts = jax.tree.structure(like).flatten_up_to(message)
+  return jnp.stack([compression.limit(part, defence.cap) for part in parts])
 
 
 def clip_factors(norms_RxP: jax.Array, clip: str = 'median') -> jax.Array:
@@ -136,12 +151,17 @@ def add(
   factors_P: jax.Array,
   like: Any,
   compression: Compression,
-  defence: Defence = NO_DEFENCE,
+  limits_P: jax.Array | None = None,
 ) -> Any:
-  """The aggregate with one more peer's message, tensor p times factor p."""
+  """The aggregate with one more peer's message, tensor p times factor p.
+
+  No value of tensor p counts for more than limit p, before scaling.
+  """
   treedef = jax.tree.structure(like)
   leaves = [
-    compression.add(s, part, factors_P[p], defence.cap)
+    compression.add(
+      s, part, factors_P[p], None if limits_P is None else limits_P[p]
+    )
     for p, (s, part) in enumerate(
       zip(
         treedef.flatten_up_to(sums),

@@ -28,6 +28,13 @@ class Packet(NamedTuple):
   scales: Any  # of the quantizer
 
 
+class Kept(NamedTuple):
+  """What is sent of one region, before it is quantized."""
+
+  indices: jax.Array  # as of a packet
+  values: jax.Array  # float32 [N, K]
+
+
 class Sums(NamedTuple):
   """A running aggregate of one leaf, in the compressor's own layout."""
 
@@ -53,6 +60,10 @@ class Compression(Protocol):
     """L2 norm of what `part` decompresses to."""
     ...
 
+  def limit(self, part: Any, cap: float) -> jax.Array:
+    """`cap` times the mean magnitude of the values in `part`."""
+    ...
+
   @property
   def num_codes(self) -> int:
     """How many codes a value can have; 0 where values are not coded."""
@@ -67,11 +78,15 @@ class Compression(Protocol):
     ...
 
   def add(
-    self, sums: Sums, part: Any, factor: jax.Array, cap: float = 0.0
+    self,
+    sums: Sums,
+    part: Any,
+    factor: jax.Array,
+    limit: jax.Array | None = None,
   ) -> Sums:
     """The aggregate with one more peer, scaled by `factor`.
 
-    With a `cap` no magnitude counts for more than so many times their mean.
+    With a `limit` no magnitude counts for more than that, before scaling.
     """
     ...
 
@@ -116,8 +131,30 @@ class TopK:
     return blocks.block_k(self.k, self.block, block_size, self.layout)
 
   def compress(self, x: jax.Array) -> tuple[Packet, ...]:
-    parts = blocks.cut(x, self.block, self.layout)
-    return tuple(self._packet(part) for part in parts)
+    return tuple(self.encode(kept) for kept in self.keep(x))
+
+  def keep(self, x: jax.Array) -> tuple[Kept, ...]:
+    """The first half of `compress`: what is sent of each region.
+
+    No block has to do with any other.
+    """
+    kept = []
+    for blocks_NxL in blocks.cut(x, self.block, self.layout):
+      size = blocks_NxL.shape[1]
+      indices_NxK = self._select(blocks_NxL, self.block_k(size))
+      values_NxK = jnp.take_along_axis(blocks_NxL, indices_NxK, axis=1)
+      indices_NxK = indices_NxK.astype(blocks.index_dtype(size))
+      kept.append(Kept(indices_NxK, values_NxK))
+    return tuple(kept)
+
+  def encode(self, kept: Kept, axes: quantize.Axes = ()) -> Packet:
+    """The other half: the packet of a region, or of one of its shards.
+
+    Args:
+      kept: of a whole region, or in `jax.shard_map` of one of its shards.
+      axes: the mesh axes of the shards, see `quantize.Quantizer`.
+    """
+    return Packet(kept.indices, *self.quantizer.encode(kept.values, axes))
 
   def decompress(
     self, part: tuple[Packet, ...], shape: Sequence[int]
@@ -135,6 +172,9 @@ class TopK:
   def norm(self, part: tuple[Packet, ...]) -> jax.Array:
     values = self._values(part)
     return jnp.sqrt(sum((jnp.sum(v * v) for v in values), jnp.float32(0)))
+
+  def limit(self, part: tuple[Packet, ...], cap: float) -> jax.Array:
+    return _limit(self._values(part), cap)
 
   @property
   def num_codes(self) -> int:
@@ -165,9 +205,9 @@ class TopK:
     sums: Sums,
     part: tuple[Packet, ...],
     factor: jax.Array,
-    cap: float = 0.0,
+    limit: jax.Array | None = None,
   ) -> Sums:
-    values = _capped(self._values(part), cap)
+    values = _limited(self._values(part), limit)
     ones = [jnp.ones_like(v, jnp.uint16) for v in values]
     values = [factor * v for v in values]
     return Sums(
@@ -186,9 +226,9 @@ class TopK:
   def join(self, parts: Sequence[jax.Array], shape: Sequence[int]) -> jax.Array:
     return blocks.join(parts, shape, self.block, self.layout)
 
-  def _packet(self, blocks_NxL: jax.Array) -> Packet:
-    k = self.block_k(blocks_NxL.shape[1])
-    return make_packet(blocks_NxL, topk.select(blocks_NxL, k), self.quantizer)
+  def _select(self, blocks_NxL: jax.Array, k: int) -> jax.Array:
+    """int32 [N, k]: which elements of each block are sent, ascending."""
+    return topk.select(blocks_NxL, k)
 
   def _values(self, part: tuple[Packet, ...]) -> list[jax.Array]:
     return [self.quantizer.decode(p.codes, p.scales) for p in part]
@@ -208,6 +248,9 @@ class Dense:
   def norm(self, part: jax.Array) -> jax.Array:
     return jnp.sqrt(jnp.sum(part * part))
 
+  def limit(self, part: jax.Array, cap: float) -> jax.Array:
+    return _limit([part], cap)
+
   @property
   def num_codes(self) -> int:
     return 0
@@ -222,9 +265,13 @@ class Dense:
     return _with_extremes(sums, extremes)
 
   def add(
-    self, sums: Sums, part: jax.Array, factor: jax.Array, cap: float = 0.0
+    self,
+    sums: Sums,
+    part: jax.Array,
+    factor: jax.Array,
+    limit: jax.Array | None = None,
   ) -> Sums:
-    (value,) = _capped([part], cap)
+    (value,) = _limited([part], limit)
     value = factor * value
     return Sums(
       (sums.total[0] + value,),
@@ -238,15 +285,6 @@ class Dense:
     return parts[0]
 
 
-def make_packet(
-  blocks_NxL: jax.Array, indices_NxK: jax.Array, quantizer: quantize.Quantizer
-) -> Packet:
-  """The selected values of a region, quantized."""
-  values_NxK = jnp.take_along_axis(blocks_NxL, indices_NxK, axis=1)
-  indices_NxK = indices_NxK.astype(blocks.index_dtype(blocks_NxL.shape[1]))
-  return Packet(indices_NxK, *quantizer.encode(values_NxK))
-
-
 def _with_extremes(sums: Sums, wanted: bool) -> Sums:
   if not wanted:
     return sums
@@ -254,12 +292,16 @@ def _with_extremes(sums: Sums, wanted: bool) -> Sums:
   return sums._replace(highest=highest, lowest=tuple(-x for x in highest))
 
 
-def _capped(values: Sequence[jax.Array], cap: float) -> list[jax.Array]:
-  """Values of one peer's tensor, `cap` times their mean magnitude at most."""
-  if not cap:
-    return list(values)
+def _limit(values: Sequence[jax.Array], cap: float) -> jax.Array:
   total = sum((jnp.sum(jnp.abs(v)) for v in values), jnp.float32(0))
-  limit = cap * total / max(sum(v.size for v in values), 1)
+  return cap * total / max(sum(v.size for v in values), 1)
+
+
+def _limited(
+  values: Sequence[jax.Array], limit: jax.Array | None
+) -> list[jax.Array]:
+  if limit is None:
+    return list(values)
   return [jnp.clip(v, -limit, limit) for v in values]
 
 

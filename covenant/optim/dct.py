@@ -82,8 +82,8 @@ class DCTTopK(compression.TopK):
   frequency over those who sent it (reference/papers.md 5).
   """
 
-  def compress(self, x: jax.Array) -> Any:
-    return super().compress(dct(x, self.block, self.layout))
+  def keep(self, x: jax.Array) -> tuple[compression.Kept, ...]:
+    return super().keep(dct(x, self.block, self.layout))
 
   def decompress(self, part: Any, shape: Sequence[int]) -> jax.Array:
     # `TopK` writes straight into the leaf, not by way of `join`.

@@ -78,21 +78,55 @@ def _matrices(params: Any) -> Any:
 
 
 def schedule(inner: config.Inner, total_steps: int) -> optax.Schedule:
-  """Inner step -> learning rate: linear warm-up, then cosine.
+  """Inner step -> learning rate.
+
+  Linear warm-up, then cosine, which stands still for `flat_steps`; from
+  `anneal_start` on, linear up and linear down to zero. The published run had
+  all of it (reference/templar.md 6).
 
   Args:
-    inner: `decay_steps` counts the warm-up in; 0 means `total_steps`.
+    inner: `decay_steps` counts the warm-up in, but not the pause; 0 means
+      `total_steps`.
     total_steps: inner steps of the whole run.
+
+  >>> inner = config.Inner(
+  ...   learning_rate=1.0,
+  ...   decay_steps=4,
+  ...   final_ratio=0.0,
+  ...   flat_start=2,
+  ...   flat_steps=2,
+  ...   anneal_start=8,
+  ...   anneal_warmup_steps=1,
+  ...   anneal_decay_steps=2,
+  ...   anneal_ratio=0.5,
+  ... )
+  >>> print([round(float(schedule(inner, 0)(i)), 2) for i in range(12)])
+  [1.0, 0.85, 0.5, 0.5, 0.5, 0.15, 0.0, 0.0, 0.0, 0.5, 0.25, 0.0]
   """
-  return _promoting(
-    optax.warmup_cosine_decay_schedule(
-      init_value=0.0,
-      peak_value=inner.learning_rate,
-      warmup_steps=inner.warmup_steps,
-      decay_steps=inner.decay_steps or total_steps,
-      end_value=inner.final_ratio * inner.learning_rate,
-    )
+  rate = optax.warmup_cosine_decay_schedule(
+    init_value=0.0,
+    peak_value=inner.learning_rate,
+    warmup_steps=inner.warmup_steps,
+    decay_steps=inner.decay_steps or total_steps,
+    end_value=inner.final_ratio * inner.learning_rate,
   )
+  if inner.flat_steps:
+    rate = _pausing(rate, inner.flat_start, inner.flat_steps)
+  if inner.anneal_start:
+    peak = inner.anneal_ratio * inner.learning_rate
+    up, down = inner.anneal_warmup_steps, inner.anneal_decay_steps
+    anneal = [
+      optax.linear_schedule(0.0, peak, up),
+      optax.linear_schedule(peak, 0.0, down),
+    ]
+    start = inner.anneal_start
+    rate = optax.join_schedules([rate, *anneal], [start, start + up])
+  return _promoting(rate)
+
+
+def _pausing(rate: optax.Schedule, start: int, steps: int) -> optax.Schedule:
+  """`rate`, that stands still for `steps` from `start` on."""
+  return lambda step: rate(step - jnp.clip(step - start, 0, steps))
 
 
 def rejoin_factor(

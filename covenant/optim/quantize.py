@@ -21,10 +21,13 @@ fewer of two: a second bit pays only where k is given.
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
+
+Axes = tuple[str, ...]  # of a mesh
 
 
 def _constant(value: Any) -> Any:
@@ -47,8 +50,17 @@ class Quantizer(Protocol):
     """Shape of the scales of a region of `num_blocks` blocks."""
     ...
 
-  def encode(self, values_NxK: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """float32 [N, K] -> codes uint8 [N, K] and scales."""
+  def encode(
+    self, values_NxK: jax.Array, axes: Axes = ()
+  ) -> tuple[jax.Array, jax.Array]:
+    """float32 [N, K] -> codes uint8 [N, K] and scales.
+
+    Args:
+      values_NxK: of a region, or in `jax.shard_map` of one of its shards, all
+        of which have as many blocks.
+      axes: the mesh axes of the shards. Statistics are of the whole region, and
+        no more than these crosses the axes.
+    """
     ...
 
   def decode(self, codes_NxK: jax.Array, scales: jax.Array) -> jax.Array:
@@ -67,7 +79,10 @@ class Exact:
     del num_blocks
     return (0, 0)
 
-  def encode(self, values_NxK: jax.Array) -> tuple[jax.Array, jax.Array]:
+  def encode(
+    self, values_NxK: jax.Array, axes: Axes = ()
+  ) -> tuple[jax.Array, jax.Array]:
+    del axes
     return values_NxK, jnp.zeros((0, 0), jnp.float32)
 
   def decode(self, codes_NxK: jax.Array, scales: jax.Array) -> jax.Array:
@@ -102,8 +117,10 @@ class Sign:
   def scale_shape(self, num_blocks: int) -> tuple[int, int]:
     return (num_blocks if self.per == 'block' else 1, 1)
 
-  def encode(self, values_NxK: jax.Array) -> tuple[jax.Array, jax.Array]:
-    scales = _mean(jnp.abs(values_NxK), self.per).astype(jnp.bfloat16)
+  def encode(
+    self, values_NxK: jax.Array, axes: Axes = ()
+  ) -> tuple[jax.Array, jax.Array]:
+    scales = _mean(jnp.abs(values_NxK), self.per, axes).astype(jnp.bfloat16)
     return (values_NxK >= 0).astype(jnp.uint8), scales
 
   def decode(self, codes_NxK: jax.Array, scales: jax.Array) -> jax.Array:
@@ -144,20 +161,22 @@ class SignMagnitude:
   def scale_shape(self, num_blocks: int) -> tuple[int, int]:
     return (2 + (num_blocks if self.per == 'block' else 1), 1)
 
-  def encode(self, values_NxK: jax.Array) -> tuple[jax.Array, jax.Array]:
+  def encode(
+    self, values_NxK: jax.Array, axes: Axes = ()
+  ) -> tuple[jax.Array, jax.Array]:
     magnitudes_NxK = jnp.abs(values_NxK)
-    scales = _mean(magnitudes_NxK, self.per).astype(jnp.bfloat16)
+    scales = _mean(magnitudes_NxK, self.per, axes).astype(jnp.bfloat16)
     scale = scales.astype(jnp.float32)
     ratios_NxK = magnitudes_NxK / jnp.where(scale > 0, scale, 1.0)
     # An error of a ratio counts by its block's scale, squared. Relative to the
     # largest, the squares neither overflow nor all vanish.
-    largest = jnp.max(scale)
+    largest = _over(jax.lax.pmax, jnp.max(scale), axes)
     weight = jnp.square(scale / jnp.where(largest > 0, largest, 1.0))
     low, high = jnp.float32(0.9), jnp.float32(1.2)
     for _ in range(self.iterations):
       above_NxK = ratios_NxK > (low + high) / 2
-      low = _centre(ratios_NxK, jnp.where(above_NxK, 0.0, weight), low)
-      high = _centre(ratios_NxK, jnp.where(above_NxK, weight, 0.0), high)
+      low = _centre(ratios_NxK, jnp.where(above_NxK, 0.0, weight), low, axes)
+      high = _centre(ratios_NxK, jnp.where(above_NxK, weight, 0.0), high, axes)
     levels = jnp.stack([low, high]).astype(jnp.bfloat16)
     middle = jnp.mean(levels.astype(jnp.float32))
     positive = (values_NxK >= 0).astype(jnp.uint8)
@@ -189,8 +208,10 @@ class Linear:
     del num_blocks
     return (1, 2)
 
-  def encode(self, values_NxK: jax.Array) -> tuple[jax.Array, jax.Array]:
-    codes_NxK, shift, width = _grid(values_NxK, self.bits, self.span)
+  def encode(
+    self, values_NxK: jax.Array, axes: Axes = ()
+  ) -> tuple[jax.Array, jax.Array]:
+    codes_NxK, shift, width = _grid(values_NxK, self.bits, self.span, axes)
     return codes_NxK, jnp.stack([shift, width])[None]
 
   def decode(self, codes_NxK: jax.Array, scales: jax.Array) -> jax.Array:
@@ -216,13 +237,16 @@ class Statistical:
     del num_blocks
     return (1, 1 + 2**self.bits)
 
-  def encode(self, values_NxK: jax.Array) -> tuple[jax.Array, jax.Array]:
-    codes_NxK, shift, _ = _grid(values_NxK, self.bits, self.span)
+  def encode(
+    self, values_NxK: jax.Array, axes: Axes = ()
+  ) -> tuple[jax.Array, jax.Array]:
+    codes_NxK, shift, _ = _grid(values_NxK, self.bits, self.span, axes)
     grid_B = jnp.arange(2**self.bits, dtype=jnp.uint8)[None, None]
     member = codes_NxK[..., None] == grid_B
-    count = jnp.sum(member, axis=(0, 1))
     centred = values_NxK - shift
     total = jnp.sum(jnp.where(member, centred[..., None], 0.0), axis=(0, 1))
+    sums = jnp.sum(member, axis=(0, 1)), total
+    count, total = _over(jax.lax.psum, sums, axes)
     means = total / jnp.maximum(count, 1).astype(jnp.float32)
     return codes_NxK, jnp.concatenate([shift[None], means])[None]
 
@@ -236,32 +260,42 @@ def _check_per(per: str) -> None:
     raise ValueError(f"per: expected 'block' or 'tensor', got {per!r}")
 
 
-def _mean(x_NxK: jax.Array, per: str) -> jax.Array:
+def _over(collective: Callable[..., Any], x: Any, axes: Axes) -> Any:
+  """What `collective` makes of `x` over the shards along `axes`, if any."""
+  return collective(x, axes) if axes else x
+
+
+def _mean(x_NxK: jax.Array, per: str, axes: Axes) -> jax.Array:
   """[N, 1] means of the blocks, or [1, 1], the mean of all."""
-  return jnp.mean(x_NxK, axis=1 if per == 'block' else None, keepdims=True)
+  if per == 'block':
+    return jnp.mean(x_NxK, axis=1, keepdims=True)
+  return _over(jax.lax.pmean, jnp.mean(x_NxK, keepdims=True), axes)
 
 
 def _centre(
-  x_NxK: jax.Array, weight_NxK: jax.Array, otherwise: jax.Array
+  x_NxK: jax.Array, weight_NxK: jax.Array, otherwise: jax.Array, axes: Axes
 ) -> jax.Array:
   """The weighted mean; `otherwise` where nothing has weight."""
-  total = jnp.sum(weight_NxK)
-  mean = jnp.sum(x_NxK * weight_NxK) / jnp.where(total > 0, total, 1.0)
+  sums = jnp.sum(x_NxK * weight_NxK), jnp.sum(weight_NxK)
+  weighted, total = _over(jax.lax.psum, sums, axes)
+  mean = weighted / jnp.where(total > 0, total, 1.0)
   return jnp.where(total > 0, mean, otherwise)
 
 
 def _grid(
-  values_NxK: jax.Array, bits: int, span: float
+  values_NxK: jax.Array, bits: int, span: float, axes: Axes
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
   """Codes on a grid of `span` deviations (n - 1), its centre and its width.
 
   Rounds half to even. A width of zero, or of one value, is replaced by 1.
   """
   bins = 2**bits
-  shift = jnp.mean(values_NxK)
+  shift = _over(jax.lax.pmean, jnp.mean(values_NxK), axes)
   centred = values_NxK - shift
-  degrees = max(values_NxK.size - 1, 1)
-  deviation = jnp.sqrt(jnp.sum(centred * centred) / degrees)
+  shards = jax.lax.axis_size(axes) if axes else 1
+  degrees = max(shards * values_NxK.size - 1, 1)
+  squares = _over(jax.lax.psum, jnp.sum(centred * centred), axes)
+  deviation = jnp.sqrt(squares / degrees)
   width = span * deviation / bins
   width = jnp.where((width > 0) & jnp.isfinite(width), width, 1.0)
   grid = jnp.round(centred / width + bins // 2)

@@ -23,9 +23,8 @@ class RandomK(compression.TopK):
   L / k to be unbiased: with error feedback, the rest is sent later.
   """
 
-  def _packet(self, blocks_NxL: jax.Array) -> compression.Packet:
-    indices_NxK = select(blocks_NxL, self.block_k(blocks_NxL.shape[1]))
-    return compression.make_packet(blocks_NxL, indices_NxK, self.quantizer)
+  def _select(self, blocks_NxL: jax.Array, k: int) -> jax.Array:
+    return select(blocks_NxL, k)
 
 
 def select(blocks_NxL: jax.Array, k: int) -> jax.Array:

@@ -236,6 +236,69 @@ class LlamaTest(parameterized.TestCase):
     )
 
 
+def _random_heads(length, dtype=np.float32):
+  """Queries of 4 heads, keys and values of 2, 8 wide."""
+  rng = np.random.default_rng(0)
+  return [
+    jnp.asarray(2 * rng.normal(size=(3, heads, length, 8)), dtype)
+    for heads in (4, 2, 2)
+  ]
+
+
+def _both(function, qkv):
+  """The values of an attention, and the gradients of their weighted sum."""
+
+  @jax.jit
+  def run(*qkv):
+    y_BxHxLxK, transposed = jax.vjp(function, *qkv)
+    return y_BxHxLxK, transposed(jnp.sin(qkv[0]))
+
+  return run(*qkv)
+
+
+class AttentionTest(parameterized.TestCase):
+  def test_equals_jax(self):
+    def reference(*qkv):
+      by_position = (x.swapaxes(1, 2) for x in qkv)
+      return jax.nn.dot_product_attention(
+        *by_position, is_causal=True, implementation='xla'
+      ).swapaxes(1, 2)
+
+    qkv = _random_heads(length=7)
+    got, want = _both(llama.attend, qkv), _both(reference, qkv)
+    jax.tree.map(
+      lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5),
+      got,
+      want,
+    )
+
+  def test_fused_says_where_it_cannot_be(self):
+    for model, needs in (
+      (_with(attention='cudnn', compute_dtype='bfloat16'), 'an NVIDIA GPU'),
+      (_with(attention='cudnn'), "model.compute_dtype='bfloat16'"),
+    ):
+      if needs == 'an NVIDIA GPU' and jax.default_backend() == 'gpu':
+        continue
+      params = _lively_params(model)  # which need no such kernel
+      with self.assertRaisesRegex(
+        config.ConfigError, rf"model.attention: 'cudnn' needs {needs}, .* use"
+      ):
+        llama.apply(model, params, _tokens())
+
+  def test_fused_equals_portable(self):
+    if jax.default_backend() != 'gpu':
+      self.skipTest('cuDNN needs an NVIDIA GPU')
+    qkv = _random_heads(length=128, dtype=jnp.bfloat16)
+    got, want = _both(llama.attend_fused, qkv), _both(llama.attend, qkv)
+    jax.tree.map(
+      lambda x, y: np.testing.assert_allclose(
+        np.float32(x), np.float32(y), atol=3e-2
+      ),
+      got,
+      want,
+    )
+
+
 _rotate = jax.jit(llama.rotate, static_argnames='theta')
 
 

@@ -1,5 +1,6 @@
 """Tests of the loss, against the formula written out, and of its gradient."""
 
+import dataclasses
 import functools
 
 import jax
@@ -151,6 +152,55 @@ class NextTokenTest(parameterized.TestCase):
       grads,
       expected_grads,
     )
+
+  @parameterized.parameters(1, 3, 8, 9)
+  def test_chunks_of_positions(self, chunk):
+    """Up to rounding the loss of all at once, whatever a chunk leaves over."""
+    want, want_grads = _gradient(2)(self.params, self.tokens_BxL1)
+    model = dataclasses.replace(_TINY, loss_chunk=chunk)
+    value, grads = jax.jit(
+      functools.partial(loss.next_token_gradient, model, microbatch=2)
+    )(self.params, self.tokens_BxL1)
+    np.testing.assert_allclose(value, want, rtol=1e-6)
+    jax.tree.map(
+      lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-7),
+      grads,
+      want_grads,
+    )
+
+  @parameterized.parameters(True, False)
+  def test_a_layer_at_a_time(self, tie_embeddings):
+    """The gradient of layers that are all computed again, as by jax.grad."""
+    model = dataclasses.replace(
+      _TINY, layers=3, scan_layers=True, tie_embeddings=tie_embeddings
+    )
+    params = jax.jit(functools.partial(llama.init, model))(jax.random.key(0))
+    (want, want_grads), (value, grads) = (
+      jax.jit(
+        functools.partial(
+          loss.next_token_gradient,
+          dataclasses.replace(model, remat=remat),
+          microbatch=2,
+        )
+      )(params, self.tokens_BxL1)
+      for remat in ('none', 'block')
+    )
+    np.testing.assert_allclose(value, want, rtol=1e-6)
+    jax.tree.map(
+      lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-7),
+      grads,
+      want_grads,
+    )
+
+  def test_no_more_logits_than_of_a_chunk(self):
+    model = dataclasses.replace(_TINY, loss_chunk=2)
+    text = (
+      jax.jit(functools.partial(loss.next_token_gradient, model))
+      .lower(self.params, self.tokens_BxL1)
+      .as_text()
+    )
+    self.assertIn('tensor<6x2x13xf32>', text)
+    self.assertNotIn('tensor<6x8x13xf32>', text)
 
   def test_gradient_under_a_named_axis(self):
     """Each peer its own parameters and data, as SparseLoCo's inner step."""

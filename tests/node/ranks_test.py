@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from unittest import mock
 
 import jax
 import numpy as np
@@ -23,6 +24,7 @@ from covenant.chain import interface as chain_lib
 from covenant.chain import ledger
 from covenant.chain import local
 from covenant.data import dataset
+from covenant.models import sharding
 from covenant.node import connect
 from covenant.node import objects as objects_lib
 from covenant.node import ranks as ranks_lib
@@ -41,6 +43,13 @@ def pair():
   """The two ends of a link: rank 0 and rank 1."""
   here, there = multiprocessing.Pipe()
   return ranks_lib.Ranks(0, [here]), ranks_lib.Ranks(1, [there])
+
+
+def three():
+  """Rank 0 between two others."""
+  pipes = [multiprocessing.Pipe() for _ in range(2)]
+  others = [ranks_lib.Ranks(i + 1, [pipes[i][1]]) for i in range(2)]
+  return ranks_lib.Ranks(0, [here for here, _ in pipes]), *others
 
 
 def run(program, ranks=None):
@@ -99,6 +108,52 @@ class RanksTest(parameterized.TestCase):
     self.assertIsInstance(first, (ZeroDivisionError, TypeError))
     self.assertIsInstance(second, ranks_lib.RankError)
     self.assertIn(f'{type(first).__name__}: {first}', str(second))
+
+  @parameterized.parameters(0, 1, 2)
+  def test_another_rank_can_be_asked(self, asked):
+    def program(ranks):
+      got = ranks.ask('what', lambda: ranks.index, asked)
+      return got, ranks.ask('and', lambda: 7 + ranks.index)
+
+    self.assertEqual(run(program, three()), [(asked, 7)] * 3)
+
+  def test_its_errors_are_everybodys(self):
+    def program(ranks):
+      def fail():
+        raise trainer_lib.Diverged('why')
+
+      try:
+        ranks.ask('what', fail, 1)
+      except trainer_lib.Diverged as e:
+        return str(e), ranks.ask('and', lambda: 7)
+
+    self.assertEqual(run(program, three()), [('why', 7)] * 3)
+
+  def test_a_bug_of_its_ends_all(self):
+    got = run(lambda ranks: ranks.ask('what', lambda: 1 / 0, 1), three())
+    self.assertIsInstance(got[1], ZeroDivisionError)
+    for other in got[0], got[2]:
+      self.assertIsInstance(other, ranks_lib.RankError)
+      self.assertRegex(str(other), 'rank 1 has ended: ZeroDivisionError')
+
+  def test_who_drifts_from_it_ends(self):
+    def program(ranks):
+      return ranks.ask(('work', ranks.index == 1), lambda: None, 1)
+
+    first, second, third = run(program, three())
+    self.assertIsNone(second)
+    for other in first, third:
+      self.assertIsInstance(other, ranks_lib.RankError)
+      self.assertIn('drifted from rank 1', str(other))
+
+  def test_rank_0_collects(self):
+    def program(ranks):
+      own = bytes([ranks.index])
+      return [ranks.collect(rank, lambda: own) for rank in (2, 1, 2)]
+
+    nothing = [b''] * 3
+    want = [[b'\2', b'\1', b'\2'], nothing, nothing]
+    self.assertEqual(run(program, three()), want)
 
   def test_who_asks_something_else_ends(self):
     def program(ranks):
@@ -227,10 +282,11 @@ class SharedBatchTest(parameterized.TestCase):
       ('optim.inner.batch_size=8', *changes),
     )
     replica = replica_lib.Replica(config)
-    mesh = jax.sharding.Mesh(np.array(jax.devices()[:devices]), ('batch',))
-    trainer = trainer_lib.Trainer(
-      config, replica, dataset.load(config), mesh if devices else None
-    )
+    mesh = None
+    if devices:
+      wanted = config_lib.Devices(data=devices)
+      mesh = sharding.mesh(wanted, jax.devices())
+    trainer = trainer_lib.Trainer(config, replica, dataset.load(config), mesh)
     return trainer, replica.init().params
 
   def work(self, *args):
@@ -282,6 +338,38 @@ class SharedBatchTest(parameterized.TestCase):
   def test_a_batch_must_be_shared_evenly(self, devices, changes, message):
     with self.assertRaisesRegex(config_lib.ConfigError, message):
       self.trainer('', devices, *changes)
+
+
+class MeshTest(parameterized.TestCase):
+  """Of the devices that a miner's ranks have together."""
+
+  def start(self, processes=1, **devices):
+    """As of processes that have four devices each."""
+    with (
+      mock.patch.object(jax, 'process_count', lambda: processes),
+      mock.patch.object(jax, 'local_device_count', lambda: 8 // processes),
+    ):
+      own = config_lib.Devices(**devices)
+      return ranks_lib.start(config_lib.Network(), own).mesh
+
+  def test_of_one_process(self):
+    self.assertIsNone(self.start())
+    self.assertIsNone(ranks_lib.start(config_lib.Network()).mesh)
+    self.assertEqual(self.start(fsdp=2, tensor=2).devices.shape, (1, 2, 2))
+
+  def test_of_two_processes(self):
+    for data in (0, 4):
+      mesh = self.start(2, data=data, fsdp=2)
+      self.assertEqual(mesh.devices.shape, (4, 2, 1))
+
+  @parameterized.parameters(
+    (dict(), r'devices.data: expected 0 \(or 8\), for all 8 .* of 2 .* got 1'),
+    (dict(fsdp=4), r'devices.data: expected 0 \(or 2\)'),
+    (dict(fsdp=8), 'fsdp .*tensor: expected a divisor of the 4 .* got 8'),
+  )
+  def test_of_two_processes_refuses(self, devices, message):
+    with self.assertRaisesRegex(config_lib.ConfigError, message):
+      self.start(2, **devices)
 
 
 # A member of a network whose clock is a file.
@@ -394,7 +482,7 @@ class Network:
     return [
       self._start(
         'miner', 'network.hotkey=0', f'network.coordinator=127.0.0.1:{port}',
-        'network.processes=2', f'network.process={rank}',
+        'network.processes=2', f'network.process={rank}', 'devices.data=0',
       )
       for rank in range(2)
     ]  # fmt: skip

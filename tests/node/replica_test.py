@@ -3,7 +3,9 @@ import numpy as np
 from absl.testing import absltest
 
 from covenant import config as config_lib
+from covenant.models import sharding
 from covenant.node import replica as replica_lib
+from covenant.optim import method as method_lib
 from covenant.optim import sparseloco
 
 
@@ -71,6 +73,100 @@ class ReplicaTest(absltest.TestCase):
     for shared in (self.shared, other, other, self.shared):
       want = replica_lib.fingerprint(shared.params)
       self.assertEqual(self.replica.fingerprint(shared), want)
+
+
+class MeshTest(absltest.TestCase):
+  def setUp(self):
+    super().setUp()
+    sizes = ['model.kv_heads=2', 'optim.outer.momentum=0.5']
+    self.config = config_lib.load('configs/tiny.py', sizes)
+    devices = config_lib.Devices(fsdp=2, tensor=2)
+    self.mesh = sharding.mesh(devices, jax.devices())
+
+  def test_the_state_is_that_of_one_device(self):
+    plain = replica_lib.Replica(self.config)
+    sharded = replica_lib.Replica(self.config, self.mesh)
+    want, got = plain.init(), sharded.init()
+    specs = jax.tree.map(lambda x: x.sharding.spec, got)
+    self.assertEqual(specs.params, sharded.specs)
+    self.assertEqual(specs.outer[0].trace, sharded.specs)
+    self.assertEqual(sharded.fingerprint(got), plain.fingerprint(want))
+    compression = plain.method.compression
+    messages = {}
+    for uid in range(3):
+      messages[uid], _ = sparseloco.compress(
+        jax.tree.map(lambda x, u=uid: x * (u + 1.0), want.params),
+        None,
+        compression,
+        None,
+      )
+    for some in (messages, {2: messages[2]}):
+      some = jax.device_get(some)
+      want, _ = plain.advance(want, some)
+      got, _ = sharded.advance(got, some)
+      self.assertEqual(sharded.fingerprint(got), plain.fingerprint(want))
+    self.assertEqual(jax.tree.map(lambda x: x.sharding.spec, got), specs)
+
+  def test_what_waits_in_host_memory_is_the_same(self):
+    message, _ = sparseloco.compress(
+      jax.tree.map(np.asarray, replica_lib.Replica(self.config).init().params),
+      None,
+      method_lib.make(self.config).compression,
+      None,
+    )
+    messages = {1: jax.device_get(message)}
+    found = set()
+    for mesh, offload in ((None, False), (None, True), (self.mesh, True)):
+      replica = replica_lib.Replica(self.config, mesh, offload)
+      shared = replica.init()
+      after, _ = replica.advance(shared, messages)
+      want = 'pinned_host' if offload else 'device'
+      kinds = {x.sharding.memory_kind for x in jax.tree.leaves(after)}
+      self.assertEqual(kinds, {want})
+      found.add((replica.fingerprint(shared), replica.fingerprint(after)))
+    self.assertLen(found, 1)
+
+  def test_says_what_cannot_be_on_a_mesh(self):
+    for variant, field in (('', 'model.kv_heads'), ('ddp', 'all tensors')):
+      config = config_lib.load(f'configs/tiny.py:{variant}')
+      if variant:
+        config = config_lib.load(
+          f'configs/tiny.py:{variant}', ['model.kv_heads=2']
+        )
+      with self.assertRaisesRegex(config_lib.ConfigError, field):
+        replica_lib.Replica(config, self.mesh)
+
+
+class StreamTest(absltest.TestCase):
+  def test_pieces_are_the_whole_in_order(self):
+    x = np.arange(7 * 4 * 8, dtype=np.float32).reshape(7, 4, 8)
+    devices = config_lib.Devices(data=2, fsdp=2, tensor=2)
+    mesh = sharding.mesh(devices, jax.devices())
+    for spec in (
+      jax.P(),
+      jax.P(None, 'fsdp', 'tensor'),
+      jax.P(None, None, ('fsdp', 'tensor')),
+    ):
+      on_mesh = jax.device_put(x, jax.NamedSharding(mesh, spec))
+      for budget, want in ((1, 7), (64, 4), (10_000, 1)):
+        pieces = list(replica_lib.stream(on_mesh, budget))
+        self.assertLen(pieces, want)
+        np.testing.assert_array_equal(np.concatenate(pieces), x)
+    rows = jax.device_put(x[0], jax.NamedSharding(mesh, jax.P('fsdp')))
+    pieces = list(replica_lib.stream(rows, 10))
+    np.testing.assert_array_equal(np.concatenate(pieces), x[0])
+
+  def test_a_large_leaf_has_one_fingerprint_wherever_it_lies(self):
+    x = np.arange(7 * 4 * 8, dtype=np.float32).reshape(7, 4, 8)
+    mesh = sharding.mesh(config_lib.Devices(fsdp=4), jax.devices())
+    where = jax.NamedSharding(mesh, jax.P(None, 'fsdp'))
+    want = replica_lib.fingerprint({'x': x}, 100)
+    for lying in (x, jax.numpy.array(x), jax.device_put(x, where)):
+      self.assertEqual(replica_lib.fingerprint({'x': lying}, 100), want)
+    for at in (0, 24, 25, x.size - 1):
+      other = x.copy()
+      other.reshape(-1).view(np.uint32)[at] ^= 1
+      self.assertNotEqual(replica_lib.fingerprint({'x': other}, 100), want)
 
 
 if __name__ == '__main__':

@@ -165,5 +165,42 @@ class ExactTest(absltest.TestCase):
     )
 
 
+class ShardsTest(parameterized.TestCase):
+  @parameterized.parameters(
+    quantize.Exact(),
+    quantize.Sign(),
+    quantize.Sign('tensor'),
+    quantize.SignMagnitude(iterations=2),
+    quantize.SignMagnitude('tensor', iterations=2),
+    quantize.Linear(),
+    quantize.Statistical(),
+  )
+  def test_statistics_are_of_all_shards(self, quantizer):
+    rng = np.random.default_rng(0)
+    # Of other scales in other shards.
+    values = rng.standard_normal((8, 6)) * np.arange(1, 9)[:, None]
+    values = values.astype(np.float32)
+    want, scales = ENCODE(quantizer, values)
+    mesh = jax.make_mesh((4,), ('fsdp',))
+
+    def shard(values):
+      codes, scales = quantizer.encode(values, ('fsdp',))
+      return codes, quantizer.decode(codes, scales)
+
+    split = jax.P('fsdp')
+    codes, decoded = jax.jit(
+      jax.shard_map(
+        shard,
+        mesh=mesh,
+        in_specs=split,
+        out_specs=split,
+      )
+    )(jax.device_put(values, jax.NamedSharding(mesh, split)))
+    np.testing.assert_array_equal(codes, want)
+    # One unit in the last place of a bfloat16 scale.
+    rtol = 1e-5 if scales.dtype == np.float32 else 2**-7
+    np.testing.assert_allclose(decoded, DECODE(quantizer, want, scales), rtol)
+
+
 if __name__ == '__main__':
   absltest.main()

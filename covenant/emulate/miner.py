@@ -1,0 +1,62 @@
+"""A miner of an emulation: it trains while others of its host do, too."""
+
+from collections.abc import Callable
+from typing import Any
+
+from covenant.emulate import crew as crew_lib
+from covenant.node import miner as miner_lib
+from covenant.node import trainer as trainer_lib
+
+Begun = Callable[[], tuple[trainer_lib.Contribution, trainer_lib.Private]]
+
+
+class Miner(miner_lib.Miner):
+  """A miner whose training may be under way after it was told to train.
+
+  What comes of it, `contribution` and `private`, is waited for where it is
+  read or replaced; nothing else of the protocol can tell the difference.
+
+  Args:
+    *args: as `node.Node`.
+    seat: where it trains.
+    **kwargs: as `miner.Miner`, but for the trainer.
+  """
+
+  def __init__(self, *args: Any, seat: crew_lib.Seat, **kwargs: Any):
+    self._seat = seat
+    self._begun: Begun | None = None
+    super().__init__(*args, trainer=seat.trainer, **kwargs)
+
+  @property
+  def contribution(self) -> trainer_lib.Contribution | None:
+    self.finish()
+    return self._contribution
+
+  @contribution.setter
+  def contribution(self, value: trainer_lib.Contribution | None) -> None:
+    self.finish()
+    self._contribution = value
+
+  @property
+  def private(self) -> trainer_lib.Private:
+    self.finish()
+    return self._private
+
+  @private.setter
+  def private(self, value: trainer_lib.Private) -> None:
+    self.finish()
+    self._private = value
+
+  def finish(self) -> None:
+    """Returns once no training is under way; raises what the training did."""
+    if self._begun is not None:
+      begun, self._begun = self._begun, None
+      self._contribution, self._private = begun()
+
+  def _fresh(self) -> trainer_lib.Private:
+    return self._seat.init(self.shared.params, self.state.round)
+
+  def _contribute(self, task: trainer_lib.Task) -> None:
+    self._begun = self._seat.contribute(
+      self.shared.params, self.private, task, self.chain.sign
+    )

@@ -1,0 +1,400 @@
+"""Large models leaf by leaf and slice by slice, each leaf where it lies.
+
+A leaf may be sharded over the devices of one miner. Its shards are whole
+blocks of the compressor, and what is done to a block needs no other: inside
+`jax.shard_map` every device works on its own shard, and cuts that into slices
+of whole rows of blocks, so that what is needed on top of the leaf is a few
+times a slice. Only statistics of a whole tensor cross devices.
+
+Messages have one form, whatever the mesh: blocks in row-major order of matrix
+in the stack, row and column. `Leaf.deal` gives every shard the blocks that are
+its own.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from covenant.optim import compression as compression_lib
+from covenant.optim import quantize
+
+BUDGET = 1 << 26  # elements of a slice on one device
+
+
+class Sheet(NamedTuple):
+  """A packet, taken apart into what has one row a block and what has not."""
+
+  rows: Any  # a tuple: indices, codes and a block's own scales, [N, ...]
+  shared: Any  # scales of all blocks
+
+
+def split(
+  packet: compression_lib.Packet, quantizer: quantize.Quantizer
+) -> Sheet:
+  """The sheet of a packet, of NumPy or JAX arrays."""
+  first = quantizer.scale_shape(0)[0]
+  rows = (packet.indices, packet.codes)
+  if quantizer.scale_shape(1)[0] > first:
+    rows += (packet.scales[first:],)
+  return Sheet(rows, packet.scales[:first])
+
+
+def join(sheet: Sheet, concatenate: Any = jnp.concatenate) -> Any:
+  """The packet of a sheet; `concatenate` is NumPy's for NumPy arrays."""
+  indices, codes, *own = sheet.rows
+  scales = concatenate([sheet.shared, *own]) if own else sheet.shared
+  return compression_lib.Packet(indices, codes, scales)
+
+
+@dataclasses.dataclass(frozen=True)
+class Leaf:
+  """A tensor, as it lies on a mesh and as it is worked through.
+
+  What is called local is of one shard, as seen in `jax.shard_map`.
+  """
+
+  shape: tuple[int, ...]  # of the whole
+  spec: jax.P  # one entry a dimension
+  mesh: Any  # of one miner; None: one device
+  # Sides of its blocks, (1, 1) if it is sent dense; None if these are of
+  # several sizes. Then it is neither sharded nor sliced.
+  block: tuple[int, int] | None
+  slices: int = 1
+
+  @property
+  def axes(self) -> tuple[str, ...]:
+    """The mesh axes it is sharded on: those of rows, then of columns."""
+    return (*_names(self._sides[0]), *_names(self._sides[1]))
+
+  @property
+  def local_shape(self) -> tuple[int, ...]:
+    down, across = self._shards
+    _, rows, columns = matrices(self.shape)
+    sides = (*self.shape[:-2], rows // down, columns // across)
+    return sides[-len(self.shape) :] if self.shape else ()
+
+  @property
+  def slice_shape(self) -> tuple[int, ...]:
+    """Of a slice, local."""
+    if self.slices == 1:
+      return self.local_shape
+    stack, rows, columns = matrices(self.local_shape)
+    return stack * rows // self.slices, columns
+
+  @property
+  def like(self) -> jax.ShapeDtypeStruct:
+    """A slice, local."""
+    return jax.ShapeDtypeStruct(self.slice_shape, jnp.float32)
+
+  @property
+  def abstract(self) -> jax.ShapeDtypeStruct:
+    """The whole of it in float32, without values."""
+    sharding = self.mesh and jax.NamedSharding(self.mesh, self.spec)
+    return jax.ShapeDtypeStruct(self.shape, jnp.float32, sharding=sharding)
+
+  def abstract_stacked(self, x: Any) -> jax.ShapeDtypeStruct:
+    """What local arrays like `x` are together, by the spec `stacked`."""
+    spec, shape = jax.P(), x.shape
+    if self.axes and shape:
+      spec = self.stacked
+      shape = (math.prod(self._shards) * shape[0], *shape[1:])
+    sharding = self.mesh and jax.NamedSharding(self.mesh, spec)
+    return jax.ShapeDtypeStruct(shape, x.dtype, sharding=sharding)
+
+  @property
+  def stacked(self) -> jax.P:
+    """Of arrays whose first axis is the shards', one behind the other."""
+    return jax.P(self.axes) if self.axes else jax.P()
+
+  @property
+  def slice_spec(self) -> jax.P:
+    """Of a slice that is the whole leaf, or is `put` into it."""
+    return self.spec if self.slices == 1 else self.stacked
+
+  @property
+  def grid_spec(self) -> jax.P:
+    """Of `grid`."""
+    return jax.P(None, *self._sides, None) if self.axes else jax.P()
+
+  @property
+  def _sides(self) -> tuple[Any, Any]:
+    """What is said of rows and of columns."""
+    *_, rows, columns = (None, None, *self.spec)
+    return rows, columns
+
+  @property
+  def _shards(self) -> tuple[int, int]:
+    """How many there are down and across."""
+    down, across = (
+      math.prod(self.mesh.shape[name] for name in _names(side))
+      for side in self._sides
+    )
+    return down, across
+
+  @property
+  def _slice_blocks(self) -> int:
+    """Of a slice, local; 0 if they are of several sizes."""
+    return math.prod(self._local_grid) // self.slices if self.block else 0
+
+  @property
+  def _local_grid(self) -> tuple[int, int, int]:
+    """Matrices, and rows and columns of blocks."""
+    assert self.block is not None
+    stack, rows, columns = matrices(self.local_shape)
+    return stack, rows // self.block[0], columns // self.block[1]
+
+  def on_shards(
+    self, f: Callable[..., Any], in_specs: Any, out_specs: Any
+  ) -> Callable[..., Any]:
+    """`f` of local arrays, as a function of whole ones."""
+    if self.mesh is None:
+      return f
+    return jax.shard_map(
+      f,
+      mesh=self.mesh,
+      in_specs=in_specs,
+      out_specs=out_specs,
+      # Types do not follow what comes of a `psum` through a concatenation.
+      check_vma=False,
+    )
+
+  def take(self, x: jax.Array, index: Any) -> jax.Array:
+    """Slice `index` of `x`, local."""
+    if self.slices == 1:
+      return x
+    x_RxC = x.reshape(-1, x.shape[-1])
+    return _take_rows(x_RxC, index, self.slices)
+
+  def replace(self, x: jax.Array, part: jax.Array, index: Any) -> jax.Array:
+    """`x`, a whole leaf, with another slice `index`; in place, if of several.
+
+    Args:
+      x: consumed.
+      part: the slices of all shards, by `slice_spec`.
+      index: which slice.
+    """
+    return part if self.slices == 1 else put(x, part, index, leaf=self)
+
+  def each(self, body: Callable[[Any, Any], Any], carry: Any) -> Any:
+    """What `body(index, carry)` makes of it, slice after slice."""
+    if self.slices == 1:
+      return body(0, carry)
+    return jax.lax.fori_loop(0, self.slices, body, carry)
+
+  def take_sheet(self, sheet: Sheet, index: Any) -> Sheet:
+    """Slice `index` of a local sheet, as `grid` made it."""
+    rows = tuple(x.reshape(-1, x.shape[-1]) for x in sheet.rows)
+    if self.slices > 1:
+      rows = tuple(_take_rows(x, index, self.slices) for x in rows)
+    return sheet._replace(rows=rows)
+
+  def put_rows(self, rows: Any, part: Any, index: Any) -> Any:
+    """A tree of local arrays [N, ...] with the blocks of slice `index`."""
+    if self.slices == 1:
+      return part
+    return jax.tree.map(lambda x, p: _put_rows(x, p, index), rows, part)
+
+  def grid(self, sheet: Sheet) -> Sheet:
+    """A local sheet, its blocks where they are in the leaf: [S, R, C, ...].
+
+    So the whole of it, flattened, is in the one order of messages.
+    """
+    if not self.axes:
+      return sheet
+    grid = self._local_grid
+    rows = tuple(x.reshape(*grid, x.shape[-1]) for x in sheet.rows)
+    return sheet._replace(rows=rows)
+
+  def deal(self, part: Any, index: int, quantizer: Any) -> Any:
+    """Slice `index` of a received part of a message, put on the mesh.
+
+    Args:
+      part: of the whole leaf, NumPy arrays.
+      index: which slice.
+      quantizer: of the packets; None where the part is dense.
+
+    Returns:
+      A tuple of sheets, one a region, of arrays by the spec `stacked`; or an
+      array.
+    """
+    if quantizer is None:
+      return self._deal(part, index, self.slice_shape)
+    sheets = []
+    for packet in part:
+      sheet = split(packet, quantizer)
+      rows = tuple(
+        self._deal(x, index, (self._slice_blocks, x.shape[-1]))
+        for x in sheet.rows
+      )
+      sheets.append(Sheet(rows, self._copied(sheet.shared)))
+    return tuple(sheets)
+
+  def _deal(self, x: Any, index: int, shape: tuple[int, ...]) -> Any:
+    """Slice `index` of an array in the order of messages; `shape` is local."""
+    x = np.asarray(x)
+    if self.slices == 1 and not self.axes:
+      return self._copied(x)
+    stack, high, wide = self._local_grid
+    down, across = self._shards
+    x_SxDxHxAxWxT = x.reshape(stack, down, high, across, wide, -1)
+    n = stack * high // self.slices  # rows of blocks
+    top, left = divmod(index * n, high)
+    some = slice(top, top + max(n // high, 1))
+    rows = slice(left, left + min(n, high))
+
+    def of_shard(number: int) -> np.ndarray:
+      i, j = divmod(number, across)
+      return x_SxDxHxAxWxT[some, i, rows, j].reshape(shape)
+
+    def at(where: Any) -> np.ndarray:
+      return of_shard((where[0].start or 0) // shape[0])
+
+    if not self.axes:
+      return self._copied(of_shard(0))
+    size = (down * across * shape[0], *shape[1:])
+    where = jax.NamedSharding(self.mesh, self.stacked)
+    return jax.make_array_from_callback(size, where, at)
+
+  def _copied(self, x: Any) -> Any:
+    """The same on every device."""
+    x = np.asarray(x)
+    if self.mesh is None:
+      return x
+    where = jax.NamedSharding(self.mesh, jax.P())
+    return jax.make_array_from_callback(x.shape, where, lambda _: x)
+
+
+@functools.partial(jax.jit, static_argnames=('leaf',), donate_argnames=('x',))
+def put(x: jax.Array, part: jax.Array, index: Any, leaf: Leaf) -> jax.Array:
+  """As `Leaf.replace`. XLA copies what one program both reads and writes."""
+
+  def local(x: jax.Array, part: jax.Array, index: Any) -> jax.Array:
+    x_RxC = x.reshape(-1, x.shape[-1])
+    return _put_rows(x_RxC, part, index).reshape(x.shape)
+
+  in_specs = leaf.spec, leaf.stacked, jax.P()
+  return leaf.on_shards(local, in_specs, leaf.spec)(x, part, index)
+
+
+def leaves(
+  like: Any,
+  compression: compression_lib.Compression,
+  mesh: Any = None,
+  specs: Any = None,
+  budget: int = BUDGET,
+) -> list[Leaf]:
+  """How the leaves of a tree are worked through, in leaf order.
+
+  Args:
+    like: the parameters or their shapes.
+    compression: what makes the messages.
+    mesh: of one miner; None is one device.
+    specs: how each leaf is sharded, a tree of `jax.P`.
+    budget: elements of a slice of a shard. Where one row of blocks has more,
+      or blocks are of several sizes, slices are larger.
+
+  Raises:
+    ValueError: a shard is not of whole blocks; names the leaf.
+  """
+  named = jax.tree_util.tree_leaves_with_path(like)
+  if mesh is None:
+    sharded = [jax.P()] * len(named)
+  else:
+    sharded = jax.tree.structure(like).flatten_up_to(specs)
+  found = []
+  for (path, x), spec in zip(named, sharded, strict=True):
+    try:
+      found.append(_leaf(tuple(x.shape), spec, mesh, compression, budget))
+    except ValueError as e:
+      name = jax.tree_util.keystr(path)
+      raise ValueError(f'{name} of shape {tuple(x.shape)}: {e}') from e
+  return found
+
+
+def largest(leaves: Sequence[Leaf]) -> Leaf:
+  """The leaf of which a device has most."""
+  return max(leaves, key=lambda x: math.prod(x.local_shape))
+
+
+def _leaf(
+  shape: tuple[int, ...],
+  spec: jax.P,
+  mesh: Any,
+  compression: compression_lib.Compression,
+  budget: int,
+) -> Leaf:
+  spec = jax.P(*spec, *(None,) * (len(shape) - len(spec)))
+  if any(spec[:-2]):
+    raise ValueError(
+      f'sharded as {spec}; expected stacked matrices to be sharded on their '
+      'rows and columns only'
+    )
+  leaf = Leaf(shape, spec, mesh, _block(shape, compression))
+  down, across = leaf._shards
+  _, rows, columns = matrices(shape)
+  fits = rows % down == 0 and columns % across == 0
+  if leaf.axes and not (
+    fits and leaf.block and _block(leaf.local_shape, compression) == leaf.block
+  ):
+    raise ValueError(
+      f'cannot be sharded as {spec}, in {down} x {across}: every shard must '
+      f'be of whole blocks of {leaf.block or getattr(compression, "block", 1)}'
+    )
+  if leaf.block is None or len(shape) < 2:
+    return leaf
+  stack, high, _ = leaf._local_grid
+  total = stack * high
+  row = math.prod(leaf.local_shape) // total  # elements in a row of blocks
+  for n in range(min(max(budget // row, 1), total), 0, -1):
+    if total % n or (n % high if n > high else high % n):
+      continue
+    sliced = dataclasses.replace(leaf, slices=total // n)
+    if _block(sliced.slice_shape, compression) == leaf.block:
+      return sliced
+  return leaf
+
+
+def _block(
+  shape: tuple[int, ...], compression: compression_lib.Compression
+) -> tuple[int, int] | None:
+  """The sides of all blocks of a tensor, if they are the same."""
+  if not isinstance(compression, compression_lib.TopK):
+    return 1, 1
+  regions = compression.regions(shape)
+  if len(regions) != 1:
+    return None
+  return regions[0].height, regions[0].width
+
+
+def matrices(shape: tuple[int, ...]) -> tuple[int, int, int]:
+  """How many matrices a leaf is a stack of, their rows and columns."""
+  rows, columns = (1, 1, *shape)[-2:]
+  return math.prod(shape[:-2]), rows, columns
+
+
+def size(like: Any) -> int:
+  """Elements of all leaves."""
+  return sum(math.prod(x.shape) for x in jax.tree.leaves(like))
+
+
+def _names(entry: Any) -> tuple[str, ...]:
+  """The mesh axes in an entry of a spec."""
+  if entry is None:
+    return ()
+  return (entry,) if isinstance(entry, str) else tuple(entry)
+
+
+def _take_rows(x: jax.Array, index: Any, slices: int) -> jax.Array:
+  n = x.shape[0] // slices
+  return jax.lax.dynamic_slice_in_dim(x, index * n, n)
+
+
+def _put_rows(x: jax.Array, part: jax.Array, index: Any) -> jax.Array:
+  n = part.shape[0]
+  return jax.lax.dynamic_update_slice_in_dim(x, part, index * n, 0)

@@ -1,0 +1,1 @@
+"""What a round of a config costs: memory, arithmetic, bytes, time."""

@@ -1,0 +1,99 @@
+"""Whether a peer's memory holds a config, and which knob would help."""
+
+import dataclasses
+from collections.abc import Iterator
+
+from covenant import config as config_lib
+from covenant import fields
+from covenant.plan import hardware as hardware_lib
+from covenant.plan import memory
+
+# What costs least, first. Those that change nothing are not tried.
+_KNOBS = (
+  'devices.offload=true',
+  'optim.inner.microbatch_size=1',
+  'model.loss_chunk=512',
+  'model.remat=block',
+  'model.attention=cudnn',
+)
+_MOST_DEVICES = 4096
+
+
+def limit(config: config_lib.Config) -> float:
+  """Bytes of a device that programs may have."""
+  device = hardware_lib.parse(config.plan.hardware).device
+  return config.plan.memory_fraction * device.memory
+
+
+def most(config: config_lib.Config) -> memory.Phase:
+  """The phase that needs most of a device.
+
+  Raises:
+    ConfigError: the parameters cannot be cut so.
+  """
+  cut = memory.shards(config)
+  phases = memory.phases(config, cut, config.devices.offload)
+  return max(phases, key=lambda phase: phase.total)
+
+
+def fits(config: config_lib.Config) -> bool:
+  return most(config).total <= limit(config)
+
+
+def knobs(config: config_lib.Config) -> list[str]:
+  """Edits of a config that does not fit, after which it does.
+
+  One of `_KNOBS` if one is enough, else all that change something; else more
+  devices, no more than needed. Empty if nothing helps.
+  """
+  known = [(knob, edited(config, [knob])) for knob in _KNOBS]
+  useful = [
+    knob
+    for knob, other in known
+    if other is not None and most(other).total < most(config).total
+  ]
+  for knob, other in known:
+    if other is not None and fits(other):
+      return [knob]
+  together = edited(config, useful)
+  if together is None:
+    return []
+  if fits(together):
+    return useful
+  for more, larger in _larger(config):
+    if fits(larger):
+      return more
+    both = edited(larger, useful)
+    if both is not None and fits(both):
+      return [*useful, *more]
+  return []
+
+
+def edited(
+  config: config_lib.Config, edits: list[str]
+) -> config_lib.Config | None:
+  """The config with `--config.` edits; None if there cannot be such a one."""
+  raw = dataclasses.asdict(config)
+  try:
+    for edit in edits:
+      fields.override(raw, edit, config_lib.flatten(config))
+    other = config_lib.parse(raw)
+    memory.shards(other)
+  except config_lib.ConfigError:
+    return None
+  return other
+
+
+def _larger(
+  config: config_lib.Config,
+) -> Iterator[tuple[list[str], config_lib.Config]]:
+  """Twice the shards, and again, while they divide."""
+  hardware = hardware_lib.parse(config.plan.hardware)
+  count, fsdp = hardware.count, config.devices.fsdp
+  while count < _MOST_DEVICES:
+    count, fsdp = 2 * count, 2 * fsdp
+    edits = [f'devices.fsdp={fsdp}', f'plan.hardware={count}x{hardware.name}']
+    other = edited(config, edits)
+    if other is None or config.optim.inner.batch_size % fsdp:
+      return
+    yield edits, other

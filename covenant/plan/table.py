@@ -1,0 +1,341 @@
+"""The plan of a config, as a page of text.
+
+'~' marks what is estimated or assumed; everything else is counted, or read off
+a compiled program.
+"""
+
+import textwrap
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+from covenant import config as config_lib
+from covenant.models import llama
+from covenant.plan import advice
+from covenant.plan import hardware as hardware_lib
+from covenant.plan import links as links_lib
+from covenant.plan import memory
+from covenant.plan import work
+
+_PEERS = (20, 100, 1000)
+
+
+class Program(NamedTuple):
+  """What became of one program of a node (covenant/plan/programs.py)."""
+
+  name: str
+  platform: str  # whose compiler; empty: it was only lowered
+  lower_seconds: float
+  compile_seconds: float = 0.0
+  argument_bytes: int = 0  # of one device
+  temporary_bytes: int = 0  # of one device; 0 where the compiler is not exact
+  collectives: dict[str, tuple[int, int]] = {}  # how many; most elements
+  error: str = ''  # what the compiler refused it for
+
+
+class _Plan(NamedTuple):
+  """What the sections of the page have in common."""
+
+  config: config_lib.Config
+  hardware: hardware_lib.Hardware
+  cut: memory.Shards
+  step: work.Step
+
+  @property
+  def steps_seconds(self) -> float:
+    """What the inner steps of a round take."""
+    return self.config.optim.inner_steps * self.step.total
+
+  @property
+  def compute_seconds(self) -> float:
+    """The part of a round that is for computing."""
+    return 60 * self.config.plan.compute_minutes or self.steps_seconds
+
+
+def text(config: config_lib.Config, programs: Sequence[Program] = ()) -> str:
+  """The page.
+
+  Args:
+    config: with `devices.data` said; see `hardware.resolve`.
+    programs: what was compiled of it.
+
+  Raises:
+    ConfigError: the mesh, the model and the hardware do not go together.
+  """
+  hardware = hardware_lib.check(config)
+  plan = _Plan(
+    config, hardware, memory.shards(config), work.step(config, hardware)
+  )
+  sections = (
+    _model(plan),
+    _memory(plan),
+    _programs(plan, programs),
+    _round(plan),
+    _gathers(plan),
+    _published(),
+    textwrap.wrap(verdict(config), 79),
+  )
+  pages = ('\n'.join(section) for section in sections)
+  return '\n\n'.join(page for page in pages if page)
+
+
+def verdict(config: config_lib.Config) -> str:
+  """One sentence: fits or does not, and what would help."""
+  worst, limit = advice.most(config), advice.limit(config)
+  needs = (
+    f'{worst.name} needs ~{_gb(worst.total)} of the {_gb(limit)} GB of a device'
+  )
+  if worst.total <= limit:
+    return f'{config.name} FITS on {config.plan.hardware}: {needs}.'
+  knobs = advice.knobs(config)
+  help_ = 'With ' + ' '.join(f'--config.{knob}' for knob in knobs) + ' it fits.'
+  return f'{config.name} DOES NOT FIT on {config.plan.hardware}: {needs}. ' + (
+    help_ if knobs else 'No knob helps: it needs larger devices.'
+  )
+
+
+def _model(plan: _Plan) -> Iterator[str]:
+  config, (count, name, device) = plan.config, plan.hardware
+  params = llama.num_params(config.model)
+  mesh, flops = config.devices, work.flops(config)
+  size, times = memory.microbatch(config)
+  step = plan.step
+  yield f'{config.name}: {params:,} parameters'
+  yield from _rows(
+    (
+      'hardware',
+      f'{count} x {name} on {_many(plan.hardware.hosts, "host")}, each '
+      f'{device.memory / 1e9:.0f} GB, {device.peak / 1e12:,.0f} bf16 TFLOP/s',
+    ),
+    ('source', device.source),
+    (
+      'mesh',
+      f'data {mesh.data} x fsdp {mesh.fsdp} x tensor {mesh.tensor}: '
+      f'{plan.cut.params:,} parameters a device',
+    ),
+    (
+      'inner step',
+      f'{config.optim.inner.batch_size} x {config.data.context} = '
+      f'{work.tokens(config):,} tokens; a device has '
+      f'{_many(times, "microbatch", "es")} of {size}',
+    ),
+    (
+      'arithmetic',
+      f'{flops.total:.3g} FLOP: 6 x parameters x tokens = '
+      f'{flops.weights:.3g}, and attention',
+    ),
+    (
+      'time',
+      f'~{step.total:.1f} s: arithmetic ~{step.compute:.1f} s, at '
+      f'~{config.plan.peak_fraction:.2f} of the peak',
+    ),
+    (
+      '',
+      f'beside it weights and gradients ~{step.parameters:.1f} s, at '
+      f'{plan.hardware.link / 1e9:.0f} GB/s a device',
+    ),
+  )
+  if step.activations:
+    yield f'{"":15}and between it activations ~{step.activations:.1f} s'
+  if mesh.fsdp * mesh.tensor > device.per_host:
+    yield '  a copy of the parameters spans hosts: a miner cannot do that yet'
+
+
+def _memory(plan: _Plan) -> Iterator[str]:
+  config = plan.config
+  there = list(memory.phases(config, plan.cut, offload=False))
+  away = list(memory.phases(config, plan.cut, offload=True))
+  limit, offload = advice.limit(config), config.devices.offload
+  yield 'GB of a device    all on it   with offload   and in host memory'
+  for kept, moved in zip(there, away, strict=True):
+    marks = [_mark(p.total, limit) for p in (kept, moved)]
+    yield (
+      f'  {kept.name:14}{"~" + _gb(kept.total):>9} {marks[0]}   '
+      f'{"~" + _gb(moved.total):>9} {marks[1]}   '
+      f'{_gb(sum(moved.host.values())):>15}'
+    )
+  worst = advice.most(config)
+  parts = [f'{k} {_gb(v)}' for k, v in worst.device.items() if v]
+  yield from _wrapped(f'  {worst.name}{", offloaded" * offload}: ', parts)
+  parts = [f'{k} {_gb(v)}' for k, v in memory.activations(config).items()]
+  yield from _wrapped('  ~activations: ', parts)
+  host = max(sum(phase.host.values()) for phase in away) * plan.cut.devices
+  yield (
+    f'  x: above {_gb(limit)} GB, ~{config.plan.memory_fraction:.2f} of a '
+    f'device (plan.memory_fraction)'
+  )
+  yield (
+    f'  devices.offload is {str(offload).lower()}; with it a host holds '
+    f'{_gb(host / plan.hardware.hosts)} GB'
+  )
+  yield (
+    f'  a checkpoint on disk, with all private state: '
+    f'{_gb(memory.checkpoint_bytes(config))} GB'
+  )
+
+
+def _programs(plan: _Plan, programs: Sequence[Program]) -> Iterator[str]:
+  if not programs:
+    return
+  yield (
+    f'programs, {_many(plan.cut.devices, "device")}     lowered    compiled   '
+    'GB a device that it takes'
+  )
+  for program in programs:
+    line = f'  {program.name:25}{program.lower_seconds:5.1f} s'
+    if program.platform:
+      line += f'{program.compile_seconds:8.1f} s {program.platform}'
+    if program.argument_bytes:
+      line += f'{_gb(program.argument_bytes):>10}'
+    if program.temporary_bytes:
+      line += f' + {_gb(program.temporary_bytes)} beside it'
+    yield line
+    if program.error:
+      yield f'    refused: {program.error}'
+    moved = [
+      f'{count} {kind} <= {elements:,}'
+      for kind, (count, elements) in program.collectives.items()
+    ]
+    if moved:
+      yield from _wrapped('    ', moved)
+  if any(program.collectives for program in programs):
+    yield '  <= elements of the largest; what is in a loop counts once'
+
+
+def _round(plan: _Plan) -> Iterator[str]:
+  config, links = plan.config, links_lib.make(plan.config.plan)
+  asked, payload = config.plan, plan.cut.payload_bytes
+  times = links_lib.round_time(
+    links, plan.compute_seconds, payload, asked.peers
+  )
+  params = llama.num_params(config.model)
+  phases, seconds = config.phases, config.network.block_seconds
+  length = phases.round_blocks * seconds
+  left = length - (phases.put_blocks + phases.select_blocks) * seconds
+  left -= times.gather
+  bits = 8 * payload / (params * _density(config))
+  window = f', given {asked.compute_minutes:g} min' * bool(
+    asked.compute_minutes
+  )
+  yield f'a round of {asked.peers} peers'
+  yield from _rows(
+    (
+      'payload',
+      f'{_size(payload)} up: {bits:.2f} bits a value sent, '
+      f'1/{4 * params / payload:.0f} of float32',
+    ),
+    (
+      'gather',
+      f'{_size((asked.peers - 1) * payload)} down: the others, directly',
+    ),
+    (
+      'links',
+      f'~{asked.upload:,.0f} MB/s up, ~{asked.download:,.0f} MB/s down; '
+      'megabytes, not megabits',
+    ),
+    (
+      'time',
+      f'{config.optim.inner_steps} steps in '
+      f'~{plan.steps_seconds / 60:.1f} min{window}; '
+      f'{times.upload:.1f} s up, {times.gather:.1f} s down',
+    ),
+    ('utilization', f'~{100 * times.utilization:.1f} %'),
+    (
+      'chain',
+      f'{phases.round_blocks} blocks of {seconds:g} s = {length / 60:.1f} min, '
+      f'{left / 60:.1f} of it for the steps',
+    ),
+  )
+  if 0 < asked.compute_minutes < plan.steps_seconds / 60:
+    yield (
+      f'{"":15}too slow: more devices, or fewer optim.inner_steps, by '
+      f'{1 - plan.compute_seconds / plan.steps_seconds:.0%}'
+    )
+  if plan.compute_seconds > left:
+    yield (
+      f'{"":15}too few: raise phases.round_blocks by '
+      f'{-(-(plan.compute_seconds - left) // seconds):.0f}'
+    )
+
+
+def _gathers(plan: _Plan) -> Iterator[str]:
+  config, links = plan.config, links_lib.make(plan.config.plan)
+  payload, density = plan.cut.payload_bytes, _density(config)
+  params = llama.num_params(config.model)
+  yield 'to hear       directly              ~summed              ~in a tree'
+  for peers in _PEERS:
+    ways = (
+      links_lib.direct(links, payload, peers),
+      links_lib.aggregated(links, payload, peers, params, density),
+      links_lib.tree(links, payload, peers),
+    )
+    line = f'  {peers:4} peers'
+    for way in ways:
+      share = links_lib.utilization(plan.compute_seconds, way.seconds)
+      line += (
+        f' {_size(way.fetched):>8}{way.seconds:6.0f} s{100 * share:3.0f} %'
+      )
+    yield line
+  yield '  bytes that a peer fetches, seconds from its last step, utilization'
+  yield '  summed: exactly, by validators with 100 Gbit/s; random choices'
+  yield '  in a tree: by groups of 20, compressed again at each level: lossy'
+
+
+def _published() -> Iterator[str]:
+  yield 'utilization of published rounds, by the same formula'
+  for name, run in links_lib.PUBLISHED.items():
+    share = links_lib.utilization(run.compute, run.communication)
+    yield (
+      f'  {name:15}{run.compute / 60:5.1f} min computing, '
+      f'{run.communication:3.0f} s of transfers: {100 * share:.1f} %'
+    )
+
+
+def _density(config: config_lib.Config) -> float:
+  """The share of elements that a payload has."""
+  compression = config.optim.compression
+  height, width = compression.block
+  if config.optim.method in ('diloco', 'ddp'):
+    return 1.0
+  return compression.k / (height * width)
+
+
+def _rows(*rows: tuple[str, str]) -> Iterator[str]:
+  for name, value in rows:
+    yield f'  {name:13}{value}'
+
+
+def _wrapped(head: str, parts: Iterable[str]) -> Iterator[str]:
+  """`head` and the parts, in lines of 80 characters."""
+  line = head
+  for i, part in enumerate(parts):
+    more = f', {part}' if i else part
+    if len(line) + len(more) > 79:
+      yield line + ','
+      line, more = '    ', part
+    line += more
+  yield line
+
+
+def _many(count: int, noun: str, plural: str = 's') -> str:
+  return f'{count} {noun}{"" if count == 1 else plural}'
+
+
+def _mark(size: float, limit: float) -> str:
+  return 'x' if size > limit else ' '
+
+
+def _gb(size: float) -> str:
+  return f'{size / 1e9:,.1f}'
+
+
+def _size(size: float) -> str:
+  """As a person would say it.
+
+  >>> _size(1_378_903_642), _size(24.0e12)
+  ('1.38 GB', '24 TB')
+  """
+  for unit in ('B', 'kB', 'MB', 'GB', 'TB'):
+    if size < 1000 or unit == 'TB':
+      break
+    size /= 1000
+  return f'{size:.3g} {unit}' if size < 1000 else f'{size:,.0f} {unit}'

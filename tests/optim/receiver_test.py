@@ -1,0 +1,228 @@
+import jax
+import numpy as np
+import optax
+from absl.testing import absltest
+from absl.testing import parameterized
+
+from covenant import config as config_lib
+from covenant.models import llama
+from covenant.models import sharding
+from covenant.optim import aggregate
+from covenant.optim import compression as compression_lib
+from covenant.optim import dct
+from covenant.optim import method as method_lib
+from covenant.optim import outer
+from covenant.optim import quantize
+from covenant.optim import receiver as receiver_lib
+from covenant.optim import slices
+
+P = jax.P
+BLOCK = (8, 8)
+# A stack of matrices, a table, and what blocks do not divide.
+SHAPES = {'gain': (5, 12), 'stack': (3, 32, 16), 'table': (64, 8), 'v': (70,)}
+STACK = {'stack': SHAPES['stack']}
+DEFENCE = aggregate.Defence(least_senders=2, trim=True, cap=1.5)
+SIGN = compression_lib.TopK(4, BLOCK)
+COMPRESSIONS = {
+  'sign_magnitude': compression_lib.TopK(4, BLOCK, quantize.SignMagnitude()),
+  'statistical': compression_lib.TopK(4, BLOCK, quantize.Statistical()),
+  'none': compression_lib.TopK(4, BLOCK, quantize.Exact()),
+  'divisors': compression_lib.TopK(4, BLOCK, layout='divisors'),
+  'dct': dct.DCTTopK(4, BLOCK),
+  'dense': compression_lib.Dense(),
+}
+
+
+def method(compression, defence=DEFENCE, outer_=None):
+  return method_lib.Method(
+    optax.sgd(0.1),
+    lambda step: 0.1,
+    compression,
+    0.9,
+    outer_ or outer.nesterov(0.7, 0.9),
+    'senders',
+    'median',
+    defence,
+  )
+
+
+def mesh(fsdp, tensor):
+  devices = config_lib.Devices(fsdp=fsdp, tensor=tensor)
+  return sharding.mesh(devices, jax.devices())
+
+
+def specs(shapes, mesh):
+  rows, columns = (
+    name if mesh.shape[name] > 1 else None for name in ('fsdp', 'tensor')
+  )
+  both = tuple(name for name in (rows, columns) if name)
+  every = {'stack': P(None, rows, columns), 'table': P(both, None)}
+  return {name: every.get(name, P()) for name in shapes}
+
+
+def random_tree(shapes, seed):
+  rng = np.random.default_rng(seed)
+  return {
+    name: rng.standard_normal(shape).astype(np.float32)
+    for name, shape in shapes.items()
+  }
+
+
+def received(shapes, compression, peers=4):
+  """Their messages, of norms that differ: some are clipped."""
+  compress = jax.jit(lambda tree: jax.tree.map(compression.compress, tree))
+  trees = (random_tree(shapes, seed) for seed in range(peers))
+  return [
+    jax.device_get(
+      compress(jax.tree.map(lambda x, r=r: x * np.float32(r + 1), tree))
+    )
+    for r, tree in enumerate(trees)
+  ]
+
+
+class Node:
+  """A receiver, and the state that it moves."""
+
+  def __init__(self, shapes, method, on=None, budget=slices.BUDGET):
+    cut = specs(shapes, on) if on else None
+    params = jax.tree.map(jax.numpy.asarray, random_tree(shapes, 9))
+    if on is not None:
+      params = jax.tree.map(
+        lambda x, spec: jax.device_put(x, jax.NamedSharding(on, spec)),
+        params,
+        cut,
+      )
+    self.state = params, method.outer.init(params)
+    self.receiver = receiver_lib.Receiver(params, method, on, cut, budget)
+
+  def advance(self, messages, consume=False):
+    *state, self.delta_norm = self.receiver.advance(
+      *self.state, messages, consume
+    )
+    self.state = tuple(state)
+    return jax.device_get(self.state)
+
+
+def assert_equal(got, want):
+  jax.tree.map(np.testing.assert_array_equal, got, want)
+
+
+class ReceiverTest(parameterized.TestCase):
+  def test_nodes_of_all_meshes_agree_bit_for_bit(self):
+    """Over rounds with clipped norms, extremes trimmed and values capped."""
+    messages = received(SHAPES, SIGN)
+    nodes = [
+      Node(SHAPES, method(SIGN)),
+      Node(SHAPES, method(SIGN), budget=100),
+      Node(SHAPES, method(SIGN), mesh(4, 1)),
+      Node(SHAPES, method(SIGN), mesh(2, 2), budget=70),
+    ]
+    self.assertTrue(nodes[0].receiver._moves_all)
+    self.assertEqual(
+      [[x.slices for x in n.receiver._leaves] for n in nodes],
+      [[1] * 4, [1, 12, 8, 1], [1] * 4, [1, 6, 2, 1]],
+    )
+    for some in (messages, messages[1:], messages[:1]):
+      want = nodes[0].advance(some)
+      for node in nodes[1:]:
+        assert_equal(node.advance(some), want)
+        self.assertAlmostEqual(node.delta_norm, nodes[0].delta_norm, 3)
+    table = nodes[3].state[0]['table']
+    self.assertEqual(table.sharding.spec, P(('fsdp', 'tensor'), None))
+
+  @parameterized.parameters(*COMPRESSIONS)
+  def test_a_mesh_is_moved_as_one_device(self, name):
+    compression = COMPRESSIONS[name]
+    messages = received(STACK, compression, peers=3)
+    want = Node(STACK, method(compression)).advance(messages)
+    node = Node(STACK, method(compression), mesh(2, 2), budget=150)
+    self.assertGreater(node.receiver._leaves[0].slices, 1)
+    assert_equal(node.advance(messages), want)
+
+  def test_a_counter_in_the_outer_state_is_of_rounds(self):
+    """Not of slices."""
+    descend = optax.chain(
+      optax.scale_by_schedule(optax.linear_schedule(-0.1, -0.4, 3)),
+      optax.trace(0.5),
+    )
+    counting = method(SIGN, aggregate.NO_DEFENCE, descend)
+    messages = received(STACK, SIGN, peers=1)
+    nodes = Node(STACK, counting), Node(STACK, counting, mesh(2, 2), 150)
+    for _ in range(3):
+      want, got = (node.advance(messages) for node in nodes)
+      assert_equal(got, want)
+    self.assertEqual(int(got[1][0].count), 3)
+
+  @parameterized.parameters(False, True)
+  def test_what_is_consumed_is_gone_and_else_it_stays(self, consume):
+    messages = received(STACK, SIGN, peers=1)
+    node = Node(STACK, method(SIGN), mesh(4, 1), budget=150)
+    before = node.state
+    copies = jax.device_get(before)
+    after = node.advance(messages, consume)
+    for x in jax.tree.leaves(before):
+      self.assertEqual(x.is_deleted(), consume)
+    if not consume:
+      assert_equal(jax.device_get(before), copies)
+    assert_equal(after, Node(STACK, method(SIGN)).advance(messages))
+
+  def test_an_optimizer_of_all_leaves_at_once_has_no_mesh(self):
+    arguments = random_tree(STACK, 0), method(SIGN)
+    with self.assertRaisesRegex(ValueError, 'all tensors at once'):
+      receiver_lib.Receiver(
+        *arguments, mesh(4, 1), specs(STACK, mesh(4, 1)), per_leaf=False
+      )
+    receiver = receiver_lib.Receiver(*arguments, budget=10, per_leaf=False)
+    self.assertTrue(receiver._moves_all)
+
+
+class LargeTest(absltest.TestCase):
+  """The programs of the largest leaf of configs/72b.py, on eight devices."""
+
+  def test_nothing_dense_crosses_devices_or_is_copied(self):
+    config = config_lib.load('configs/72b.py')
+    shapes = jax.eval_shape(lambda: llama.init(config.model, jax.random.key(0)))
+    on = mesh(8, 1)
+    with_momentum = method_lib.make(config)._replace(
+      outer=outer.nesterov(0.7, 0.9)
+    )
+    receiver = receiver_lib.Receiver(
+      shapes, with_momentum, on, sharding.specs(shapes, on)
+    )
+    leaf = slices.largest(receiver._leaves)
+    self.assertEqual(sorted(leaf.shape), [80, 8192, 28672])
+    slice_bytes = 4 * np.prod(leaf.slice_shape)
+    add, step = (x.compile() for x in receiver.lower())
+    self.assertNotIn('all-', add.as_text())
+    # In place; a total of float32, and senders of uint16.
+    memory = add.memory_analysis()
+    self.assertGreaterEqual(memory.alias_size_in_bytes, 1.5 * slice_bytes)
+    self.assertLess(memory.temp_size_in_bytes, slice_bytes / 8)
+    # One number crosses: the sum of the delta's squares.
+    self.assertEqual(step.as_text().count('all-reduce('), 1)
+    for other in ('all-gather', 'all-to-all', 'permute', 'reduce-scatter'):
+      self.assertNotIn(other, step.as_text())
+    memory = step.memory_analysis()
+    self.assertLess(memory.temp_size_in_bytes, 2 * slice_bytes)
+    # The parameter's new slice, and its momentum's.
+    self.assertLess(memory.output_size_in_bytes, 2.01 * slice_bytes)
+
+  def test_a_slice_is_put_in_place(self):
+    on = mesh(8, 1)
+    spec = P(None, 'fsdp', None)
+    (leaf,) = slices.leaves(
+      {'x': jax.ShapeDtypeStruct((80, 8192, 28672), np.float32)},
+      compression_lib.TopK(),
+      on,
+      {'x': spec},
+    )
+    part = leaf.abstract_stacked(leaf.like)
+    index = jax.ShapeDtypeStruct((), np.int32)
+    put = slices.put.lower(leaf.abstract, part, index, leaf=leaf).compile()
+    memory = put.memory_analysis()
+    self.assertEqual(memory.alias_size_in_bytes, 4 * 80 * 1024 * 28672)
+    self.assertLess(memory.temp_size_in_bytes, 1 << 20)
+
+
+if __name__ == '__main__':
+  absltest.main()

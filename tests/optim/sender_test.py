@@ -1,0 +1,201 @@
+import re
+
+import jax
+import numpy as np
+import optax
+from absl.testing import absltest
+from absl.testing import parameterized
+
+from covenant import config as config_lib
+from covenant.models import llama
+from covenant.models import sharding
+from covenant.optim import compression as compression_lib
+from covenant.optim import dct
+from covenant.optim import method as method_lib
+from covenant.optim import outer
+from covenant.optim import quantize
+from covenant.optim import randomk
+from covenant.optim import sender as sender_lib
+from covenant.optim import slices
+
+P = jax.P
+BLOCK = (8, 8)
+# A stack of matrices, a table, and what blocks do not divide.
+SHAPES = {'gain': (5, 12), 'stack': (3, 32, 16), 'table': (64, 8), 'v': (70,)}
+STACK = {'stack': SHAPES['stack']}
+# By name, whether the codes of the quantizer depend on a block alone.
+EXACT = {
+  'sign': compression_lib.TopK(4, BLOCK),
+  'sign_magnitude': compression_lib.TopK(
+    4, BLOCK, quantize.SignMagnitude(iterations=2)
+  ),
+  'none': compression_lib.TopK(4, BLOCK, quantize.Exact()),
+  'divisors': compression_lib.TopK(4, BLOCK, layout='divisors'),
+  'randomk': randomk.RandomK(4, BLOCK),
+  'dct': dct.DCTTopK(4, BLOCK),
+  'dense': compression_lib.Dense(),
+}
+STATISTICS = {
+  'statistical': quantize.Statistical(),
+  'linear': quantize.Linear(),
+  'sign_tensor': quantize.Sign('tensor'),
+  'sign_magnitude_tensor': quantize.SignMagnitude('tensor', iterations=2),
+}
+
+
+def method(compression, error_decay=0.9, inner=True):
+  return method_lib.Method(
+    optax.sgd(0.1) if inner else None,
+    lambda step: 0.1,
+    compression,
+    error_decay,
+    outer.nesterov(1.0),
+    'senders',
+    'median',
+  )
+
+
+def mesh(fsdp, tensor):
+  devices = config_lib.Devices(fsdp=fsdp, tensor=tensor)
+  return sharding.mesh(devices, jax.devices())
+
+
+def specs(shapes, mesh):
+  rows, columns = (
+    name if mesh.shape[name] > 1 else None for name in ('fsdp', 'tensor')
+  )
+  both = tuple(name for name in (rows, columns) if name)
+  every = {'stack': P(None, rows, columns), 'table': P(both, None)}
+  return {name: every.get(name, P()) for name in shapes}
+
+
+def random_tree(shapes, seed):
+  rng = np.random.default_rng(seed)
+  return {
+    name: rng.standard_normal(shape).astype(np.float32)
+    for name, shape in shapes.items()
+  }
+
+
+def like(shapes):
+  return {
+    name: jax.ShapeDtypeStruct(shape, np.float32)
+    for name, shape in shapes.items()
+  }
+
+
+def send(shapes, method, on=None, budget=slices.BUDGET, start=True):
+  """What is sent of a random round, and its sender."""
+  cut = specs(shapes, on) if on else None
+
+  def put(seed):
+    tree = random_tree(shapes, seed)
+    if on is None:
+      return jax.tree.map(jax.numpy.asarray, tree)
+    return jax.tree.map(
+      lambda x, spec: jax.device_put(x, jax.NamedSharding(on, spec)), tree, cut
+    )
+
+  sender = sender_lib.Sender(like(shapes), method, on, cut, budget)
+  error = None if method.error_decay is None else put(2)
+  sent = sender.compress(put(0) if start else None, put(1), error)
+  return sent, sender
+
+
+def assert_equal(got, want):
+  jax.tree.map(np.testing.assert_array_equal, got, jax.device_get(want))
+
+
+class SenderTest(parameterized.TestCase):
+  @parameterized.parameters(*EXACT)
+  def test_a_mesh_sends_what_one_device_does(self, name):
+    want, _ = send(STACK, method(EXACT[name]))
+    got, sender = send(STACK, method(EXACT[name]), mesh(2, 2), budget=150)
+    self.assertGreater(sender._leaves[0].slices, 1)
+    assert_equal(got.message, want.message)
+    assert_equal(got.error, want.error)
+    self.assertAlmostEqual(got.error_norm, want.error_norm, 3)
+    # Each shard of the error is where that of the parameter was.
+    self.assertEqual(
+      got.error['stack'].sharding.spec, P(None, 'fsdp', 'tensor')
+    )
+
+  @parameterized.parameters((4, 1, 100), (4, 1, 1 << 20), (1, 1, 100))
+  def test_all_kinds_of_leaves(self, fsdp, tensor, budget):
+    wanted = method(EXACT['sign'])
+    want, _ = send(SHAPES, wanted)
+    on = mesh(fsdp, tensor) if fsdp > 1 else None
+    got, _ = send(SHAPES, wanted, on, budget)
+    assert_equal(got.message, want.message)
+    assert_equal(got.error, want.error)
+
+  @parameterized.parameters(*STATISTICS)
+  def test_statistics_of_a_whole_tensor_are_rounded_otherwise(self, name):
+    """A sum over shards has another order; nothing else differs."""
+    compression = compression_lib.TopK(4, BLOCK, STATISTICS[name])
+    want, _ = send(STACK, method(compression))
+    got, _ = send(STACK, method(compression), mesh(2, 2), budget=150)
+    (packet,), (wanted,) = got.message['stack'], want.message['stack']
+    assert_equal((packet.indices, packet.codes), (wanted.indices, wanted.codes))
+    # Of bfloat16 scales, one unit in the last place.
+    rtol = 1e-5 if packet.scales.dtype == np.float32 else 2**-7
+    scales, wanted = (x.scales.astype(np.float32) for x in (packet, wanted))
+    np.testing.assert_allclose(scales, wanted, rtol, 1e-6)
+    np.testing.assert_allclose(
+      got.error['stack'], want.error['stack'], 0, 10 * rtol
+    )
+
+  @parameterized.parameters('sign', 'dense')
+  def test_without_feedback_a_gradient(self, name):
+    plain = method(EXACT[name], error_decay=None, inner=False)
+    want, _ = send(STACK, plain, start=False)
+    got, _ = send(STACK, plain, mesh(2, 2), 150, start=False)
+    assert_equal(got.message, want.message)
+    self.assertIsNone(got.error)
+    self.assertEqual(got.error_norm, 0)
+
+
+class LargeTest(absltest.TestCase):
+  """The programs of the largest leaf of configs/72b.py, on eight devices."""
+
+  def test_no_collective_is_larger_than_the_statistics(self):
+    config = config_lib.load('configs/72b.py')
+    shapes = jax.eval_shape(lambda: llama.init(config.model, jax.random.key(0)))
+    on = mesh(8, 1)
+    sender = sender_lib.Sender(
+      shapes, method_lib.make(config), on, sharding.specs(shapes, on)
+    )
+    leaf = slices.largest(sender._leaves)
+    self.assertEqual(sorted(leaf.shape), [80, 8192, 28672])
+    slice_bytes = 4 * np.prod(leaf.slice_shape)
+    self.assertLess(slice_bytes, 4 * slices.BUDGET)
+    select, subtract = (x.compile() for x in sender.lower())
+    bins = 2**2  # of the quantizer
+    for program in (select, subtract):
+      found = collectives(program.as_text())
+      self.assertNotEmpty(found)
+      self.assertLessEqual(max(found), bins)
+    # Beside its arguments and its part of the message.
+    taken = select.memory_analysis().temp_size_in_bytes
+    self.assertLess(taken, 8 * slice_bytes)
+    taken = subtract.memory_analysis().temp_size_in_bytes
+    self.assertLess(taken, 2 * slice_bytes)
+
+
+def collectives(text):
+  """Elements of the largest array in each collective of compiled HLO."""
+  pattern = re.compile(
+    r'= (.*?) (?:all-gather|all-reduce|all-to-all|collective-permute'
+    r'|reduce-scatter|collective-broadcast)(?:-start)?\('
+  )
+  return [
+    max(
+      int(np.prod([int(n) for n in sizes.split(',') if n]))
+      for sizes in re.findall(r'\w+\[([\d,]*)\]', match[1])
+    )
+    for match in pattern.finditer(text)
+  ]
+
+
+if __name__ == '__main__':
+  absltest.main()
