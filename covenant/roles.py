@@ -27,8 +27,10 @@ from covenant.node import process
 from covenant.node import ranks as ranks_lib
 from covenant.node import replica
 from covenant.node import watch
+from covenant.report import comparison
 from covenant.report import members
 from covenant.report import metrics
+from covenant.report import page
 from covenant.report import plots
 from covenant.report import progress
 
@@ -54,6 +56,7 @@ def emulate(config: config_lib.Config, workdir: str) -> None:
   print(f'parameters: {replica.fingerprint(outcome.state.shared.params)}')
   print(f'everything is in {workdir}: config.json, metrics.jsonl, tensorboard/')
   print('figures:', *figures)
+  print(f'report: {page.write(workdir)}')
   if not outcome.finished:
     print(
       f'\nstopped after round {outcome.state.position.round} of '
@@ -159,6 +162,21 @@ def explain_uid(config: config_lib.Config, workdir: str) -> None:
   print(explain.explain(decisions, flags.FLAGS.uid))
 
 
+def report(config: config_lib.Config, workdir: str) -> None:
+  """The page of a run that is over, stopped, or under way."""
+  del config  # the folder has the run's
+  print(f'report: {page.write(workdir)}')
+
+
+def compare(config: config_lib.Config, workdir: str) -> None:
+  """The runs of `--workdirs` on one page, which is written to `workdir`."""
+  del config
+  made = comparison.write(flags.FLAGS.workdirs, workdir)
+  print(made.table)
+  print('figures:', *made.figures)
+  print(f'comparison: {made.page}')
+
+
 def _member(config: config_lib.Config, role: str, workdir: str) -> None:
   _keep_compilations()
   if config.network.coordinator and role != 'miner':
@@ -183,6 +201,8 @@ ROLES: dict[str, Callable[[config_lib.Config, str], None]] = {
   'localnet': run_localnet,
   'doctor': examine,
   'explain': explain_uid,
+  'report': report,
+  'compare': compare,
 }
 
 
