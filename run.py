@@ -19,6 +19,7 @@ from covenant.emulate import localnet
 from covenant.node import doctor
 from covenant.node import ranks
 from covenant.node import trainer
+from covenant.report import metrics
 from covenant.store import interface as store
 
 _CONFIG = flags.DEFINE_string(
@@ -34,12 +35,14 @@ _ROLE = flags.DEFINE_enum(
   'emulate: a whole run on this host, in virtual time. localnet: the same as '
   'processes, in real time. miner, validator, evaluator: one member of a '
   'network. doctor: what a member of it would lack here. explain: why --uid '
-  'has its weight. tokenize: text to token shards. plan: what a round costs on '
-  '--config.plan.hardware, and whether it fits.',
+  'has its weight. plan: what a round costs on --config.plan.hardware, and '
+  'whether it fits. report: the page of a run. compare: the page of several, '
+  '--workdirs. tokenize: text to token shards.',
 )
 _WORKDIR = flags.DEFINE_string(
   'workdir', '', 'Where everything is written. Default: runs/DATE-NAME.'
 )
+flags.DEFINE_list('workdirs', [], 'compare: folders of runs, by commas.')
 flags.DEFINE_integer('uid', None, 'explain: whose weight.', lower_bound=0)
 _PREFIX = '--config.'
 # What whoever started the program can mend; all else is a bug of ours.
@@ -51,6 +54,7 @@ _FOR_PEOPLE = (
   doctor.Unwell,
   ranks.RankError,
   localnet.LocalnetError,
+  metrics.MetricsError,
 )
 
 

@@ -33,8 +33,10 @@ from covenant.node import watch
 from covenant.plan import hardware
 from covenant.plan import programs
 from covenant.plan import table
+from covenant.report import comparison
 from covenant.report import members
 from covenant.report import metrics
+from covenant.report import page
 from covenant.report import plots
 from covenant.report import progress
 
@@ -86,6 +88,7 @@ def _watch(
   print(f'parameters: {replica.fingerprint(outcome.state.shared.params)}')
   print(f'everything is in {workdir}: config.json, metrics.jsonl, tensorboard/')
   print('figures:', *figures)
+  print(f'report: {page.write(workdir)}')
   if not outcome.finished:
     print(
       f'\nstopped after round {outcome.state.position.round} of '
@@ -205,6 +208,21 @@ def plan(config: config_lib.Config, workdir: str) -> None:
   print(table.text(config, programs.measure(config)))
 
 
+def report(config: config_lib.Config, workdir: str) -> None:
+  """The page of a run that is over, stopped, or under way."""
+  del config  # the folder has the run's
+  print(f'report: {page.write(workdir)}')
+
+
+def compare(config: config_lib.Config, workdir: str) -> None:
+  """The runs of `--workdirs` on one page, which is written to `workdir`."""
+  del config
+  made = comparison.write(flags.FLAGS.workdirs, workdir)
+  print(made.table)
+  print('figures:', *made.figures)
+  print(f'comparison: {made.page}')
+
+
 def _member(config: config_lib.Config, role: str, workdir: str) -> None:
   _keep_compilations()
   if config.network.coordinator and role != 'miner':
@@ -235,6 +253,8 @@ ROLES: dict[str, Callable[[config_lib.Config, str], None]] = {
   'doctor': examine,
   'explain': explain_uid,
   'plan': plan,
+  'report': report,
+  'compare': compare,
 }
 
 

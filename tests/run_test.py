@@ -36,14 +36,16 @@ class RunTest(parameterized.TestCase):
   def test_trains_reports_and_points_to_what_it_made(self):
     code, out, err = run(TINY, f'--workdir={self.workdir}')
     self.assertEqual(code, 0, err)
-    for text in ('held-out loss', 'bytes sent', 'parameters: ', 'figures: '):
+    for text in (
+      'held-out loss', 'bytes sent', 'parameters: ', 'figures: ', 'report: ',
+    ):  # fmt: skip
       self.assertIn(text, out)
     self.assertRegex(err, r'round 4/4, ETA .*loss .*sent .*x.*tok/s')
     self.assertNotIn('Warning', err)
     for name in (
       'config.json', 'metrics.jsonl', 'tensorboard', 'checkpoints/4',
       'figures/loss_tokens.png', 'figures/loss_bytes.png',
-      'figures/miner_losses.png',
+      'figures/miner_losses.png', 'report.html',
     ):  # fmt: skip
       self.assertTrue((self.workdir / name).exists(), name)
     code, out, err = run(
@@ -52,6 +54,12 @@ class RunTest(parameterized.TestCase):
     self.assertEqual(code, 0, err)
     self.assertRegex(out, r'uid 0, hotkey 5\w+, after round 3')
     self.assertIn('average gain', out)
+    made = self.workdir / 'report.html'
+    before = made.read_bytes()
+    made.unlink()
+    code, _, err = run('--role=report', f'--workdir={self.workdir}')
+    self.assertEqual(code, 0, err)
+    self.assertEqual(made.read_bytes(), before)
     code, out, err = run(
       '--role=export', f'--config={self.workdir}/config.json',
       f'--workdir={self.workdir}',
@@ -83,6 +91,8 @@ class RunTest(parameterized.TestCase):
     (['--role=king'], 'should be one of <emulate|tokenize|'),
     (['--role=explain'], '--uid: expected the uid to explain'),
     (['--role=explain', '--uid=7'], 'there is no'),
+    (['--role=report'], 'expected the folder of a run; there is no folder'),
+    (['--role=compare', '--workdirs=runs'], 'two runs or more'),
     (
       ['--role=evaluator', '--config=configs/localnet.py'],
       'chain: network.path: expected the folder of a network',
