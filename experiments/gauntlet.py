@@ -11,7 +11,7 @@ depends on the seed, so that three seeds have most of the zoo. `honest alone`
 has the first twelve uids on the same data. `plain mean` averages all messages
 that can be read; nothing is clipped, compared, evaluated or left out. These
 are of three seeds; the rows of the defences, and those of four adversaries of
-one kind among 20 uids (40 rounds), of one.
+one kind among 20 uids (30 rounds), of one.
 
 Bars, written before the run:
   loss       with 40 % adversaries the final held-out loss is at most 1 % above
@@ -281,13 +281,13 @@ def runs(
   groups = {
     'bars': (BARS, 3, 60),
     'defences': (GUARDED, 1, 60),
-    'alone': ({'nobody': (',', ()), **ALONE}, 1, 40),
+    'alone': ({'nobody': (',', ()), **ALONE}, 1, 30),
   }
   for group, (members, usual_seeds, usual_rounds) in groups.items():
     if group in only:
       for seed in range(seeds or usual_seeds):
-        for cell, how in members.items():
-          yield cell, *how, seed, rounds or usual_rounds
+        for cell, (attackers, sets) in members.items():
+          yield cell, attackers, sets, seed, rounds or usual_rounds
 
 
 def report(rows: list[Row]) -> str:
