@@ -43,6 +43,13 @@ _WORKDIR = flags.DEFINE_string(
   'workdir', '', 'Where everything is written. Default: runs/DATE-NAME.'
 )
 flags.DEFINE_list('workdirs', [], 'compare: folders of runs, by commas.')
+flags.DEFINE_integer(
+  'profile',
+  None,
+  "emulate, miner, validator: a round, from 0 on, to trace with JAX's profiler "
+  'into the workdir.',
+  lower_bound=0,
+)
 flags.DEFINE_integer('uid', None, 'explain: whose weight.', lower_bound=0)
 _PREFIX = '--config.'
 # What whoever started the program can mend; all else is a bug of ours.

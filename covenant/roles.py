@@ -52,7 +52,7 @@ def emulate(config: config_lib.Config, workdir: str) -> None:
     # By default it is named after the time, which is no two processes' own.
     workdir = ranks.ask('workdir', lambda: workdir)
     if ranks.index:
-      host.run(config, workdir, ranks=ranks)
+      host.run(config, workdir, ranks=ranks, profile=flags.FLAGS.profile)
     else:
       _watch(config, workdir, stop, ranks)
 
@@ -81,7 +81,9 @@ def _watch(
       records.append(record)
       bar.update(record)
 
-    outcome = host.run(config, workdir, observe, stop, ranks)
+    outcome = host.run(
+      config, workdir, observe, stop, ranks, flags.FLAGS.profile
+    )
   bad = adversaries.dishonest(config)
   figures = plots.write_figures(records, f'{workdir}/figures', bad)
   print(f'\n{config.name}\n{progress.summary(records, bad)}')
@@ -239,7 +241,8 @@ def _member(config: config_lib.Config, role: str, workdir: str) -> None:
     if not ranks.index:
       doctor.require(config, workdir, role)
     with _stoppable('stopping') as stop:
-      process.Process(config, role, workdir, ranks).run(stop)
+      profile = flags.FLAGS.profile
+      process.Process(config, role, workdir, ranks, profile).run(stop)
 
 
 ROLES: dict[str, Callable[[config_lib.Config, str], None]] = {

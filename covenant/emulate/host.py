@@ -34,6 +34,7 @@ from covenant.emulate import adversary
 from covenant.emulate import books as books_lib
 from covenant.emulate import crew as crew_lib
 from covenant.emulate import miner as miner_lib
+from covenant.emulate import stopwatch as stopwatch_lib
 from covenant.gauntlet import checks
 from covenant.gauntlet import incentives
 from covenant.gauntlet import ratings
@@ -45,6 +46,7 @@ from covenant.node import evaluator as evaluator_lib
 from covenant.node import needs
 from covenant.node import node as node_lib
 from covenant.node import objects as objects_lib
+from covenant.node import profile as profile_lib
 from covenant.node import ranks as ranks_lib
 from covenant.node import replica as replica_lib
 from covenant.node import round as round_lib
@@ -135,6 +137,7 @@ class Host:
       scores.Scorer(config, self.replica.method, self.replica.like),
       data.train,
     )
+    self._stopwatch = stopwatch_lib.Stopwatch()
     self.now = 0.0  # seconds since block 0
     self.announce: Announce = lambda uid, verdict: None
     self.init()
@@ -198,7 +201,7 @@ class Host:
     name: str,
     place: agreement.Place,
     private: trainer_lib.Private | None = None,
-    observe: node_lib.Observe = lambda event: None,
+    observe: node_lib.Observe | None = None,
   ) -> miner_lib.Miner:
     """A miner of this world. It does nothing unless it is asked."""
     make, own = miner_lib.Miner, {}
@@ -210,7 +213,7 @@ class Host:
       seat=self.crew.seat(name),
       private=private,
       applied=self._applied,
-      observe=observe,
+      observe=observe or self._stopwatch.observe,
     )
 
   def validator(
@@ -218,7 +221,7 @@ class Host:
     name: str,
     place: agreement.Place,
     standings: ratings.State | None = None,
-    observe: node_lib.Observe = lambda event: None,
+    observe: node_lib.Observe | None = None,
     make: type[validator_lib.Validator] = validator_lib.Validator,
   ) -> validator_lib.Validator:
     """As `miner`."""
@@ -232,7 +235,7 @@ class Host:
       standings=standings,
       announce=lambda verdict: self.announce(int(name), verdict),
       applied=self._applied,
-      observe=observe,
+      observe=observe or self._stopwatch.observe,
     )
 
   def _zoo(self, name: str) -> str:
@@ -307,6 +310,7 @@ class Host:
       payloads=len(witness.messages),
       seconds=seconds,
       tokens_per_second=trained / seconds,
+      **self._stopwatch.lap(),
       weights=self._weights(),
     )
 
@@ -336,7 +340,7 @@ class Host:
         wakes.append(wake)
       # Who was told to train at this block has trained before the next one.
       for miner in self.miners:
-        miner.finish()
+        self._stopwatch.train(miner.finish)
       if all(_done(node, completed) for node in waiting):
         return
       self.now = max(min(wakes), head + 1) * self.chain.block_seconds
@@ -413,6 +417,7 @@ def run(
   observe: Callable[[metrics.Record], None] = lambda record: None,
   stop: Callable[[], bool] = lambda: False,
   ranks: ranks_lib.Ranks | None = None,
+  profile: int | None = None,
 ) -> Outcome:
   """Runs `config` in `workdir`, from its newest checkpoint if it has one.
 
@@ -428,6 +433,7 @@ def run(
     ranks: the processes that emulate the run together; this one if omitted.
       Rank 0 alone writes, observes and is asked to stop. The outcome of the
       others lacks what is private to miners elsewhere.
+    profile: a round to trace, see `covenant/node/profile.py`.
 
   Raises:
     ConfigError: the config cannot run here, or `workdir` has another one's.
@@ -461,7 +467,10 @@ def run(
       if restored is None:
         books.log(host.evaluate())
     completed = resume or 0
+    own = workdir / f'rank-{ranks.index}' if ranks.index else workdir
+    trace = stack.enter_context(profile_lib.Profile(own, profile))
     while completed < config.rounds:
+      trace.at(completed)
       record = host.round()
       completed = record.round
       if books:

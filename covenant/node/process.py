@@ -29,6 +29,7 @@ from covenant.node import connect
 from covenant.node import journal as journal_lib
 from covenant.node import miner as miner_lib
 from covenant.node import placement
+from covenant.node import profile as profile_lib
 from covenant.node import ranks as ranks_lib
 from covenant.node import replica as replica_lib
 from covenant.node import trainer as trainer_lib
@@ -48,6 +49,7 @@ class Process:
     role: 'miner' or 'validator'.
     workdir: its folder.
     ranks: the processes that are this node together; this one if omitted.
+    profile: a round to trace, see `covenant/node/profile.py`.
 
   Raises:
     ChainError, StoreError, ConfigError: the node cannot start; says why.
@@ -59,6 +61,7 @@ class Process:
     role: str,
     workdir: str | os.PathLike[str],
     ranks: ranks_lib.Ranks | None = None,
+    profile: int | None = None,
   ):
     self._config = config
     self._ranks = ranks = ranks or ranks_lib.Ranks()
@@ -66,6 +69,7 @@ class Process:
     hotkey = config.network.hotkey
     own = workdir / f'rank-{ranks.index}' if ranks.index else workdir
     self._journal = journal_lib.Journal(own, role, hotkey)
+    self._profile = profile_lib.Profile(own, profile)
     self._chain = ranks.chain(lambda: connect.chain(config))
     mesh = placement.Placement(ranks.mesh).home_mesh
     offload = role == 'miner' and config.devices.offload
@@ -146,6 +150,7 @@ class Process:
         self._journal.status(error=f'{type(e).__name__}: {e}')
         time.sleep(_UNREACHABLE)
         continue
+      self._profile.at(node.state.round)
       wake = node.poll(head)
       if wake > head:
         self._show('waiting', head)
@@ -153,6 +158,7 @@ class Process:
         time.sleep(blocks * self._chain.block_seconds)
       elif node.savable and self._due(node.state.round):
         self._save()
+    self._profile.__exit__()
     self._show('finished' if self._over(rounds) else 'stopped')
     try:
       self._checkpoints.__exit__()

@@ -50,6 +50,13 @@ class Round:
   payloads: int  # payloads accepted
   seconds: float  # wall-clock seconds of this round
   tokens_per_second: float  # of this round, all miners, in wall-clock time
+  # Of `seconds`, what all nodes together spent training and compressing (miners
+  # side by side count once); committing, fetching, checking and voting; in the
+  # outer step; evaluating and rating.
+  train_seconds: float = 0.0
+  exchange_seconds: float = 0.0
+  outer_seconds: float = 0.0
+  score_seconds: float = 0.0
   # What each miner deserves, by uid from 0 on, as the leader has found so far;
   # they sum to 1. Empty before the first verdict.
   weights: tuple[float, ...] = ()

@@ -30,7 +30,10 @@ from covenant.node import trainer as trainer_lib
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 Do = round_lib.Do
-TIMES = ('seconds', 'tokens_per_second')
+TIMES = (
+  'seconds', 'tokens_per_second', 'train_seconds', 'exchange_seconds',
+  'outer_seconds', 'score_seconds',
+)  # fmt: skip
 # Two are honest; one trains from elsewhere; one spoils what it has learned.
 MINERS = ('miners=4', 'adversaries=desynchronized,scaled')
 # The third trains on other batches. These remember nothing that is not saved.

@@ -31,7 +31,10 @@ ROOT = pathlib.Path(__file__).parent.parent.parent
 TRACES = ROOT / 'tests' / 'golden' / 'traces.json'
 # 'emulated-12-', as SQLite writes bytes.
 _BUCKET = re.compile(b'emulated-'.hex().upper() + '(3[0-9])+2D')
-TIMES = ('seconds', 'tokens_per_second')
+TIMES = (
+  'seconds', 'tokens_per_second', 'train_seconds', 'exchange_seconds',
+  'outer_seconds', 'score_seconds',
+)  # fmt: skip
 
 
 def tiny(variant='', **changes):
