@@ -261,6 +261,9 @@ class Config:
   # Emulated: names of covenant/emulate/adversaries.py, separated by commas;
   # those of miners are the last miners, those of validators the last ones.
   adversaries: str = ''
+  # A folder in Hugging Face's format whose model the run begins with
+  # (covenant/models/hf.py); empty: a random one.
+  pretrained: str = ''
   model: Model = Model()
   data: Data = Data()
   optim: Optim = Optim()
@@ -364,6 +367,8 @@ def identity(config: Config) -> str:
     del raw[own]
   for own in ('remat', 'attention', 'loss_chunk'):
     del raw['model'][own]
+  # Wherever it lies; that it is the same, manifests say (fingerprint).
+  raw['pretrained'] = pathlib.Path(config.pretrained).name
   return json.dumps(raw)
 
 

@@ -2,6 +2,7 @@
 
 from covenant import config as config_lib
 from covenant.data import corpus
+from covenant.data import pretrained
 from covenant.data import shards
 from covenant.data import tokenizer
 from covenant.data import tokens
@@ -12,7 +13,8 @@ def load(config: config_lib.Config) -> tokens.TokenData:
 
   Raises:
     ConfigError: The source is missing or broken, `model.vocab_size` is too
-      small for its ids, or `data.context` too large for its splits.
+      small for its ids, `data.context` too large for its splits, or the model
+      of `pretrained` has another vocabulary.
   """
   data = config.data
   if data.source == 'shards':
@@ -34,4 +36,6 @@ def load(config: config_lib.Config) -> tokens.TokenData:
         f'data.context is {data.context}, but the {name} split has '
         f'{split.num_tokens} tokens; expected at most {split.num_tokens - 1}'
       )
+  if config.pretrained:
+    pretrained.check(config.pretrained, pretrained.of(config))
   return result

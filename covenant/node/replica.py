@@ -12,10 +12,12 @@ from concurrent import futures
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
 from covenant import config as config_lib
+from covenant.models import hf
 from covenant.models import llama
 from covenant.models import sharding
 from covenant.node import placement
@@ -92,8 +94,14 @@ class Replica:
   def init(self) -> Shared:
     """The state before the first round, a function of the run's seed.
 
-    On a mesh it is made in its shards: no device ever holds the whole.
+    Or of `config.pretrained`. On a mesh no device ever holds the whole.
+
+    Raises:
+      ConfigError: there is no such model in that folder.
     """
+    if self._config.pretrained:
+      params = self._pretrained()
+      return self.parking.park(Shared(params, self.method.outer.init(params)))
     key = jax.random.key(self._config.seed)
     init = functools.partial(llama.init, self._config.model)
     placed: dict[str, Any] = {}
@@ -101,6 +109,16 @@ class Replica:
       placed['out_shardings'] = sharding.shardings(self.like, self.mesh)
     params = jax.jit(init, **placed)(key)
     return self.parking.park(Shared(params, self.method.outer.init(params)))
+
+  def abstract(self) -> Shared:
+    """The shapes of the state."""
+    return Shared(self.like, jax.eval_shape(self.method.outer.init, self.like))
+
+  def _pretrained(self) -> Any:
+    params = hf.load(self._config.pretrained, self._config.model)
+    if self.mesh is None:
+      return jax.tree.map(jnp.array, params)
+    return jax.device_put(params, sharding.shardings(self.like, self.mesh))
 
   def decode(
     self, data: bytes, expected: payload.Header, verify: payload.Verify

@@ -1,8 +1,11 @@
 """Tests of exports of a run: from its checkpoints, and by its evaluator."""
 
+import dataclasses
+import importlib.util
 import pathlib
 import sys
 import types
+import unittest
 from unittest import mock
 
 import jax
@@ -11,7 +14,9 @@ from absl.testing import absltest
 
 from covenant import config as config_lib
 from covenant import roles
+from covenant.data import dataset
 from covenant.models import llama
+from covenant.models import sharding
 from covenant.node import checkpoint
 from covenant.node import export
 from covenant.node import replica
@@ -49,6 +54,26 @@ class ExportTest(absltest.TestCase):
       checkpoints.save_tree(
         completed, {'shared': shared, 'text': '{}', 'private': np.ones(2)}
       )
+
+  @unittest.skipUnless(
+    importlib.util.find_spec('safetensors'), 'needs the extra hf'
+  )
+  def test_a_run_begins_with_what_another_exported(self):
+    folder = export.Exporter(CONFIG, self.workdir).write(4, self.params)
+    config = dataclasses.replace(CONFIG, pretrained=str(folder))
+    dataset.load(config)
+    want = replica.fingerprint(self.params)
+    for mesh in None, sharding.mesh(config_lib.Devices(fsdp=2), jax.devices()):
+      of_run = replica.Replica(config, mesh)
+      self.assertEqual(of_run.fingerprint(of_run.init()), want)
+    self.assertNotEqual(of_run.run, replica.Replica(CONFIG).run)
+
+    other = dataclasses.replace(config.data, tokenizer='bpe')
+    model = dataclasses.replace(config.model, vocab_size=512)
+    with self.assertRaisesRegex(config_lib.ConfigError, 'another tokenizer'):
+      dataset.load(dataclasses.replace(config, data=other, model=model))
+    with self.assertRaisesRegex(config_lib.ConfigError, 'vocab_size'):
+      replica.Replica(dataclasses.replace(config, model=model)).init()
 
   def test_newest(self):
     self.save(2)
