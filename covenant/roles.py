@@ -7,6 +7,7 @@ import pathlib
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 from absl import flags
@@ -52,7 +53,7 @@ def emulate(config: config_lib.Config, workdir: str) -> None:
     # By default it is named after the time, which is no two processes' own.
     workdir = ranks.ask('workdir', lambda: workdir)
     if ranks.index:
-      host.run(config, workdir, ranks=ranks, profile=flags.FLAGS.profile)
+      host.run(config, workdir, ranks=ranks, profile=_flag('profile'))
     else:
       _watch(config, workdir, stop, ranks)
 
@@ -81,9 +82,7 @@ def _watch(
       records.append(record)
       bar.update(record)
 
-    outcome = host.run(
-      config, workdir, observe, stop, ranks, flags.FLAGS.profile
-    )
+    outcome = host.run(config, workdir, observe, stop, ranks, _flag('profile'))
   bad = adversaries.dishonest(config)
   figures = plots.write_figures(records, f'{workdir}/figures', bad)
   print(f'\n{config.name}\n{progress.summary(records, bad)}')
@@ -177,7 +176,7 @@ def explain_uid(config: config_lib.Config, workdir: str) -> None:
   """Why `--uid` has its weight, from what a validator wrote down."""
   del config
   path = pathlib.Path(workdir, 'verdicts.jsonl')
-  if flags.FLAGS.uid is None:
+  if _flag('uid') is None:
     raise config_lib.ConfigError('--uid: expected the uid to explain')
   if not path.exists():
     raise config_lib.ConfigError(
@@ -193,7 +192,7 @@ def explain_uid(config: config_lib.Config, workdir: str) -> None:
     if verdict.get('validator') == first
     for decision in verdict['decisions']
   ]
-  print(explain.explain(decisions, flags.FLAGS.uid))
+  print(explain.explain(decisions, _flag('uid')))
 
 
 def plan(config: config_lib.Config, workdir: str) -> None:
@@ -219,7 +218,7 @@ def report(config: config_lib.Config, workdir: str) -> None:
 def compare(config: config_lib.Config, workdir: str) -> None:
   """The runs of `--workdirs` on one page, which is written to `workdir`."""
   del config
-  made = comparison.write(flags.FLAGS.workdirs, workdir)
+  made = comparison.write(_flag('workdirs'), workdir)
   print(made.table)
   print('figures:', *made.figures)
   print(f'comparison: {made.page}')
@@ -241,7 +240,7 @@ def _member(config: config_lib.Config, role: str, workdir: str) -> None:
     if not ranks.index:
       doctor.require(config, workdir, role)
     with _stoppable('stopping') as stop:
-      profile = flags.FLAGS.profile
+      profile = _flag('profile')
       process.Process(config, role, workdir, ranks, profile).run(stop)
 
 
@@ -259,6 +258,11 @@ ROLES: dict[str, Callable[[config_lib.Config, str], None]] = {
   'report': report,
   'compare': compare,
 }
+
+
+def _flag(name: str) -> Any:
+  """A flag of run.py; None where another program calls a role."""
+  return flags.FLAGS[name].value if name in flags.FLAGS else None
 
 
 def _header(config: config_lib.Config) -> str:

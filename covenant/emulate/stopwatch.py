@@ -27,7 +27,7 @@ class Stopwatch:
   """Adds up what all nodes of a host spend, one at a time."""
 
   def __init__(self):
-    self._spent: collections.Counter[str] = collections.Counter()
+    self._spent = collections.defaultdict[str, float](float)
 
   def observe(self, event: node_lib.Event) -> None:
     """Counts an event of a node."""

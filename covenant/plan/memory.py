@@ -94,7 +94,8 @@ def outer_moments(optim: config_lib.Optim) -> int:
 def microbatch(config: config_lib.Config) -> tuple[int, int]:
   """Sequences that a device has in flight, and how often in a step."""
   inner, devices = config.optim.inner, config.devices
-  own = inner.batch_size // (devices.data * devices.fsdp)
+  # 0 copies: as many as there are; of more each has less in flight.
+  own = inner.batch_size // (max(devices.data, 1) * devices.fsdp)
   size = min(inner.microbatch_size or own, own)
   return max(size, 1), max(own // max(size, 1), 1)
 
