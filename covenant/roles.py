@@ -69,8 +69,10 @@ def _watch(
     needs.check(config, miners=1)
   except needs.Lacking as e:
     if e.hardware:
-      plan(config, workdir)
-      print()
+      # Of a config whose `plan` is about other devices there is none.
+      with contextlib.suppress(config_lib.ConfigError):
+        plan(config, workdir)
+        print()
     raise
   if devices := crew.describe(config):
     print(devices, file=sys.stderr)

@@ -99,6 +99,10 @@ def check(
     raise config_lib.ConfigError(
       f'{path} cannot be compared with this kind of SentencePiece model'
     )
+  if not path.is_file():
+    raise config_lib.ConfigError(
+      f'pretrained: expected a folder with a {_JSON}, there is no {path}'
+    )
   try:
     there = tokenizers.Tokenizer.from_str(path.read_text(encoding='utf-8'))
   except Exception as e:  # the library raises bare Exceptions

@@ -12,10 +12,11 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 from orbax.checkpoint import v1 as ocp
 
+from covenant.models import sharding
 from covenant.node import agreement
+from covenant.node import checkpoint as checkpoint_lib
 from covenant.node import objects as objects_lib
 from covenant.node import replica as replica_lib
 from covenant.store import interface as store_lib
@@ -49,7 +50,11 @@ def publish(
   with tempfile.TemporaryDirectory() as folder:
     root = pathlib.Path(folder, 'checkpoint')
     try:
-      ocp.save(str(root), jax.tree.map(np.asarray, place.shared._asdict()))
+      tree = checkpoint_lib.writable(place.shared._asdict())
+      context = checkpoint_lib.writing(tree)
+      context.array.saving.use_compression = True  # for whoever downloads it
+      with context:
+        ocp.save(str(root), tree)
     except Exception as e:  # whatever Orbax makes of a full disk
       raise store_lib.StoreError(f'cannot write to {folder}: {e}') from e
     for path in sorted(p for p in root.rglob('*') if p.is_file()):
@@ -111,7 +116,7 @@ def load(
   sources: Sequence[store_lib.Bucket],
   replica: replica_lib.Replica,
 ) -> agreement.Place:
-  """The place that an index describes.
+  """The place that an index describes, on the devices of the replica.
 
   Args:
     objects: of the node that asks.
@@ -123,11 +128,7 @@ def load(
     StoreError: a chunk cannot be had.
     agreement.Lost: it holds something else than the index says.
   """
-  here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-  like = jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here),
-    jax.eval_shape(replica.init),
-  )
+  like: Any = _abstract(replica)
   # Orbax adds some, but not as much again: a liar fills no disk.
   budget = (1 << 20) + 2 * sum(
     x.size * x.dtype.itemsize for x in jax.tree.leaves(like)
@@ -147,10 +148,12 @@ def load(
             )
           file.write(chunk)
     try:
-      tree: Any = ocp.load(str(root), like._asdict())
+      with checkpoint_lib.reading(like):
+        tree: Any = ocp.load(str(root), like._asdict())
     except Exception as e:  # whatever Orbax makes of a stranger's files
       raise agreement.Lost(
-        f'the checkpoint of round {index.round} cannot be read: {e}'
+        f'the checkpoint of round {index.round} cannot be read: '
+        f'{checkpoint_lib.reason(e)}'
       ) from e
   shared = replica_lib.Shared(**tree)
   found = replica.fingerprint(shared)
@@ -160,6 +163,21 @@ def load(
       f'not {index.fingerprint}'
     )
   return agreement.Place(index.round, bytes.fromhex(index.root), shared)
+
+
+def _abstract(replica: replica_lib.Replica) -> replica_lib.Shared:
+  """The shared state's shapes and shardings."""
+  like = jax.eval_shape(replica.init)
+  if replica.mesh is None:
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    where = jax.tree.map(lambda _: here, like)
+  else:
+    where = sharding.shardings(like, replica.mesh)
+  return jax.tree.map(
+    lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
+    like,
+    where,
+  )
 
 
 def prune(objects: objects_lib.Objects, keep: int) -> int:
