@@ -2,6 +2,7 @@
 
   python benchmarks/train_step.py                        150m, 512m and 1b
   python benchmarks/train_step.py --models=150m --tokens=512
+  python benchmarks/train_step.py --models=72b:smoke     a quick look
   python benchmarks/train_step.py --start-up             the first step, twice
 
 Beside it, turn by turn in one process, a plain step of the same model: a
@@ -165,7 +166,8 @@ def peak() -> tuple[float, str]:
 
 
 def make_config(name: str, tokens: int) -> config_lib.Config:
-  config = config_lib.load(f'configs/{name}.py')
+  file, _, variant = name.partition(':')
+  config = config_lib.load(f'configs/{file}.py:{variant}')
   gpu = jax.devices()[0].platform == 'gpu'
   model = dataclasses.replace(
     config.model,
