@@ -2,11 +2,11 @@
 
 Eight emulated miners train one byte-level Llama; each sends one bit and one
 index for every 64th parameter of its delta. Two more only pretend: one copies
-the best paid within the block, so that nobody sees who was first, the other
-is honest until it is well paid and then sends its delta the other way round.
+the best paid as soon as it can read it, the other is honest until it is well
+paid and then sends its delta the other way round.
 The Gauntlet finds them out (docs/gauntlet.md). On two cores:
 
-  python run.py --config=configs/shakespeare.py           5 minutes, 1.54
+  python run.py --config=configs/shakespeare.py           5 minutes, 1.55
   python run.py --config=configs/shakespeare.py:smoke     20 seconds
   python run.py --config=configs/shakespeare.py:diloco    4 minutes, 1.58
   python run.py --config=configs/shakespeare.py:ddp       6 minutes, 1.58
