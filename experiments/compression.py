@@ -214,7 +214,7 @@ def main() -> None:
       cell, outer, seed, rounds, pathlib.Path(arguments.workdir)
     )
     rows.append(row)
-    curves.setdefault(cell, records)
+    curves.setdefault((cell, outer), records)  # of the first seed
     print(
       f'{cell}, rate {outer}, seed {seed}: {row["nats_per_byte"]}',
       file=sys.stderr,
@@ -223,10 +223,11 @@ def main() -> None:
       writer = csv.DictWriter(file, COLUMNS, lineterminator='\n')
       writer.writeheader()
       writer.writerows(rows)
-  plots.compare(curves, results / f'{name}.png', axis='bytes')
   if len(rates) > 1:
     print(rate_table(rows))
     rows = tuned(rows)
+  chosen = {r['cell']: curves[r['cell'], r['outer_rate']] for r in rows}
+  plots.compare(chosen, results / f'{name}.png', axis='bytes')
   print(report(rows))
 
 

@@ -158,7 +158,13 @@ def decode(line: str | bytes) -> Record:
     raise MetricsError(f'kind is {kind!r}; allowed: {", ".join(_KINDS)}')
   cls = _KINDS[kind]
   names = {field.name for field in dataclasses.fields(cls)}
-  if missing := sorted(names - set(fields)):
+  # What has a default came later than some runs.
+  needed = {
+    field.name
+    for field in dataclasses.fields(cls)
+    if field.default is dataclasses.MISSING
+  }
+  if missing := sorted(needed - set(fields)):
     raise MetricsError(f'{kind}: missing {", ".join(missing)}')
   if unknown := sorted(set(fields) - names):
     raise MetricsError(f'{kind}: unknown field {", ".join(unknown)}')

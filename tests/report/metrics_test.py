@@ -210,6 +210,11 @@ class MetricsTest(parameterized.TestCase):
     with self.assertRaisesRegex(metrics.MetricsError, message):
       metrics.decode(line)
 
+  def test_reads_runs_of_before_a_field_was_there(self):
+    line = metrics.encode(_round(4)).replace('"train_seconds": 0.0, ', '')
+    self.assertNotIn('train_seconds', line)
+    self.assertEqual(metrics.decode(line), _round(4))
+
   def test_tensorboard_gets_the_scalars_and_the_purge(self):
     self._write(_round(1), _round(2), _evaluation(2))
     self._write(_round(2), resume=1)
