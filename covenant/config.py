@@ -261,6 +261,9 @@ class Config:
   # Emulated: names of covenant/emulate/adversaries.py, separated by commas;
   # those of miners are the last miners, those of validators the last ones.
   adversaries: str = ''
+  # How miners differ (covenant/islands/island.py): '2x steps=40; 4x steps=10'.
+  # Emulated: one entry a miner; of a process: its own. Empty: all are alike.
+  islands: str = ''
   # A folder in Hugging Face's format whose model the run begins with
   # (covenant/models/hf.py); empty: a random one.
   pretrained: str = ''
@@ -358,6 +361,7 @@ def identity(config: Config) -> str:
     'miners',
     'validators',
     'adversaries',
+    'islands',
     'eval',
     'checkpoint',
     'network',

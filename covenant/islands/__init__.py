@@ -1,0 +1,1 @@
+"""Unequal hardware in one run: who trains how much, and how it is cut."""

@@ -1,0 +1,115 @@
+"""What one miner trains on, where miners are not alike.
+
+An island is a uid's hardware, seen from the run: how much it trains in a
+round, and how it is cut. `config.islands` lists them in the order of uids:
+
+  2x steps=40,batch=16; 4x steps=10,stages=2,rank=4
+
+are two fast full replicas and four slow pipelines. What is not said is as in
+the run's config; an empty text means that all miners are alike. It is a node's
+own affair, not part of the run's identity: a process has one island.
+"""
+
+import re
+from typing import NamedTuple
+
+from covenant import config as config_lib
+
+
+class Island(NamedTuple):
+  """Of one uid. 0 stands for what the run's config says."""
+
+  steps: int = 0  # inner steps a round
+  batch: int = 0  # sequences an inner step
+  stages: int = 1  # of a pipeline; 1: a full replica
+  # Numbers a position that pass between stages; 0: all, as the model's width.
+  rank: int = 0
+  rounds: int = 1  # that a contribution takes
+
+
+_ENTRY = re.compile(r'(?:([1-9]\d*)x\s*)?(.*)', re.DOTALL)
+_DEFAULT = Island()
+
+
+def parse(text: str) -> tuple[Island, ...]:
+  """The islands that `config.islands` lists.
+
+  >>> parse('2x steps=40; rank=4,stages=2')[1:]
+  (Island(steps=40, batch=0, stages=1, rank=0, rounds=1), \
+Island(steps=0, batch=0, stages=2, rank=4, rounds=1))
+
+  Raises:
+    ConfigError: naming the entry that cannot be read, and what is allowed.
+  """
+  islands: list[Island] = []
+  for entry in filter(None, (part.strip() for part in text.split(';'))):
+    match = _ENTRY.fullmatch(entry)
+    assert match is not None
+    island = _island(entry, match[2].strip())
+    islands += [island] * int(match[1] or 1)
+  return tuple(islands)
+
+
+def _island(entry: str, said: str) -> Island:
+  found: dict[str, int] = {}
+  for pair in filter(None, (part.strip() for part in said.split(','))):
+    name, _, value = pair.partition('=')
+    if name not in Island._fields or not value.isdecimal() or name in found:
+      raise config_lib.ConfigError(
+        f'islands: {entry!r}: expected each of {", ".join(Island._fields)} at '
+        f'most once, as in 2x steps=40,batch=16; got {pair!r}'
+      )
+    found[name] = int(value)
+  island = Island(**found)
+  if not (island.stages and island.rounds):
+    raise config_lib.ConfigError(
+      f'islands: {entry!r}: stages and rounds are 1 or more'
+    )
+  if island.rank and island.stages == 1:
+    raise config_lib.ConfigError(
+      f'islands: {entry!r}: rank is of what passes between stages; expected '
+      'stages=2 or more with it'
+    )
+  return island
+
+
+def describe(islands: tuple[Island, ...]) -> str:
+  """The text of `islands`: the inverse of `parse`."""
+  groups: list[tuple[Island, int]] = []
+  for island in islands:
+    if groups and groups[-1][0] == island:
+      groups[-1] = island, groups[-1][1] + 1
+    else:
+      groups.append((island, 1))
+  return '; '.join(
+    f'{count}x '
+    + ','.join(
+      f'{name}={value}'
+      for name, value in island._asdict().items()
+      if value != getattr(_DEFAULT, name)
+    )
+    for island, count in groups
+  )
+
+
+def of(config: config_lib.Config, uid: int) -> Island:
+  """The island of a uid: of a list of one, that one.
+
+  The steps and batch of the run are filled in.
+
+  Raises:
+    ConfigError: the list has neither one entry nor one a miner.
+  """
+  islands = parse(config.islands) or (_DEFAULT,)
+  if len(islands) not in (1, config.miners):
+    raise config_lib.ConfigError(
+      f'islands: expected one, or one for each of {config.miners} miners, '
+      f'got {len(islands)}'
+    )
+  island = (
+    islands[0] if len(islands) == 1 else islands[min(uid, len(islands) - 1)]
+  )
+  return island._replace(
+    steps=island.steps or config.optim.inner_steps,
+    batch=island.batch or config.optim.inner.batch_size,
+  )
