@@ -142,7 +142,8 @@ def make_config(
 
 
 def digest(config: config_lib.Config, cell: str) -> str:
-  text = cell + config_lib.to_json(config)
+  changes = config_lib.differences(config_lib.Config(), config)
+  text = '\n'.join([cell, *changes])
   return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
 
 
