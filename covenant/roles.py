@@ -47,7 +47,7 @@ def emulate(config: config_lib.Config, workdir: str) -> None:
 
   Of several processes the first alone shows and writes them.
   """
-  _keep_compilations()
+  keep_compilations()
   stoppable = _stoppable('stopping after this round, with a checkpoint')
   with ranks_lib.start(config.network) as ranks, stoppable as stop:
     # By default it is named after the time, which is no two processes' own.
@@ -136,7 +136,7 @@ def validator(config: config_lib.Config, workdir: str) -> None:
 
 def evaluator(config: config_lib.Config, workdir: str) -> None:
   """Evaluates the checkpoints that validators publish."""
-  _keep_compilations()
+  keep_compilations()
   doctor.require(config, workdir, 'evaluator')
   with _stoppable('stopping') as stop:
     watch.Watcher(config, workdir).run(stop)
@@ -144,7 +144,7 @@ def evaluator(config: config_lib.Config, workdir: str) -> None:
 
 def run_localnet(config: config_lib.Config, workdir: str) -> None:
   """A network of processes on this machine; the exit status says if equal."""
-  _keep_compilations()
+  keep_compilations()
   print(_header(config), file=sys.stderr)
   print('compiling, once for all processes', file=sys.stderr, flush=True)
   host.Host(config, dataset.load(config)).round()
@@ -167,7 +167,7 @@ def run_localnet(config: config_lib.Config, workdir: str) -> None:
 
 def examine(config: config_lib.Config, workdir: str) -> None:
   """Whether this machine, hotkey and bucket can be a miner or a validator."""
-  _keep_compilations()
+  keep_compilations()
   findings = list(doctor.examine(config, workdir))
   print(doctor.table(findings))
   if not all(finding.well for finding in findings):
@@ -227,7 +227,7 @@ def compare(config: config_lib.Config, workdir: str) -> None:
 
 
 def _member(config: config_lib.Config, role: str, workdir: str) -> None:
-  _keep_compilations()
+  keep_compilations()
   if config.network.coordinator and role != 'miner':
     raise config_lib.ConfigError(
       'network.coordinator: expected nothing, because only a miner, or an '
@@ -285,7 +285,7 @@ def _header(config: config_lib.Config) -> str:
   )
 
 
-def _keep_compilations() -> None:
+def keep_compilations() -> None:
   """Lets a second start of a program find what the first compiled."""
   if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
     cache = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'

@@ -1,0 +1,130 @@
+"""The figures of studies: means over seeds, with their standard deviation."""
+
+import pathlib
+import statistics
+from collections.abc import Mapping, Sequence
+
+from matplotlib import axes
+from matplotlib import figure
+
+from experiments import study
+
+# Okabe and Ito's palette, which the colour-blind tell apart.
+COLORS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9')
+MARKERS = 'osD^vP'
+_HEADROOM = 1.25  # curves are shown up to this times the worst final loss
+
+
+def curves(
+  runs: Sequence[study.Run],
+  cells: Sequence[str],
+  path: pathlib.Path,
+  results: pathlib.Path | None = None,
+) -> None:
+  """Held-out losses against tokens, and against the bytes that a peer sends.
+
+  Args:
+    runs: of a study.
+    cells: that are shown, in the order of the legend; those that are not done
+      are left out.
+    path: the PNG to write; the curves lie beside it.
+    results: where the curves are; the folder of `path` if omitted.
+  """
+  fig = figure.Figure(figsize=(10, 4), dpi=150, layout='constrained')
+  left, right = fig.subplots(1, 2, sharey=True)
+  finals = []
+  for i, cell in enumerate(cells):
+    found = [
+      study.curve(run, results or path.parent)
+      for run in runs
+      if run.cell == cell
+    ]
+    if not found:
+      continue
+    n = min(map(len, found))
+    losses = [[points[j].nats_per_byte for points in found] for j in range(n)]
+    mean = [statistics.mean(of) for of in losses]
+    spread = [statistics.stdev(of) if len(of) > 1 else 0.0 for of in losses]
+    finals.append(mean[-1])
+    for ax, x in (
+      (left, [found[0][j].tokens for j in range(n)]),
+      (right, [found[0][j].bytes_up for j in range(n)]),
+    ):
+      color = COLORS[i % len(COLORS)]
+      first = 1 if ax is right else 0  # nothing is sent yet: not on a log axis
+      ax.plot(
+        x[first:], mean[first:], color=color, lw=1.4, label=cell,
+        marker=MARKERS[i % len(MARKERS)], ms=4,
+        linestyle=('-', '--')[i // len(COLORS) % 2],
+      )  # fmt: skip
+      ax.fill_between(
+        x[first:],
+        [m - s for m, s in zip(mean, spread, strict=True)][first:],
+        [m + s for m, s in zip(mean, spread, strict=True)][first:],
+        color=color,
+        alpha=0.2,
+        lw=0,
+      )
+  left.set(
+    xlabel='tokens trained, all peers', ylabel='held-out loss (nats a byte)'
+  )
+  right.set(xlabel='bytes that a peer sends', xscale='log')
+  if finals:
+    left.set_ylim(0.98 * min(finals), _HEADROOM * max(finals))
+  left.legend(frameon=False, fontsize=8)
+  _save(fig, left, right, path=path)
+
+
+def ends(
+  runs: Sequence[study.Run],
+  lines: Mapping[str, Mapping[float, str]],
+  path: pathlib.Path,
+  xlabel: str,
+  log: bool = True,
+) -> None:
+  """Final held-out losses against what was varied.
+
+  Args:
+    runs: of a study.
+    lines: label -> what was varied -> cell.
+    path: the PNG to write.
+    xlabel: what was varied.
+    log: whether on a logarithmic axis.
+  """
+  fig = figure.Figure(figsize=(6.4, 4), dpi=150, layout='constrained')
+  ax = fig.subplots()
+  for i, (label, cells) in enumerate(lines.items()):
+    found = {
+      x: list(study.losses(runs, cell).values()) for x, cell in cells.items()
+    }
+    found = {x: losses for x, losses in found.items() if losses}
+    ax.errorbar(
+      list(found),
+      [statistics.mean(losses) for losses in found.values()],
+      [
+        statistics.stdev(losses) if len(losses) > 1 else 0.0
+        for losses in found.values()
+      ],
+      color=COLORS[i % len(COLORS)],
+      marker=MARKERS[i % len(MARKERS)],
+      capsize=3,
+      lw=1.4,
+      ms=5,
+      label=label,
+    )
+  ax.set(xlabel=xlabel, ylabel='final held-out loss (nats a byte)')
+  if log:
+    ax.set_xscale('log')
+    ticks = sorted({x for cells in lines.values() for x in cells})
+    ax.set_xticks(ticks, [f'{x:g}' for x in ticks])
+    ax.minorticks_off()
+  ax.legend(frameon=False, fontsize=8)
+  _save(fig, ax, path=path)
+
+
+def _save(fig: figure.Figure, *panels: axes.Axes, path: pathlib.Path) -> None:
+  for ax in panels:
+    ax.grid(color='#E0E0E0', lw=0.6)
+    ax.spines[['top', 'right']].set_visible(False)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  fig.savefig(path, metadata={'Software': None})
