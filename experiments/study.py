@@ -57,6 +57,7 @@ COMMON = (
   'eval.every=10',
   'checkpoint.every=100000',
 )
+_INDIFFERENT = ('name:', 'checkpoint.', 'devices.', 'network.', 'plan.')
 
 
 class Cell(NamedTuple):
@@ -131,10 +132,15 @@ def make_config(cell: Cell, more: Iterable[str] = ()) -> config_lib.Config:
 
 
 def digest(config: config_lib.Config) -> str:
-  """Names a config by what it has otherwise than the defaults."""
-  changes = config_lib.differences(config_lib.Config(), config)
-  changes = [line for line in changes if not line.startswith('name:')]
-  text = '\n'.join(changes)
+  """Names a run by all that its config has otherwise than the defaults.
+
+  But for what changes no number of it.
+  """
+  text = '\n'.join(
+    line
+    for line in config_lib.differences(config_lib.Config(), config)
+    if not line.startswith(_INDIFFERENT)
+  )
   return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
 
 
