@@ -160,7 +160,7 @@ def judge(runs: Sequence[study.Run]) -> Iterator[study.Verdict]:
     'more inner steps cost SparseLoCo less than DiLoCo',
     'SparseLoCo, abstract',
     'loss at 60 steps minus at 5, minus the same of DiLoCo, below 0',
-    f'{growth["SparseLoCo"].mean:+.4f} and {growth["DiLoCo"].mean:+.4f}: {less}',
+    f'{growth["SparseLoCo"].mean:+.4f}, {growth["DiLoCo"].mean:+.4f}: {less}',
     study.at_most(less),
   )
   gap = study.gap(runs, 'SparseLoCo, Muon', 'SparseLoCo')

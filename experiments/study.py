@@ -28,7 +28,7 @@ import statistics
 import sys
 import time
 import typing
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -44,6 +44,7 @@ RESULTS = ROOT / 'results'
 BASE = str(ROOT.parent / 'configs' / 'shakespeare.py')
 GOLDEN = ROOT.parent / 'tests' / 'golden' / 'traces.json'
 SEEDS = 3
+OUTER = (0.35, 0.7, 1.0)  # learning rates that are swept
 # What is the same in all studies: 115,136 parameters on 2.3 million tokens, 20
 # a parameter; eight honest miners who all count.
 COMMON = (
@@ -79,7 +80,7 @@ class Run(NamedTuple):
   bytes_up: int
   bytes_down: int  # it fetches all others' payloads
   nats_per_byte: float  # held-out, at the end
-  seconds: float
+  seconds: float  # of one core
   device: str
   code: str  # digest of the golden traces: what the code computed then
 
@@ -161,9 +162,9 @@ def execute(cell: Cell, more: Sequence[str], work: pathlib.Path) -> Run:
   if done.exists():
     run = Run(**json.loads(done.read_text()))
     return run._replace(cell=cell.name)
-  began = time.perf_counter()
+  began = time.process_time()
   host.run(config, folder)
-  seconds = time.perf_counter() - began
+  seconds = time.process_time() - began
   records = metrics.read(folder / 'metrics.jsonl')
   evaluations = [r for r in records if isinstance(r, metrics.Evaluation)]
   last = evaluations[-1]
@@ -283,9 +284,31 @@ def _decide(margin: float, error: float) -> str:
   return 'PASS' if margin > 0 else 'FAIL'
 
 
+def tuned(
+  runs: Sequence[Run],
+  name: str,
+  sets: tuple[str, ...],
+  seeds: int,
+  outer: Sequence[float] = OUTER,
+) -> Iterator[Cell]:
+  """The cells of one that gets the best of some outer learning rates.
+
+  They are swept with seed 0; once that is done, `name` has all seeds.
+  """
+  rates = {
+    f'{name}, {rate:g}': (*sets, f'optim.outer.learning_rate={rate:g}')
+    for rate in outer
+  }
+  for cell, with_rate in rates.items():
+    yield Cell(cell, 0, with_rate)
+  if rates.keys() <= {r.cell for r in runs}:
+    for seed in range(seeds):
+      yield Cell(name, seed, rates[best(runs, rates)])
+
+
 def table(runs: Sequence[Run]) -> str:
   """A line a cell: mean and deviation over its seeds."""
-  lines = ['cell | n | nats a byte | bytes up | bytes down | seconds']
+  lines = ['cell | n | nats a byte | bytes up | bytes down | core seconds']
   for cell in dict.fromkeys(r.cell for r in runs):
     of = [r for r in runs if r.cell == cell]
     found = [r.nats_per_byte for r in of]

@@ -1,0 +1,87 @@
+"""How the gap to AdamW grows: with more peers, and with a larger model.
+
+  python -m experiments.peers             about 40 minutes of two cores
+  python -m experiments.peers --quick     2 minutes
+
+Peers share one batch of 24 or 64 sequences a step, so that all cells of a
+batch size see the same tokens: 4 peers of 6 sequences and 24 of one, 64 of one
+(experiments/study.py). Learning rates are those of 8 peers.
+
+Criteria, written before the runs; n = 3 seeds, compared seed by seed, two
+standard errors decide:
+  Peers  24 peers are at most 0.05 nats worse than 4.
+  Size   The gap of SparseLoCo to AdamW, as a share of the loss, is at width 96
+         at most what it is at width 32.
+"""
+
+import pathlib
+import statistics
+from collections.abc import Iterator, Sequence
+
+from experiments import charts
+from experiments import methods
+from experiments import study
+
+PEERS = {4: 6, 8: 3, 24: 1}  # peers -> sequences of each
+WIDTHS = {32: 96, 64: 192, 96: 288}  # width -> of the feed-forward layer
+
+
+def _peers(peers: int) -> str:
+  return f'{peers} peers'
+
+
+def _wide(width: int, method: str) -> str:
+  return f'width {width}, {method}'
+
+
+def plan(runs: Sequence[study.Run], seeds: int) -> Iterator[study.Cell]:
+  for seed in range(seeds):
+    for peers, batch in PEERS.items():
+      sets = (f'miners={peers}', f'optim.inner.batch_size={batch}')
+      yield study.Cell(_peers(peers), seed, sets)
+    for width, ffn in WIDTHS.items():
+      size = (f'model.width={width}', f'model.ffn_width={ffn}')
+      yield study.Cell(_wide(width, 'SparseLoCo'), seed, size)
+      alone = (*size, *methods.ALONE, *methods.rates(6e-3))
+      yield study.Cell(_wide(width, 'AdamW'), seed, alone)
+
+
+def _share(runs: Sequence[study.Run], width: int) -> list[float]:
+  """The gap to AdamW as a share of its loss, of each seed."""
+  sparse = study.losses(runs, _wide(width, 'SparseLoCo'))
+  adamw = study.losses(runs, _wide(width, 'AdamW'))
+  return [sparse[seed] / adamw[seed] - 1 for seed in sorted(sparse)]
+
+
+def judge(runs: Sequence[study.Run]) -> Iterator[study.Verdict]:
+  gap = study.gap(runs, _peers(24), _peers(4))
+  yield study.Verdict(
+    'Peers',
+    'more peers cost little',
+    'ours',
+    '24 at most 0.05 nats worse than 4',
+    str(gap),
+    study.at_most(gap, 0.05),
+  )
+  small, large = _share(runs, 32), _share(runs, 96)
+  less = study.spread([b - a for a, b in zip(small, large, strict=True)])
+  yield study.Verdict(
+    'Size',
+    'the gap to AdamW does not grow with the model',
+    'DiLoCo’s scaling laws',
+    'share of the loss at width 96 minus at width 32 at most 0',
+    f'{statistics.mean(small):+.2%} at 32, {statistics.mean(large):+.2%} at 96',
+    study.at_most(less),
+  )
+
+
+def draw(runs: Sequence[study.Run], path: pathlib.Path) -> None:
+  charts.ends(
+    runs, {'SparseLoCo': {p: _peers(p) for p in PEERS}}, path, 'peers'
+  )
+
+
+STUDY = study.Study('peers', plan, judge, draw)
+
+if __name__ == '__main__':
+  study.main(STUDY, __doc__)
