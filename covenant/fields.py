@@ -88,7 +88,7 @@ def build(cls: type, raw: Any, prefix: str, known: Mapping[str, Any]) -> Any:
 
   Args:
     cls: of `bounded` fields, or sections that are such classes.
-    raw: a mapping with a value for every field.
+    raw: a mapping; what is left out has its default.
     prefix: of the paths in messages: '' or 'optim.'.
     known: every path there is.
 
@@ -106,7 +106,7 @@ def build(cls: type, raw: Any, prefix: str, known: Mapping[str, Any]) -> Any:
   for name, field in fields.items():
     path = prefix + name
     if name not in raw:
-      raise ConfigError(f'{path}: missing; the schema is covenant/config.py')
+      continue  # the file is older than the field, which then was its default
     if dataclasses.is_dataclass(hints[name]):
       values[name] = build(hints[name], raw[name], path + '.', known)
     else:

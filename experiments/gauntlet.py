@@ -51,6 +51,7 @@ from covenant.emulate import adversaries
 from covenant.emulate import host as host_lib
 from covenant.gauntlet import checks
 from covenant.node import validator as validator_lib
+from experiments import study
 
 ROOT = pathlib.Path(__file__).parent
 BASE = str(ROOT.parent / 'configs' / 'shakespeare.py')
@@ -306,7 +307,8 @@ def report(rows: list[Row]) -> str:
       f'{mean["most_adversary"]} | {mean["auc"]} | {mean["banned"]} | '
       f'{mean["detected"]} | {mean["undetected"]}'
     )
-  return '\n'.join([*lines, '', *bars(rows)])
+  verdicts = [f'{v.claim}: {v.outcome}, {v.measured}' for v in judge(rows)]
+  return '\n'.join([*lines, '', *verdicts])
 
 
 def _mean(rows: list[Row], column: str) -> str:
@@ -314,50 +316,100 @@ def _mean(rows: list[Row], column: str) -> str:
   return f'{statistics.mean(values):.4g}' if values else '-'
 
 
-def bars(rows: list[Row]) -> Iterator[str]:
-  """One line a bar; those that were not measured say so."""
+def judge(rows: list[Row]) -> Iterator[study.Verdict]:
+  """One verdict a bar; those that were not measured say so."""
   by_cell: dict[str, dict[int, Row]] = {}
   for row in rows:
     by_cell.setdefault(row['cell'], {})[int(row['seed'])] = row
   mixed = by_cell.get('mixed', {})
-  pairs = [
-    (float(row['nats_per_byte']), float(alone['nats_per_byte']))
-    for seed, row in mixed.items()
-    if (alone := by_cell.get('honest alone', {}).get(seed))
-  ]
-  worse = statistics.mean(a / b - 1 for a, b in pairs) if pairs else None
-  yield verdict('loss', worse, lambda x: x <= 0.01, '{:+.2%}')
 
-  def of_mixed(name: str, column: str, how: Any, holds: Any, text: str) -> str:
-    values = [float(row[column]) for row in mixed.values()]
-    return verdict(name, how(values) if values else None, holds, text)
+  def above(cell: str) -> list[float]:
+    """The loss of a cell over that of the honest alone, of each seed."""
+    alone = by_cell.get('honest alone', {})
+    return [
+      float(row['nats_per_byte']) / float(alone[seed]['nats_per_byte']) - 1
+      for seed, row in by_cell.get(cell, {}).items()
+      if seed in alone
+    ]
 
-  yield of_mixed('emissions', 'emissions', max, lambda x: x <= 0.01, '{:.2%}')
+  def of_mixed(column: str) -> list[float]:
+    return [float(row[column]) for row in mixed.values()]
+
   gaps = [
-    float(r['least_honest']) - float(r['most_adversary'])
-    for r in mixed.values()
+    least - most
+    for least, most in zip(
+      of_mixed('least_honest'), of_mixed('most_adversary'), strict=True
+    )
   ]
-  order = min(gaps) if gaps else None
-  yield verdict('order', order, lambda x: x > 0, 'gap {:+.4f}')
-  yield of_mixed('AUC', 'auc', min, lambda x: x >= 0.99, '{:.4f}')
-  everywhere = [
-    float(r['banned']) for r in rows if r.get('banned') not in ('', None)
-  ]
-  bans = max(everywhere) if everywhere else None
-  yield verdict('bans', bans, lambda x: x == 0, '{:.0f}')
+  bans = [float(r['banned']) for r in rows if r.get('banned') not in ('', None)]
   times = [
     float(row['validator_seconds'])
     for uids in (255, 63)
     for row in by_cell.get(f'crowd of {uids}, 20', {}).values()
   ]
-  ratio = times[0] / times[1] if len(times) == 2 else None
-  yield verdict('crowd', ratio, lambda x: x < 1.5, '{:.2f} times')
+  crowd = [times[0] / times[1]] if len(times) == 2 else []
+  yield _bar(
+    'C14, loss',
+    'under attack by 40 % the model is as good as with the honest alone',
+    'in the mean at most 1 % above',
+    above('mixed'), statistics.mean, lambda x: x <= 0.01, '{:+.2%}',
+  )  # fmt: skip
+  yield _bar(
+    'C14, plain mean',
+    'a plain mean under the same attack is far worse',
+    'in the mean more than 5 % above',
+    above('mixed, plain mean'), statistics.mean, lambda x: x > 0.05, '{:+.1%}',
+  )  # fmt: skip
+  yield _bar(
+    'C13, emissions',
+    'adversaries together are paid nearly nothing',
+    'on every seed at most 1 % from half of the rounds on',
+    of_mixed('emissions'), max, lambda x: x <= 0.01, '{:.2%}',
+  )  # fmt: skip
+  yield _bar(
+    'C13, order',
+    'every honest uid is paid more than every adversary',
+    'on every seed a gap above 0',
+    gaps, min, lambda x: x > 0, '{:+.4f}',
+  )  # fmt: skip
+  yield _bar(
+    'C13, AUC',
+    'ratings tell the honest from adversaries',
+    'on every seed at least 0.99',
+    of_mixed('auc'), min, lambda x: x >= 0.99, '{:.4f}',
+  )  # fmt: skip
+  yield _bar(
+    'C13, bans',
+    'no honest uid is ever banned',
+    'none in any run',
+    bans, max, lambda x: x == 0, '{:.0f}',
+  )  # fmt: skip
+  yield _bar(
+    'Crowd',
+    'the cost of a validator grows with who is evaluated only',
+    '256 uids, 20 evaluated: below 1.5 times that with 64',
+    crowd, max, lambda x: x < 1.5, '{:.2f} times',
+  )  # fmt: skip
 
 
-def verdict(name: str, value: Any, holds: Any, text: str) -> str:
-  if value is None:
-    return f'{name}: not measured'
-  return f'{name}: {"PASS" if holds(value) else "FAIL"}, {text.format(value)}'
+def _bar(
+  claim: str,
+  says: str,
+  criterion: str,
+  values: list[float],
+  reduce: Callable[[list[float]], float],
+  holds: Callable[[float], bool],
+  text: str,
+) -> study.Verdict:
+  """Of a value a seed; undecided if there is none."""
+  if not values:
+    measured, outcome = 'not measured', 'UNDECIDED'
+  else:
+    value = reduce(values)
+    measured = f'{text.format(value)} (n = {len(values)})'
+    outcome = 'PASS' if holds(value) else 'FAIL'
+  source = 'Gauntlet, figure 2' if claim[:3] == 'C13' else 'Covenant-72B'
+  return study.Verdict(claim, says, source, criterion, measured, outcome)
 
 
 def draw(traces: dict[str, dict[str, Any]], path: pathlib.Path) -> None:

@@ -5,7 +5,7 @@
 
 Every method sees the same tokens (experiments/study.py). Its learning rates
 are swept with seed 0 at 15 inner steps: inner ones of 3e-3, 6e-3 and 1.2e-2,
-and outer ones of 0.35, 0.7 and 1 where there are some; DiLoCo has Nesterov
+and outer ones of 0.15, 0.35, 0.7 and 1 where there are some; DiLoCo has Nesterov
 momentum 0.9, SparseLoCo sends one bit and an index for every 64th value. AdamW
 that exchanges every gradient is swept as one miner who has everybody's batch,
 which is the same but for rounding, and has five rates on the same grid, as it
@@ -28,7 +28,7 @@ from experiments import charts
 from experiments import study
 
 INNER = (3e-3, 6e-3, 1.2e-2)
-OUTER = (0.35, 0.7, 1.0)
+OUTER = (0.15, 0.35, 0.7, 1.0)
 STEPS = (5, 15, 30, 60)
 TOTAL = 1500  # inner steps of a miner
 SPARSELOCO = ('optim.outer.momentum=0',)

@@ -57,6 +57,7 @@ MINERS: dict[str, type[adversary.Adversary]] = {
   'missed-one': unlucky.MissedOne,
   'small-batch': unlucky.SmallBatch,
   'little-data': unlucky.LittleData,
+  'churner': unlucky.Churner,
 }
 VALIDATORS: dict[str, type[corrupt.Corrupt]] = {
   'lazy': corrupt.Lazy,

@@ -75,3 +75,25 @@ class LittleData(adversary.Adversary):
     """The receipt is of what it read, once."""
     half = max(work.sequences // 2, 1)
     return self._pretend(work, task, half)
+
+
+class Churner(adversary.Adversary):
+  """Is away a third of the time, in spells, and comes back with nothing.
+
+  As when another machine takes over: no moments, no error feedback.
+  """
+
+  honest, spell, away = True, 6, 1 / 3
+
+  def _contribute(self, task: trainer_lib.Task) -> None:
+    self.contribution = None
+    if not self._is_here(task, task.round):
+      return
+    if not self._is_here(task, task.round - 1):
+      self.private = self._fresh()
+    super()._contribute(task)
+
+  def _is_here(self, task: trainer_lib.Task, round_index: int) -> bool:
+    spell = (round_index + task.uid) // self.spell  # not all at a time
+    draw = np.random.default_rng([self.config.seed, task.uid, spell])
+    return draw.random() >= self.away

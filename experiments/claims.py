@@ -1,0 +1,85 @@
+"""Every claim in one table: docs/results.md, from the results that are there.
+
+python -m experiments.claims     seconds; reads experiments/results/
+"""
+
+import csv
+import pathlib
+import types
+from collections.abc import Iterator
+
+from experiments import aggregation
+from experiments import arithmetic
+from experiments import churn
+from experiments import compression
+from experiments import density
+from experiments import gauntlet
+from experiments import methods
+from experiments import peers
+from experiments import quantizers
+from experiments import study
+
+PAGE = study.ROOT.parent / 'docs' / 'results.md'
+BEGIN, END = '<!-- claims -->\n', '<!-- end of claims -->\n'
+STUDIES: tuple[types.ModuleType, ...] = (
+  methods,
+  compression,
+  density,
+  aggregation,
+  churn,
+  peers,
+  quantizers,
+)
+
+
+def runs_of(module: types.ModuleType) -> list[study.Run]:
+  """The committed runs of a study; none if it never ran."""
+  path = study.RESULTS / f'{module.STUDY.name}.csv'
+  return study.read_csv(path, study.Run) if path.exists() else []
+
+
+def verdicts() -> Iterator[tuple[str, float, study.Verdict]]:
+  """Yields (module, minutes of a core that its runs took, verdict)."""
+  for module in STUDIES:
+    runs = runs_of(module)
+    minutes = sum(run.seconds for run in runs) / 60
+    for verdict in module.STUDY.judge(runs) if runs else ():
+      yield module.STUDY.name, minutes, verdict
+  with open(study.RESULTS / 'gauntlet.csv', newline='') as file:
+    rows = list(csv.DictReader(file))
+  minutes = sum(float(row['seconds'] or 0) for row in rows) / 60
+  for verdict in gauntlet.judge(rows):
+    yield 'gauntlet', minutes, verdict
+  for verdict in arithmetic.judge():
+    yield 'arithmetic', 0.0, verdict
+
+
+def table() -> str:
+  lines = [
+    '| claim | says | source | criterion | measured | verdict | '
+    '`python -m experiments.` | core minutes |',
+    '| --- | --- | --- | --- | --- | --- | --- | --- |',
+  ]
+  for name, minutes, v in verdicts():
+    lines.append(
+      f'| {v.claim} | {v.says} | {v.source} | {v.criterion} | {v.measured} | '
+      f'**{v.outcome}** | `{name}` | {minutes:.0f} |'
+    )
+  return '\n'.join(lines) + '\n'
+
+
+def page() -> str:
+  """docs/results.md with the table as it should be."""
+  text = PAGE.read_text(encoding='utf-8')
+  head, rest = text.split(BEGIN)
+  _, tail = rest.split(END)
+  return head + BEGIN + table() + END + tail
+
+
+def write(path: pathlib.Path = PAGE) -> None:
+  path.write_text(page(), encoding='utf-8')
+
+
+if __name__ == '__main__':
+  write()
+  print(table())

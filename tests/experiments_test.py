@@ -1,0 +1,121 @@
+"""What experiments/results holds is what the committed studies would make."""
+
+import dataclasses
+import pathlib
+
+import jax
+import numpy as np
+from absl.testing import absltest
+from absl.testing import parameterized
+
+from covenant.optim import compression as compression_lib
+from covenant.optim import quantize
+from covenant.optim import sparseloco
+from experiments import claims
+from experiments import study
+
+TINY = (
+  'model.width=32',
+  'model.layers=1',
+  'model.heads=2',
+  'model.ffn_width=64',
+  'data.context=16',
+  'miners=2',
+  'rounds=2',
+  'eval.every=1',
+  'eval.sequences=8',
+  'optim.inner_steps=2',
+  'optim.inner.warmup_steps=1',
+)
+
+
+class ResultsTest(parameterized.TestCase):
+  @parameterized.parameters(*[(module,) for module in claims.STUDIES])
+  def test_are_those_of_the_committed_study(self, module):
+    runs = claims.runs_of(module)
+    if not runs:
+      self.skipTest(f'{module.__name__} has no results yet')
+    seeds = 1 + max(run.seed for run in runs)
+    planned = {
+      (cell.name, cell.seed, study.digest(study.make_config(cell)))
+      for cell in module.STUDY.plan(runs, seeds)
+    }
+    self.assertEqual(planned, {(r.cell, r.seed, r.config) for r in runs})
+    self.assertEqual(seeds, study.SEEDS)
+    for run in runs:
+      self.assertEqual(run.code, study.code(), run.cell)
+      last = study.curve(run)[-1]
+      self.assertEqual(round(last.nats_per_byte, 5), run.nats_per_byte)
+      self.assertEqual((last.round, last.tokens), (run.rounds, run.tokens))
+    self.assertTrue((study.RESULTS / f'{module.STUDY.name}.png').is_file())
+
+  def test_no_curve_is_left_over(self):
+    runs = [run for module in claims.STUDIES for run in claims.runs_of(module)]
+    curves = {p.stem for p in (study.RESULTS / 'curves').glob('*.csv')}
+    self.assertEqual(curves, {run.config for run in runs})
+
+  def test_the_page_shows_them(self):
+    self.assertEqual(claims.page(), claims.PAGE.read_text(encoding='utf-8'))
+
+
+class StudyTest(absltest.TestCase):
+  def test_a_run_is_done_once(self):
+    work = pathlib.Path(self.create_tempdir())
+    cell = study.Cell('tiny', 0)
+    first = study.execute(cell, TINY, work)
+    self.assertEqual(first.rounds, 2)
+    self.assertEqual(first.bytes_down, first.bytes_up)  # of the other peer
+    self.assertLen(study.curve(first, work), 3)
+    before = (work / first.config / 'metrics.jsonl').stat().st_mtime_ns
+    again = study.execute(cell._replace(name='renamed'), TINY, work)
+    self.assertEqual(again, first._replace(cell='renamed'))
+    after = (work / first.config / 'metrics.jsonl').stat().st_mtime_ns
+    self.assertEqual(after, before)
+
+  def test_a_digest_is_of_what_changes_numbers(self):
+    config = study.make_config(study.Cell('a', 0))
+    same = dataclasses.replace(config, name='b')
+    other = dataclasses.replace(config, seed=1)
+    self.assertEqual(study.digest(config), study.digest(same))
+    self.assertNotEqual(study.digest(config), study.digest(other))
+
+  def test_a_sweep_comes_before_its_seeds(self):
+    cells = list(study.tuned([], 'x', (), 3, (0.5, 1.0)))
+    self.assertEqual([c.name for c in cells], ['x, 0.5', 'x, 1'])
+    runs = [
+      study.Run(c.name, 0, 'd', 1, 1, 1, 1, loss, 1.0, 'cpu', '')
+      for c, loss in zip(cells, (3.0, 2.0), strict=True)
+    ]
+    chosen = list(study.tuned(runs, 'x', (), 3, (0.5, 1.0)))[2:]
+    self.assertEqual([c.seed for c in chosen], [0, 1, 2])
+    self.assertEqual({c.sets for c in chosen}, {cells[1].sets})
+
+  def test_two_standard_errors_decide(self):
+    self.assertEqual(study.at_most(study.Gap(-0.1, 0.03, 3)), 'PASS')
+    self.assertEqual(study.at_most(study.Gap(0.1, 0.03, 3)), 'FAIL')
+    self.assertEqual(study.at_most(study.Gap(0.01, 0.03, 3)), 'UNDECIDED')
+    alone = study.spread([0.5])
+    self.assertEqual(study.more_than(alone), 'UNDECIDED')
+
+
+class AlphaTest(parameterized.TestCase):
+  @parameterized.parameters(quantize.Sign(), quantize.Statistical())
+  def test_twice_is_the_square_of_the_rate(self, quantizer):
+    """A rate inside the error feedback comes out of it again (aggregation)."""
+    compression = compression_lib.TopK(4, (8, 8), quantizer)
+    deltas = [
+      {'w': np.random.default_rng(i).normal(size=(16, 8)).astype(np.float32)}
+      for i in range(3)
+    ]
+    sent = []
+    for rate in (1.0, 0.5):  # a power of two: exact
+      error = sparseloco.init_error(deltas[0])
+      for delta in deltas:
+        scaled = jax.tree.map(lambda x, rate=rate: rate * x, delta)
+        message, error = sparseloco.compress(scaled, error, compression, 0.95)
+      sent.append(sparseloco.decompress(message, deltas[0], compression)['w'])
+    np.testing.assert_allclose(sent[1], 0.5 * sent[0], rtol=1e-6)
+
+
+if __name__ == '__main__':
+  absltest.main()
