@@ -5,11 +5,12 @@
 
 Every method sees the same tokens (experiments/study.py). Its learning rates
 are swept with seed 0 at 15 inner steps: inner ones of 3e-3, 6e-3 and 1.2e-2,
-and outer ones of 0.15, 0.35, 0.7 and 1 where there are some; DiLoCo has Nesterov
-momentum 0.9, SparseLoCo sends one bit and an index for every 64th value. AdamW
-that exchanges every gradient is swept as one miner who has everybody's batch,
-which is the same but for rounding, and has five rates on the same grid, as it
-has no outer one. Other numbers of inner steps use the rates found at 15.
+and outer ones of 0.15, 0.35, 0.7 and 1 where there are some. DiLoCo has
+Nesterov momentum 0.9, SparseLoCo sends one bit and an index for every 64th
+value. AdamW that exchanges every gradient is swept as one miner who has
+everybody's batch, which is the same but for rounding, and has five rates on
+the same grid, as it has no outer one. Other numbers of inner steps use the
+rates found at 15.
 
 Criteria, written before the runs; n = 3 seeds, compared seed by seed:
   C1  SparseLoCo's final held-out loss minus DiLoCo's is at most 0, for each
