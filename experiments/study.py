@@ -335,19 +335,24 @@ def _begin(cores: Any) -> None:
   roles.keep_compilations()
 
 
-def complete(
-  study: Study, seeds: int, more: Sequence[str], work: pathlib.Path, jobs: int
-) -> list[Run]:
-  """All runs of a study, in the order of its plan. Shows progress."""
+def workers(jobs: int) -> concurrent.futures.ProcessPoolExecutor:
+  """Processes for runs side by side, each on a core of its own."""
   context = multiprocessing.get_context('spawn')
   cores = context.Queue()
   for index in range(jobs):
     cores.put(index)
+  return concurrent.futures.ProcessPoolExecutor(
+    jobs, context, initializer=_begin, initargs=(cores,)
+  )
+
+
+def complete(
+  study: Study, seeds: int, more: Sequence[str], work: pathlib.Path, jobs: int
+) -> list[Run]:
+  """All runs of a study, in the order of its plan. Shows progress."""
   done: dict[tuple[str, int], Run] = {}
   began = time.monotonic()
-  with concurrent.futures.ProcessPoolExecutor(
-    jobs, context, initializer=_begin, initargs=(cores,)
-  ) as pool:
+  with workers(jobs) as pool:
     while True:
       cells = list(study.plan(list(done.values()), seeds))
       missing = [c for c in cells if (c.name, c.seed) not in done]
