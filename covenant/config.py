@@ -135,6 +135,9 @@ class Aggregation:
   trim: bool = False  # of each element the largest and the smallest value
   # A peer's value of an element, in its mean magnitude in the tensor; 0: any.
   cap: float = _field(0.0, low=0.0)
+  # How much a peer counts (covenant/optim/weight.py): as any other, by what it
+  # trained on, or as any other with every tensor at the median norm.
+  weight: str = _field('equal', choices=('equal', 'tokens', 'normalized'))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,6 +146,8 @@ class Optim:
     'sparseloco', choices=('sparseloco', 'diloco', 'demo', 'ddp')
   )
   inner_steps: int = _positive(10)
+  # That a miner may train on in a round; 0: inner_steps * inner.batch_size.
+  most_sequences: int = _field(0, low=0)
   inner: Inner = Inner()
   outer: Outer = Outer()
   compression: Compression = Compression()
@@ -233,7 +238,8 @@ class Plan:
 class Gauntlet:
   """Who is evaluated, heard and paid (covenant/gauntlet/, docs/gauntlet.md)."""
 
-  contributors: int = _positive(20)  # peers that count in a round, at most
+  # Peers that count in a round, at most.
+  contributors: int = _field(20, low=1, high=1023)
   probation: float = _fraction(0.25)  # of these places, for newcomers
   evaluate: int = _field(20, low=0)  # peers a round; 0: who is valid is equal
   sequences: int = _field(16, low=2)  # of each kind, an evaluation

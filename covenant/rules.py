@@ -72,6 +72,12 @@ def check(config: Any) -> None:
     f'expected 1 with optim.method={optim.method!r} (it exchanges every step; '
     f'raise rounds instead), got {optim.inner_steps}',
   )
+  require(
+    not (optim.aggregation.trim and optim.aggregation.weight == 'tokens'),
+    'optim.aggregation.trim',
+    "expected False with optim.aggregation.weight='tokens': the extremes of "
+    'an element are not kept with their weights',
+  )
   phases = config.phases
   least = (
     phases.put_blocks

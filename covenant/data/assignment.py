@@ -11,8 +11,19 @@ import operator
 
 import numpy as np
 
+from covenant import config as config_lib
+
 _MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)  # of splitmix64
 MAX_SEQUENCES = 2**40  # products below 2**63 with room to spare
+
+
+def per_miner(config: config_lib.Config) -> int:
+  """How many sequences a miner is assigned in a round.
+
+  It may train on fewer, the first ones.
+  """
+  optim = config.optim
+  return optim.most_sequences or optim.inner_steps * optim.inner.batch_size
 
 
 def assign(

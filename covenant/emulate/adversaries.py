@@ -56,6 +56,7 @@ MINERS: dict[str, type[adversary.Adversary]] = {
   'joiner': unlucky.Joiner,
   'missed-one': unlucky.MissedOne,
   'small-batch': unlucky.SmallBatch,
+  'straggler': unlucky.Straggler,
   'little-data': unlucky.LittleData,
   'churner': unlucky.Churner,
 }

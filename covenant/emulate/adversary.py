@@ -125,8 +125,7 @@ class Adversary(miner_lib.Miner):
   ) -> trainer_lib.Work:
     """`work` under the receipt of the first assigned sequences, or of all."""
     split, context = self._trainer.split, self.config.data.context
-    ids = trainer_lib.assigned(self.config, task, split)
-    ids = ids.reshape(-1)[:sequences]
+    ids = trainer_lib.assigned(self.config, task, split)[:sequences]
     receipt = receipt_lib.of_sequences(split, ids, context)
     return work._replace(receipt=receipt, sequences=len(ids))
 

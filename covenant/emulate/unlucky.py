@@ -1,11 +1,13 @@
 """Honest miners who are worse off than others. They must not be punished."""
 
+import itertools
 from collections.abc import Iterable
 
 import numpy as np
 
 from covenant.data import tokens as tokens_lib
 from covenant.emulate import adversary
+from covenant.islands import island as island_lib
 from covenant.node import node as node_lib
 from covenant.node import round as round_lib
 from covenant.node import trainer as trainer_lib
@@ -50,11 +52,25 @@ class SmallBatch(adversary.Adversary):
   honest = True
 
   def _batches(self, task: trainer_lib.Task) -> Iterable[np.ndarray]:
-    ids_HxB = trainer_lib.assigned(self.config, task, self._trainer.split)
+    ids_HxB = trainer_lib.planned(self.config, task, self._trainer.split)
     ids_n = ids_HxB.reshape(-1)[: max(ids_HxB.size // 2, 1)]
     batches = np.array_split(ids_n, min(len(ids_HxB), len(ids_n)))
     context = self.config.data.context
     return tokens_lib.prefetch(self._trainer.split, batches, context)
+
+
+class Straggler(adversary.Adversary):
+  """Has no time left after some of its inner steps, more or fewer each round.
+
+  As a real one when the put window opens before it is done.
+  """
+
+  honest = True
+
+  def _batches(self, task: trainer_lib.Task) -> Iterable[np.ndarray]:
+    steps = island_lib.of(self.config, task.uid).steps
+    done = int(self._random(task).integers(1, steps + 1))
+    return itertools.islice(super()._batches(task), done)
 
 
 class LittleData(adversary.Adversary):
@@ -63,7 +79,7 @@ class LittleData(adversary.Adversary):
   honest = True
 
   def _batches(self, task: trainer_lib.Task) -> Iterable[np.ndarray]:
-    ids_HxB = trainer_lib.assigned(self.config, task, self._trainer.split)
+    ids_HxB = trainer_lib.planned(self.config, task, self._trainer.split)
     half = ids_HxB.reshape(-1)[: max(ids_HxB.size // 2, 1)]
     again = np.resize(half, ids_HxB.shape)
     context = self.config.data.context

@@ -219,6 +219,9 @@ def _observe(
     proof_weight=decay * old.proof_weight + 1,
     proof_variance=decay**2 * old.proof_variance + 1,
     signs=(*old.signs, sign)[-HISTORY:],
+    effort=old.effort
+    + max(1 / (old.evaluations + 1), 1 / config.memory)
+    * (score.effort - old.effort),
     evaluations=old.evaluations + 1,
     evaluated=round_index,
   )
@@ -256,6 +259,15 @@ def _settle(
       f'x {p.factor:.3g} until round {p.until}: {_TEXTS[p.reason]}'
     )
   merit = max(standing.gain, 0.0) * standing.factor(round_index)
+  if standing.effort < 1:
+    # One worker under n uids that say an n-th each: all gain like the whole,
+    # and are paid like one.
+    effort = standing.effort ** (1 / config.power)
+    merit *= effort
+    reasons.append(
+      f'x {effort:.2f}: it says that it trains on {standing.effort:.0%} of '
+      'the usual sequences'
+    )
   if standing.misses >= SILENT:
     merit = 0.0
     reasons.append(f'x 0: no valid message for {standing.misses} rounds')

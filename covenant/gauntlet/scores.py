@@ -8,6 +8,7 @@ same sequence before and after, so that what makes one sequence hard cancels.
 import dataclasses
 import functools
 import hashlib
+import types
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -21,9 +22,12 @@ from covenant.models import llama
 from covenant.models import loss as loss_lib
 from covenant.optim import aggregate
 from covenant.optim import method as method_lib
+from covenant.optim import weight as weight_lib
 
 # Nats a token: a loss that overflowed counts as this much worse than before.
 _WORST = 100.0
+_WHOLE = weight_lib.Weight()
+_ALIKE: Mapping[int, weight_lib.Weight] = types.MappingProxyType({})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +46,7 @@ class Score:
   own_gain_error: float
   proof: float  # how much more the update fits own data than random data
   proof_error: float
+  effort: float = 1.0  # see the function of this name
 
 
 class Round(NamedTuple):
@@ -49,6 +54,7 @@ class Round(NamedTuple):
 
   params: Any
   median_P: jax.Array  # norm of each tensor; inf: nothing is clipped
+  median_size: float  # what the median peer trained on, see `weight.Weight`
   random_NxL1: jax.Array
   before_N: jax.Array  # losses of params on the random sequences
 
@@ -76,7 +82,11 @@ class Scorer:
     self._evaluate = jax.jit(self._evaluate_message)
 
   def open(
-    self, params: Any, messages: Mapping[int, Any], random_NxL1: np.ndarray
+    self,
+    params: Any,
+    messages: Mapping[int, Any],
+    random_NxL1: np.ndarray,
+    weights: Mapping[int, weight_lib.Weight] = _ALIKE,
   ) -> Round:
     """Starts the evaluations of a round.
 
@@ -86,27 +96,43 @@ class Scorer:
         to the median of their norms, as in the outer step (reference/
         templar.md 3.11). May be empty: then nothing is clipped.
       random_NxL1: the sequences `random_ids`, int32.
+      weights: of the messages, by uid; who has none counts whole.
 
     Raises:
       ValueError: the loss of `params` is not finite: nothing can be compared.
     """
     tensors = len(jax.tree.leaves(self._like))
     median_P = jnp.full((tensors,), jnp.inf, jnp.float32)
-    if messages and self._method.clip == 'median':
+    median_size = 1.0
+    if messages and self._method.clip != 'none':
       norms_RxP = jnp.stack([self._norms(m) for m in messages.values()])
-      median_P = jnp.sort(norms_RxP, axis=0)[(len(messages) - 1) // 2]
+      median_P = aggregate.lower_median(norms_RxP)
+      weighed = [weights.get(uid, weight_lib.Weight()) for uid in messages]
+      _, sizes_R = aggregate.columns(weighed)
+      median_size = float(aggregate.lower_median(sizes_R))
     before_N = self._losses(params, random_NxL1)
     if not np.isfinite(before_N).all():
       raise ValueError(
         'the shared parameters have a loss that is not finite; the run has '
         'diverged: go back to a checkpoint and lower the learning rates'
       )
-    return Round(params, median_P, jnp.asarray(random_NxL1), before_N)
+    random = jnp.asarray(random_NxL1)
+    return Round(params, median_P, median_size, random, before_N)
 
-  def score(self, shared: Round, message: Any, own_NxL1: np.ndarray) -> Score:
-    """Of one peer's message; `own_NxL1` are its sequences `own_ids`."""
+  def score(
+    self,
+    shared: Round,
+    message: Any,
+    own_NxL1: np.ndarray,
+    weight: weight_lib.Weight = _WHOLE,
+  ) -> Score:
+    """Of one peer's message; `own_NxL1` are its sequences `own_ids`.
+
+    Its weight says how long it may be, not how far it moves here.
+    """
+    reach = aggregate.reach(np.float32(weight.size), shared.median_size)
     losses_3xN = np.asarray(
-      self._evaluate(shared, message, own_NxL1), np.float64
+      self._evaluate(shared, message, own_NxL1, reach), np.float64
     )
     before_N = np.asarray(shared.before_N, np.float64)
     before_own_N, after_own_N, after_N = losses_3xN
@@ -137,12 +163,17 @@ class Scorer:
     return jax.vmap(sequence)(logits_NxLxV, tokens_NxL1)
 
   def _evaluate_message(
-    self, shared: Round, message: Any, own_NxL1: jax.Array
+    self, shared: Round, message: Any, own_NxL1: jax.Array, reach: jax.Array
   ) -> jax.Array:
     """Float32 [3, N]: losses on own data before and after, random after."""
     compression = self._method.compression
     norms_P = aggregate.message_norms(message, self._like, compression)
-    factors_P = jnp.minimum(1.0, shared.median_P / (norms_P + 1e-8))
+    factors_P = reach * shared.median_P / (norms_P + 1e-8)
+    if self._method.clip == 'same':
+      # As it is, where there is no median.
+      factors_P = jnp.where(jnp.isinf(shared.median_P), 1.0, factors_P)
+    else:
+      factors_P = jnp.minimum(1.0, factors_P)
     sums = aggregate.start(self._like, compression)
     sums = aggregate.add(sums, message, factors_P, self._like, compression)
     delta = aggregate.mean(sums, 1, self._like, compression)
@@ -165,6 +196,7 @@ def own_ids(
   num_sequences: int,
   assigned_by: int | bytes,
   seed: bytes,
+  claimed: int | None = None,
 ) -> np.ndarray:
   """Which of a peer's assigned sequences to evaluate it on.
 
@@ -175,14 +207,23 @@ def own_ids(
     num_sequences: of the training split.
     assigned_by: the seed of the round's assignment.
     seed: unknown while the peer trained, such as a later block's hash.
+    claimed: sequences that it says it trained on, the first ones; None: all.
+      Who claims more than that has seen a part of what it is evaluated on.
 
   Returns:
     int64 [n], all different, n = gauntlet.sequences or all if fewer.
   """
   assigned = assignment.assign(
-    assigned_by, uid, round_index, _per_miner(config), num_sequences
+    assigned_by,
+    uid,
+    round_index,
+    assignment.per_miner(config),
+    num_sequences,
   )
   count = min(config.gauntlet.sequences, assigned.size)
+  if claimed is not None:
+    # Never fewer than are drawn: another shape would be another program.
+    assigned = assigned[: max(claimed, count)]
   draw = _generator(seed, 'own', round_index, uid)
   return assigned[np.sort(draw.permutation(assigned.size)[:count])]
 
@@ -211,8 +252,9 @@ def random_ids(
   Raises:
     ValueError: fewer than n sequences are left over.
   """
-  taken = uids * _per_miner(config)
-  count = min(config.gauntlet.sequences, _per_miner(config))
+  each = assignment.per_miner(config)
+  taken = uids * each
+  count = min(config.gauntlet.sequences, each)
   if num_sequences - taken < count:
     raise ValueError(
       f'gauntlet.sequences: expected {count} training sequences beyond the '
@@ -231,8 +273,13 @@ def random_ids(
   return np.concatenate(ids)
 
 
-def _per_miner(config: config_lib.Config) -> int:
-  return config.optim.inner_steps * config.optim.inner.batch_size
+def effort(config: config_lib.Config, claimed: int) -> float:
+  """The usual work, of which a peer says that it has done so much; 1 at most.
+
+  Usual are inner_steps * batch_size sequences, whoever else there is.
+  """
+  optim = config.optim
+  return min(claimed / (optim.inner_steps * optim.inner.batch_size), 1.0)
 
 
 def _generator(seed: bytes, *what: str | int) -> np.random.Generator:

@@ -49,6 +49,8 @@ class Standing:
   signs: tuple[int, ...] = ()  # 1 gained, -1 clearly lost, 0 neither
   evaluations: int = 0
   evaluated: int = -1  # last round; before the first, the one before admission
+  # How much of the usual work it said it did, averaged as the gain.
+  effort: float = 1.0
   misses: int = 0  # rounds since the last valid message
   # How alike its messages have been to those that others sent no later.
   alike: float = 0.0

@@ -14,6 +14,7 @@ import re
 from typing import NamedTuple
 
 from covenant import config as config_lib
+from covenant.data import assignment
 
 
 class Island(NamedTuple):
@@ -25,6 +26,11 @@ class Island(NamedTuple):
   # Numbers a position that pass between stages; 0: all, as the model's width.
   rank: int = 0
   rounds: int = 1  # that a contribution takes
+
+  @property
+  def sequences(self) -> int:
+    """Of one contribution, once steps and batch are filled in."""
+    return self.steps * self.batch * self.rounds
 
 
 _ENTRY = re.compile(r'(?:([1-9]\d*)x\s*)?(.*)', re.DOTALL)
@@ -98,7 +104,8 @@ def of(config: config_lib.Config, uid: int) -> Island:
   The steps and batch of the run are filled in.
 
   Raises:
-    ConfigError: the list has neither one entry nor one a miner.
+    ConfigError: the list has neither one entry nor one a miner, or the island
+      trains on more than it is assigned.
   """
   islands = parse(config.islands) or (_DEFAULT,)
   if len(islands) not in (1, config.miners):
@@ -109,7 +116,19 @@ def of(config: config_lib.Config, uid: int) -> Island:
   island = (
     islands[0] if len(islands) == 1 else islands[min(uid, len(islands) - 1)]
   )
-  return island._replace(
+  island = island._replace(
     steps=island.steps or config.optim.inner_steps,
     batch=island.batch or config.optim.inner.batch_size,
   )
+  needed, most = island.sequences, assignment.per_miner(config)
+  if needed > most:
+    raise config_lib.ConfigError(
+      f'islands: that of uid {uid} trains on {needed} sequences; expected at '
+      f'most {most}, or set optim.most_sequences to what the largest needs'
+    )
+  if config.optim.method in ('ddp', 'demo') and island.steps > 1:
+    raise config_lib.ConfigError(
+      f'islands: that of uid {uid} has steps={island.steps}; expected 1 with '
+      f'optim.method={config.optim.method!r}'
+    )
+  return island

@@ -12,6 +12,7 @@ from covenant.chain import interface as chain_lib
 from covenant.node import objects as objects_lib
 from covenant.node import replica as replica_lib
 from covenant.node import roster as roster_lib
+from covenant.optim import weight as weight_lib
 from covenant.store import interface as store_lib
 from covenant.wire import manifest as manifest_lib
 from covenant.wire import payload as payload_lib
@@ -36,6 +37,7 @@ class Applied(NamedTuple):
   shared: replica_lib.Shared
   delta_norm: float  # L2 norm of the aggregated delta
   messages: Mapping[int, Any]  # by uid, of everybody who counted
+  weights: Mapping[int, weight_lib.Weight]  # theirs
 
 
 def compare(
@@ -162,7 +164,8 @@ def recall(
     ):
       continue  # of another history
     before = place._replace(round=r, root=manifest.root)
-    return _messages(replica, chain, before, entries, payloads)
+    found = _read(replica, chain, before, entries, payloads)
+    return {uid: content.message for uid, content in found.items()}
   return {}
 
 
@@ -172,7 +175,7 @@ def outer_step(
   place: Place,
   entries: Sequence[manifest_lib.Entry],
   payloads: Mapping[bytes, bytes],
-  decoded: Mapping[bytes, Any] | None = None,
+  decoded: Mapping[bytes, payload_lib.Payload] | None = None,
   consume: bool = False,
 ) -> Applied:
   """The state after a round.
@@ -183,37 +186,38 @@ def outer_step(
     place: the state before.
     entries: of the manifest.
     payloads: theirs, by digest.
-    decoded: messages of payloads that were decoded at this place before, by
-      digest.
+    decoded: payloads that were decoded at this place before, by digest.
     consume: whether nobody else holds the state before, see
       `replica.Replica.advance`.
 
   A payload that is refused counts for nothing, on every node alike: all have
   the same bytes and the same rules. With none left, the state does not move.
   """
-  messages = _messages(replica, chain, place, entries, payloads, decoded or {})
-  shared, delta_norm = replica.advance(place.shared, messages, consume)
+  found = _read(replica, chain, place, entries, payloads, decoded or {})
+  messages = {uid: content.message for uid, content in found.items()}
+  weights = {uid: replica.weigh(c.header) for uid, c in found.items()}
+  shared, delta_norm = replica.advance(place.shared, messages, consume, weights)
   before = shared if consume else place.shared
-  return Applied(before, shared, delta_norm, messages)
+  return Applied(before, shared, delta_norm, messages, weights)
 
 
-def _messages(
+def _read(
   replica: replica_lib.Replica,
   chain: chain_lib.Chain,
   place: Place,
   entries: Sequence[manifest_lib.Entry],
   payloads: Mapping[bytes, bytes],
-  decoded: Mapping[bytes, Any] = types.MappingProxyType({}),
-) -> dict[int, Any]:
+  decoded: Mapping[bytes, payload_lib.Payload] = types.MappingProxyType({}),
+) -> dict[int, payload_lib.Payload]:
   """What the payloads of a round hold, by uid; without those refused."""
-  messages = {}
+  found = {}
   for entry in entries:
     if entry.digest in decoded:
-      messages[entry.uid] = decoded[entry.digest]
+      found[entry.uid] = decoded[entry.digest]
       continue
     try:
       content = decode(replica, chain, entry, place, payloads[entry.digest])
     except payload_lib.Refused:
       continue
-    messages[entry.uid] = content.message
-  return messages
+    found[entry.uid] = content
+  return found

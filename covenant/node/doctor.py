@@ -16,6 +16,7 @@ import jax
 
 from covenant import config as config_lib
 from covenant.chain import interface as chain_lib
+from covenant.data import assignment
 from covenant.data import dataset
 from covenant.models import llama
 from covenant.node import connect
@@ -133,7 +134,7 @@ def _data(config: config_lib.Config) -> Finding:
   except (config_lib.ConfigError, OSError, ValueError) as e:
     return Finding('data', False, str(e))
   sequences = split.num_sequences(config.data.context)
-  each = config.optim.inner_steps * config.optim.inner.batch_size
+  each = assignment.per_miner(config)
   return Finding(
     'data',
     sequences >= each,

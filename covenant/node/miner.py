@@ -8,6 +8,7 @@ import base64
 from collections.abc import Mapping
 from typing import Any
 
+from covenant.chain import interface as chain_lib
 from covenant.node import agreement
 from covenant.node import node as node_lib
 from covenant.node import objects as objects_lib
@@ -62,8 +63,22 @@ class Miner(node_lib.Node):
   def _contribute(self, task: trainer_lib.Task) -> None:
     """Makes what will be published."""
     self.contribution, self.private = self._trainer.contribute(
-      self.shared.params, self.private, task, self.chain.sign
+      self.shared.params,
+      self.private,
+      task,
+      self.chain.sign,
+      late=lambda: self._is_late(task.round),
     )
+
+  def _is_late(self, round_index: int) -> bool:
+    """Whether the put window is open: who has not done all sends what it has.
+
+    Where the chain does not say, there is time.
+    """
+    try:
+      return self.chain.head() >= self.plan.put_opens(round_index)
+    except chain_lib.ChainError:
+      return False
 
   def _commit(self, command: round_lib.Command, head: int) -> None:
     assert self.contribution is not None

@@ -6,6 +6,7 @@ import pathlib
 import jax
 
 from covenant import config as config_lib
+from covenant.data import assignment
 from covenant.models import llama
 from covenant.plan import memory
 
@@ -103,12 +104,12 @@ def check_sequences(config: config_lib.Config, num_sequences: int) -> None:
   Raises:
     ConfigError: there are fewer.
   """
-  optim = config.optim
-  each = optim.inner_steps * optim.inner.batch_size
+  each = assignment.per_miner(config)
   if config.miners * each > num_sequences:
     raise config_lib.ConfigError(
       f'miners: {config.miners} miners with {each} sequences a round each '
-      f'(optim.inner_steps * optim.inner.batch_size) need '
+      f'(optim.inner_steps * optim.inner.batch_size, or '
+      'optim.most_sequences) need '
       f'{config.miners * each}; the training split has {num_sequences} of '
       f'data.context={config.data.context}'
     )

@@ -18,9 +18,11 @@ from covenant.node import objects as objects_lib
 from covenant.node import replica as replica_lib
 from covenant.node import roster as roster_lib
 from covenant.node import round as round_lib
+from covenant.optim import weight as weight_lib
 from covenant.store import interface as store_lib
 from covenant.wire import commitment as commitment_lib
 from covenant.wire import manifest as manifest_lib
+from covenant.wire import payload as payload_lib
 
 Do = round_lib.Do
 
@@ -81,11 +83,13 @@ class Node:
     self.root = place.root
     self.delta_norm = 0.0  # of the last round, L2
     self.messages: Mapping[int, Any] = {}  # of the last round
+    self.weights: Mapping[int, weight_lib.Weight] = {}  # theirs
     self._applied = {} if applied is None else applied
     self._observe = observe
     self._sole = sole
     self._payloads: dict[bytes, bytes] = {}  # of this round, by digest
-    self._decoded: dict[bytes, Any] = {}  # messages of these that are valid
+    # Of these, those that can be read.
+    self._decoded: dict[bytes, payload_lib.Payload] = {}
     self._obey: dict[Do, Callable[[round_lib.Command, int], Any]] = {
       Do.DECIDE: self._decide,
       Do.APPLY: self._apply,
@@ -170,7 +174,7 @@ class Node:
           raise
         digest = None
     if applied is None:
-      applied = agreement.Applied(self.shared, self.shared, 0.0, {})
+      applied = agreement.Applied(self.shared, self.shared, 0.0, {}, {})
     self._moved(applied, digest)
     self.root = manifest_lib.extend(self.root, r, digest)
 
@@ -212,7 +216,8 @@ class Node:
   def _moved(self, applied: agreement.Applied, digest: bytes | None) -> None:
     """Takes over what a round led to, by the manifest of a digest if any."""
     self.shared = applied.shared
-    self.delta_norm, self.messages = applied.delta_norm, applied.messages
+    self.delta_norm = applied.delta_norm
+    self.messages, self.weights = applied.messages, applied.weights
     self._payloads, self._decoded = {}, {}
 
   def _manifest(
@@ -249,7 +254,8 @@ class Node:
     """Goes on from where catching up led, over the manifests `replayed`."""
     self.shared, self.root = place.shared, place.root
     self.state = round_lib.State(place.round)
-    self.messages, self._payloads, self._decoded = {}, {}, {}
+    self.messages, self.weights = {}, {}
+    self._payloads, self._decoded = {}, {}
 
   @property
   def savable(self) -> bool:

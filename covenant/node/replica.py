@@ -7,6 +7,7 @@ from the same payload bytes, in uid order: that is why they stay identical.
 import collections
 import functools
 import hashlib
+import types
 from collections.abc import Callable, Iterator, Mapping
 from concurrent import futures
 from typing import Any, NamedTuple
@@ -17,16 +18,19 @@ import numpy as np
 import optax
 
 from covenant import config as config_lib
+from covenant.data import assignment
 from covenant.models import hf
 from covenant.models import llama
 from covenant.models import sharding
 from covenant.node import placement
 from covenant.optim import method as method_lib
 from covenant.optim import receiver as receiver_lib
+from covenant.optim import weight
 from covenant.wire import payload
 
 _PIECE_BYTES = 1 << 26  # of a leaf, that have a digest of their own
 _PIECES = 32  # on the host at once
+_ALIKE: Mapping[int, weight.Weight] = types.MappingProxyType({})
 
 
 class Shared(NamedTuple):
@@ -126,8 +130,17 @@ class Replica:
     """The content of a payload; raises `payload.Refused`."""
     return payload.decode(data, expected, self.like, self.spec, verify)
 
+  def weigh(self, header: payload.Header) -> weight.Weight:
+    """How much the message of a payload counts, by what its header says."""
+    most = assignment.per_miner(self._config)
+    return weight.weigh(self.method.weight, header.sequences, most)
+
   def advance(
-    self, shared: Shared, messages: Mapping[int, Any], consume: bool = False
+    self,
+    shared: Shared,
+    messages: Mapping[int, Any],
+    consume: bool = False,
+    weights: Mapping[int, weight.Weight] = _ALIKE,
   ) -> tuple[Shared, float]:
     """The shared state after a round, and the L2 norm of the aggregated delta.
 
@@ -137,13 +150,17 @@ class Replica:
         does not move.
       consume: whether `shared` is of no more use, so that a large model can be
         moved in place.
+      weights: uid -> weight; who has none counts whole.
     """
     if not messages:
       return shared, 0.0
     ordered = [messages[uid] for uid in sorted(messages)]
+    weighed = [weights.get(uid, weight.Weight()) for uid in sorted(messages)]
     consume = consume or placement.is_parked(shared)  # what is fetched is ours
     here = self.parking.fetch(shared)
-    moved = self.receiver.advance(here.params, here.outer, ordered, consume)
+    moved = self.receiver.advance(
+      here.params, here.outer, ordered, consume, weighed
+    )
     after = self.parking.park(Shared(moved.params, moved.outer))
     return after, moved.delta_norm
 

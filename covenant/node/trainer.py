@@ -4,7 +4,8 @@ One `Trainer` holds compiled functions and no state: a process runs one miner
 through it, the emulator runs many, each with its own `Private` state.
 """
 
-from collections.abc import Iterable, Iterator
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -14,6 +15,7 @@ from covenant import config as config_lib
 from covenant.data import assignment
 from covenant.data import receipt as receipt_lib
 from covenant.data import tokens as tokens_lib
+from covenant.islands import island as island_lib
 from covenant.models import sharding
 from covenant.node import placement as placement_lib
 from covenant.node import replica as replica_lib
@@ -33,6 +35,9 @@ class Private(NamedTuple):
   joined: np.int32  # the first round it trained in
   inner: Any  # AdamW moments; None where the gradient is sent
   error: Any  # error feedback; None without
+
+
+Late = Callable[[], bool]  # whether no time is left for another step
 
 
 class Task(NamedTuple):
@@ -64,15 +69,23 @@ class Contribution(NamedTuple):
 def assigned(
   config: config_lib.Config, task: Task, split: tokens_lib.Split
 ) -> np.ndarray:
-  """The ids of the sequences of a task, in order of training: int64 [H, B]."""
-  optim = config.optim
+  """The ids of the sequences that a task may train on, in order: int64 [n]."""
   return assignment.assign(
     task.seed,
     task.uid,
     task.round,
-    optim.inner_steps * optim.inner.batch_size,
+    assignment.per_miner(config),
     split.num_sequences(config.data.context),
-  ).reshape(optim.inner_steps, optim.inner.batch_size)
+  )
+
+
+def planned(
+  config: config_lib.Config, task: Task, split: tokens_lib.Split
+) -> np.ndarray:
+  """Those of which an island has the time to train: int64 [H, B]."""
+  island = island_lib.of(config, task.uid)
+  ids_n = assigned(config, task, split)[: island.sequences]
+  return ids_n.reshape(-1, island.batch)
 
 
 class Trainer:
@@ -108,7 +121,11 @@ class Trainer:
     if method.inner is None:
       self._gradient = step_lib.gradient(config, mesh)
     else:
-      self._step = step_lib.inner_step(config, method, mesh)
+      islands = {island_lib.of(config, uid) for uid in range(config.miners)}
+      self._steps = {
+        batch: step_lib.inner_step(_of_batch(config, batch), method, mesh)
+        for batch in sorted({island.batch for island in islands})
+      }
     specs = None if home is None else sharding.specs(replica.like, home)
     self._sender = sender_lib.Sender(replica.like, method, home, specs)
 
@@ -124,7 +141,12 @@ class Trainer:
     return Private(np.int32(round_index), *parked)
 
   def contribute(
-    self, params: Any, private: Private, task: Task, sign: payload.Sign
+    self,
+    params: Any,
+    private: Private,
+    task: Task,
+    sign: payload.Sign,
+    late: Late = lambda: False,
   ) -> tuple[Contribution, Private]:
     """One round of a miner; consumes `private`.
 
@@ -133,17 +155,33 @@ class Trainer:
       private: the miner's own state.
       task: who it is, and what it trains on.
       sign: by its hotkey.
+      late: see `batches`.
 
     Raises:
       Diverged: a loss is not finite; names the uid, the round and the step.
     """
-    work, private = self.work(params, private, task, self.batches(task))
+    batches = self.batches(task, late)
+    work, private = self.work(params, private, task, batches)
     return self.seal(work, task, sign), private
 
-  def batches(self, task: Task) -> Iterator[np.ndarray]:
-    """The tokens of a task, in order of training: int32 [B, L + 1] each."""
-    ids_HxB = assigned(self._config, task, self.split)
-    return tokens_lib.prefetch(self.split, ids_HxB, self._config.data.context)
+  def batches(
+    self, task: Task, late: Late = lambda: False
+  ) -> Iterator[np.ndarray]:
+    """The tokens of a task, in order of training: int32 [B, L + 1] each.
+
+    Args:
+      task: who trains on what.
+      late: asked before each step but the first, while at most one is under
+        way; once it says so there are no more.
+    """
+    ids_HxB = planned(self._config, task, self.split)
+    context = self._config.data.context
+    for i, x_BxL1 in enumerate(
+      tokens_lib.prefetch(self.split, ids_HxB, context)
+    ):
+      if i and late():
+        return
+      yield x_BxL1
 
   def work(
     self,
@@ -169,14 +207,18 @@ class Trainer:
       shared = not placement_lib.is_parked(params)
       local = place.spread(parking.fetch(params), fresh=shared)
       inner = place.spread(parking.fetch(private.inner))
+      island = island_lib.of(self._config, task.uid)
       first = task.round * optim.inner_steps
       joined = private.joined * np.int32(optim.inner_steps)
-      for step, tokens_BxL1 in enumerate(batches, start=first):
+      for i, tokens_BxL1 in enumerate(batches):
         receipt.add(tokens_BxL1)
-        local, inner, nats = self._step(
-          local, inner, place.share(tokens_BxL1), np.int32(step), joined
+        # Of the run's schedule: all islands anneal alike.
+        step = np.int32(first + i * optim.inner_steps // island.steps)
+        local, inner, nats = self._steps[island.batch](
+          local, inner, place.share(tokens_BxL1), step, joined
         )
         losses.append(nats)
+        jax.block_until_ready(losses[-2:-1])  # see `batches`
       delta = local
     delta, inner = place.settle(delta), parking.park(place.settle(inner))
     sent = self._sender.compress(
@@ -217,3 +259,10 @@ class Trainer:
       work.sequences * self._config.data.context,
       work.error_norm,
     )
+
+
+def _of_batch(config: config_lib.Config, batch: int) -> config_lib.Config:
+  """The config of an island whose inner steps are of so many sequences."""
+  inner = dataclasses.replace(config.optim.inner, batch_size=batch)
+  optim = dataclasses.replace(config.optim, inner=inner)
+  return dataclasses.replace(config, optim=optim)

@@ -5,11 +5,13 @@ makes it, the others verify it), rates who contributed what, sets weights, and
 re-hosts what others need to follow or to join.
 """
 
+import dataclasses
 import json
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from covenant.chain import interface as chain_lib
+from covenant.data import assignment
 from covenant.data import receipt as receipt_lib
 from covenant.data import tokens as tokens_lib
 from covenant.gauntlet import checks as checks_lib
@@ -45,7 +47,7 @@ class Collected(NamedTuple):
   roster: roster_lib.Roster  # at the close of the put window
   before: agreement.Place  # the state that the round started from
   entries: Mapping[int, manifest_lib.Entry]  # of who committed in time
-  messages: Mapping[int, Any]  # by uid, of all payloads that can be read
+  payloads: Mapping[int, payload_lib.Payload]  # by uid, that can be read
   report: checks_lib.Report
   chosen: list[int]  # who should count, in its own eyes
 
@@ -103,7 +105,7 @@ class Validator(node_lib.Node):
     entries, twice = self._committed(r, roster)
     wanted = self._worth_fetching(r, entries)
     payloads = self._fetch(r, roster, [entries[uid] for uid in wanted])
-    submissions, messages, receipts = [], {}, {}
+    submissions, readable, receipts = [], {}, {}
     seed = self.chain.block_hash(plan.start(r))
     for peer in roster.miners:
       uid, entry = peer.uid, entries.get(peer.uid)
@@ -131,13 +133,11 @@ class Validator(node_lib.Node):
           )
           if isinstance(decoded, payload_lib.Payload):
             self._payloads[entry.digest] = data
-            self._decoded[entry.digest] = decoded.message
-            messages[uid] = decoded.message
+            self._decoded[entry.digest] = readable[uid] = decoded
             receipts[uid] = self._receipt(uid, r, seed, decoded.header)
       elif block >= plan.put_opens(r) and uid not in twice:
         continue  # in time, and nobody asked for it
       submissions.append(submission)
-    optim = self.config.optim
     report = self._judge.checker.check(
       submissions,
       checks_lib.Expected(
@@ -145,7 +145,7 @@ class Validator(node_lib.Node):
         closes=closes + 1,
         root=self.root[:16],
         receipts=receipts,
-        sequences=optim.inner_steps * optim.inner.batch_size,
+        sequences=assignment.per_miner(self.config),
       ),
       seed=self._lot(r),
       previous=self.messages or self._recall(roster),
@@ -159,7 +159,7 @@ class Validator(node_lib.Node):
       self._lot(r),
     )
     self._collected = Collected(
-      roster, self.place, entries, messages, report, chosen.uids
+      roster, self.place, entries, readable, report, chosen.uids
     )
 
   def _recall(self, roster: roster_lib.Roster) -> Mapping[int, Any]:
@@ -228,10 +228,9 @@ class Validator(node_lib.Node):
   ) -> bytes:
     """What the receipt must be of who trained on as much as `header` says."""
     task = trainer_lib.Task(uid, r, seed, self.root)
-    ids_HxB = trainer_lib.assigned(self.config, task, self._judge.split)
-    ids = ids_HxB.reshape(-1)[: header.sequences]
+    ids_n = trainer_lib.assigned(self.config, task, self._judge.split)
     return receipt_lib.of_sequences(
-      self._judge.split, ids, self.config.data.context
+      self._judge.split, ids_n[: header.sequences], self.config.data.context
     )
 
   def _lot(self, r: int) -> bytes:
@@ -325,7 +324,7 @@ class Validator(node_lib.Node):
       decoded = self._decode(entry, self._payloads[entry.digest])
       if isinstance(decoded, payload_lib.Refused):
         return None
-      self._decoded[entry.digest] = decoded.message
+      self._decoded[entry.digest] = decoded
     return data
 
   def _manifest(
@@ -419,16 +418,27 @@ class Validator(node_lib.Node):
     total = split.num_sequences(context)
     everybody = max(collected.roster.peers) + 1
     random = scores_lib.random_ids(config, everybody, r, total, seed, lot)
-    listed = self.messages or collected.messages
+    found = collected.payloads
+    weights = {uid: self.replica.weigh(p.header) for uid, p in found.items()}
+    listed, listed_weights = self.messages, self.weights
+    if not listed:
+      listed = {uid: p.message for uid, p in found.items()}
+      listed_weights = weights
     shared = self._judge.scorer.open(
-      collected.before.shared.params, listed, split.read(random, context)
+      collected.before.shared.params,
+      listed,
+      split.read(random, context),
+      listed_weights,
     )
     scores = {}
     for uid in uids:
-      own = scores_lib.own_ids(config, uid, r, total, seed, lot)
-      scores[uid] = self._judge.scorer.score(
-        shared, collected.messages[uid], split.read(own, context)
+      claimed = found[uid].header.sequences
+      own = scores_lib.own_ids(config, uid, r, total, seed, lot, claimed)
+      score = self._judge.scorer.score(
+        shared, found[uid].message, split.read(own, context), weights[uid]
       )
+      effort = scores_lib.effort(config, claimed)
+      scores[uid] = dataclasses.replace(score, effort=effort)
     return scores
 
   def _keep(self, command: round_lib.Command, head: int) -> None:

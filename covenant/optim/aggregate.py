@@ -2,9 +2,9 @@
 
 Per tensor, each peer is scaled down to the median norm of all peers; then an
 element is the mean of those who sent it (reference/templar.md 3.9) or, as the
-paper writes it, of all peers. Peers are added one at a time and in the order
-given: memory does not grow with their number, and every node that applies the
-same list gets the same bits.
+paper writes it, of all peers; by their weights, if they have any (weight.py).
+Peers are added one at a time and in the order given: memory does not grow with
+their number, and every node that applies the same list gets the same bits.
 """
 
 from collections.abc import Sequence
@@ -12,10 +12,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from covenant.optim import compression as compression_lib
+from covenant.optim import weight as weight_lib
 
 Compression = compression_lib.Compression
+Weight = weight_lib.Weight
 Sums = compression_lib.Sums
 
 
@@ -29,6 +32,7 @@ class Defence(NamedTuple):
   least_senders: int = 1
   # Of an element that three or more send, the largest and the smallest value
   # do not count. One peer more or less; more would have to be held at once.
+  # Of peers that count alike.
   trim: bool = False
   # No value of a peer counts for more than so many times the mean magnitude
   # of what it sends of the tensor; 0: any.
@@ -46,6 +50,7 @@ def aggregate(
   clip: str = 'median',
   shards: Any = None,
   defence: Defence = NO_DEFENCE,
+  weights: Sequence[Weight] | None = None,
 ) -> Any:
   """The mean delta of `messages`, a float32 pytree shaped like `like`.
 
@@ -56,13 +61,19 @@ def aggregate(
     like: the parameters, or their shapes.
     compression: what made the messages.
     mean_over: 'senders' divides each element by how many sent it, 'all' by
-      the number of messages.
-    clip: 'median' scales each peer's tensor down to the (lower) median norm.
+      the number of messages; where these have weights, by their sum.
+    clip: see `clip_factors`.
     shards: where `messages` and `like` are of one shard, in `jax.shard_map`:
       for each tensor the axes it is sharded on, a pytree of tuples. Norms are
       those of whole tensors.
     defence: against few who would move much.
+    weights: one a message; None: all count alike.
+
+  Raises:
+    ValueError: more messages than can be counted.
   """
+  weights = weights or [Weight()] * len(messages)
+  parts_R, sizes_R = columns(weights)
   if shards is None:
     shards = jax.tree.map(lambda _: (), like)
 
@@ -74,16 +85,17 @@ def aggregate(
 
   def leaf(x: Any, factors_R: Any, *parts: Any) -> jax.Array:
     sums = start(x, compression, defence)
-    for part, factor in zip(parts, factors_R, strict=True):
+    for part, factor, of_whole in zip(parts, factors_R, parts_R, strict=True):
       limit = limits(part, x, compression, defence)
-      sums = add(sums, part, factor[None], x, compression, limit)
-    return mean(sums, len(parts), x, compression, mean_over, defence)
+      sums = add(sums, part, factor[None], x, compression, limit, of_whole)
+    return mean(sums, total(parts_R), x, compression, mean_over, defence)
 
   treedef = jax.tree.structure(like)
   factors = [()] * treedef.num_leaves
   if messages and factors:
     norms_P = jax.tree.leaves(jax.tree.map(norms, like, shards, *messages))
-    factors = list(clip_factors(jnp.stack(norms_P, axis=1), clip).T)
+    factors_RxP = clip_factors(jnp.stack(norms_P, axis=1), clip, sizes_R)
+    factors = list(weighted(factors_RxP, parts_R).T)
   return jax.tree.map(leaf, like, treedef.unflatten(factors), *messages)
 
 
@@ -114,28 +126,67 @@ def limits(
   return jnp.stack([compression.limit(part, defence.cap) for part in parts])
 
 
-def clip_factors(norms_RxP: jax.Array, clip: str = 'median') -> jax.Array:
-  """How much of each peer's tensor counts: min(1, median / norm).
+def columns(weights: Sequence[Weight]) -> tuple[np.ndarray, np.ndarray]:
+  """The parts, uint16 [R], and the sizes, float32 [R], of R weights."""
+  if len(weights) > weight_lib.MOST_PEERS:
+    raise ValueError(
+      f'expected at most {weight_lib.MOST_PEERS} messages, got {len(weights)}'
+    )
+  parts_R = np.array([w.parts for w in weights], np.uint16)
+  return parts_R, np.array([w.size for w in weights], np.float32)
+
+
+def total(parts_R: np.ndarray) -> float:
+  """The sum of weights, in wholes: the number of peers that count whole."""
+  return float(parts_R.sum(dtype=np.int64)) / weight_lib.WHOLE
+
+
+def weighted(factors_RxP: jax.Array, parts_R: np.ndarray) -> jax.Array:
+  """`clip_factors`, each times its peer's weight."""
+  wholes_R = parts_R.astype(np.float32) / np.float32(weight_lib.WHOLE)
+  return factors_RxP * wholes_R[:, None]
+
+
+def lower_median(x_Rx: Any) -> Any:
+  """Of an even number the lower, as deployed (reference/templar.md 11.2)."""
+  return jnp.sort(x_Rx, axis=0)[(x_Rx.shape[0] - 1) // 2]
+
+
+def clip_factors(
+  norms_RxP: jax.Array, clip: str = 'median', sizes_R: Any = None
+) -> jax.Array:
+  """How much of each peer's tensor counts: min(1, reach * median / norm).
+
+  The reach is 1, but for who trained on more than the median peer: its delta
+  is honestly longer, nearly in proportion (weight.py has numbers). Who trained
+  on less keeps a reach of 1: its error feedback may be of fuller rounds.
 
   Args:
     norms_RxP: L2 norms of R peers' P tensors.
-    clip: 'none' lets everything count whole.
+    clip: 'median'; 'same' grows small ones to the median, too; 'none' lets
+      everything count whole.
+    sizes_R: what each trained on; None: alike.
 
   Returns:
-    float32 [R, P] in [0, 1]. One-sided: small contributions are not grown.
-    Of an even number of peers the lower of the two middle norms is the
-    median, as deployed (reference/templar.md 11.2).
+    float32 [R, P]; in [0, 1] but for 'same'.
 
   >>> clip_factors(jnp.array([[1.0], [2.0], [4.0], [8.0]]))[:, 0]
   Array([1.  , 1.  , 0.5 , 0.25], dtype=float32)
   """
   if clip == 'none':
     return jnp.ones_like(norms_RxP)
-  if clip != 'median':
-    raise ValueError(f"clip: expected 'median' or 'none', got {clip!r}")
-  middle = (norms_RxP.shape[0] - 1) // 2
-  median_1xP = jnp.sort(norms_RxP, axis=0)[middle : middle + 1]
-  return jnp.minimum(1.0, median_1xP / (norms_RxP + 1e-8))
+  if clip not in ('median', 'same'):
+    raise ValueError(f"clip: expected 'median', 'same' or 'none', got {clip!r}")
+  limit_RxP = lower_median(norms_RxP)[None]
+  if sizes_R is not None:
+    limit_RxP = limit_RxP * reach(sizes_R, lower_median(sizes_R))[:, None]
+  factors_RxP = limit_RxP / (norms_RxP + 1e-8)
+  return factors_RxP if clip == 'same' else jnp.minimum(1.0, factors_RxP)
+
+
+def reach(size: Any, median: Any) -> Any:
+  """How many medians long a delta may be, of who trained on `size`."""
+  return jnp.maximum(jnp.float32(1), size / median)
 
 
 def start(
@@ -152,15 +203,17 @@ def add(
   like: Any,
   compression: Compression,
   limits_P: jax.Array | None = None,
+  parts: int | jax.Array = weight_lib.WHOLE,
 ) -> Any:
   """The aggregate with one more peer's message, tensor p times factor p.
 
-  No value of tensor p counts for more than limit p, before scaling.
+  No value of tensor p counts for more than limit p, before scaling. The
+  factors have its weight in them, `parts` says it (weight.py).
   """
   treedef = jax.tree.structure(like)
   leaves = [
     compression.add(
-      s, part, factors_P[p], None if limits_P is None else limits_P[p]
+      s, part, factors_P[p], None if limits_P is None else limits_P[p], parts
     )
     for p, (s, part) in enumerate(
       zip(
@@ -175,13 +228,16 @@ def add(
 
 def mean(
   sums: Any,
-  peers: int | jax.Array,
+  peers: float | jax.Array,
   like: Any,
   compression: Compression,
   over: str = 'senders',
   defence: Defence = NO_DEFENCE,
 ) -> Any:
-  """The aggregated delta of `peers` added messages; zeros if there are none."""
+  """The aggregated delta of added messages; zeros if there are none.
+
+  `peers` is the sum of their weights, `total`.
+  """
   if over not in ('senders', 'all'):
     raise ValueError(f"mean over: expected 'senders' or 'all', got {over!r}")
 
@@ -189,14 +245,15 @@ def mean(
     return jnp.maximum(jnp.asarray(count, jnp.float32), defence.least_senders)
 
   def region(i: int, s: Sums) -> jax.Array:
-    total, senders, count = s.total[i], s.senders[i], peers
+    total, count = s.total[i], peers
+    senders = s.senders[i].astype(jnp.float32) / weight_lib.WHOLE
     if defence.trim:
       many = jnp.broadcast_to(senders >= 3, total.shape)
       # Where nobody sent, the extremes are infinite.
       total -= jnp.where(many, s.highest[i], 0) + jnp.where(
         many, s.lowest[i], 0
       )
-      senders = senders - jnp.where(senders >= 3, 2, 0).astype(senders.dtype)
+      senders = senders - jnp.where(senders >= 3, 2, 0)
       count = peers - jnp.where(many, 2, 0)
     return total / divisor(senders if over == 'senders' else count)
 

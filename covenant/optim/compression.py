@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from covenant.optim import blocks
 from covenant.optim import quantize
 from covenant.optim import topk
+from covenant.optim import weight
 
 
 class Packet(NamedTuple):
@@ -39,7 +40,7 @@ class Sums(NamedTuple):
   """A running aggregate of one leaf, in the compressor's own layout."""
 
   total: tuple[jax.Array, ...]  # float32
-  senders: tuple[jax.Array, ...]  # uint16: how many sent each element
+  senders: tuple[jax.Array, ...]  # uint16: weights of who sent each element
   # float32: the largest and smallest value sent; empty unless asked for.
   highest: tuple[jax.Array, ...] = ()
   lowest: tuple[jax.Array, ...] = ()
@@ -83,10 +84,12 @@ class Compression(Protocol):
     part: Any,
     factor: jax.Array,
     limit: jax.Array | None = None,
+    parts: int | jax.Array = weight.WHOLE,
   ) -> Sums:
     """The aggregate with one more peer, scaled by `factor`.
 
-    With a `limit` no magnitude counts for more than that, before scaling.
+    With a `limit` no magnitude counts for more than that, before scaling. As a
+    sender it counts for `parts` (weight.py).
     """
     ...
 
@@ -206,13 +209,14 @@ class TopK:
     part: tuple[Packet, ...],
     factor: jax.Array,
     limit: jax.Array | None = None,
+    parts: int | jax.Array = weight.WHOLE,
   ) -> Sums:
     values = _limited(self._values(part), limit)
-    ones = [jnp.ones_like(v, jnp.uint16) for v in values]
+    shares = [jnp.full_like(v, parts, jnp.uint16) for v in values]
     values = [factor * v for v in values]
     return Sums(
       _scatter_add(sums.total, part, values),
-      _scatter_add(sums.senders, part, ones),
+      _scatter_add(sums.senders, part, shares),
       *(
         tuple(
           getattr(x.at[jnp.arange(x.shape[0])[:, None], p.indices], how)(v)
@@ -270,12 +274,13 @@ class Dense:
     part: jax.Array,
     factor: jax.Array,
     limit: jax.Array | None = None,
+    parts: int | jax.Array = weight.WHOLE,
   ) -> Sums:
     (value,) = _limited([part], limit)
     value = factor * value
     return Sums(
       (sums.total[0] + value,),
-      (sums.senders[0] + jnp.uint16(1),),
+      (sums.senders[0] + jnp.asarray(parts, jnp.uint16),),
       tuple(jnp.maximum(x, value) for x in sums.highest),
       tuple(jnp.minimum(x, value) for x in sums.lowest),
     )

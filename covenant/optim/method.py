@@ -52,6 +52,7 @@ class Method(NamedTuple):
   mean_over: str
   clip: str
   defence: aggregate.Defence = aggregate.NO_DEFENCE
+  weight: str = 'equal'  # see weight.py
 
 
 def make(config: config_lib.Config) -> Method:
@@ -67,7 +68,16 @@ def make(config: config_lib.Config) -> Method:
     return Method(None, schedule, dense, None, outer, 'all', 'none')
   outer = outer_lib.nesterov(optim.outer.learning_rate, optim.outer.momentum)
   if optim.method == 'diloco':
-    return Method(inner, schedule, dense, None, outer, 'all', 'none')
+    return Method(
+      inner,
+      schedule,
+      dense,
+      None,
+      outer,
+      'all',
+      _clip(optim.aggregation, 'none'),
+      weight=optim.aggregation.weight,
+    )
   sparse = optim.compression
   compression = _COMPRESSIONS[sparse.kind](
     sparse.k, sparse.block, _QUANTIZERS[sparse.quantizer], sparse.layout
@@ -84,10 +94,15 @@ def make(config: config_lib.Config) -> Method:
     sparse.error_decay,
     outer,
     optim.aggregation.mean,
-    optim.aggregation.clip,
+    _clip(optim.aggregation, optim.aggregation.clip),
     aggregate.Defence(
       optim.aggregation.least_senders,
       optim.aggregation.trim,
       optim.aggregation.cap,
     ),
+    optim.aggregation.weight,
   )
+
+
+def _clip(aggregation: config_lib.Aggregation, otherwise: str) -> str:
+  return 'same' if aggregation.weight == 'normalized' else otherwise

@@ -92,6 +92,7 @@ class Receiver:
     outer: optax.OptState,
     messages: Sequence[Any],
     consume: bool = False,
+    weights: Sequence[aggregate.Weight] | None = None,
   ) -> Moved:
     """The state after a round.
 
@@ -101,10 +102,16 @@ class Receiver:
       messages: of all who count, at least one, in uid order.
       consume: whether `params` and `outer` may be changed in place, and be of
         no more use. Else there are two of each in the end.
+      weights: of each message; None: all count alike.
     """
-    factors_RxP, limits_RxP = self._weights(messages)
+    weights = weights or [aggregate.Weight()] * len(messages)
+    parts_R, sizes_R = aggregate.columns(weights)
+    factors_RxP, limits_RxP = self._factors(messages, sizes_R)
+    factors_RxP = aggregate.weighted(factors_RxP, parts_R)
     if self._moves_all:
-      return self._advance_all(params, outer, messages, factors_RxP, limits_RxP)
+      return self._advance_all(
+        params, outer, messages, factors_RxP, limits_RxP, parts_R
+      )
     factors_RxP, limits_RxP = jax.device_get((factors_RxP, limits_RxP))
     flat = self._treedef.flatten_up_to
     messages_RxP = [flat(message) for message in messages]
@@ -119,7 +126,7 @@ class Receiver:
       parts = [message_P[p] for message_P in messages_RxP]
       limits_R = None if limits_RxP is None else limits_RxP[:, p]
       arrays, others, square = self._advance_leaf(
-        leaf, arrays, old, parts, factors_RxP[:, p], limits_R
+        leaf, arrays, old, parts, factors_RxP[:, p], limits_R, parts_R
       )
       for tree, x in zip(trees, arrays, strict=True):
         tree[p] = x
@@ -134,6 +141,7 @@ class Receiver:
     """
     compression, outer = self._method.compression, self._method.outer
     peers = factor = jax.ShapeDtypeStruct((), jnp.float32)
+    parts = jax.ShapeDtypeStruct((), jnp.uint16)
     if self._moves_all:
       message = jax.eval_shape(
         lambda x: jax.tree.map(compression.compress, x), self._like
@@ -143,7 +151,9 @@ class Receiver:
       state = jax.eval_shape(outer.init, self._like)
       limits_P = factors_P if self._method.defence.cap else None
       return (
-        self._add_all.lower(sums, message, factors_P, limits_P=limits_P),
+        self._add_all.lower(
+          sums, message, factors_P, limits_P=limits_P, parts=parts
+        ),
         self._step_all.lower(self._like, state, sums, peers),
       )
     leaf = slices.largest(self._leaves)
@@ -169,11 +179,13 @@ class Receiver:
     limit = factor if self._method.defence.cap else None
     index = jax.ShapeDtypeStruct((), jnp.int32)
     return (
-      self._add.lower(sums, part, factor, limit, leaf=leaf),
+      self._add.lower(sums, part, factor, limit, parts, leaf=leaf),
       self._step.lower(arrays, others, sums, peers, index, leaf=leaf),
     )
 
-  def _weights(self, messages: Sequence[Any]) -> tuple[Any, Any]:
+  def _factors(
+    self, messages: Sequence[Any], sizes_R: np.ndarray
+  ) -> tuple[Any, Any]:
     """How much of each tensor of each peer counts, and its largest value.
 
     Float32 [R, P] both; no array where values are not limited.
@@ -190,7 +202,8 @@ class Receiver:
         for message in messages
       ]
     norms_RxP, limits_RxP = jax.tree.map(lambda *x: jnp.stack(x), *weighed)
-    return aggregate.clip_factors(norms_RxP, self._method.clip), limits_RxP
+    clip = self._method.clip
+    return aggregate.clip_factors(norms_RxP, clip, sizes_R), limits_RxP
 
   def _weigh(self, message: Any, like: Any) -> tuple[jax.Array, Any]:
     method = self._method
@@ -227,13 +240,16 @@ class Receiver:
     messages: Sequence[Any],
     factors_RxP: jax.Array,
     limits_RxP: jax.Array | None,
+    parts_R: np.ndarray,
   ) -> Moved:
     sums = self._start_all()
     for r, message in enumerate(messages):
       limits_P = None if limits_RxP is None else limits_RxP[r]
-      sums = self._add_all(sums, message, factors_RxP[r], limits_P=limits_P)
+      sums = self._add_all(
+        sums, message, factors_RxP[r], limits_P=limits_P, parts=parts_R[r]
+      )
     params, outer, norm = self._step_all(
-      params, outer, sums, jnp.float32(len(messages))
+      params, outer, sums, np.float32(aggregate.total(parts_R))
     )
     return Moved(params, outer, float(norm))
 
@@ -264,17 +280,20 @@ class Receiver:
     parts: Sequence[Any],
     factors_R: np.ndarray,
     limits_R: np.ndarray | None,
+    parts_R: np.ndarray,
   ) -> tuple[list[jax.Array], list[Any], np.float32]:
     """As `_step_slice`, of a whole leaf; of several slices it is consumed."""
     compression = self._method.compression
     quantizer = getattr(compression, 'quantizer', None)
-    peers, squares, found = np.float32(len(parts)), [], others
+    peers, squares, found = np.float32(aggregate.total(parts_R)), [], others
     for i in range(leaf.slices):
       sums, index = self._start(leaf=leaf), np.int32(i)
       for r, part in enumerate(parts):
         limit = None if limits_R is None else limits_R[r]
         dealt = leaf.deal(part, i, quantizer)
-        sums = self._add(sums, dealt, factors_R[r], limit, leaf=leaf)
+        sums = self._add(
+          sums, dealt, factors_R[r], limit, parts_R[r], leaf=leaf
+        )
       new, found, square = self._step(
         arrays, others, sums, peers, index, leaf=leaf
       )
@@ -306,6 +325,7 @@ class Receiver:
     part: Any,
     factor: jax.Array,
     limit: jax.Array | None,
+    of_whole: jax.Array,
     leaf: slices.Leaf,
   ) -> compression_lib.Sums:
     compression = self._method.compression
@@ -313,14 +333,18 @@ class Receiver:
     if isinstance(part, tuple):
       part_spec = (slices.Sheet(leaf.stacked, jax.P()),) * len(part)
 
-    def local(sums: Any, part: Any, factor: Any, limit: Any) -> Any:
+    def local(
+      sums: Any, part: Any, factor: Any, limit: Any, of_whole: Any
+    ) -> Any:
       if isinstance(part, tuple):
         part = tuple(slices.join(sheet) for sheet in part)
-      return compression.add(sums, part, factor, limit)
+      return compression.add(sums, part, factor, limit, of_whole)
 
     spec = self._sums_spec(leaf)
-    in_specs = spec, part_spec, jax.P(), jax.P()
-    return leaf.on_shards(local, in_specs, spec)(sums, part, factor, limit)
+    in_specs = spec, part_spec, jax.P(), jax.P(), jax.P()
+    return leaf.on_shards(local, in_specs, spec)(
+      sums, part, factor, limit, of_whole
+    )
 
   def _step_slice(
     self,
@@ -337,7 +361,7 @@ class Receiver:
       arrays: the parameter, and its traces in the outer optimizer's state.
       others: what else that state has.
       sums: of the slice.
-      peers: how many were added.
+      peers: the sum of the weights of who were added.
       index: which slice.
       leaf: the parameter's.
 

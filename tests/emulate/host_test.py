@@ -267,7 +267,7 @@ def batch_of(config, miner, round_index):
   task = trainer_lib.Task(
     uids[chain.hotkey], round_index, chain.block_hash(start), miner.root
   )
-  (ids_B,) = trainer_lib.assigned(config, task, split)
+  (ids_B,) = trainer_lib.planned(config, task, split)
   return split.read(ids_B, config.data.context)
 
 
