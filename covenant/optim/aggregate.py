@@ -241,8 +241,12 @@ def mean(
   if over not in ('senders', 'all'):
     raise ValueError(f"mean over: expected 'senders' or 'all', got {over!r}")
 
+  # What one peer alone sends moves as far as it says, whatever its weight.
+  alone = defence.least_senders == 1
+  least = 1 / weight_lib.WHOLE if alone else defence.least_senders
+
   def divisor(count: Any) -> jax.Array:
-    return jnp.maximum(jnp.asarray(count, jnp.float32), defence.least_senders)
+    return jnp.maximum(jnp.asarray(count, jnp.float32), least)
 
   def region(i: int, s: Sums) -> jax.Array:
     total, count = s.total[i], peers

@@ -59,6 +59,16 @@ class RatingsTest(parameterized.TestCase):
     self.assertAlmostEqual(state.standings[0].mu, 25.0, places=6)
     self.assertEqual({s.score for s in standings}, {1.0})
 
+  def test_one_work_under_many_uids_that_say_a_part_each_pays_like_one(self):
+    """All four gain like a whole one, and say that they are a quarter."""
+    state = ratings.State()
+    quarter = dataclasses.replace(score(), effort=0.25)
+    for r in range(8):
+      scores = {uid: score() if uid < 3 else quarter for uid in range(7)}
+      state = play(state, r, scores).state
+    weights = incentives.weights(state, CONFIG)
+    self.assertAlmostEqual(sum(weights[uid] for uid in range(3, 7)), weights[0])
+
   def test_a_miss_costs_a_share_of_the_average_and_no_penalty(self):
     state = self.proven()
     good = dict.fromkeys(range(4), score())

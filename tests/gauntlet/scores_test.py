@@ -160,6 +160,15 @@ class SequencesTest(absltest.TestCase):
     self.assertLen(set(random), 16)
     self.assertEmpty(set(random) & set.union(*self.assigned.values()))
 
+  def test_who_says_less_is_evaluated_on_that_but_for_the_number(self):
+    assigned = assignment.assign(b'block', 3, 7, 40, SEQUENCES).tolist()
+    for claimed, seen in ((40, 40), (24, 24), (3, 16)):
+      own = scores.own_ids(
+        self.config, 3, 7, SEQUENCES, b'block', b'later', claimed
+      )
+      self.assertLen(set(own.tolist()), 16)
+      self.assertContainsSubset(own.tolist(), assigned[:seen])
+
   def test_the_seed_decides(self):
     self.assertEqual(self.own(3), self.own(3))
     self.assertNotEqual(self.own(3), self.own(3, b'x'))

@@ -11,6 +11,7 @@ from absl.testing import parameterized
 
 from covenant import config as config_lib
 from covenant.data import dataset
+from covenant.data import receipt
 from covenant.models import sharding
 from covenant.node import replica as replica_lib
 from covenant.node import trainer as trainer_lib
@@ -84,6 +85,57 @@ class TrainerTest(parameterized.TestCase):
     jax.tree.map(np.testing.assert_array_equal, got, want)
     for x in jax.tree.leaves(got[1]._replace(joined=None)):
       self.assertEqual(x.sharding.memory_kind, 'pinned_host')
+
+  def test_who_runs_out_of_time_sends_what_it_has(self):
+    """As an island of as many steps, but for the learning rate's pace."""
+    config, replica, data, params = _common('')
+    trainer = trainer_lib.Trainer(config, replica, data)
+    task, asked = trainer_lib.Task(1, 0, b'seed', bytes(32)), []
+
+    def late():
+      asked.append(True)
+      return len(asked) == 2
+
+    work, _ = trainer.work(
+      params, trainer.init(params), task, trainer.batches(task, late)
+    )
+    self.assertEqual(work.sequences, 2 * config.optim.inner.batch_size)
+    ids = trainer_lib.assigned(config, task, data.train)[: work.sequences]
+    want = receipt.of_sequences(data.train, ids, config.data.context)
+    self.assertEqual(work.receipt, want)
+
+  def test_islands_anneal_alike_and_share_programs(self):
+    config, replica, data, params = _common('')
+    islands = 'steps=3; steps=1; steps=6,batch=2; steps=1,batch=2'
+    config = dataclasses.replace(config, islands=islands, miners=4)
+    trainer, steps = trainer_lib.Trainer(config, replica, data), []
+    for batch, step in trainer._steps.items():
+
+      def noting(*args, step=step, batch=batch):
+        steps.append((batch, int(args[3])))
+        return step(*args)
+
+      trainer._steps[batch] = noting
+    for uid in range(4):
+      task = trainer_lib.Task(uid, 5, b'seed', bytes(32))
+      private = trainer.init(params)
+      work, _ = trainer.work(params, private, task, trainer.batches(task))
+      self.assertEqual(work.sequences, (12, 4, 12, 2)[uid])
+    self.assertEqual([s for b, s in steps if b == 4], [15, 16, 17, 15])
+    self.assertEqual(
+      [s for b, s in steps if b == 2], [15, 15, 16, 16, 17, 17, 15]
+    )
+
+  def test_an_island_must_not_train_on_more_than_it_is_assigned(self):
+    config, replica, data, _ = _common('')
+    config = dataclasses.replace(config, islands='steps=4', miners=1)
+    with self.assertRaisesRegex(
+      config_lib.ConfigError, 'islands: .* uid 0 trains on 16 .* at most 12'
+    ):
+      trainer_lib.Trainer(config, replica, data)
+    optim = dataclasses.replace(config.optim, most_sequences=16)
+    config = dataclasses.replace(config, optim=optim)
+    trainer_lib.Trainer(config, replica, data)
 
   def test_refuses_shards_that_are_no_blocks(self):
     config, replica, data, _ = _common('')

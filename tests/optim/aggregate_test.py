@@ -6,6 +6,7 @@ from absl.testing import absltest
 from covenant.optim import aggregate
 from covenant.optim import compression
 from covenant.optim import quantize
+from covenant.optim import weight
 
 EXACT = compression.TopK(k=2, block=(2, 2), quantizer=quantize.Exact())
 
@@ -78,6 +79,39 @@ class AggregateTest(absltest.TestCase):
       defence=aggregate.Defence(least_senders=2),
     )
     np.testing.assert_array_equal(got['w'], [1.0, 6.0, 0.0, 0.5])
+
+  def test_by_tokens_over_senders_and_over_all(self):
+    """Who trained on a quarter counts a quarter, where both sent and alone."""
+    messages = [message([0, 1], [2.0, 4.0]), message([1, 3], [8.0, 1.0])]
+    weights = [weight.weigh('tokens', n, 80) for n in (80, 20)]
+    for over, want in (
+      ('senders', [2.0, (4.0 + 0.25 * 8.0) / 1.25, 0.0, 1.0]),
+      ('all', [2.0 / 1.25, (4.0 + 0.25 * 8.0) / 1.25, 0.0, 0.25 / 1.25]),
+    ):
+      got = aggregate.aggregate(
+        messages, self.LIKE, EXACT, over, 'none', weights=weights
+      )
+      np.testing.assert_allclose(got['w'], want, rtol=1e-6, err_msg=over)
+
+  def test_who_trained_on_more_may_be_longer_and_nobody_else(self):
+    norms_RxP = jnp.array([[1.0], [2.0], [8.0], [8.0]])
+    factors = aggregate.clip_factors(
+      norms_RxP, sizes_R=np.array([5, 10, 40, 10], np.float32)
+    )
+    np.testing.assert_allclose(factors[:, 0], [1, 1, 1, 0.25], rtol=1e-6)
+    # Nor does a claim of nothing make anybody else's longer.
+    factors = aggregate.clip_factors(
+      norms_RxP, sizes_R=np.array([10, 10, 1, 10], np.float32)
+    )
+    np.testing.assert_allclose(factors[:, 0], [1, 1, 0.25, 0.25], rtol=1e-6)
+
+  def test_all_can_be_brought_to_the_same_norm(self):
+    factors = aggregate.clip_factors(jnp.array([[1.0], [2.0], [8.0]]), 'same')
+    np.testing.assert_allclose(factors[:, 0], [2, 1, 0.25], rtol=1e-6)
+
+  def test_more_messages_than_can_be_counted_are_refused(self):
+    with self.assertRaisesRegex(ValueError, 'at most 1023 messages, got 1024'):
+      aggregate.columns([weight.Weight()] * 1024)
 
   def test_trimmed_are_the_extremes_of_what_three_or_more_send(self):
     values = [-7.0, 1.0, 2.0, 90.0]

@@ -15,6 +15,7 @@ from covenant.optim import outer
 from covenant.optim import quantize
 from covenant.optim import receiver as receiver_lib
 from covenant.optim import slices
+from covenant.optim import weight
 
 P = jax.P
 BLOCK = (8, 8)
@@ -95,9 +96,9 @@ class Node:
     self.state = params, method.outer.init(params)
     self.receiver = receiver_lib.Receiver(params, method, on, cut, budget)
 
-  def advance(self, messages, consume=False):
+  def advance(self, messages, consume=False, weights=None):
     *state, self.delta_norm = self.receiver.advance(
-      *self.state, messages, consume
+      *self.state, messages, consume, weights
     )
     self.state = tuple(state)
     return jax.device_get(self.state)
@@ -134,10 +135,12 @@ class ReceiverTest(parameterized.TestCase):
   def test_a_mesh_is_moved_as_one_device(self, name):
     compression = COMPRESSIONS[name]
     messages = received(STACK, compression, peers=3)
-    want = Node(STACK, method(compression)).advance(messages)
+    weights = [weight.Weight(64, 8), weight.Weight(5), weight.Weight(17, 2)]
+    one = Node(STACK, method(compression))
+    want = one.advance(messages, weights=weights)
     node = Node(STACK, method(compression), mesh(2, 2), budget=150)
     self.assertGreater(node.receiver._leaves[0].slices, 1)
-    assert_equal(node.advance(messages), want)
+    assert_equal(node.advance(messages, weights=weights), want)
 
   def test_a_counter_in_the_outer_state_is_of_rounds(self):
     """Not of slices."""
