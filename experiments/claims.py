@@ -15,6 +15,7 @@ from experiments import compression
 from experiments import density
 from experiments import gauntlet
 from experiments import methods
+from experiments import muon
 from experiments import peers
 from experiments import quantizers
 from experiments import study
@@ -28,6 +29,7 @@ STUDIES: tuple[types.ModuleType, ...] = (
   aggregation,
   churn,
   peers,
+  muon,
   quantizers,
 )
 

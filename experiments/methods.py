@@ -1,6 +1,6 @@
 """SparseLoCo against the methods it competes with, all of them tuned.
 
-  python -m experiments.methods             about 100 minutes of two cores
+  python -m experiments.methods             about 50 minutes of two cores
   python -m experiments.methods --quick     2 minutes
 
 Every method sees the same tokens (experiments/study.py). Its learning rates
@@ -18,7 +18,6 @@ Criteria, written before the runs; n = 3 seeds, compared seed by seed:
   C8  SparseLoCo's bytes to reach DiLoCo's final loss are at most 1 % of
       DiLoCo's; and its final loss is at most 3 % above that of AdamW.
   C9  From 5 to 60 inner steps SparseLoCo's loss grows less than DiLoCo's.
-  Ours: Muon as inner optimizer of SparseLoCo has the lower final loss.
 """
 
 import pathlib
@@ -34,7 +33,6 @@ STEPS = (5, 15, 30, 60)
 TOTAL = 1500  # inner steps of a miner
 SPARSELOCO = ('optim.outer.momentum=0',)
 DILOCO = ('optim.method=diloco', 'optim.outer.momentum=0.9')
-MUON = (*SPARSELOCO, 'optim.inner.kind=muon')
 # One miner with the batch of eight, and no outer step to speak of.
 ALONE = (
   'optim.method=diloco',
@@ -49,7 +47,7 @@ DDP = (
   f'rounds={TOTAL}',
   'eval.every=150',
 )
-SWEPT = {'SparseLoCo': SPARSELOCO, 'DiLoCo': DILOCO, 'SparseLoCo, Muon': MUON}
+SWEPT = {'SparseLoCo': SPARSELOCO, 'DiLoCo': DILOCO}
 
 
 def rates(inner: float, outer: float | None = None) -> tuple[str, ...]:
@@ -164,15 +162,6 @@ def judge(runs: Sequence[study.Run]) -> Iterator[study.Verdict]:
     f'{growth["SparseLoCo"].mean:+.4f}, {growth["DiLoCo"].mean:+.4f}: {less}',
     study.at_most(less),
   )
-  gap = study.gap(runs, 'SparseLoCo, Muon', 'SparseLoCo')
-  yield study.Verdict(
-    'Muon',
-    'Muon inside SparseLoCo is better than AdamW inside',
-    'ours; MuLoCo for DiLoCo',
-    'loss minus that with AdamW below 0',
-    str(gap),
-    study.at_most(gap),
-  )
 
 
 def _growth(runs: Sequence[study.Run], method: str, seed: int) -> float:
@@ -181,9 +170,7 @@ def _growth(runs: Sequence[study.Run], method: str, seed: int) -> float:
 
 
 def draw(runs: Sequence[study.Run], path: pathlib.Path) -> None:
-  charts.curves(
-    runs, ['SparseLoCo', 'SparseLoCo, Muon', 'DiLoCo', 'AdamW'], path
-  )
+  charts.curves(runs, ['SparseLoCo', 'DiLoCo', 'AdamW'], path)
 
 
 STUDY = study.Study('methods', plan, judge, draw)

@@ -28,7 +28,7 @@ import statistics
 import sys
 import time
 import typing
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -295,19 +295,29 @@ def tuned(
   seeds: int,
   outer: Sequence[float] = OUTER,
 ) -> Iterator[Cell]:
-  """The cells of one that gets the best of some outer learning rates.
-
-  They are swept with seed 0; once that is done, `name` has all seeds.
-  """
+  """The cells of one that gets the best of some outer learning rates."""
   rates = {
     f'{name}, {rate:g}': (*sets, f'optim.outer.learning_rate={rate:g}')
     for rate in outer
   }
-  for cell, with_rate in rates.items():
-    yield Cell(cell, 0, with_rate)
-  if rates.keys() <= {r.cell for r in runs}:
+  yield from swept(runs, name, rates, seeds)
+
+
+def swept(
+  runs: Sequence[Run],
+  name: str,
+  candidates: Mapping[str, tuple[str, ...]],
+  seeds: int,
+) -> Iterator[Cell]:
+  """The cells of one that gets the best overrides of some.
+
+  They are run with seed 0; once that is done, `name` has all seeds.
+  """
+  for cell, sets in candidates.items():
+    yield Cell(cell, 0, sets)
+  if candidates.keys() <= {r.cell for r in runs}:
     for seed in range(seeds):
-      yield Cell(name, seed, rates[best(runs, rates)])
+      yield Cell(name, seed, candidates[best(runs, candidates)])
 
 
 def table(runs: Sequence[Run]) -> str:
