@@ -4,7 +4,12 @@ import setuptools
 
 _SENTENCEPIECE = ['sentencepiece>=0.2,<1']
 _NOTEBOOK = ['ipykernel>=6.29,<8', 'nbclient>=0.10,<1', 'nbformat>=5.10,<6']
-_TEST = ['hypothesis>=6.100,<7', 'moto[server]>=5.2,<6', 'pytest>=8,<10']
+_TEST = [
+  'hypothesis>=6.100,<7',
+  'moto[server]>=5.2,<6',
+  'pytest>=8,<10',
+  'pytest-xdist>=3.6,<4',
+]
 # torch is pinned: the CPU build is of this version, others pull gigabytes.
 _HF = [
   'safetensors>=0.4.3,<1',

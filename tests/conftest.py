@@ -27,12 +27,22 @@ def pytest_addoption(parser):
   )
 
 
+def pytest_xdist_auto_num_workers(config):
+  """How many `-n auto` are: each takes seconds to start, and up to 3 GB."""
+  one_file = len(config.args) == 1 and '.py' in config.args[0]
+  cores = os.cpu_count() or 1
+  return 0 if one_file or cores == 1 else min(cores, 4)  # 0: none but this one
+
+
 @pytest.fixture(autouse=True, scope='session')
 def _absl(tmp_path_factory):
   """What absltest.main() would do, with a folder of this session's own."""
   flags.FLAGS.mark_as_parsed()
   flags.FLAGS.test_tmpdir = str(tmp_path_factory.mktemp('absl'))
-  cache = tmp_path_factory.mktemp('cache')
+  base = tmp_path_factory.getbasetemp()
+  several = 'PYTEST_XDIST_WORKER' in os.environ  # which share the cache
+  cache = (base.parent if several else base) / 'cache'
+  cache.mkdir(exist_ok=True)
   jax.config.update('jax_compilation_cache_dir', str(cache))
   os.environ['XDG_CACHE_HOME'] = str(cache)  # for the processes tests start
 
