@@ -2,8 +2,10 @@
 
 import os
 
-# For the processes that tests start; this one is set below.
+# For the processes that tests start; this one is set below. What is compiled
+# for one of eight devices is found again only where there are eight.
 os.environ['JAX_PLATFORMS'] = 'cpu'
+os.environ['JAX_NUM_CPU_DEVICES'] = '8'
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
@@ -42,9 +44,10 @@ def _absl(tmp_path_factory):
   base = tmp_path_factory.getbasetemp()
   several = 'PYTEST_XDIST_WORKER' in os.environ  # which share the cache
   cache = (base.parent if several else base) / 'cache'
-  cache.mkdir(exist_ok=True)
-  jax.config.update('jax_compilation_cache_dir', str(cache))
   os.environ['XDG_CACHE_HOME'] = str(cache)  # for the processes tests start
+  compiled = cache / 'covenant' / 'compiled'  # where these keep it
+  compiled.mkdir(parents=True, exist_ok=True)
+  jax.config.update('jax_compilation_cache_dir', str(compiled))
 
 
 @pytest.fixture(autouse=True, scope='class')

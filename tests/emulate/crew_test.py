@@ -96,10 +96,9 @@ class SideBySideTest(parameterized.TestCase):
 
   def test_as_one_after_another(self):
     """Bit for bit: parameters, private state, chain, metrics, verdicts."""
-    one, two, all_devices = map(self.outcome, (1, 2, 0))
-    self.assertEqual([one[-1], two[-1], all_devices[-1]], [1, 2, 4])
-    self.assertEqual(two[:-1], one[:-1])
-    self.assertEqual(all_devices[:-1], one[:-1])
+    one, three = map(self.outcome, (1, 3))  # the first has two of the miners
+    self.assertEqual([one[-1], three[-1]], [1, 3])
+    self.assertEqual(three[:-1], one[:-1])
 
   def test_miners_that_are_killed(self):
     """While others train, before anything is saved, and after."""
@@ -175,6 +174,10 @@ class PlacesTest(parameterized.TestCase):
   def test_more_rows_than_devices_are_refused(self):
     with self.assertRaisesRegex(config_lib.ConfigError, 'devices.peers'):
       crew_lib.places(tiny('devices.peers=9'))
+
+  def test_0_is_as_many_as_there_are(self):
+    self.assertLen(crew_lib.places(tiny('miners=4', 'devices.peers=0')), 4)
+    self.assertLen(crew_lib.places(tiny('miners=9', 'devices.peers=0')), 8)
 
   def test_what_one_memory_holds(self):
     self.assertEqual(crew_lib.most(tiny('miners=9')), 9)

@@ -2,13 +2,13 @@ import base64
 import dataclasses
 import hashlib
 import json
-import os
 import pathlib
 import re
 import signal
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import time
 
 import jax
@@ -72,14 +72,24 @@ def everything(state):
 class RunTest(parameterized.TestCase):
   rewrite_golden = False
 
+  @classmethod
+  def setUpClass(cls):
+    """One whole run, for the tests that look at what a run leaves."""
+    super().setUpClass()
+    folder = cls.enterClassContext(tempfile.TemporaryDirectory())
+    cls.finished = pathlib.Path(folder, 'run')
+    cls.outcome = host_lib.run(tiny(), cls.finished)
+
   def workdir(self, name='run'):
     return pathlib.Path(self.create_tempdir().full_path, name)
 
   @parameterized.parameters('', 'diloco', 'ddp')
   def test_learns_and_follows_the_golden_trace(self, variant):
     """If you meant to change the numbers, run pytest with --rewrite-golden."""
-    config, workdir = tiny(variant), self.workdir()
-    outcome = host_lib.run(config, workdir)
+    config, workdir, outcome = tiny(variant), self.finished, self.outcome
+    if variant:
+      workdir = self.workdir()
+      outcome = host_lib.run(config, workdir)
     self.assertTrue(outcome.finished)
     records = metrics.read(workdir / 'metrics.jsonl')
     rounds = [r for r in records if isinstance(r, metrics.Round)]
@@ -100,18 +110,20 @@ class RunTest(parameterized.TestCase):
       np.testing.assert_allclose(trace[name], want, rtol=1e-5, err_msg=name)
 
   def test_the_bytes_printed_are_the_lengths_of_the_payloads(self):
-    config, workdir = tiny(rounds=1), self.workdir()
-    outcome = host_lib.run(config, workdir)
-    replica = replica_lib.Replica(config)
-    (record,) = [
+    replica = replica_lib.Replica(tiny())
+    records = [
       r
-      for r in metrics.read(workdir / 'metrics.jsonl')
+      for r in metrics.read(self.finished / 'metrics.jsonl')
       if isinstance(r, metrics.Round)
     ]
-    self.assertEqual(record.bytes_round, 3 * replica.spec.payload_bytes)
-    self.assertEqual(outcome.state.position.bytes_up, record.bytes_round)
     floats = sum(x.size for x in jax.tree.leaves(replica.like))
-    self.assertEqual(record.dense_bytes_round, 3 * 4 * floats)
+    for record in records:
+      self.assertEqual(record.bytes_round, 3 * replica.spec.payload_bytes)
+      self.assertEqual(record.dense_bytes_round, 3 * 4 * floats)
+    self.assertEqual(
+      self.outcome.state.position.bytes_up,
+      sum(record.bytes_round for record in records),
+    )
 
   @parameterized.parameters('', 'ddp')
   def test_resumed_equals_uninterrupted(self, variant):
@@ -132,22 +144,18 @@ class RunTest(parameterized.TestCase):
     )
 
   def test_a_finished_run_is_not_run_again(self):
-    config, workdir = tiny(), self.workdir()
-    want = host_lib.run(config, workdir)
-    before = (workdir / 'metrics.jsonl').read_bytes()
+    before = (self.finished / 'metrics.jsonl').read_bytes()
     seen = []
-    got = host_lib.run(config, workdir, seen.append)
-    self.assertEqual(everything(got.state), everything(want.state))
-    self.assertEqual((workdir / 'metrics.jsonl').read_bytes(), before)
+    got = host_lib.run(tiny(), self.finished, seen.append)
+    self.assertEqual(everything(got.state), everything(self.outcome.state))
+    self.assertEqual((self.finished / 'metrics.jsonl').read_bytes(), before)
     self.assertLen(seen, len(before.splitlines()))
 
   def test_another_config_is_refused_by_the_names_of_its_fields(self):
-    workdir = self.workdir()
-    host_lib.run(tiny(rounds=1), workdir)
     with self.assertRaisesRegex(
       config_lib.ConfigError, 'seed: 0 there, 5 here'
     ):
-      host_lib.run(tiny(rounds=1, seed=5), workdir)
+      host_lib.run(tiny(seed=5), self.finished)
 
   def test_more_miners_than_data_is_refused_and_leaves_nothing(self):
     workdir = self.workdir()
@@ -166,25 +174,33 @@ class RunTest(parameterized.TestCase):
 
   def test_kill_9_in_the_middle_then_resume_is_bit_identical(self):
     """A real process, killed after its first checkpoint is complete."""
-    config = tiny(rounds=60, checkpoint=config_lib.Checkpoint(every=3))
+    config = tiny(rounds=5000, checkpoint=config_lib.Checkpoint(every=2))
     whole, parts = self.workdir('whole'), self.workdir('parts')
-    want = host_lib.run(config, whole)
     command = [
       sys.executable, str(ROOT / 'run.py'), f'--config={ROOT}/configs/tiny.py',
-      '--config.rounds=60', '--config.checkpoint.every=3',
+      '--config.rounds=5000', '--config.checkpoint.every=2',
       f'--workdir={parts}',
     ]  # fmt: skip
     process = subprocess.Popen(
       command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT
     )
-    deadline = time.monotonic() + 120
-    while not _steps(parts) and time.monotonic() < deadline:
+    while not _steps(parts) and process.poll() is None:
       time.sleep(0.005)  # waits for a file of another process
-    os.kill(process.pid, signal.SIGKILL)
+    process.kill()
     _, stderr = process.communicate()
     self.assertEqual(process.returncode, -signal.SIGKILL, stderr.decode())
-    self.assertBetween(max(_steps(parts)), 3, 57)
-    got = host_lib.run(config, parts)
+    saved = max(_steps(parts))
+    self.assertBetween(saved, 2, 4000)
+
+    def run(workdir):
+      """Until a checkpoint later than those of the process, and a round."""
+      seen = []
+      return host_lib.run(
+        config, workdir, seen.append, lambda: seen[-1].round == saved + 3
+      )
+
+    got, want = run(parts), run(whole)
+    self.assertEqual(want.state.position.round, saved + 3)
     self.assertEqual(everything(got.state), everything(want.state))
     self.assertEqual(
       untimed(parts / 'metrics.jsonl'), untimed(whole / 'metrics.jsonl')

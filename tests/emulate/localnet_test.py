@@ -115,7 +115,7 @@ class LocalnetTest(absltest.TestCase):
         sys.executable,
         f'{ROOT}/run.py',
         '--role=localnet',
-        f'--config={ROOT}/configs/localnet.py',
+        f'--config={ROOT}/configs/localnet.py:smoke',
         '--config.miners=1',
         '--config.validators=1',
         f'--workdir={workdir}',

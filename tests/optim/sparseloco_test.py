@@ -46,10 +46,12 @@ def toy_gradient(params, target):
 
 
 def train(tx, steps, params, state, target):
-  for _ in range(steps):
+  def step(_, carry):  # compiled once, not once a step
+    params, state = carry
     updates, state = tx.update(toy_gradient(params, target), state, params)
-    params = optax.apply_updates(params, updates)
-  return params, state
+    return optax.apply_updates(params, updates), state
+
+  return jax.lax.fori_loop(0, steps, step, (params, state))
 
 
 class PiecesTest(parameterized.TestCase):
