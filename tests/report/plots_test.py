@@ -1,57 +1,16 @@
-import math
 import pathlib
 
 from absl.testing import absltest
 from absl.testing import parameterized
 from matplotlib import image
 
-from covenant.report import metrics
 from covenant.report import plots
+from tests.report import workdirs
 
 
-def _records(rounds, miners, every=2):
-  """A run whose loss falls as 1 / round; the last miner joins half-way."""
-  records = [_evaluation(0, miners)]
-  for number in range(1, rounds + 1):
-    present = miners if number > rounds // 2 else max(1, miners - 1)
-    losses = [1.5 + 4 / number + 0.01 * uid for uid in range(present)]
-    records.append(
-      metrics.Round(
-        round=number,
-        tokens=512 * number * miners,
-        loss=sum(losses) / present,
-        miner_losses=losses,
-        uids=range(present),
-        learning_rate=1e-3,
-        bytes_up=1000 * number * miners,
-        bytes_round=1000 * miners,
-        dense_bytes_round=200_000 * miners,
-        compression_ratio=200.0,
-        delta_norm=1.0,
-        error_norm=1.0,
-        payloads=present,
-        seconds=1.0,
-        tokens_per_second=512.0,
-        weights=[1 / miners] * miners if number > 1 else (),
-      )
-    )
-    if number % every == 0:
-      records.append(_evaluation(number, miners))
-  return records
-
-
-def _evaluation(number, miners):
-  loss = 1.6 + 4 / (number + 1)
-  return metrics.Evaluation(
-    round=number,
-    tokens=512 * number * miners,
-    bytes_up=1000 * number * miners,
-    loss=loss,
-    nats_per_byte=loss,
-    bits_per_byte=loss / math.log(2),
-    sequences=8,
-    seconds=1.0,
-  )
+def _records(rounds, miners):
+  """Of a run whose last miner joins half-way."""
+  return workdirs.records(rounds, miners, joins=rounds // 2 + 1)
 
 
 class PlotsTest(parameterized.TestCase):

@@ -30,12 +30,8 @@ def write(
     **config,
   )
   (folder / 'config.json').write_text(config_lib.to_json(whole))
-  lines = [metrics.encode(_evaluation(0, miners))]
   verdicts = []
   for number in range(1, rounds + 1):
-    lines.append(metrics.encode(_round(number, miners)))
-    if number % 2 == 0:
-      lines.append(metrics.encode(_evaluation(number, miners)))
     found = [
       _decision(
         number - 1, u, verdict if u == miners - 1 and number % 2 else 'VALID',
@@ -46,10 +42,24 @@ def write(
     verdicts.append(
       {'validator': miners, 'round': number - 1, 'decisions': found}
     )
+  lines = [metrics.encode(record) for record in records(rounds, miners)]
   (folder / 'metrics.jsonl').write_text('\n'.join([*lines, '']))
   text = ''.join(json.dumps(v) + '\n' for v in verdicts)
   (folder / 'verdicts.jsonl').write_text(text)
   return folder
+
+
+def records(
+  rounds: int, miners: int, joins: int = 0
+) -> list[metrics.Round | metrics.Evaluation]:
+  """A run whose loss falls as 1 / round; the last miner joins in `joins`."""
+  found: list[metrics.Round | metrics.Evaluation] = [_evaluation(0, miners)]
+  for number in range(1, rounds + 1):
+    present = miners if number >= joins else max(1, miners - 1)
+    found.append(_round(number, miners, present))
+    if number % 2 == 0:
+      found.append(_evaluation(number, miners))
+  return found
 
 
 def events(folder: pathlib.Path, error: str = '') -> pathlib.Path:
@@ -64,14 +74,14 @@ def events(folder: pathlib.Path, error: str = '') -> pathlib.Path:
   return folder
 
 
-def _round(number: int, miners: int) -> metrics.Round:
+def _round(number: int, miners: int, present: int) -> metrics.Round:
   loss = 1.5 + 4 / number
   return metrics.Round(
     round=number,
     tokens=512 * number * miners,
     loss=loss,
-    miner_losses=[loss + 0.01 * uid for uid in range(miners)],
-    uids=range(miners),
+    miner_losses=[loss + 0.01 * uid for uid in range(present)],
+    uids=range(present),
     learning_rate=1e-3,
     bytes_up=1000 * number * miners,
     bytes_round=1000 * miners,
@@ -79,10 +89,10 @@ def _round(number: int, miners: int) -> metrics.Round:
     compression_ratio=200.0,
     delta_norm=1.0,
     error_norm=1.0,
-    payloads=miners,
+    payloads=present,
     seconds=2.0,
     tokens_per_second=512.0,
-    weights=[1 / miners] * miners,
+    weights=[1 / miners] * miners if number > 1 else (),
   )
 
 
