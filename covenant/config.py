@@ -232,6 +232,11 @@ class Plan:
   compile: bool = True  # false: programs are only lowered, in seconds
   # Compile for this too, such as 'v5p:4x4x4'; needs the extra 'plan-tpu'.
   tpu_topology: str = ''
+  # Whose hardware to plan islands for (covenant/islands/inventory.py), such
+  # as '8xB200, 64xA100 in pairs, 400x4090 on 200 Mb/s'; empty: one peer's.
+  inventory: str = ''
+  # A token that pipelines compress counts for so much less, at a width of 0.
+  compression_cost: float = _fraction(0.1)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,6 +23,8 @@ from covenant.emulate import crew
 from covenant.emulate import host
 from covenant.emulate import localnet
 from covenant.gauntlet import explain
+from covenant.islands import planner
+from covenant.islands import table as islands_table
 from covenant.models import llama
 from covenant.node import doctor
 from covenant.node import export as export_lib
@@ -198,8 +200,14 @@ def explain_uid(config: config_lib.Config, workdir: str) -> None:
 
 
 def plan(config: config_lib.Config, workdir: str) -> None:
-  """What a round of the config costs on `config.plan.hardware`."""
+  """What a round costs on `config.plan.hardware`, or who does what of it.
+
+  With `config.plan.inventory` the devices of many, who do the latter.
+  """
   del workdir
+  if config.plan.inventory:
+    print(islands_table.text(config, planner.plan(config)))
+    return
   config = hardware.resolve(config)
   table.text(config)  # what cannot be is said at once
   print(

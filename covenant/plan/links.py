@@ -110,6 +110,15 @@ def union_density(density: float, peers: int) -> float:
   return -math.expm1(peers * math.log1p(-density))
 
 
+def density(config: config_lib.Config) -> float:
+  """The share of elements that a payload has."""
+  compression = config.optim.compression
+  height, width = compression.block
+  if config.optim.method in ('diloco', 'ddp'):
+    return 1.0
+  return compression.k / (height * width)
+
+
 def aggregate_bytes(params: int, density: float, peers: int) -> float:
   """Of the sum of all payloads: a bit an element, 16 for each that is set."""
   return params / 8 * (1 + 16 * union_density(density, peers))

@@ -100,7 +100,9 @@ def microbatch(config: config_lib.Config) -> tuple[int, int]:
   return max(size, 1), max(own // max(size, 1), 1)
 
 
-def activations(config: config_lib.Config) -> dict[str, float]:
+def activations(
+  config: config_lib.Config, in_flight: int = 1
+) -> dict[str, float]:
   """An estimate of what the gradient of a microbatch needs beside its result.
 
   saved: what the forward pass keeps for the backward pass, all layers.
@@ -113,6 +115,10 @@ def activations(config: config_lib.Config) -> dict[str, float]:
   XLA's TPU compiler, which says what it needs, gave the inner step of
   configs/72b.py on eight chips 165.9, 169.7, 180.9 and 198.7 GB a device, with
   1, 2, 4 and 8 sequences a microbatch; this, 166.6, 171.5, 181.2 and 200.8.
+
+  Args:
+    config: of the peer, or of one stage of its pipeline.
+    in_flight: microbatches that are saved at once.
   """
   m, devices = config.model, config.devices
   size, times = microbatch(config)
@@ -136,7 +142,7 @@ def activations(config: config_lib.Config) -> dict[str, float]:
   loss = chunk * (
     3 * _FLOAT * m.vocab_size / devices.tensor + 2 * wide * m.width * seen
   )
-  saved = m.layers * tokens * (wide * m.width + kept)
+  saved = in_flight * m.layers * tokens * (wide * m.width + kept)
   look_up = 2 * wide * tokens * m.width * seen
   return {
     'saved': saved,
@@ -147,7 +153,7 @@ def activations(config: config_lib.Config) -> dict[str, float]:
 
 
 def phases(
-  config: config_lib.Config, cut: Shards, offload: bool
+  config: config_lib.Config, cut: Shards, offload: bool, in_flight: int = 1
 ) -> Iterator[Phase]:
   """Yields every phase of a round of a miner.
 
@@ -155,6 +161,7 @@ def phases(
     config: the run's.
     cut: `shards(config)`.
     offload: what a phase does not need waits in host memory.
+    in_flight: microbatches whose activations are saved at once.
   """
   optim = config.optim
   whole = float(_FLOAT * cut.params)
@@ -172,7 +179,7 @@ def phases(
     'inner step': {
       'parameters of this round': whole,
       'gradient': whole * (1 if in_place or times == 1 else 2),
-      'activations': sum(activations(config).values()),
+      'activations': sum(activations(config, in_flight).values()),
     },
     'compress': {
       'parameters of this round': whole,

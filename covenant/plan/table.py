@@ -212,7 +212,7 @@ def _round(plan: _Plan) -> Iterator[str]:
   length = phases.round_blocks * seconds
   left = length - (phases.put_blocks + phases.select_blocks) * seconds
   left -= times.gather
-  bits = 8 * payload / (params * _density(config))
+  bits = 8 * payload / (params * links_lib.density(config))
   window = f', given {asked.compute_minutes:g} min' * bool(
     asked.compute_minutes
   )
@@ -220,12 +220,12 @@ def _round(plan: _Plan) -> Iterator[str]:
   yield from _rows(
     (
       'payload',
-      f'{_size(payload)} up: {bits:.2f} bits a value sent, '
+      f'{size_text(payload)} up: {bits:.2f} bits a value sent, '
       f'1/{4 * params / payload:.0f} of float32',
     ),
     (
       'gather',
-      f'{_size((asked.peers - 1) * payload)} down: the others, directly',
+      f'{size_text((asked.peers - 1) * payload)} down: the others, directly',
     ),
     (
       'links',
@@ -259,7 +259,7 @@ def _round(plan: _Plan) -> Iterator[str]:
 
 def _gathers(plan: _Plan) -> Iterator[str]:
   config, links = plan.config, links_lib.make(plan.config.plan)
-  payload, density = plan.cut.payload_bytes, _density(config)
+  payload, density = plan.cut.payload_bytes, links_lib.density(config)
   params = llama.num_params(config.model)
   yield 'to hear       directly              ~summed              ~in a tree'
   for peers in _PEERS:
@@ -272,7 +272,7 @@ def _gathers(plan: _Plan) -> Iterator[str]:
     for way in ways:
       share = links_lib.utilization(plan.compute_seconds, way.seconds)
       line += (
-        f' {_size(way.fetched):>8}{way.seconds:6.0f} s{100 * share:3.0f} %'
+        f' {size_text(way.fetched):>8}{way.seconds:6.0f} s{100 * share:3.0f} %'
       )
     yield line
   yield '  bytes that a peer fetches, seconds from its last step, utilization'
@@ -288,15 +288,6 @@ def _published() -> Iterator[str]:
       f'  {name:15}{run.compute / 60:5.1f} min computing, '
       f'{run.communication:3.0f} s of transfers: {100 * share:.1f} %'
     )
-
-
-def _density(config: config_lib.Config) -> float:
-  """The share of elements that a payload has."""
-  compression = config.optim.compression
-  height, width = compression.block
-  if config.optim.method in ('diloco', 'ddp'):
-    return 1.0
-  return compression.k / (height * width)
 
 
 def _rows(*rows: tuple[str, str]) -> Iterator[str]:
@@ -328,10 +319,10 @@ def _gb(size: float) -> str:
   return f'{size / 1e9:,.1f}'
 
 
-def _size(size: float) -> str:
+def size_text(size: float) -> str:
   """As a person would say it.
 
-  >>> _size(1_378_903_642), _size(24.0e12)
+  >>> size_text(1_378_903_642), size_text(24.0e12)
   ('1.38 GB', '24 TB')
   """
   for unit in ('B', 'kB', 'MB', 'GB', 'TB'):

@@ -1,0 +1,154 @@
+"""What hardware there is, in words: '8xB200, 64xA100 in pairs'.
+
+A piece says how many of which device (covenant/plan/hardware.py), and then, in
+any order and all of it optional:
+
+  in pairs, in threes, in fours, in sixes, in eights, alone
+      how many are in one host; between hosts there is only the internet
+  on 200 Mb/s, on 1 Gb/s / 300 Mb/s up
+      a host's way to the internet: down, and up where that is less
+  with 24 GB, with 40 ms, with 80 TFLOP/s
+      memory, latency and peak of a device, where they are not as listed
+
+Mb/s are megaBITS here, as an internet provider counts them; `plan.upload` and
+`plan.download`, which a piece has that says nothing, are megaBYTES. Devices of
+a data center without a word on hosts are in full hosts, in one place; cards of
+gamers are alone. The kind 'any' is a device of which only what is said is
+known: its peak and its memory.
+"""
+
+import re
+from typing import NamedTuple
+
+from covenant import config as config_lib
+from covenant.plan import hardware
+
+LATENCY = 0.05  # seconds there and back, where nothing is said; assumed
+_AT_HOME = ('5090', '4090', '3090')
+_WORDS = {'pairs': 2, 'threes': 3, 'fours': 4, 'sixes': 6, 'eights': 8}
+_PREFIX = {'': 1.0, 'k': 1e3, 'M': 1e6, 'G': 1e9, 'T': 1e12}
+_SPEED = r'(\d+(?:\.\d+)?)\s*([kMG]?)b/s'
+_PIECE = re.compile(r'([1-9]\d*)\s*x\s*([\w-]+)\s*')
+_HOSTS = re.compile(r'in\s+(\w+)\s*|alone\s*')
+_LINK = re.compile(rf'on\s+{_SPEED}\s*(?:/\s*{_SPEED}\s+up\s*)?')
+_WITH = re.compile(r'with\s+(\d+(?:\.\d+)?)\s*(?:([kMGT]?)(B|FLOP/s)|ms)\s*')
+_HOW = (
+  'expected such as 64xA100 in pairs on 1 Gb/s / 300 Mb/s up with 40 GB, '
+  'where Mb/s are megabits'
+)
+
+
+class Group(NamedTuple):
+  """Hosts that are alike."""
+
+  kind: str
+  device: hardware.Device  # whose hosts have `size` of them
+  hosts: int
+  size: int  # devices of a host
+  upload: float  # of a host to the internet, bytes/s
+  download: float
+  latency: float  # seconds, there and back
+  together: bool  # hosts are in one place, joined by `device.outside`
+
+  @property
+  def name(self) -> str:
+    """One host, in words: 8xB200, or of a single device its kind."""
+    return f'{self.size}x{self.kind}' if self.size > 1 else self.kind
+
+
+def parse(text: str, plan: config_lib.Plan) -> tuple[Group, ...]:
+  """The groups that `plan.inventory` lists.
+
+  >>> parse('64xA100 in pairs', config_lib.Plan())[0].hosts
+  32
+
+  Args:
+    text: pieces, by commas.
+    plan: links of a piece that says nothing.
+
+  Raises:
+    ConfigError: naming the piece that cannot be read, and what is allowed.
+  """
+  return tuple(_group(piece.strip(), plan) for piece in text.split(','))
+
+
+def _group(piece: str, plan: config_lib.Plan) -> Group:
+  match = _PIECE.match(piece)
+  if not match:
+    raise _error(piece, _HOW)
+  count, kind = int(match[1]), match[2]
+  names = {name.lower(): name for name in hardware.DEVICES} | {'any': 'any'}
+  if kind.lower() not in names:
+    known = ', '.join(names.values())
+    raise _error(piece, f'there is no kind {kind!r}; kinds: {known}')
+  kind = names[kind.lower()]
+  said = _said(piece, piece[match.end() :])
+  device = _device(piece, kind, said)
+  size = said.get('size', 0)
+  together = not size and kind not in (*_AT_HOME, 'any')
+  size = size or (min(device.per_host, count) if together else 1)
+  if count % size:
+    raise _error(
+      piece, f'{count} do not fill hosts of {size}; make two pieces of it'
+    )
+  return Group(
+    kind,
+    device._replace(per_host=size),
+    count // size,
+    size,
+    said.get('upload', plan.upload * 1e6),
+    said.get('download', plan.download * 1e6),
+    said.get('latency', LATENCY),
+    together,
+  )
+
+
+def _said(piece: str, rest: str) -> dict[str, float]:
+  """What follows the kind, by name, in bytes, seconds and FLOP/s."""
+  said: dict[str, float] = {}
+
+  def say(name: str, value: float) -> None:
+    if name in said:
+      raise _error(piece, f'its {name} is said twice')
+    if not value:
+      raise _error(piece, f'its {name} is 0')
+    said[name] = value
+
+  while rest:
+    if match := _HOSTS.match(rest):
+      word = match[1]
+      if word and word not in _WORDS:
+        raise _error(piece, f'expected in {", in ".join(_WORDS)}, or alone')
+      say('size', _WORDS[word] if word else 1)
+    elif match := _LINK.match(rest):
+      down = float(match[1]) * _PREFIX[match[2]] / 8
+      say('download', down)
+      up = float(match[3]) * _PREFIX[match[4]] / 8 if match[3] else down
+      say('upload', up)
+    elif match := _WITH.match(rest):
+      name = {'B': 'memory', 'FLOP/s': 'peak', None: 'latency'}[match[3]]
+      unit = _PREFIX[match[2]] if match[3] else 1e-3
+      say(name, float(match[1]) * unit)
+    else:
+      raise _error(piece, f'cannot read {rest!r}; {_HOW}')
+    rest = rest[match.end() :]
+  return said
+
+
+def _device(
+  piece: str, kind: str, said: dict[str, float]
+) -> hardware.Device:
+  """As listed, but for what is said."""
+  if kind != 'any':
+    device = hardware.DEVICES[kind]
+  elif {'peak', 'memory'} <= said.keys():
+    device = hardware.DEVICES['4090']._replace(source='as said')
+  else:
+    raise _error(piece, 'expected such as 2xany with 80 TFLOP/s with 24 GB')
+  return device._replace(
+    peak=said.get('peak', device.peak), memory=said.get('memory', device.memory)
+  )
+
+
+def _error(piece: str, what: str) -> config_lib.ConfigError:
+  return config_lib.ConfigError(f'plan.inventory: {piece!r}: {what}')

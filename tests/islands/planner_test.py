@@ -1,0 +1,249 @@
+import dataclasses
+import itertools
+import pathlib
+
+import hypothesis
+from absl.testing import absltest
+from absl.testing import parameterized
+from hypothesis import strategies as st
+
+from covenant import config as config_lib
+from covenant.islands import costs
+from covenant.islands import inventory
+from covenant.islands import planner
+from covenant.islands import stages
+from covenant.islands import table
+from covenant.plan import memory
+
+CONFIGS = pathlib.Path(__file__).parents[2] / 'configs'
+# Fictitious devices, for a model of three layers that takes 3.6 MB and more.
+STRONG, WEAK = 'with 9 MB', 'with 3 MB'
+_FAST, _SLOW = 'on 400 kb/s', 'on 30 kb/s'
+
+
+def toy(text, peers=20, layers=3):
+  config = config_lib.Config()
+  return dataclasses.replace(
+    config,
+    model=dataclasses.replace(config.model, layers=layers),
+    plan=config_lib.Plan(compute_minutes=15, inventory=text, peers=peers),
+  )
+
+
+def any_of(count, speed, memory_, link, latency=50):
+  return (
+    f'{count}xany with {speed} MFLOP/s {memory_} {link} with {latency} ms'
+  )
+
+
+def brute_force(config):
+  """The most useful tokens of all partitions of the hosts into islands."""
+  terms = costs.terms(config)
+  groups = inventory.parse(config.plan.inventory, config.plan)
+  values = {}
+
+  def value(hosts):
+    if hosts not in values:
+      if sum(hosts) == 1:
+        works = [costs.alone(terms, groups, hosts.index(1))]
+      else:
+        works = [
+          costs.pool(terms, groups, hosts),
+          stages.pipeline(terms, groups, hosts),
+        ]
+      values[hosts] = max((w.value for w in works if w), default=0.0)
+    return values[hosts]
+
+  def best(left, largest, places):
+    """Of islands no larger, in order, than the last one."""
+    if not any(left) or not places:
+      return 0.0
+    found = 0.0
+    for hosts in itertools.product(*(range(n + 1) for n in left)):
+      if any(hosts) and hosts <= largest and value(hosts):
+        rest = tuple(n - m for n, m in zip(left, hosts, strict=True))
+        found = max(found, value(hosts) + best(rest, hosts, places - 1))
+    return found
+
+  whole = tuple(group.hosts for group in groups)
+  return best(whole, whole, config.plan.peers)
+
+
+groups_of = st.lists(
+  st.builds(
+    any_of,
+    st.integers(1, 3),
+    st.sampled_from([3, 4, 8, 24]),
+    st.sampled_from([STRONG, WEAK, 'with 5 MB']),
+    st.sampled_from([_FAST, _SLOW]),
+  ),
+  min_size=1,
+  max_size=3,
+)
+
+
+class SearchTest(parameterized.TestCase):
+  @hypothesis.given(groups_of, st.integers(1, 4))
+  @hypothesis.settings(max_examples=60, deadline=None)
+  def test_near_the_best_of_all_partitions(self, pieces, peers):
+    config = toy(', '.join(pieces), peers)
+    bound = brute_force(config)
+    plan = planner.plan(config)
+    self.assertGreaterEqual(plan.value, 0.95 * bound)
+    self.assertLessEqual(plan.value, bound * (1 + 1e-9))
+    self.assertLessEqual(plan.busy, 1 + 1e-9)
+    self.assertLessEqual(len(plan.works), peers)
+
+  @hypothesis.given(groups_of)
+  @hypothesis.settings(max_examples=30, deadline=None)
+  def test_what_is_promised_of_every_island(self, pieces):
+    config = toy(', '.join(pieces))
+    plan = planner.plan(config)
+    terms = plan.terms
+    for work in plan.works:
+      self.assertLessEqual(work.computing, terms.window * (1 + 1e-9))
+      self.assertLessEqual(work.upload, terms.put)
+      self.assertLessEqual(work.gather, terms.gather)
+      steps, batch = work.island.steps, work.island.batch
+      self.assertEqual(work.tokens, steps * batch * config.data.context)
+      # Another step of this batch, or another sequence a step, has no room,
+      # or is not allowed: nobody ends long before the window.
+      if batch < terms.batch and steps > terms.steps[0]:
+        self.assertGreater(work.computing, 0.85 * terms.window)
+    used = [sum(n) for n in zip(*(w.hosts for w in plan.works), strict=True)]
+    for g, group in enumerate(plan.groups):
+      in_islands = used[g] if used else 0
+      self.assertEqual(in_islands + plan.idle[g], group.hosts)
+
+  def test_beats_equal_work(self):
+    config = toy(', '.join(any_of(1, s, STRONG, _FAST) for s in (3, 6, 12, 24)))
+    plan = planner.plan(config)
+    # 1 + 2 + 4 + 8 parts of work, of which equal work does 2 x 4 or 1 x 8.
+    self.assertBetween(plan.value / plan.equal, 1.7, 2.0)
+
+  def test_who_is_too_many_is_pooled(self):
+    plan = planner.plan(toy(any_of(12, 6, STRONG, _FAST), peers=3))
+    self.assertEqual({w.kind for w in plan.works}, {'pool'})
+    self.assertEqual(sum(w.hosts[0] for w in plan.works), 12)
+
+  def test_who_is_not_heard_in_time_is_idle(self):
+    plan = planner.plan(toy(any_of(2, 6, STRONG, 'on 200 b/s')))
+    self.assertEqual((plan.works, plan.idle), ((), (2,)))
+    self.assertIn('none of these hosts', table.text(toy(''), plan))
+
+  def test_without_a_window_it_says_what_is_missing(self):
+    config = toy('1xH100')
+    config = dataclasses.replace(
+      config, plan=dataclasses.replace(config.plan, compute_minutes=0.0)
+    )
+    with self.assertRaisesRegex(config_lib.ConfigError, 'fewer than 21.0'):
+      planner.plan(config)
+
+
+class StagesTest(parameterized.TestCase):
+  @parameterized.product(
+    counts=[(2, 0), (3, 1), (2, 2), (1, 3)], layers=[3, 5], sizes=[(4, 3)]
+  )
+  def test_layers_lie_as_well_as_they_can(self, counts, layers, sizes):
+    """Every way to lay the layers is tried."""
+    speeds = (3.0, 7.0)
+    config = toy('', layers=layers)
+    groups = inventory.parse(
+      ', '.join(
+        any_of(1, speed, f'with {size} MB', _FAST)
+        for speed, size in zip(speeds, sizes, strict=True)
+      ),
+      config.plan,
+    )
+    devices = [i for i, n in enumerate(counts) for _ in range(n)]
+    depth = len(devices)
+    of = stages._model(config)
+    shortest = []
+    for head, kind in enumerate(devices):
+      for lie in itertools.product(range(layers + 1), repeat=depth):
+        if sum(lie) != layers:
+          continue
+        times = []
+        for i, (k, l) in enumerate(zip(devices, lie, strict=True)):
+          size = groups[k].device.memory
+          if l > stages._fit(config, size, i == head, depth):
+            break
+          work = l * of.layer_flops + (i == head) * of.table_flops
+          times.append(work / groups[k].device.peak / 0.25)
+        else:
+          shortest.append(max(times))
+      del kind
+    found = stages.cut(config, groups, counts, depth)
+    if not shortest:
+      self.assertIsNone(found)
+      return
+    assert found is not None
+    self.assertAlmostEqual(found.slot / min(shortest), 1, delta=1e-6)
+    self.assertEqual(sum(found.layers), layers)
+
+  def test_stages_are_the_model(self):
+    config = toy('', layers=3)
+    of, whole = stages._model(config), memory.shards(config)
+    self.assertEqual(3 * of.layer.params + of.tables.params, whole.params)
+    flops = 3 * of.layer_flops + of.table_flops
+    terms = costs.terms(config)
+    self.assertAlmostEqual(flops / (terms.flops * config.data.context), 1)
+
+  def test_more_in_flight_takes_more_memory(self):
+    config = config_lib.load(str(CONFIGS / '72b.py'))
+    held = [stages._fit(config, 24e9, False, n) for n in (1, 80, 200)]
+    self.assertEqual(held, [1, 1, 0])
+    self.assertEqual(stages._fit(config, 24e9, True, 1), -1)
+
+  def test_slow_links_send_less_of_the_width(self):
+    ranks = []
+    for link in ('on 1 Gb/s', 'on 4 kb/s'):
+      (work,) = planner.plan(toy(any_of(2, 6, WEAK, link))).works
+      self.assertEqual((work.kind, work.island.stages), ('pipeline', 2))
+      ranks.append(work.island.rank)
+    self.assertEqual(ranks[0], 0)
+    self.assertBetween(ranks[1], 1, 8)
+
+
+class PaceTest(parameterized.TestCase):
+  @hypothesis.given(
+    st.floats(0.01, 2), st.floats(0, 2), st.floats(0, 5),
+    st.integers(1, 8), st.floats(0.01, 100), st.integers(1, 64),
+  )  # fmt: skip
+  def test_most_is_the_most(self, each, beside, fixed, quantum, seconds, limit):
+    pace = costs.Pace(each, beside, fixed, quantum)
+    batch = pace.most(seconds, limit)
+    tried = [b for b in range(quantum, limit + 1, quantum)
+             if pace.seconds(b) <= seconds]  # fmt: skip
+    near = {max(tried, default=0)}
+    # At the very edge either is right.
+    near |= {b for b in range(0, limit + 1, quantum)
+             if abs(pace.seconds(b) - seconds) < 1e-6}  # fmt: skip
+    self.assertIn(batch, near)
+
+  def test_steps_stay_near_those_of_the_run(self):
+    terms = costs.terms(toy('1xH100'))
+    # A sequence takes a second: 900 of them, 10 x 90 as well, 32 at most.
+    self.assertEqual(
+      costs.choose([(1, costs.Pace(1.0, 0.0, 0.0, 1))], terms, 160.0),
+      (10, [16]),
+    )
+
+
+class TableTest(absltest.TestCase):
+  def test_72b(self):
+    config = config_lib.load(
+      str(CONFIGS / '72b.py'),
+      ['plan.inventory=8xB200, 16xH100, 64xA100 in pairs, 12x4090 on 200 Mb/s'],
+    )
+    page = table.text(config, planner.plan(config))
+    self.assertIn('replica', page)
+    self.assertIn('8xB200: fsdp 8', page)
+    self.assertIn('8xH100 + ', page)
+    self.assertIn('200 Mb/s', page)
+    long = [line for line in page.splitlines() if len(line) > 100]
+    self.assertEmpty(long)
+
+
+if __name__ == '__main__':
+  absltest.main()
