@@ -9,6 +9,7 @@ activations a pipeline compresses counts for less (`plan.compression_cost`).
 """
 
 import functools
+import itertools
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -19,7 +20,8 @@ from covenant.islands import island as island_lib
 from covenant.islands import stages
 
 Hosts = tuple[int, ...]  # of each group
-_STARTS = 3  # from which the search goes on
+_STARTS = 6  # from which the search goes on
+_FEW = 5  # groups
 _MOVES = 1000  # at most, of a search
 
 
@@ -124,8 +126,13 @@ class _Search:
     return tuple(a - u for a, u in zip(self.all, used, strict=True))
 
   def run(self) -> tuple[Hosts, ...]:
-    starts = sorted(set(self._starts()), key=lambda s: (-self.total(s), s))
-    found = [self._climb(start) for start in starts[:_STARTS]]
+    # The best of every kind of start, or all might lie on one hill.
+    best = {
+      max(starts, key=lambda start: (self.total(start), start))
+      for starts in self._starts()
+    }
+    ordered = sorted(best, key=lambda start: (-self.total(start), start))
+    found = [self._climb(start) for start in ordered[:_STARTS]]
     return max(found, key=lambda islands: (self.total(islands), islands))
 
   def _kept(self, islands: list[Hosts]) -> tuple[Hosts, ...]:
@@ -137,38 +144,39 @@ class _Search:
     )
     return tuple(sorted(useful[: self.most]))
 
-  def _starts(self) -> Iterator[tuple[Hosts, ...]]:
-    """Strong hosts alone or pooled, weak ones in some number of pipelines."""
-    none = (0,) * len(self.groups)
-    one = [_put(none, g, 1) for g in range(len(self.groups))]
-    able = [bool(self.value(hosts)) for hosts in one]
-    strong = _only(self.all, able)
-    weak = _only(self.all, [not a for a in able])
+  def _starts(self) -> Iterator[list[tuple[Hosts, ...]]]:
+    """Some groups in some number of islands, the others alone or pooled.
+
+    Yields, for each choice of groups, a partition for each number.
+    """
+    one = [_put((0,) * len(self.all), g, 1) for g in range(len(self.all))]
+    strong = [g for g, hosts in enumerate(one) if self.value(hosts)]
     singles = sorted(
-      (one[g] for g, n in enumerate(strong) for _ in range(n)),
+      (one[g] for g in strong for _ in range(self.all[g])),
       key=self.value,
       reverse=True,
     )
-    pipes: list[list[Hosts]] = [[]]
-    for p in range(1, min(self.most, sum(weak)) + 1):
-      pipes.append(_even(weak, p))
-      for g in range(len(self.groups)):
-        pipes.append(_even(_only(weak, [i == g for i in range(len(weak))]), p))
-      # With strong hosts, some of which may have to hold the embeddings.
-      pipes.append(_even(self.all, p))
-    for made in pipes:
-      used = [sum(n) for n in zip(none, *made, strict=True)]
-      if any(u > w for u, w in zip(used, weak, strict=True)):
-        yield self._kept(made)
-        continue
-      places = self.most - len(made)
-      if len(singles) <= places:
-        yield self._kept([*made, *singles])
-        continue
-      for first in {0, places // 2, places - 1} if places > 0 else ():
-        rest = [sum(n) for n in zip(none, *singles[first:], strict=True)]
-        pools = _even(tuple(rest), places - first)
-        yield self._kept([*made, *singles[:first], *pools])
+    yield [self._with([], singles)]
+    for some in _subsets(len(self.groups)):
+      there = _only(self.all, [g in some for g in range(len(self.all))])
+      left = [hosts for hosts in singles if not any(map(min, hosts, there))]
+      # A pipeline of too many may not work: more are tried than may count.
+      counts = range(1, min(2 * self.most + 2, sum(there)) + 1)
+      yield [self._with(_even(there, count), left) for count in counts]
+
+  def _with(
+    self, islands: list[Hosts], singles: list[Hosts]
+  ) -> tuple[Hosts, ...]:
+    """And strong hosts: each alone, or the weaker ones in pools."""
+    places = self.most - len(islands)
+    if len(singles) <= places or places <= 0:
+      return self._kept([*islands, *singles])
+    ways = []
+    for first in {0, places // 2, places - 1}:
+      rest = tuple(map(sum, zip(*singles[first:], strict=True)))
+      pools = _even(rest, places - first)
+      ways.append(self._kept([*islands, *singles[:first], *pools]))
+    return max(ways, key=lambda way: (self.total(way), way))
 
   def _climb(self, islands: tuple[Hosts, ...]) -> tuple[Hosts, ...]:
     """Moves as long as one of them helps."""
@@ -204,20 +212,22 @@ class _Search:
           if any(moved) and (any(left) or target != none):
             yield self._kept([*rest, *kept, grown])
     for i, first in enumerate(kinds):
-      for second in kinds[i:]:
-        if first == second and islands.count(first) < 2:
+      for second in [idle, *kinds[i:]]:
+        twice = first is second and islands.count(first) < 2
+        if not any(second) or twice:
           continue
         rest = list(islands)
         rest.remove(first)
-        rest.remove(second)
-        both = _plus(first, second)
-        halves = _even(both, 2)
-        yield self._kept([*rest, *halves])
+        if second is not idle:
+          rest.remove(second)
+          yield self._kept([*rest, *_even(_plus(first, second), 2)])
         for g, n in enumerate(first):
           for h, m in enumerate(second):
             if n and m and g != h:  # one for one
-              swapped = _put(_put(first, g, -1), h, 1)
-              yield self._kept([*rest, swapped, _minus(both, swapped)])
+              mine = _put(_put(first, g, -1), h, 1)
+              theirs = _put(_put(second, h, -1), g, 1)
+              kept = [] if second is idle else [theirs]
+              yield self._kept([*rest, mine, *kept])
 
 
 def _shares(source: Hosts) -> Iterator[Hosts]:
@@ -244,6 +254,13 @@ def _even(hosts: Hosts, count: int) -> list[Hosts]:
       made[turn % count][g] += 1
       turn += 1
   return [tuple(island) for island in made]
+
+
+def _subsets(count: int) -> Iterator[tuple[int, ...]]:
+  """Of groups; of many, only those of one, of two and of all."""
+  for size in range(1, count + 1):
+    if size <= 2 or size == count or count <= _FEW:
+      yield from itertools.combinations(range(count), size)
 
 
 def _put(hosts: Hosts, g: int, count: int) -> Hosts:

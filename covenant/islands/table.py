@@ -51,7 +51,7 @@ def _islands(plan: planner.Plan) -> Iterator[str]:
   window = plan.terms.window
   yield (
     '  islands         steps  batch   rank    tokens  count as       up      '
-    'down    inside    idle   busy'
+    'down    inside    idle  busy'
   )
   for work, alike in itertools.groupby(plan.works):
     many = len(list(alike))
@@ -63,7 +63,7 @@ def _islands(plan: planner.Plan) -> Iterator[str]:
       f'{_count(work.tokens):>10}{_count(work.value):>10}'
       f'{table.size_text(work.uploaded):>9}'
       f'{table.size_text(work.downloaded):>10}'
-      f'{inside:>10}{window - work.computing:>6.0f} s{100 * work.busy:5.0f} %'
+      f'{inside:>10}{window - work.computing:>6.0f} s{100 * work.busy:4.0f} %'
     )
     yield from textwrap.wrap(
       f'{_hosts(plan, work.hosts)}: {work.split}',

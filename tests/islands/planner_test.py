@@ -16,8 +16,8 @@ from covenant.islands import table
 from covenant.plan import memory
 
 CONFIGS = pathlib.Path(__file__).parents[2] / 'configs'
-# Fictitious devices, for a model of three layers that takes 3.6 MB and more.
-STRONG, WEAK = 'with 9 MB', 'with 3 MB'
+# Fictitious devices for a model of three layers: WEAK hold one, STRONG all.
+STRONG, WEAK = 'with 9 MB', 'with 4 MB'
 _FAST, _SLOW = 'on 400 kb/s', 'on 30 kb/s'
 
 
@@ -73,8 +73,8 @@ groups_of = st.lists(
   st.builds(
     any_of,
     st.integers(1, 3),
-    st.sampled_from([3, 4, 8, 24]),
-    st.sampled_from([STRONG, WEAK, 'with 5 MB']),
+    st.sampled_from([30, 40, 80, 240]),
+    st.sampled_from([STRONG, WEAK, 'with 3 MB']),
     st.sampled_from([_FAST, _SLOW]),
   ),
   min_size=1,
@@ -84,7 +84,7 @@ groups_of = st.lists(
 
 class SearchTest(parameterized.TestCase):
   @hypothesis.given(groups_of, st.integers(1, 4))
-  @hypothesis.settings(max_examples=60, deadline=None)
+  @hypothesis.settings(max_examples=250, deadline=None)
   def test_near_the_best_of_all_partitions(self, pieces, peers):
     config = toy(', '.join(pieces), peers)
     bound = brute_force(config)
@@ -116,18 +116,19 @@ class SearchTest(parameterized.TestCase):
       self.assertEqual(in_islands + plan.idle[g], group.hosts)
 
   def test_beats_equal_work(self):
-    config = toy(', '.join(any_of(1, s, STRONG, _FAST) for s in (3, 6, 12, 24)))
+    config = toy(', '.join(any_of(1, s, STRONG, _FAST) for s in (30, 60, 120, 240)))
     plan = planner.plan(config)
     # 1 + 2 + 4 + 8 parts of work, of which equal work does 2 x 4 or 1 x 8.
     self.assertBetween(plan.value / plan.equal, 1.7, 2.0)
 
   def test_who_is_too_many_is_pooled(self):
-    plan = planner.plan(toy(any_of(12, 6, STRONG, _FAST), peers=3))
-    self.assertEqual({w.kind for w in plan.works}, {'pool'})
+    plan = planner.plan(toy(any_of(12, 60, STRONG, _FAST), peers=3))
+    self.assertLessEqual({w.kind for w in plan.works}, {'pool', 'replica'})
+    self.assertLessEqual(len(plan.works), 3)
     self.assertEqual(sum(w.hosts[0] for w in plan.works), 12)
 
   def test_who_is_not_heard_in_time_is_idle(self):
-    plan = planner.plan(toy(any_of(2, 6, STRONG, 'on 200 b/s')))
+    plan = planner.plan(toy(any_of(2, 60, STRONG, 'on 200 b/s')))
     self.assertEqual((plan.works, plan.idle), ((), (2,)))
     self.assertIn('none of these hosts', table.text(toy(''), plan))
 
@@ -197,9 +198,9 @@ class StagesTest(parameterized.TestCase):
 
   def test_slow_links_send_less_of_the_width(self):
     ranks = []
-    for link in ('on 1 Gb/s', 'on 4 kb/s'):
-      (work,) = planner.plan(toy(any_of(2, 6, WEAK, link))).works
-      self.assertEqual((work.kind, work.island.stages), ('pipeline', 2))
+    for link in ('on 1 Gb/s', 'on 2 kb/s'):
+      (work,) = planner.plan(toy(any_of(3, 60, WEAK, link))).works
+      self.assertEqual((work.kind, work.island.stages), ('pipeline', 3))
       ranks.append(work.island.rank)
     self.assertEqual(ranks[0], 0)
     self.assertBetween(ranks[1], 1, 8)
