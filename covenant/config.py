@@ -235,7 +235,8 @@ class Plan:
   # Whose hardware to plan islands for (covenant/islands/inventory.py), such
   # as '8xB200, 64xA100 in pairs, 400x4090 on 200 Mb/s'; empty: one peer's.
   inventory: str = ''
-  # A token that pipelines compress counts for so much less, at a width of 0.
+  # A token whose activations a pipeline compresses 100-fold counts for so much
+  # less, by the logarithm of the ratio (covenant/islands/stages.py); assumed.
   compression_cost: float = _fraction(0.1)
 
 

@@ -91,6 +91,8 @@ def _group(piece: str, plan: config_lib.Plan) -> Group:
     raise _error(
       piece, f'{count} do not fill hosts of {size}; make two pieces of it'
     )
+  if kind == 'any':
+    kind = f'any-{_metric(device.peak)}'
   return Group(
     kind,
     device._replace(per_host=size),
@@ -148,6 +150,13 @@ def _device(
   return device._replace(
     peak=said.get('peak', device.peak), memory=said.get('memory', device.memory)
   )
+
+
+def _metric(number: float) -> str:
+  for prefix, size in reversed(_PREFIX.items()):
+    if number >= size:
+      break
+  return f'{number / size:.3g}{prefix}'
 
 
 def _error(piece: str, what: str) -> config_lib.ConfigError:

@@ -22,6 +22,7 @@ from covenant.islands import stages
 Hosts = tuple[int, ...]  # of each group
 _STARTS = 6  # from which the search goes on
 _FEW = 5  # groups
+_TIE = 1e-6
 _MOVES = 1000  # at most, of a search
 
 
@@ -116,8 +117,9 @@ class _Search:
     return work.value if work else 0.0
 
   def total(self, islands: tuple[Hosts, ...]) -> float:
-    """Useful tokens of those that count."""
-    return sum(sorted(map(self.value, islands), reverse=True)[: self.most])
+    """Useful tokens of those that count; of equals, more islands are better."""
+    values = sorted(map(self.value, islands), reverse=True)[: self.most]
+    return sum(values) * (1 + _TIE * len(values))
 
   def idle(self, islands: tuple[Hosts, ...]) -> Hosts:
     if not islands:
@@ -183,7 +185,7 @@ class _Search:
     for _ in range(_MOVES):
       before = self.total(islands)
       for islands_after in self._moves(islands):
-        if self.total(islands_after) > before * (1 + 1e-9):
+        if self.total(islands_after) > before * (1 + _TIE / 2):
           islands = islands_after
           break
       else:

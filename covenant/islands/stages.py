@@ -210,6 +210,16 @@ def pipeline(
   return max((w for w in works if w), key=lambda w: w.value, default=None)
 
 
+def worth(config: config_lib.Config, rank: int) -> float:
+  """What a token counts for of which `rank` numbers a position pass.
+
+  >>> worth(config_lib.Config(), 64), round(worth(config_lib.Config(), 1), 2)
+  (1.0, 0.91)
+  """
+  ratio = config.model.width / rank
+  return 1 - config.plan.compression_cost * math.log(ratio) / math.log(100)
+
+
 def _work(
   terms: costs.Terms,
   groups: Sequence[inventory.Group],
@@ -243,7 +253,6 @@ def _work(
   steps, (batch,) = chosen
   sequences = steps * batch
   tokens = sequences * terms.context
-  cost = config.plan.compression_cost * (1 - rank / width)
   stages = sum(
     min(n, layers) for n, layers in zip(hosts, found.layers, strict=True)
   )
@@ -254,7 +263,7 @@ def _work(
       steps, batch, stages, rank if rank < width and stages > 1 else 0
     ),
     tokens,
-    tokens * (1 - cost),
+    tokens * worth(config, rank),
     steps * pace.seconds(batch),
     costs.busy(terms, tokens, members),
     sent,

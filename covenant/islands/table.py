@@ -30,14 +30,14 @@ def _groups(config: config_lib.Config, plan: planner.Plan) -> Iterator[str]:
     f'round for inner steps, {terms.others + 1} islands count'
   )
   yield (
-    '  hosts  of            GB     ~TFLOP/s   ~up         ~down       ~latency'
+    '  hosts  of           memory    ~FLOP/s   ~up         ~down       ~latency'
   )
   fraction = config.plan.peak_fraction
   for group in plan.groups:
     device = group.device
     yield (
-      f'  {group.hosts:5}  {group.name:10}{_short(device.memory / 1e9):>6}'
-      f'{_short(fraction * device.peak / 1e12):>13}   '
+      f'  {group.hosts:5}  {group.name:10}{table.size_text(device.memory):>9}'
+      f'{_count(fraction * device.peak):>11}   '
       f'{_bits(group.upload):12}{_bits(group.download):12}'
       f'{1e3 * group.latency:.0f} ms'
     )
@@ -125,21 +125,17 @@ def _hosts(plan: planner.Plan, hosts: planner.Hosts) -> str:
   )
 
 
-def _count(tokens: float) -> str:
+def _count(number: float) -> str:
   """In powers of 1000.
 
   >>> _count(12_190_000), _count(960)
   ('12.2 M', '960')
   """
-  for unit in ('', ' k', ' M', ' G'):
-    if tokens < 1000 or unit == ' G':
+  for unit in ('', ' k', ' M', ' G', ' T'):
+    if number < 1000 or unit == ' T':
       break
-    tokens /= 1000
-  return f'{tokens:.3g}{unit}'
-
-
-def _short(number: float) -> str:
-  return f'{number:.3g}' if number < 1000 else f'{number:,.0f}'
+    number /= 1000
+  return f'{number:.3g}{unit}'
 
 
 def _bits(speed: float) -> str:

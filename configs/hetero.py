@@ -1,0 +1,67 @@
+"""Nine unequal islands train on Shakespeare: full replicas and pipelines.
+
+The devices are fictitious, as slow as the model is small: 5 to 40 MFLOP/s, and
+links of some kb/s. What is like the real thing is what they cannot do: a device
+of 4.2 MB does not hold the model, which takes 4.4 MB and more, and its link is
+too slow to pass activations whole. Half of the arithmetic is in such devices.
+
+  python run.py --config=configs/hetero.py --role=plan    who does what
+  python run.py --config=configs/hetero.py
+  python run.py --config=configs/hetero.py:smoke
+
+The plan makes five replicas and four pipelines of two stages of it, whose
+boundaries pass 3 of 64 numbers a position, 95 % less; their speeds are 8 to 1.
+Each does as many steps, on as large a batch, as it can in 18 minutes. `islands`
+is what the plan printed (a test holds them together).
+"""
+
+import dataclasses
+
+from covenant import config as config_lib
+
+INVENTORY = (
+  '1xany with 40 MFLOP/s with 8 MB on 100 kb/s, '
+  '1xany with 20 MFLOP/s with 8 MB on 100 kb/s, '
+  '1xany with 10 MFLOP/s with 8 MB on 100 kb/s, '
+  '2xany with 5 MFLOP/s with 8 MB on 100 kb/s, '
+  '2xany with 20 MFLOP/s with 4.2 MB on 16 kb/s, '
+  '2xany with 10 MFLOP/s with 4.2 MB on 6 kb/s, '
+  '4xany with 5 MFLOP/s with 4.2 MB on 4 kb/s'
+)
+ISLANDS = (
+  '1x steps=10,batch=21; 1x steps=6,batch=30,stages=2,rank=3; '
+  '1x steps=8,batch=13; 1x steps=5,batch=17,stages=2,rank=3; '
+  '1x steps=13,batch=4; 2x steps=5,batch=8,stages=2,rank=3; '
+  '2x steps=13,batch=2'
+)
+
+
+def get_config(variant: str = '') -> config_lib.Config:
+  base = config_lib.Config(
+    name='hetero',
+    rounds=400,
+    miners=9,
+    islands=ISLANDS,
+    model=config_lib.Model(width=64, layers=2, heads=4, kv_heads=2),
+    data=config_lib.Data(source='shakespeare', context=64),
+    optim=config_lib.Optim(
+      inner_steps=10,
+      inner=config_lib.Inner(learning_rate=1e-2, warmup_steps=50),
+      outer=config_lib.Outer(learning_rate=0.7),
+    ),
+    gauntlet=config_lib.Gauntlet(evaluate=4),
+    checkpoint=config_lib.Checkpoint(publish=50),
+    plan=config_lib.Plan(inventory=INVENTORY, compute_minutes=18.0, peers=9),
+  )
+  smoke = dataclasses.replace(
+    base,
+    name='hetero-smoke',
+    rounds=8,
+    optim=dataclasses.replace(
+      base.optim,
+      inner=dataclasses.replace(base.optim.inner, warmup_steps=10),
+    ),
+    eval=config_lib.Eval(every=4),
+    checkpoint=config_lib.Checkpoint(every=4),
+  )
+  return config_lib.choose(variant, {'': base, 'smoke': smoke})
