@@ -238,6 +238,11 @@ class Plan:
   # A token whose activations a pipeline compresses 100-fold counts for so much
   # less, by the logarithm of the ratio (covenant/islands/stages.py); assumed.
   compression_cost: float = _fraction(0.1)
+  # Links of the simulated wall-clock (covenant/emulate/links.py), beside what
+  # the inventory says: how they vary, what is sent again, who is away.
+  jitter: float = _field(0.0, low=0.0, high=2.0)
+  loss: float = _field(0.0, low=0.0, high=0.9)
+  churn: float = _field(0.0, low=0.0, high=0.5)
 
 
 @dataclasses.dataclass(frozen=True)

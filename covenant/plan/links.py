@@ -11,6 +11,7 @@ import math
 from typing import NamedTuple
 
 from covenant import config as config_lib
+from covenant.models import llama
 
 
 class Links(NamedTuple):
@@ -97,6 +98,18 @@ def direct(links: Links, payload_bytes: float, peers: int) -> Gather:
   return Gather(
     fetched, payload_bytes / links.upload + fetched / links.download
   )
+
+
+def ways(
+  config: config_lib.Config, links: Links, payload_bytes: float, peers: int
+) -> dict[str, Gather]:
+  """All ways to hear `peers`, by name."""
+  params = llama.num_params(config.model)
+  return {
+    'directly': direct(links, payload_bytes, peers),
+    'summed': aggregated(links, payload_bytes, peers, params, density(config)),
+    'in a tree': tree(links, payload_bytes, peers),
+  }
 
 
 def union_density(density: float, peers: int) -> float:

@@ -259,17 +259,11 @@ def _round(plan: _Plan) -> Iterator[str]:
 
 def _gathers(plan: _Plan) -> Iterator[str]:
   config, links = plan.config, links_lib.make(plan.config.plan)
-  payload, density = plan.cut.payload_bytes, links_lib.density(config)
-  params = llama.num_params(config.model)
   yield 'to hear       directly              ~summed              ~in a tree'
   for peers in _PEERS:
-    ways = (
-      links_lib.direct(links, payload, peers),
-      links_lib.aggregated(links, payload, peers, params, density),
-      links_lib.tree(links, payload, peers),
-    )
+    ways = links_lib.ways(config, links, plan.cut.payload_bytes, peers)
     line = f'  {peers:4} peers'
-    for way in ways:
+    for way in ways.values():
       share = links_lib.utilization(plan.compute_seconds, way.seconds)
       line += (
         f' {size_text(way.fetched):>8}{way.seconds:6.0f} s{100 * share:3.0f} %'

@@ -123,10 +123,20 @@ def _figures(runs: Mapping[str, folder.Run]) -> list[markup.Html]:
   tokens = {name: curves.tokens for name in runs}
   simulated = {name: curves.simulated_seconds(r) for name, r in runs.items()}
   measured = {name: curves.measured_seconds(r) for name, r in runs.items()}
+  linked = {
+    name: position
+    for name, r in runs.items()
+    if (position := curves.linked_seconds(r)) is not None
+  }
+  by_links = []
+  if len(linked) == len(runs):
+    axis = _time('links-simulated', runs, linked)
+    by_links = [_heldout('links-simulated time', *axis)]
   return [
     _heldout('tokens', curves.TOKENS, runs, tokens),
     _heldout('bytes', curves.BYTES, runs, {n: curves.bytes_up for n in runs}),
     _heldout('simulated time', *_time('simulated', runs, simulated)),
+    *by_links,
     _heldout('measured time', *_time('measured', runs, measured)),
     _draw(
       'Training loss against tokens',

@@ -1,9 +1,11 @@
-"""The curves of one run: losses on four axes, and each miner's."""
+"""The curves of one run: losses on their axes, and each miner's."""
 
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 
+from covenant import config as config_lib
+from covenant.emulate import clock
 from covenant.report import chart
 from covenant.report import folder
 from covenant.report import markup
@@ -41,6 +43,19 @@ def simulated_seconds(run: folder.Run) -> Position:
   return lambda record: run.seconds(blocks * record.round)
 
 
+def linked_seconds(run: folder.Run) -> Position | None:
+  """Time by the model of the links that the config says; None: none."""
+  if run.linked is None:
+    return None
+  try:
+    seconds = clock.clock(run.linked, run.rounds)
+  except config_lib.ConfigError:  # an inventory that cannot be planned
+    return None
+  sums = itertools.accumulate(seconds)
+  until = {r.round: s for r, s in zip(run.rounds, sums, strict=True)}
+  return lambda record: until.get(record.round, 0.0)
+
+
 def measured_seconds(run: folder.Run) -> Position:
   """What this host has worked until then, evaluations included."""
   ordered = sorted([*run.rounds, *run.evaluations], key=lambda r: r.round)
@@ -74,7 +89,7 @@ def published(run: folder.Run) -> list[markup.Html]:
 
 
 def losses(run: folder.Run) -> list[markup.Html]:
-  """Training and held-out loss on four axes; nothing if there are none."""
+  """Training and held-out loss, on every axis there is."""
   if not run.rounds and not run.evaluations:
     return []
   end = (run.rounds or run.evaluations)[-1]
@@ -82,7 +97,7 @@ def losses(run: folder.Run) -> list[markup.Html]:
     ('tokens', '', TOKENS, tokens),
     ('bytes', '', BYTES, bytes_up),
   ]
-  for word, position, note in (
+  times: list[tuple[str, Position | None, str]] = [
     (
       'simulated',
       simulated_seconds(run),
@@ -90,15 +105,23 @@ def losses(run: folder.Run) -> list[markup.Html]:
       'with these phases would take.',
     ),
     (
+      'links-simulated',
+      linked_seconds(run),
+      'What rounds would take on the devices and links of plan.inventory, '
+      'simulated (covenant/emulate/clock.py).',
+    ),
+    (
       'measured',
       measured_seconds(run),
       'What this host took for all miners together, evaluations included.',
     ),
-  ):
-    axis, unit = time_axis(word, position(end))
-    axes.append(
-      (f'{word} time', note, axis, lambda r, p=position, u=unit: p(r) / u)
-    )
+  ]
+  for word, position, note in times:
+    if position is not None:
+      axis, unit = time_axis(word, position(end))
+      axes.append(
+        (f'{word} time', note, axis, lambda r, p=position, u=unit: p(r) / u)
+      )
   rounds = scale.thin(run.rounds, _POINTS)
   evaluations = scale.thin(run.evaluations, _POINTS)
   last = (run.evaluations or run.rounds)[-1].loss

@@ -56,6 +56,15 @@ class Run(NamedTuple):
     except config_lib.ConfigError:  # of another version's zoo
       return {}
 
+  @property
+  def linked(self) -> config_lib.Config | None:
+    """The config, if it is of this version and says what links there are."""
+    try:
+      config = config_lib.parse(self.config)
+    except config_lib.ConfigError:
+      return None
+    return config if config.plan.inventory else None
+
   def seconds(self, blocks: float) -> float:
     """How long so many blocks take, by the config; nan: it does not say."""
     return blocks * (self.get('network.block_seconds') or float('nan'))
