@@ -164,9 +164,7 @@ def published(name: str) -> tuple[Phases, float]:
   """
   reported, run = links.PUBLISHED[name], _RUNS[name]
   hosts = hardware.parse(run.hardware)
-  outer = outer_seconds(
-    run.params / hosts.count, hosts.device
-  )
+  outer = outer_seconds(run.params / hosts.count, hosts.device)
   left = reported.communication - outer
   speed = (run.sent / 110e6 + run.heard / 500e6) / left
   link = Link(110e6 * speed, 500e6 * speed)

@@ -7,8 +7,7 @@ closes, and the others' payloads have to arrive in what the round has left.
 
 import dataclasses
 import functools
-from collections.abc import Iterable
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from covenant import config as config_lib
@@ -46,10 +45,11 @@ class Terms(NamedTuple):
 
 
 def terms(config: config_lib.Config) -> Terms:
-  """
+  """The terms of a run with an inventory.
+
   Raises:
-    ConfigError: the config does not say how long a round computes, or its
-      round has no time for that.
+    ConfigError: it does not say how long a round computes, or its round has no
+      time for that.
   """
   phases, plan = config.phases, config.plan
   block = config.network.block_seconds
@@ -269,6 +269,7 @@ def pool(
   seconds = max(
     pace.seconds(b) for (_, pace), b in zip(paces, batches, strict=True)
   )
+  low, high = min(batches), max(batches)
   inside = sum(
     n * (payload + g.fetched)
     for (n, _), g in zip(members, exchanges, strict=True)
@@ -286,9 +287,7 @@ def pool(
     INNER_EXCHANGES * inside,
     upload,
     gather,
-    f'{count} x whole, batch '
-    + (f'{min(batches)}-{max(batches)}' if len(batches) > 1 else f'{batches[0]}')
-    + ' each',
+    f'{count} x whole, batch {low}{f"-{high}" * (high > low)} each',
   )
 
 

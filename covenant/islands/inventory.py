@@ -84,7 +84,7 @@ def _group(piece: str, plan: config_lib.Plan) -> Group:
   kind = names[kind.lower()]
   said = _said(piece, piece[match.end() :])
   device = _device(piece, kind, said)
-  size = said.get('size', 0)
+  size = int(said.get('size', 0))
   together = not size and kind not in (*_AT_HOME, 'any')
   size = size or (min(device.per_host, count) if together else 1)
   if count % size:
@@ -137,9 +137,7 @@ def _said(piece: str, rest: str) -> dict[str, float]:
   return said
 
 
-def _device(
-  piece: str, kind: str, said: dict[str, float]
-) -> hardware.Device:
+def _device(piece: str, kind: str, said: dict[str, float]) -> hardware.Device:
   """As listed, but for what is said."""
   if kind != 'any':
     device = hardware.DEVICES[kind]
@@ -153,10 +151,10 @@ def _device(
 
 
 def _metric(number: float) -> str:
-  for prefix, size in reversed(_PREFIX.items()):
-    if number >= size:
-      break
-  return f'{number / size:.3g}{prefix}'
+  prefix = max(
+    (p for p in _PREFIX if number >= _PREFIX[p]), key=lambda p: _PREFIX[p]
+  )
+  return f'{number / _PREFIX[prefix]:.3g}{prefix}'
 
 
 def _error(piece: str, what: str) -> config_lib.ConfigError:

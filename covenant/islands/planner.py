@@ -175,7 +175,7 @@ class _Search:
       return self._kept([*islands, *singles])
     ways = []
     for first in {0, places // 2, places - 1}:
-      rest = tuple(map(sum, zip(*singles[first:], strict=True)))
+      rest = tuple(sum(n) for n in zip(*singles[first:], strict=True))
       pools = _even(rest, places - first)
       ways.append(self._kept([*islands, *singles[:first], *pools]))
     return max(ways, key=lambda way: (self.total(way), way))

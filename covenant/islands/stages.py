@@ -145,21 +145,21 @@ def cut(
       of = [min(max(most[i], 0), int(slot / each[i])) for i in there]
       return of, min(room, int((slot - table) / each[head]))
 
-    slots = {l * each[i] for i in there for l in range(1, layers + 1)}
-    slots |= {table + l * each[head] for l in range(layers + 1)}
+    slots = {n * each[i] for i in there for n in range(1, layers + 1)}
+    slots |= {table + n * each[head] for n in range(layers + 1)}
     slots = sorted(slot for slot in slots if slot >= table)
     low, high = 0, len(slots) - 1
     while low < high:
       middle = (low + high) // 2
       of, on_head = held(slots[middle])
-      enough = on_head + sum(
-        own[i] * l for i, l in zip(there, of, strict=True)
-      )
+      enough = on_head + sum(own[i] * n for i, n in zip(there, of, strict=True))
       low, high = (low, middle) if enough >= layers else (middle + 1, high)
     slot = slots[low]
     if best is None or slot < best.slot:
       of, on_head = held(slot)
-      best = _spread(layers, slot, head, on_head, own, dict(zip(there, of)))
+      best = _spread(
+        layers, slot, head, on_head, own, dict(zip(there, of, strict=True))
+      )
   return best
 
 
@@ -239,7 +239,8 @@ def _work(
   # Activations and gradients; the receiver has to know the tokens as well.
   crossing = terms.context * (2 * wide * rank + 4)
   transfers = [
-    crossing / (g.size * g.device.outside if near else min(g.upload, g.download))
+    crossing
+    / (g.size * g.device.outside if near else min(g.upload, g.download))
     for _, g in members
   ]
   life = found.slot * sum(n * g.size for n, g in members)

@@ -48,8 +48,8 @@ class ClockTest(absltest.TestCase):
   def test_larger_payloads_of_more_peers_take_longer(self):
     config = hetero()
     rounds = [
-      clock.clock(config, [record(1, uids, payload)])[0]
-      for uids, payload in ((range(3), 2000), (range(9), 2000), (range(9), 9000))
+      clock.clock(config, [record(1, range(peers), payload)])[0]
+      for peers, payload in ((3, 2000), (9, 2000), (9, 9000))
     ]
     self.assertEqual(rounds, sorted(set(rounds)))
 
@@ -64,7 +64,7 @@ class ClockTest(absltest.TestCase):
   def test_who_is_away_does_not_delay(self):
     records = [record(r) for r in range(1, 40)]
     calm = clock.clock(hetero(), records)
-    away = clock.clock(hetero(churn=0.5), records)
+    away = clock.clock(hetero(churn=0.2), records)
     self.assertTrue(any(a < b for a, b in zip(away, calm, strict=True)))
     self.assertTrue(all(a <= b for a, b in zip(away, calm, strict=True)))
 

@@ -32,9 +32,7 @@ def toy(text, peers=20, layers=3):
 
 
 def any_of(count, speed, memory_, link, latency=50):
-  return (
-    f'{count}xany with {speed} MFLOP/s {memory_} {link} with {latency} ms'
-  )
+  return f'{count}xany with {speed} MFLOP/s {memory_} {link} with {latency} ms'
 
 
 def brute_force(config):
@@ -117,7 +115,9 @@ class SearchTest(parameterized.TestCase):
       self.assertEqual(in_islands + plan.idle[g], group.hosts)
 
   def test_beats_equal_work(self):
-    config = toy(', '.join(any_of(1, s, STRONG, _FAST) for s in (30, 60, 120, 240)))
+    config = toy(
+      ', '.join(any_of(1, s, STRONG, _FAST) for s in (30, 60, 120, 240))
+    )
     plan = planner.plan(config)
     # 1 + 2 + 4 + 8 parts of work, of which equal work does 2 x 4 or 1 x 8.
     self.assertBetween(plan.value / plan.equal, 1.7, 2.0)
@@ -161,20 +161,19 @@ class StagesTest(parameterized.TestCase):
     depth = len(devices)
     of = stages._model(config)
     shortest = []
-    for head, kind in enumerate(devices):
+    for head in range(depth):
       for lie in itertools.product(range(layers + 1), repeat=depth):
         if sum(lie) != layers:
           continue
         times = []
-        for i, (k, l) in enumerate(zip(devices, lie, strict=True)):
+        for i, (k, held) in enumerate(zip(devices, lie, strict=True)):
           size = groups[k].device.memory
-          if l > stages._fit(config, size, i == head, depth):
+          if held > stages._fit(config, size, i == head, depth):
             break
-          work = l * of.layer_flops + (i == head) * of.table_flops
+          work = held * of.layer_flops + (i == head) * of.table_flops
           times.append(work / groups[k].device.peak / 0.25)
         else:
           shortest.append(max(times))
-      del kind
     found = stages.cut(config, groups, counts, depth)
     if not shortest:
       self.assertIsNone(found)

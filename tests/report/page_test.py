@@ -99,7 +99,9 @@ class PageTest(parameterized.TestCase):
 
   def test_time_by_links_where_the_config_says_them(self):
     plan = config_lib.Plan(
-      inventory='4xany with 1 TFLOP/s with 1 GB on 1 kb/s', compute_minutes=15.0
+      inventory='4xany with 1 TFLOP/s with 1 GB on 1 kb/s',
+      compute_minutes=15.0,
+      peers=4,
     )
     rows = self.rows(self.page(rounds=6, plan=plan))
     head = ['held-out', 'training, mean of miners']
@@ -108,10 +110,10 @@ class PageTest(parameterized.TestCase):
       if row[1:] == head and row[0].startswith('links-simulated')
     ]  # fmt: skip
     # 1000 bytes up and three times that down at 125 a second, 4 blocks of 12
-    # seconds between, 2 latencies; what a step takes there is nothing.
+    # seconds between, 2 latencies; steps take hardly anything.
     last = rows[start + 7]
     minutes = float(last[0]) if 'minutes' in rows[start][0] else 0.0
-    self.assertAlmostEqual(minutes, 6 * (8 + 24 + 48 + 0.1) / 60, delta=0.01)
+    self.assertAlmostEqual(minutes, 6 * (8 + 24 + 48 + 0.1) / 60, delta=0.02)
     self.assertEqual(last[1:], ['2.1714', '2.1667'])
 
   def test_who_was_refused_and_why(self):
