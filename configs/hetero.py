@@ -11,8 +11,8 @@ too slow to pass activations whole. Half of the arithmetic is in such devices.
 
 The plan makes five replicas and four pipelines of two stages of it, whose
 boundaries pass 3 of 64 numbers a position, 95 % less; their speeds are 8 to 1.
-Each does as many steps, on as large a batch, as it can in 18 minutes. `islands`
-is what the plan printed (a test holds them together).
+Each does as many steps, on as large a batch, as it can in 18 minutes, and counts
+by its tokens. `islands` is what the plan printed (a test holds them together).
 """
 
 import dataclasses
@@ -48,6 +48,8 @@ def get_config(variant: str = '') -> config_lib.Config:
       inner_steps=10,
       inner=config_lib.Inner(learning_rate=1e-2, warmup_steps=50),
       outer=config_lib.Outer(learning_rate=0.7),
+      aggregation=config_lib.Aggregation(weight='tokens'),
+      most_sequences=210,  # those of the largest island
     ),
     gauntlet=config_lib.Gauntlet(evaluate=4),
     checkpoint=config_lib.Checkpoint(publish=50),

@@ -107,7 +107,9 @@ def _network(plan: planner.Plan) -> Iterator[str]:
     f'  a round      {window:.0f} s of steps, {upload:.0f} s up, {gather:.0f} '
     f's down: ~{100 * share:.1f} % of it are for steps'
   )
+  most = max(island.steps * island.batch for island in plan.islands)
   yield from textwrap.wrap(
+    f'--config.optim.most_sequences={most} '
     f'--config.islands={island_lib.describe(plan.islands)!r}',
     _WIDTH,
     initial_indent='  ',
