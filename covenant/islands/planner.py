@@ -162,9 +162,26 @@ class _Search:
     for some in _subsets(len(self.groups)):
       there = _only(self.all, [g in some for g in range(len(self.all))])
       left = [hosts for hosts in singles if not any(map(min, hosts, there))]
-      # A pipeline of too many may not work: more are tried than may count.
-      counts = range(1, min(2 * self.most + 2, sum(there)) + 1)
-      yield [self._with(_even(there, count), left) for count in counts]
+      # What neither is in these groups nor can be alone goes together.
+      weak = [not (g in some or g in strong) for g in range(len(self.all))]
+      others = max(
+        self._divided(_only(self.all, weak)),
+        key=lambda islands: self.total(tuple(islands)),
+        default=[],
+      )
+      yield [
+        self._with([*islands, *extra], left)
+        for islands in self._divided(there)
+        for extra in ([], others)
+      ]
+
+  def _divided(self, hosts: Hosts) -> list[list[Hosts]]:
+    """The hosts in one, two, three ... islands, as alike as can be.
+
+    A pipeline of too many may not work: more are tried than may count.
+    """
+    most = min(2 * self.most + 2, sum(hosts))
+    return [_even(hosts, count) for count in range(1, most + 1)]
 
   def _with(
     self, islands: list[Hosts], singles: list[Hosts]
@@ -213,6 +230,8 @@ class _Search:
           kept = [] if source is idle else [left]
           if any(moved) and (any(left) or target != none):
             yield self._kept([*rest, *kept, grown])
+            if target == none and kept and any(idle):
+              yield self._kept([*rest, *kept, _plus(grown, idle)])
     for i, first in enumerate(kinds):
       for second in [idle, *kinds[i:]]:
         twice = first is second and islands.count(first) < 2
