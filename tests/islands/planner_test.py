@@ -83,7 +83,7 @@ groups_of = st.lists(
 
 class SearchTest(parameterized.TestCase):
   @hypothesis.given(groups_of, st.integers(1, 4))
-  @hypothesis.settings(max_examples=120, deadline=None)
+  @hypothesis.settings(max_examples=40, deadline=None)
   def test_near_the_best_of_all_partitions(self, pieces, peers):
     config = toy(', '.join(pieces), peers)
     bound = brute_force(config)
