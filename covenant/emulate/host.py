@@ -39,6 +39,8 @@ from covenant.gauntlet import checks
 from covenant.gauntlet import incentives
 from covenant.gauntlet import ratings
 from covenant.gauntlet import scores
+from covenant.islands import island as island_lib
+from covenant.islands import subspace
 from covenant.node import agreement
 from covenant.node import checkpoint as checkpoint_lib
 from covenant.node import connect
@@ -311,6 +313,13 @@ class Host:
       seconds=seconds,
       tokens_per_second=trained / seconds,
       **self._stopwatch.lap(),
+      stage_bytes=sum(
+        contribution.tokens
+        * subspace.position_bytes(
+          self._config.model, island_lib.of(self._config, uid)
+        )
+        for uid, contribution in worked.items()
+      ),
       weights=self._weights(),
     )
 

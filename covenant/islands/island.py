@@ -105,7 +105,7 @@ def of(config: config_lib.Config, uid: int) -> Island:
 
   Raises:
     ConfigError: the list has neither one entry nor one a miner, or the island
-      trains on more than it is assigned.
+      trains on more than it is assigned, or cuts the model as it cannot be.
   """
   islands = parse(config.islands) or (_DEFAULT,)
   if len(islands) not in (1, config.miners):
@@ -116,6 +116,21 @@ def of(config: config_lib.Config, uid: int) -> Island:
   island = (
     islands[0] if len(islands) == 1 else islands[min(uid, len(islands) - 1)]
   )
+  if config.model.layers % island.stages:
+    raise config_lib.ConfigError(
+      f'islands: stages={island.stages}: expected a divisor of model.layers = '
+      f'{config.model.layers}'
+    )
+  if island.rank >= config.model.width:
+    raise config_lib.ConfigError(
+      f'islands: rank={island.rank}: expected less than model.width = '
+      f'{config.model.width}, or 0 for all of it'
+    )
+  if island.rank and config.optim.method in ('ddp', 'demo'):
+    raise config_lib.ConfigError(
+      f'islands: rank={island.rank}: expected 0 with optim.method='
+      f'{config.optim.method!r}, which has no inner optimizer'
+    )
   island = island._replace(
     steps=island.steps or config.optim.inner_steps,
     batch=island.batch or config.optim.inner.batch_size,

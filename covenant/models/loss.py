@@ -16,6 +16,8 @@ from covenant import config
 from covenant.models import llama
 from covenant.models import sharding
 
+Hidden = Callable[[config.Model, Any, jax.Array], tuple[jax.Array, jax.Array]]
+
 
 class Loss(NamedTuple):
   """Scalars over the targets of a batch that count.
@@ -55,15 +57,19 @@ def cross_entropy(
 
 
 def next_token_loss(
-  model: config.Model, params: Any, tokens_BxL1: jax.Array
+  model: config.Model,
+  params: Any,
+  tokens_BxL1: jax.Array,
+  hidden: Hidden = llama.hidden,
 ) -> Loss:
   """The loss of predicting tokens 1 to L from tokens 0 to L - 1.
 
   Negative tokens are padding: never a target, and read as token 0. Inside
-  `jax.shard_map` over a miner's mesh: of this device's sequences.
+  `jax.shard_map` over a miner's mesh: of this device's sequences. `hidden` may
+  be another way to what `llama.hidden` gives.
   """
   inputs_BxL = jnp.maximum(tokens_BxL1[:, :-1], 0)
-  x_BxLxD, w_DxV = llama.hidden(model, params, inputs_BxL)
+  x_BxLxD, w_DxV = hidden(model, params, inputs_BxL)
   return _of_product(model, x_BxLxD, w_DxV, tokens_BxL1[:, 1:])
 
 
@@ -150,6 +156,7 @@ def next_token_gradient(
   params: Any,
   tokens_BxL1: jax.Array,
   microbatch: int | None = None,
+  hidden: Hidden = llama.hidden,
 ) -> tuple[Loss, Any]:
   """`next_token_loss` and the gradient of its total.
 
@@ -160,6 +167,7 @@ def next_token_gradient(
     microbatch: sequences in flight at once, a divisor of B; None is all. The
       result is the same up to rounding. Activations take B / microbatch times
       less memory; on a CPU this is also faster once they fit its caches.
+    hidden: as in `next_token_loss`.
 
   Returns:
     The loss over the whole batch, and its gradient, like `params`. Inside
@@ -184,7 +192,7 @@ def next_token_gradient(
 
   @functools.partial(jax.value_and_grad, has_aux=True)
   def gradient(params, tokens_MxL1):
-    return share(next_token_loss(model, params, tokens_MxL1))
+    return share(next_token_loss(model, params, tokens_MxL1, hidden))
 
   if microbatch == batch:
     sums, grads = gradient(params, tokens_BxL1)
@@ -192,7 +200,8 @@ def next_token_gradient(
     return Loss(total, nats, tokens), grads
 
   def add(sums, tokens_MxL1):
-    if model.scan_layers and model.remat == 'block':
+    whole = hidden is llama.hidden
+    if whole and model.scan_layers and model.remat == 'block':
       return _add_gradient(model, params, tokens_MxL1, share, sums)
     scalars, grads = gradient(params, tokens_MxL1)
     return jax.tree.map(jnp.add, sums, grads), scalars

@@ -19,6 +19,8 @@ import jax.numpy as jnp
 import optax
 
 from covenant import config as config_lib
+from covenant.islands import island as island_lib
+from covenant.islands import subspace
 from covenant.models import llama
 from covenant.models import loss as loss_lib
 from covenant.models import sharding
@@ -30,22 +32,29 @@ def inner_step(
   config: config_lib.Config,
   method: method_lib.Method,
   mesh: sharding.AnyMesh | None = None,
+  stages: int = 1,
 ) -> Any:
   """The jitted step: -> (params, state, loss in nats a token).
 
   Its arguments are params and state, which it consumes, tokens_BxL1, the inner
-  step of the run, and the one at which the miner joined.
+  step of the run, the one at which the miner joined, and of a miner that is a
+  pipeline with a subspace, as here on one device, what `enter` found fixed.
 
   Args:
     config: of the run.
     method: of the config; it has an inner optimizer.
     mesh: of the miner: params and the state of the optimizer are cut by
       `sharding.specs`, the batch by `sharding.batch_spec`. None: one device.
+    stages: of the pipeline.
 
   Raises:
     ConfigError: the model or the batch cannot be cut so.
   """
-  gradient = _loss_and_gradient(config, mesh)
+  gradient = (
+    _loss_and_gradient(config, mesh)
+    if stages == 1
+    else _compressed(config, stages)
+  )
   assert method.inner is not None
 
   def step(
@@ -54,14 +63,18 @@ def inner_step(
     tokens_BxL1: jax.Array,
     step: jax.Array,
     joined: jax.Array,
+    *fixed: subspace.Fixed,
   ) -> tuple[Any, Any, jax.Array]:
-    nats, grads = gradient(params, tokens_BxL1)
+    nats, grads = gradient(params, tokens_BxL1, *fixed)
     updates, state = method.inner.update(grads, state, params)
     rate = method.schedule(step) * inner_lib.rejoin_factor(
       config.optim.inner, step, joined
     )
     updates = jax.tree.map(lambda u: rate * u, updates)
-    return optax.apply_updates(params, updates), state, nats
+    params = optax.apply_updates(params, updates)
+    if fixed:
+      params = subspace.project(config.model, params, stages, *fixed)
+    return params, state, nats
 
   said: dict[str, Any] = {}
   if mesh is not None:
@@ -71,6 +84,13 @@ def inner_step(
       jax.NamedSharding(mesh, jax.P()),
     )
   return jax.jit(step, donate_argnames=('params', 'state'), **said)
+
+
+def enter(config: config_lib.Config, island: island_lib.Island) -> Any:
+  """The jitted params -> (params of its own, `subspace.Fixed`) of a round."""
+  basis_DxK = subspace.basis(config.seed, config.model.width, island.rank)
+  start = functools.partial(subspace.start, config.model, stages=island.stages)
+  return functools.partial(jax.jit(start), basis_DxK=basis_DxK)
 
 
 def gradient(
@@ -159,6 +179,27 @@ def _loss_and_gradient(
     in_specs=(specs, sharding.batch_spec(mesh)),
     out_specs=(jax.P(), specs),
   )
+
+
+def _compressed(
+  config: config_lib.Config, stages: int
+) -> Callable[..., tuple[jax.Array, Any]]:
+  """As `_loss_and_gradient`, of a pipeline with a subspace."""
+
+  def gradient(
+    params: Any, tokens_BxL1: jax.Array, fixed: subspace.Fixed
+  ) -> tuple[jax.Array, Any]:
+    loss, grads = subspace.next_token_gradient(
+      config.model,
+      params,
+      tokens_BxL1,
+      stages,
+      fixed,
+      _microbatch(config.optim.inner, None),
+    )
+    return loss.nats, grads
+
+  return gradient
 
 
 def _others(axes: tuple[str, ...], spec: jax.P) -> tuple[str, ...]:

@@ -4,7 +4,6 @@ One `Trainer` holds compiled functions and no state: a process runs one miner
 through it, the emulator runs many, each with its own `Private` state.
 """
 
-import dataclasses
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -17,6 +16,7 @@ from covenant.data import receipt as receipt_lib
 from covenant.data import tokens as tokens_lib
 from covenant.islands import island as island_lib
 from covenant.models import sharding
+from covenant.node import course as course_lib
 from covenant.node import placement as placement_lib
 from covenant.node import replica as replica_lib
 from covenant.node import step as step_lib
@@ -121,10 +121,10 @@ class Trainer:
     if method.inner is None:
       self._gradient = step_lib.gradient(config, mesh)
     else:
-      islands = {island_lib.of(config, uid) for uid in range(config.miners)}
-      self._steps = {
-        batch: step_lib.inner_step(_of_batch(config, batch), method, mesh)
-        for batch in sorted({island.batch for island in islands})
+      islands = (island_lib.of(config, uid) for uid in range(config.miners))
+      self._courses = {
+        island: course_lib.make(config, method, self._placement, island)
+        for island in sorted(set(map(_kind, islands)))
       }
     specs = None if home is None else sharding.specs(replica.like, home)
     self._sender = sender_lib.Sender(replica.like, method, home, specs)
@@ -201,28 +201,33 @@ class Trainer:
         place.spread(parking.fetch(params)), place.share(tokens_BxL1)
       )
       losses.append(nats)
-      inner = None
+      start = inner = None
     else:
       # The first step donates its parameters: it must not take the shared.
       shared = not placement_lib.is_parked(params)
-      local = place.spread(parking.fetch(params), fresh=shared)
-      inner = place.spread(parking.fetch(private.inner))
       island = island_lib.of(self._config, task.uid)
+      course = self._courses[_kind(island)]
+      local, *fixed = course.enter(place.home(parking.fetch(params)))
+      local = course.place.spread(local, fresh=shared)
+      inner = course.place.spread(parking.fetch(private.inner))
       first = task.round * optim.inner_steps
       joined = private.joined * np.int32(optim.inner_steps)
       for i, tokens_BxL1 in enumerate(batches):
         receipt.add(tokens_BxL1)
         # Of the run's schedule: all islands anneal alike.
         step = np.int32(first + i * optim.inner_steps // island.steps)
-        local, inner, nats = self._steps[island.batch](
-          local, inner, place.share(tokens_BxL1), step, joined
+        local, inner, nats = course.step(
+          local, inner, course.place.share(tokens_BxL1), step, joined, *fixed
         )
         losses.append(nats)
         jax.block_until_ready(losses[-2:-1])  # see `batches`
+      place = course.place
       delta = local
+      # Made again: in training there is no room for it.
+      start, *_ = course.enter(place.home(parking.fetch(params)))
     delta, inner = place.settle(delta), parking.park(place.settle(inner))
     sent = self._sender.compress(
-      None if inner is None else place.home(parking.fetch(params)),
+      start,
       delta,
       place.home(parking.fetch(private.error)),
     )
@@ -261,8 +266,6 @@ class Trainer:
     )
 
 
-def _of_batch(config: config_lib.Config, batch: int) -> config_lib.Config:
-  """The config of an island whose inner steps are of so many sequences."""
-  inner = dataclasses.replace(config.optim.inner, batch_size=batch)
-  optim = dataclasses.replace(config.optim, inner=inner)
-  return dataclasses.replace(config, optim=optim)
+def _kind(island: island_lib.Island) -> island_lib.Island:
+  """What islands that train by the same programs have in common."""
+  return island._replace(steps=0, rounds=1)

@@ -57,6 +57,8 @@ class Round:
   exchange_seconds: float = 0.0
   outer_seconds: float = 0.0
   score_seconds: float = 0.0
+  # Between the stages of miners that are pipelines, forward and back.
+  stage_bytes: int = 0
   # What each miner deserves, by uid from 0 on, as the leader has found so far;
   # they sum to 1. Empty before the first verdict.
   weights: tuple[float, ...] = ()

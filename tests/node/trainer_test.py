@@ -12,6 +12,7 @@ from absl.testing import parameterized
 from covenant import config as config_lib
 from covenant.data import dataset
 from covenant.data import receipt
+from covenant.islands import subspace
 from covenant.models import sharding
 from covenant.node import replica as replica_lib
 from covenant.node import trainer as trainer_lib
@@ -48,6 +49,34 @@ def alone(variant):
 
 def norm(tree):
   return np.sqrt(sum(np.sum(np.square(x)) for x in jax.tree.leaves(tree)))
+
+
+class PipelineTest(parameterized.TestCase):
+  def test_of_a_mixed_run_does_as_alone(self):
+    """What it learned lies in the span; of its last stage anywhere."""
+    changes = (
+      'model.layers=2', 'optim.method=diloco', 'optim.compression.k=16',
+    )  # fmt: skip
+    works = []
+    for islands in ('stages=2,rank=3', '; 2x ; stages=2,rank=3'):
+      config = config_lib.load(
+        f'{ROOT}/configs/tiny.py', [*changes, f'islands={islands}']
+      )
+      replica, data = replica_lib.Replica(config), dataset.load(config)
+      trainer = trainer_lib.Trainer(config, replica, data)
+      params = replica.init().params
+      task = trainer_lib.Task(2, 0, b'seed', bytes(32))
+      batches = trainer.batches(task)
+      works.append(trainer.work(params, trainer.init(params), task, batches)[0])
+    one, two = works
+    jax.tree.map(np.testing.assert_array_equal, one.message, two.message)
+    self.assertEqual(one.receipt, two.receipt)
+    u_DxK = subspace.basis(config.seed, config.model.width, 3)
+    for i, least in ((0, 0.0), (1, 0.1)):
+      layer = one.message[f'layers_{i}']
+      for w_FxD in (layer['attention']['output'], layer['ffn']['down']):
+        outside = norm(w_FxD - w_FxD @ u_DxK @ u_DxK.T) / norm(w_FxD)
+        self.assertBetween(outside, least, least + 0.9 if least else 1e-5)
 
 
 class TrainerTest(parameterized.TestCase):

@@ -1,0 +1,203 @@
+"""What crosses the boundaries of a pipeline, in a fixed subspace.
+
+Between two stages of a pipeline pass activations, and their gradient back. Of
+the width D of a position only k numbers do, its coordinates along the columns
+of a fixed orthonormal U [D, k] (reference/papers.md 4.2). Nothing is lost if
+what the layers have added to the residual stream lies in the span of U, so an
+island trains copies of the weights that write there, projected on that span;
+the weights that the run shares stay free. What a token brings with it need not
+lie there: its part outside the span, `Fixed.tokens`, is known on both sides of
+a boundary and stays as it was at the start of a round.
+
+The writers are the outputs of attention and of the feed-forward network in all
+stages but the last, after which nothing is sent, and the embedding. Where that
+is the unembedding too (`model.tie_embeddings`), only its use as input is
+confined to the span: as output it is a reader, and is trained whole.
+
+Shapes: V vocabulary, D width, K numbers a position, B batch, L length; F what
+is read by a writer.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from covenant import config as config_lib
+from covenant.islands import island as island_lib
+from covenant.islands import stage as stage_lib
+from covenant.models import llama
+from covenant.models import loss as loss_lib
+
+_HIGHEST = jax.lax.Precision.HIGHEST  # of weights; activations have their own
+_WRITERS = (('attention', 'output'), ('ffn', 'down'))  # of a layer, [in, D]
+
+
+class Fixed(NamedTuple):
+  """What does not change within a round, alike on all stages. float32"""
+
+  basis_DxK: jax.Array  # U
+  tokens_VxD: jax.Array  # of the embedding, what lies outside the span
+
+
+def basis(seed: int, width: int, rank: int) -> np.ndarray:
+  """The orthonormal U of a run: float32 [width, rank].
+
+  Computed in float64, and with the signs that make it unique, so that machines
+  that round otherwise differ by no more than that.
+
+  >>> u_DxK = basis(0, 64, 3)
+  >>> float(np.abs(u_DxK.T @ u_DxK - np.eye(3)).max()) < 1e-6
+  True
+  """
+  rng = np.random.default_rng((seed, width, rank))
+  q_DxK, r_KxK = np.linalg.qr(rng.standard_normal((width, rank)))
+  return (q_DxK * np.sign(np.diag(r_KxK))).astype(np.float32)
+
+
+def start(
+  model: config_lib.Model, params: Any, stages: int, basis_DxK: Any
+) -> tuple[Any, Fixed]:
+  """What an island's round begins with: its own parameters, what is fixed.
+
+  The tokens' part outside the span takes up whatever the other miners pushed
+  there in the rounds before (reference/papers.md 4.3).
+  """
+  table_VxD = params['embedding']
+  fixed = Fixed(basis_DxK, table_VxD - _onto(table_VxD, basis_DxK))
+  return project(model, params, stages, fixed), fixed
+
+
+def project(
+  model: config_lib.Model, params: Any, stages: int, fixed: Fixed
+) -> Any:
+  """The parameters with all writers in the span: after every inner step."""
+  params = _writers(model, params, stages, fixed.basis_DxK)
+  if not model.tie_embeddings:
+    table_VxD = _onto(params['embedding'], fixed.basis_DxK)
+    params = {**params, 'embedding': table_VxD + fixed.tokens_VxD}
+  return params
+
+
+def _writers(
+  model: config_lib.Model, params: Any, stages: int, basis_DxK: Any
+) -> Any:
+  """A tree like the parameters, the writers in layers projected."""
+  confined = model.layers - model.layers // stages
+  params = {**params}
+  if model.scan_layers:
+    params['layers'] = _of_layer(
+      params['layers'],
+      lambda w: w.at[:confined].set(_onto(w[:confined], basis_DxK)),
+    )
+    return params
+  for i in range(confined):
+    params[f'layers_{i}'] = _of_layer(
+      params[f'layers_{i}'], lambda w: _onto(w, basis_DxK)
+    )
+  return params
+
+
+def _of_layer(layer: Any, change: Any) -> Any:
+  layer = {**layer}
+  for part, name in _WRITERS:
+    layer[part] = {**layer[part], name: change(layer[part][name])}
+  return layer
+
+
+def _onto(x: jax.Array, basis_DxK: jax.Array) -> jax.Array:
+  """What of each row of `x` [..., D] lies in the span."""
+  c = jnp.matmul(x, basis_DxK, precision=_HIGHEST)
+  return jnp.matmul(c, basis_DxK.T, precision=_HIGHEST)
+
+
+def send(
+  x_BxLxD: jax.Array, x0_BxLxD: jax.Array, basis_DxK: jax.Array
+) -> jax.Array:
+  """What is sent of activations: [B, L, K], in their dtype.
+
+  Its gradient is what is sent back, in full: of the activations' own gradient
+  the receiver's `receive` has kept only what lies in the span.
+  """
+  basis_DxK = basis_DxK.astype(x_BxLxD.dtype)
+  return jnp.matmul(x_BxLxD - x0_BxLxD, basis_DxK)
+
+
+def receive(
+  c_BxLxK: jax.Array, x0_BxLxD: jax.Array, basis_DxK: jax.Array
+) -> jax.Array:
+  """The activations that `send` was of."""
+  return jnp.matmul(c_BxLxK, basis_DxK.T.astype(c_BxLxK.dtype)) + x0_BxLxD
+
+
+def hidden(
+  model: config_lib.Model,
+  params: Any,
+  tokens_BxL: jax.Array,
+  stages: int,
+  fixed: Fixed,
+) -> tuple[jax.Array, jax.Array]:
+  """`llama.hidden` as a pipeline computes it, on one device.
+
+  The tokens' embedding enters the first stage as from another: with tied
+  embeddings the last stage has the table and sends what lies in the span.
+  """
+  basis_DxK = fixed.basis_DxK
+
+  def look_up(table_VxD: jax.Array) -> jax.Array:
+    return llama.embed(model, {'embedding': table_VxD}, tokens_BxL)
+
+  x0_BxLxD = look_up(fixed.tokens_VxD)
+  x_BxLxD = look_up(params['embedding'])
+  depth = model.layers // stages
+  for first in range(0, model.layers, depth):
+    c_BxLxK = send(x_BxLxD, x0_BxLxD, basis_DxK)
+    x_BxLxD = receive(c_BxLxK, x0_BxLxD, basis_DxK)
+    layers = stage_lib.layers(model, params, first, depth)
+    x_BxLxD = stage_lib.apply(model, layers, x_BxLxD)
+  return llama.product_of(model, params, x_BxLxD)
+
+
+def next_token_gradient(
+  model: config_lib.Model,
+  params: Any,
+  tokens_BxL1: jax.Array,
+  stages: int,
+  fixed: Fixed,
+  microbatch: int | None = None,
+) -> tuple[loss_lib.Loss, Any]:
+  """As `loss.next_token_gradient`, of a pipeline.
+
+  The gradient is with respect to what `project` leaves free to move.
+  """
+  loss, grads = loss_lib.next_token_gradient(
+    model,
+    params,
+    tokens_BxL1,
+    microbatch,
+    functools.partial(hidden, stages=stages, fixed=fixed),
+  )
+  return loss, _writers(model, grads, stages, fixed.basis_DxK)
+
+
+def position_bytes(model: config_lib.Model, island: island_lib.Island) -> int:
+  """What passes between the stages of an island for each trained position.
+
+  Forward and back, across all boundaries; with tied embeddings the last stage
+  has the table, and from it to the first is one more. Stages draw the ids of
+  the tokens themselves, and learn the embedding of a round as all miners do,
+  so neither is sent.
+
+  >>> model = config_lib.Model(width=64)
+  >>> position_bytes(model, island_lib.Island(stages=2))
+  1024
+  >>> position_bytes(model, island_lib.Island(stages=2, rank=8))
+  128
+  """
+  if island.stages == 1:
+    return 0
+  boundaries = island.stages - (not model.tie_embeddings)
+  numbers = island.rank or model.width
+  return 2 * boundaries * numbers * jnp.dtype(model.compute_dtype).itemsize
