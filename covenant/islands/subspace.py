@@ -19,6 +19,7 @@ is read by a writer.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -76,8 +77,8 @@ def project(
   """The parameters with all writers in the span: after every inner step."""
   params = _writers(model, params, stages, fixed.basis_DxK)
   if not model.tie_embeddings:
-    table_VxD = _onto(params['embedding'], fixed.basis_DxK)
-    params = {**params, 'embedding': table_VxD + fixed.tokens_VxD}
+    table_VxD = project_table(params['embedding'], fixed)
+    params = {**params, 'embedding': table_VxD}
   return params
 
 
@@ -88,23 +89,32 @@ def _writers(
   confined = model.layers - model.layers // stages
   params = {**params}
   if model.scan_layers:
-    params['layers'] = _of_layer(
+    params['layers'] = _of_layers(
       params['layers'],
       lambda w: w.at[:confined].set(_onto(w[:confined], basis_DxK)),
     )
     return params
   for i in range(confined):
-    params[f'layers_{i}'] = _of_layer(
-      params[f'layers_{i}'], lambda w: _onto(w, basis_DxK)
-    )
+    name = f'layers_{i}'
+    params[name] = project_layers(params[name], basis_DxK)
   return params
 
 
-def _of_layer(layer: Any, change: Any) -> Any:
-  layer = {**layer}
+def project_layers(layers: Any, basis_DxK: jax.Array) -> Any:
+  """The parameters of a layer, or of a stack, its writers in the span."""
+  return _of_layers(layers, lambda w: _onto(w, basis_DxK))
+
+
+def _of_layers(layers: Any, change: Callable[[jax.Array], jax.Array]) -> Any:
+  layers = {**layers}
   for part, name in _WRITERS:
-    layer[part] = {**layer[part], name: change(layer[part][name])}
-  return layer
+    layers[part] = {**layers[part], name: change(layers[part][name])}
+  return layers
+
+
+def project_table(table_VxD: jax.Array, fixed: Fixed) -> jax.Array:
+  """An embedding of which only what lies in the span has moved."""
+  return _onto(table_VxD, fixed.basis_DxK) + fixed.tokens_VxD
 
 
 def _onto(x: jax.Array, basis_DxK: jax.Array) -> jax.Array:

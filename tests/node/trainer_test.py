@@ -58,7 +58,7 @@ class PipelineTest(parameterized.TestCase):
       'model.layers=2', 'optim.method=diloco', 'optim.compression.k=16',
     )  # fmt: skip
     works = []
-    for islands in ('stages=2,rank=3', '; 2x ; stages=2,rank=3'):
+    for islands in ('stages=2,rank=3', '2x ; 1x stages=2,rank=3'):
       config = config_lib.load(
         f'{ROOT}/configs/tiny.py', [*changes, f'islands={islands}']
       )

@@ -222,7 +222,7 @@ class MetricsTest(parameterized.TestCase):
     self.assertIn((0, True), events)
     self.assertIn((2, True), events)
     # All fields but `round` and the two lists.
-    self.assertEqual(events.count((1, False)), 16)
+    self.assertEqual(events.count((1, False)), 17)
 
   def test_sync_and_close_may_be_repeated(self):
     writer = self._writer()
