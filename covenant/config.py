@@ -219,6 +219,25 @@ class Devices:
 
 
 @dataclasses.dataclass(frozen=True)
+class Pool:
+  """Many machines under one uid (covenant/islands/pool.py, docs/islands.md).
+
+  A pool's and its workers' own affair; the network sees one miner.
+  """
+
+  url: str = ''  # of a worker's pool: http://HOST:PORT
+  batch: int = _positive(64)  # sequences a step that a worker has memory for
+  listen: str = '127.0.0.1:8470'  # of a pool; 0.0.0.0:PORT is everywhere
+  workers: str = ''  # who may work, ss58 addresses by commas; empty: anybody
+  subrounds: int = _positive(10)  # a round: so often the workers' deltas meet
+  steps: int = _positive(4)  # inner steps of a lease
+  audits: int = _positive(1)  # leases a sub-round that the pool computes again
+  ban_rounds: int = _positive(100)  # without leases, for who failed an audit
+  fee: float = _fraction(0.0)  # the pool's share of what the network pays
+  threshold: float = _field(0.1, low=0.0)  # TAO due before they are paid
+
+
+@dataclasses.dataclass(frozen=True)
 class Plan:
   """What `--role=plan` reckons with (covenant/plan/). Nothing trains by it."""
 
@@ -293,6 +312,7 @@ class Config:
   phases: Phases = Phases()
   network: Network = Network()
   devices: Devices = Devices()
+  pool: Pool = Pool()
   plan: Plan = Plan()
 
 
@@ -383,6 +403,7 @@ def identity(config: Config) -> str:
     'checkpoint',
     'network',
     'devices',
+    'pool',
     'plan',
   ):
     del raw[own]

@@ -16,7 +16,8 @@ LEVELS = (
   ('covenant.models', 'covenant.data', 'covenant.optim'),
   ('covenant.wire', 'covenant.chain', 'covenant.store'),
   ('covenant.plan',),  # what a round costs; compiles nothing
-  ('covenant.gauntlet', 'covenant.islands'),
+  ('covenant.gauntlet',),
+  ('covenant.islands',),  # a pool checks its workers as the network does
   ('covenant.node',),
   ('covenant.plan.programs',),  # compiles the programs of a node
   ('covenant.emulate',),

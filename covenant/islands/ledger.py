@@ -7,7 +7,7 @@ and none is ever changed:
   pot -> fee             the pool's share of it
   pot -> held:WORKER     the rest, by verified work of the round
   held:A -> held:B       forfeited by A, shared by the others of that round
-  held:W -> due:W        W passed an audit: what was held is its own
+  held:W -> due:W        W passed an audit of a later round: it is its own
   due:W -> paid:W        an order to pay, numbered, once enough is due
 
 So all accounts but `chain` hold together what came from it. What cannot be
@@ -147,7 +147,8 @@ class Ledger:
       meter: rao that the network has paid to the uid in all; what came since
         the last round is shared. Less than then is a uid registered anew.
       work: verified sequences by worker, of this round.
-      proven: who passed an audit: what is held for them becomes theirs.
+      proven: who passed an audit: what is held for them, of the rounds before,
+        becomes theirs. Who cheats in a round has the rest of it to be caught.
       caught: who failed one: what is held for them goes to the others of the
         rounds that it was of, and their work of this round counts for nothing.
     """
@@ -168,7 +169,10 @@ class Ledger:
       self._share(round_index, round_index, 'pot', pot)
       for worker in sorted(set(proven) - set(caught)):
         for share, rao in self._held(worker):
-          self._move(round_index, share, f'held:{worker}', f'due:{worker}', rao)
+          if share < round_index:
+            self._move(
+              round_index, share, f'held:{worker}', f'due:{worker}', rao
+            )
       self._pay(round_index)
 
   def account(self, worker: str) -> Account:

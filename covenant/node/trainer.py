@@ -247,6 +247,34 @@ class Trainer:
     )
     return work, Private(private.joined, inner, parking.park(sent.error))
 
+  def work_of(
+    self,
+    params: Any,
+    private: Private,
+    local: Any,
+    ids_N: np.ndarray,
+    loss: float,
+  ) -> tuple[Work, Private]:
+    """What a round led to that others trained, as a pool's workers do.
+
+    Args:
+      params: the shared parameters at the start of the round.
+      private: consumed.
+      local: the parameters at its end.
+      ids_N: the sequences that it was trained on, in the order assigned.
+      loss: mean training loss, nats a token.
+    """
+    place, parking = self._placement, self._placement.parking
+    sent = self._sender.compress(
+      place.home(parking.fetch(params)),
+      place.home(local),
+      place.home(parking.fetch(private.error)),
+    )
+    context = self._config.data.context
+    receipt = receipt_lib.of_sequences(self.split, ids_N, context)
+    work = Work(sent.message, receipt, len(ids_N), loss, sent.error_norm)
+    return work, private._replace(error=parking.park(sent.error))
+
   def seal(self, work: Work, task: Task, sign: payload.Sign) -> Contribution:
     """What a miner sends of its work, signed."""
     header = payload.Header(

@@ -96,6 +96,7 @@ class LedgerTest(parameterized.TestCase):
     self.assertEmpty(ledger.orders())
     ledger.settle(1, 1000, {'a': 1}, proven={'a'})
     self.assertEqual(ledger.account('a'), (0, 0, 300))
+    self.assertEqual(ledger.account('b'), (300, 0, 0))
     # Nothing came in round 1; what c loses goes to those of round 0.
     ledger.settle(2, 2000, {'a': 1, 'c': 1}, caught={'c'})
     self.assertEqual(ledger.held(), {'a': 150 + 900, 'b': 300 + 150})
@@ -103,11 +104,12 @@ class LedgerTest(parameterized.TestCase):
     self.assertEqual(ledger.banned(2), {'c'})
     self.assertEmpty(ledger.banned(3))
     ledger.settle(3, 2000, {}, proven={'a', 'b', 'c'})
+    first, *others = ledger.orders()
+    self.assertEqual((first.worker, first.rao), ('a', 300))
     self.assertEqual(
-      [(o.worker, o.rao) for o in ledger.orders()],
-      [('a', 300), ('a', 1050), ('b', 450)],
+      [(o.worker, o.rao) for o in others], [('a', 1050), ('b', 450)]
     )
-    self.assertEqual([o.worker for o in ledger.orders(after=11)], ['a', 'b'])
+    self.assertEqual(ledger.orders(after=first.number), others)
 
   def test_what_nobody_worked_for_waits(self):
     ledger = self.ledger()
@@ -120,10 +122,11 @@ class LedgerTest(parameterized.TestCase):
 
   def test_threshold(self):
     ledger = self.ledger(threshold=100)
-    for r, meter in enumerate((60, 99, 100)):
-      self.assertEmpty(ledger.orders())
+    meters = 60, 99, 100, 100
+    accounts = (60, 0, 0), (39, 60, 0), (1, 99, 0), (0, 0, 100)
+    for r, (meter, account) in enumerate(zip(meters, accounts, strict=True)):
       ledger.settle(r, meter, {'a': 1}, proven={'a'})
-    self.assertEqual(ledger.account('a'), (0, 0, 100))
+      self.assertEqual(ledger.account('a'), account)
 
   def test_a_round_is_entered_whole_or_not_at_all(self):
     path = self.create_tempdir().full_path + '/ledger.sqlite'
