@@ -36,8 +36,9 @@ _ROLE = flags.DEFINE_enum(
   'processes, in real time. miner, validator, evaluator: one member of a '
   'network. doctor: what a member of it would lack here. explain: why --uid '
   'has its weight. plan: what a round costs on --config.plan.hardware, and '
-  'whether it fits. report: the page of a run. compare: the page of several, '
-  '--workdirs. tokenize: text to token shards.',
+  'whether it fits, or who does what of --config.plan.inventory. report: the '
+  'page of a run. compare: the page of several, --workdirs. tokenize: text to '
+  'token shards.',
 )
 _WORKDIR = flags.DEFINE_string(
   'workdir', '', 'Where everything is written. Default: runs/DATE-NAME.'

@@ -12,8 +12,8 @@ too slow to pass activations whole. Half of the arithmetic is in such devices.
 The plan makes five replicas and four pipelines of two stages of it, whose
 boundaries pass 3 of 64 numbers a position, 95 % less; their speeds are 8 to 1.
 Each does as many steps, on as large a batch, as it can in 18 minutes, and
-counts by its tokens. `islands` is what the plan printed (a test holds them
-together).
+counts by its tokens. `islands` is what the plan printed; a test holds them
+together.
 """
 
 import dataclasses

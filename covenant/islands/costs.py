@@ -147,7 +147,9 @@ def choose(
   return steps, batches
 
 
-def replica_config(config: config_lib.Config, fsdp: int, size: int, count: int):
+def replica_config(
+  config: config_lib.Config, fsdp: int, size: int, count: int
+) -> config_lib.Config:
   """Of a peer whose host holds the whole model, `size` sequences a device."""
   inner = config.optim.inner
   return dataclasses.replace(

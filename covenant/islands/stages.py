@@ -46,7 +46,6 @@ class _Cut(NamedTuple):
   slot: float  # seconds of the slowest device
   head: int  # the group of which one device has the tables
   layers: tuple[int, ...]  # of all devices of a group
-  head_layers: int  # of the head alone, among these
 
 
 @functools.cache
@@ -180,7 +179,7 @@ def _spread(
     less = min(of[i], beyond)
     of[i], beyond = of[i] - less, beyond - less
   of[head] += on_head
-  return _Cut(slot, head, tuple(of), on_head)
+  return _Cut(slot, head, tuple(of))
 
 
 def pipeline(
