@@ -25,8 +25,8 @@ INVENTORY = (
   '1xany with 20 MFLOP/s with 8 MB on 100 kb/s, '
   '1xany with 10 MFLOP/s with 8 MB on 100 kb/s, '
   '2xany with 5 MFLOP/s with 8 MB on 100 kb/s, '
-  '2xany with 20 MFLOP/s with 4.2 MB on 16 kb/s, '
-  '2xany with 10 MFLOP/s with 4.2 MB on 6 kb/s, '
+  '2xany with 20 MFLOP/s with 4.2 MB on 12 kb/s, '
+  '2xany with 10 MFLOP/s with 4.2 MB on 5 kb/s, '
   '4xany with 5 MFLOP/s with 4.2 MB on 4 kb/s'
 )
 ISLANDS = (

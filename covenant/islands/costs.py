@@ -22,7 +22,6 @@ from covenant.plan import work
 
 # Of the run's inner steps and batch, what an island may have.
 LEAST_STEPS, MOST_STEPS, MOST_BATCH = 0.5, 2, 4
-INNER_EXCHANGES = 4  # that a pool has with its workers in a round
 _ALIKE = 0.99  # of the most tokens: then the run's own number of steps
 
 
@@ -246,7 +245,7 @@ def pool(
 ) -> Work | None:
   """Hosts that each hold the whole model, as workers of one uid.
 
-  `INNER_EXCHANGES` times a round, within the window, each sends what it has
+  `pool.subrounds` times a round, within the window, each sends what it has
   learned to the others, as a payload, and hears them: directly, or summed by
   one of them, whichever is faster. All do as many inner steps, each on a batch
   of its own. The island sends one payload; every worker hears the network.
@@ -257,7 +256,8 @@ def pool(
   if count < 2 or None in found:
     return None
   exchanges = [_inner(terms_, group, count, members) for _, group in members]
-  inner = max(gather.seconds for gather in exchanges) * INNER_EXCHANGES
+  subrounds = terms_.config.pool.subrounds
+  inner = max(gather.seconds for gather in exchanges) * subrounds
   paces = [(n, f[0]) for (n, _), f in zip(members, found, strict=True) if f]
   chosen = choose(paces, terms_, terms_.window - inner)
   payload, fetched = terms_.payload, terms_.others * terms_.payload
@@ -286,7 +286,7 @@ def pool(
     busy(terms_, tokens, members),
     payload,
     count * fetched,
-    INNER_EXCHANGES * inside,
+    subrounds * inside,
     upload,
     gather,
     f'{count} x whole, batch {low}{f"-{high}" * (high > low)} each',

@@ -13,7 +13,7 @@ a transfer of each host and the latency of all links; if memory lets fewer be
 under way than fit into that time, all wait for it.
 
 Stages exchange with their like: a host sends and fetches its layers' share of
-payloads.
+payloads, and fetches that of the embeddings, which all of them follow.
 """
 
 import dataclasses
@@ -229,14 +229,13 @@ def _work(
   near: bool,
 ) -> costs.Work | None:
   """A round with `rank` numbers a position between hosts."""
-  sent, upload, gather = _exchange(terms, groups, hosts, found)
+  sent, fetched, upload, gather = _exchange(terms, groups, hosts, found)
   if upload > terms.put or gather > terms.gather:
     return None
   config, width = terms.config, terms.config.model.width
   members = [(n, g) for n, g in zip(hosts, groups, strict=True) if n]
   wide = 2 if config.model.compute_dtype == 'bfloat16' else 4
-  # Activations and gradients; the receiver has to know the tokens as well.
-  crossing = terms.context * (2 * wide * rank + 4)
+  crossing = terms.context * 2 * wide * rank  # activations and gradients
   transfers = [
     crossing
     / (g.size * g.device.outside if near else min(g.upload, g.download))
@@ -253,9 +252,12 @@ def _work(
   steps, (batch,) = chosen
   sequences = steps * batch
   tokens = sequences * terms.context
-  stages = sum(
+  cuts = sum(
     min(n, layers) for n, layers in zip(hosts, found.layers, strict=True)
   )
+  # An island's stages are alike: more of them than hosts, if need be.
+  whole = config.model.layers
+  stages = next(n for n in range(max(cuts, 1), whole + 1) if whole % n == 0)
   return costs.Work(
     'pipeline',
     hosts,
@@ -267,7 +269,7 @@ def _work(
     steps * pace.seconds(batch),
     costs.busy(terms, tokens, members),
     sent,
-    terms.others * sent,
+    fetched,
     0.0 if near else sequences * crossing * sum(hosts),
     upload,
     gather,
@@ -280,8 +282,8 @@ def _exchange(
   groups: Sequence[inventory.Group],
   hosts: tuple[int, ...],
   found: _Cut,
-) -> tuple[float, float, float]:
-  """Bytes that all hosts send, seconds of the slowest up and down."""
+) -> tuple[float, float, float, float]:
+  """Bytes that all hosts send and fetch; seconds of the slowest for either."""
   model = _model(terms.config)
   upload = gather = 0.0
   for i, (n, group) in enumerate(zip(hosts, groups, strict=True)):
@@ -289,12 +291,15 @@ def _exchange(
       continue
     layers = -(-found.layers[i] // n)
     share = layers * model.layer.payload_bytes
-    share += (i == found.head) * model.tables.payload_bytes
-    upload = max(upload, share / group.upload + group.latency)
-    fetched = terms.others * share
+    own = share + (i == found.head) * model.tables.payload_bytes
+    upload = max(upload, own / group.upload + group.latency)
+    # All know what tokens bring with them (covenant/islands/subspace.py).
+    fetched = terms.others * (share + model.tables.payload_bytes)
     gather = max(gather, fetched / group.download + group.latency)
-  sent = sum(found.layers) * model.layer.payload_bytes
-  return sent + model.tables.payload_bytes, upload, gather
+  layers = sum(found.layers) * model.layer.payload_bytes
+  tables = model.tables.payload_bytes
+  fetched = terms.others * (layers + sum(hosts) * tables)
+  return layers + tables, fetched, upload, gather
 
 
 def _words(
