@@ -16,20 +16,19 @@ from covenant.optim import quantize
 from covenant.optim import receiver as receiver_lib
 from covenant.optim import slices
 from covenant.optim import weight
+from tests.optim import trees
 
 P = jax.P
-BLOCK = (8, 8)
-# A stack of matrices, a table, and what blocks do not divide.
-SHAPES = {'gain': (5, 12), 'stack': (3, 32, 16), 'table': (64, 8), 'v': (70,)}
-STACK = {'stack': SHAPES['stack']}
 DEFENCE = aggregate.Defence(least_senders=2, trim=True, cap=1.5)
-SIGN = compression_lib.TopK(4, BLOCK)
+SIGN = compression_lib.TopK(4, trees.BLOCK)
 COMPRESSIONS = {
-  'sign_magnitude': compression_lib.TopK(4, BLOCK, quantize.SignMagnitude()),
-  'statistical': compression_lib.TopK(4, BLOCK, quantize.Statistical()),
-  'none': compression_lib.TopK(4, BLOCK, quantize.Exact()),
-  'divisors': compression_lib.TopK(4, BLOCK, layout='divisors'),
-  'dct': dct.DCTTopK(4, BLOCK),
+  'sign_magnitude': compression_lib.TopK(
+    4, trees.BLOCK, quantize.SignMagnitude()
+  ),
+  'statistical': compression_lib.TopK(4, trees.BLOCK, quantize.Statistical()),
+  'none': compression_lib.TopK(4, trees.BLOCK, quantize.Exact()),
+  'divisors': compression_lib.TopK(4, trees.BLOCK, layout='divisors'),
+  'dct': dct.DCTTopK(4, trees.BLOCK),
   'dense': compression_lib.Dense(),
 }
 
@@ -47,37 +46,15 @@ def method(compression, defence=DEFENCE, outer_=None):
   )
 
 
-def mesh(fsdp, tensor):
-  devices = config_lib.Devices(fsdp=fsdp, tensor=tensor)
-  return sharding.mesh(devices, jax.devices())
-
-
-def specs(shapes, mesh):
-  rows, columns = (
-    name if mesh.shape[name] > 1 else None for name in ('fsdp', 'tensor')
-  )
-  both = tuple(name for name in (rows, columns) if name)
-  every = {'stack': P(None, rows, columns), 'table': P(both, None)}
-  return {name: every.get(name, P()) for name in shapes}
-
-
-def random_tree(shapes, seed):
-  rng = np.random.default_rng(seed)
-  return {
-    name: rng.standard_normal(shape).astype(np.float32)
-    for name, shape in shapes.items()
-  }
-
-
 def received(shapes, compression, peers=4):
   """Their messages, of norms that differ: some are clipped."""
   compress = jax.jit(lambda tree: jax.tree.map(compression.compress, tree))
-  trees = (random_tree(shapes, seed) for seed in range(peers))
+  sent = (trees.random_tree(shapes, seed) for seed in range(peers))
   return [
     jax.device_get(
       compress(jax.tree.map(lambda x, r=r: x * np.float32(r + 1), tree))
     )
-    for r, tree in enumerate(trees)
+    for r, tree in enumerate(sent)
   ]
 
 
@@ -85,8 +62,8 @@ class Node:
   """A receiver, and the state that it moves."""
 
   def __init__(self, shapes, method, on=None, budget=slices.BUDGET):
-    cut = specs(shapes, on) if on else None
-    params = jax.tree.map(jax.numpy.asarray, random_tree(shapes, 9))
+    cut = trees.specs(shapes, on) if on else None
+    params = jax.tree.map(jax.numpy.asarray, trees.random_tree(shapes, 9))
     if on is not None:
       params = jax.tree.map(
         lambda x, spec: jax.device_put(x, jax.NamedSharding(on, spec)),
@@ -111,12 +88,12 @@ def assert_equal(got, want):
 class ReceiverTest(parameterized.TestCase):
   def test_nodes_of_all_meshes_agree_bit_for_bit(self):
     """Over rounds with clipped norms, extremes trimmed and values capped."""
-    messages = received(SHAPES, SIGN)
+    messages = received(trees.SHAPES, SIGN)
     nodes = [
-      Node(SHAPES, method(SIGN)),
-      Node(SHAPES, method(SIGN), budget=100),
-      Node(SHAPES, method(SIGN), mesh(4, 1)),
-      Node(SHAPES, method(SIGN), mesh(2, 2), budget=70),
+      Node(trees.SHAPES, method(SIGN)),
+      Node(trees.SHAPES, method(SIGN), budget=100),
+      Node(trees.SHAPES, method(SIGN), trees.mesh(4, 1)),
+      Node(trees.SHAPES, method(SIGN), trees.mesh(2, 2), budget=70),
     ]
     self.assertTrue(nodes[0].receiver._moves_all)
     self.assertEqual(
@@ -134,11 +111,11 @@ class ReceiverTest(parameterized.TestCase):
   @parameterized.parameters(*COMPRESSIONS)
   def test_a_mesh_is_moved_as_one_device(self, name):
     compression = COMPRESSIONS[name]
-    messages = received(STACK, compression, peers=3)
+    messages = received(trees.STACK, compression, peers=3)
     weights = [weight.Weight(64, 8), weight.Weight(5), weight.Weight(17, 2)]
-    one = Node(STACK, method(compression))
+    one = Node(trees.STACK, method(compression))
     want = one.advance(messages, weights=weights)
-    node = Node(STACK, method(compression), mesh(2, 2), budget=150)
+    node = Node(trees.STACK, method(compression), trees.mesh(2, 2), budget=150)
     self.assertGreater(node.receiver._leaves[0].slices, 1)
     assert_equal(node.advance(messages, weights=weights), want)
 
@@ -149,8 +126,11 @@ class ReceiverTest(parameterized.TestCase):
       optax.trace(0.5),
     )
     counting = method(SIGN, aggregate.NO_DEFENCE, descend)
-    messages = received(STACK, SIGN, peers=1)
-    nodes = Node(STACK, counting), Node(STACK, counting, mesh(2, 2), 150)
+    messages = received(trees.STACK, SIGN, peers=1)
+    nodes = (
+      Node(trees.STACK, counting),
+      Node(trees.STACK, counting, trees.mesh(2, 2), 150),
+    )
     for _ in range(3):
       want, got = (node.advance(messages) for node in nodes)
       assert_equal(got, want)
@@ -158,8 +138,8 @@ class ReceiverTest(parameterized.TestCase):
 
   @parameterized.parameters(False, True)
   def test_what_is_consumed_is_gone_and_else_it_stays(self, consume):
-    messages = received(STACK, SIGN, peers=1)
-    node = Node(STACK, method(SIGN), mesh(4, 1), budget=150)
+    messages = received(trees.STACK, SIGN, peers=1)
+    node = Node(trees.STACK, method(SIGN), trees.mesh(4, 1), budget=150)
     before = node.state
     copies = jax.device_get(before)
     after = node.advance(messages, consume)
@@ -167,13 +147,16 @@ class ReceiverTest(parameterized.TestCase):
       self.assertEqual(x.is_deleted(), consume)
     if not consume:
       assert_equal(jax.device_get(before), copies)
-    assert_equal(after, Node(STACK, method(SIGN)).advance(messages))
+    assert_equal(after, Node(trees.STACK, method(SIGN)).advance(messages))
 
   def test_an_optimizer_of_all_leaves_at_once_has_no_mesh(self):
-    arguments = random_tree(STACK, 0), method(SIGN)
+    arguments = trees.random_tree(trees.STACK, 0), method(SIGN)
     with self.assertRaisesRegex(ValueError, 'all tensors at once'):
       receiver_lib.Receiver(
-        *arguments, mesh(4, 1), specs(STACK, mesh(4, 1)), per_leaf=False
+        *arguments,
+        trees.mesh(4, 1),
+        trees.specs(trees.STACK, trees.mesh(4, 1)),
+        per_leaf=False,
       )
     receiver = receiver_lib.Receiver(*arguments, budget=10, per_leaf=False)
     self.assertTrue(receiver._moves_all)
@@ -185,7 +168,7 @@ class LargeTest(absltest.TestCase):
   def test_nothing_dense_crosses_devices_or_is_copied(self):
     config = config_lib.load('configs/72b.py')
     shapes = jax.eval_shape(lambda: llama.init(config.model, jax.random.key(0)))
-    on = mesh(8, 1)
+    on = trees.mesh(8, 1)
     with_momentum = method_lib.make(config)._replace(
       outer=outer.nesterov(0.7, 0.9)
     )
@@ -211,7 +194,7 @@ class LargeTest(absltest.TestCase):
     self.assertLess(memory.output_size_in_bytes, 2.01 * slice_bytes)
 
   def test_a_slice_is_put_in_place(self):
-    on = mesh(8, 1)
+    on = trees.mesh(8, 1)
     spec = P(None, 'fsdp', None)
     (leaf,) = slices.leaves(
       {'x': jax.ShapeDtypeStruct((80, 8192, 28672), np.float32)},

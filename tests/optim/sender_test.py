@@ -17,22 +17,19 @@ from covenant.optim import quantize
 from covenant.optim import randomk
 from covenant.optim import sender as sender_lib
 from covenant.optim import slices
+from tests.optim import trees
 
 P = jax.P
-BLOCK = (8, 8)
-# A stack of matrices, a table, and what blocks do not divide.
-SHAPES = {'gain': (5, 12), 'stack': (3, 32, 16), 'table': (64, 8), 'v': (70,)}
-STACK = {'stack': SHAPES['stack']}
 # By name, whether the codes of the quantizer depend on a block alone.
 EXACT = {
-  'sign': compression_lib.TopK(4, BLOCK),
+  'sign': compression_lib.TopK(4, trees.BLOCK),
   'sign_magnitude': compression_lib.TopK(
-    4, BLOCK, quantize.SignMagnitude(iterations=2)
+    4, trees.BLOCK, quantize.SignMagnitude(iterations=2)
   ),
-  'none': compression_lib.TopK(4, BLOCK, quantize.Exact()),
-  'divisors': compression_lib.TopK(4, BLOCK, layout='divisors'),
-  'randomk': randomk.RandomK(4, BLOCK),
-  'dct': dct.DCTTopK(4, BLOCK),
+  'none': compression_lib.TopK(4, trees.BLOCK, quantize.Exact()),
+  'divisors': compression_lib.TopK(4, trees.BLOCK, layout='divisors'),
+  'randomk': randomk.RandomK(4, trees.BLOCK),
+  'dct': dct.DCTTopK(4, trees.BLOCK),
   'dense': compression_lib.Dense(),
 }
 STATISTICS = {
@@ -55,28 +52,6 @@ def method(compression, error_decay=0.9, inner=True):
   )
 
 
-def mesh(fsdp, tensor):
-  devices = config_lib.Devices(fsdp=fsdp, tensor=tensor)
-  return sharding.mesh(devices, jax.devices())
-
-
-def specs(shapes, mesh):
-  rows, columns = (
-    name if mesh.shape[name] > 1 else None for name in ('fsdp', 'tensor')
-  )
-  both = tuple(name for name in (rows, columns) if name)
-  every = {'stack': P(None, rows, columns), 'table': P(both, None)}
-  return {name: every.get(name, P()) for name in shapes}
-
-
-def random_tree(shapes, seed):
-  rng = np.random.default_rng(seed)
-  return {
-    name: rng.standard_normal(shape).astype(np.float32)
-    for name, shape in shapes.items()
-  }
-
-
 def like(shapes):
   return {
     name: jax.ShapeDtypeStruct(shape, np.float32)
@@ -86,10 +61,10 @@ def like(shapes):
 
 def send(shapes, method, on=None, budget=slices.BUDGET, start=True):
   """What is sent of a random round, and its sender."""
-  cut = specs(shapes, on) if on else None
+  cut = trees.specs(shapes, on) if on else None
 
   def put(seed):
-    tree = random_tree(shapes, seed)
+    tree = trees.random_tree(shapes, seed)
     if on is None:
       return jax.tree.map(jax.numpy.asarray, tree)
     return jax.tree.map(
@@ -109,8 +84,10 @@ def assert_equal(got, want):
 class SenderTest(parameterized.TestCase):
   @parameterized.parameters(*EXACT)
   def test_a_mesh_sends_what_one_device_does(self, name):
-    want, _ = send(STACK, method(EXACT[name]))
-    got, sender = send(STACK, method(EXACT[name]), mesh(2, 2), budget=150)
+    want, _ = send(trees.STACK, method(EXACT[name]))
+    got, sender = send(
+      trees.STACK, method(EXACT[name]), trees.mesh(2, 2), budget=150
+    )
     self.assertGreater(sender._leaves[0].slices, 1)
     assert_equal(got.message, want.message)
     assert_equal(got.error, want.error)
@@ -123,18 +100,20 @@ class SenderTest(parameterized.TestCase):
   @parameterized.parameters((4, 1, 100), (4, 1, 1 << 20), (1, 1, 100))
   def test_all_kinds_of_leaves(self, fsdp, tensor, budget):
     wanted = method(EXACT['sign'])
-    want, _ = send(SHAPES, wanted)
-    on = mesh(fsdp, tensor) if fsdp > 1 else None
-    got, _ = send(SHAPES, wanted, on, budget)
+    want, _ = send(trees.SHAPES, wanted)
+    on = trees.mesh(fsdp, tensor) if fsdp > 1 else None
+    got, _ = send(trees.SHAPES, wanted, on, budget)
     assert_equal(got.message, want.message)
     assert_equal(got.error, want.error)
 
   @parameterized.parameters(*STATISTICS)
   def test_statistics_of_a_whole_tensor_are_rounded_otherwise(self, name):
     """A sum over shards has another order; nothing else differs."""
-    compression = compression_lib.TopK(4, BLOCK, STATISTICS[name])
-    want, _ = send(STACK, method(compression))
-    got, _ = send(STACK, method(compression), mesh(2, 2), budget=150)
+    compression = compression_lib.TopK(4, trees.BLOCK, STATISTICS[name])
+    want, _ = send(trees.STACK, method(compression))
+    got, _ = send(
+      trees.STACK, method(compression), trees.mesh(2, 2), budget=150
+    )
     (packet,), (wanted,) = got.message['stack'], want.message['stack']
     assert_equal((packet.indices, packet.codes), (wanted.indices, wanted.codes))
     # Of bfloat16 scales, one unit in the last place.
@@ -148,8 +127,8 @@ class SenderTest(parameterized.TestCase):
   @parameterized.parameters('sign', 'dense')
   def test_without_feedback_a_gradient(self, name):
     plain = method(EXACT[name], error_decay=None, inner=False)
-    want, _ = send(STACK, plain, start=False)
-    got, _ = send(STACK, plain, mesh(2, 2), 150, start=False)
+    want, _ = send(trees.STACK, plain, start=False)
+    got, _ = send(trees.STACK, plain, trees.mesh(2, 2), 150, start=False)
     assert_equal(got.message, want.message)
     self.assertIsNone(got.error)
     self.assertEqual(got.error_norm, 0)
@@ -161,7 +140,7 @@ class LargeTest(absltest.TestCase):
   def test_no_collective_is_larger_than_the_statistics(self):
     config = config_lib.load('configs/72b.py')
     shapes = jax.eval_shape(lambda: llama.init(config.model, jax.random.key(0)))
-    on = mesh(8, 1)
+    on = trees.mesh(8, 1)
     sender = sender_lib.Sender(
       shapes, method_lib.make(config), on, sharding.specs(shapes, on)
     )

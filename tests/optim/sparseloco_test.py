@@ -109,9 +109,10 @@ class TransformationTest(parameterized.TestCase):
   def test_is_the_inner_optimizer_between_exchanges(self):
     params = toy_params()
     tx = sl.sparseloco(optax.sgd(0.01), inner_steps=10)
-    got, _ = train(tx, 3, params, tx.init(params), 0.5)
     plain = optax.sgd(0.01)
-    want, _ = train(plain, 3, params, plain.init(params), 0.5)
+    with jax.disable_jit():  # how XLA fuses the two may differ
+      got, _ = train(tx, 3, params, tx.init(params), 0.5)
+      want, _ = train(plain, 3, params, plain.init(params), 0.5)
     jax.tree.map(np.testing.assert_array_equal, got, want)
 
   def test_peers_of_vmap_and_of_a_mesh_agree_and_share_one_anchor(self):
