@@ -214,6 +214,8 @@ class Devices:
   data: int = _field(1, low=0)
   fsdp: int = _positive(1)  # shards of the parameters, that share the batch
   tensor: int = _positive(1)  # shards of heads and of the ffn
+  # Of an island with a rank and as many stages; the others of these then are 1.
+  stage: int = _positive(1)
   # What a phase does not need waits in host memory, where the backend can.
   offload: bool = False
 

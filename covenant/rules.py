@@ -110,6 +110,13 @@ def check(config: Any) -> None:
     f'expected 0, for none, or a step after the warm-up of '
     f'{inner.warmup_steps}, got {inner.anneal_start}',
   )
+  devices = config.devices
+  require(
+    devices.stage == 1 or devices.data == devices.fsdp == devices.tensor == 1,
+    'devices.stage',
+    'a stage is one device; expected 1, or devices.data, devices.fsdp and '
+    f'devices.tensor to be 1, got {devices.stage}',
+  )
   network = config.network
   require(
     network.coordinator in ('', 'auto') or ':' in network.coordinator,

@@ -7,6 +7,9 @@ where its parts are:
   fsdp    shards of the parameters, that share the sequences too
   tensor  shards of the heads and of the feed-forward network
 
+That of a pipeline has the axis 'stage' before these, which then are all of one
+device (covenant/islands/pipeline.py).
+
 At rest every matrix is cut along 'fsdp' and 'tensor' (`specs`). The gradient is
 computed inside `jax.shard_map`, where a device sees its own shards and the
 functions from `axes` on say what crosses devices: each weight is cast to the
@@ -100,7 +103,7 @@ def rows(
 
 
 def _shards(devices: config_lib.Devices) -> int:
-  return devices.fsdp * devices.tensor
+  return devices.fsdp * devices.tensor * devices.stage
 
 
 def _fitting(
@@ -129,11 +132,13 @@ def _require(needed: int, there: int, field: str) -> None:
 def _mesh(
   available: Sequence[jax.Device], data: int, devices: config_lib.Devices
 ) -> jax.sharding.Mesh:
-  shape = (data, devices.fsdp, devices.tensor)
-  field = 'devices.' + MESH_AXES[max(range(3), key=lambda i: shape[i])]
+  shape, axes = (data, devices.fsdp, devices.tensor), MESH_AXES
+  if devices.stage > 1:
+    shape, axes = (devices.stage, *shape), ('stage', *axes)
+  field = 'devices.' + axes[max(range(len(axes)), key=lambda i: shape[i])]
   _require(math.prod(shape), len(available), field)
   grid = np.array(available).reshape(shape)
-  return jax.sharding.Mesh(grid, MESH_AXES, _explicit())
+  return jax.sharding.Mesh(grid, axes, _explicit(len(axes)))
 
 
 def abstract_mesh(devices: config_lib.Devices) -> jax.sharding.AbstractMesh:
@@ -142,8 +147,10 @@ def abstract_mesh(devices: config_lib.Devices) -> jax.sharding.AbstractMesh:
   return jax.sharding.AbstractMesh(shape, MESH_AXES, _explicit())
 
 
-def _explicit() -> tuple[jax.sharding.AxisType, ...]:
-  return (jax.sharding.AxisType.Explicit,) * len(MESH_AXES)
+def _explicit(
+  axes: int = len(MESH_AXES),
+) -> tuple[jax.sharding.AxisType, ...]:
+  return (jax.sharding.AxisType.Explicit,) * axes
 
 
 def specs(like: Any, mesh: AnyMesh) -> Any:

@@ -4,15 +4,18 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
+
 from covenant import config as config_lib
 from covenant.islands import island as island_lib
 from covenant.node import placement as placement_lib
+from covenant.node import staging
 from covenant.node import step as step_lib
 from covenant.optim import method as method_lib
 
 
 class Course(NamedTuple):
-  place: placement_lib.Placement  # of what it trains
+  place: placement_lib.Placement | staging.Staging  # of what it trains
   # From the shared parameters at home: those that it starts with, then what
   # its step takes besides, the same for a whole round.
   enter: Callable[[Any], tuple[Any, ...]]
@@ -24,14 +27,17 @@ def make(
   method: method_lib.Method,
   place: placement_lib.Placement,
   island: island_lib.Island,
+  stages: jax.sharding.Mesh | None = None,
 ) -> Course:
   """The course of an island.
 
   Args:
     config: of the run.
     method: of the config; it has an inner optimizer.
-    place: of the miner.
+    place: of the miner at rest.
     island: of the miner, as `island.of` gives it.
+    stages: the devices of a pipeline. An island with a rank and as many stages
+      has one on each; any other pipeline is emulated, by one device.
 
   Raises:
     ConfigError: the model or the batch cannot be cut so.
@@ -44,8 +50,23 @@ def make(
     return Course(place, lambda params: (params,), step)
   if place.mesh is not None:
     raise config_lib.ConfigError(
-      'islands: a miner with a rank trains on one device; expected '
+      'islands: a stage of a miner with a rank is one device; expected '
       'devices.data, devices.fsdp and devices.tensor to be 1'
     )
-  step = step_lib.inner_step(config, method, stages=island.stages)
-  return Course(place, step_lib.enter(config, island), step)
+  enter = step_lib.enter(config, island)
+  if stages is None or stages.size != island.stages:
+    step = step_lib.inner_step(config, method, stages=island.stages)
+    return Course(place, enter, step)
+  if inner.kind != 'adamw':
+    raise config_lib.ConfigError(
+      "devices.stage: expected optim.inner.kind='adamw' with more than one, "
+      f'got {inner.kind!r}'
+    )
+  staged = staging.Staging(config.model, stages)
+
+  def enter_all(params: Any) -> tuple[Any, Any]:
+    own, fixed = enter(params)
+    return own, staged.share(fixed)
+
+  step = step_lib.inner_step(config, method, stages, island.stages)
+  return Course(staged, enter_all, step)

@@ -39,11 +39,12 @@ def memory_bytes(config: config_lib.Config, miners: int) -> float:
 def lacking_devices(config: config_lib.Config) -> str:
   """What to say of the devices of this machine; empty if there are enough."""
   mesh, there = config.devices, jax.devices()
-  needed = max(mesh.data, 1) * mesh.fsdp * mesh.tensor
+  needed = max(mesh.data, 1) * mesh.fsdp * mesh.tensor * mesh.stage
   if needed <= len(there):
     return ''
   return (
-    f'devices.data * devices.fsdp * devices.tensor = {needed}, and here is '
+    f'devices.data * devices.fsdp * devices.tensor * devices.stage = {needed}, '
+    f'and here is '
     f'{len(there)} x {there[0].device_kind}'
   )
 

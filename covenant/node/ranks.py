@@ -222,7 +222,14 @@ def _mesh(devices: config_lib.Devices | None) -> jax.sharding.Mesh | None:
   if devices is None:
     return None
   if devices.data == devices.fsdp == devices.tensor == jax.process_count() == 1:
+    if devices.stage > 1:
+      return sharding.mesh(devices, jax.devices())
     return None
+  if devices.stage > 1:
+    raise config_lib.ConfigError(
+      'devices.stage: the stages of a miner are devices of one process; '
+      f'expected 1 with {jax.process_count()} processes, got {devices.stage}'
+    )
   available = sorted(jax.devices(), key=lambda d: (d.process_index, d.id))
   copy = devices.fsdp * devices.tensor
   processes, local = jax.process_count(), jax.local_device_count()

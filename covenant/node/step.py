@@ -20,6 +20,7 @@ import optax
 
 from covenant import config as config_lib
 from covenant.islands import island as island_lib
+from covenant.islands import pipeline
 from covenant.islands import subspace
 from covenant.models import llama
 from covenant.models import loss as loss_lib
@@ -37,24 +38,26 @@ def inner_step(
   """The jitted step: -> (params, state, loss in nats a token).
 
   Its arguments are params and state, which it consumes, tokens_BxL1, the inner
-  step of the run, the one at which the miner joined, and of a miner that is a
-  pipeline with a subspace, as here on one device, what `enter` found fixed.
+  step of the run, the one at which the miner joined, and of a pipeline with a
+  subspace what `enter` found fixed.
 
   Args:
     config: of the run.
     method: of the config; it has an inner optimizer.
     mesh: of the miner: params and the state of the optimizer are cut by
       `sharding.specs`, the batch by `sharding.batch_spec`. None: one device.
-    stages: of the pipeline.
+      Of a pipeline its stages: params are as `pipeline.split` gives them.
+    stages: of a pipeline with a subspace.
 
   Raises:
     ConfigError: the model or the batch cannot be cut so.
   """
-  gradient = (
-    _loss_and_gradient(config, mesh)
-    if stages == 1
-    else _compressed(config, stages)
-  )
+  project: Callable[[Any, subspace.Fixed], Any] | None = None
+  gradient: Callable[..., tuple[jax.Array, Any]]
+  if stages == 1:
+    gradient = _loss_and_gradient(config, mesh)
+  else:
+    gradient, project = _pipeline(config, stages, mesh)
   assert method.inner is not None
 
   def step(
@@ -72,12 +75,12 @@ def inner_step(
     )
     updates = jax.tree.map(lambda u: rate * u, updates)
     params = optax.apply_updates(params, updates)
-    if fixed:
-      params = subspace.project(config.model, params, stages, *fixed)
+    if project is not None:
+      params = project(params, *fixed)
     return params, state, nats
 
   said: dict[str, Any] = {}
-  if mesh is not None:
+  if mesh is not None and project is None:
     params, state, *_ = arguments(config, method, mesh)
     said['out_shardings'] = (
       *jax.tree.map(lambda x: x.sharding, (params, state)),
@@ -181,25 +184,34 @@ def _loss_and_gradient(
   )
 
 
-def _compressed(
-  config: config_lib.Config, stages: int
-) -> Callable[..., tuple[jax.Array, Any]]:
-  """As `_loss_and_gradient`, of a pipeline with a subspace."""
+def _pipeline(
+  config: config_lib.Config, stages: int, mesh: Any
+) -> tuple[
+  Callable[[Any, jax.Array, subspace.Fixed], tuple[jax.Array, Any]],
+  Callable[[Any, subspace.Fixed], Any],
+]:
+  """As `_loss_and_gradient`, of a pipeline with a subspace; and its `project`.
 
-  def gradient(
+  On the stages of a mesh, or on one device.
+  """
+  model, microbatch = config.model, _microbatch(config.optim.inner, None)
+  if mesh is not None:
+    gradient = functools.partial(
+      pipeline.next_token_gradient, model, mesh=mesh, microbatch=microbatch
+    )
+    return gradient, functools.partial(pipeline.project, model, mesh=mesh)
+
+  def emulated(
     params: Any, tokens_BxL1: jax.Array, fixed: subspace.Fixed
   ) -> tuple[jax.Array, Any]:
     loss, grads = subspace.next_token_gradient(
-      config.model,
-      params,
-      tokens_BxL1,
-      stages,
-      fixed,
-      _microbatch(config.optim.inner, None),
+      model, params, tokens_BxL1, stages, fixed, microbatch
     )
     return loss.nats, grads
 
-  return gradient
+  return emulated, lambda params, fixed: subspace.project(
+    model, params, stages, fixed
+  )
 
 
 def _others(axes: tuple[str, ...], spec: jax.P) -> tuple[str, ...]:

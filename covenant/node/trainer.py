@@ -15,6 +15,7 @@ from covenant.data import assignment
 from covenant.data import receipt as receipt_lib
 from covenant.data import tokens as tokens_lib
 from covenant.islands import island as island_lib
+from covenant.islands import pipeline
 from covenant.models import sharding
 from covenant.node import course as course_lib
 from covenant.node import placement as placement_lib
@@ -98,7 +99,8 @@ class Trainer:
     mesh: of the miner (covenant/models/sharding.py). Several processes may own
       it, if all call alike. The sums of several devices are rounded otherwise
       than those of one; a mesh of one computes what None does, on its device.
-      None: the default device alone.
+      None: the default device alone. Of a mesh with the axis 'stage' a
+      pipeline has a device a stage, and any other island the first.
 
   Raises:
     ConfigError: the model or the batch cannot be cut so.
@@ -114,6 +116,9 @@ class Trainer:
     self._config = config
     self._replica = replica
     self.split = data.train
+    stages = None
+    if mesh is not None and pipeline.AXIS in mesh.axis_names:
+      mesh, stages = placement_lib.home(mesh), mesh
     self._placement = placement_lib.Placement(mesh, config.devices.offload)
     home = self._placement.home_mesh
     mesh = self._placement.mesh
@@ -123,7 +128,7 @@ class Trainer:
     else:
       islands = (island_lib.of(config, uid) for uid in range(config.miners))
       self._courses = {
-        island: course_lib.make(config, method, self._placement, island)
+        island: course_lib.make(config, method, self._placement, island, stages)
         for island in sorted(set(map(_kind, islands)))
       }
     specs = None if home is None else sharding.specs(replica.like, home)
@@ -201,6 +206,7 @@ class Trainer:
         place.spread(parking.fetch(params)), place.share(tokens_BxL1)
       )
       losses.append(nats)
+      delta = place.settle(delta)
       start = inner = None
     else:
       # The first step donates its parameters: it must not take the shared.
@@ -221,11 +227,10 @@ class Trainer:
         )
         losses.append(nats)
         jax.block_until_ready(losses[-2:-1])  # see `batches`
-      place = course.place
-      delta = local
-      # Made again: in training there is no room for it.
+      delta = course.place.settle(local)
+      inner = parking.park(course.place.settle(inner))
+      # Made again: while it trains there is no room for it.
       start, *_ = course.enter(place.home(parking.fetch(params)))
-    delta, inner = place.settle(delta), parking.park(place.settle(inner))
     sent = self._sender.compress(
       start,
       delta,
@@ -296,4 +301,5 @@ class Trainer:
 
 def _kind(island: island_lib.Island) -> island_lib.Island:
   """What islands that train by the same programs have in common."""
-  return island._replace(steps=0, rounds=1)
+  stages = island.stages if island.rank else 1
+  return island._replace(steps=0, stages=stages, rounds=1)

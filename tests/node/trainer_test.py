@@ -78,6 +78,39 @@ class PipelineTest(parameterized.TestCase):
         outside = norm(w_FxD - w_FxD @ u_DxK @ u_DxK.T) / norm(w_FxD)
         self.assertBetween(outside, least, least + 0.9 if least else 1e-5)
 
+  def test_on_its_stages_does_as_on_one_device(self):
+    """Up to rounding, as in `test_shards_do_as_one_device`."""
+    changes = (
+      'model.layers=2', 'optim.method=diloco', 'islands=stages=2,rank=3',
+      'optim.inner.microbatch_size=2',
+    )  # fmt: skip
+    config = config_lib.load(f'{ROOT}/configs/tiny.py', changes)
+    replica, data = replica_lib.Replica(config), dataset.load(config)
+    params = replica.init().params
+    mesh = sharding.mesh(config_lib.Devices(stage=2), jax.devices()[2:])
+    ends = []
+    for where in (None, mesh):
+      trainer = trainer_lib.Trainer(config, replica, data, where)
+      private, works = trainer.init(params), []
+      for r in range(2):
+        task = trainer_lib.Task(1, r, b'seed', bytes(32))
+        batches = trainer.batches(task)
+        work, private = trainer.work(params, private, task, batches)
+        works.append(work)
+      ends.append((works, private))
+    (works, private), (staged_works, staged) = ends
+    for one, two in zip(works, staged_works, strict=True):
+      self.assertAlmostEqual(one.loss, two.loss, delta=1e-5)
+      self.assertEqual(one.receipt, two.receipt)
+      gap = jax.tree.map(np.subtract, one.message, two.message)
+      self.assertLess(norm(gap) / norm(one.message), 1e-4)
+    # At rest it is as if it had never been split.
+    self.assertEqual(
+      jax.tree.map(np.shape, staged), jax.tree.map(np.shape, private)
+    )
+    gap = jax.tree.map(np.subtract, private.inner, staged.inner)
+    self.assertLess(norm(gap) / norm(private.inner), 1e-4)
+
 
 class TrainerTest(parameterized.TestCase):
   @parameterized.parameters(dict(fsdp=4), dict(data=2, fsdp=2))
@@ -138,13 +171,14 @@ class TrainerTest(parameterized.TestCase):
     islands = 'steps=3; steps=1; steps=6,batch=2; steps=1,batch=2'
     config = dataclasses.replace(config, islands=islands, miners=4)
     trainer, steps = trainer_lib.Trainer(config, replica, data), []
-    for batch, step in trainer._steps.items():
+    self.assertLen(trainer._courses, 2)
+    for island, course in trainer._courses.items():
 
-      def noting(*args, step=step, batch=batch):
+      def noting(*args, step=course.step, batch=island.batch):
         steps.append((batch, int(args[3])))
         return step(*args)
 
-      trainer._steps[batch] = noting
+      trainer._courses[island] = course._replace(step=noting)
     for uid in range(4):
       task = trainer_lib.Task(uid, 5, b'seed', bytes(32))
       private = trainer.init(params)

@@ -1,0 +1,90 @@
+"""Stages that exchange their own tensors with their like, against the whole."""
+
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+from absl.testing import absltest
+from absl.testing import parameterized
+
+from covenant import config as config_lib
+from covenant.models import llama
+from covenant.optim import method as method_lib
+from covenant.optim import receiver as receiver_lib
+from covenant.optim import sender as sender_lib
+
+CONFIG = config_lib.Config(
+  model=config_lib.Model(
+    vocab_size=32, width=32, layers=2, heads=2, kv_heads=1, ffn_width=48
+  ),
+)
+STAGES = (
+  frozenset({'layers_0'}),
+  frozenset({'layers_1', 'embedding', 'final_norm'}),
+)
+
+
+def own(tree, stage):
+  """What a stage has of a tree, on its device."""
+  part = {name: tree[name] for name in STAGES[stage]}
+  return jax.device_put(part, jax.devices()[2 + stage])
+
+
+class StagewiseTest(parameterized.TestCase):
+  @parameterized.parameters('sign', 'statistical')
+  def test_equals_the_exchange_of_whole_models(self, quantizer):
+    """Bit for bit: nothing that is sent is of two tensors together."""
+    optim = config_lib.Optim(
+      outer=config_lib.Outer(momentum=0.5),
+      compression=config_lib.Compression(
+        k=8, block=(16, 16), quantizer=quantizer
+      ),
+    )
+    method = method_lib.make(dataclasses.replace(CONFIG, optim=optim))
+    params = jax.jit(functools.partial(llama.init, CONFIG.model))(
+      jax.random.key(0)
+    )
+
+    def random_like(seed, scale):
+      rng = np.random.default_rng(seed)
+      return jax.tree.map(
+        lambda x: np.float32(scale) * rng.standard_normal(x.shape, np.float32),
+        params,
+      )
+
+    def exchange(part):
+      """Of three peers: messages, errors left, parameters after."""
+      like = part(params)
+      sender = sender_lib.Sender(like, method)
+      sent = [
+        sender.compress(
+          like,
+          jax.tree.map(np.add, like, part(random_like(peer, 2.0**peer))),
+          part(random_like(9 + peer, 0.1)),
+        )
+        for peer in range(3)
+      ]
+      moved = receiver_lib.Receiver(like, method).advance(
+        like, method.outer.init(like), [s.message for s in sent]
+      )
+      for x in jax.tree.leaves((moved.params, [s.error for s in sent])):
+        self.assertEqual(x.devices(), jax.tree.leaves(like)[0].devices())
+      return [s.message for s in sent], [s.error for s in sent], moved.params
+
+    want = exchange(lambda tree: jax.device_put(tree, jax.devices()[0]))
+    for stage, names in enumerate(STAGES):
+      got = exchange(functools.partial(own, stage=stage))
+      jax.tree.map(
+        np.testing.assert_array_equal,
+        jax.device_get(got),
+        jax.tree.map(
+          lambda tree, names=names: {name: tree[name] for name in names},
+          jax.device_get(want),
+          is_leaf=lambda x: isinstance(x, dict) and 'embedding' in x,
+        ),
+      )
+
+
+if __name__ == '__main__':
+  absltest.main()
