@@ -148,6 +148,10 @@ class Optim:
   inner_steps: int = _positive(10)
   # That a miner may train on in a round; 0: inner_steps * inner.batch_size.
   most_sequences: int = _field(0, low=0)
+  # Rounds by which the parameters that a delta was trained from may be older
+  # than its round, and what it counts for each of them.
+  staleness: int = _field(0, low=0, high=8)
+  staleness_discount: float = _field(0.5, low=0.02, high=1.0)
   inner: Inner = Inner()
   outer: Outer = Outer()
   compression: Compression = Compression()

@@ -78,6 +78,18 @@ def check(config: Any) -> None:
     "expected False with optim.aggregation.weight='tokens': the extremes of "
     'an element are not kept with their weights',
   )
+  require(
+    not (optim.aggregation.trim and optim.staleness),
+    'optim.aggregation.trim',
+    f'expected False with optim.staleness={optim.staleness}: the extremes of '
+    'an element are not kept with their weights',
+  )
+  require(
+    not optim.staleness or optim.method not in ('ddp', 'demo'),
+    'optim.staleness',
+    f'expected 0 with optim.method={optim.method!r}, whose gradients are of '
+    f'the parameters that they move, got {optim.staleness}',
+  )
   phases = config.phases
   least = (
     phases.put_blocks

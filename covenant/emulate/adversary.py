@@ -102,13 +102,6 @@ class Adversary(miner_lib.Miner):
     if self.contribution is not None:
       super()._upload(command, head)
 
-  def _task(self, round_index: int) -> trainer_lib.Task:
-    """Of a round, as the honest program would have it."""
-    start = self.plan.start(round_index)
-    uid = roster_lib.read(self.chain, start).uid(self.chain.hotkey)
-    seed = self.chain.block_hash(start)
-    return trainer_lib.Task(uid, round_index, seed, self.root)
-
   def _idle(self, message: Any, task: trainer_lib.Task) -> None:
     """Sends `message` without work, under a receipt that is right.
 

@@ -64,7 +64,9 @@ class ExactCopier(Copier):
       got = self.objects.fetch('payloads', task.round, [wanted], [], limit)
       data = got[commitment.digest]
       if isinstance(data, bytes):
-        self.contribution = trainer_lib.Contribution(data, 0.0, 0, 0.0)
+        self.contribution = trainer_lib.Contribution(
+          data, 0.0, 0, 0.0, task.round
+        )
         return
     raise node_lib.NotYet
 
@@ -156,7 +158,7 @@ class Replayer(adversary.Adversary):
       super()._contribute(task)
       self._first = self.contribution
     elif self.contribution is not None:
-      self.contribution = self._first._replace(tokens=0)
+      self.contribution = self._first._replace(tokens=0, round=task.round)
 
 
 class Repeater(adversary.Adversary):

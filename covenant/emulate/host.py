@@ -274,9 +274,9 @@ class Host:
     self._run_until(completed)
     self._before = before
     sent = {
-      uid: miner.contribution
+      uid: made
       for uid, miner in enumerate(self.miners)
-      if miner.contribution is not None
+      if (made := miner.contribution) and made.round == completed - 1
     }
     self._counted = {
       uid: sent[uid].payload
@@ -367,6 +367,13 @@ class Host:
         str(uid): base64.b64encode(data).decode()
         for uid, data in self._counted.items()
       },
+      'past': agreement.links_to_json(place.past),
+      # What is made, and is to be sent in a later round.
+      'contributions': {
+        str(uid): [base64.b64encode(made.payload).decode(), *made[1:]]
+        for uid, miner in enumerate(self.miners)
+        if (made := miner.contribution) and made.round >= place.round
+      },
       'standings': {
         str(self._config.miners + i): ratings.to_json(v.standings)
         for i, v in enumerate(self.validators)
@@ -383,7 +390,10 @@ class Host:
       base64.b64decode(protocol['chain']), clock=lambda: self.now
     )
     place = agreement.Place(
-      state.position.round, bytes.fromhex(protocol['root']), state.shared
+      state.position.round,
+      bytes.fromhex(protocol['root']),
+      state.shared,
+      agreement.links_from_json(protocol['past']),
     )
     standings = {
       int(uid): ratings.from_json(text)
@@ -395,6 +405,9 @@ class Host:
       int(uid): base64.b64decode(text)
       for uid, text in protocol['payloads'].items()
     }
+    for uid, (data, *numbers) in protocol['contributions'].items():
+      made = trainer_lib.Contribution(base64.b64decode(data), *numbers)
+      self.miners[int(uid)].contribution = made
     messages = {u: self._message(u, d) for u, d in self._counted.items()}
     for node in self.nodes:
       node.messages = messages
@@ -403,7 +416,11 @@ class Host:
     """What a payload of the last round held; it has been verified then."""
     run, last = self.replica.run, self._position.round - 1
     expected = payload_lib.Header(run, last, uid, self._before[:16], b'', 0)
-    return self.replica.decode(data, expected, lambda *_: True).message
+    place = self.validators[0].place
+    older = agreement.older_roots(
+      self.replica, place._replace(past=place.past[1:])
+    )
+    return self.replica.decode(data, expected, lambda *_: True, older).message
 
   def evaluate(self) -> metrics.Evaluation:
     began = time.perf_counter()

@@ -237,11 +237,12 @@ def audit(network: Network) -> dict[int, list[int]]:
   place, counted = host.genesis(), {}
   (rounds,) = {node.state.round for node in nodes.values()}
   verify, objects = host.chain.verify, host.objects('')
+  links = agreement.kept_links(host.replica)
   for r in range(rounds):
     kept = written.get(objects.key('history', r), [])
     assert len(kept) == 1, f'round {r} has {len(kept)} histories'
     (data,) = kept
-    digest, counted[r] = None, []
+    digest, counted[r], shared = None, [], place.shared
     if data:
       digest = objects_lib.digest(data)
       manifest = manifest_lib.decode(data, verify)
@@ -259,9 +260,8 @@ def audit(network: Network) -> dict[int, list[int]]:
         host.replica, host.chain, place, manifest.entries, payloads
       )
       counted[r] = sorted(applied.messages)
-      place = place._replace(shared=applied.shared)
-    root = manifest_lib.extend(place.root, r, digest)
-    place = agreement.Place(r + 1, root, place.shared)
+      shared = applied.shared
+    place = place.after(digest, shared, links)
   fingerprint = host.replica.fingerprint(place.shared)
   found = (rounds, place.root.hex()[:16], fingerprint[:16])
   assert {found} == set(places.values()), f'{found} replayed, not {places}'

@@ -36,6 +36,7 @@ class Verdict(enum.Enum):
   ABSENT = 'committed, but no payload is at the address'
   UNREACHABLE = 'the store that holds the payload did not answer'
   EXCUSED = 'not judged: most payloads could not be fetched'
+  AWAITED = 'nothing yet, as its work may take some rounds'
   DIGEST = 'the payload is not the one that was committed to'
   REFUSED = 'the payload was refused'
   UNSYNCHRONIZED = 'trained from other parameters than the round began with'
@@ -71,6 +72,8 @@ class Expected(NamedTuple):
   # in it passes.
   receipts: Mapping[int, bytes]
   sequences: int  # that were assigned to each
+  # Of earlier rounds, latest first, whose parameters are not yet too old.
+  older: Sequence[bytes] = ()
 
 
 class Check(NamedTuple):
@@ -82,6 +85,7 @@ class Check(NamedTuple):
   relative_norm: float | None = None  # L2 of the message over the median
   similarity: float | None = None  # to whom of those not later it is most like
   twin: int | None = None  # that peer; see `overlap`
+  staleness: int = 0  # of a payload that is valid: how old its parameters were
 
   @property
   def valid(self) -> bool:
@@ -229,10 +233,12 @@ def first_check(s: Submission, expected: Expected) -> Check:
       Verdict.UNSYNCHRONIZED if root else Verdict.REFUSED, str(s.decoded)
     )
   header = s.decoded.header
-  if header.root != expected.root:
+  # What is older still has been refused as such.
+  root = (expected.root, *expected.older)[header.staleness]
+  if header.root != root:
     return no(
       Verdict.UNSYNCHRONIZED,
-      f'its root is {header.root.hex()}, not {expected.root.hex()}',
+      f'its root is {header.root.hex()}, not {root.hex()}',
     )
   # Fewer are no lie: who says so is paid for what they gain.
   if not 1 <= header.sequences <= expected.sequences:
@@ -246,7 +252,7 @@ def first_check(s: Submission, expected: Expected) -> Check:
       f'its receipt is {header.receipt.hex()}, '
       f'not {expected.receipts[s.uid].hex()}',
     )
-  return Check(Verdict.VALID, '', s.block)
+  return Check(Verdict.VALID, '', s.block, staleness=header.staleness)
 
 
 def judge_norms(norms: Mapping[int, float]) -> dict[int, dict[str, Any]]:

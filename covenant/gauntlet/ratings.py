@@ -53,6 +53,7 @@ FACTORS = {
   Verdict.COPY: 0.25,
   Verdict.TWIN: 0.25,
 }
+_NOT_JUDGED = Verdict.EXCUSED, Verdict.AWAITED
 _WORST_FACTOR = 2.0**-10  # of one reason, however often
 NEGATIVE, ALIKE = 'NEGATIVE', 'ALIKE'
 NEGATIVE_FACTOR, ALIKE_FACTOR = 0.5, 0.25
@@ -78,6 +79,7 @@ def update(
   report: checks_lib.Report,
   scores: Mapping[int, scores_lib.Score],
   config: config_lib.Gauntlet,
+  staleness: int = 0,
 ) -> Update:
   """The state after a round, and why.
 
@@ -88,6 +90,10 @@ def update(
     report: the checks of the round. A uid that it lacks is left as it was.
     scores: of those who were evaluated, by uid; valid ones only.
     config: the section of the run's config.
+    staleness: by how many rounds a message may be late for its parameters. Who
+      sends nothing is waited for as long, and answers for those rounds with a
+      message that is as stale (and counts less); else they are misses after
+      all. So it does not pay to stay away from rounds that look bad.
   """
   if round_index <= state.round:
     raise ValueError(
@@ -95,8 +101,12 @@ def update(
       f'{state.round}'
     )
   before = admit(state, round_index, identities).standings
-  judged = {u: c for u, c in sorted(report.checks.items()) if u in before}
-  ratings = _rate(before, report, scores)
+  judged = {
+    uid: _awaited(check, before[uid], staleness)
+    for uid, check in sorted(report.checks.items())
+    if uid in before
+  }
+  ratings = _rate(before, judged, scores)
   scale = _scale(scores)
   after, reasons = dict(before), {u: [] for u in judged}
   for uid, check in judged.items():
@@ -145,9 +155,17 @@ def update(
   return Update(State(round_index, after, proven), decisions)
 
 
+def _awaited(
+  check: checks_lib.Check, standing: Standing, staleness: int
+) -> checks_lib.Check:
+  if check.verdict is Verdict.MISSING and standing.waiting < staleness:
+    return check._replace(verdict=Verdict.AWAITED)
+  return check
+
+
 def _rate(
   standings: Mapping[int, Standing],
-  report: checks_lib.Report,
+  checks: Mapping[int, checks_lib.Check],
   scores: Mapping[int, scores_lib.Score],
 ) -> dict[int, tuple[float, float]]:
   """New (mu, sigma) of who was evaluated, and of who should have sent.
@@ -157,9 +175,9 @@ def _rate(
   """
   values = {u: s.gain for u, s in scores.items() if u in standings}
   last = min(values.values(), default=0.0) - 1.0
-  for uid, check in report.checks.items():
-    absent = not check.valid and check.verdict is not Verdict.EXCUSED
-    if absent and uid in standings and standings[uid].evaluations:
+  for uid, check in checks.items():
+    absent = not check.valid and check.verdict not in _NOT_JUDGED
+    if absent and standings[uid].evaluations:
       values[uid] = last
   if not scores or len(values) < 2:
     return {}
@@ -193,9 +211,10 @@ def _observe(
   reasons: list[str],
 ) -> Standing:
   """The standing with what the round showed; adds to `reasons`."""
-  if check.verdict is Verdict.EXCUSED:
+  if check.verdict in _NOT_JUDGED:
     reasons.append(check.verdict.value)
-    return old
+    awaited = check.verdict is Verdict.AWAITED
+    return dataclasses.replace(old, waiting=old.waiting + awaited)
   if not check.valid:
     reasons.append(': '.join(filter(None, (check.verdict.value, check.detail))))
     new = dataclasses.replace(old, misses=old.misses + 1)
@@ -205,7 +224,10 @@ def _observe(
       return new
     return _punish(new, check.verdict.name, factor, round_index, config)
   alike = old.alike + ((check.similarity or 0.0) - old.alike) / ALIKE_ROUNDS
-  new = dataclasses.replace(old, misses=0, alike=alike)
+  new = dataclasses.replace(old, misses=0, alike=alike, waiting=0)
+  for _ in range(old.waiting - check.staleness):
+    reasons.append('sent nothing in a round before, and answers for it now')
+    new = _average(new, 0.0, config) if old.gains else new
   if score is None:
     return new
   decay = 1 - 1 / config.memory
@@ -250,7 +272,7 @@ def _settle(
   """The standing with its merit and score; adds what was lost to `reasons`."""
   if not config.evaluate:
     equal = float(check.valid) or (
-      standing.score if check.verdict is Verdict.EXCUSED else 0.0
+      standing.score if check.verdict in _NOT_JUDGED else 0.0
     )
     return dataclasses.replace(standing, merit=equal, score=equal)
   kept = tuple(p for p in standing.penalties if p.until >= round_index)

@@ -51,6 +51,7 @@ class Standing:
   evaluated: int = -1  # last round; before the first, the one before admission
   # How much of the usual work it said it did, averaged as the gain.
   effort: float = 1.0
+  waiting: int = 0  # rounds that it sent nothing, and may yet answer for
   misses: int = 0  # rounds since the last valid message
   # How alike its messages have been to those that others sent no later.
   alike: float = 0.0

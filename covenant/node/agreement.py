@@ -22,12 +22,55 @@ class Lost(Exception):
   """What a node holds is not what the others hold."""
 
 
+class Link(NamedTuple):
+  """A round of a history: it led on to `manifest_lib.extend` of this."""
+
+  root: bytes  # before it
+  digest: bytes | None  # of the manifest that was applied, if any
+
+
 class Place(NamedTuple):
   """A state of the run, and the history that led to it."""
 
   round: int  # that has not been applied yet
   root: bytes
   shared: replica_lib.Shared
+  # The last rounds, latest first: `kept_links`, or all if there were fewer.
+  past: tuple[Link, ...] = ()
+
+  def after(
+    self, digest: bytes | None, shared: replica_lib.Shared, links: int
+  ) -> 'Place':
+    """The next place, by the manifest of a digest; keeps so many links."""
+    root = manifest_lib.extend(self.root, self.round, digest)
+    past = (Link(self.root, digest), *self.past)[:links]
+    return Place(self.round + 1, root, shared, past)
+
+
+def links_to_json(past: Sequence[Link]) -> list[list[str]]:
+  return [[root.hex(), (digest or b'').hex()] for root, digest in past]
+
+
+def links_from_json(raw: Sequence[Sequence[str]]) -> tuple[Link, ...]:
+  """Raises ValueError or TypeError where it is none."""
+  return tuple(
+    Link(bytes.fromhex(root), bytes.fromhex(digest) or None)
+    for root, digest in raw
+  )
+
+
+def older_roots(replica: replica_lib.Replica, place: Place) -> list[bytes]:
+  """Of rounds before, latest first, that a payload may be trained from."""
+  return [link.root[:16] for link in place.past[: replica.most_stale]]
+
+
+def kept_links(replica: replica_lib.Replica) -> int:
+  """How many rounds back a node must know the root.
+
+  Payloads of this round and, to compare them with, of the last one may be
+  trained from parameters that are so old.
+  """
+  return replica.most_stale + 1 if replica.most_stale else 0
 
 
 class Applied(NamedTuple):
@@ -132,8 +175,12 @@ def decode(
   expected = payload_lib.Header(
     replica.run, place.round, entry.uid, place.root[:16], b'', 0
   )
+  older = older_roots(replica, place)
   return replica.decode(
-    data, expected, lambda text, sig: chain.verify(entry.hotkey, text, sig)
+    data,
+    expected,
+    lambda text, sig: chain.verify(entry.hotkey, text, sig),
+    older,
   )
 
 
@@ -163,7 +210,8 @@ def recall(
       place.root
     ):
       continue  # of another history
-    before = place._replace(round=r, root=manifest.root)
+    past = place.past[1:]
+    before = place._replace(round=r, root=manifest.root, past=past)
     found = _read(replica, chain, before, entries, payloads)
     return {uid: content.message for uid, content in found.items()}
   return {}

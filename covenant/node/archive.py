@@ -20,6 +20,7 @@ from covenant.node import checkpoint as checkpoint_lib
 from covenant.node import objects as objects_lib
 from covenant.node import replica as replica_lib
 from covenant.store import interface as store_lib
+from covenant.wire import manifest as manifest_lib
 
 _CHUNK = 32 << 20  # bytes
 _MAX_INDEX = 16 << 20  # bytes
@@ -32,6 +33,7 @@ class Index(NamedTuple):
   round: int
   root: str  # hexadecimal
   fingerprint: str
+  past: list[list[str]]  # see `agreement.Place`
   files: dict[str, list[str]]  # relative path -> digests of its chunks
 
 
@@ -65,7 +67,8 @@ def publish(
           objects.keep(objects.chunk_key(digest), chunk)
           digests.append(digest.hex())
       files[str(path.relative_to(root))] = digests
-  index = Index(place.round, place.root.hex(), fingerprint, files)
+  past = agreement.links_to_json(place.past)
+  index = Index(place.round, place.root.hex(), fingerprint, past, files)
   body = json.dumps(index._asdict()).encode()
   objects.keep(objects.key('checkpoints', place.round), body + sign(body))
 
@@ -105,6 +108,7 @@ def read_index(
         raise ValueError(f'a digest of {path!r}')
     if index.round != round_index or len(bytes.fromhex(index.root)) != 32:
       raise ValueError(f'of round {index.round}, with root {index.root!r}')
+    _check_past(index)
   except (ValueError, TypeError, AttributeError) as e:
     raise agreement.Lost(f'{key}: {e}') from e
   return index
@@ -162,7 +166,22 @@ def load(
       f'the checkpoint of round {index.round} has the fingerprint {found}, '
       f'not {index.fingerprint}'
     )
-  return agreement.Place(index.round, bytes.fromhex(index.root), shared)
+  past = agreement.links_from_json(index.past)
+  if len(past) != min(agreement.kept_links(replica), index.round):
+    raise agreement.Lost(
+      f'the checkpoint of round {index.round} knows {len(past)} rounds before'
+    )
+  return agreement.Place(index.round, bytes.fromhex(index.root), shared, past)
+
+
+def _check_past(index: Index) -> None:
+  """Raises ValueError unless the past leads to the root, which is checked."""
+  root = bytes.fromhex(index.root)
+  past = agreement.links_from_json(index.past)
+  for r, link in zip(range(index.round - 1, -1, -1), past, strict=False):
+    if manifest_lib.extend(link.root, r, link.digest) != root:
+      raise ValueError(f'round {r} of its past does not lead to {root.hex()}')
+    root = link.root
 
 
 def _abstract(replica: replica_lib.Replica) -> replica_lib.Shared:

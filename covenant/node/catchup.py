@@ -260,6 +260,8 @@ class CatchUp:
   ) -> agreement.Place:
     place = start
     for r, data in enumerate(manifests, start=start.round):
+      digest = objects_lib.digest(data) if data else None
+      shared, links = place.shared, agreement.kept_links(self._replica)
       if data:
         try:
           manifest = manifest_lib.decode(data, self._chain.verify)
@@ -278,9 +280,8 @@ class CatchUp:
         applied = agreement.outer_step(
           self._replica, self._chain, place, manifest.entries, payloads
         )
-        place = place._replace(shared=applied.shared)
-      root = _extend(place.root, r, data)
-      place = agreement.Place(r + 1, root, place.shared)
+        shared = applied.shared
+      place = place.after(digest, shared, links)
     return place
 
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from covenant.chain import interface as chain_lib
+from covenant.islands import island as island_lib
 from covenant.node import agreement
 from covenant.node import node as node_lib
 from covenant.node import objects as objects_lib
@@ -52,13 +53,18 @@ class Miner(node_lib.Node):
     return self._trainer.init(self.shared.params, self.state.round)
 
   def _train(self, command: round_lib.Command, head: int) -> None:
-    r = command.round
-    start = self.plan.start(r)
-    roster = roster_lib.read(self.chain, start)
-    task = trainer_lib.Task(
-      roster.uid(self.chain.hotkey), r, self.chain.block_hash(start), self.root
-    )
-    self._contribute(task)
+    """Makes the contribution of a round, if it is not under way already."""
+    r, made = command.round, self.contribution
+    if made is None or made.round < r:
+      self._contribute(self._task(r))
+
+  def _task(self, round_index: int) -> trainer_lib.Task:
+    """Of a round that begins with the parameters it has now."""
+    start = self.plan.start(round_index)
+    uid = roster_lib.read(self.chain, start).uid(self.chain.hotkey)
+    seed = self.chain.block_hash(start)
+    ahead = island_lib.of(self.config, uid).rounds - 1
+    return trainer_lib.Task(uid, round_index, seed, self.root, ahead)
 
   def _contribute(self, task: trainer_lib.Task) -> None:
     """Makes what will be published."""
@@ -67,7 +73,7 @@ class Miner(node_lib.Node):
       self.private,
       task,
       self.chain.sign,
-      late=lambda: self._is_late(task.round),
+      late=lambda: self._is_late(task.due),
     )
 
   def _is_late(self, round_index: int) -> bool:
@@ -80,15 +86,20 @@ class Miner(node_lib.Node):
     except chain_lib.ChainError:
       return False
 
+  def _due(self, round_index: int) -> trainer_lib.Contribution | None:
+    """What there is to be sent in a round."""
+    made = self.contribution
+    return made if made is not None and made.round == round_index else None
+
   def _commit(self, command: round_lib.Command, head: int) -> None:
-    assert self.contribution is not None
-    digest = objects_lib.digest(self.contribution.payload)
-    self.commit(command.round, digest, head)
+    if (made := self._due(command.round)) is not None:
+      self.commit(command.round, objects_lib.digest(made.payload), head)
 
   def _upload(self, command: round_lib.Command, head: int) -> None:
     """Raises NotYet until who copies the bytes must commit to a later block."""
-    assert self.contribution is not None
-    data = self.contribution.payload
+    if (made := self._due(command.round)) is None:
+      return
+    data = made.payload
     digest = objects_lib.digest(data)
     roster = roster_lib.read(self.chain, self.plan.settled(head))
     mine = roster.commitments.get(roster.uid(self.chain.hotkey))

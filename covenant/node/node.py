@@ -81,6 +81,7 @@ class Node:
     self.state = round_lib.State(place.round)
     self.shared = place.shared
     self.root = place.root
+    self.past = place.past
     self.delta_norm = 0.0  # of the last round, L2
     self.messages: Mapping[int, Any] = {}  # of the last round
     self.weights: Mapping[int, weight_lib.Weight] = {}  # theirs
@@ -99,7 +100,7 @@ class Node:
 
   @property
   def place(self) -> agreement.Place:
-    return agreement.Place(self.state.round, self.root, self.shared)
+    return agreement.Place(self.state.round, self.root, self.shared, self.past)
 
   def poll(self, head: int) -> int:
     """Does one thing at most; returns the block at which to ask again.
@@ -175,8 +176,10 @@ class Node:
         digest = None
     if applied is None:
       applied = agreement.Applied(self.shared, self.shared, 0.0, {}, {})
+    links = agreement.kept_links(self.replica)
+    after = self.place.after(digest, applied.shared, links)
     self._moved(applied, digest)
-    self.root = manifest_lib.extend(self.root, r, digest)
+    self.root, self.past = after.root, after.past
 
   def _counted(self, r: int, digest: bytes, head: int) -> agreement.Applied:
     """What the manifest of a digest does, if nobody here knows it yet."""
@@ -252,7 +255,7 @@ class Node:
     self, place: agreement.Place, replayed: Mapping[int, bytes]
   ) -> None:
     """Goes on from where catching up led, over the manifests `replayed`."""
-    self.shared, self.root = place.shared, place.root
+    self.shared, self.root, self.past = place.shared, place.root, place.past
     self.state = round_lib.State(place.round)
     self.messages, self.weights = {}, {}
     self._payloads, self._decoded = {}, {}
@@ -270,11 +273,16 @@ class Node:
     """Goes on from what `save` returned; also returns its text, parsed."""
     text = json.loads(saved['text'])
     self.shared, self.root = saved['shared'], bytes.fromhex(text['root'])
+    self.past = agreement.links_from_json(text['past'])
     self.state = round_lib.State(text['round'])
     return text
 
   def _text(self) -> dict[str, Any]:
-    return {'round': self.state.round, 'root': self.root.hex()}
+    return {
+      'round': self.state.round,
+      'root': self.root.hex(),
+      'past': agreement.links_to_json(self.past),
+    }
 
   def fingerprint(self) -> str:
     return self.replica.fingerprint(self.shared)

@@ -8,7 +8,7 @@ import collections
 import functools
 import hashlib
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent import futures
 from typing import Any, NamedTuple
 
@@ -125,15 +125,25 @@ class Replica:
     return jax.device_put(params, sharding.shardings(self.like, self.mesh))
 
   def decode(
-    self, data: bytes, expected: payload.Header, verify: payload.Verify
+    self,
+    data: bytes,
+    expected: payload.Header,
+    verify: payload.Verify,
+    older: Sequence[bytes] = (),
   ) -> payload.Payload:
     """The content of a payload; raises `payload.Refused`."""
-    return payload.decode(data, expected, self.like, self.spec, verify)
+    return payload.decode(data, expected, self.like, self.spec, verify, older)
+
+  @property
+  def most_stale(self) -> int:
+    """By how many rounds the parameters of a payload may be older."""
+    return self._config.optim.staleness
 
   def weigh(self, header: payload.Header) -> weight.Weight:
     """How much the message of a payload counts, by what its header says."""
     most = assignment.per_miner(self._config)
-    return weight.weigh(self.method.weight, header.sequences, most)
+    discount = self._config.optim.staleness_discount**header.staleness
+    return weight.weigh(self.method.weight, header.sequences, most, discount)
 
   def advance(
     self,

@@ -45,9 +45,15 @@ class Task(NamedTuple):
   """Who trains in which round, on what."""
 
   uid: int
-  round: int
+  round: int  # in which it begins, and whose data it trains on
   seed: int | bytes  # of the round's assignment: a block hash
   root: bytes  # of the history that led to the parameters
+  ahead: int = 0  # rounds by which it is sent later
+
+  @property
+  def due(self) -> int:
+    """The round in which it is sent."""
+    return self.round + self.ahead
 
 
 class Work(NamedTuple):
@@ -65,6 +71,7 @@ class Contribution(NamedTuple):
   loss: float  # mean training loss over the round, nats a token
   tokens: int  # trained in this round
   error_norm: float  # L2 norm of the error feedback left behind
+  round: int  # in which it is to be sent
 
 
 def assigned(
@@ -284,11 +291,12 @@ class Trainer:
     """What a miner sends of its work, signed."""
     header = payload.Header(
       self._replica.run,
-      task.round,
+      task.due,
       task.uid,
       task.root[:16],
       work.receipt,
       work.sequences,
+      task.ahead,
     )
     replica = self._replica
     return Contribution(
@@ -296,6 +304,7 @@ class Trainer:
       work.loss,
       work.sequences * self._config.data.context,
       work.error_norm,
+      task.due,
     )
 
 

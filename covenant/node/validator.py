@@ -106,7 +106,6 @@ class Validator(node_lib.Node):
     wanted = self._worth_fetching(r, entries)
     payloads = self._fetch(r, roster, [entries[uid] for uid in wanted])
     submissions, readable, receipts = [], {}, {}
-    seed = self.chain.block_hash(plan.start(r))
     for peer in roster.miners:
       uid, entry = peer.uid, entries.get(peer.uid)
       if entry is None:
@@ -134,7 +133,7 @@ class Validator(node_lib.Node):
           if isinstance(decoded, payload_lib.Payload):
             self._payloads[entry.digest] = data
             self._decoded[entry.digest] = readable[uid] = decoded
-            receipts[uid] = self._receipt(uid, r, seed, decoded.header)
+            receipts[uid] = self._receipt(decoded.header)
       elif block >= plan.put_opens(r) and uid not in twice:
         continue  # in time, and nobody asked for it
       submissions.append(submission)
@@ -146,6 +145,7 @@ class Validator(node_lib.Node):
         root=self.root[:16],
         receipts=receipts,
         sequences=assignment.per_miner(self.config),
+        older=agreement.older_roots(self.replica, self.place),
       ),
       seed=self._lot(r),
       previous=self.messages or self._recall(roster),
@@ -223,11 +223,11 @@ class Validator(node_lib.Node):
     except payload_lib.Refused as e:
       return e
 
-  def _receipt(
-    self, uid: int, r: int, seed: bytes, header: payload_lib.Header
-  ) -> bytes:
+  def _receipt(self, header: payload_lib.Header) -> bytes:
     """What the receipt must be of who trained on as much as `header` says."""
-    task = trainer_lib.Task(uid, r, seed, self.root)
+    r = header.round - header.staleness
+    seed = self.chain.block_hash(self.plan.start(r))
+    task = trainer_lib.Task(header.uid, r, seed, header.root)
     ids_n = trainer_lib.assigned(self.config, task, self._judge.split)
     return receipt_lib.of_sequences(
       self._judge.split, ids_n[: header.sequences], self.config.data.context
@@ -378,7 +378,13 @@ class Validator(node_lib.Node):
     scores = self._evaluate(r, collected, report)
     gauntlet = self.config.gauntlet
     self.standings, decisions = ratings.update(
-      self.standings, r, _identities(collected.roster), report, scores, gauntlet
+      self.standings,
+      r,
+      _identities(collected.roster),
+      report,
+      scores,
+      gauntlet,
+      self.config.optim.staleness,
     )
     weights = incentives.weights(self.standings, gauntlet)
     for decision in decisions:
@@ -432,8 +438,10 @@ class Validator(node_lib.Node):
     )
     scores = {}
     for uid in uids:
-      claimed = found[uid].header.sequences
-      own = scores_lib.own_ids(config, uid, r, total, seed, lot, claimed)
+      header = found[uid].header
+      claimed, began = header.sequences, r - header.staleness
+      seed = self.chain.block_hash(self.plan.start(began))
+      own = scores_lib.own_ids(config, uid, began, total, seed, lot, claimed)
       score = self._judge.scorer.score(
         shared, found[uid].message, split.read(own, context), weights[uid]
       )

@@ -1,7 +1,7 @@
 """One peer's contribution to one round, as bytes.
 
-  magic 'CVNT' | version u16 | uid u32 | round u64 | run 16 | spec 16
-    | root 16 | receipt 16 | sequences u32                             header
+  magic 'CVNT' | version u16 | uid u32 | round u32 | staleness u32 | run 16
+    | spec 16 | root 16 | receipt 16 | sequences u32                   header
   per tensor, per region: packed indices and codes | scales            body
   blake2b-256 of all of the above                                      digest
   64 bytes by the sender's hotkey over the digest                      signature
@@ -12,6 +12,9 @@ config, and a payload made for another is refused before its body is read. The
 length of a payload follows from the spec (with the codec 'rice' its bounds
 do), so it is known before a byte is fetched. One message has one encoding, up
 to the signature: ed25519 has one, sr25519 draws a new one each time.
+
+A payload of round r and staleness s is a delta against the parameters with
+which round r - s began; `root` is that of their history.
 """
 
 import dataclasses
@@ -19,7 +22,7 @@ import enum
 import hashlib
 import json
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -32,9 +35,9 @@ from covenant.wire import codec as codec_lib
 from covenant.wire import rice
 from covenant.wire import templar
 
-_HEADER = struct.Struct('<4sHIQ16s16s16s16sI')
+_HEADER = struct.Struct('<4sHIII16s16s16s16sI')
 _MAGIC = b'CVNT'
-_VERSION = 2
+_VERSION = 3
 _DIGEST_BYTES = 32
 _SIGNATURE_BYTES = 64
 _PERSON = b'covenant.payload'  # no other signed text has this digest
@@ -56,6 +59,7 @@ class Reason(enum.Enum):
   SPEC = 'of another model or compression'
   ROUND = 'of another round'
   UID = 'of another uid'
+  STALENESS = 'trained from parameters that are too old'
   ROOT = 'trained from other parameters'
   SIGNATURE = 'not signed by the hotkey of its uid'
   INDICES = 'bad indices'
@@ -79,6 +83,7 @@ class Header(NamedTuple):
   root: bytes  # 16 bytes: the history whose parameters it was trained from
   receipt: bytes  # 16 bytes: a digest of the tokens it was trained on
   sequences: int  # how many it was trained on
+  staleness: int = 0  # how many rounds ago it had these parameters
 
 
 class Payload(NamedTuple):
@@ -199,6 +204,7 @@ def encode(
       _VERSION,
       header.uid,
       header.round,
+      header.staleness,
       header.run,
       spec.digest,
       header.root,
@@ -214,7 +220,12 @@ def encode(
 
 
 def decode(
-  data: bytes, expected: Header, like: Any, spec: Spec, verify: Verify
+  data: bytes,
+  expected: Header,
+  like: Any,
+  spec: Spec,
+  verify: Verify,
+  older: Sequence[bytes] = (),
 ) -> Payload:
   """The content of a payload from a peer that may be hostile.
 
@@ -225,10 +236,12 @@ def decode(
     like: the parameters or their shapes.
     spec: `make_spec(like, compression)`.
     verify: whether the hotkey of `expected.uid` signed some bytes.
+    older: the roots of earlier rounds whose parameters it may be trained from
+      as well, the latest first: by its staleness.
 
   Returns:
-    A header that equals `expected` in all but receipt and sequences, and a
-    message of NumPy arrays, structured for `like`.
+    A header that equals `expected` in run, round and uid, and in the root but
+    for its staleness; and a message of NumPy arrays, structured for `like`.
 
   Raises:
     Refused: with one reason; nothing was allocated beyond the payload's size
@@ -242,19 +255,34 @@ def decode(
   digest = _digest(memoryview(data)[:body_end])
   if digest != data[body_end : body_end + _DIGEST_BYTES]:
     raise Refused(Reason.DIGEST, 'the bytes are not those the sender digested')
-  magic, version, uid, round_index, run, layout, root, receipt, sequences = (
-    _HEADER.unpack_from(data)
-  )
+  (
+    magic,
+    version,
+    uid,
+    round_index,
+    staleness,
+    run,
+    layout,
+    root,
+    receipt,
+    sequences,
+  ) = _HEADER.unpack_from(data)
   for reason, want, got in (
     (Reason.MAGIC, (_MAGIC, _VERSION), (magic, version)),
     (Reason.RUN, expected.run, run),
     (Reason.SPEC, spec.digest, layout),
     (Reason.ROUND, expected.round, round_index),
     (Reason.UID, expected.uid, uid),
-    (Reason.ROOT, expected.root, root),
   ):
     if want != got:
       raise Refused(reason, f'expected {_shown(want)}, got {_shown(got)}')
+  if staleness > len(older):
+    raise Refused(
+      Reason.STALENESS, f'expected at most {len(older)} rounds, got {staleness}'
+    )
+  want = (expected.root, *older)[staleness]
+  if want != root:
+    raise Refused(Reason.ROOT, f'expected {_shown(want)}, got {_shown(root)}')
   if not verify(digest, data[-_SIGNATURE_BYTES:]):
     raise Refused(Reason.SIGNATURE, f'uid {uid} did not sign these bytes')
   body, parts = memoryview(data)[_HEADER.size : body_end], []
@@ -264,7 +292,7 @@ def decode(
   if body:
     raise Refused(Reason.LENGTH, f'{len(body)} bytes after the last tensor')
   message = jax.tree.structure(like).unflatten(parts)
-  header = Header(run, round_index, uid, root, receipt, sequences)
+  header = Header(run, round_index, uid, root, receipt, sequences, staleness)
   return Payload(header, message)
 
 

@@ -1,15 +1,19 @@
 """Runs of miners that are not alike, through the protocol."""
 
 import dataclasses
+import json
 import pathlib
 
+import jax
 import numpy as np
 from absl.testing import absltest
 
 from covenant import config as config_lib
 from covenant.data import dataset
 from covenant.emulate import host as host_lib
+from covenant.emulate import network as network_lib
 from covenant.node import replica as replica_lib
+from covenant.node import round as round_lib
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 
@@ -57,6 +61,76 @@ class UnequalTest(absltest.TestCase):
       self.assertEqual(witness.standings.standings[uid].penalties, ())
       tokens = miner.contribution.tokens
       self.assertEqual(tokens, sizes[uid] * config.data.context)
+
+
+class StaleTest(absltest.TestCase):
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    cls.config = tiny(
+      optim=dict(staleness=1),
+      rounds=6,
+      islands='2x; steps=1,rounds=2',
+      checkpoint=config_lib.Checkpoint(every=1, publish=2, keep=1),
+    )
+    cls.host = host_lib.Host(cls.config, dataset.load(cls.config))
+
+  def test_who_needs_two_rounds_counts_every_second_and_is_not_missed(self):
+    host, heard = self.host, []
+    host.init()
+    for r in range(4):
+      record = host.round()
+      self.assertEqual(record.uids, (0, 1, 2) if r % 2 else (0, 1))
+      validator = host.validators[0]
+      heard.append(sorted(validator.messages))
+      standing = validator.standings.standings[2]
+      self.assertEqual((standing.waiting, standing.misses), ((r + 1) % 2, 0))
+    self.assertEqual(heard, [[0, 1], [0, 1, 2]] * 2)
+    self.assertEqual(
+      [validator.weights[u].parts for u in range(3)], [64, 64, 32]
+    )
+    self.assertGreater(standing.evaluations, 0)
+    self.assertLen({n.root for n in host.nodes}, 1)
+
+  def test_resumed_equals_uninterrupted(self):
+    """Stopped while the slow one is half done."""
+    folder = self.create_tempdir().full_path
+    want = host_lib.run(self.config, f'{folder}/whole')
+    asked = iter([True])
+    first = host_lib.run(
+      self.config, f'{folder}/parts', stop=lambda: next(asked)
+    )
+    self.assertEqual(first.state.position.round, 1)
+    self.assertIn('2', json.loads(first.state.protocol)['contributions'])
+    got = host_lib.run(self.config, f'{folder}/parts')
+    for ours, theirs in zip(
+      jax.tree.leaves(got.state.miners),
+      jax.tree.leaves(want.state.miners),
+      strict=True,
+    ):
+      np.testing.assert_array_equal(ours, theirs)
+    for what in 'root', 'past', 'standings', 'contributions':
+      self.assertEqual(
+        json.loads(got.state.protocol)[what],
+        json.loads(want.state.protocol)[what],
+      )
+
+  def test_killed_and_joined_stand_where_all_are(self):
+    """From a checkpoint, whose next round has a payload of an older one."""
+    at = round_lib.Schedule(self.config.phases).start
+    network = network_lib.Network(
+      self.config,
+      self.host,
+      script={
+        at(1) + 9: lambda net: net.kill('2', down=1),
+        at(3) + 9: lambda net: net.kill('3', down=1),
+        at(4) + 9: lambda net: net.join('new'),
+      },
+    )
+    network.run(6)
+    counted = network_lib.audit(network)
+    self.assertIn(2, counted[3])
+    self.assertIn('new', network.live)
 
 
 if __name__ == '__main__':
