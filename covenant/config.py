@@ -148,6 +148,9 @@ class Optim:
   inner_steps: int = _positive(10)
   # That a miner may train on in a round; 0: inner_steps * inner.batch_size.
   most_sequences: int = _field(0, low=0)
+  # Inner steps of a round that are trained while the last one is exchanged; 0:
+  # the exchange is waited for (covenant/node/trainer.py).
+  overlap: int = _field(0, low=0)
   # Rounds by which the parameters that a delta was trained from may be older
   # than its round, and what it counts for each of them.
   staleness: int = _field(0, low=0, high=8)

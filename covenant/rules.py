@@ -85,6 +85,12 @@ def check(config: Any) -> None:
     'an element are not kept with their weights',
   )
   require(
+    optim.overlap < optim.inner_steps or not optim.overlap,
+    'optim.overlap',
+    f'expected fewer than optim.inner_steps = {optim.inner_steps}, '
+    f'got {optim.overlap}',
+  )
+  require(
     not optim.staleness or optim.method not in ('ddp', 'demo'),
     'optim.staleness',
     f'expected 0 with optim.method={optim.method!r}, whose gradients are of '

@@ -5,6 +5,7 @@ from typing import Any
 
 from covenant.emulate import crew as crew_lib
 from covenant.node import miner as miner_lib
+from covenant.node import round as round_lib
 from covenant.node import trainer as trainer_lib
 
 Begun = Callable[[], tuple[trainer_lib.Contribution, trainer_lib.Private]]
@@ -55,6 +56,12 @@ class Miner(miner_lib.Miner):
 
   def _fresh(self) -> trainer_lib.Private:
     return self._seat.init(self.shared.params, self.state.round)
+
+  def _begin(self, command: round_lib.Command, head: int) -> None:
+    """Later, with all other steps: what they lead to is the same.
+
+    They go on from what is private, and virtual time does not pass meanwhile.
+    """
 
   def _contribute(self, task: trainer_lib.Task) -> None:
     self._begun = self._seat.contribute(

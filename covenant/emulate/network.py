@@ -66,7 +66,7 @@ class Network:
     self.block = -1
     self.events: list[Seen] = []
     self.restarts = 0
-    self.plan = round_lib.Schedule(config.phases)
+    self.plan = round_lib.Schedule(config.phases, bool(config.optim.overlap))
     self._script = script or {}
     self._dishonest = dishonest or {}
     self._up_from: dict[str, int] = {}  # block

@@ -43,7 +43,10 @@ class Miner(node_lib.Node):
     self._trainer = trainer
     self.private = private or self._fresh()
     self.contribution: trainer_lib.Contribution | None = None  # the last one
+    self._under_way: trainer_lib.Begun | None = None
+    self.can = round_lib.miner(self.plan)
     self._obey |= {
+      Do.BEGIN: self._begin,
       Do.TRAIN: self._train,
       Do.COMMIT: self._commit,
       Do.UPLOAD: self._upload,
@@ -51,6 +54,19 @@ class Miner(node_lib.Node):
 
   def _fresh(self) -> trainer_lib.Private:
     return self._trainer.init(self.shared.params, self.state.round)
+
+  def _begin(self, command: round_lib.Command, head: int) -> None:
+    """Starts the first steps of a round and returns while they are under way.
+
+    The devices work on them as this program goes on to exchange the last round.
+    """
+    r, made = command.round, self.contribution
+    if made is None or made.round < r:
+      task = self._task(r)
+      batches = self._trainer.batches(task, lambda: self._is_late(task.due))
+      self._under_way, self.private = self._trainer.begin(
+        self.private, task, batches
+      )
 
   def _train(self, command: round_lib.Command, head: int) -> None:
     """Makes the contribution of a round, if it is not under way already."""
@@ -60,9 +76,9 @@ class Miner(node_lib.Node):
 
   def _task(self, round_index: int) -> trainer_lib.Task:
     """Of a round that begins with the parameters it has now."""
-    start = self.plan.start(round_index)
-    uid = roster_lib.read(self.chain, start).uid(self.chain.hotkey)
-    seed = self.chain.block_hash(start)
+    block = self.plan.draws(round_index)
+    uid = roster_lib.read(self.chain, block).uid(self.chain.hotkey)
+    seed = self.chain.block_hash(block)
     ahead = island_lib.of(self.config, uid).rounds - 1
     return trainer_lib.Task(uid, round_index, seed, self.root, ahead)
 
@@ -74,7 +90,9 @@ class Miner(node_lib.Node):
       task,
       self.chain.sign,
       late=lambda: self._is_late(task.due),
+      begun=self._under_way,
     )
+    self._under_way = None
 
   def _is_late(self, round_index: int) -> bool:
     """Whether the put window is open: who has not done all sends what it has.

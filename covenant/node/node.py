@@ -77,7 +77,7 @@ class Node:
     self.chain = chain
     self.objects = objects
     self.replica = replica
-    self.plan = round_lib.Schedule(config.phases)
+    self.plan = round_lib.Schedule(config.phases, bool(config.optim.overlap))
     self.state = round_lib.State(place.round)
     self.shared = place.shared
     self.root = place.root

@@ -13,6 +13,9 @@ blocks of the next one:
   start(r)         put_opens(r)  start(r+1)        decides(r)  decides_last(r)
   |--- train ---------|- commit, -|- check, ---------|-- others --|
                          upload      propose, vote      propose
+
+With `optim.overlap` a miner begins to train for the next round as soon as it
+has committed, and ends once it has applied this one.
 """
 
 import enum
@@ -27,9 +30,19 @@ class Schedule(NamedTuple):
   """The blocks of every phase of every round."""
 
   phases: config_lib.Phases
+  overlap: bool = False  # whether a round is begun before the last is applied
 
   def start(self, round_index: int) -> int:
     return self.phases.origin + round_index * self.phases.round_blocks
+
+  def draws(self, round_index: int) -> int:
+    """The block whose hash decides who trains on what.
+
+    Who has committed to the last round goes on at once, where rounds overlap.
+    """
+    if self.overlap and round_index:
+      return self.put_opens(round_index - 1)
+    return self.start(round_index)
 
   def put_opens(self, round_index: int) -> int:
     return self.start(round_index + 1) - self.phases.put_blocks
@@ -64,6 +77,7 @@ class Schedule(NamedTuple):
 class Do(enum.Enum):
   """What a node can be told to do, about one round."""
 
+  BEGIN = 'begin'
   TRAIN = 'train'
   COMMIT = 'commit'
   UPLOAD = 'upload'
@@ -87,7 +101,12 @@ MINER = frozenset(
     Do.CATCH_UP,
   }
 )
-VALIDATOR = frozenset(Do) - {Do.TRAIN, Do.COMMIT, Do.UPLOAD}
+VALIDATOR = frozenset(Do) - {Do.BEGIN, Do.TRAIN, Do.COMMIT, Do.UPLOAD}
+
+
+def miner(plan: Schedule) -> frozenset[Do]:
+  """What a miner does."""
+  return MINER | {Do.BEGIN} if plan.overlap else MINER
 
 
 class Command(NamedTuple):
@@ -111,6 +130,7 @@ class State(NamedTuple):
   trained: bool = False
   committed: bool = False
   uploaded: bool = False
+  begun: bool = False  # the next round
   collected: bool = False
   voted: bool = False
   undecided: bool = False  # at the first look
@@ -145,6 +165,7 @@ def next_command(
   # What is sent at a block is in the next one at the earliest.
   training = settled >= plan.start(r) and head < plan.put_closes(r)
   undecided = state.decision is None
+  over = state.committed or head >= plan.put_closes(r)
   wanted = {
     Do.APPLY: not undecided,
     # Before the decision, though it may be there: who was started again after
@@ -153,6 +174,7 @@ def next_command(
       undecided and not state.collected and settled >= plan.collects(r)
     ),
     Do.DECIDE: undecided and settled >= decide_at,
+    Do.BEGIN: not state.begun and over and settled >= plan.draws(r + 1),
     Do.VOTE: not state.voted and settled >= plan.collects(r),
     Do.TRAIN: not state.trained and training,
     Do.UPLOAD: undecided and state.committed and not state.uploaded,
@@ -167,7 +189,8 @@ def next_command(
   }
   for do, now in wanted.items():
     if now and do in can:
-      return Command(do, r, last=do is Do.DECIDE and state.undecided)
+      about = r + 1 if do is Do.BEGIN else r
+      return Command(do, about, last=do is Do.DECIDE and state.undecided)
   return None
 
 
@@ -179,6 +202,8 @@ def after(
   What catching up led to, only the node knows.
   """
   match command.do:
+    case Do.BEGIN:
+      return state._replace(begun=True)
     case Do.TRAIN:
       return state._replace(trained=True)
     case Do.COMMIT:
@@ -207,6 +232,7 @@ def wake(plan: Schedule, state: State, head: int) -> int:
   """
   r, unsettled = state.round, plan.phases.confirmations
   turns = (
+    plan.draws(r + 1) + unsettled,
     plan.start(r) + unsettled,
     plan.put_opens(r),
     plan.collects(r) + unsettled,

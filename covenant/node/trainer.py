@@ -4,10 +4,12 @@ One `Trainer` holds compiled functions and no state: a process runs one miner
 through it, the emulator runs many, each with its own `Private` state.
 """
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from covenant import config as config_lib
@@ -36,6 +38,9 @@ class Private(NamedTuple):
   joined: np.int32  # the first round it trained in
   inner: Any  # AdamW moments; None where the gradient is sent
   error: Any  # error feedback; None without
+  # With `optim.overlap`: where its parameters have got to, from which it goes
+  # on until the last round is exchanged.
+  local: Any = None
 
 
 Late = Callable[[], bool]  # whether no time is left for another step
@@ -54,6 +59,22 @@ class Task(NamedTuple):
   def due(self) -> int:
     """The round in which it is sent."""
     return self.round + self.ahead
+
+
+class Begun(NamedTuple):
+  """A task under way."""
+
+  task: Task
+  batches: Iterator[np.ndarray]  # those that are left
+  receipt: receipt_lib.Receipt
+  losses: list[Any]  # of the steps so far
+  origin: Any  # the parameters that it went out from; see `Trainer.begin`
+
+  @classmethod
+  def of(
+    cls, task: Task, batches: Iterable[np.ndarray], origin: Any = None
+  ) -> 'Begun':
+    return cls(task, iter(batches), receipt_lib.Receipt(), [], origin)
 
 
 class Work(NamedTuple):
@@ -138,7 +159,15 @@ class Trainer:
         island: course_lib.make(config, method, self._placement, island, stages)
         for island in sorted(set(map(_kind, islands)))
       }
+      if config.optim.overlap and any(i.rank for i in self._courses):
+        raise config_lib.ConfigError(
+          'islands: expected no rank with optim.overlap='
+          f'{config.optim.overlap}: what passes between stages is told from '
+          'the shared parameters, which are not there yet'
+        )
     specs = None if home is None else sharding.specs(replica.like, home)
+    self._inner_steps = config.optim.inner_steps
+    self._shift = jax.jit(_shift, donate_argnames='local')
     self._sender = sender_lib.Sender(replica.like, method, home, specs)
 
   def init(self, params: Any, round_index: int = 0) -> Private:
@@ -149,7 +178,10 @@ class Trainer:
     error = None
     if method.error_decay is not None:
       error = sparseloco.init_error(place.home(params))
-    parked = place.parking.park((place.home(inner), error))
+    local = None
+    if self._config.optim.overlap:
+      local = jax.tree.map(jnp.copy, place.home(params))
+    parked = place.parking.park((place.home(inner), error, local))
     return Private(np.int32(round_index), *parked)
 
   def contribute(
@@ -159,6 +191,7 @@ class Trainer:
     task: Task,
     sign: payload.Sign,
     late: Late = lambda: False,
+    begun: Begun | None = None,
   ) -> tuple[Contribution, Private]:
     """One round of a miner; consumes `private`.
 
@@ -168,12 +201,13 @@ class Trainer:
       task: who it is, and what it trains on.
       sign: by its hotkey.
       late: see `batches`.
+      begun: see `begin`.
 
     Raises:
       Diverged: a loss is not finite; names the uid, the round and the step.
     """
     batches = self.batches(task, late)
-    work, private = self.work(params, private, task, batches)
+    work, private = self.work(params, private, task, batches, begun)
     return self.seal(work, task, sign), private
 
   def batches(
@@ -201,49 +235,53 @@ class Trainer:
     private: Private,
     task: Task,
     batches: Iterable[np.ndarray],
+    begun: Begun | None = None,
   ) -> tuple[Work, Private]:
     """Trains on `batches`, one a step; otherwise as `contribute`."""
-    optim, place = self._config.optim, self._placement
+    place = self._placement
     parking = place.parking
-    losses, receipt = [], receipt_lib.Receipt()
+    overlaps = private.local is not None
+    if not overlaps:
+      begun = Begun.of(task, batches)
+    elif begun is None or begun.task.round != task.round:
+      begun, private = self.begin(private, task, batches)
     if self._replica.method.inner is None:
-      (tokens_BxL1,) = batches
-      receipt.add(tokens_BxL1)
+      (tokens_BxL1,) = begun.batches
+      begun.receipt.add(tokens_BxL1)
       nats, delta = self._gradient(
         place.spread(parking.fetch(params)), place.share(tokens_BxL1)
       )
-      losses.append(nats)
+      begun.losses.append(nats)
       delta = place.settle(delta)
       start = inner = None
     else:
-      # The first step donates its parameters: it must not take the shared.
-      shared = not placement_lib.is_parked(params)
-      island = island_lib.of(self._config, task.uid)
-      course = self._courses[_kind(island)]
-      local, *fixed = course.enter(place.home(parking.fetch(params)))
-      local = course.place.spread(local, fresh=shared)
-      inner = course.place.spread(parking.fetch(private.inner))
-      first = task.round * optim.inner_steps
-      joined = private.joined * np.int32(optim.inner_steps)
-      for i, tokens_BxL1 in enumerate(batches):
-        receipt.add(tokens_BxL1)
-        # Of the run's schedule: all islands anneal alike.
-        step = np.int32(first + i * optim.inner_steps // island.steps)
-        local, inner, nats = course.step(
-          local, inner, course.place.share(tokens_BxL1), step, joined, *fixed
+      course = self._course(task)
+      start, *fixed = course.enter(place.home(parking.fetch(params)))
+      if overlaps:
+        # What the exchange led to takes the place of what it was begun from.
+        local = self._shift(
+          course.place.spread(start),
+          course.place.spread(parking.fetch(begun.origin)),
+          private.local,
         )
-        losses.append(nats)
-        jax.block_until_ready(losses[-2:-1])  # see `batches`
+      else:
+        # The first step donates its parameters: it must not take the shared.
+        shared = not placement_lib.is_parked(params)
+        local = course.place.spread(start, fresh=shared)
+      del start  # made again: in training there is no room for it
+      inner = course.place.spread(parking.fetch(private.inner))
+      for tokens_BxL1 in begun.batches:
+        local, inner = self._advance(
+          begun, private.joined, tokens_BxL1, local, inner, *fixed
+        )
+        jax.block_until_ready(begun.losses[-2:-1])  # see `batches`
       delta = course.place.settle(local)
       inner = parking.park(course.place.settle(inner))
-      # Made again: while it trains there is no room for it.
       start, *_ = course.enter(place.home(parking.fetch(params)))
     sent = self._sender.compress(
-      start,
-      delta,
-      place.home(parking.fetch(private.error)),
+      start, delta, place.home(parking.fetch(private.error))
     )
-    losses = np.asarray(jax.device_get(losses))
+    losses = np.asarray(jax.device_get(begun.losses))
     if not np.isfinite(losses).all():
       bad = int(np.argmin(np.isfinite(losses)))
       raise Diverged(
@@ -252,12 +290,81 @@ class Trainer:
       )
     work = Work(
       sent.message,
-      receipt.digest(),
-      receipt.sequences,
+      begun.receipt.digest(),
+      begun.receipt.sequences,
       loss=float(losses.mean()),
       error_norm=sent.error_norm,
     )
-    return work, Private(private.joined, inner, parking.park(sent.error))
+    return work, Private(
+      private.joined,
+      inner,
+      parking.park(sent.error),
+      parking.park(delta) if overlaps else None,
+    )
+
+  def begin(
+    self, private: Private, task: Task, batches: Iterable[np.ndarray]
+  ) -> tuple[Begun, Private]:
+    """Trains the first steps of a task, before the last round is exchanged.
+
+    They go on from where this miner's own parameters have got to. When the
+    shared ones are there, `work` takes the difference that the steps made over
+    to these, and the delta of the round is measured against them: so every
+    step is in one delta, and in one only. Returns while the steps are under
+    way.
+
+    Measured: configs/shakespeare.py's model, 4 miners, 100 rounds of 10 steps,
+    one seed, held-out nats a byte: MEASURED
+
+    Args:
+      private: the miner's own state; consumed.
+      task: who it is, and what it trains on.
+      batches: all of the task.
+    """
+    optim, course = self._config.optim, self._course(task)
+    steps = island_lib.of(self._config, task.uid).steps
+    # In the time that others need for theirs.
+    count = -(-optim.overlap * steps // optim.inner_steps)
+    begun = Begun.of(task, batches, private.local)
+    parked, fetch = placement_lib.is_parked, self._placement.parking.fetch
+    local = course.place.spread(
+      fetch(begun.origin), fresh=not parked(begun.origin)
+    )
+    inner = course.place.spread(fetch(private.inner))
+    for tokens_BxL1 in itertools.islice(begun.batches, count):
+      local, inner = self._advance(
+        begun, private.joined, tokens_BxL1, local, inner
+      )
+    return begun, private._replace(inner=inner, local=local)
+
+  def _advance(
+    self,
+    begun: Begun,
+    joined: np.int32,
+    tokens_BxL1: np.ndarray,
+    local: Any,
+    inner: Any,
+    *fixed: Any,
+  ) -> tuple[Any, Any]:
+    """One inner step more of what is under way."""
+    task, losses, steps = begun.task, begun.losses, self._inner_steps
+    island, course = island_lib.of(self._config, task.uid), self._course(task)
+    begun.receipt.add(tokens_BxL1)
+    # Of the run's schedule: all islands anneal alike.
+    step = task.round * steps + len(losses) * steps // island.steps
+    local, inner, nats = course.step(
+      local,
+      inner,
+      course.place.share(tokens_BxL1),
+      np.int32(step),
+      joined * np.int32(steps),
+      *fixed,
+    )
+    losses.append(nats)
+    return local, inner
+
+  def _course(self, task: Task) -> course_lib.Course:
+    return self._courses[_kind(island_lib.of(self._config, task.uid))]
 
   def work_of(
     self,
@@ -312,3 +419,8 @@ def _kind(island: island_lib.Island) -> island_lib.Island:
   """What islands that train by the same programs have in common."""
   stages = island.stages if island.rank else 1
   return island._replace(steps=0, stages=stages, rounds=1)
+
+
+def _shift(params: Any, origin: Any, local: Any) -> Any:
+  """`params`, moved as from `origin` to `local`."""
+  return jax.tree.map(lambda p, o, x: p + (x - o), params, origin, local)

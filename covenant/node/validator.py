@@ -226,7 +226,7 @@ class Validator(node_lib.Node):
   def _receipt(self, header: payload_lib.Header) -> bytes:
     """What the receipt must be of who trained on as much as `header` says."""
     r = header.round - header.staleness
-    seed = self.chain.block_hash(self.plan.start(r))
+    seed = self.chain.block_hash(self.plan.draws(r))
     task = trainer_lib.Task(header.uid, r, seed, header.root)
     ids_n = trainer_lib.assigned(self.config, task, self._judge.split)
     return receipt_lib.of_sequences(
@@ -414,7 +414,7 @@ class Validator(node_lib.Node):
   ) -> dict[int, scores_lib.Score]:
     """The scores of this round's turn of uids, on the state before it."""
     config, split = self.config, self._judge.split
-    seed, lot = self.chain.block_hash(self.plan.start(r)), self._lot(r)
+    seed, lot = self.chain.block_hash(self.plan.draws(r)), self._lot(r)
     uids = selection.to_evaluate(
       self.standings, report.valid, config.gauntlet.evaluate, r, lot
     )
@@ -440,7 +440,7 @@ class Validator(node_lib.Node):
     for uid in uids:
       header = found[uid].header
       claimed, began = header.sequences, r - header.staleness
-      seed = self.chain.block_hash(self.plan.start(began))
+      seed = self.chain.block_hash(self.plan.draws(began))
       own = scores_lib.own_ids(config, uid, began, total, seed, lot, claimed)
       score = self._judge.scorer.score(
         shared, found[uid].message, split.read(own, context), weights[uid]

@@ -63,12 +63,14 @@ class UnequalTest(absltest.TestCase):
       self.assertEqual(tokens, sizes[uid] * config.data.context)
 
 
-class StaleTest(absltest.TestCase):
+class LateTest(absltest.TestCase):
+  """Rounds that overlap, and a miner that needs two of them."""
+
   @classmethod
   def setUpClass(cls):
     super().setUpClass()
     cls.config = tiny(
-      optim=dict(staleness=1),
+      optim=dict(staleness=1, overlap=1),
       rounds=6,
       islands='2x; steps=1,rounds=2',
       checkpoint=config_lib.Checkpoint(every=1, publish=2, keep=1),

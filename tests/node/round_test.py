@@ -45,7 +45,8 @@ def plans(draw):
   others = phases.put_blocks + phases.select_blocks + phases.takeover_blocks
   least = others + 2 * confirmations + 1
   blocks = least + draw(st.integers(0, 9))
-  return round_lib.Schedule(dataclasses.replace(phases, round_blocks=blocks))
+  phases = dataclasses.replace(phases, round_blocks=blocks)
+  return round_lib.Schedule(phases, draw(st.booleans()))
 
 
 class World:
@@ -118,7 +119,8 @@ class Node:
 @st.composite
 def nodes(draw, rounds=3):
   """A node before its first block, and the block at which all is over."""
-  plan, can = draw(plans()), draw(st.sampled_from(ROLES))
+  plan = draw(plans())
+  can = draw(st.sampled_from((round_lib.miner(plan), round_lib.VALIDATOR)))
   end = plan.start(rounds)
   blocks = st.integers(0, end)
   outage = st.tuples(blocks, st.integers(0, 15)).map(
@@ -171,12 +173,17 @@ class SafetyTest(parameterized.TestCase):
     plan, r, do = node.plan, command.round, command.do
     settled, behind = plan.settled(head), plan.round_at(head) - command.round
     self.assertIn(do, node.can)
-    self.assertEqual(r, state.round)
+    self.assertEqual(r, state.round + (do is Do.BEGIN))
     self.assertNotIn(command, done_before)
     patience = 1 if state.decision is None else 2
     self.assertEqual(do is Do.CATCH_UP, behind > patience)
     first_look = round_lib.Command(Do.DECIDE, r)
     match do:
+      case Do.BEGIN:
+        self.assertGreaterEqual(settled, plan.draws(r))
+        committed = round_lib.Command(Do.COMMIT, r - 1) in done_before
+        self.assertTrue(committed or head >= plan.put_closes(r - 1))
+        self.assertNotIn(round_lib.Command(Do.APPLY, r - 1), done_before)
       case Do.TRAIN:
         self.assertGreaterEqual(settled, plan.start(r))
         self.assertLess(head, plan.put_closes(r))
@@ -256,6 +263,27 @@ class RoundTest(parameterized.TestCase):
         (53, Do.APPLY, 1, False),
         (53, Do.TRAIN, 2, False),
         (53, Do.KEEP, 2, False),
+      ],
+    )
+
+  def test_where_rounds_overlap_a_miner_does_not_wait(self):
+    plan = PLAN._replace(overlap=True)
+    node = Node(plan, round_lib.miner(plan), World())
+    node.sleep_until(plan.start(2) + 3)
+    self.assertEqual(
+      [(h, c.do, c.round) for h, c, *_ in node.log],
+      [
+        (5, Do.TRAIN, 0),
+        (19, Do.COMMIT, 0),
+        (19, Do.UPLOAD, 0),
+        (21, Do.BEGIN, 1),  # once the block that draws the data is settled
+        (30, Do.DECIDE, 0),
+        (30, Do.APPLY, 0),
+        (30, Do.TRAIN, 1),
+        (30, Do.KEEP, 1),
+        (39, Do.COMMIT, 1),
+        (39, Do.UPLOAD, 1),
+        (41, Do.BEGIN, 2),
       ],
     )
 

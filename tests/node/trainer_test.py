@@ -16,6 +16,7 @@ from covenant.islands import subspace
 from covenant.models import sharding
 from covenant.node import replica as replica_lib
 from covenant.node import trainer as trainer_lib
+from covenant.optim import sparseloco
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 
@@ -199,6 +200,57 @@ class TrainerTest(parameterized.TestCase):
     optim = dataclasses.replace(config.optim, most_sequences=16)
     config = dataclasses.replace(config, optim=optim)
     trainer_lib.Trainer(config, replica, data)
+
+  @parameterized.parameters(False, True)
+  def test_overlapped_steps_are_each_in_one_delta(self, early):
+    """What was sent and what is left of it are what all steps moved.
+
+    Begun before the exchange or after it, and a round that was begun in vain.
+    """
+    config, _, data, params = _common('')
+    compression = dataclasses.replace(
+      config.optim.compression, quantizer='none', error_decay=1.0
+    )
+    optim = dataclasses.replace(
+      config.optim, overlap=1, compression=compression
+    )
+    config = dataclasses.replace(config, optim=optim)
+    replica = replica_lib.Replica(config)
+    trainer = trainer_lib.Trainer(config, replica, data)
+    step, moved = trainer._steps[4], []
+
+    def noting(local, *args):
+      before = jax.device_get(local)
+      local, *others = step(local, *args)
+      moved.append(jax.tree.map(np.subtract, before, jax.device_get(local)))
+      return local, *others
+
+    trainer._steps[4] = noting
+    shared, private, sent = replica.init(), trainer.init(params), []
+    for r in range(3):
+      task = trainer_lib.Task(1, r, b'seed', bytes(32))
+      begun, batches = None, trainer.batches(task)
+      if early:
+        begun, private = trainer.begin(private, task, batches)
+        self.assertLen(begun.losses, 1)
+      work, private = trainer.work(shared.params, private, task, batches, begun)
+      self.assertEqual(work.sequences, 12)
+      sent.append(
+        sparseloco.decompress(
+          work.message, replica.like, replica.method.compression
+        )
+      )
+      # Others move the shared parameters, too.
+      params = jax.tree.map(lambda x: x - 0.01, shared.params)
+      shared, _ = replica.advance(
+        shared._replace(params=params), {1: work.message}
+      )
+    self.assertLen(moved, 9)
+    total = jax.tree.map(lambda *x: sum(x), *sent, private.error)
+    want = jax.tree.map(lambda *x: sum(x), *moved)
+    jax.tree.map(
+      lambda x, y: np.testing.assert_allclose(x, y, atol=2e-6), total, want
+    )
 
   def test_refuses_shards_that_are_no_blocks(self):
     config, replica, data, _ = _common('')
