@@ -10,6 +10,7 @@ from covenant.node import round as round_lib
 Do = round_lib.Do
 # What nodes are told to do -> the field of `metrics.Round` that counts it.
 _FIELDS = {
+  Do.BEGIN: 'train_seconds',
   Do.TRAIN: 'train_seconds',
   Do.COMMIT: 'exchange_seconds',
   Do.UPLOAD: 'exchange_seconds',

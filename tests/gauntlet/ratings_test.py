@@ -93,6 +93,42 @@ class RatingsTest(parameterized.TestCase):
     self.assertGreater(after[1].mu, after[2].mu)
     self.assertEqual(after[2].mu, after[3].mu)
 
+  @parameterized.parameters((2, 2, 1.0), (2, 0, 8 / 10), (1, 0, 8 / 9))
+  def test_stale_work_answers_for_its_rounds_and_fresh_does_not(
+    self, silent, staleness, paid
+  ):
+    """Two rounds are waited for; then there are zeros, or no more than now."""
+    state = self.proven()
+    good = dict.fromkeys(range(3), score())
+    valid = {uid: checks.Check(Verdict.VALID) for uid in range(4)}
+    missing = valid | {3: checks.Check(Verdict.MISSING)}
+    valid[3] = valid[3]._replace(staleness=staleness)
+    for r in range(8, 8 + silent + 1):
+      last = r == 8 + silent
+      report = checks.Report(valid if last else missing, False)
+      state, decisions = ratings.update(
+        state, r, identities(4), report, good, CONFIG, 2
+      )
+      standing = state.standings[3]
+      verdict = 'VALID' if last else 'AWAITED'
+      self.assertEqual(decisions[3]['verdict'], verdict)
+      self.assertEqual(standing.waiting, 0 if last else r - 7)
+      self.assertEqual(standing.misses, 0)
+    self.assertAlmostEqual(standing.gain, paid, delta=0.02)
+
+  def test_who_stays_silent_longer_than_is_waited_for_misses(self):
+    state = self.proven()
+    good = dict.fromkeys(range(3), score())
+    missing = {uid: checks.Check(Verdict.VALID) for uid in range(3)}
+    missing[3] = checks.Check(Verdict.MISSING)
+    for r in range(8, 11):
+      report = checks.Report(missing, False)
+      update = ratings.update(state, r, identities(4), report, good, CONFIG, 2)
+      state = update.state
+    self.assertEqual(update.decisions[3]['verdict'], 'MISSING')
+    self.assertEqual(state.standings[3].misses, 1)
+    self.assertLess(state.standings[3].gain, 0.95)
+
   def test_silence_ends_the_pay(self):
     state = self.proven()
     good = dict.fromkeys(range(3), score())

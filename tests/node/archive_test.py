@@ -80,6 +80,37 @@ class ArchiveTest(parameterized.TestCase):
       [x.sharding for x in jax.tree.leaves(like)],
     )
 
+  def test_the_roots_before_it_are_proven(self):
+    """By hashes that lead to the root, which the chain knows."""
+    self.config = dataclasses.replace(
+      self.config, optim=dataclasses.replace(self.config.optim, staleness=1)
+    )
+    replica = self.replica()
+    place = agreement.Place(0, bytes(32), replica.init())
+    for digest in (b'a' * 32, None, b'c' * 32):
+      place = place.after(digest, place.shared, agreement.kept_links(replica))
+    self.assertLen(place.past, 2)
+
+    def published(place):
+      archive.publish(
+        self.objects,
+        place,
+        replica.fingerprint(place.shared),
+        lambda _: bytes(64),
+      )
+      index = archive.read_index(
+        self.objects, self.objects.bucket, place.round, 'me', lambda *_: True
+      )
+      return archive.load(self.objects, index, [self.objects.bucket], replica)
+
+    self.assertEqual(published(place).past, place.past)
+    for r, past, said in (
+      (4, place.past, 'round 3 of its past does not lead'),
+      (5, (), 'knows 0 rounds before'),
+    ):
+      with self.assertRaisesRegex(agreement.Lost, said):
+        published(place._replace(round=r, past=past))
+
   def test_of_another_model(self):
     _, index = self.publish(self.replica())
     model = dataclasses.replace(self.config.model, width=64)
