@@ -32,7 +32,8 @@ def memory_bytes(config: config_lib.Config, miners: int) -> float:
   phases = memory.phases(config, cut, config.devices.offload)
   most = max(p.total - p.device.get('activations', 0) for p in phases)
   optim = config.optim
-  private = 4 * cut.params * (memory.moments(optim) + memory.errors(optim))
+  kept = memory.moments(optim) + memory.errors(optim) + bool(optim.overlap)
+  private = 4 * cut.params * kept
   return max(most + (miners - 1) * private, 4 * cut.params)
 
 

