@@ -50,10 +50,12 @@ def phases(run: folder.Run) -> list[markup.Html]:
     )
     for name, start, stop, what in spans
   ]
+  begun = '(but for its first steps) ' if run.get('optim.overlap') else ''
   note = (
     f'A round is {settings.round_blocks} blocks, '
     f'{second * settings.round_blocks:,.0f} {word}. The dashed line is the '
-    'start of the next one, whose training waits for what is decided here.'
+    'start of the next one, whose training '
+    f'{begun}waits for what is decided here.'
   )
   title = 'Phases of a round'
   figure = lanes.phases(
