@@ -165,6 +165,12 @@ class Trainer:
           f'{config.optim.overlap}: what passes between stages is told from '
           'the shared parameters, which are not there yet'
         )
+      used = {course.place.mesh for course in self._courses.values()}
+      if stages is not None and stages not in used:
+        raise config_lib.ConfigError(
+          f'devices.stage: expected an island with stages={stages.size} and a '
+          'rank, which alone has a device a stage; there is none'
+        )
     specs = None if home is None else sharding.specs(replica.like, home)
     self._inner_steps = config.optim.inner_steps
     self._shift = jax.jit(_shift, donate_argnames='local')

@@ -6,7 +6,6 @@ import functools
 import jax
 import numpy as np
 from absl.testing import absltest
-from absl.testing import parameterized
 
 from covenant import config as config_lib
 from covenant.models import llama
@@ -31,14 +30,13 @@ def own(tree, stage):
   return jax.device_put(part, jax.devices()[2 + stage])
 
 
-class StagewiseTest(parameterized.TestCase):
-  @parameterized.parameters('sign', 'statistical')
-  def test_equals_the_exchange_of_whole_models(self, quantizer):
-    """Bit for bit: nothing that is sent is of two tensors together."""
+class StagewiseTest(absltest.TestCase):
+  def test_equals_the_exchange_of_whole_models(self):
+    """Bit for bit, even with statistics, of a tensor each."""
     optim = config_lib.Optim(
       outer=config_lib.Outer(momentum=0.5),
       compression=config_lib.Compression(
-        k=8, block=(16, 16), quantizer=quantizer
+        k=8, block=(16, 16), quantizer='statistical'
       ),
     )
     method = method_lib.make(dataclasses.replace(CONFIG, optim=optim))
