@@ -34,11 +34,12 @@ _ROLE = flags.DEFINE_enum(
   list(roles.ROLES),
   'emulate: a whole run on this host, in virtual time. localnet: the same as '
   'processes, in real time. miner, validator, evaluator: one member of a '
-  'network. doctor: what a member of it would lack here. explain: why --uid '
-  'has its weight. plan: what a round costs on --config.plan.hardware, and '
-  'whether it fits, or who does what of --config.plan.inventory. report: the '
-  'page of a run. compare: the page of several, --workdirs. tokenize: text to '
-  'token shards.',
+  'network. pool: a miner whose training others do. worker: one of these, for '
+  '--config.pool.url. doctor: what a member of a network would lack here. '
+  'explain: why --uid has its weight. plan: what a round costs on '
+  '--config.plan.hardware, and whether it fits, or who does what of '
+  '--config.plan.inventory. report: the page of a run. compare: the page of '
+  'several, --workdirs. tokenize: text to token shards.',
 )
 _WORKDIR = flags.DEFINE_string(
   'workdir', '', 'Where everything is written. Default: runs/DATE-NAME.'

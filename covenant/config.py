@@ -235,6 +235,7 @@ class Pool:
   """
 
   url: str = ''  # of a worker's pool: http://HOST:PORT
+  key: str = '~/.covenant/worker.key'  # of a worker; made at its first start
   batch: int = _positive(64)  # sequences a step that a worker has memory for
   listen: str = '127.0.0.1:8470'  # of a pool; 0.0.0.0:PORT is everywhere
   workers: str = ''  # who may work, ss58 addresses by commas; empty: anybody

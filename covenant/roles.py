@@ -29,10 +29,12 @@ from covenant.models import llama
 from covenant.node import doctor
 from covenant.node import export as export_lib
 from covenant.node import needs
+from covenant.node import pool as pool_lib
 from covenant.node import process
 from covenant.node import ranks as ranks_lib
 from covenant.node import replica
 from covenant.node import watch
+from covenant.node import worker as worker_lib
 from covenant.plan import hardware
 from covenant.plan import programs
 from covenant.plan import table
@@ -134,6 +136,21 @@ def miner(config: config_lib.Config, workdir: str) -> None:
 def validator(config: config_lib.Config, workdir: str) -> None:
   """One validator of a network, until the run is over or Ctrl-C."""
   _member(config, 'validator', workdir)
+
+
+def pool(config: config_lib.Config, workdir: str) -> None:
+  """One miner of a network whose training workers do."""
+  _keep_compilations()
+  doctor.require(config, workdir, 'pool')
+  with _stoppable('stopping') as stop:
+    pool_lib.PoolProcess(config, workdir).run(stop)
+
+
+def worker(config: config_lib.Config, workdir: str) -> None:
+  """One worker of a pool, until Ctrl-C."""
+  _keep_compilations()
+  with _stoppable('stopping after this lease') as stop:
+    worker_lib.Worker(config, workdir).run(stop)
 
 
 def evaluator(config: config_lib.Config, workdir: str) -> None:
@@ -260,6 +277,8 @@ ROLES: dict[str, Callable[[config_lib.Config, str], None]] = {
   'export': export,
   'miner': miner,
   'validator': validator,
+  'pool': pool,
+  'worker': worker,
   'evaluator': evaluator,
   'localnet': run_localnet,
   'doctor': examine,

@@ -205,6 +205,7 @@ class BadInputTest(parameterized.TestCase):
     (['--role=king'], 'should be one of <emulate|tokenize|'),
     (['--role=explain'], '--uid: expected the uid to explain'),
     (['--role=explain', '--uid=7'], 'there is no'),
+    (['--role=worker'], 'pool.url: expected that of a pool'),
     (['--role=report'], 'expected the folder of a run; there is no folder'),
     (['--role=compare', '--workdirs=runs'], 'two runs or more'),
     (

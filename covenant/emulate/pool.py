@@ -339,9 +339,9 @@ class Emulation:
       wait = _AGAIN_SECONDS
       if job is not None:
         if params[0] != job.base:
-          data = self._pool.parameters(job.base)
-          assert data is not None
-          params = job.base, self._kit.shop.parameters(data)
+          found = self._pool.parameters(job.base)
+          assert found is not None
+          params = job.base, self._kit.shop.parameters(found[0])
         sent = self._workers[worker].work(params[1], job)
         wait = sent.seconds * len(job.tokens_NxL1) / self._speeds[worker]
         under_way[worker] = job.number, sent.data

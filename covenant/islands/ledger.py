@@ -132,6 +132,12 @@ class Ledger:
     ((last,),) = self._query('SELECT MAX(round) FROM rounds')
     return 0 if last is None else last + 1
 
+  @property
+  def meter(self) -> int:
+    """What the network had paid in all when a round was settled last."""
+    rows = self._query('SELECT meter FROM rounds ORDER BY round DESC LIMIT 1')
+    return rows[0][0] if rows else 0
+
   def settle(
     self,
     round_index: int,
@@ -232,8 +238,7 @@ class Ledger:
     return totals
 
   def _receive(self, round_index: int, meter: int) -> None:
-    last = self._query('SELECT meter FROM rounds ORDER BY round DESC LIMIT 1')
-    before = last[0][0] if last else 0
+    before = self.meter
     income = meter - before if meter >= before else meter
     self._query('INSERT INTO rounds VALUES (?, ?)', round_index, meter)
     self._move(round_index, round_index, 'chain', 'pot', income)

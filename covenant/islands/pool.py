@@ -55,6 +55,13 @@ Again = Callable[[Any, Job], Any]  # (params, job) -> message
 Verify = Callable[[str, bytes, bytes], bool]  # worker, data, signature
 
 
+def name(data: bytes, salt: bytes) -> bytes:
+  """Of parameters: 16 bytes."""
+  digest = hashlib.blake2b(data, digest_size=16)
+  digest.update(salt)
+  return digest.digest()
+
+
 class Task(NamedTuple):
   """A round of the pool's uid."""
 
@@ -122,6 +129,17 @@ class Pool:
     """Of every delta."""
     return self._spec.payload_bytes
 
+  def warm_up(self, params: Any, message: Any) -> None:
+    """Compiles what merging takes, before the first round and not in it."""
+    lease = lease_lib.Lease(0, '', 0, 1, 1, 0.0, 0.0)
+    deltas = [
+      inspection.Delta(lease._replace(number=n), message, 0.0, 0.0)
+      for n in range(2)
+    ]
+    self._inspector.inspect(deltas, self._draw)
+    self._inspector.agrees(message, message)
+    self._merger.merge(params, [message], [1])
+
   def begin(
     self, task: Task, held: Mapping[str, int], banned: Set[str]
   ) -> None:
@@ -137,10 +155,15 @@ class Pool:
       self._round = _Round(task, desk, task.params, dict(held), set(banned))
       self._open(self._round, task.begins)
 
-  def parameters(self, base: bytes) -> bytes | None:
-    """Those of the sub-round under way, as bytes, if `base` names them."""
+  def parameters(self, base: bytes) -> tuple[bytes, bytes] | None:
+    """Those of the sub-round under way, as bytes, if `base` names them.
+
+    And the salt with which `base` is their digest, see `name`.
+    """
     current = self._round
-    return current.data if current and current.base == base else None
+    if current is None or current.base != base:
+      return None
+    return current.data, current.salt
 
   def take(self, worker: str, now: float, most: int = 1 << 30) -> Job | None:
     """A lease for a worker; None while there is none for it.
@@ -226,10 +249,9 @@ class Pool:
     current.jobs, current.deltas, current.merging = {}, [], False
     leaves = jax.tree.leaves(jax.device_get(current.params))
     current.data = b''.join(np.asarray(x, '<f4').tobytes() for x in leaves)
-    digest = hashlib.blake2b(current.data, digest_size=16)
     # Of equal parameters those of another round or sub-round are others.
-    digest.update(task.root + current.subround.to_bytes(8, 'little'))
-    current.base = digest.digest()
+    current.salt = task.root + current.subround.to_bytes(8, 'little')
+    current.base = name(current.data, current.salt)
 
   def _job(self, current: '_Round', lease: lease_lib.Lease) -> Job:
     return Job(
@@ -350,7 +372,7 @@ class _Round:
     self.until = 0.0
     self.base = b''
     self.step = 0
-    self.data = b''
+    self.data = self.salt = b''
     self.merging = False
     self.jobs: dict[int, Job] = {}
     self.deltas: list[inspection.Delta] = []

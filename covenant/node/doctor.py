@@ -51,8 +51,8 @@ def examine(
   Args:
     config: with the `network` section of this node.
     workdir: where the node would write.
-    role: 'miner', 'validator' or 'evaluator'; empty is as for a miner, but
-      the hotkey may be a validator's.
+    role: 'miner', 'pool', 'validator' or 'evaluator'; empty is as for a miner,
+      but the hotkey may be a validator's.
   """
   kind = jax.devices()[0].device_kind
   yield Finding('devices', True, f'{jax.device_count()} x {kind}')
@@ -159,7 +159,7 @@ def _hotkey(chain: chain_lib.Chain, head: int, role: str) -> str:
     raise Unwell(
       f'uid {peer.uid} has no validator permit; stake more, or run a miner'
     )
-  if role == 'miner' and peer.validator:
+  if role in ('miner', 'pool') and peer.validator:
     raise Unwell(
       f'uid {peer.uid} is a validator: nobody counts its payloads. Use '
       'another hotkey to mine'

@@ -4,6 +4,7 @@ In its workdir
   events.jsonl    what it did and what it could not do
   status.json     where it stands now
   verdicts.jsonl  of a validator: what it found about everybody, every round
+  pool.jsonl      of a pool: what each worker did, every round
 """
 
 import contextlib
@@ -43,10 +44,14 @@ class Journal:
       self.status(error=f'block {event.block}, {event.what}: {event.error}')
 
   def verdict(self, verdict: validator_lib.Verdict) -> None:
+    self.record('verdicts', verdict._asdict())
+
+  def record(self, name: str, fields: dict[str, Any]) -> None:
+    """One more line of NAME.jsonl."""
     with _if_possible():
-      path = self._workdir / 'verdicts.jsonl'
+      path = self._workdir / f'{name}.jsonl'
       with open(path, 'a', encoding='utf-8') as file:
-        self._line(file, verdict._asdict())
+        self._line(file, fields)
 
   def status(self, **fields: Any) -> None:
     """Replaces status.json, at once or not at all."""

@@ -46,7 +46,7 @@ class Process:
 
   Args:
     config: the run's, with its own `network` section.
-    role: 'miner' or 'validator'.
+    role: 'miner' or 'validator'; 'pool' of a subclass.
     workdir: its folder.
     ranks: the processes that are this node together; this one if omitted.
     profile: a round to trace, see `covenant/node/profile.py`.
@@ -82,10 +82,10 @@ class Process:
     )
     start = agreement.Place(0, manifest_lib.genesis(run), replica.init())
     common = (config, self._chain, objects, replica, start)
-    if role == 'miner':
-      self._node = self._miner(common, data)
-    else:
+    if role == 'validator':
       self._node = self._validator(common, data)
+    else:
+      self._node = self._miner(common, data)
     saved = self._checkpoints.restore_tree(self._node.save())
     if saved is not None:
       self._node.load(saved)

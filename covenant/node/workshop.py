@@ -40,6 +40,7 @@ class Workshop:
     optim = dataclasses.replace(config.optim, inner=inner)
     config = dataclasses.replace(config, optim=optim)
     self._replica = replica
+    self._context = config.data.context
     self._spec = merge_lib.spec(config, replica.like)
     compression = merge_lib.compression(config)
     self._step = step_lib.inner_step(config, method)
@@ -54,6 +55,19 @@ class Workshop:
 
     self._begin = jax.jit(begin)
     self._end = jax.jit(end)
+
+  def warm_up(self) -> tuple[Any, Any]:
+    """Compiles what a lease of one sequence a step takes.
+
+    Returns:
+      Some parameters, and a message.
+    """
+    params = jax.tree.map(
+      lambda x: jnp.zeros(x.shape, x.dtype), self._replica.like
+    )
+    tokens_1xL1 = np.zeros((1, self._context + 1), np.int32)
+    job = pool_lib.Job(0, 0, b'', 0, 1, tokens_1xL1)
+    return params, self.train(params, job)[0]
 
   def train(self, params: Any, job: pool_lib.Job) -> tuple[Any, float]:
     """The delta of a lease as a message, and the mean loss.
