@@ -38,11 +38,11 @@ def kit():
 class PoolTest(absltest.TestCase):
   def test_cheaters_are_paid_nothing_and_spoil_nothing(self):
     kinds = list(pool_lib.KINDS)
-    found = pool_lib.trial(kit(), workers=33, bad=0.34, rounds=3)
+    found = pool_lib.trial(kit(), workers=30, bad=0.34, rounds=2)
     self.assertEqual(set(found.kinds.values()), set(kinds))
     self.assertGreater(sum(found.gains), 0.85 * sum(found.honest_gains))
     earned = found.totals.pop('earned')
-    self.assertGreater(earned, 3 * 10**9)
+    self.assertGreater(earned, 2 * 10**9)
     self.assertEqual(sum(found.totals.values()), earned)
     for worker, kind in found.kinds.items():
       if kind in pool_lib.CHEATS:

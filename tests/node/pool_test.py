@@ -137,7 +137,7 @@ class PoolProcessTest(absltest.TestCase):
 
   def wait(self, name, ready):
     """Until a status.json is as wanted."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while time.monotonic() < deadline:
       path = self.folder / name / 'status.json'
       if path.exists() and ready(status := json.loads(path.read_text())):
