@@ -140,7 +140,7 @@ def validator(config: config_lib.Config, workdir: str) -> None:
 
 def pool(config: config_lib.Config, workdir: str) -> None:
   """One miner of a network whose training workers do."""
-  _keep_compilations()
+  keep_compilations()
   doctor.require(config, workdir, 'pool')
   with _stoppable('stopping') as stop:
     pool_lib.PoolProcess(config, workdir).run(stop)
@@ -148,7 +148,7 @@ def pool(config: config_lib.Config, workdir: str) -> None:
 
 def worker(config: config_lib.Config, workdir: str) -> None:
   """One worker of a pool, until Ctrl-C."""
-  _keep_compilations()
+  keep_compilations()
   with _stoppable('stopping after this lease') as stop:
     worker_lib.Worker(config, workdir).run(stop)
 

@@ -81,6 +81,7 @@ def ends(
   path: pathlib.Path,
   xlabel: str,
   log: bool = True,
+  level: tuple[str, str] | None = None,
 ) -> None:
   """Final held-out losses against what was varied.
 
@@ -90,6 +91,7 @@ def ends(
     path: the PNG to write.
     xlabel: what was varied.
     log: whether on a logarithmic axis.
+    level: label and cell of what to hold them against, as a line.
   """
   fig = figure.Figure(figsize=(6.4, 4), dpi=150, layout='constrained')
   ax = fig.subplots()
@@ -112,6 +114,19 @@ def ends(
       ms=5,
       label=label,
     )
+  if level:
+    losses = list(study.losses(runs, level[1]).values())
+    if losses:
+      ax.axhline(statistics.mean(losses), color='#8C8C8C', lw=1, ls='--')
+      ax.annotate(
+        level[0],
+        (0.99, statistics.mean(losses)),
+        xycoords=('axes fraction', 'data'),
+        ha='right',
+        va='bottom',
+        color='#606060',
+        fontsize=8,
+      )
   ax.set(xlabel=xlabel, ylabel='final held-out loss (nats a byte)')
   if log:
     ax.set_xscale('log')
