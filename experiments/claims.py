@@ -14,9 +14,11 @@ from experiments import churn
 from experiments import compression
 from experiments import density
 from experiments import gauntlet
+from experiments import islands
 from experiments import methods
 from experiments import muon
 from experiments import peers
+from experiments import pools
 from experiments import quantizers
 from experiments import study
 
@@ -31,6 +33,7 @@ STUDIES: tuple[types.ModuleType, ...] = (
   peers,
   muon,
   quantizers,
+  islands,
 )
 
 
@@ -47,6 +50,11 @@ def verdicts() -> Iterator[tuple[str, float, study.Verdict]]:
     minutes = sum(run.seconds for run in runs) / 60
     for verdict in module.STUDY.judge(runs) if runs else ():
       yield module.STUDY.name, minutes, verdict
+  path = study.RESULTS / 'pools.csv'
+  trials = study.read_csv(path, pools.Row) if path.exists() else []
+  for verdict in pools.judge(trials):
+    minutes = sum(row.seconds for row in trials) / 60
+    yield 'islands', minutes, verdict
   with open(study.RESULTS / 'gauntlet.csv', newline='') as file:
     rows = list(csv.DictReader(file))
   minutes = sum(float(row['seconds'] or 0) for row in rows) / 60

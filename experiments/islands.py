@@ -12,8 +12,7 @@ many of 72b's islands are left without devices below an H100, by their tokens.
 In `overlap` the first of 15 steps of a round is trained while the last one is
 exchanged; in Covenant-72B's setting 70 s of exchange are 0.9 of 15.
 
-Pools are of 64 workers, as one of two miners; the other one's workers are all
-honest (covenant/emulate/pool.py).
+Pools (experiments/pools.py) have bars of their own, and run after these cells.
 
 Bars, written before the runs; n = 3 seeds, compared seed by seed, two standard
 errors decide where there is an error:
@@ -26,26 +25,20 @@ errors decide where there is an error:
               without all below an H100, which follows the curve of `few`.
   overlap     In Covenant-72B's setting at least 99 % of a round compute, and
               the loss is at most 0.5 % above waiting for the exchange.
-  pool        With 30 % of the workers faulty or cheating the payload gains
-              what an honest pool's does, in the mean over rounds and within
-              two standard errors; cheaters are paid nothing; what is paid,
-              held, kept and owed is what was earned, to the last unit.
 """
 
 import dataclasses
-import math
 import pathlib
 import statistics
 from collections.abc import Iterator, Sequence
 
 from covenant import config as config_lib
-from covenant.data import dataset
 from covenant.emulate import clock
 from covenant.emulate import links
-from covenant.emulate import pool
 from covenant.plan import links as plan_links
 from covenant.plan import memory
 from experiments import charts
+from experiments import pools
 from experiments import study
 
 ALIKE = 'alike'
@@ -227,43 +220,6 @@ def gather_table() -> str:
   return '\n'.join(lines)
 
 
-def pools(quick: bool, seeds: int) -> Iterator[study.Verdict]:
-  """The bar of pools: an honest one's payload, and an exact ledger."""
-  workers, rounds = (16, 3) if quick else (64, 12)
-  excess, cheated, exact, unpaid = [], 0, True, 0
-  for seed in range(seeds):
-    config = study.make_config(study.Cell('pool', seed, ('miners=2',)))
-    kit = pool.Kit(config, dataset.load(config))
-    found = pool.trial(kit, workers, 0.3, rounds, seed)
-    pairs = zip(found.gains, found.honest_gains, strict=True)
-    differences = [a - b for a, b in pairs]
-    error = math.hypot(*found.errors) / len(found.errors)
-    excess.append((statistics.mean(differences), error))
-    cheats = [w for w, kind in found.kinds.items() if kind in pool.CHEATS]
-    cheated += sum(found.paid[w] for w in cheats)
-    unpaid += sum(not found.paid[w] for w in cheats)
-    earned = found.totals['earned']
-    exact &= sum(found.totals.values()) == 2 * earned > 0
-  worst = min(mean / error for mean, error in excess)
-  shown = ', '.join(f'{mean:+.4f} ± {error:.4f}' for mean, error in excess)
-  yield study.Verdict(
-    'Pool, payload',
-    f'30 % of {workers} workers faulty or cheating: as good as an honest pool',
-    'ours',
-    'gain minus an honest pool’s not below 0 by two standard errors',
-    f'{shown} nats a token, {rounds} rounds',
-    'PASS' if worst > -2 else 'FAIL',
-  )
-  yield study.Verdict(
-    'Pool, pay',
-    'cheaters are paid nothing, and the ledger is exact',
-    'ours',
-    'no unit to a cheater; sums to the last unit',
-    f'{cheated} to {unpaid} cheaters; {"exact" if exact else "NOT exact"}',
-    'PASS' if not cheated and exact else 'FAIL',
-  )
-
-
 def draw(runs: Sequence[study.Run], path: pathlib.Path) -> None:
   lines = {
     f'{who} of the islands compressed': {
@@ -284,5 +240,6 @@ def draw(runs: Sequence[study.Run], path: pathlib.Path) -> None:
 STUDY = study.Study('islands', plan, judge, draw)
 
 if __name__ == '__main__':
-  study.main(STUDY, __doc__)
+  arguments = study.main(STUDY, __doc__)
+  pools.main(arguments)
   print(gather_table())

@@ -382,8 +382,8 @@ def complete(
         )
 
 
-def main(study: Study, doc: str | None) -> None:
-  """What `python -m experiments.NAME` does."""
+def main(study: Study, doc: str | None) -> argparse.Namespace:
+  """What `python -m experiments.NAME` does; returns its arguments."""
   parser = argparse.ArgumentParser(
     description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
   )
@@ -413,3 +413,4 @@ def main(study: Study, doc: str | None) -> None:
   for verdict in study.judge(runs):
     print(f'{verdict.claim} {verdict.outcome}: {verdict.says}')
     print(f'  {verdict.criterion}: {verdict.measured}')
+  return arguments
