@@ -29,7 +29,6 @@ errors decide where there is an error:
 
 import dataclasses
 import pathlib
-import statistics
 from collections.abc import Iterator, Sequence
 
 from covenant import config as config_lib
