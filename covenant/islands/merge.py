@@ -58,7 +58,11 @@ class Merger:
     return np.asarray(self._norms(message))
 
   def merge(
-    self, params: Any, messages: Sequence[Any], sequences: Sequence[int]
+    self,
+    params: Any,
+    messages: Sequence[Any],
+    sequences: Sequence[int],
+    scale: float = 1.0,
   ) -> Any:
     """The parameters moved by the mean delta, weighted by sequences.
 
@@ -70,10 +74,12 @@ class Merger:
       messages: one a lease, in the order of their sequences: who merges the
         same gets the same bits.
       sequences: that each was trained on.
+      scale: of the mean.
     """
     if not messages:
       return params
     weights_R = np.asarray(sequences, np.float32) / np.float32(sum(sequences))
+    weights_R *= np.float32(scale)
     # As `aggregate.clip_factors`, but not compiled for every number of leases.
     norms_RxP = np.stack([self.norms(m) for m in messages])
     median_P = np.sort(norms_RxP, axis=0)[(len(messages) - 1) // 2]

@@ -297,10 +297,15 @@ class Pool:
       current.losses.append(delta.loss)
       current.work.setdefault(lease.worker, 0)
       current.work[lease.worker] += lease.sequences
+    sequences = [d.lease.sequences for d in merged]
+    # Each sequence moves the parameters as far, however many came together:
+    # what was refused and is made up for later must not count as a whole step.
+    usual = current.task.sequences / self._config.pool.subrounds
     current.params = self._merger.merge(
       current.params,
       [d.message for d in merged],
-      [d.lease.sequences for d in merged],
+      sequences,
+      min(sum(sequences) / usual, _FARTHEST),
     )
 
   def _audit(
@@ -348,6 +353,7 @@ class Pool:
     return verdict
 
 
+_FARTHEST = 1.5  # of what a full sub-round moves
 _HARMLESS = (Verdict.VALID, Verdict.STALE)
 _STRIKES = 3
 
