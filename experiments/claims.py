@@ -21,6 +21,7 @@ from experiments import peers
 from experiments import pools
 from experiments import quantizers
 from experiments import study
+from experiments import transformations
 
 PAGE = study.ROOT.parent / 'docs' / 'results.md'
 BEGIN, END = '<!-- claims -->\n', '<!-- end of claims -->\n'
@@ -34,6 +35,7 @@ STUDIES: tuple[types.ModuleType, ...] = (
   muon,
   quantizers,
   islands,
+  transformations,
 )
 
 

@@ -29,7 +29,7 @@ import sys
 import time
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 from absl import logging
@@ -65,12 +65,19 @@ COMMON = (
 _INDIFFERENT = ('name:', 'checkpoint.', 'devices.', 'network.', 'plan.')
 
 
+class Program(Protocol):
+  """Runs a config otherwise than the nodes do. Its text says all it does."""
+
+  def run(self, config: config_lib.Config) -> list[metrics.Evaluation]: ...
+
+
 class Cell(NamedTuple):
   """One run: what it is called in tables, its seed, and how it differs."""
 
   name: str
   seed: int
   sets: tuple[str, ...] = ()  # `path.to.field=value`, on top of COMMON
+  program: Program | None = None  # None: emulated nodes
 
 
 class Run(NamedTuple):
@@ -136,16 +143,19 @@ def make_config(cell: Cell, more: Iterable[str] = ()) -> config_lib.Config:
   return config_lib.load(BASE, sets)
 
 
-def digest(config: config_lib.Config) -> str:
+def digest(config: config_lib.Config, program: Program | None = None) -> str:
   """Names a run by all that its config has otherwise than the defaults.
 
   But for what changes no number of it.
   """
-  text = '\n'.join(
+  lines = [
     line
     for line in config_lib.differences(config_lib.Config(), config)
     if not line.startswith(_INDIFFERENT)
-  )
+  ]
+  if program is not None:
+    lines.append(str(program))
+  text = '\n'.join(lines)
   return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
 
 
@@ -160,17 +170,18 @@ def execute(cell: Cell, more: Sequence[str], work: pathlib.Path) -> Run:
   A run that was interrupted goes on, or begins anew.
   """
   config = make_config(cell, more)
-  name = digest(config)
+  name = digest(config, cell.program)
   folder = work / name
   done = folder / 'run.json'
   if done.exists():
     run = Run(**json.loads(done.read_text()))
     return run._replace(cell=cell.name)
   began = time.process_time()
-  host.run(config, folder)
+  if cell.program is None:
+    evaluations = _emulate(config, folder)
+  else:
+    evaluations = cell.program.run(config)
   seconds = time.process_time() - began
-  records = metrics.read(folder / 'metrics.jsonl')
-  evaluations = [r for r in records if isinstance(r, metrics.Evaluation)]
   last = evaluations[-1]
   write_csv(
     work / 'curves' / f'{name}.csv',
@@ -192,9 +203,18 @@ def execute(cell: Cell, more: Sequence[str], work: pathlib.Path) -> Run:
     jax.devices()[0].device_kind,
     code(),
   )
-  shutil.rmtree(folder / 'checkpoints')
+  done.parent.mkdir(parents=True, exist_ok=True)
   done.write_text(json.dumps(run._asdict()))
   return run
+
+
+def _emulate(
+  config: config_lib.Config, folder: pathlib.Path
+) -> list[metrics.Evaluation]:
+  host.run(config, folder)
+  shutil.rmtree(folder / 'checkpoints')
+  records = metrics.read(folder / 'metrics.jsonl')
+  return [r for r in records if isinstance(r, metrics.Evaluation)]
 
 
 def write_csv(path: pathlib.Path, rows: Sequence[Any]) -> None:

@@ -2,17 +2,20 @@
 
 import dataclasses
 import pathlib
+from unittest import mock
 
 import jax
 import numpy as np
 from absl.testing import absltest
 from absl.testing import parameterized
 
+from covenant.node import trainer
 from covenant.optim import compression as compression_lib
 from covenant.optim import quantize
 from covenant.optim import sparseloco
 from experiments import claims
 from experiments import study
+from experiments import transformations
 
 TINY = (
   'model.width=32',
@@ -37,7 +40,11 @@ class ResultsTest(parameterized.TestCase):
       self.skipTest(f'{module.__name__} has no results yet')
     seeds = 1 + max(run.seed for run in runs)
     planned = {
-      (cell.name, cell.seed, study.digest(study.make_config(cell)))
+      (
+        cell.name,
+        cell.seed,
+        study.digest(study.make_config(cell), cell.program),
+      )
       for cell in module.STUDY.plan(runs, seeds)
     }
     self.assertEqual(planned, {(r.cell, r.seed, r.config) for r in runs})
@@ -96,6 +103,38 @@ class StudyTest(absltest.TestCase):
     self.assertEqual(study.at_most(study.Gap(0.01, 0.03, 3)), 'UNDECIDED')
     alone = study.spread([0.5])
     self.assertEqual(study.more_than(alone), 'UNDECIDED')
+
+
+class TransformationsTest(absltest.TestCase):
+  def test_the_loop_does_what_nodes_do(self):
+    """On the same data: to rounding the loss, to the byte what is sent."""
+    assigned = trainer.assigned
+
+    def of_the_run(config, task, split):
+      return assigned(config, task._replace(seed=config.seed), split)
+
+    work = pathlib.Path(self.create_tempdir())
+    cell = study.Cell('tiny', 0)
+    program = transformations.Configured()
+    with mock.patch.object(trainer, 'assigned', of_the_run):
+      nodes = study.execute(cell, TINY, work)
+      loop = study.execute(cell._replace(program=program), TINY, work)
+    self.assertNotEqual(loop.config, nodes.config)
+    self.assertAlmostEqual(loop.nats_per_byte, nodes.nats_per_byte, delta=2e-5)
+    same = nodes._replace(
+      config=loop.config, nats_per_byte=loop.nats_per_byte, seconds=loop.seconds
+    )
+    self.assertEqual(loop, same)
+
+  def test_a_fragment_is_sent_once_a_round(self):
+    config = study.make_config(study.Cell('a', 0))  # 15 steps a round
+    sent = transformations.Streaming(fragments=5).sent(config)
+    leaves = jax.tree.leaves(transformations.shapes(config))
+    whole = sum(4 * x.size for x in leaves)
+    steps = [i for i in range(1, 31) if sent(i) > sent(i - 1)]
+    self.assertEqual(steps, [3, 6, 9, 12, 15, 18, 21, 24, 27, 30])
+    self.assertEqual(sent(30), 2 * sent(15))
+    self.assertBetween(sent(15), whole, 1.01 * whole)
 
 
 class AlphaTest(parameterized.TestCase):
