@@ -3,7 +3,12 @@
 import setuptools
 
 _SENTENCEPIECE = ['sentencepiece>=0.2,<1']
-_NOTEBOOK = ['ipykernel>=6.29,<8', 'nbclient>=0.10,<1', 'nbformat>=5.10,<6']
+_NOTEBOOK = [
+  'ipykernel>=6.29,<8',
+  'jupytext>=1.16,<2',
+  'nbclient>=0.10,<1',
+  'nbformat>=5.10,<6',
+]
 _TEST = [
   'hypothesis>=6.100,<7',
   'moto[server]>=5.2,<6',

@@ -1,0 +1,191 @@
+# %% [markdown]
+# # SparseLoCo in ten minutes
+#
+# Some peers train one model over the internet. Each trains alone for a while
+# (H inner steps of AdamW), and then sends a small part of what it has learned:
+# of every 64 x 64 block of the change the 64 largest values, as a sign each.
+# What is not sent waits, and is offered again in the next round. So a round of
+# the model below costs a peer 2 kB, not the 460 kB that its parameters take.
+#
+# First one round by hand, then a whole run through the same code that
+# `python run.py` runs.
+
+# %%
+import os
+import pathlib
+import tempfile
+
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+import optax
+
+from covenant import config as config_lib
+from covenant import roles
+from covenant.data import dataset
+from covenant.emulate import host
+from covenant.models import llama
+from covenant.models import loss as loss_lib
+from covenant.optim import sparseloco
+from covenant.report import metrics
+from covenant.report import progress
+
+QUICK = 'QUICK' in os.environ  # tests are; what is stored here was not
+plt.style.use('notebooks.mplstyle')
+roles.keep_compilations()
+config = config_lib.load(
+  '../configs/shakespeare.py:smoke',
+  ['miners=3', 'adversaries=']
+  + [f'rounds={2 if QUICK else 40}', f'eval.every={1 if QUICK else 5}']
+  + [f'optim.inner_steps={2 if QUICK else 10}']
+  + [f'optim.inner.warmup_steps={1 if QUICK else 40}'],
+)
+
+# %% [markdown]
+# ## One round by hand
+#
+# The parameters are a plain pytree and the model is a pure function. Two peers
+# start from the same parameters and train on their own text.
+
+# %%
+data = dataset.load(config)
+params = llama.init(config.model, jax.random.key(0))
+adamw = optax.adamw(3e-3)
+
+
+@jax.jit
+def train(params, state, tokens):
+  _, grads = loss_lib.next_token_gradient(config.model, params, tokens)
+  updates, state = adamw.update(grads, state, params)
+  return optax.apply_updates(params, updates), state
+
+
+trained = []
+for peer in range(2):
+  local, state = params, adamw.init(params)
+  for step in range(config.optim.inner_steps):
+    ids = 8 * (config.optim.inner_steps * peer + step) + np.arange(8)
+    local, state = train(local, state, data.train.read(ids, 64))
+  trained.append(local)
+
+# %% [markdown]
+# Each peer's change is its pseudo-gradient. `compress` takes what is left over
+# from earlier rounds (nothing yet), decides what is sent, and says what is left
+# now.
+
+# %%
+topk = sparseloco.TopK(k=64, block=(64, 64), quantizer=sparseloco.Sign())
+deltas = [sparseloco.pseudo_gradient(params, local) for local in trained]
+messages, errors = [], []
+for delta in deltas:
+  message, error = sparseloco.compress(
+    delta, sparseloco.init_error(params), topk, error_decay=0.95
+  )
+  messages.append(message)
+  errors.append(error)
+sent = [sparseloco.decompress(m, params, topk) for m in messages]
+
+fig, panels = plt.subplots(2, 3, figsize=(9, 6), sharex=True, sharey=True)
+pick = [
+  [tree['layers_0']['attention']['query'] for tree in trees]
+  for trees in (deltas, sent, errors)
+]
+largest = float(jnp.abs(pick[0][0]).max())
+for row in range(2):
+  for ax, trees in zip(panels[row], pick, strict=True):
+    image = ax.imshow(trees[row], cmap='PuOr', vmin=-largest, vmax=largest)
+    ax.grid(visible=False)
+  panels[row][0].set(ylabel=f'peer {row}: row')
+for ax, name in zip(panels[1], ('trained', 'sent', 'left'), strict=True):
+  ax.set(xlabel=f'column ({name})')
+fig.colorbar(image, ax=panels, label='change of a parameter', shrink=0.8)
+plt.show()
+
+# %% [markdown]
+# The mean of the messages moves everybody to the same new parameters: the
+# outer step. Each element counts the peers that sent it.
+
+# %%
+outer = sparseloco.nesterov(1.0)
+mean = sparseloco.aggregate(messages, params, topk)
+new, _ = sparseloco.outer_update(outer, mean, outer.init(params), params)
+
+heldout = data.heldout.read(np.arange(16), 64)
+for name, tree in (
+  ('before', params),
+  ('peer 0 alone, after its steps', trained[0]),
+  ('all, after the exchange', new),
+):
+  nats = loss_lib.next_token_loss(config.model, tree, heldout).nats
+  print(f'{name:30} {nats:.3f} nats a token')
+
+# %% [markdown]
+# One message carries little of a peer's change. But nothing is lost: what is
+# left comes again, and over some rounds nearly all arrives.
+#
+# ## A whole run
+#
+# Miners, validators, chain and store, all emulated in this process. A run has
+# a folder of its own; the same cell again would find nothing left to do.
+
+# %%
+workdir = pathlib.Path(tempfile.mkdtemp())
+outcome = host.run(config, workdir)
+records = metrics.read(workdir / 'metrics.jsonl')
+print(progress.summary(records))
+
+# %% [markdown]
+# The metrics are lines of JSON; `Round` and `Evaluation` in
+# `covenant/report/metrics.py` document every field.
+
+# %%
+rounds = [r for r in records if isinstance(r, metrics.Round)]
+evaluations = [r for r in records if isinstance(r, metrics.Evaluation)]
+last = rounds[-1]
+print(
+  f'in a round {len(last.uids)} peers send {last.bytes_round:,} bytes, '
+  f'{last.compression_ratio:.0f} times less than float32'
+)
+
+fig, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), sharey=True)
+left.plot(
+  [r.tokens / 1000 for r in rounds], [r.loss for r in rounds], label='training'
+)
+left.plot(
+  [e.tokens / 1000 for e in evaluations],
+  [e.loss for e in evaluations],
+  'o--',
+  ms=4,
+  label='held out',
+)
+left.set(
+  xlabel='thousand tokens trained, all peers', ylabel='loss (nats a token)'
+)
+left.legend()
+sends = [e.bytes_up / 1000 / len(last.uids) for e in evaluations]
+right.plot(sends[1:], [e.loss for e in evaluations[1:]], 'C1o--', ms=4)
+right.set(xlabel='kB that a peer has sent')
+plt.show()
+
+# %% [markdown]
+# ## What did it learn?
+
+# %%
+context = config.data.context
+apply = jax.jit(
+  lambda params, tokens: llama.apply(config.model, params, tokens)[0, -1]
+)
+tokens, key = list(b'ROMEO'.rjust(context, b' ')), jax.random.key(0)
+for _ in range(10 if QUICK else 200):
+  logits = apply(
+    outcome.state.shared.params, jnp.array([tokens[-context:]], jnp.int32)
+  )
+  key, now = jax.random.split(key)
+  tokens.append(int(jax.random.categorical(now, logits)))
+print(bytes(tokens[context - 5 :]).decode(errors='replace'))
+
+# %% [markdown]
+# Where to go on: `docs/sparseloco.md` has the algorithm and every choice,
+# notebook 3 looks into the compressor, notebook 6 puts SparseLoCo in a loop
+# of your own.

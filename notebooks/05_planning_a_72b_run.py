@@ -1,0 +1,211 @@
+# %% [markdown]
+# # Planning a 72B run
+#
+# What `configs/72b.py` takes of one peer, eight B200: memory in every phase of
+# a round, bytes on the links, and the share of the time in which the devices
+# train. Nothing is compiled here; `python run.py --config=configs/72b.py
+# --role=plan` does that too, and prints all of this as a page.
+#
+# What is marked with ~ is estimated or assumed.
+
+# %%
+import dataclasses
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+from covenant import config as config_lib
+from covenant.models import llama
+from covenant.plan import advice
+from covenant.plan import hardware as hardware_lib
+from covenant.plan import links as links_lib
+from covenant.plan import memory
+from covenant.plan import table
+from covenant.plan import work
+
+plt.style.use('notebooks.mplstyle')
+config = config_lib.load('../configs/72b.py')
+hardware = hardware_lib.check(config)
+cut = memory.shards(config)
+print(f'{llama.num_params(config.model):,} parameters')
+print(f'{cut.params:,} on each of {hardware.count} x {hardware.name}')
+print(f'payload {cut.payload_bytes / 1e9:.2f} GB')
+print(table.verdict(config))
+
+# %% [markdown]
+# ## Memory
+#
+# Parameters, moments, error feedback and outer momentum are float32 and cut
+# over all devices. What a phase does not need waits in host memory; with all
+# of it on the device the inner step would not fit.
+
+# %%
+PARTS = {
+  'parameters': ('parameters', 'parameters of this round'),
+  'AdamW moments': ('AdamW moments',),
+  'gradient': ('gradient',),
+  '~activations': ('activations',),
+  'error feedback': ('error feedback',),
+  'outer momentum': ('outer momentum',),
+}
+HATCHES = ('', '///', '', '...', '', 'xxx')
+
+
+def bars(ax, config, offload):
+  """Stacked bars of the phases, GB of a device."""
+  phases = list(memory.phases(config, memory.shards(config), offload))
+  names = [phase.name for phase in phases]
+  left = np.zeros(len(phases))
+  for (label, keys), hatch in zip(PARTS.items(), HATCHES, strict=True):
+    size = np.array(
+      [sum(phase.device.get(key, 0) for key in keys) for phase in phases]
+    )
+    ax.barh(
+      names, size / 1e9, left=left, label=label, hatch=hatch, edgecolor='w'
+    )
+    left += size / 1e9
+  known = {key for keys in PARTS.values() for key in keys}
+  rest = [
+    sum(v for k, v in phase.device.items() if k not in known)
+    for phase in phases
+  ]
+  ax.barh(names, np.array(rest) / 1e9, left=left, label='other', color='grey')
+  ax.axvline(advice.limit(config) / 1e9, color='k', ls='--', lw=1)
+  ax.invert_yaxis()
+  ax.grid(axis='y', visible=False)
+
+
+fig, (above, below) = plt.subplots(2, 1, figsize=(8, 5.6), sharex=True)
+bars(above, config, offload=False)
+above.set_title('all on the device', loc='left', fontsize=10)
+bars(below, config, offload=True)
+below.set_title('what waits is in host memory', loc='left', fontsize=10)
+below.set(
+  xlabel='GB of a device; dashed: what programs may have of 192', xlim=(0, 290)
+)
+handles, labels = above.get_legend_handles_labels()
+fig.legend(handles, labels, loc='outside upper center', ncols=4)
+plt.show()
+
+# %% [markdown]
+# ## Would other hardware do?
+#
+# Each row is one peer with as many devices as its mesh has, parameters cut
+# over all of them.
+
+# %%
+for kind in ('8xB200', '8xB300', '16xH200', '32xH100', '64xA100', '64x4090'):
+  count = hardware_lib.parse(kind).count
+  other = dataclasses.replace(
+    config,
+    devices=dataclasses.replace(config.devices, fsdp=count),
+    plan=dataclasses.replace(config.plan, hardware=kind),
+  )
+  try:
+    worst = advice.most(other)
+  except config_lib.ConfigError as e:
+    print(f'{kind:8} {e}')
+    continue
+  seconds = work.step(other, hardware_lib.check(other)).total
+  fits = 'fits' if advice.fits(other) else 'does not fit'
+  print(
+    f'{kind:8} {fits}: {worst.name} ~{worst.total / 1e9:.0f} of '
+    f'{advice.limit(other) / 1e9:.0f} GB; ~{seconds:.0f} s a step'
+  )
+
+# %% [markdown]
+# ## A round
+#
+# Bandwidths are megabytes a second: only so do the published numbers of
+# Covenant-72B agree with each other. They report 20 minutes of computing and
+# 70 s of transfers, and 94.5 %; the same formula gives the utilization that
+# other runs reported.
+
+# %%
+links = links_lib.make(config.plan)
+compute = 60 * config.plan.compute_minutes
+times = links_lib.round_time(
+  links, compute, cut.payload_bytes, config.plan.peers
+)
+print(
+  f'ours: {times.compute:.0f} s computing, {times.upload:.1f} s up, '
+  f'{times.gather:.1f} s down: {times.utilization:.1%}'
+)
+print('published                computing  transfers  said   by formula')
+for name, run in links_lib.PUBLISHED.items():
+  share = links_lib.utilization(run.compute, run.communication)
+  print(
+    f'  {name:20} {run.compute:10.0f} s {run.communication:8.0f} s '
+    f'{run.utilization:6.1%} {share:8.1%}'
+  )
+
+# %% [markdown]
+# What if each gradient were exchanged (data-parallel), or the dense delta of
+# a round (DiLoCo)? All are of the same 20 minutes of steps, on the same links,
+# a peer hearing 19 others directly. An all-reduce would fetch less of what is
+# dense: 2 x 19/20 of one payload each way, so it is there as well.
+
+# %%
+dense = 4.0 * llama.num_params(config.model)
+steps = config.optim.inner_steps
+peers = config.plan.peers
+reduced = 2 * (peers - 1) / peers * dense
+slow = reduced / links.upload  # up and down at once: the slower link rules
+
+
+def share(seconds):
+  return links_lib.utilization(compute, seconds)
+
+
+direct = links_lib.direct(links, dense, peers).seconds
+WAYS = {
+  'gradient, every step, direct': share(steps * direct),
+  'gradient, every step, all-reduce': share(steps * slow),
+  'dense delta, direct': share(direct),
+  'dense delta, all-reduce': share(slow),
+  'SparseLoCo': times.utilization,
+}
+fig, ax = plt.subplots(figsize=(7, 2.6))
+drawn = ax.barh(list(WAYS), [100 * x for x in WAYS.values()])
+ax.bar_label(drawn, [f' {x:.1%}' for x in WAYS.values()])
+ax.set(xlabel='share of the time in which devices train (%)', xlim=(0, 110))
+ax.invert_yaxis()
+ax.grid(axis='y', visible=False)
+plt.show()
+
+# %% [markdown]
+# ## More peers, slower links
+#
+# Everybody fetches everybody's payload, so what a peer fetches grows with
+# their number. `docs/scale.md` has two ways out.
+
+# %%
+fig, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), sharey=True)
+counts = np.geomspace(2, 1000, 60).astype(int)
+for h, style in zip((30, 60, 120), ('-', '--', ':'), strict=True):
+  shares = [
+    links_lib.round_time(
+      links, compute * h / steps, cut.payload_bytes, n
+    ).utilization
+    for n in counts
+  ]
+  left.plot(counts, 100 * np.array(shares), style, label=f'{h} inner steps')
+left.axvline(peers, color='grey', lw=0.8)
+left.set(
+  xlabel='peers that count in a round',
+  ylabel='share that trains (%)',
+  xscale='log',
+)
+left.legend()
+speeds = np.geomspace(1, 1000, 60)
+for n, style in zip((10, 20, 50), ('-', '--', ':'), strict=True):
+  shares = [
+    links_lib.round_time(
+      links_lib.Links(up * 1e6, up * 1e6), compute, cut.payload_bytes, n
+    ).utilization
+    for up in speeds
+  ]
+  right.plot(speeds, 100 * np.array(shares), style, label=f'{n} peers')
+right.set(xlabel='link of a peer, each way (MB/s)', xscale='log')
+right.legend()
+plt.show()

@@ -1,0 +1,226 @@
+# %% [markdown]
+# # SparseLoCo in your own loop
+#
+# A training loop in JAX and optax, and three ways to put SparseLoCo in it: on
+# one device, with peers along an axis of `jax.vmap`, and with a device for
+# each peer under `jax.shard_map`. Nothing of this project but
+# `covenant.optim` is needed.
+
+# %%
+import os
+
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import optax
+
+from covenant.optim.sparseloco import sparseloco
+
+QUICK = 'QUICK' in os.environ  # tests are; what is stored here was not
+PEERS, STEPS, INNER_STEPS = 4, 20 if QUICK else 600, 10
+jax.config.update('jax_num_cpu_devices', PEERS)  # before JAX starts
+plt.style.use('notebooks.mplstyle')
+
+# %% [markdown]
+# ## The loop as it was
+#
+# A small network learns what a larger, fixed one computes. Every step has a
+# fresh batch of noise.
+
+
+# %%
+def network(params, x_BxD):
+  for w in params[:-1]:
+    x_BxD = jnp.tanh(x_BxD @ w)
+  return x_BxD @ params[-1]
+
+
+def init(key, widths):
+  keys = jax.random.split(key, len(widths) - 1)
+  return [
+    jax.random.normal(k, (m, n)) / m**0.5
+    for k, m, n in zip(keys, widths[:-1], widths[1:], strict=True)
+  ]
+
+
+teacher = init(jax.random.key(0), (32, 256, 8))
+student = init(jax.random.key(1), (32, 128, 128, 8))
+
+
+def batch(key):
+  return jax.random.normal(key, (64, 32))
+
+
+def loss(params, x_BxD):
+  wrong = network(params, x_BxD) - network(teacher, x_BxD)
+  return jnp.mean(jnp.square(wrong))
+
+
+heldout = batch(jax.random.key(2))
+keys = jax.random.split(jax.random.key(3), STEPS)
+
+# %%
+tx = optax.adam(2e-3)
+
+
+@jax.jit
+def step(params, state, key):
+  grads = jax.grad(loss)(params, batch(key))
+  updates, state = tx.update(grads, state, params)
+  return optax.apply_updates(params, updates), state
+
+
+def run(step, params, state, keys):
+  """The held-out loss after every `INNER_STEPS` steps."""
+  losses = []
+  for i, key in enumerate(keys, 1):
+    params, state = step(params, state, key)
+    if i % INNER_STEPS == 0:
+      losses.append(float(loss(params, heldout)))
+  return losses
+
+
+losses = {'Adam, one peer': run(step, student, tx.init(student), keys)}
+print(f'{losses["Adam, one peer"][-1]:.4f}')
+
+# %% [markdown]
+# ## One device
+#
+# The import, and the line that makes the optimizer: the loop stays as it is.
+# Every tenth update moves the parameters along what the compressor let
+# through; the rest waits in `state.error`. With one peer there is nothing to
+# gain, but everything to try: rates, compressors, error feedback.
+
+# %%
+tx = sparseloco(optax.adam(2e-3), inner_steps=INNER_STEPS)
+
+
+@jax.jit
+def step(params, state, key):
+  grads = jax.grad(loss)(params, batch(key))
+  updates, state = tx.update(grads, state, params)
+  return optax.apply_updates(params, updates), state
+
+
+losses['SparseLoCo, one peer'] = run(step, student, tx.init(student), keys)
+print(f'{losses["SparseLoCo, one peer"][-1]:.4f}')
+
+# %% [markdown]
+# ## Peers along an axis of vmap
+#
+# `axis_name` says along which axis the peers are. Each has its own data, its
+# own Adam and its own error feedback. Data-parallel Adam, which averages the
+# gradient in every step, is beside it.
+#
+# Under `vmap` the step's number is an array like all else, and what is done
+# every tenth step is computed in each and then dropped. For peers that are
+# cheap this does not matter; `experiments/transformations.py` keeps the number
+# out of the map.
+
+# %%
+AXIS = 'peers'
+keys_TxR = jax.vmap(lambda key: jax.random.split(key, PEERS))(keys)
+
+
+def on_peers(tx, mean):
+  """Trains; the held-out loss of the first peer, whose parameters all have."""
+
+  def one(params, state, key):
+    grads = jax.grad(loss)(params, batch(key))
+    if mean:
+      grads = jax.lax.pmean(grads, AXIS)
+    updates, state = tx.update(grads, state, params)
+    return optax.apply_updates(params, updates), state
+
+  step = jax.jit(jax.vmap(one, axis_name=AXIS))
+  params, state = jax.vmap(
+    lambda _: (student, tx.init(student)), axis_name=AXIS
+  )(jnp.arange(PEERS))
+  losses = []
+  for i, keys_R in enumerate(keys_TxR, 1):
+    params, state = step(params, state, keys_R)
+    if i % INNER_STEPS == 0:
+      losses.append(float(loss([w[0] for w in params], heldout)))
+  return losses, state
+
+
+losses[f'Adam, {PEERS} peers'], _ = on_peers(optax.adam(2e-3), mean=True)
+tx = sparseloco(optax.adam(2e-3), inner_steps=INNER_STEPS, axis_name=AXIS)
+losses[f'SparseLoCo, {PEERS} peers'], state = on_peers(tx, mean=False)
+for name, curve in losses.items():
+  print(f'{name:20} {curve[-1]:.4f}')
+
+# %% [markdown]
+# `state.stats` says what the last exchange of each peer did.
+
+# %%
+stats = state.stats
+print('share of the energy that was sent:', stats.energy_kept.round(3))
+print('norm of what waits:               ', stats.error_norm.round(3))
+print('times that each code was sent:\n', stats.code_counts)
+
+# %% [markdown]
+# ## A device for each peer
+#
+# The same transformation under `jax.shard_map`: the compressed messages, and
+# only these, cross the mesh axis, in an all-gather. Here the devices are four
+# of the CPU.
+
+# %%
+mesh = jax.make_mesh((PEERS,), (AXIS,), (jax.sharding.AxisType.Auto,))
+
+
+def mapped(f):
+  """`f` of one peer, on all: arrays have a leading axis with an entry each."""
+
+  def g(*trees):
+    mine = jax.tree.map(lambda x: x[0], trees)
+    return jax.tree.map(lambda x: x[None], f(*mine))
+
+  spec = jax.P(AXIS)
+  return jax.jit(jax.shard_map(g, mesh=mesh, in_specs=spec, out_specs=spec))
+
+
+@mapped
+def train(params, state, key):
+  grads = jax.grad(loss)(params, batch(key))
+  updates, state = tx.update(grads, state, params)
+  return optax.apply_updates(params, updates), state
+
+
+params = [jnp.stack([w] * PEERS) for w in student]
+state = mapped(tx.init)(params)
+curve = []
+for i, keys_R in enumerate(keys_TxR, 1):
+  params, state = train(params, state, keys_R)
+  if i % INNER_STEPS == 0:
+    curve.append(float(loss([w[0] for w in params], heldout)))
+print('devices:', len(params[0].sharding.device_set))
+print(f'held-out loss {curve[-1]:.4f}')
+
+# %% [markdown]
+# What crosses can be read off the compiled program: all collectives, with
+# the shape of what each peer has after them.
+
+# %%
+compiled = train.lower(params, state, keys_TxR[0]).compile().as_text()
+shapes = [
+  line.split(' = ')[1].split(' all-gather(')[0].split('{')[0]
+  for line in compiled.splitlines()
+  if ' all-gather(' in line
+]
+elements = sum(w[0].size for w in params)
+print(f'{elements} parameters a peer; gathered from {PEERS} peers:')
+for shape in shapes:
+  print(' ', shape)
+
+# %%
+fig, ax = plt.subplots()
+losses[f'the same, {PEERS} devices'] = curve
+styles = ['C0--', 'C1--', 'C0', 'C1', 'k:']
+for (name, curve), style in zip(losses.items(), styles, strict=True):
+  steps = [INNER_STEPS * (i + 1) for i in range(len(curve))]
+  ax.plot(steps, curve, style, label=name)
+ax.set(xlabel='inner steps', ylabel='held-out squared error', yscale='log')
+ax.legend()
+plt.show()
