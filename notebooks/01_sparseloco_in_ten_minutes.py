@@ -36,7 +36,8 @@ plt.style.use('notebooks.mplstyle')
 roles.keep_compilations()
 config = config_lib.load(
   '../configs/shakespeare.py:smoke',
-  ['miners=3', 'adversaries=']
+  ['adversaries=', f'miners={2 if QUICK else 3}']
+  + [f'model.layers={1 if QUICK else 2}']
   + [f'rounds={2 if QUICK else 40}', f'eval.every={1 if QUICK else 5}']
   + [f'optim.inner_steps={2 if QUICK else 10}']
   + [f'optim.inner.warmup_steps={1 if QUICK else 40}'],

@@ -24,13 +24,14 @@ from covenant.wire import payload
 from covenant.wire import rice
 
 QUICK = 'QUICK' in os.environ  # tests are; what is stored here was not
-PEERS, ROUNDS = (3, 2) if QUICK else (4, 12)
+PEERS, ROUNDS = (2, 2) if QUICK else (4, 12)
 plt.style.use('notebooks.mplstyle')
 config = config_lib.load(
   '../configs/shakespeare.py',
   [
     f'rounds={ROUNDS}',
     f'model.width={64 if QUICK else 128}',
+    f'model.layers={1 if QUICK else 2}',
     f'optim.inner_steps={2 if QUICK else 10}',
     f'optim.inner.warmup_steps={2 if QUICK else 20}',
     'optim.inner.decay_steps=4000',  # as if the run were longer
@@ -87,7 +88,7 @@ names = [
 ]
 leaves = [jax.tree.leaves(tree) for tree in (delta, offered, sent)]
 sizes = [x.size for x in leaves[0]]
-LEAF = names.index('layers_1.ffn.up')
+LEAF = names.index(f'layers_{config.model.layers - 1}.ffn.up')
 print(f'{sum(sizes):,} parameters, {sizes[LEAF]:,} in {names[LEAF]}')
 
 # %% [markdown]
