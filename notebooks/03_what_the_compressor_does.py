@@ -245,8 +245,8 @@ for r, found in zip(rounds, between, strict=True):
 # 64 indices below 4096, sorted, as Elias-Fano: the low six bits of each as
 # they are, then a bitmap of 128 bits in which the j-th one, at position p, says
 # that the high bits of index j are p - j. Then one bit a value. These are the
-# very bits of the payload, dark for a one: each block takes 576 and can be found
-# and read alone.
+# very bits of the payload, dark for a one: each block takes 576 and can be
+# found and read alone.
 
 # %%
 indices_K = np.asarray(kept.indices[0])

@@ -91,9 +91,12 @@ def inner_step(
 
 def enter(config: config_lib.Config, island: island_lib.Island) -> Any:
   """The jitted params -> (params of its own, `subspace.Fixed`) of a round."""
-  basis_DxK = subspace.basis(config.seed, config.model.width, island.rank)
-  start = functools.partial(subspace.start, config.model, stages=island.stages)
-  return functools.partial(jax.jit(start), basis_DxK=basis_DxK)
+
+  def start(params: Any) -> tuple[Any, subspace.Fixed]:
+    basis_DxK = subspace.basis(config.model, params, island.stages, island.rank)
+    return subspace.start(config.model, params, island.stages, basis_DxK)
+
+  return jax.jit(start)
 
 
 def gradient(

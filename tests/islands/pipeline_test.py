@@ -64,7 +64,7 @@ class PipelineTest(parameterized.TestCase):
     tokens_BxL1 = np.random.default_rng(0).integers(0, 32, (4, 9), np.int32)
     tokens_BxL1[0, 5:] = -1
     own, fixed = subspace.start(
-      model, params, stages, subspace.basis(0, model.width, RANK)
+      model, params, stages, subspace.basis(model, params, stages, RANK)
     )
     want_loss, want = jax.jit(
       lambda own, tokens, fixed: subspace.next_token_gradient(

@@ -63,6 +63,12 @@ def plain_gradient(model):
   return jax.jit(functools.partial(loss_lib.next_token_gradient, model))
 
 
+def some_basis(seed, width, rank):
+  """Orthonormal, of directions that nothing prefers."""
+  draw = np.random.default_rng(seed)
+  return np.linalg.qr(draw.normal(size=(width, rank)))[0].astype(np.float32)
+
+
 def onto(x, u_DxK):
   return np.asarray(x, np.float64) @ u_DxK @ u_DxK.T
 
@@ -104,7 +110,7 @@ def assert_close(got, want, width):
 
 class LosslessTest(parameterized.TestCase):
   def check(self, model, stages, rank, microbatch=None):
-    u_DxK = subspace.basis(3, model.width, rank)
+    u_DxK = some_basis(3, model.width, rank)
     tokens_BxL1 = tokens_of(model)
     params, fixed = subspace.start(model, params_of(model), stages, u_DxK)
     loss, grads = jax.jit(
@@ -141,7 +147,7 @@ class LosslessTest(parameterized.TestCase):
     self.check(model, stages, 3, microbatch)
 
   def test_but_not_if_writers_leave_the_span(self):
-    u_DxK = subspace.basis(3, DEEP.width, 3)
+    u_DxK = some_basis(3, DEEP.width, 3)
     params = params_of(DEEP)
     start, fixed = subspace.start(DEEP, params, 2, u_DxK)
 
@@ -162,7 +168,7 @@ class ProjectTest(parameterized.TestCase):
   )
   def test_confines_who_writes_before_the_last_stage(self, **changes):
     model = dataclasses.replace(DEEP, **changes)
-    u_DxK = subspace.basis(0, model.width, 5)
+    u_DxK = some_basis(0, model.width, 5)
     before = params_of(model)
     start, fixed = subspace.start(model, before, 2, u_DxK)
     moved = jax.tree.map(lambda x: x + 0.1, start)
@@ -182,7 +188,7 @@ class ProjectTest(parameterized.TestCase):
     model = dataclasses.replace(DEEP, layers=1)
     params = params_of(model)
     start, fixed = subspace.start(
-      model, params, 1, subspace.basis(0, model.width, 2)
+      model, params, 1, some_basis(0, model.width, 2)
     )
     x0_VxD, table_VxD = fixed.tokens_VxD, start['embedding']
     c_VxK = subspace.send(table_VxD, x0_VxD, fixed.basis_DxK)
@@ -190,11 +196,28 @@ class ProjectTest(parameterized.TestCase):
     assert_close(got_VxD, params['embedding'], model.width)
 
 
-class BasisTest(absltest.TestCase):
-  def test_is_of_the_seed(self):
-    one, again = subspace.basis(1, 64, 8), subspace.basis(1, 64, 8)
-    np.testing.assert_array_equal(one, again)
-    self.assertGreater(np.max(np.abs(one - subspace.basis(2, 64, 8))), 0.1)
+class BasisTest(parameterized.TestCase):
+  @parameterized.parameters(False, True)
+  def test_is_where_the_confined_write_most(self, scan_layers):
+    model = dataclasses.replace(DEEP, scan_layers=scan_layers)
+    params = params_of(model)
+    u_DxK = np.asarray(subspace.basis(model, params, 2, 5), np.float64)
+    np.testing.assert_allclose(u_DxK.T @ u_DxK, np.eye(5), atol=1e-5)
+
+    def kept(u_DxK):
+      return sum(
+        np.sum(onto(w.reshape(-1, model.width), u_DxK) ** 2)
+        for w in writers(model, params, 2)
+      )
+
+    # The five directions that all of these matrices together have most of.
+    stacked = np.concatenate(
+      [np.reshape(w, (-1, model.width)) for w in writers(model, params, 2)]
+    ).astype(np.float64)
+    best = np.sum(np.linalg.svd(stacked, compute_uv=False)[:5] ** 2)
+    np.testing.assert_allclose(kept(u_DxK), best, rtol=1e-4)
+    for seed in range(3):
+      self.assertLess(kept(some_basis(seed, model.width, 5)), best)
 
 
 if __name__ == '__main__':

@@ -72,7 +72,7 @@ class PipelineTest(parameterized.TestCase):
     one, two = works
     jax.tree.map(np.testing.assert_array_equal, one.message, two.message)
     self.assertEqual(one.receipt, two.receipt)
-    u_DxK = subspace.basis(config.seed, config.model.width, 3)
+    u_DxK = subspace.basis(config.model, params, 2, 3)
     for i, least in ((0, 0.0), (1, 0.1)):
       layer = one.message[f'layers_{i}']
       for w_FxD in (layer['attention']['output'], layer['ffn']['down']):
