@@ -1,7 +1,7 @@
 """Methods that no node runs, against SparseLoCo: a loop over peers in one jit.
 
   python -m experiments.transformations             about 60 core minutes
-  python -m experiments.transformations --quick     2 minutes
+  python -m experiments.transformations --quick     some minutes
 
 SPARTA and Streaming DiLoCo exchange inside a round and leave every peer with
 other parameters, so they are optax transformations only. Here they, DeMo and
