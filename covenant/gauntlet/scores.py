@@ -176,7 +176,7 @@ class Scorer:
       factors_P = jnp.minimum(1.0, factors_P)
     sums = aggregate.start(self._like, compression)
     sums = aggregate.add(sums, message, factors_P, self._like, compression)
-    delta = aggregate.mean(sums, 1, self._like, compression)
+    delta = aggregate.mean(sums, aggregate.Peers(), self._like, compression)
     after = jax.tree.map(
       lambda p, d: (p - self._rate * d).astype(p.dtype), shared.params, delta
     )

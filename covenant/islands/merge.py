@@ -48,7 +48,7 @@ class Merger:
     self._norms = jax.jit(functools.partial(aggregate.message_norms, **rules))
 
     def move(params: Any, sums: Any) -> Any:
-      delta = aggregate.mean(sums, 1, **rules, over='all')
+      delta = aggregate.mean(sums, aggregate.Peers(), **rules, over='all')
       return jax.tree.map(lambda p, d: (p - d).astype(p.dtype), params, delta)
 
     self._move = jax.jit(move)

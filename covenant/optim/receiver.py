@@ -140,7 +140,8 @@ class Receiver:
     Lowered without arrays.
     """
     compression, outer = self._method.compression, self._method.outer
-    peers = factor = jax.ShapeDtypeStruct((), jnp.float32)
+    factor = jax.ShapeDtypeStruct((), jnp.float32)
+    peers = aggregate.Peers(factor, factor)
     parts = jax.ShapeDtypeStruct((), jnp.uint16)
     if self._moves_all:
       message = jax.eval_shape(
@@ -249,7 +250,7 @@ class Receiver:
         sums, message, factors_RxP[r], limits_P=limits_P, parts=parts_R[r]
       )
     params, outer, norm = self._step_all(
-      params, outer, sums, np.float32(aggregate.total(parts_R))
+      params, outer, sums, aggregate.peers(parts_R)
     )
     return Moved(params, outer, float(norm))
 
@@ -258,7 +259,7 @@ class Receiver:
     return aggregate.start(self._like, method.compression, method.defence)
 
   def _outer_step(
-    self, params: Any, outer: optax.OptState, sums: Any, peers: jax.Array
+    self, params: Any, outer: optax.OptState, sums: Any, peers: aggregate.Peers
   ) -> tuple[Any, optax.OptState, jax.Array]:
     delta = self._mean(sums, peers, self._like)
     params, outer = outer_lib.outer_update(
@@ -266,7 +267,7 @@ class Receiver:
     )
     return params, outer, optax.tree.norm(delta)
 
-  def _mean(self, sums: Any, peers: jax.Array, like: Any) -> Any:
+  def _mean(self, sums: Any, peers: aggregate.Peers, like: Any) -> Any:
     method = self._method
     return aggregate.mean(
       sums, peers, like, method.compression, method.mean_over, method.defence
@@ -285,7 +286,7 @@ class Receiver:
     """As `_step_slice`, of a whole leaf; of several slices it is consumed."""
     compression = self._method.compression
     quantizer = getattr(compression, 'quantizer', None)
-    peers, squares, found = np.float32(aggregate.total(parts_R)), [], others
+    peers, squares, found = aggregate.peers(parts_R), [], others
     for i in range(leaf.slices):
       sums, index = self._start(leaf=leaf), np.int32(i)
       for r, part in enumerate(parts):
@@ -351,7 +352,7 @@ class Receiver:
     arrays: list[jax.Array],
     others: list[Any],
     sums: compression_lib.Sums,
-    peers: jax.Array,
+    peers: aggregate.Peers,
     index: jax.Array,
     leaf: slices.Leaf,
   ) -> tuple[list[jax.Array], list[Any], jax.Array]:
@@ -361,7 +362,7 @@ class Receiver:
       arrays: the parameter, and its traces in the outer optimizer's state.
       others: what else that state has.
       sums: of the slice.
-      peers: the sum of the weights of who were added.
+      peers: those whose messages were added.
       index: which slice.
       leaf: the parameter's.
 

@@ -81,11 +81,11 @@ class AggregateTest(absltest.TestCase):
     np.testing.assert_array_equal(got['w'], [1.0, 6.0, 0.0, 0.5])
 
   def test_by_tokens_over_senders_and_over_all(self):
-    """Who trained on a quarter counts a quarter, where both sent and alone."""
+    """Who trained on a quarter counts a quarter; alone, against the average."""
     messages = [message([0, 1], [2.0, 4.0]), message([1, 3], [8.0, 1.0])]
     weights = [weight.weigh('tokens', n, 80) for n in (80, 20)]
     for over, want in (
-      ('senders', [2.0, (4.0 + 0.25 * 8.0) / 1.25, 0.0, 1.0]),
+      ('senders', [2.0, (4.0 + 0.25 * 8.0) / 1.25, 0.0, 0.25 / 0.625]),
       ('all', [2.0 / 1.25, (4.0 + 0.25 * 8.0) / 1.25, 0.0, 0.25 / 1.25]),
     ):
       got = aggregate.aggregate(
