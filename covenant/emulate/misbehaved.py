@@ -42,13 +42,14 @@ class Early(adversary.Adversary):
 class Twice(adversary.Adversary):
   """Commits to two payloads, to choose when it has seen the others'."""
 
-  _first = -1  # round
+  _first = -1, -1  # round, block
 
   def _commit(self, command: round_lib.Command, head: int) -> None:
-    if self._first != command.round:
-      self._first = command.round
+    if self._first[0] != command.round:
+      self._first = command.round, head
       self._commit_to(hashlib.blake2b(b'another', digest_size=32).digest())
-      raise node_lib.NotYet
+    if head < self._first[1] + 2:
+      raise node_lib.NotYet  # two of one block would be one
     if self.contribution is not None:
       self._commit_to(objects_lib.digest(self.contribution.payload))
 
