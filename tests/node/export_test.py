@@ -138,7 +138,7 @@ class WatcherTest(absltest.TestCase):
       shared = replica.Replica(CONFIG).init()
       for completed in rounds:
         place = watch.agreement.Place(completed, bytes(32), shared)
-        index = watch.archive.Index(completed, '00', 'f', {})
+        index = watch.archive.Index(completed, '00', 'f', [], {})
         watcher._evaluate(place, index)
     return (self.workdir / 'evaluations.csv').read_text()
 
