@@ -42,7 +42,7 @@ class Early(adversary.Adversary):
 class Twice(adversary.Adversary):
   """Commits to two payloads, to choose when it has seen the others'."""
 
-  _first = -1, -1  # round, block
+  _first: tuple[int, int] = (-1, -1)  # round, block
 
   def _commit(self, command: round_lib.Command, head: int) -> None:
     if self._first[0] != command.round:
