@@ -30,9 +30,9 @@ INVENTORY = (
   '4xany with 5 MFLOP/s with 4.2 MB on 4 kb/s'
 )
 ISLANDS = (
-  '1x steps=10,batch=21; 1x steps=6,batch=30,stages=2,rank=3; '
-  '1x steps=8,batch=13; 1x steps=5,batch=17,stages=2,rank=3; '
-  '1x steps=13,batch=4; 2x steps=5,batch=8,stages=2,rank=3; '
+  '1x steps=10,batch=21; 1x steps=6,batch=30,stages=2,rank=22,bits=4; '
+  '1x steps=8,batch=13; 1x steps=5,batch=17,stages=2,rank=22,bits=4; '
+  '1x steps=13,batch=4; 2x steps=5,batch=8,stages=2,rank=22,bits=4; '
   '2x steps=13,batch=2'
 )
 

@@ -314,9 +314,11 @@ class Host:
       tokens_per_second=trained / seconds,
       **self._stopwatch.lap(),
       stage_bytes=sum(
-        contribution.tokens
-        * subspace.position_bytes(
-          self._config.model, island_lib.of(self._config, uid)
+        subspace.round_bytes(
+          self._config.model,
+          island_lib.of(self._config, uid),
+          contribution.tokens // self._config.data.context,
+          self._config.data.context,
         )
         for uid, contribution in worked.items()
       ),

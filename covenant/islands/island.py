@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from covenant import config as config_lib
 from covenant.data import assignment
+from covenant.islands import coarse
 
 
 class Island(NamedTuple):
@@ -25,6 +26,7 @@ class Island(NamedTuple):
   stages: int = 1  # of a pipeline; 1: a full replica
   # Numbers a position that pass between stages; 0: all, as the model's width.
   rank: int = 0
+  bits: int = 0  # of each of them; 0: as computed
   rounds: int = 1  # that a contribution takes
 
   @property
@@ -41,8 +43,8 @@ def parse(text: str) -> tuple[Island, ...]:
   """The islands that `config.islands` lists.
 
   >>> parse('2x steps=40; rank=4,stages=2')[1:]
-  (Island(steps=40, batch=0, stages=1, rank=0, rounds=1), \
-Island(steps=0, batch=0, stages=2, rank=4, rounds=1))
+  (Island(steps=40, batch=0, stages=1, rank=0, bits=0, rounds=1), \
+Island(steps=0, batch=0, stages=2, rank=4, bits=0, rounds=1))
 
   Raises:
     ConfigError: naming the entry that cannot be read, and what is allowed.
@@ -75,6 +77,21 @@ def _island(entry: str, said: str) -> Island:
     raise config_lib.ConfigError(
       f'islands: {entry!r}: rank is of what passes between stages; expected '
       'stages=2 or more with it'
+    )
+  if island.bits and not island.rank:
+    raise config_lib.ConfigError(
+      f'islands: {entry!r}: bits are of the numbers of a rank; expected a rank '
+      'with them'
+    )
+  if island.bits not in (0, *coarse.BITS):
+    raise config_lib.ConfigError(
+      f'islands: {entry!r}: expected bits of {coarse.BITS}, or 0 for numbers '
+      'as they are computed'
+    )
+  if island.bits == 4 and island.rank % 2:
+    raise config_lib.ConfigError(
+      f'islands: {entry!r}: numbers of four bits pass two in a byte; expected '
+      'an even rank'
     )
   return island
 

@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from covenant import config as config_lib
+from covenant.islands import coarse
 from covenant.islands import stage as stage_lib
 from covenant.islands import subspace
 from covenant.models import llama
@@ -102,6 +103,7 @@ def next_token_gradient(
   tokens_BxL1: jax.Array,
   fixed: subspace.Fixed,
   mesh: jax.sharding.Mesh,
+  bits: int = 0,
   microbatch: int | None = None,
 ) -> tuple[jax.Array, Any]:
   """The loss in nats a token, and the gradient of its total, like `parts`.
@@ -112,6 +114,7 @@ def next_token_gradient(
     tokens_BxL1: negative tokens are padding. On all devices.
     fixed: on all devices.
     mesh: with the axis 'stage'.
+    bits: of each number that passes; 0: as it was computed.
     microbatch: sequences that pass through a stage at once; None is all, and
       then only one stage computes at a time.
   """
@@ -120,11 +123,10 @@ def next_token_gradient(
     parts: Any, tokens_BxL1: jax.Array, fixed: subspace.Fixed
   ) -> tuple[jax.Array, Any]:
     def sums(own: Any) -> tuple[jax.Array, jax.Array]:
-      return _stage(model, own, tokens_BxL1, fixed, microbatch)
+      return _stage(model, own, tokens_BxL1, fixed, bits, microbatch)
 
     own = _map_tables(parts, lambda x: x[0])
     (_, nats), grads = jax.value_and_grad(sums, has_aux=True)(own)
-    grads = _confine(grads, fixed)
     return jax.lax.psum(nats, AXIS), _map_tables(grads, lambda x: x[None])
 
   return jax.shard_map(
@@ -135,41 +137,12 @@ def next_token_gradient(
   )(parts, tokens_BxL1, fixed)
 
 
-def project(
-  model: config_lib.Model,
-  parts: Any,
-  fixed: subspace.Fixed,
-  mesh: jax.sharding.Mesh,
-) -> Any:
-  """As `subspace.project`."""
-
-  def local(parts: Any, fixed: subspace.Fixed) -> Any:
-    parts = _confine(parts, fixed)
-    if model.tie_embeddings:
-      return parts
-    table_1xVxD = subspace.project_table(parts['embedding'][0], fixed)[None]
-    return {**parts, 'embedding': table_1xVxD}
-
-  return jax.shard_map(
-    local, mesh=mesh, in_specs=(_OWN, jax.P()), out_specs=_OWN
-  )(parts, fixed)
-
-
 def _map_tables(parts: Any, f: Any) -> Any:
   """All but the layers changed, leaf by leaf."""
   return {
     name: part if name == 'layers' else jax.tree.map(f, part)
     for name, part in parts.items()
   }
-
-
-def _confine(parts: Any, fixed: subspace.Fixed) -> Any:
-  """The writers of layers in the span; inside `jax.shard_map`."""
-  projected = subspace.project_layers(parts['layers'], fixed.basis_DxK)
-  layers = jax.tree.map(
-    lambda x, y: jnp.where(_is_last(), x, y), parts['layers'], projected
-  )
-  return {**parts, 'layers': layers}
 
 
 def _is_last() -> jax.Array:
@@ -181,6 +154,7 @@ def _stage(
   own: Any,
   tokens_BxL1: jax.Array,
   fixed: subspace.Fixed,
+  bits: int,
   microbatch: int | None,
 ) -> tuple[jax.Array, jax.Array]:
   """What one stage adds to the loss, total and nats: the last, all of it.
@@ -191,29 +165,36 @@ def _stage(
   L1 = tokens_BxL1.shape[1]
   slices_MxbxL1 = tokens_BxL1.reshape(-1, microbatch or len(tokens_BxL1), L1)
   M, b, _ = slices_MxbxL1.shape
-  basis_DxK = fixed.basis_DxK
-  has_table = _is_last() if model.tie_embeddings else s == 0
   lag = 1 if model.tie_embeddings else 0  # what the table takes to the first
   count = jnp.maximum(jnp.sum(tokens_BxL1[:, 1:] >= 0, dtype=jnp.int32), 1)
 
-  def slice_of(i: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """A microbatch, and what its tokens bring from outside the span."""
-    tokens_bxL1 = slices_MxbxL1[jnp.clip(i, 0, M - 1)]
-    return tokens_bxL1, look_up(fixed.tokens_VxD, tokens_bxL1)
+  turn = [(i, (i + 1) % S) for i in range(S)][: None if lag else -1]
+
+  def forth(x: jax.Array) -> jax.Array:
+    return jax.lax.ppermute(x, AXIS, turn)
+
+  def back(x: jax.Array) -> jax.Array:
+    return jax.lax.ppermute(x, AXIS, [(j, i) for i, j in turn])
+
+  def slice_of(i: jax.Array) -> jax.Array:
+    return slices_MxbxL1[jnp.clip(i, 0, M - 1)]
 
   def look_up(table_VxD: jax.Array, tokens_bxL1: jax.Array) -> jax.Array:
     ids_bxL = jnp.maximum(tokens_bxL1[:, :-1], 0)
     return llama.embed(model, {'embedding': table_VxD}, ids_bxL)
 
-  def embedded(i: jax.Array, instead_bxLxK: jax.Array) -> jax.Array:
-    """Of microbatch i what the first stage takes, where the table is."""
-    tokens_bxL1, x0_bxLxD = slice_of(i)
+  def sent(
+    x_bxLxD: jax.Array, tokens_bxL1: jax.Array, stage: jax.Array | int
+  ) -> jax.Array:
+    x0_bxLxD = look_up(fixed.tokens_SxVxD[stage], tokens_bxL1)
+    return subspace.send(x_bxLxD, x0_bxLxD, fixed.basis_SxDxK[stage])
 
-    def make() -> jax.Array:
-      x_bxLxD = look_up(own['embedding'], tokens_bxL1)
-      return subspace.send(x_bxLxD, x0_bxLxD, basis_DxK)
+  def received(c_bxLxK: jax.Array, tokens_bxL1: jax.Array) -> jax.Array:
+    x0_bxLxD = look_up(fixed.tokens_SxVxD[s], tokens_bxL1)
+    return subspace.receive(c_bxLxK, x0_bxLxD, fixed.basis_SxDxK[s])
 
-    return jax.lax.cond(has_table, make, lambda: instead_bxLxK)
+  def embedded(tokens_bxL1: jax.Array) -> jax.Array:
+    return look_up(own['embedding'], tokens_bxL1)
 
   def loss_of(x_bxLxD: jax.Array, tokens_bxL1: jax.Array) -> Any:
     loss = loss_lib.next_token_loss(
@@ -227,22 +208,30 @@ def _stage(
 
   def tick(c_bxLxK: jax.Array, t: jax.Array) -> tuple[jax.Array, Any]:
     i = t - s - lag
-    if not model.tie_embeddings:
-      c_bxLxK = embedded(i, c_bxLxK)
-    tokens_bxL1, x0_bxLxD = slice_of(i)
-    x_bxLxD = subspace.receive(c_bxLxK, x0_bxLxD, basis_DxK)
+    tokens_bxL1 = slice_of(i)
+    if model.tie_embeddings:
+      x_bxLxD = received(c_bxLxK, tokens_bxL1)
+    else:
+      x_bxLxD = jax.lax.cond(
+        s == 0, lambda _, x: embedded(x), received, c_bxLxK, tokens_bxL1
+      )
     x_bxLxD = stage_lib.apply(model, own['layers'], x_bxLxD)
     ends = _is_last() & (i >= 0) & (i < M)
     zeros = jax.lax.pcast((jnp.float32(0),) * 2, AXIS, to='varying')
     loss = jax.lax.cond(ends, loss_of, lambda *_: zeros, x_bxLxD, tokens_bxL1)
-    c_bxLxK = subspace.send(x_bxLxD, x0_bxLxD, basis_DxK)
+    # The last stage has nobody to send to but, with the table, the first.
     if model.tie_embeddings:
-      c_bxLxK = embedded(t, c_bxLxK)
-    turn = [(i, (i + 1) % S) for i in range(S)][: None if lag else -1]
-    return jax.lax.ppermute(c_bxLxK, AXIS, turn), loss
+      c_bxLxK = jax.lax.cond(
+        _is_last(),
+        lambda: sent(embedded(slice_of(t)), slice_of(t), 0),
+        lambda: sent(x_bxLxD, tokens_bxL1, s + 1),
+      )
+    else:
+      c_bxLxK = sent(x_bxLxD, tokens_bxL1, jnp.minimum(s + 1, S - 1))
+    return coarse.passed(c_bxLxK, bits, forth, back), loss
 
   nothing_bxLxK = jnp.zeros(
-    (b, L1 - 1, basis_DxK.shape[1]), model.compute_dtype
+    (b, L1 - 1, fixed.basis_SxDxK.shape[-1]), model.compute_dtype
   )
   nothing_bxLxK = jax.lax.pcast(nothing_bxLxK, AXIS, to='varying')
   ticks = jnp.arange(M + S - 1 + lag)

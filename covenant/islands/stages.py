@@ -4,7 +4,8 @@ Every device has layers; the activations of one sequence after another go from
 device to device, and their gradients back (one forward, one backward, in
 turn). One device has the embeddings as well: it looks tokens up and computes
 the loss, so the chain is closed to a ring. In a host activations go whole; over
-the internet as `rank` numbers a position (covenant/islands/island.py).
+the internet as `rank` numbers of four bits a position, and their step
+(covenant/islands/coarse.py). What is fixed for a round is not counted.
 
 When all devices are at work, a sequence leaves the pipeline every `slot`
 seconds: what the slowest device computes, or the slowest link sends, whichever
@@ -23,12 +24,14 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from covenant import config as config_lib
+from covenant.islands import coarse
 from covenant.islands import costs
 from covenant.islands import inventory
 from covenant.islands import island as island_lib
 from covenant.plan import memory
 
 _COMPRESSIONS = (0.0, 0.875, 0.95, 0.99)  # of boundaries; 0.0 sends all
+_BITS = 4  # of each number that passes compressed
 
 
 class _Model(NamedTuple):
@@ -192,31 +195,53 @@ def pipeline(
   Of the shares of the width that boundaries may send it takes the one with
   the most tokens, each at what it counts for.
   """
-  config, width = terms.config, terms.config.model.width
+  config = terms.config
   members = [(n, g) for n, g in zip(hosts, groups, strict=True) if n]
   depth = sum(n * g.size for n, g in members)
   if sum(hosts) < 2:
     return None
   near = len(members) == 1 and members[0][1].together
-  ranks = {max(1, round(width * (1 - c))) for c in _COMPRESSIONS}
+  shares = (0.0,) if near else _COMPRESSIONS
   works = []
   for in_flight in (depth, 2 * depth):
     found = cut(config, groups, hosts, in_flight)
     if found is None:
       break
-    for rank in {width} if near else ranks:
-      works.append(_work(terms, groups, hosts, found, in_flight, rank, near))
+    for share in shares:
+      passes = _passes(config.model, share)
+      works.append(_work(terms, groups, hosts, found, in_flight, passes, near))
   return max((w for w in works if w), key=lambda w: w.value, default=None)
 
 
-def worth(config: config_lib.Config, rank: int) -> float:
-  """What a token counts for of which `rank` numbers a position pass.
+class _Passes(NamedTuple):
+  """What of a position passes between hosts, one way."""
 
-  >>> worth(config_lib.Config(), 64), round(worth(config_lib.Config(), 1), 2)
+  rank: int  # 0: all numbers
+  bits: int  # of each; 0: as computed
+  bytes: float
+  fold: float  # by which it is less than all
+
+
+def _passes(model: config_lib.Model, compression: float) -> _Passes:
+  """As many numbers of four bits as take that share less than all."""
+  whole = coarse.position_bytes(model.width, 0, model.compute_dtype)
+  if not compression:
+    return _Passes(0, 0, whole, 1.0)
+  step = coarse.position_bytes(0, _BITS, model.compute_dtype)
+  pairs = max(1, round(whole * (1 - compression)) - step)
+  rank = min(2 * pairs, 2 * ((model.width - 1) // 2))
+  sent = coarse.position_bytes(rank, _BITS, model.compute_dtype)
+  return _Passes(rank, _BITS, sent, whole / sent)
+
+
+def worth(config: config_lib.Config, fold: float) -> float:
+  """What a token counts for whose activations pass `fold` times smaller.
+
+  >>> worth(config_lib.Config(), 1), round(worth(config_lib.Config(), 64), 2)
   (1.0, 0.91)
   """
-  ratio = config.model.width / rank
-  return 1 - config.plan.compression_cost * math.log(ratio) / math.log(100)
+  cost = config.plan.compression_cost
+  return 1 - cost * math.log(fold) / math.log(100)
 
 
 def _work(
@@ -225,17 +250,16 @@ def _work(
   hosts: tuple[int, ...],
   found: _Cut,
   in_flight: int,
-  rank: int,
+  passes: _Passes,
   near: bool,
 ) -> costs.Work | None:
-  """A round with `rank` numbers a position between hosts."""
+  """A round in which that passes between hosts."""
   sent, fetched, upload, gather = _exchange(terms, groups, hosts, found)
   if upload > terms.put or gather > terms.gather:
     return None
-  config, width = terms.config, terms.config.model.width
+  config = terms.config
   members = [(n, g) for n, g in zip(hosts, groups, strict=True) if n]
-  wide = 2 if config.model.compute_dtype == 'bfloat16' else 4
-  crossing = terms.context * 2 * wide * rank  # activations and gradients
+  crossing = terms.context * 2 * passes.bytes  # activations and gradients
   transfers = [
     crossing
     / (g.size * g.device.outside if near else min(g.upload, g.download))
@@ -261,11 +285,11 @@ def _work(
   return costs.Work(
     'pipeline',
     hosts,
-    island_lib.Island(
-      steps, batch, stages, rank if rank < width and stages > 1 else 0
-    ),
+    island_lib.Island(steps, batch, stages, passes.rank, passes.bits)
+    if stages > 1
+    else island_lib.Island(steps, batch),
     tokens,
-    tokens * worth(config, rank),
+    tokens * worth(config, passes.fold),
     steps * pace.seconds(batch),
     costs.busy(terms, tokens, members),
     sent,

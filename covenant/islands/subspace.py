@@ -1,144 +1,172 @@
 """What crosses the boundaries of a pipeline, in a fixed subspace.
 
 Between two stages of a pipeline pass activations, and their gradient back. Of
-the width D of a position only k numbers do, its coordinates along the columns
-of an orthonormal U [D, k], fixed for a round (reference/papers.md 4.2). Nothing
-is lost if what the layers have added to the residual stream lies in the span of
-U, so an island trains copies of the weights that write there, projected on that
-span; the weights that the run shares stay free. What a token brings with it
-need not lie there: its part outside the span, `Fixed.tokens`, is known on both
-sides of a boundary and stays as it was at the start of a round.
+the width D of a position only k numbers do, (X - X0) U, its coordinates along
+the columns of an orthonormal U [D, k], fixed for a round (reference/papers.md
+4.2). X0 is known on both sides, as it depends on the token alone. Nothing is
+lost if what the layers have added to the residual stream lies in the span of U
+but for X0. The weights are free, so as a rule some is; but what a pipeline
+sends of its weights is only what they have learned to write there (`learned`).
 
-The writers are the outputs of attention and of the feed-forward network in all
-stages but the last, after which nothing is sent, and the embedding. Where that
-is the unembedding too (`model.tie_embeddings`), only its use as input is
-confined to the span: as output it is a reader, and is trained whole.
+X0 is what the activations of a token are on average: linear in its embedding,
+fitted anew each round, as is U, to what X0 leaves. In Protocol Models it is
+what the embedding has outside the span, which with free weights is a stranger
+to the model: of eight pipelines of 3 of 64 numbers on Shakespeare, at the start
+of a round, the loss was 4.42 where the whole model has 1.69; with this X0 2.23.
 
-Shapes: V vocabulary, D width, K numbers a position, B batch, L length; F what
-is read by a writer.
+Shapes: V vocabulary, D width, K numbers a position, S stages, B batch, L
+length; L1 = L + 1.
 """
 
 import functools
-from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from covenant import config as config_lib
+from covenant.islands import coarse
 from covenant.islands import island as island_lib
 from covenant.islands import stage as stage_lib
 from covenant.models import llama
 from covenant.models import loss as loss_lib
 
-_HIGHEST = jax.lax.Precision.HIGHEST  # of weights; activations have their own
-_WRITERS = (('attention', 'output'), ('ffn', 'down'))  # of a layer, [in, D]
+_HIGHEST = jax.lax.Precision.HIGHEST  # of what is fitted
+_WRITERS = (('attention', 'output'), ('ffn', 'down'))  # of a layer, [..., D]
+_RIDGE = 1e-2  # of a feature's own square; of few tokens little is told
+FITTED = 32  # sequences, at most, that a round's fit is to
+_FIT_BITS = 8  # of its numbers, as they are sent; U is sent in bfloat16
 
 
 class Fixed(NamedTuple):
-  """What does not change within a round, alike on all stages. float32"""
+  """What does not change within a round: of the boundary into each stage.
 
-  basis_DxK: jax.Array  # U
-  tokens_VxD: jax.Array  # of the embedding, what lies outside the span
-
-
-def basis(
-  model: config_lib.Model, params: Any, stages: int, rank: int
-) -> jax.Array:
-  """The U of a round: orthonormal, float32 [D, rank], from its parameters.
-
-  The directions along which the writers of the stages but the last write most,
-  the leading eigenvectors of the sum of their W^T W: projecting on any other
-  span takes away more. It follows the run from round to round. One drawn once
-  and kept, as in Protocol Models, lost more: eight pipelines of 3 of 64 numbers
-  on Shakespeare (experiments/islands.py) 2.547 nats a byte against 2.036, four
-  of them beside four full replicas 1.969 against 1.910; of what passes in a
-  batch, in place of the weights, 1.905.
+  The first stage's is that from the table to it, with tied embeddings.
   """
-  gram_DxD = jnp.zeros((model.width, model.width))
-  for w in _confined(model, params, stages):
-    w_FxD = w.reshape(-1, model.width)
-    gram_DxD += jnp.matmul(w_FxD.T, w_FxD, precision=_HIGHEST)
-  _, vectors_DxD = jnp.linalg.eigh(gram_DxD)  # ascending
-  return vectors_DxD[:, -rank:]
+
+  tokens_SxVxD: jax.Array  # X0 of each token
+  basis_SxDxK: jax.Array  # U
 
 
-def _confined(
-  model: config_lib.Model, params: Any, stages: int
-) -> Iterator[jax.Array]:
-  """Yields the writers that are projected, those of a stack together."""
-  confined = model.layers - model.layers // stages
-  for part, name in _WRITERS:
-    if model.scan_layers:
-      yield params['layers'][part][name][:confined]
-    else:
-      for i in range(confined):
-        yield params[f'layers_{i}'][part][name]
+def fix(
+  model: config_lib.Model,
+  params: Any,
+  tokens_BxL1: jax.Array,
+  island: island_lib.Island,
+) -> Fixed:
+  """What is fixed for a round, from its parameters and some of its tokens.
 
+  Stage after stage: each fits what it gives and tells the next, and lets the
+  tokens pass on as compressed as they will be (`round_bytes`).
 
-def start(
-  model: config_lib.Model, params: Any, stages: int, basis_DxK: Any
-) -> tuple[Any, Fixed]:
-  """What an island's round begins with: its own parameters, what is fixed.
-
-  The tokens' part outside the span takes up whatever the other miners pushed
-  there in the rounds before (reference/papers.md 4.3).
+  Args:
+    model: the architecture.
+    params: the shared parameters.
+    tokens_BxL1: negative tokens are padding.
+    island: a pipeline with a rank, K.
   """
-  table_VxD = params['embedding']
-  fixed = Fixed(basis_DxK, table_VxD - _onto(table_VxD, basis_DxK))
-  return project(model, params, stages, fixed), fixed
-
-
-def project(
-  model: config_lib.Model, params: Any, stages: int, fixed: Fixed
-) -> Any:
-  """The parameters with all writers in the span: after every inner step."""
-  params = _writers(model, params, stages, fixed.basis_DxK)
-  if not model.tie_embeddings:
-    table_VxD = project_table(params['embedding'], fixed)
-    params = {**params, 'embedding': table_VxD}
-  return params
-
-
-def _writers(
-  model: config_lib.Model, params: Any, stages: int, basis_DxK: Any
-) -> Any:
-  """A tree like the parameters, the writers in layers projected."""
-  confined = model.layers - model.layers // stages
-  params = {**params}
-  if model.scan_layers:
-    params['layers'] = _of_layers(
-      params['layers'],
-      lambda w: w.at[:confined].set(_onto(w[:confined], basis_DxK)),
+  tokens_BxL = jnp.maximum(tokens_BxL1[:, :-1], 0)
+  real_BxLx1 = (tokens_BxL1[:, 1:] >= 0)[..., None]
+  table_VxD = params['embedding'].astype(jnp.float32)
+  features_VxE = jnp.pad(table_VxD, ((0, 0), (0, 1)), constant_values=1)
+  f_BxLxE = jnp.where(real_BxLx1, features_VxE[tokens_BxL], 0)
+  gram_ExE = _sum_of_products(f_BxLxE, f_BxLxE)
+  gram_ExE += _RIDGE * jnp.diag(jnp.diag(gram_ExE))
+  x_BxLxD = table_VxD[tokens_BxL].astype(model.compute_dtype)
+  found = []
+  depth = model.layers // island.stages
+  for first in range(0, model.layers - depth, depth):
+    layers = stage_lib.layers(model, params, first, depth)
+    x_BxLxD = stage_lib.apply(model, layers, x_BxLxD)
+    added_BxLxD = x_BxLxD.astype(jnp.float32) - table_VxD[tokens_BxL]
+    map_ExD = jax.scipy.linalg.solve(
+      gram_ExE, _sum_of_products(f_BxLxE, added_BxLxD), assume_a='pos'
     )
-    return params
+    map_ExD = coarse.passed(map_ExD, _FIT_BITS)
+    known_VxD = table_VxD + jnp.matmul(
+      features_VxE, map_ExD, precision=_HIGHEST
+    )
+    x0_BxLxD = known_VxD[tokens_BxL]
+    left_BxLxD = x_BxLxD.astype(jnp.float32) - x0_BxLxD
+    left_BxLxD = jnp.where(real_BxLx1, left_BxLxD, 0)
+    _, vectors_DxD = jnp.linalg.eigh(_sum_of_products(left_BxLxD, left_BxLxD))
+    basis_DxK = vectors_DxD[:, -island.rank :]  # eigenvalues ascend
+    basis_DxK = basis_DxK.astype(jnp.bfloat16).astype(jnp.float32)
+    found.append((known_VxD, basis_DxK))
+    x_BxLxD = cross(x_BxLxD, x0_BxLxD, basis_DxK, island.bits)
+  # The table's own lies where what it leads to does.
+  found = [(table_VxD, found[0][1]), *found]
+  tokens, bases = zip(*found, strict=True)
+  return Fixed(jnp.stack(tokens), jnp.stack(bases))
+
+
+def learned(
+  model: config_lib.Model,
+  start: Any,
+  end: Any,
+  island: island_lib.Island,
+  fixed: Fixed,
+) -> Any:
+  """The parameters that a round led to, as far as a pipeline can tell.
+
+  What weights before the last stage write outside the span did not arrive, so
+  no gradient said how to change it, and AdamW, which divides each number by
+  its own size, changes it all the same. It stays as it was: of four such
+  pipelines beside four full replicas (experiments/islands.py, `mixed`) 1.759
+  and 1.785 nats a byte against 1.779 and 1.886, on two seeds.
+
+  Args:
+    model: the architecture.
+    start: the parameters at the start of the round.
+    end: those at its end.
+    island: a pipeline with a rank.
+    fixed: of the round.
+  """
+  depth = model.layers // island.stages
+  confined = model.layers - depth
+  basis_NxDxK = jnp.repeat(fixed.basis_SxDxK[1:], depth, 0)
+
+  def layers(start: Any, end: Any, change: Any) -> Any:
+    """Of a layer or a stack, at the end, the writers changed."""
+    end = {**end}
+    for part, name in _WRITERS:
+      changed = change(start[part][name], end[part][name])
+      end[part] = {**end[part], name: changed}
+    return end
+
+  if model.scan_layers:
+
+    def stacked(start: jax.Array, end: jax.Array) -> jax.Array:
+      n = slice(confined)
+      return end.at[n].set(jax.vmap(_within)(start[n], end[n], basis_NxDxK))
+
+    return {**end, 'layers': layers(start['layers'], end['layers'], stacked)}
+  end = {**end}
   for i in range(confined):
     name = f'layers_{i}'
-    params[name] = project_layers(params[name], basis_DxK)
-  return params
+    change = functools.partial(_within, basis_DxK=basis_NxDxK[i])
+    end[name] = layers(start[name], end[name], change)
+  return end
 
 
-def project_layers(layers: Any, basis_DxK: jax.Array) -> Any:
-  """The parameters of a layer, or of a stack, its writers in the span."""
-  return _of_layers(layers, lambda w: _onto(w, basis_DxK))
+def _within(
+  start: jax.Array, end: jax.Array, basis_DxK: jax.Array
+) -> jax.Array:
+  """A weight [..., D] that has changed in the span alone."""
+  moved = jnp.matmul(end - start, basis_DxK, precision=_HIGHEST)
+  return start + jnp.matmul(moved, basis_DxK.T, precision=_HIGHEST)
 
 
-def _of_layers(layers: Any, change: Callable[[jax.Array], jax.Array]) -> Any:
-  layers = {**layers}
-  for part, name in _WRITERS:
-    layers[part] = {**layers[part], name: change(layers[part][name])}
-  return layers
+def _sum_of_products(x_BxLxE: jax.Array, y_BxLxD: jax.Array) -> jax.Array:
+  return jnp.einsum('ble,bld->ed', x_BxLxE, y_BxLxD, precision=_HIGHEST)
 
 
-def project_table(table_VxD: jax.Array, fixed: Fixed) -> jax.Array:
-  """An embedding of which only what lies in the span has moved."""
-  return _onto(table_VxD, fixed.basis_DxK) + fixed.tokens_VxD
-
-
-def _onto(x: jax.Array, basis_DxK: jax.Array) -> jax.Array:
-  """What of each row of `x` [..., D] lies in the span."""
-  c = jnp.matmul(x, basis_DxK, precision=_HIGHEST)
-  return jnp.matmul(c, basis_DxK.T, precision=_HIGHEST)
+def cross(
+  x_BxLxD: jax.Array, x0_BxLxD: jax.Array, basis_DxK: jax.Array, bits: int
+) -> jax.Array:
+  """What is received of activations that are sent, and of their gradient."""
+  c_BxLxK = coarse.passed(send(x_BxLxD, x0_BxLxD, basis_DxK), bits)
+  return receive(c_BxLxK, x0_BxLxD, basis_DxK)
 
 
 def send(
@@ -149,41 +177,38 @@ def send(
   Its gradient is what is sent back, in full: of the activations' own gradient
   the receiver's `receive` has kept only what lies in the span.
   """
-  basis_DxK = basis_DxK.astype(x_BxLxD.dtype)
-  return jnp.matmul(x_BxLxD - x0_BxLxD, basis_DxK)
+  dtype = x_BxLxD.dtype
+  return jnp.matmul(x_BxLxD - x0_BxLxD.astype(dtype), basis_DxK.astype(dtype))
 
 
 def receive(
   c_BxLxK: jax.Array, x0_BxLxD: jax.Array, basis_DxK: jax.Array
 ) -> jax.Array:
   """The activations that `send` was of."""
-  return jnp.matmul(c_BxLxK, basis_DxK.T.astype(c_BxLxK.dtype)) + x0_BxLxD
+  dtype = c_BxLxK.dtype
+  return jnp.matmul(c_BxLxK, basis_DxK.T.astype(dtype)) + x0_BxLxD.astype(dtype)
 
 
 def hidden(
   model: config_lib.Model,
   params: Any,
   tokens_BxL: jax.Array,
-  stages: int,
+  island: island_lib.Island,
   fixed: Fixed,
 ) -> tuple[jax.Array, jax.Array]:
   """`llama.hidden` as a pipeline computes it, on one device.
 
-  The tokens' embedding enters the first stage as from another: with tied
-  embeddings the last stage has the table and sends what lies in the span.
+  The tokens' embedding enters the first stage as from another with tied
+  embeddings: the last stage has the table.
   """
-  basis_DxK = fixed.basis_DxK
-
-  def look_up(table_VxD: jax.Array) -> jax.Array:
-    return llama.embed(model, {'embedding': table_VxD}, tokens_BxL)
-
-  x0_BxLxD = look_up(fixed.tokens_VxD)
-  x_BxLxD = look_up(params['embedding'])
-  depth = model.layers // stages
-  for first in range(0, model.layers, depth):
-    c_BxLxK = send(x_BxLxD, x0_BxLxD, basis_DxK)
-    x_BxLxD = receive(c_BxLxK, x0_BxLxD, basis_DxK)
-    layers = stage_lib.layers(model, params, first, depth)
+  x_BxLxD = llama.embed(model, params, tokens_BxL)
+  depth = model.layers // island.stages
+  for s in range(island.stages):
+    if s or model.tie_embeddings:
+      x0_BxLxD = fixed.tokens_SxVxD[s][tokens_BxL]
+      basis_DxK = fixed.basis_SxDxK[s]
+      x_BxLxD = cross(x_BxLxD, x0_BxLxD, basis_DxK, island.bits)
+    layers = stage_lib.layers(model, params, s * depth, depth)
     x_BxLxD = stage_lib.apply(model, layers, x_BxLxD)
   return llama.product_of(model, params, x_BxLxD)
 
@@ -192,40 +217,57 @@ def next_token_gradient(
   model: config_lib.Model,
   params: Any,
   tokens_BxL1: jax.Array,
-  stages: int,
+  island: island_lib.Island,
   fixed: Fixed,
   microbatch: int | None = None,
 ) -> tuple[loss_lib.Loss, Any]:
-  """As `loss.next_token_gradient`, of a pipeline.
-
-  The gradient is with respect to what `project` leaves free to move.
-  """
-  loss, grads = loss_lib.next_token_gradient(
+  """As `loss.next_token_gradient`, of a pipeline."""
+  return loss_lib.next_token_gradient(
     model,
     params,
     tokens_BxL1,
     microbatch,
-    functools.partial(hidden, stages=stages, fixed=fixed),
+    functools.partial(hidden, island=island, fixed=fixed),
   )
-  return loss, _writers(model, grads, stages, fixed.basis_DxK)
 
 
-def position_bytes(model: config_lib.Model, island: island_lib.Island) -> int:
-  """What passes between the stages of an island for each trained position.
+def round_bytes(
+  model: config_lib.Model,
+  island: island_lib.Island,
+  sequences: int,
+  context: int,
+) -> int:
+  """What passes between the stages of an island in a round, all boundaries.
 
-  Forward and back, across all boundaries; with tied embeddings the last stage
-  has the table, and from it to the first is one more. Stages draw the ids of
-  the tokens themselves, and learn the embedding of a round as all miners do,
-  so neither is sent.
+  Activations forward and gradients back; with tied embeddings the last stage
+  has the table, and from it to the first is one boundary more. With a rank
+  also what is fixed for the round (`fix`), and on all boundaries but the last
+  the tokens that it is fitted to. Stages draw the ids of tokens themselves,
+  and learn the embedding as all miners do, so neither is sent.
+
+  Args:
+    model: the architecture.
+    island: whose.
+    sequences: that it trained on.
+    context: positions of each.
 
   >>> model = config_lib.Model(width=64)
-  >>> position_bytes(model, island_lib.Island(stages=2))
-  1024
-  >>> position_bytes(model, island_lib.Island(stages=2, rank=8))
-  128
+  >>> round_bytes(model, island_lib.Island(stages=2), 45, 64)
+  2949120
+  >>> round_bytes(model, island_lib.Island(stages=2, rank=20, bits=4), 45, 64)
+  145090
   """
-  if island.stages == 1:
+  stages = island.stages
+  if stages == 1:
     return 0
-  boundaries = island.stages - (not model.tie_embeddings)
-  numbers = island.rank or model.width
-  return 2 * boundaries * numbers * jnp.dtype(model.compute_dtype).itemsize
+  boundaries = stages - (not model.tie_embeddings)
+  one_way = coarse.position_bytes(
+    island.rank or model.width, island.bits, model.compute_dtype
+  )
+  total = sequences * context * 2 * boundaries * one_way
+  if island.rank:
+    row = coarse.position_bytes(model.width, _FIT_BITS, jnp.float32)
+    fit = (model.width + 1) * row + model.width * island.rank * 2
+    passing = min(FITTED, sequences) * context * one_way
+    total += (stages - 1) * fit + (stages - 2) * passing
+  return total

@@ -8,6 +8,7 @@ import jax
 
 from covenant import config as config_lib
 from covenant.islands import island as island_lib
+from covenant.islands import subspace
 from covenant.node import placement as placement_lib
 from covenant.node import staging
 from covenant.node import step as step_lib
@@ -16,10 +17,12 @@ from covenant.optim import method as method_lib
 
 class Course(NamedTuple):
   place: placement_lib.Placement | staging.Staging  # of what it trains
-  # From the shared parameters at home: those that it starts with, then what
-  # its step takes besides, the same for a whole round.
-  enter: Callable[[Any], tuple[Any, ...]]
   step: Any  # as `step.inner_step` makes it
+  # Of a pipeline with a subspace: from the shared parameters at home, and
+  # tokens of the round, what its step takes besides.
+  enter: Callable[[Any, Any], subspace.Fixed] | None = None
+  # And from those parameters, those at its end, and that: what it has learned.
+  leave: Callable[[Any, Any, subspace.Fixed], Any] | None = None
 
 
 def make(
@@ -47,26 +50,26 @@ def make(
   config = dataclasses.replace(config, optim=optim)
   if not island.rank:
     step = step_lib.inner_step(config, method, place.mesh)
-    return Course(place, lambda params: (params,), step)
+    return Course(place, step)
   if place.mesh is not None:
     raise config_lib.ConfigError(
       'islands: a stage of a miner with a rank is one device; expected '
       'devices.data, devices.fsdp and devices.tensor to be 1'
     )
-  enter = step_lib.enter(config, island)
+  enter, leave = step_lib.enter(config, island), step_lib.leave(config, island)
   if stages is None or stages.size != island.stages:
-    step = step_lib.inner_step(config, method, stages=island.stages)
-    return Course(place, enter, step)
+    step = step_lib.inner_step(config, method, pipeline=island)
+    return Course(place, step, enter, leave)
   if inner.kind != 'adamw':
     raise config_lib.ConfigError(
       "devices.stage: expected optim.inner.kind='adamw' with more than one, "
       f'got {inner.kind!r}'
     )
   staged = staging.Staging(config.model, stages)
-
-  def enter_all(params: Any) -> tuple[Any, Any]:
-    own, fixed = enter(params)
-    return own, staged.share(fixed)
-
-  step = step_lib.inner_step(config, method, stages, island.stages)
-  return Course(staged, enter_all, step)
+  step = step_lib.inner_step(config, method, stages, island)
+  return Course(
+    staged,
+    step,
+    lambda *x: staged.share(enter(*x)),
+    lambda start, end, fixed: leave(start, end, staged.settle(fixed)),
+  )

@@ -20,7 +20,7 @@ import optax
 
 from covenant import config as config_lib
 from covenant.islands import island as island_lib
-from covenant.islands import pipeline
+from covenant.islands import pipeline as pipeline_lib
 from covenant.islands import subspace
 from covenant.models import llama
 from covenant.models import loss as loss_lib
@@ -33,7 +33,7 @@ def inner_step(
   config: config_lib.Config,
   method: method_lib.Method,
   mesh: sharding.AnyMesh | None = None,
-  stages: int = 1,
+  pipeline: island_lib.Island | None = None,
 ) -> Any:
   """The jitted step: -> (params, state, loss in nats a token).
 
@@ -47,17 +47,16 @@ def inner_step(
     mesh: of the miner: params and the state of the optimizer are cut by
       `sharding.specs`, the batch by `sharding.batch_spec`. None: one device.
       Of a pipeline its stages: params are as `pipeline.split` gives them.
-    stages: of a pipeline with a subspace.
+    pipeline: an island with a rank.
 
   Raises:
     ConfigError: the model or the batch cannot be cut so.
   """
-  project: Callable[[Any, subspace.Fixed], Any] | None = None
   gradient: Callable[..., tuple[jax.Array, Any]]
-  if stages == 1:
+  if pipeline is None:
     gradient = _loss_and_gradient(config, mesh)
   else:
-    gradient, project = _pipeline(config, stages, mesh)
+    gradient = _pipeline(config, pipeline, mesh)
   assert method.inner is not None
 
   def step(
@@ -74,13 +73,10 @@ def inner_step(
       config.optim.inner, step, joined
     )
     updates = jax.tree.map(lambda u: rate * u, updates)
-    params = optax.apply_updates(params, updates)
-    if project is not None:
-      params = project(params, *fixed)
-    return params, state, nats
+    return optax.apply_updates(params, updates), state, nats
 
   said: dict[str, Any] = {}
-  if mesh is not None and project is None:
+  if mesh is not None and pipeline is None:
     params, state, *_ = arguments(config, method, mesh)
     said['out_shardings'] = (
       *jax.tree.map(lambda x: x.sharding, (params, state)),
@@ -90,13 +86,17 @@ def inner_step(
 
 
 def enter(config: config_lib.Config, island: island_lib.Island) -> Any:
-  """The jitted params -> (params of its own, `subspace.Fixed`) of a round."""
+  """The jitted (params, tokens_BxL1) -> `subspace.Fixed` of a round."""
+  return jax.jit(functools.partial(subspace.fix, config.model, island=island))
 
-  def start(params: Any) -> tuple[Any, subspace.Fixed]:
-    basis_DxK = subspace.basis(config.model, params, island.stages, island.rank)
-    return subspace.start(config.model, params, island.stages, basis_DxK)
 
-  return jax.jit(start)
+def leave(config: config_lib.Config, island: island_lib.Island) -> Any:
+  """The jitted (start, end, `subspace.Fixed`) -> what the round has taught."""
+
+  def learned(start: Any, end: Any, fixed: subspace.Fixed) -> Any:
+    return subspace.learned(config.model, start, end, island, fixed)
+
+  return jax.jit(learned, donate_argnames='end')
 
 
 def gradient(
@@ -188,33 +188,31 @@ def _loss_and_gradient(
 
 
 def _pipeline(
-  config: config_lib.Config, stages: int, mesh: Any
-) -> tuple[
-  Callable[[Any, jax.Array, subspace.Fixed], tuple[jax.Array, Any]],
-  Callable[[Any, subspace.Fixed], Any],
-]:
-  """As `_loss_and_gradient`, of a pipeline with a subspace; and its `project`.
+  config: config_lib.Config, island: island_lib.Island, mesh: Any
+) -> Callable[[Any, jax.Array, subspace.Fixed], tuple[jax.Array, Any]]:
+  """As `_loss_and_gradient`, of a pipeline with a subspace.
 
   On the stages of a mesh, or on one device.
   """
   model, microbatch = config.model, _microbatch(config.optim.inner, None)
   if mesh is not None:
-    gradient = functools.partial(
-      pipeline.next_token_gradient, model, mesh=mesh, microbatch=microbatch
+    return functools.partial(
+      pipeline_lib.next_token_gradient,
+      model,
+      mesh=mesh,
+      bits=island.bits,
+      microbatch=microbatch,
     )
-    return gradient, functools.partial(pipeline.project, model, mesh=mesh)
 
   def emulated(
     params: Any, tokens_BxL1: jax.Array, fixed: subspace.Fixed
   ) -> tuple[jax.Array, Any]:
     loss, grads = subspace.next_token_gradient(
-      model, params, tokens_BxL1, stages, fixed, microbatch
+      model, params, tokens_BxL1, island, fixed, microbatch
     )
     return loss.nats, grads
 
-  return emulated, lambda params, fixed: subspace.project(
-    model, params, stages, fixed
-  )
+  return emulated
 
 
 def _others(axes: tuple[str, ...], spec: jax.P) -> tuple[str, ...]:

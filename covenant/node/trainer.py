@@ -18,6 +18,7 @@ from covenant.data import receipt as receipt_lib
 from covenant.data import tokens as tokens_lib
 from covenant.islands import island as island_lib
 from covenant.islands import pipeline
+from covenant.islands import subspace
 from covenant.models import sharding
 from covenant.node import course as course_lib
 from covenant.node import placement as placement_lib
@@ -262,7 +263,8 @@ class Trainer:
       start = inner = None
     else:
       course = self._course(task)
-      start, *fixed = course.enter(place.home(parking.fetch(params)))
+      start = place.home(parking.fetch(params))
+      fixed = self._fixed(course, start, task)
       if overlaps:
         # What the exchange led to takes the place of what it was begun from.
         local = self._shift(
@@ -283,7 +285,9 @@ class Trainer:
         jax.block_until_ready(begun.losses[-2:-1])  # see `batches`
       delta = course.place.settle(local)
       inner = parking.park(course.place.settle(inner))
-      start, *_ = course.enter(place.home(parking.fetch(params)))
+      start = place.home(parking.fetch(params))
+      if course.leave is not None:
+        delta = course.leave(start, delta, *fixed)
     sent = self._sender.compress(
       start, delta, place.home(parking.fetch(private.error))
     )
@@ -373,6 +377,16 @@ class Trainer:
     )
     losses.append(nats)
     return local, inner
+
+  def _fixed(
+    self, course: course_lib.Course, params: Any, task: Task
+  ) -> tuple[Any, ...]:
+    """What the steps of a round take besides; of its first sequences."""
+    if course.enter is None:
+      return ()
+    ids_n = planned(self._config, task, self.split).flat[: subspace.FITTED]
+    tokens_nxL1 = self.split.read(ids_n, self._config.data.context)
+    return (course.enter(params, tokens_nxL1),)
 
   def _course(self, task: Task) -> course_lib.Course:
     return self._courses[_kind(island_lib.of(self._config, task.uid))]

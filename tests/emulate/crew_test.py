@@ -193,7 +193,7 @@ from covenant.node import ranks
 
 _, file, workdir, after, *changes = sys.argv
 config = config_lib.load(file, changes)
-ranks._HEARTBEAT_SECONDS = ranks._SHUTDOWN_SECONDS = 5
+ranks._SHUTDOWN_SECONDS = 5
 seen = []
 with ranks.start(config.network) as own:
   outcome = host.run(

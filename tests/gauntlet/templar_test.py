@@ -4,7 +4,6 @@ import numpy as np
 from absl.testing import absltest
 from absl.testing import parameterized
 from hypothesis import given
-from hypothesis import settings
 from hypothesis import strategies as st
 from openskill.models import PlackettLuce
 
@@ -12,7 +11,6 @@ from covenant.gauntlet import templar
 
 
 class TemplarTest(parameterized.TestCase):
-  @settings(deadline=None)
   @given(
     st.lists(
       st.tuples(st.floats(0, 50), st.floats(1, 9), st.integers(0, 3)),

@@ -213,7 +213,7 @@ class StagesTest(parameterized.TestCase):
     config = toy(any_of(3, 60_000, WEAK, 'on 2 kb/s'), peers=2)
     plan = planner.plan(config)
     (work,) = plan.works
-    self.assertEqual(work.island.rank, 1)
+    self.assertEqual((work.island.rank, work.island.bits), (2, 4))
     carried = work.inside / (3 * 250.0 * plan.terms.window)
     self.assertBetween(carried, 0.6, 1.0)
 

@@ -12,7 +12,6 @@ from absl.testing import parameterized
 from covenant import config as config_lib
 from covenant.data import dataset
 from covenant.data import receipt
-from covenant.islands import subspace
 from covenant.models import sharding
 from covenant.node import replica as replica_lib
 from covenant.node import trainer as trainer_lib
@@ -54,12 +53,12 @@ def norm(tree):
 
 class PipelineTest(parameterized.TestCase):
   def test_of_a_mixed_run_does_as_alone(self):
-    """What it learned lies in the span; of its last stage anywhere."""
     changes = (
       'model.layers=2', 'optim.method=diloco', 'optim.compression.k=16',
     )  # fmt: skip
     works = []
-    for islands in ('stages=2,rank=3', '2x ; 1x stages=2,rank=3'):
+    pipeline = 'stages=2,rank=4,bits=4'
+    for islands in (pipeline, f'2x ; 1x {pipeline}'):
       config = config_lib.load(
         f'{ROOT}/configs/tiny.py', [*changes, f'islands={islands}']
       )
@@ -72,12 +71,6 @@ class PipelineTest(parameterized.TestCase):
     one, two = works
     jax.tree.map(np.testing.assert_array_equal, one.message, two.message)
     self.assertEqual(one.receipt, two.receipt)
-    u_DxK = subspace.basis(config.model, params, 2, 3)
-    for i, least in ((0, 0.0), (1, 0.1)):
-      layer = one.message[f'layers_{i}']
-      for w_FxD in (layer['attention']['output'], layer['ffn']['down']):
-        outside = norm(w_FxD - w_FxD @ u_DxK @ u_DxK.T) / norm(w_FxD)
-        self.assertBetween(outside, least, least + 0.9 if least else 1e-5)
 
   def test_on_its_stages_does_as_on_one_device(self):
     """Up to rounding, as in `test_shards_do_as_one_device`."""

@@ -30,7 +30,7 @@ def tied(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
 
 class TopKTest(parameterized.TestCase):
   @hypothesis.given(data=st.data(), n=st.integers(1, 3), size=st.integers(1, 9))
-  @hypothesis.settings(deadline=None, max_examples=60)
+  @hypothesis.settings(max_examples=60)
   def test_is_exact_and_ties_go_to_the_lowest_index(self, data, n, size):
     values = st.sampled_from(VALUES)
     x = np.array(
@@ -49,7 +49,7 @@ class TopKTest(parameterized.TestCase):
     st.sampled_from([(8, 1), (24, 3), (320, 33)]),
     st.integers(0, 2**32 - 1),
   )
-  @hypothesis.settings(deadline=None, max_examples=200)
+  @hypothesis.settings(max_examples=200)
   def test_groups_change_nothing(self, chosen, sizes, seed):
     """A few chosen values among others that all tie."""
     size, k = sizes

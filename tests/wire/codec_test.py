@@ -36,7 +36,7 @@ class CodecTest(parameterized.TestCase):
     np.testing.assert_array_equal(got_codes, codes)
 
   @hypothesis.given(messages(), st.data())
-  @hypothesis.settings(deadline=None, max_examples=300)
+  @hypothesis.settings(max_examples=300)
   def test_whatever_is_accepted_is_what_its_message_encodes_to(
     self, message, data
   ):

@@ -78,7 +78,7 @@ class ManifestTest(parameterized.TestCase):
         decode(bytes(mutant))
 
   @hypothesis.given(st.data())
-  @hypothesis.settings(deadline=None, max_examples=300)
+  @hypothesis.settings(max_examples=300)
   def test_a_signed_mutant_is_refused_or_means_what_it_says(self, data):
     """Its maker may be the liar: then the form alone decides."""
     body = bytearray(BODY)

@@ -282,7 +282,7 @@ class PayloadTest(parameterized.TestCase):
       payload.decode(data, EXPECTED, LIKE, spec, verify)
 
   @hypothesis.given(st.data())
-  @hypothesis.settings(deadline=None, max_examples=500)
+  @hypothesis.settings(max_examples=500)
   def test_mutations_are_refused_or_decode_to_what_they_encode(self, data):
     """Signed again: a hostile peer is one who has a key."""
     compression = data.draw(st.sampled_from(COMPRESSIONS))
