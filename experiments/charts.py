@@ -71,7 +71,10 @@ def curves(
   right.set(xlabel='bytes that a peer sends', xscale='log')
   if finals:
     left.set_ylim(0.98 * min(finals), _HEADROOM * max(finals))
-  left.legend(frameon=False, fontsize=8)
+  fig.legend(
+    *left.get_legend_handles_labels(), loc='outside lower center',
+    ncols=min(max(len(finals), 1), 4), frameon=False, fontsize=8,
+  )  # fmt: skip
   _save(fig, left, right, path=path)
 
 

@@ -8,15 +8,21 @@ are swept with seed 0 at 15 inner steps: inner ones of 3e-3, 6e-3 and 1.2e-2,
 and outer ones of 0.15, 0.35, 0.7 and 1 where there are some. DiLoCo has
 Nesterov momentum 0.9, SparseLoCo sends one bit and an index for every 64th
 value. AdamW that exchanges every gradient is swept as one miner who has
-everybody's batch, which is the same but for rounding, and has five rates on
+everybody's batch, which is the same on other batches, and has five rates on
 the same grid, as it has no outer one. Other numbers of inner steps use the
 rates found at 15.
+
+With as many tokens, 30 and 60 steps are 50 and 25 rounds, and each sends 1.6 %
+of the values: 60 steps can move 39 % of the parameters once. SparseLoCo lost to
+DiLoCo there. A follow-up, written after that was seen, sends twice and four
+times as many a round, as many in all as with 15 steps.
 
 Criteria, written before the runs; n = 3 seeds, compared seed by seed:
   C1  SparseLoCo's final held-out loss minus DiLoCo's is at most 0, for each
       number of inner steps; two standard errors decide.
   C8  SparseLoCo's bytes to reach DiLoCo's final loss are at most 1 % of
       DiLoCo's; and its final loss is at most 3 % above that of AdamW.
+      The follow-up is held against the same.
   C9  From 5 to 60 inner steps SparseLoCo's loss grows less than DiLoCo's.
 """
 
@@ -30,6 +36,7 @@ from experiments import study
 INNER = (3e-3, 6e-3, 1.2e-2)
 OUTER = (0.15, 0.35, 0.7, 1.0)
 STEPS = (5, 15, 30, 60)
+MORE = {30: ('twice the values', 128), 60: ('four times the values', 256)}
 TOTAL = 1500  # inner steps of a miner
 SPARSELOCO = ('optim.outer.momentum=0',)
 DILOCO = ('optim.method=diloco', 'optim.outer.momentum=0.9')
@@ -105,19 +112,26 @@ def plan(runs: Sequence[study.Run], seeds: int) -> Iterator[study.Cell]:
         if inner_steps != 15:
           name = f'{method}, {inner_steps} steps'
           yield study.Cell(name, seed, steps(found, inner_steps))
+      for inner_steps, (_, k) in MORE.items() if method == 'SparseLoCo' else ():
+        sets = (*found, f'optim.compression.k={k}')
+        yield study.Cell(_more(inner_steps), seed, steps(sets, inner_steps))
 
 
 def _at(method: str, inner_steps: int) -> str:
   return method if inner_steps == 15 else f'{method}, {inner_steps} steps'
 
 
+def _more(inner_steps: int) -> str:
+  return f'{_at("SparseLoCo", inner_steps)}, {MORE[inner_steps][0]}'
+
+
 def judge(runs: Sequence[study.Run]) -> Iterator[study.Verdict]:
-  for inner_steps in STEPS:
-    gap = study.gap(
-      runs, _at('SparseLoCo', inner_steps), _at('DiLoCo', inner_steps)
-    )
+  cells = [(_at('SparseLoCo', h), f'H = {h}', h) for h in STEPS]
+  cells += [(_more(h), f'H = {h}, {MORE[h][0]}', h) for h in MORE]
+  for cell, name, inner_steps in cells:
+    gap = study.gap(runs, cell, _at('DiLoCo', inner_steps))
     yield study.Verdict(
-      f'C1, H = {inner_steps}',
+      f'C1, {name}',
       f'SparseLoCo is at least as good as tuned DiLoCo, {inner_steps} steps',
       'SparseLoCo, abstract',
       'loss minus DiLoCo’s at most 0',

@@ -3,13 +3,15 @@
   python -m experiments.peers             about 40 minutes of two cores
   python -m experiments.peers --quick     2 minutes
 
-Peers share one batch of 24 or 64 sequences a step, so that all cells of a
-batch size see the same tokens: 4 peers of 6 sequences and 24 of one, 64 of one
-(experiments/study.py). Learning rates are those of 8 peers.
+Peers share the batch of a step, so that cells see the same tokens: 4 peers of 6
+sequences, 8 of 3 and 24 of one in 100 rounds; 4 of 16 and 64 of one, which is a
+larger batch, in 38 rounds (experiments/study.py). Learning rates are those of 8
+peers.
 
 Criteria, written before the runs; n = 3 seeds, compared seed by seed, two
 standard errors decide:
-  Peers  24 peers are at most 0.05 nats worse than 4.
+  Peers  24 peers are at most 0.05 nats worse than 4, and of the larger batch 64
+         than 4.
   Size   The gap of SparseLoCo to AdamW, as a share of the loss, is at width 96
          at most what it is at width 32.
 """
@@ -23,11 +25,14 @@ from experiments import methods
 from experiments import study
 
 PEERS = {4: 6, 8: 3, 24: 1}  # peers -> sequences of each
+MANY = {4: 16, 64: 1}  # of the larger batch
+LARGER = ', batch of 64'
+FEWER = ('rounds=38', 'eval.every=2')
 WIDTHS = {32: 96, 64: 192, 96: 288}  # width -> of the feed-forward layer
 
 
-def _peers(peers: int) -> str:
-  return f'{peers} peers'
+def _peers(peers: int, batch: str = '') -> str:
+  return f'{peers} peers{batch}'
 
 
 def _wide(width: int, method: str) -> str:
@@ -39,6 +44,9 @@ def plan(runs: Sequence[study.Run], seeds: int) -> Iterator[study.Cell]:
     for peers, batch in PEERS.items():
       sets = (f'miners={peers}', f'optim.inner.batch_size={batch}')
       yield study.Cell(_peers(peers), seed, sets)
+    for peers, batch in MANY.items():
+      sets = (f'miners={peers}', f'optim.inner.batch_size={batch}', *FEWER)
+      yield study.Cell(_peers(peers, LARGER), seed, sets)
     for width, ffn in WIDTHS.items():
       size = (f'model.width={width}', f'model.ffn_width={ffn}')
       yield study.Cell(_wide(width, 'SparseLoCo'), seed, size)
@@ -54,15 +62,16 @@ def _share(runs: Sequence[study.Run], width: int) -> list[float]:
 
 
 def judge(runs: Sequence[study.Run]) -> Iterator[study.Verdict]:
-  gap = study.gap(runs, _peers(24), _peers(4))
-  yield study.Verdict(
-    'Peers',
-    'more peers cost little',
-    'ours',
-    '24 at most 0.05 nats worse than 4',
-    str(gap),
-    study.at_most(gap, 0.05),
-  )
+  for most, batch in ((24, ''), (64, LARGER)):
+    gap = study.gap(runs, _peers(most, batch), _peers(4, batch))
+    yield study.Verdict(
+      f'Peers, {most}',
+      'more peers cost little',
+      'ours',
+      f'{most} at most 0.05 nats worse than 4',
+      str(gap),
+      study.at_most(gap, 0.05),
+    )
   small, large = _share(runs, 32), _share(runs, 96)
   less = study.spread([b - a for a, b in zip(small, large, strict=True)])
   yield study.Verdict(
@@ -76,9 +85,11 @@ def judge(runs: Sequence[study.Run]) -> Iterator[study.Verdict]:
 
 
 def draw(runs: Sequence[study.Run], path: pathlib.Path) -> None:
-  charts.ends(
-    runs, {'SparseLoCo': {p: _peers(p) for p in PEERS}}, path, 'peers'
-  )
+  lines = {
+    'batch of 24, 100 rounds': {p: _peers(p) for p in PEERS},
+    'batch of 64, 38 rounds': {p: _peers(p, LARGER) for p in MANY},
+  }
+  charts.ends(runs, lines, path, 'peers')
 
 
 STUDY = study.Study('peers', plan, judge, draw)
