@@ -17,6 +17,7 @@ from experiments import gauntlet
 from experiments import islands
 from experiments import methods
 from experiments import muon
+from experiments import overlap
 from experiments import peers
 from experiments import pools
 from experiments import quantizers
@@ -62,6 +63,11 @@ def verdicts() -> Iterator[tuple[str, float, study.Verdict]]:
   minutes = sum(float(row['seconds'] or 0) for row in rows) / 60
   for verdict in gauntlet.judge(rows):
     yield 'gauntlet', minutes, verdict
+  path = study.RESULTS / 'overlap.csv'
+  shares = study.read_csv(path, overlap.Row) if path.exists() else []
+  minutes = sum({row.seed: row.seconds for row in shares}.values()) / 60
+  for verdict in overlap.judge(shares):
+    yield 'overlap', minutes, verdict
   for verdict in arithmetic.judge():
     yield 'arithmetic', 0.0, verdict
 

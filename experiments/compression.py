@@ -8,9 +8,13 @@ rates that experiments/methods.py found for the default: one bit a value and a
 scale a block. Without error feedback and at random the outer rate is swept
 anew, for these move less.
 
+Error feedback turned out to matter little in 100 rounds of 64 values. A
+follow-up, written after that was seen, sends 16 of 4,096, with and without.
+
 Criteria, written before the runs; n = 3 seeds, compared seed by seed, two
 standard errors decide:
-  C2  Without error feedback the loss is more than 0.05 nats higher.
+  C2  Without error feedback the loss is more than 0.05 nats higher; the
+      follow-up is held against the same.
   C4  Two bits with a codebook cost at most 0.01 nats over 32; two bits on a
       line, and two bits without error feedback, cost more than that.
   C5  One bit costs at most 0.01 nats over two bits with a codebook.
@@ -31,6 +35,8 @@ TENSOR = 'one bit, a scale a tensor'
 RANDOM = 'one bit, at random'
 FORGETS = 'one bit, no error feedback'
 FORGETS_TWO = 'two bits, no error feedback'
+FEW = 'one bit, a quarter of the values'
+FORGETS_FEW = 'one bit, a quarter of the values, no error feedback'
 AS_FOUND = {
   ONE_BIT: (),
   FLOAT: ('optim.compression.quantizer=none',),
@@ -45,6 +51,8 @@ SWEPT = {
     'optim.compression.quantizer=statistical',
   ),
   RANDOM: ('optim.compression.kind=randomk',),
+  FEW: ('optim.compression.k=16',),
+  FORGETS_FEW: ('optim.compression.k=16', 'optim.compression.error_decay=0'),
 }
 
 
@@ -57,15 +65,19 @@ def plan(runs: Sequence[study.Run], seeds: int) -> Iterator[study.Cell]:
 
 
 def judge(runs: Sequence[study.Run]) -> Iterator[study.Verdict]:
-  gap = study.gap(runs, FORGETS, ONE_BIT)
-  yield study.Verdict(
-    'C2',
-    'error feedback is essential',
-    'SparseLoCo, abstract',
-    'without it more than 0.05 nats higher',
-    str(gap),
-    study.more_than(gap, 0.05),
-  )
+  for name, without, cell in (
+    ('C2', FORGETS, ONE_BIT),
+    ('C2, a quarter of the values', FORGETS_FEW, FEW),
+  ):
+    gap = study.gap(runs, without, cell)
+    yield study.Verdict(
+      name,
+      'error feedback is essential',
+      'SparseLoCo, abstract',
+      'without it more than 0.05 nats higher',
+      str(gap),
+      study.more_than(gap, 0.05),
+    )
   for cell, free in ((CODEBOOK, True), (LINE, False), (FORGETS_TWO, False)):
     gap = study.gap(runs, cell, FLOAT)
     yield study.Verdict(
@@ -98,7 +110,8 @@ def judge(runs: Sequence[study.Run]) -> Iterator[study.Verdict]:
 
 
 def draw(runs: Sequence[study.Run], path: pathlib.Path) -> None:
-  charts.curves(runs, [*AS_FOUND, *SWEPT], path)
+  cells = [*AS_FOUND, FORGETS, FORGETS_TWO, RANDOM]
+  charts.curves(runs, cells, path)
 
 
 STUDY = study.Study('compression', plan, judge, draw)

@@ -85,7 +85,7 @@ def judge(runs: Sequence[study.Run]) -> Iterator[study.Verdict]:
 
 
 def draw(runs: Sequence[study.Run], path: pathlib.Path) -> None:
-  lines = {
+  lines: dict[str, dict[float, str]] = {
     'batch of 24, 100 rounds': {p: _peers(p) for p in PEERS},
     'batch of 64, 38 rounds': {p: _peers(p, LARGER) for p in MANY},
   }

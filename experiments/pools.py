@@ -127,6 +127,4 @@ def main(arguments: argparse.Namespace) -> None:
       print(f'pools: seed {seed}, {row}', file=sys.stderr, flush=True)
     rows.append(Row(**json.loads(done.read_text())))
   study.write_csv(results / 'pools.csv', rows)
-  for verdict in judge(rows):
-    print(f'{verdict.claim} {verdict.outcome}: {verdict.says}')
-    print(f'  {verdict.criterion}: {verdict.measured}')
+  study.report(judge(rows))

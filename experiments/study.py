@@ -402,8 +402,8 @@ def complete(
         )
 
 
-def main(study: Study, doc: str | None) -> argparse.Namespace:
-  """What `python -m experiments.NAME` does; returns its arguments."""
+def arguments(doc: str | None) -> argparse.Namespace:
+  """The flags that all studies have."""
   parser = argparse.ArgumentParser(
     description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
   )
@@ -415,13 +415,18 @@ def main(study: Study, doc: str | None) -> argparse.Namespace:
   parser.add_argument(
     '--jobs', type=int, default=os.cpu_count(), help='runs side by side'
   )
-  arguments = parser.parse_args()
-  work, results = pathlib.Path(arguments.workdir), RESULTS
-  seeds, more = arguments.seeds, ()
-  if arguments.quick:
+  return parser.parse_args()
+
+
+def main(study: Study, doc: str | None) -> argparse.Namespace:
+  """What `python -m experiments.NAME` does; returns its arguments."""
+  said = arguments(doc)
+  work, results = pathlib.Path(said.workdir), RESULTS
+  seeds, more = said.seeds, ()
+  if said.quick:
     work = results = work / 'quick'
     seeds, more = 1, study.quick
-  runs = complete(study, seeds, more, work, arguments.jobs)
+  runs = complete(study, seeds, more, work, said.jobs)
   write_csv(results / f'{study.name}.csv', runs)
   if work != results:
     (results / 'curves').mkdir(parents=True, exist_ok=True)
@@ -430,7 +435,11 @@ def main(study: Study, doc: str | None) -> argparse.Namespace:
       shutil.copy(work / 'curves' / name, results / 'curves' / name)
   study.draw(runs, results / f'{study.name}.png')
   print(table(runs))
-  for verdict in study.judge(runs):
+  report(study.judge(runs))
+  return said
+
+
+def report(verdicts: Iterable[Verdict]) -> None:
+  for verdict in verdicts:
     print(f'{verdict.claim} {verdict.outcome}: {verdict.says}')
     print(f'  {verdict.criterion}: {verdict.measured}')
-  return arguments
