@@ -325,7 +325,12 @@ def judge(runs: Sequence[study.Run]) -> Iterator[study.Verdict]:
 
 
 def draw(runs: Sequence[study.Run], path: pathlib.Path) -> None:
-  charts.curves(runs, ['SparseLoCo', *METHODS], path)
+  cells = ['SparseLoCo', *METHODS]
+  if path.parent == study.RESULTS:  # and those that nodes run: all in one
+    nodes = study.read_csv(study.RESULTS / 'methods.csv', study.Run)
+    cells += ['DiLoCo', 'AdamW']
+    runs = [*runs, *(run for run in nodes if run.cell in cells[-2:])]
+  charts.curves(runs, cells, path)
 
 
 STUDY = study.Study('transformations', plan, judge, draw)
