@@ -14,6 +14,7 @@ from covenant.optim import compression as compression_lib
 from covenant.optim import quantize
 from covenant.optim import sparseloco
 from experiments import claims
+from experiments import overlap
 from experiments import study
 from experiments import transformations
 
@@ -55,6 +56,17 @@ class ResultsTest(parameterized.TestCase):
       self.assertEqual(round(last.nats_per_byte, 5), run.nats_per_byte)
       self.assertEqual((last.round, last.tokens), (run.rounds, run.tokens))
     self.assertTrue((study.RESULTS / f'{module.STUDY.name}.png').is_file())
+
+  def test_overlaps_are_those_of_the_committed_study(self):
+    rows = study.read_csv(study.RESULTS / 'overlap.csv', overlap.Row)
+    for seed in range(study.SEEDS):
+      config = study.make_config(study.Cell('overlap', seed))
+      own = [row for row in rows if row.seed == seed]
+      self.assertEqual([row.round for row in own], [*range(1, 101)])
+      self.assertEqual(
+        {(row.config, row.code) for row in own},
+        {(study.digest(config), study.code())},
+      )
 
   def test_no_curve_is_left_over(self):
     runs = [run for module in claims.STUDIES for run in claims.runs_of(module)]

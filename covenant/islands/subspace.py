@@ -10,9 +10,9 @@ sends of its weights is only what they have learned to write there (`learned`).
 
 X0 is what the activations of a token are on average: linear in its embedding,
 fitted anew each round, as is U, to what X0 leaves. In Protocol Models it is
-what the embedding has outside the span, which with free weights is a stranger
-to the model: of eight pipelines of 3 of 64 numbers on Shakespeare, at the start
-of a round, the loss was 4.42 where the whole model has 1.69; with this X0 2.23.
+what the embedding has outside the span, and the weights that write are
+projected on it: of a model of width 64 trained on Shakespeare, cut in two with
+3 numbers a position, that makes 4.42 nats a byte of 1.69, this X0 2.24.
 
 Shapes: V vocabulary, D width, K numbers a position, S stages, B batch, L
 length; L1 = L + 1.
