@@ -95,11 +95,13 @@ def draw(rows: Sequence[Row], path: pathlib.Path) -> None:
       label=f'the most of any pair, seed {seed}',
     )  # fmt: skip
     ax.plot(rounds, [row.mean for row in of], color=color, lw=1.4, ls='--')
-  for level, label in ((LIMIT, 'taken for a copy'), (1 / 64, 'by chance')):
+  for level, label, where in (
+    (LIMIT, 'taken for a copy', 'bottom'), (1 / 64, 'by chance', 'top'),
+  ):  # fmt: skip
     ax.axhline(level, color='#8C8C8C', lw=1, ls=':')
     ax.annotate(
       label, (0.99, level), xycoords=('axes fraction', 'data'), ha='right',
-      va='bottom', color='#606060', fontsize=8,
+      va=where, color='#606060', fontsize=8,
     )  # fmt: skip
   ax.set(xlabel='round', ylabel='share of indices in common')
   ax.set_ylim(0, None)
