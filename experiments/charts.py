@@ -134,7 +134,7 @@ def ends(
   if log:
     ax.set_xscale('log')
     ticks = sorted({x for cells in lines.values() for x in cells})
-    ax.set_xticks(ticks, [f'{x:g}' for x in ticks])
+    ax.set_xticks(ticks, [f'{x:.3g}' for x in ticks])
     ax.minorticks_off()
   ax.legend(frameon=False, fontsize=8)
   _save(fig, ax, path=path)
