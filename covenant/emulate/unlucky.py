@@ -105,7 +105,7 @@ class Churner(adversary.Adversary):
     self.contribution = None
     if not self._is_here(task, task.round):
       return
-    if not self._is_here(task, task.round - 1):
+    if task.round and not self._is_here(task, task.round - 1):
       self.private = self._fresh()
     super()._contribute(task)
 

@@ -133,6 +133,17 @@ class ZooTest(parameterized.TestCase):
     )
 
 
+class ChurnerTest(absltest.TestCase):
+  def test_any_uid_may_come_and_go_from_the_first_round_on(self):
+    config = config_lib.load(
+      f'{ROOT}/configs/tiny.py',
+      ['miners=4', f'adversaries={",".join(["churner"] * 4)}'],
+    )
+    host = host_lib.Host(config, dataset.load(config))
+    sent = [host.round().payloads for _ in range(8)]
+    self.assertLess(min(sent), max(sent))
+
+
 class MalformedTest(parameterized.TestCase):
   @classmethod
   def setUpClass(cls):
