@@ -36,8 +36,9 @@ roles.keep_compilations()
 
 # %%
 STUDIES = {
-  'methods': ['SparseLoCo', 'SparseLoCo, Muon', 'DiLoCo', 'AdamW'],
+  'methods': ['SparseLoCo', 'DiLoCo', 'AdamW'],
   'transformations': ['SparseLoCo', *transformations.METHODS],
+  'muon': ['AdamW inside', 'Muon inside'],
 }
 for name, cells in STUDIES.items():
   path = study.RESULTS / f'{name}.csv'
