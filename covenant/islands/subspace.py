@@ -71,7 +71,8 @@ def fix(
   features_VxE = jnp.pad(table_VxD, ((0, 0), (0, 1)), constant_values=1)
   f_BxLxE = jnp.where(real_BxLx1, features_VxE[tokens_BxL], 0)
   gram_ExE = _sum_of_products(f_BxLxE, f_BxLxE)
-  gram_ExE += _RIDGE * jnp.diag(jnp.diag(gram_ExE))
+  own_E = jnp.maximum(jnp.diag(gram_ExE), 1e-6)  # of a feature that is nothing
+  gram_ExE += _RIDGE * jnp.diag(own_E)
   x_BxLxD = table_VxD[tokens_BxL].astype(model.compute_dtype)
   found = []
   depth = model.layers // island.stages
