@@ -1,6 +1,6 @@
 """Whose mean: of the peers that sent an element, or of all?
 
-  python -m experiments.aggregation             about 15 minutes of two cores
+  python -m experiments.aggregation             about 10 core minutes
   python -m experiments.aggregation --quick     1 minute
 
 The paper divides the sum by the number of peers; its code by the number that

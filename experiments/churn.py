@@ -1,6 +1,6 @@
 """Peers that come and go: 12 to 20 of 24, against 16 that stay.
 
-  python -m experiments.churn             about 15 minutes of two cores
+  python -m experiments.churn             about 6 core minutes
   python -m experiments.churn --quick     1 minute
 
 Each of the 24 is away a third of the time, in spells of six rounds, and comes

@@ -1,6 +1,6 @@
 """What may be lost on the way: which values are sent, how, and what is kept.
 
-  python -m experiments.compression             about 25 minutes of two cores
+  python -m experiments.compression             about 35 core minutes
   python -m experiments.compression --quick     2 minutes
 
 All cells send k = 64 of 4,096 values (experiments/study.py), at the learning

@@ -1,6 +1,6 @@
 """How many values to send, and whether to add momentum to what is sent.
 
-  python -m experiments.density             about 35 minutes of two cores
+  python -m experiments.density             about 50 core minutes
   python -m experiments.density --quick     2 minutes
 
 Cells send k of each 4,096 values, as 32 bits, so that density alone differs

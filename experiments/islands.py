@@ -1,6 +1,6 @@
 """Islands of unequal hardware in one run: what they cost, what they save.
 
-  python -m experiments.islands             about 50 minutes of two cores
+  python -m experiments.islands             about 35 core minutes
   python -m experiments.islands --quick     4 minutes
 
 The setting is that of experiments/study.py, and all cells see the same tokens.

@@ -1,6 +1,6 @@
 """SparseLoCo against the methods it competes with, all of them tuned.
 
-  python -m experiments.methods             about 50 minutes of two cores
+  python -m experiments.methods             about 55 core minutes
   python -m experiments.methods --quick     2 minutes
 
 Every method sees the same tokens (experiments/study.py). Its learning rates

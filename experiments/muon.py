@@ -1,6 +1,6 @@
 """Muon as the inner optimizer of SparseLoCo, against AdamW.
 
-  python -m experiments.muon             about 20 minutes of two cores
+  python -m experiments.muon             about 20 core minutes
   python -m experiments.muon --quick     1 minute
 
 Both get the best of the same learning rates on seed 0: inner ones of 3e-3,

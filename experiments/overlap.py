@@ -1,6 +1,6 @@
 """How much of what they send honest peers have in common.
 
-  python -m experiments.overlap             3 minutes of two cores
+  python -m experiments.overlap             3 core minutes
   python -m experiments.overlap --quick     some seconds
 
 Gauntlet takes two payloads with many indices in common for copies of each

@@ -1,6 +1,6 @@
 """How the gap to AdamW grows: with more peers, and with a larger model.
 
-  python -m experiments.peers             about 40 minutes of two cores
+  python -m experiments.peers             about 40 core minutes
   python -m experiments.peers --quick     2 minutes
 
 Peers share the batch of a step, so that cells see the same tokens: 4 peers of 6

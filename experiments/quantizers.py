@@ -1,6 +1,6 @@
 """Which quantizer is best at equal bits? This decides the default.
 
-  python -m experiments.quantizers             about 45 minutes of two cores
+  python -m experiments.quantizers             about 60 core minutes
   python -m experiments.quantizers --quick     2 minutes
 
 Each quantizer has the largest k that keeps one 64 x 64 block within 656 bits,

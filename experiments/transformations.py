@@ -1,6 +1,6 @@
 """Methods that no node runs, against SparseLoCo: a loop over peers in one jit.
 
-  python -m experiments.transformations             about 60 core minutes
+  python -m experiments.transformations             about 20 core minutes
   python -m experiments.transformations --quick     some minutes
 
 SPARTA and Streaming DiLoCo exchange inside a round and leave every peer with
