@@ -265,7 +265,7 @@ class Plan:
   # as '8xB200, 64xA100 in pairs, 400x4090 on 200 Mb/s'; empty: one peer's.
   inventory: str = ''
   # A token whose activations a pipeline compresses 100-fold counts for so much
-  # less, by the logarithm of the ratio (covenant/islands/chain.py); assumed.
+  # less, by the logarithm of the ratio (covenant/islands/cuts.py); assumed.
   compression_cost: float = _fraction(0.1)
   # Links of the simulated wall-clock (covenant/emulate/links.py), beside what
   # the inventory says: how they vary, what is sent again, who is away.

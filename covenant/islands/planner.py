@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from covenant import config as config_lib
-from covenant.islands import chain
 from covenant.islands import costs
+from covenant.islands import cuts
 from covenant.islands import inventory
 from covenant.islands import island as island_lib
 
@@ -108,7 +108,7 @@ class _Search:
       return costs.alone(self.terms, self.groups, hosts.index(1))
     ways = (
       costs.pool(self.terms, self.groups, hosts),
-      chain.pipeline(self.terms, self.groups, hosts),
+      cuts.pipeline(self.terms, self.groups, hosts),
     )
     return max((w for w in ways if w), key=lambda w: w.value, default=None)
 

@@ -8,8 +8,8 @@ from absl.testing import parameterized
 from hypothesis import strategies as st
 
 from covenant import config as config_lib
-from covenant.islands import chain
 from covenant.islands import costs
+from covenant.islands import cuts
 from covenant.islands import inventory
 from covenant.islands import island
 from covenant.islands import planner
@@ -48,7 +48,7 @@ def brute_force(config):
       else:
         works = [
           costs.pool(terms, groups, hosts),
-          chain.pipeline(terms, groups, hosts),
+          cuts.pipeline(terms, groups, hosts),
         ]
       values[hosts] = max((w.value for w in works if w), default=0.0)
     return values[hosts]
@@ -169,7 +169,7 @@ class StagesTest(parameterized.TestCase):
     )
     devices = [i for i, n in enumerate(counts) for _ in range(n)]
     depth = len(devices)
-    of = chain._model(config)
+    of = cuts._model(config)
     shortest = []
     for head in range(depth):
       for lie in itertools.product(range(layers + 1), repeat=depth):
@@ -178,20 +178,20 @@ class StagesTest(parameterized.TestCase):
         times = []
         for i, (k, held) in enumerate(zip(devices, lie, strict=True)):
           size = groups[k].device.memory
-          if held > chain._fit(config, size, i == head, depth):
+          if held > cuts._fit(config, size, i == head, depth):
             break
           work = held * of.layer_flops + (i == head) * of.table_flops
           times.append(work / groups[k].device.peak / 0.25)
         else:
           shortest.append(max(times))
-    found = chain.cut(config, groups, counts, depth)
+    found = cuts.cut(config, groups, counts, depth)
     assert found is not None
     self.assertAlmostEqual(found.slot / min(shortest), 1, delta=1e-6)
     self.assertEqual(sum(found.layers), layers)
 
   def test_stages_are_the_model(self):
     config = toy('', layers=3)
-    of, whole = chain._model(config), memory.shards(config)
+    of, whole = cuts._model(config), memory.shards(config)
     self.assertEqual(3 * of.layer.params + of.tables.params, whole.params)
     flops = 3 * of.layer_flops + of.table_flops
     terms = costs.terms(config)
@@ -199,14 +199,14 @@ class StagesTest(parameterized.TestCase):
 
   def test_more_in_flight_takes_more_memory(self):
     config = config_lib.load(str(CONFIGS / '72b.py'))
-    held = [chain._fit(config, 24e9, False, n) for n in (1, 80, 200)]
+    held = [cuts._fit(config, 24e9, False, n) for n in (1, 80, 200)]
     self.assertEqual(held, [1, 1, 0])
-    self.assertEqual(chain._fit(config, 24e9, True, 1), -1)
+    self.assertEqual(cuts._fit(config, 24e9, True, 1), -1)
 
   def test_who_cannot_hold_it_is_no_pipeline(self):
     config = toy('', layers=5)
     groups = inventory.parse(any_of(4, 3, WEAK, _FAST), config.plan)
-    self.assertIsNone(chain.cut(config, groups, (4,), 4))
+    self.assertIsNone(cuts.cut(config, groups, (4,), 4))
 
   def test_no_link_carries_more_than_it_can(self):
     # Devices so fast that links decide.

@@ -276,12 +276,12 @@ def _work(
   steps, (batch,) = chosen
   sequences = steps * batch
   tokens = sequences * terms.context
-  cuts = sum(
+  used = sum(
     min(n, layers) for n, layers in zip(hosts, found.layers, strict=True)
   )
   # An island's stages are alike: more of them than hosts, if need be.
   whole = config.model.layers
-  stages = next(n for n in range(max(cuts, 1), whole + 1) if whole % n == 0)
+  stages = next(n for n in range(max(used, 1), whole + 1) if whole % n == 0)
   return costs.Work(
     'pipeline',
     hosts,
