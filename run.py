@@ -12,26 +12,26 @@ from absl import app
 from absl import flags
 from absl import logging
 
+from covenant import cli
 from covenant import config as config_lib
-from covenant import roles
+from covenant import metrics
 from covenant.chain import interface as chain
 from covenant.emulate import localnet
-from covenant.node import doctor
-from covenant.node import ranks
-from covenant.node import trainer
-from covenant.report import metrics
+from covenant.node import multihost
+from covenant.node import preflight
 from covenant.store import interface as store
+from covenant.train import local
 
 _CONFIG = flags.DEFINE_string(
   'config',
   'configs/shakespeare.py',
   'A file under configs/, with :VARIANT if it has some. Every field can be '
-  'set as in --config.optim.inner_steps=20; covenant/config.py lists them.',
+  'set as in --config.optim.inner_steps=20; covenant/config/config.py lists them.',
 )
 _ROLE = flags.DEFINE_enum(
   'role',
   'emulate',
-  list(roles.ROLES),
+  list(cli.ROLES),
   'emulate: a whole run on this host, in virtual time. localnet: the same as '
   'processes, in real time. miner, validator, evaluator: one member of a '
   'network. pool: a miner whose training others do. worker: one of these, for '
@@ -57,11 +57,11 @@ _PREFIX = '--config.'
 # What whoever started the program can mend; all else is a bug of ours.
 _FOR_PEOPLE = (
   config_lib.ConfigError,
-  trainer.Diverged,
+  local.DivergedError,
   chain.ChainError,
   store.StoreError,
-  doctor.Unwell,
-  ranks.RankError,
+  preflight.PreflightError,
+  multihost.MultihostError,
   localnet.LocalnetError,
   metrics.MetricsError,
 )
@@ -77,7 +77,7 @@ def main(argv: list[str]) -> None:
     config = config_lib.load(_CONFIG.value, overrides)
     now = datetime.datetime.now().strftime('%Y%m%d-%H%M%S')
     workdir = _WORKDIR.value or pathlib.Path('runs', f'{now}-{config.name}')
-    roles.ROLES[_ROLE.value](config, str(workdir))
+    cli.ROLES[_ROLE.value](config, str(workdir))
   except _FOR_PEOPLE as e:
     sys.exit(f'error: {e}')
   except KeyboardInterrupt:

@@ -85,7 +85,7 @@ class PlainLoop:
 
 def against_plain(turns: int) -> None:
   began = time.perf_counter()
-  subprocess.run([sys.executable, '-c', 'import covenant.roles'], check=True)
+  subprocess.run([sys.executable, '-c', 'import covenant.cli'], check=True)
   imports = time.perf_counter() - began
   config = CONFIG
   steps = config.miners * config.optim.inner_steps

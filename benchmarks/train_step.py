@@ -35,10 +35,10 @@ import optax
 
 from covenant import config as config_lib
 from covenant.models import llama
-from covenant.node import step as step_lib
 from covenant.optim import method as method_lib
 from covenant.plan import hardware
 from covenant.plan import work
+from covenant.train import step as step_lib
 
 _BYTES = 28  # a parameter: itself, two moments, gradient, update, two copies
 
@@ -108,7 +108,7 @@ def plain_step(config: config_lib.Config) -> tuple[Callable[..., Any], Any]:
 
 
 def our_step(config: config_lib.Config) -> tuple[Callable[..., Any], Any]:
-  """The step of a miner (covenant/node/step.py), as `plain_step`."""
+  """The step of a miner (covenant/train/step.py), as `plain_step`."""
   method = method_lib.make(config)
   step = step_lib.inner_step(config, method)
   number, joined = np.int32(1), np.int32(0)

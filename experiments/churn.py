@@ -4,7 +4,7 @@
   python -m experiments.churn --quick     1 minute
 
 Each of the 24 is away a third of the time, in spells of six rounds, and comes
-back without moments or error feedback (covenant/emulate/unlucky.py). At most
+back without moments or error feedback (covenant/adversaries/honest_but_slow.py). At most
 20 count in a round, as in Covenant-72B. A peer has two sequences a step, so
 that both cells see about 2.4 million tokens (experiments/study.py).
 

@@ -6,7 +6,7 @@
 
 All runs are of configs/shakespeare.py with 20 uids, at the rates 5e-3 inner
 and 0.5 outer, which are stable. Seven miners are honest, five honest and
-unlucky, eight adversaries (covenant/emulate/adversaries.py); which eight,
+unlucky, eight adversaries (covenant/adversaries/registry.py); which eight,
 depends on the seed, so that three seeds have most of the zoo. `honest alone`
 has the first twelve uids on the same data. `plain mean` averages all messages
 that can be read; nothing is clipped, compared, evaluated or left out. These
@@ -47,8 +47,8 @@ import numpy as np
 from matplotlib import figure
 
 from covenant import config as config_lib
+from covenant.adversaries import registry
 from covenant.data import dataset
-from covenant.emulate import adversaries
 from covenant.emulate import host as host_lib
 from covenant.gauntlet import checks
 from covenant.node import validator as validator_lib
@@ -89,7 +89,7 @@ GUARDED = {
 }
 ALONE = {
   name: (','.join([name] * 4), ())
-  for name, kind in adversaries.MINERS.items()
+  for name, kind in registry.MINERS.items()
   if not kind.honest
 }
 CROWDS = ((63, 20), (255, 20), (255, 40))  # miners, evaluated
@@ -150,10 +150,10 @@ def run_cell(
   began = time.process_time()
   host = host_lib.Host(config, dataset.load(config))
   if plain:
-    rules = host.replica.like, host.replica.method.compression
+    rules = host.shared_model.like, host.shared_model.method.compression
     host.judge = host.judge._replace(checker=Anything(*rules))
     host.init()
-  bad = set(adversaries.dishonest(config))
+  bad = set(registry.dishonest(config))
   verdicts: list[validator_lib.Verdict] = []
   host.announce = lambda uid, verdict: verdicts.append(verdict)
   clock = Clock()
@@ -199,7 +199,7 @@ def run_cell(
     'weights': [v.weights for v in verdicts],
     'pay': pay,
     'detected': rounds,
-    'names': adversaries.names(config),
+    'names': registry.names(config),
   }
   return row, trace
 

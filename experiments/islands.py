@@ -44,10 +44,10 @@ import pathlib
 from collections.abc import Iterator, Sequence
 
 from covenant import config as config_lib
-from covenant.emulate import clock
-from covenant.emulate import links
 from covenant.plan import links as plan_links
 from covenant.plan import memory
+from covenant.plan import simulated_links
+from covenant.plan import wallclock
 from experiments import charts
 from experiments import pools
 from experiments import study
@@ -182,9 +182,9 @@ def judge(runs: Sequence[study.Run]) -> Iterator[study.Verdict]:
 
 
 def _utilization() -> study.Verdict:
-  round_, _ = links.published('Covenant-72B')
-  waiting = links.utilization([round_])
-  found = links.utilization([round_], overlap=True)
+  round_, _ = simulated_links.published('Covenant-72B')
+  waiting = simulated_links.utilization([round_])
+  found = simulated_links.utilization([round_], overlap=True)
   return study.Verdict(
     'Overlap, utilization',
     'it leaves nearly all of a round to computing',
@@ -204,7 +204,7 @@ def _wall_clock(
 ) -> study.Verdict:
   """How much sooner the unequal network is there, of each seed."""
   config = config_lib.load(LARGE, [f'plan.inventory={INVENTORY}'])
-  fast = clock.without(config, H100)
+  fast = wallclock.without(config, H100)
   ratios = []
   for seed in sorted(study.losses(runs, 'few')):
     mixed, few = (
@@ -213,7 +213,8 @@ def _wall_clock(
     )
     loss = max(mixed[-1][1], few[-1][1])  # what both reach
     ratios.append(
-      clock.seconds_to(fast, few, loss) / clock.seconds_to(config, mixed, loss)
+      wallclock.seconds_to(fast, few, loss)
+      / wallclock.seconds_to(config, mixed, loss)
     )
   gap = study.spread(ratios)
   return study.Verdict(

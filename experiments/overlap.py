@@ -6,7 +6,7 @@
 Gauntlet takes two payloads with many indices in common for copies of each
 other, as the deployed system does from a share of 0.4 on. In the setting of
 experiments/study.py the honest have no reason to agree but that they train the
-same model. A validator's sketch of the indices (covenant/gauntlet/overlap.py)
+same model. A validator's sketch of the indices (covenant/gauntlet/similarity.py)
 says of each pair of peers in each round what share of them both sent. Chance is
 one in 64.
 
@@ -27,7 +27,7 @@ from matplotlib import figure
 
 from covenant.data import dataset
 from covenant.emulate import host as host_lib
-from covenant.gauntlet import overlap
+from covenant.gauntlet import similarity
 from experiments import charts
 from experiments import study
 
@@ -52,14 +52,14 @@ def run(seed: int, sets: Sequence[str]) -> list[Row]:
   config = study.make_config(study.Cell('overlap', seed, tuple(sets)))
   host = host_lib.Host(config, dataset.load(config))
   witness = host.validators[0]
-  sketcher = overlap.Sketcher(
-    host.replica.like, host.replica.method.compression
+  sketcher = similarity.Sketcher(
+    host.shared_model.like, host.shared_model.method.compression
   )
   found = []
   for r in range(config.rounds):
     host.round()
     sketch_RxW = sketcher.sketch(witness.messages, b'C15')
-    pairs = overlap.overlaps(sketch_RxW, sketch_RxW)
+    pairs = similarity.overlaps(sketch_RxW, sketch_RxW)
     pairs = pairs[np.triu_indices(len(pairs), 1)]
     found.append((r + 1, round(pairs.mean(), 5), round(pairs.max(), 5)))
   seconds = round(time.process_time() - began, 1)

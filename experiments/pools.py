@@ -4,7 +4,7 @@
   python -m experiments.islands --quick     16 workers, 3 rounds, 1 seed
 
 Two miners of one network are pools of 64 workers, whose speeds spread 8:1. Of
-one 30 % are bad, in all the ways of covenant/emulate/pool.py: noise, copies,
+one 30 % are bad, in all the ways of experiments/emulated_pool.py: noise, copies,
 one step for many, zeros, old parameters, twenty times as far, the other way,
 malformed; and of the merely faulty: who crash, and who are late. All of the
 other's are honest. Both begin each round at the same parameters; a validator
@@ -29,7 +29,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from covenant.data import dataset
-from covenant.emulate import pool
+from experiments import emulated_pool
 from experiments import study
 
 BAD = 0.3
@@ -57,8 +57,8 @@ class Row(NamedTuple):
 def run(seed: int, workers: int, rounds: int) -> Row:
   began = time.process_time()
   config = study.make_config(study.Cell('pools', seed, ('miners=2',)))
-  kit = pool.Kit(config, dataset.load(config))
-  found = pool.trial(kit, workers, BAD, rounds, seed)
+  kit = emulated_pool.Kit(config, dataset.load(config))
+  found = emulated_pool.trial(kit, workers, BAD, rounds, seed)
 
   def paid(*kinds: str) -> int:
     return sum(n for w, n in found.paid.items() if found.kinds[w] in kinds)
@@ -71,9 +71,9 @@ def run(seed: int, workers: int, rounds: int) -> Row:
     round(statistics.mean(found.gains), 6),
     round(statistics.mean(found.honest_gains), 6),
     round(math.hypot(*found.errors) / len(found.errors), 6),
-    sum(kind in pool.CHEATS for kind in found.kinds.values()),
-    paid(*pool.CHEATS),
-    paid(*pool.FAULTY),
+    sum(kind in emulated_pool.CHEATS for kind in found.kinds.values()),
+    paid(*emulated_pool.CHEATS),
+    paid(*emulated_pool.FAULTY),
     paid('honest'),
     earned,
     sum(found.totals.values()) - earned,

@@ -4,7 +4,7 @@
   python -m experiments.reliability --quick      a part of it, 1 minute
   python -m experiments.reliability --soak=30    30 minutes of real processes
 
-The matrix is covenant/emulate/matrix.py: the code of the real nodes in
+The matrix is experiments/chaos/matrix.py: the code of the real nodes in
 virtual time, in a world where things go wrong. It writes
 experiments/results/reliability.csv.
 
@@ -29,10 +29,10 @@ import tempfile
 import time
 
 from covenant import config as config_lib
-from covenant.emulate import faults
 from covenant.emulate import localnet
-from covenant.emulate import matrix
-from covenant.emulate import scenarios
+from experiments.chaos import faults
+from experiments.chaos import matrix
+from experiments.chaos import scenario as scenario_lib
 
 ROOT = pathlib.Path(__file__).parent
 RESULTS = ROOT / 'results' / 'reliability.csv'
@@ -68,7 +68,7 @@ def main(argv: list[str]) -> bool:
 def run_matrix(quick: bool, seed: int) -> bool:
   """Prints a row a scenario as it ends, as a table of Markdown."""
   base = config_lib.load(str(CONFIGS / 'tiny.py'))
-  suite = scenarios.Suite(scenarios.get_config(base))
+  suite = scenario_lib.Suite(scenario_lib.get_config(base))
   chosen = matrix.scenarios()
   print(_line(HEADER), _line(['---'] * len(HEADER)), sep='\n', flush=True)
   results = []
@@ -84,7 +84,7 @@ def run_matrix(quick: bool, seed: int) -> bool:
   return passed == len(results)
 
 
-def _row(result: scenarios.Result) -> list[str]:
+def _row(result: scenario_lib.Result) -> list[str]:
   words = [f'{kind} {n}' for kind, n in result.injected.items()]
   return [
     result.name,

@@ -34,10 +34,10 @@ from typing import Any, NamedTuple, Protocol
 import jax
 from absl import logging
 
+from covenant import cli
 from covenant import config as config_lib
-from covenant import roles
+from covenant import metrics
 from covenant.emulate import host
-from covenant.report import metrics
 
 ROOT = pathlib.Path(__file__).parent
 RESULTS = ROOT / 'results'
@@ -362,7 +362,7 @@ def _begin(cores: Any) -> None:
     own = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {own[index % len(own)]})
   logging.set_verbosity(logging.WARNING)  # Orbax is talkative
-  roles.keep_compilations()
+  cli.keep_compilations()
 
 
 def workers(jobs: int) -> concurrent.futures.ProcessPoolExecutor:

@@ -37,12 +37,12 @@ import numpy as np
 import optax
 
 from covenant import config as config_lib
+from covenant import metrics
 from covenant.data import dataset
 from covenant.data import tokens as tokens_lib
 from covenant.models import llama
 from covenant.models import loss as loss_lib
 from covenant.node import evaluator as evaluator_lib
-from covenant.node import trainer
 from covenant.optim import compression as compression_lib
 from covenant.optim import demo
 from covenant.optim import inner as inner_lib
@@ -50,7 +50,7 @@ from covenant.optim import method as method_lib
 from covenant.optim import sparseloco
 from covenant.optim import sparta
 from covenant.optim import streaming
-from covenant.report import metrics
+from covenant.train import local
 from covenant.wire import payload
 from experiments import charts
 from experiments import study
@@ -134,10 +134,10 @@ def _batches(
 ) -> Iterator[np.ndarray]:
   """The tokens of every inner step of a round: int32 [R, B, L + 1]."""
   tasks = [
-    trainer.Task(uid, round_index, config.seed, b'')
+    local.Task(uid, round_index, config.seed, b'')
     for uid in range(config.miners)
   ]
-  ids_RxHxB = np.stack([trainer.planned(config, t, data.train) for t in tasks])
+  ids_RxHxB = np.stack([local.planned(config, t, data.train) for t in tasks])
   ids_HxN = np.moveaxis(ids_RxHxB, 1, 0).reshape(config.optim.inner_steps, -1)
   for tokens_NxL1 in tokens_lib.prefetch(
     data.train, ids_HxN, config.data.context

@@ -21,19 +21,19 @@ import matplotlib.pyplot as plt
 import numpy as np
 import optax
 
+from covenant import cli
 from covenant import config as config_lib
-from covenant import roles
+from covenant import metrics
 from covenant.data import dataset
 from covenant.emulate import host
 from covenant.models import llama
 from covenant.models import loss as loss_lib
 from covenant.optim import sparseloco
-from covenant.report import metrics
 from covenant.report import progress
 
 QUICK = 'QUICK' in os.environ  # tests are; what is stored here was not
 plt.style.use('notebooks.mplstyle')
-roles.keep_compilations()
+cli.keep_compilations()
 config = config_lib.load(
   '../configs/shakespeare.py:smoke',
   ['adversaries=', f'miners={2 if QUICK else 3}']
@@ -138,7 +138,7 @@ print(progress.summary(records))
 
 # %% [markdown]
 # The metrics are lines of JSON; `Round` and `Evaluation` in
-# `covenant/report/metrics.py` document every field.
+# `covenant/metrics.py` document every field.
 
 # %%
 rounds = [r for r in records if isinstance(r, metrics.Round)]

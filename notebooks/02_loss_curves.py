@@ -17,14 +17,14 @@ from IPython.display import display
 
 sys.path.insert(0, str(pathlib.Path('..').resolve()))  # experiments/ is there
 
-from covenant import roles
+from covenant import cli
 from experiments import charts
 from experiments import study
 from experiments import transformations
 
 QUICK = 'QUICK' in os.environ  # tests are; what is stored here was not
 plt.style.use('notebooks.mplstyle')
-roles.keep_compilations()
+cli.keep_compilations()
 
 # %% [markdown]
 # ## What the studies found

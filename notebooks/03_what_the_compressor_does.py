@@ -15,10 +15,10 @@ import numpy as np
 
 from covenant import config as config_lib
 from covenant.data import dataset
-from covenant.node import replica as replica_lib
-from covenant.node import trainer as trainer_lib
 from covenant.optim import quantize
 from covenant.optim import sparseloco
+from covenant.train import local as local_lib
+from covenant.train import shared_state as shared_state_lib
 from covenant.wire import codec
 from covenant.wire import payload
 from covenant.wire import rice
@@ -47,10 +47,10 @@ config = config_lib.load(
 # all sent.
 
 # %%
-replica = replica_lib.Replica(config)
-trainer = trainer_lib.Trainer(config, replica, dataset.load(config))
-method = replica.method
-params, outer = replica.init()
+shared_model = shared_state_lib.SharedModel(config)
+trainer = local_lib.Trainer(config, shared_model, dataset.load(config))
+method = shared_model.method
+params, outer = shared_model.init()
 private = [trainer.init(params) for _ in range(PEERS)]
 
 
@@ -71,7 +71,7 @@ history = []  # a round: the messages of all peers
 for r in range(ROUNDS):
   messages, before = [], jax.device_get(private[0].error)
   for uid in range(PEERS):
-    task = trainer_lib.Task(uid, r, config.seed, b'')
+    task = local_lib.Task(uid, r, config.seed, b'')
     done, private[uid] = trainer.work(
       params, private[uid], task, trainer.batches(task)
     )
@@ -293,7 +293,7 @@ bound = sum(np.log2((4096 - i) / (64 - i)) for i in range(64)) / 64
 print(f'Elias-Fano {codec.index_bits(4096, 64) / 64:.2f} bits an index')
 print(f'Rice       {8 * len(gaps) / one.size - 1:.2f}')
 print(f'bound      {bound:.2f}')
-spec = payload.make_spec(replica.like, method.compression)
+spec = payload.make_spec(shared_model.like, method.compression)
 print(
   f'the whole payload: {spec.payload_bytes:,} bytes, 1/'
   f'{4 * sum(sizes) / spec.payload_bytes:.0f} of float32'

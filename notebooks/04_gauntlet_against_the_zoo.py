@@ -21,18 +21,18 @@ import numpy as np
 
 sys.path.insert(0, str(pathlib.Path('..').resolve()))  # experiments/ is there
 
+from covenant import cli
 from covenant import config as config_lib
-from covenant import roles
-from covenant.emulate import adversaries
+from covenant import metrics
+from covenant.adversaries import registry
 from covenant.emulate import host
 from covenant.gauntlet import explain
-from covenant.report import metrics
 from experiments import gauntlet
 from experiments import study
 
 QUICK = 'QUICK' in os.environ  # tests are; what is stored here was not
 plt.style.use('notebooks.mplstyle')
-roles.keep_compilations()
+cli.keep_compilations()
 
 # %% [markdown]
 # ## The study
@@ -104,7 +104,7 @@ print('held-out loss:', ' '.join(f'{e.nats_per_byte:.3f}' for e in evaluations))
 # at first it is certain of few.
 
 # %%
-bad = adversaries.names(config)
+bad = registry.names(config)
 fig, ax = plt.subplots(figsize=(7, 4))
 styles = iter(('C1-', 'C2--', 'C3:', 'C0-.'))
 for uid in range(config.miners):

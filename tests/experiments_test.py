@@ -9,10 +9,10 @@ import numpy as np
 from absl.testing import absltest
 from absl.testing import parameterized
 
-from covenant.node import trainer
 from covenant.optim import compression as compression_lib
 from covenant.optim import quantize
 from covenant.optim import sparseloco
+from covenant.train import local
 from experiments import claims
 from experiments import overlap
 from experiments import study
@@ -120,7 +120,7 @@ class StudyTest(absltest.TestCase):
 class TransformationsTest(absltest.TestCase):
   def test_the_loop_does_what_nodes_do(self):
     """On the same data: to rounding the loss, to the byte what is sent."""
-    assigned = trainer.assigned
+    assigned = local.assigned
 
     def of_the_run(config, task, split):
       return assigned(config, task._replace(seed=config.seed), split)
@@ -128,7 +128,7 @@ class TransformationsTest(absltest.TestCase):
     work = pathlib.Path(self.create_tempdir())
     cell = study.Cell('tiny', 0)
     program = transformations.Configured()
-    with mock.patch.object(trainer, 'assigned', of_the_run):
+    with mock.patch.object(local, 'assigned', of_the_run):
       nodes = study.execute(cell, TINY, work)
       loop = study.execute(cell._replace(program=program), TINY, work)
     self.assertNotEqual(loop.config, nodes.config)

@@ -16,7 +16,7 @@ TINY = '--config=configs/tiny.py'
 # most time, importing, is done once.
 _FORKS = """
 import json, os, runpy, sys
-from covenant import roles
+from covenant import cli
 
 for line in sys.stdin:
   child = os.fork()

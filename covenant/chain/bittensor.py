@@ -33,8 +33,8 @@ class BittensorChain:
       network, and to its public fallbacks and archives where it has any.
 
   Raises:
-    Refused: no such key, network or subnet, in one line that says which.
-    Unreachable: the network does not answer.
+    ChainRejectedError: no such key, network or subnet, in one line that says which.
+    ChainUnreachableError: the network does not answer.
   """
 
   def __init__(
@@ -118,7 +118,7 @@ class BittensorChain:
     import bittensor as bt
 
     if len(data) > interface.MAX_COMMITMENT:
-      raise interface.Refused(
+      raise interface.ChainRejectedError(
         f'commitment: expected at most {interface.MAX_COMMITMENT} bytes, '
         f'got {len(data)}; nothing was sent'
       )
@@ -139,7 +139,7 @@ class BittensorChain:
 
     for uid, weight in weights.items():
       if not (math.isfinite(weight) and weight >= 0):
-        raise interface.Refused(
+        raise interface.ChainRejectedError(
           f'weights: expected finite numbers from 0, got {weight} for uid {uid}'
         )
     intent = bt.SetWeights(netuid=self._netuid, weights=dict(weights))
@@ -173,7 +173,7 @@ class BittensorChain:
     """The own uid, at the newest block.
 
     Raises:
-      Refused: the hotkey is not registered on the subnet.
+      ChainRejectedError: the hotkey is not registered on the subnet.
     """
     import bittensor as bt
 
@@ -182,7 +182,7 @@ class BittensorChain:
         bt.storage.SubtensorModule.Uids, [self._netuid, self.hotkey]
       )
       if uid is None:
-        raise interface.Refused(
+        raise interface.ChainRejectedError(
           f'hotkey {self.hotkey} is not registered on subnet {self._netuid} '
           f'of {self._connection.where}; register it: '
           f'btcli subnets register --netuid {self._netuid}'
@@ -211,8 +211,8 @@ class BittensorChain:
       raise self._no_subnet('')
     return await link.client.block_time()
 
-  def _no_subnet(self, when: str) -> interface.Refused:
-    return interface.Refused(
+  def _no_subnet(self, when: str) -> interface.ChainRejectedError:
+    return interface.ChainRejectedError(
       f'netuid: {self._connection.where} has no subnet {self._netuid}{when}; '
       'see btcli subnets list'
     )
@@ -222,7 +222,7 @@ class BittensorChain:
     if block > self._final:
       self._final = max(self._final, await link.client.finalized_block())
     if not 0 <= block <= self._final:
-      raise interface.Refused(
+      raise interface.ChainRejectedError(
         f'block {block} of {self._connection.where} is not there yet; '
         f'the newest final one is {self._final}'
       )
@@ -234,33 +234,33 @@ def _read_hotkey(wallet: str, hotkey: str, path: str) -> Any:
 
   for name in (wallet, hotkey):
     if not name or '/' in name:
-      raise interface.Refused(
+      raise interface.ChainRejectedError(
         f'hotkey: expected the names of a wallet and a hotkey, got {name!r}'
       )
   file = bt.Wallet(wallet, hotkey, path).hotkey_file
   try:
     if file.is_encrypted():  # the SDK would ask for the password, and wait
-      raise interface.Refused(
+      raise interface.ChainRejectedError(
         f'hotkey: {file.path} is encrypted, and a node cannot ask for the '
         'password; use a hotkey that is not'
       )
     keypair = file.get_keypair()
     keypair.sign(b'')
   except FileNotFoundError:
-    raise interface.Refused(
+    raise interface.ChainRejectedError(
       f'hotkey: no file {file.path}; check the names of wallet and hotkey, '
       'or make one: btcli wallet new-hotkey'
     ) from None
   except OSError as e:
-    raise interface.Refused(
+    raise interface.ChainRejectedError(
       f'hotkey: cannot read {file.path}: {e.strerror}'
     ) from None
   except (ValueError, bt.sp_core.KeyfileError):
-    raise interface.Refused(
+    raise interface.ChainRejectedError(
       f'hotkey: {file.path} does not hold a secret key'
     ) from None
   if keypair.crypto_type != bt.CRYPTO_SR25519:
-    raise interface.Refused(
+    raise interface.ChainRejectedError(
       f'hotkey: {file.path} is not an sr25519 key; make one: '
       'btcli wallet new-hotkey'
     )

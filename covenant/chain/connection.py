@@ -60,7 +60,7 @@ class Connection:
       public fallbacks and archives where it has any.
 
   Raises:
-    Refused: no such network.
+    ChainRejectedError: no such network.
   """
 
   def __init__(
@@ -94,8 +94,8 @@ class Connection:
     """The answer, asked for again on new connections while there is time.
 
     Raises:
-      Refused: the block is pruned, or `ask` says so.
-      Unreachable: no answer in time.
+      ChainRejectedError: the block is pruned, or `ask` says so.
+      ChainUnreachableError: no answer in time.
     """
     import bittensor as bt
 
@@ -113,7 +113,7 @@ class Connection:
           )
         except (bt.BittensorError, OSError) as e:
           if _is_pruned(e):
-            raise interface.Refused(
+            raise interface.ChainRejectedError(
               f'{what}: {self.where} has pruned it; '
               'give the address of an archive node'
             ) from e
@@ -134,8 +134,8 @@ class Connection:
     """Sends once, as what got no answer may have been included.
 
     Raises:
-      Refused: by the chain, or by the SDK before sending.
-      Unreachable: it may or may not have been included.
+      ChainRejectedError: by the chain, or by the SDK before sending.
+      ChainUnreachableError: it may or may not have been included.
     """
     import bittensor as bt
 
@@ -154,7 +154,7 @@ class Connection:
             'look before you send it again',
           ) from e
         advice = f'; {e.remediation}' if isinstance(e, bt.ChainError) else ''
-        raise interface.Refused(
+        raise interface.ChainRejectedError(
           f'{what}: refused by {self.where}: {_line(e)}{advice}'
         ) from e
 
@@ -205,9 +205,11 @@ class Connection:
 
   def _unreachable(
     self, what: str, error: BaseException, advice: str
-  ) -> interface.Unreachable:
+  ) -> interface.ChainUnreachableError:
     reason = _line(error) or 'no answer in time'
-    return interface.Unreachable(f'{what}: {self.where}: {reason}; {advice}')
+    return interface.ChainUnreachableError(
+      f'{what}: {self.where}: {reason}; {advice}'
+    )
 
 
 async def _connect(network: str, substrate: Any) -> Link:
@@ -236,7 +238,7 @@ def _resolve(network: str) -> tuple[str, Callable[[], Any]]:
   try:
     label, address = settings.resolve_endpoint(network)
   except ValueError:
-    raise interface.Refused(
+    raise interface.ChainRejectedError(
       f'network: expected one of {", ".join(settings.NETWORKS)}, '
       f'or a ws:// or wss:// address, got {network!r}'
     ) from None
@@ -269,7 +271,7 @@ def _is_answer(error: BaseException) -> bool:
     return error.name not in _PASSING
   if isinstance(error, bt.RpcConnectionError | bt.ConnectionNotReady):
     return False
-  return isinstance(error, bt.BittensorError | interface.Refused)
+  return isinstance(error, bt.BittensorError | interface.ChainRejectedError)
 
 
 def _line(error: BaseException) -> str:

@@ -8,18 +8,20 @@ answer whenever it asks, which is how nodes agree without talking.
 from collections.abc import Mapping
 from typing import NamedTuple, Protocol
 
+from covenant import errors
+
 MAX_COMMITMENT = 128  # bytes; what Bittensor's Raw128 holds
 
 
-class ChainError(RuntimeError):
+class ChainError(errors.CovenantError):
   """The chain did not do what was asked; the message says what and why."""
 
 
-class Unreachable(ChainError):
+class ChainUnreachableError(ChainError):
   """No answer in time. Asking again later may help."""
 
 
-class Refused(ChainError):
+class ChainRejectedError(ChainError):
   """The chain answered no: not registered, too often, too large."""
 
 
@@ -50,7 +52,7 @@ class Chain(Protocol):
     """32 bytes that nobody knew before the block.
 
     Raises:
-      Refused: the block is not there yet, or too old to ask for.
+      ChainRejectedError: the block is not there yet, or too old to ask for.
     """
     ...
 
@@ -76,8 +78,8 @@ class Chain(Protocol):
     """Replaces the own commitment; returns once it is in a block.
 
     Raises:
-      Refused: not registered, too long, or too often.
-      Unreachable: it may or may not have been included.
+      ChainRejectedError: not registered, too long, or too often.
+      ChainUnreachableError: it may or may not have been included.
     """
     ...
 
@@ -85,7 +87,7 @@ class Chain(Protocol):
     """What each uid deserves, in the own eyes; only ratios count.
 
     Raises:
-      Refused: not a validator, too often, or a weight below 0 or not finite.
+      ChainRejectedError: not a validator, too often, or a weight below 0 or not finite.
     """
     ...
 

@@ -172,7 +172,7 @@ class Ledger:
     """Rows by uid at the end of a block, which stays as it is from now on.
 
     Raises:
-      Refused: the block is too old. That it has begun is for callers to check.
+      ChainRejectedError: the block is too old. That it has begun is for callers to check.
     """
     if self.sealed < block and self._read_seal() < block:
       with self.transaction():
@@ -185,7 +185,7 @@ class Ledger:
     # Pruning follows the seal, so the seal is read after the rows.
     oldest = max(head(), self._read_seal()) - HISTORY
     if block < oldest:
-      raise interface.Refused(
+      raise interface.ChainRejectedError(
         f'block {block}: state is kept for {HISTORY} blocks, so from block '
         f'{oldest} on'
       )
@@ -274,7 +274,7 @@ class Ledger:
     try:
       yield
     except sqlite3.Error as e:
-      raise interface.Unreachable(
+      raise interface.ChainUnreachableError(
         f'the chain in {self._where} did not answer ({e}); if this was a '
         'change, look whether it was made before asking again'
       ) from e
@@ -306,7 +306,7 @@ def _connect(path: str, timeout: float) -> sqlite3.Connection:
 
 def _no_chain(where: str, error: sqlite3.Error) -> interface.ChainError:
   if 'locked' in str(error):
-    return interface.Unreachable(f'{where}: {error}; ask again later')
+    return interface.ChainUnreachableError(f'{where}: {error}; ask again later')
   return interface.ChainError(
     f'{where}: there is no chain here ({error}); make one with '
     'LocalChain.create, or correct the path'

@@ -124,16 +124,20 @@ class LocalChain:
     """Sets the Unix time of block 0, once. Until then `head()` is -1.
 
     Raises:
-      Refused: it has begun at another time.
+      ChainRejectedError: it has begun at another time.
     """
     if not math.isfinite(at):
-      raise interface.Refused(f'begin: expected Unix seconds, got {at}')
+      raise interface.ChainRejectedError(
+        f'begin: expected Unix seconds, got {at}'
+      )
     with self._ledger.transaction():
       ((genesis,),) = self._ledger.query('SELECT genesis FROM chain')
       if genesis is None:
         self._ledger.query('UPDATE chain SET genesis = ?', float(at))
       elif genesis != at:
-        raise interface.Refused(f'the chain began at {genesis}, not at {at}')
+        raise interface.ChainRejectedError(
+          f'the chain began at {genesis}, not at {at}'
+        )
 
   def head(self) -> int:
     genesis = self._ledger.genesis
@@ -196,7 +200,7 @@ class LocalChain:
     """See `interface.Chain`; it is in the newest block or in the next."""
     self._signer('commit')
     if len(data) > interface.MAX_COMMITMENT:
-      raise interface.Refused(
+      raise interface.ChainRejectedError(
         f'commit: expected {interface.MAX_COMMITMENT} bytes at most, got '
         f'{len(data)}'
       )
@@ -216,11 +220,13 @@ class LocalChain:
     try:
       values = yuma.quantize(weights)
     except ValueError as e:
-      raise interface.Refused(f'set_weights: {e}') from e
+      raise interface.ChainRejectedError(f'set_weights: {e}') from e
     with self._ledger.writing(self.head) as block:
       uid, validator, _ = self._registered(self.hotkey)
       if not validator:
-        raise interface.Refused(f'set_weights: uid {uid} is not a validator')
+        raise interface.ChainRejectedError(
+          f'set_weights: uid {uid} is not a validator'
+        )
       last = self._ledger.query('SELECT block FROM votes WHERE uid = ?', uid)
       if last:
         interval = self.rules.weights_interval
@@ -229,7 +235,9 @@ class LocalChain:
         'SELECT uid FROM peers WHERE until = ?', ledger_lib.NOW
       )
       if unknown := sorted(set(weights) - {u for (u,) in there}):
-        raise interface.Refused(f'set_weights: nobody has the uids {unknown}')
+        raise interface.ChainRejectedError(
+          f'set_weights: nobody has the uids {unknown}'
+        )
       weights_N = np.zeros(self.rules.capacity, '<u2')
       weights_N[list(values)] = list(values.values())
       self._ledger.query(
@@ -245,7 +253,7 @@ class LocalChain:
     """See `interface.Chain`.
 
     Raises:
-      Refused: the chain was opened without a key.
+      ChainRejectedError: the chain was opened without a key.
     """
     return self._signer('sign').sign(data)
 
@@ -260,7 +268,7 @@ class LocalChain:
     commitment, no weights, no bonds, nothing earned.
 
     Raises:
-      Refused: every uid is taken by a peer that is immune; or a bad stake.
+      ChainRejectedError: every uid is taken by a peer that is immune; or a bad stake.
     """
     _check_stake(stake)
     with self._ledger.writing(self.head) as block:
@@ -295,7 +303,7 @@ class LocalChain:
 
   def _signer(self, action: str) -> keys.Key:
     if self._key is None:
-      raise interface.Refused(
+      raise interface.ChainRejectedError(
         f'{action}: this chain was opened without a key; use '
         'LocalChain.open(path, key) or seen_by(key)'
       )
@@ -303,7 +311,7 @@ class LocalChain:
 
   def _check_begun(self, block: int) -> None:
     if not 0 <= block <= self.head():
-      raise interface.Refused(
+      raise interface.ChainRejectedError(
         f'block {block}: expected 0 to {self.head()}, the newest'
       )
 
@@ -316,7 +324,7 @@ class LocalChain:
       ledger_lib.NOW,
     )
     if not rows:
-      raise interface.Refused(f'hotkey {hotkey} is not registered')
+      raise interface.ChainRejectedError(f'hotkey {hotkey} is not registered')
     return rows[0]
 
   def _at(self, block: int, table: str, columns: str) -> list[tuple]:
@@ -332,7 +340,7 @@ class LocalChain:
       block - self.rules.immunity,
     )
     if not rows:
-      raise interface.Refused(
+      raise interface.ChainRejectedError(
         f'register: all {self.rules.capacity} uids are taken, and every peer '
         f'is within its first {self.rules.immunity} blocks; try again later'
       )
@@ -341,12 +349,14 @@ class LocalChain:
 
 def _check_stake(stake: float) -> None:
   if not (math.isfinite(stake) and stake >= 0):
-    raise interface.Refused(f'stake: expected 0 TAO or more, got {stake}')
+    raise interface.ChainRejectedError(
+      f'stake: expected 0 TAO or more, got {stake}'
+    )
 
 
 def _check_rate(what: str, block: int, last: int, interval: int) -> None:
   if block - last < interval:
-    raise interface.Refused(
+    raise interface.ChainRejectedError(
       f'{what}: again in block {block} after block {last}; the chain takes '
       f'one in {interval} blocks, so wait until block {last + interval}'
     )

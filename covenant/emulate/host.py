@@ -6,7 +6,7 @@ turn what they have to do at a block, and when nobody has anything to do the
 clock jumps to the next block at which somebody may.
 
 A miner trains bit for bit as it would alone: one after another on a device, on
-several devices at the same time (covenant/emulate/crew.py). Between rounds a
+several devices at the same time (covenant/emulate/devices.py). Between rounds a
 miner holds its private state only; the parameters, and what a round did to
 them, are held once.
 """
@@ -24,44 +24,44 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from covenant import config as config_lib
+from covenant import metrics
+from covenant.adversaries import base as adversary
+from covenant.adversaries import registry
 from covenant.chain import interface as chain_lib
 from covenant.chain import ledger
 from covenant.chain import local
 from covenant.data import dataset
 from covenant.data import tokens
-from covenant.emulate import adversaries
-from covenant.emulate import adversary
-from covenant.emulate import books as books_lib
-from covenant.emulate import crew as crew_lib
+from covenant.emulate import devices as devices_lib
 from covenant.emulate import miner as miner_lib
 from covenant.emulate import stopwatch as stopwatch_lib
+from covenant.emulate import workdir as workdir_lib
 from covenant.gauntlet import checks
 from covenant.gauntlet import incentives
 from covenant.gauntlet import ratings
 from covenant.gauntlet import scores
-from covenant.islands import island as island_lib
-from covenant.islands import subspace
-from covenant.node import agreement
-from covenant.node import checkpoint as checkpoint_lib
+from covenant.node import base as node_lib
 from covenant.node import connect
 from covenant.node import evaluator as evaluator_lib
+from covenant.node import multihost as multihost_lib
 from covenant.node import needs
-from covenant.node import node as node_lib
-from covenant.node import objects as objects_lib
 from covenant.node import profile as profile_lib
-from covenant.node import ranks as ranks_lib
-from covenant.node import replica as replica_lib
-from covenant.node import round as round_lib
-from covenant.node import trainer as trainer_lib
 from covenant.node import validator as validator_lib
-from covenant.report import metrics
+from covenant.protocol import apply
+from covenant.protocol import checkpoint as checkpoint_lib
+from covenant.protocol import round as round_lib
+from covenant.protocol import run_storage as run_storage_lib
 from covenant.store import bucket as bucket_lib
 from covenant.store import interface as store_lib
 from covenant.store import location as location_lib
+from covenant.train import island as island_lib
+from covenant.train import local as local_lib
+from covenant.train import shared_state as shared_state_lib
+from covenant.train.pipeline import subspace
 from covenant.wire import manifest as manifest_lib
 from covenant.wire import payload as payload_lib
 
-Do = round_lib.Do
+Phase = round_lib.Phase
 State = checkpoint_lib.State
 Announce = Callable[[int, validator_lib.Verdict], None]
 _STAKE = 1000.0  # TAO of the leader; each further validator has 1 less
@@ -114,7 +114,7 @@ class Host:
     config: of the run.
     data: of the run.
     world: what is between them.
-    ranks: the processes that emulate the run together; this one if omitted.
+    process_group: the processes that emulate the run together; this one if omitted.
   """
 
   def __init__(
@@ -122,21 +122,24 @@ class Host:
     config: config_lib.Config,
     data: tokens.TokenData,
     world: World | None = None,
-    ranks: ranks_lib.Ranks | None = None,
+    process_group: multihost_lib.ProcessGroup | None = None,
   ):
     self._config = config
     self.world = world or World()
-    self._cast = adversaries.names(config)
+    self._cast = registry.names(config)
     needs.check_sequences(config, data.train.num_sequences(config.data.context))
-    self.replica = replica_lib.Replica(config)
-    self.crew = crew_lib.Crew(
-      config, self.replica, data, ranks or ranks_lib.Ranks()
+    self.shared_model = shared_state_lib.SharedModel(config)
+    self.device_pool = devices_lib.DevicePool(
+      config,
+      self.shared_model,
+      data,
+      process_group or multihost_lib.ProcessGroup(),
     )
     self.evaluator = evaluator_lib.Evaluator(config, data)
-    compression = self.replica.method.compression
+    compression = self.shared_model.method.compression
     self.judge = validator_lib.Judge(
-      checks.Checker(self.replica.like, compression),
-      scores.Scorer(config, self.replica.method, self.replica.like),
+      checks.Checker(self.shared_model.like, compression),
+      scores.Scorer(config, self.shared_model.method, self.shared_model.like),
       data.train,
     )
     self._stopwatch = stopwatch_lib.Stopwatch()
@@ -170,24 +173,24 @@ class Host:
     self._counted: dict[int, bytes] = {}  # payloads of the last round
     self._populate(chain, 0, self.genesis(), {}, {})
 
-  def genesis(self) -> agreement.Place:
+  def genesis(self) -> apply.Place:
     """Where the run begins."""
-    root = manifest_lib.genesis(self.replica.run)
-    return agreement.Place(0, root, self.replica.init())
+    root = manifest_lib.genesis(self.shared_model.run)
+    return apply.Place(0, root, self.shared_model.init())
 
   def _populate(
     self,
     chain: local.LocalChain,
     block: int,
-    place: agreement.Place,
-    private: dict[int, trainer_lib.Private],
+    place: apply.Place,
+    private: dict[int, local_lib.Private],
     standings: dict[int, ratings.State],
   ) -> None:
     """Puts all nodes at one place, at one block."""
     self.chain = chain
     self.now = block * chain.block_seconds
-    self._applied: dict[Any, agreement.Applied] = {}
-    self._gang = adversary.Gang(adversaries.dishonest(self._config), {})
+    self._applied: dict[Any, apply.Applied] = {}
+    self._gang = adversary.Gang(registry.dishonest(self._config), {})
     self._folder = f'emulated-{next(_WORLDS)}-'
     first, last = self._config.miners, self._config.validators
     self.miners = [
@@ -201,18 +204,18 @@ class Host:
   def miner(
     self,
     name: str,
-    place: agreement.Place,
-    private: trainer_lib.Private | None = None,
+    place: apply.Place,
+    private: local_lib.Private | None = None,
     observe: node_lib.Observe | None = None,
   ) -> miner_lib.Miner:
     """A miner of this world. It does nothing unless it is asked."""
     make, own = miner_lib.Miner, {}
-    if (zoo := self._zoo(name)) in adversaries.MINERS:
-      make, own = adversaries.MINERS[zoo], {'gang': self._gang}
+    if (zoo := self._zoo(name)) in registry.MINERS:
+      make, own = registry.MINERS[zoo], {'gang': self._gang}
     return make(
       *self._common(name, place),
       **own,
-      seat=self.crew.seat(name),
+      slot=self.device_pool.slot(name),
       private=private,
       applied=self._applied,
       observe=observe or self._stopwatch.observe,
@@ -221,15 +224,15 @@ class Host:
   def validator(
     self,
     name: str,
-    place: agreement.Place,
+    place: apply.Place,
     standings: ratings.State | None = None,
     observe: node_lib.Observe | None = None,
     make: type[validator_lib.Validator] = validator_lib.Validator,
   ) -> validator_lib.Validator:
     """As `miner`."""
     own = {}
-    if (zoo := self._zoo(name)) in adversaries.VALIDATORS:
-      make, own = adversaries.VALIDATORS[zoo], {'gang': self._gang}
+    if (zoo := self._zoo(name)) in registry.VALIDATORS:
+      make, own = registry.VALIDATORS[zoo], {'gang': self._gang}
     return make(
       *self._common(name, place),
       **own,
@@ -244,7 +247,7 @@ class Host:
     """What kind of adversary a node is; '' if it is none."""
     return self._cast.get(int(name), '') if name.isdecimal() else ''
 
-  def objects(self, name: str) -> objects_lib.Objects:
+  def objects(self, name: str) -> run_storage_lib.Objects:
     """The own bucket of a name, and the way to those of others."""
     location = location_lib.Location.parse(f'memory://{self._folder}{name}')
 
@@ -252,19 +255,19 @@ class Host:
       found = location_lib.Location.from_bytes(data)
       bucket = bucket_lib.open_for_reading(found, allow_local=True)
       owner = bucket.location.rpartition(self._folder)[2]
-      if (zoo := self._zoo(owner)) in adversaries.MINERS:
-        bucket = adversaries.MINERS[zoo].serve(name, bucket)
+      if (zoo := self._zoo(owner)) in registry.MINERS:
+        bucket = registry.MINERS[zoo].serve(name, bucket)
       return self.world.bucket(name, owner, bucket)
 
     own = self.world.bucket(name, name, bucket_lib.open_bucket(location))
-    return objects_lib.Objects(
-      self.replica.run, own, location.to_bytes(), open_bucket
+    return run_storage_lib.Objects(
+      self.shared_model.run, own, location.to_bytes(), open_bucket
     )
 
-  def _common(self, name: str, place: agreement.Place) -> tuple[Any, ...]:
+  def _common(self, name: str, place: apply.Place) -> tuple[Any, ...]:
     key = connect.local_key(self._config.seed, name)
     chain = self.world.chain(name, self.chain.seen_by(key))
-    return self._config, chain, self.objects(name), self.replica, place
+    return self._config, chain, self.objects(name), self.shared_model, place
 
   def round(self) -> metrics.Round:
     """One round of all nodes."""
@@ -286,7 +289,7 @@ class Host:
     # Who sends without having trained has no loss to tell of.
     worked = {uid: c for uid, c in sent.items() if c.tokens}
     bytes_round = sum(len(c.payload) for c in sent.values())
-    dense_bytes = self.replica.spec.dense_bytes * len(sent)
+    dense_bytes = self.shared_model.spec.dense_bytes * len(sent)
     trained = sum(c.tokens for c in worked.values())
     self._position = self._position._replace(
       round=completed,
@@ -302,7 +305,9 @@ class Host:
       loss=float(np.mean([c.loss for c in worked.values()])),
       miner_losses=tuple(c.loss for c in worked.values()),
       uids=tuple(worked),
-      learning_rate=float(np.asarray(self.replica.method.schedule(last_step))),
+      learning_rate=float(
+        np.asarray(self.shared_model.method.schedule(last_step))
+      ),
       bytes_up=self._position.bytes_up,
       bytes_round=bytes_round,
       dense_bytes_round=dense_bytes,
@@ -369,7 +374,7 @@ class Host:
         str(uid): base64.b64encode(data).decode()
         for uid, data in self._counted.items()
       },
-      'past': agreement.links_to_json(place.past),
+      'past': apply.links_to_json(place.past),
       # What is made, and is to be sent in a later round.
       'contributions': {
         str(uid): [base64.b64encode(made.payload).decode(), *made[1:]]
@@ -391,11 +396,11 @@ class Host:
     chain = local.LocalChain.load(
       base64.b64decode(protocol['chain']), clock=lambda: self.now
     )
-    place = agreement.Place(
+    place = apply.Place(
       state.position.round,
       bytes.fromhex(protocol['root']),
       state.shared,
-      agreement.links_from_json(protocol['past']),
+      apply.links_from_json(protocol['past']),
     )
     standings = {
       int(uid): ratings.from_json(text)
@@ -408,7 +413,7 @@ class Host:
       for uid, text in protocol['payloads'].items()
     }
     for uid, (data, *numbers) in protocol['contributions'].items():
-      made = trainer_lib.Contribution(base64.b64decode(data), *numbers)
+      made = local_lib.Contribution(base64.b64decode(data), *numbers)
       self.miners[int(uid)].contribution = made
     messages = {u: self._message(u, d) for u, d in self._counted.items()}
     for node in self.nodes:
@@ -416,13 +421,15 @@ class Host:
 
   def _message(self, uid: int, data: bytes) -> Any:
     """What a payload of the last round held; it has been verified then."""
-    run, last = self.replica.run, self._position.round - 1
+    run, last = self.shared_model.run, self._position.round - 1
     expected = payload_lib.Header(run, last, uid, self._before[:16], b'', 0)
     place = self.validators[0].place
-    older = agreement.older_roots(
-      self.replica, place._replace(past=place.past[1:])
+    older = apply.older_roots(
+      self.shared_model, place._replace(past=place.past[1:])
     )
-    return self.replica.decode(data, expected, lambda *_: True, older).message
+    return self.shared_model.decode(
+      data, expected, lambda *_: True, older
+    ).message
 
   def evaluate(self) -> metrics.Evaluation:
     began = time.perf_counter()
@@ -444,7 +451,7 @@ def run(
   workdir: str | os.PathLike[str],
   observe: Callable[[metrics.Record], None] = lambda record: None,
   stop: Callable[[], bool] = lambda: False,
-  ranks: ranks_lib.Ranks | None = None,
+  process_group: multihost_lib.ProcessGroup | None = None,
   profile: int | None = None,
 ) -> Outcome:
   """Runs `config` in `workdir`, from its newest checkpoint if it has one.
@@ -458,44 +465,48 @@ def run(
     observe: called with every record, those of earlier starts included.
     stop: asked after every round; True ends the run with a checkpoint, from
       which it can be resumed.
-    ranks: the processes that emulate the run together; this one if omitted.
+    process_group: the processes that emulate the run together; this one if omitted.
       Rank 0 alone writes, observes and is asked to stop. The outcome of the
       others lacks what is private to miners elsewhere.
     profile: a round to trace, see `covenant/node/profile.py`.
 
   Raises:
     ConfigError: the config cannot run here, or `workdir` has another one's.
-    Diverged: training produced a number that is not one.
-    RankError: another process has ended.
+    DivergedError: training produced a number that is not one.
+    MultihostError: another process has ended.
   """
-  ranks = ranks or ranks_lib.Ranks()
+  process_group = process_group or multihost_lib.ProcessGroup()
   workdir = pathlib.Path(workdir)
 
   def check() -> None:
-    needs.check(config, crew_lib.most(config))
-    books_lib.check_owner(workdir, config)
+    needs.check(config, devices_lib.most(config))
+    workdir_lib.check_owner(workdir, config)
 
-  ranks.ask('check', check)
-  host = Host(config, dataset.load(config), ranks=ranks)
-  crew, books = host.crew, None
+  process_group.ask('check', check)
+  host = Host(config, dataset.load(config), process_group=process_group)
+  device_pool, books = host.device_pool, None
   with contextlib.ExitStack() as stack:
-    stack.callback(crew.close)
+    stack.callback(device_pool.close)
     checkpoints = stack.enter_context(
       checkpoint_lib.Checkpoints(workdir / 'checkpoints', config.checkpoint)
     )
-    restored = checkpoints.restore(crew.wanted(host.state()))
+    restored = checkpoints.restore(device_pool.wanted(host.state()))
     if restored is not None:
-      host.load(crew.loaded(restored))
+      host.load(device_pool.loaded(restored))
     resume = restored.position.round if restored else None
-    if not ranks.index:
+    if not process_group.index:
       books = stack.enter_context(
-        books_lib.Books(workdir, config, resume, observe)
+        workdir_lib.Books(workdir, config, resume, observe)
       )
       host.announce = books.announce
       if restored is None:
         books.log(host.evaluate())
     completed = resume or 0
-    own = workdir / f'rank-{ranks.index}' if ranks.index else workdir
+    own = (
+      workdir / f'rank-{process_group.index}'
+      if process_group.index
+      else workdir
+    )
     trace = stack.enter_context(profile_lib.Profile(own, profile))
     while completed < config.rounds:
       trace.at(completed)
@@ -504,14 +515,14 @@ def run(
       if books:
         books.log(record)
       # The root stands for all that a process could have done otherwise.
-      stopped = ranks.ask(('round', completed, host.root), stop)
+      stopped = process_group.ask(('round', completed, host.root), stop)
       last = completed == config.rounds
       if books and (last or completed % config.eval.every == 0):
         books.log(host.evaluate())
       if last or stopped or checkpoints.due(completed):
         if books:
           books.sync()  # a checkpoint never knows of rounds that are not logged
-        checkpoints.save(crew.whole(host.state()))
+        checkpoints.save(device_pool.whole(host.state()))
       if stopped:
         break
   return Outcome(host.state(), finished=completed == config.rounds)
@@ -521,5 +532,5 @@ def _done(node: node_lib.Node, completed: int) -> bool:
   """Whether a node has nothing left to do for the rounds before one."""
   state = node.state
   # A miner would train for the next round before it tidies up.
-  tidy = Do.TRAIN in node.can or state.settled(node.can)
+  tidy = Phase.TRAIN in node.can or state.settled(node.can)
   return state.round >= completed and tidy

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from typing import IO, Any, NamedTuple
 
 from covenant import config as config_lib
+from covenant import errors
 from covenant.chain import ledger
 from covenant.chain import local
 from covenant.emulate import host
@@ -29,7 +30,7 @@ _LOOK_SECONDS = 0.5
 _RUN = pathlib.Path(__file__).resolve().parents[2] / 'run.py'
 
 
-class LocalnetError(RuntimeError):
+class LocalnetError(errors.CovenantError):
   """The network cannot go on; the message says which process, and why."""
 
 

@@ -3,12 +3,12 @@
 from collections.abc import Callable
 from typing import Any
 
-from covenant.emulate import crew as crew_lib
+from covenant.emulate import devices as devices_lib
 from covenant.node import miner as miner_lib
-from covenant.node import round as round_lib
-from covenant.node import trainer as trainer_lib
+from covenant.protocol import round as round_lib
+from covenant.train import local as local_lib
 
-Begun = Callable[[], tuple[trainer_lib.Contribution, trainer_lib.Private]]
+Begun = Callable[[], tuple[local_lib.Contribution, local_lib.Private]]
 
 
 class Miner(miner_lib.Miner):
@@ -23,28 +23,28 @@ class Miner(miner_lib.Miner):
     **kwargs: as `miner.Miner`, but for the trainer.
   """
 
-  def __init__(self, *args: Any, seat: crew_lib.Seat, **kwargs: Any):
-    self._seat = seat
+  def __init__(self, *args: Any, slot: devices_lib.Slot, **kwargs: Any):
+    self._slot = slot
     self._begun: Begun | None = None
-    super().__init__(*args, trainer=seat.trainer, **kwargs)
+    super().__init__(*args, trainer=slot.trainer, **kwargs)
 
   @property
-  def contribution(self) -> trainer_lib.Contribution | None:
+  def contribution(self) -> local_lib.Contribution | None:
     self.finish()
     return self._contribution
 
   @contribution.setter
-  def contribution(self, value: trainer_lib.Contribution | None) -> None:
+  def contribution(self, value: local_lib.Contribution | None) -> None:
     self.finish()
     self._contribution = value
 
   @property
-  def private(self) -> trainer_lib.Private:
+  def private(self) -> local_lib.Private:
     self.finish()
     return self._private
 
   @private.setter
-  def private(self, value: trainer_lib.Private) -> None:
+  def private(self, value: local_lib.Private) -> None:
     self.finish()
     self._private = value
 
@@ -54,8 +54,8 @@ class Miner(miner_lib.Miner):
       begun, self._begun = self._begun, None
       self._contribution, self._private = begun()
 
-  def _fresh(self) -> trainer_lib.Private:
-    return self._seat.init(self.shared.params, self.state.round)
+  def _fresh(self) -> local_lib.Private:
+    return self._slot.init(self.shared.params, self.state.round)
 
   def _begin(self, command: round_lib.Command, head: int) -> None:
     """Later, with all other steps: what they lead to is the same.
@@ -63,7 +63,7 @@ class Miner(miner_lib.Miner):
     They go on from what is private, and virtual time does not pass meanwhile.
     """
 
-  def _contribute(self, task: trainer_lib.Task) -> None:
-    self._begun = self._seat.contribute(
+  def _contribute(self, task: local_lib.Task) -> None:
+    self._begun = self._slot.contribute(
       self.shared.params, self.private, task, self.chain.sign
     )

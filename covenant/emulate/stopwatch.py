@@ -4,23 +4,23 @@ import collections
 import time
 from collections.abc import Callable
 
-from covenant.node import node as node_lib
-from covenant.node import round as round_lib
+from covenant.node import base as node_lib
+from covenant.protocol import round as round_lib
 
-Do = round_lib.Do
+Phase = round_lib.Phase
 # What nodes are told to do -> the field of `metrics.Round` that counts it.
 _FIELDS = {
-  Do.BEGIN: 'train_seconds',
-  Do.TRAIN: 'train_seconds',
-  Do.COMMIT: 'exchange_seconds',
-  Do.UPLOAD: 'exchange_seconds',
-  Do.COLLECT: 'exchange_seconds',
-  Do.VOTE: 'exchange_seconds',
-  Do.DECIDE: 'exchange_seconds',
-  Do.APPLY: 'outer_seconds',
-  Do.KEEP: 'outer_seconds',
-  Do.CATCH_UP: 'outer_seconds',
-  Do.SCORE: 'score_seconds',
+  Phase.BEGIN: 'train_seconds',
+  Phase.TRAIN: 'train_seconds',
+  Phase.COMMIT: 'exchange_seconds',
+  Phase.UPLOAD: 'exchange_seconds',
+  Phase.COLLECT: 'exchange_seconds',
+  Phase.VOTE: 'exchange_seconds',
+  Phase.DECIDE: 'exchange_seconds',
+  Phase.APPLY: 'outer_seconds',
+  Phase.KEEP: 'outer_seconds',
+  Phase.CATCH_UP: 'outer_seconds',
+  Phase.SCORE: 'score_seconds',
 }
 
 
@@ -32,7 +32,7 @@ class Stopwatch:
 
   def observe(self, event: node_lib.Event) -> None:
     """Counts an event of a node."""
-    self._spent[_FIELDS[Do(event.what)]] += event.seconds
+    self._spent[_FIELDS[Phase(event.what)]] += event.seconds
 
   def train(self, wait: Callable[[], None]) -> None:
     """Waits for training that is under way; counts it."""

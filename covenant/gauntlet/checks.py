@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from covenant.gauntlet import overlap
+from covenant.gauntlet import similarity
 from covenant.optim import aggregate
 from covenant.optim import compression as compression_lib
 from covenant.wire import payload
@@ -59,7 +59,7 @@ class Submission(NamedTuple):
   fetch: str = ''
   detail: str = ''  # what the store said, for people
   digest: bytes = b''  # of the payload that came, to compare with `committed`
-  decoded: payload.Payload | payload.Refused | None = None
+  decoded: payload.Payload | payload.PayloadError | None = None
 
 
 class Expected(NamedTuple):
@@ -114,7 +114,7 @@ class Checker:
 
   def __init__(self, like: Any, compression: compression_lib.Compression):
     """Of parameters shaped like `like`, sent by `compression`."""
-    self._sketcher = overlap.Sketcher(like, compression)
+    self._sketcher = similarity.Sketcher(like, compression)
     # Signs are alike more often than sparse indices are, by an unknown amount.
     sparse = isinstance(compression, compression_lib.TopK)
     self._least = 0.0 if sparse else 0.9
@@ -181,13 +181,13 @@ class Checker:
       return
     uids, old_uids = list(messages), list(previous)
     others = ~np.eye(len(uids), dtype=bool)
-    alike_RxR = overlap.similarities(
-      overlap.overlaps(sketch_RxW, sketch_RxW), others
+    alike_RxR = similarity.similarities(
+      similarity.overlaps(sketch_RxW, sketch_RxW), others
     )
     judge_copies(checks, uids, alike_RxR, threshold)
     if before_SxW.size:
-      overlap_RxS = overlap.overlaps(sketch_RxW, before_SxW)
-      alike_RxS = overlap.similarities(
+      overlap_RxS = similarity.overlaps(sketch_RxW, before_SxW)
+      alike_RxS = similarity.similarities(
         overlap_RxS, np.ones_like(overlap_RxS, bool)
       )
       for uid, alike_S in zip(uids, alike_RxS, strict=True):
@@ -227,7 +227,7 @@ def first_check(s: Submission, expected: Expected) -> Check:
     )
   if s.decoded is None:
     raise ValueError(f'uid {s.uid}: a payload came but was not decoded')
-  if isinstance(s.decoded, payload.Refused):
+  if isinstance(s.decoded, payload.PayloadError):
     root = s.decoded.reason is payload.Reason.ROOT
     return no(
       Verdict.UNSYNCHRONIZED if root else Verdict.REFUSED, str(s.decoded)

@@ -8,7 +8,7 @@ where its parts are:
   tensor  shards of the heads and of the feed-forward network
 
 That of a pipeline has the axis 'stage' before these, which then are all of one
-device (covenant/islands/pipeline.py).
+device (covenant/train/pipeline/gpipe.py).
 
 At rest every matrix is cut along 'fsdp' and 'tensor' (`specs`). The gradient is
 computed inside `jax.shard_map`, where a device sees its own shards and the

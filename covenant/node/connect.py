@@ -13,7 +13,7 @@ from covenant.chain import bittensor
 from covenant.chain import interface as chain_lib
 from covenant.chain import keys
 from covenant.chain import local
-from covenant.node import objects as objects_lib
+from covenant.protocol import run_storage as run_storage_lib
 from covenant.store import bucket as bucket_lib
 from covenant.store import interface as store_lib
 from covenant.store import location as location_lib
@@ -54,7 +54,7 @@ def chain(config: config_lib.Config) -> chain_lib.Chain:
 
 def objects(
   config: config_lib.Config, run: bytes, writes: bool = True
-) -> objects_lib.Objects:
+) -> run_storage_lib.Objects:
   """The own bucket, and the way to those of others.
 
   Args:
@@ -97,6 +97,6 @@ def objects(
       'network.bucket: expected a location such as r2://ACCOUNT/BUCKET or '
       's3://BUCKET, to which this node can write and which others can read'
     )
-  return objects_lib.Objects(
+  return run_storage_lib.Objects(
     run, bucket_lib.open_bucket(own), packed, open_bucket
   )

@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from covenant.node import node as node_lib
+from covenant.node import base as node_lib
 from covenant.node import validator as validator_lib
 
 

@@ -9,15 +9,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from covenant.chain import interface as chain_lib
-from covenant.islands import island as island_lib
-from covenant.node import agreement
-from covenant.node import node as node_lib
-from covenant.node import objects as objects_lib
-from covenant.node import roster as roster_lib
-from covenant.node import round as round_lib
-from covenant.node import trainer as trainer_lib
+from covenant.node import base as node_lib
+from covenant.protocol import apply
+from covenant.protocol import membership as membership_lib
+from covenant.protocol import round as round_lib
+from covenant.protocol import run_storage as run_storage_lib
+from covenant.train import island as island_lib
+from covenant.train import local as local_lib
 
-Do = round_lib.Do
+Phase = round_lib.Phase
 
 
 class Miner(node_lib.Node):
@@ -35,24 +35,24 @@ class Miner(node_lib.Node):
   def __init__(
     self,
     *args: Any,
-    trainer: trainer_lib.Trainer,
-    private: trainer_lib.Private | None = None,
+    trainer: local_lib.Trainer,
+    private: local_lib.Private | None = None,
     **kwargs: Any,
   ):
     super().__init__(*args, **kwargs)
     self._trainer = trainer
     self.private = private or self._fresh()
-    self.contribution: trainer_lib.Contribution | None = None  # the last one
-    self._under_way: trainer_lib.Begun | None = None
+    self.contribution: local_lib.Contribution | None = None  # the last one
+    self._under_way: local_lib.Begun | None = None
     self.can = round_lib.miner(self.plan)
     self._obey |= {
-      Do.BEGIN: self._begin,
-      Do.TRAIN: self._train,
-      Do.COMMIT: self._commit,
-      Do.UPLOAD: self._upload,
+      Phase.BEGIN: self._begin,
+      Phase.TRAIN: self._train,
+      Phase.COMMIT: self._commit,
+      Phase.UPLOAD: self._upload,
     }
 
-  def _fresh(self) -> trainer_lib.Private:
+  def _fresh(self) -> local_lib.Private:
     return self._trainer.init(self.shared.params, self.state.round)
 
   def _begin(self, command: round_lib.Command, head: int) -> None:
@@ -74,15 +74,15 @@ class Miner(node_lib.Node):
     if made is None or made.round < r:
       self._contribute(self._task(r))
 
-  def _task(self, round_index: int) -> trainer_lib.Task:
+  def _task(self, round_index: int) -> local_lib.Task:
     """Of a round that begins with the parameters it has now."""
-    block = self.plan.draws(round_index)
-    uid = roster_lib.read(self.chain, block).uid(self.chain.hotkey)
+    block = self.plan.assignment_block(round_index)
+    uid = membership_lib.read(self.chain, block).uid(self.chain.hotkey)
     seed = self.chain.block_hash(block)
     ahead = island_lib.of(self.config, uid).rounds - 1
-    return trainer_lib.Task(uid, round_index, seed, self.root, ahead)
+    return local_lib.Task(uid, round_index, seed, self.root, ahead)
 
-  def _contribute(self, task: trainer_lib.Task) -> None:
+  def _contribute(self, task: local_lib.Task) -> None:
     """Makes what will be published."""
     self.contribution, self.private = self._trainer.contribute(
       self.shared.params,
@@ -104,31 +104,29 @@ class Miner(node_lib.Node):
     except chain_lib.ChainError:
       return False
 
-  def _due(self, round_index: int) -> trainer_lib.Contribution | None:
+  def _due(self, round_index: int) -> local_lib.Contribution | None:
     """What there is to be sent in a round."""
     made = self.contribution
     return made if made is not None and made.round == round_index else None
 
   def _commit(self, command: round_lib.Command, head: int) -> None:
     if (made := self._due(command.round)) is not None:
-      self.commit(command.round, objects_lib.digest(made.payload), head)
+      self.commit(command.round, run_storage_lib.digest(made.payload), head)
 
   def _upload(self, command: round_lib.Command, head: int) -> None:
     """Raises NotYet until who copies the bytes must commit to a later block."""
     if (made := self._due(command.round)) is None:
       return
     data = made.payload
-    digest = objects_lib.digest(data)
-    roster = roster_lib.read(self.chain, self.plan.settled(head))
-    mine = roster.commitments.get(roster.uid(self.chain.hotkey))
+    digest = run_storage_lib.digest(data)
+    membership = membership_lib.read(self.chain, self.plan.finalized(head))
+    mine = membership.commitments.get(membership.uid(self.chain.hotkey))
     if mine is None or mine.digest != digest:
-      raise node_lib.NotYet
+      raise node_lib.RetryLaterError
     key = self.objects.key('payloads', command.round, digest)
     self.objects.keep(key, data)
 
-  def _resume(
-    self, place: agreement.Place, replayed: Mapping[int, bytes]
-  ) -> None:
+  def _resume(self, place: apply.Place, replayed: Mapping[int, bytes]) -> None:
     """Private state outlives an absence: the error feedback is still owed."""
     super()._resume(place, replayed)
     self.contribution = None
@@ -146,7 +144,7 @@ class Miner(node_lib.Node):
     self.private = saved['private']
     if text['contribution'] is not None:
       payload = base64.b64decode(text['contribution'][0])
-      self.contribution = trainer_lib.Contribution(
+      self.contribution = local_lib.Contribution(
         payload, *text['contribution'][1:]
       )
       self.state = self.state._replace(trained=True)

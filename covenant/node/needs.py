@@ -11,7 +11,7 @@ from covenant.models import llama
 from covenant.plan import memory
 
 
-class Lacking(config_lib.ConfigError):
+class InsufficientResourcesError(config_lib.ConfigError):
   """This machine cannot run the config.
 
   hardware: whether it lacks devices or memory, not only what can be brought.
@@ -85,7 +85,7 @@ def check(config: config_lib.Config, miners: int) -> None:
     miners: in this process.
 
   Raises:
-    Lacking: one line a thing that this machine lacks.
+    InsufficientResourcesError: one line a thing that this machine lacks.
   """
   lacking = {
     'devices': lacking_devices(config),
@@ -94,7 +94,7 @@ def check(config: config_lib.Config, miners: int) -> None:
   }
   missing = [f'{name}: {text}' for name, text in lacking.items() if text]
   if missing:
-    raise Lacking(
+    raise InsufficientResourcesError(
       f'{config.name} cannot run here:\n  ' + '\n  '.join(missing),
       hardware=bool(lacking['devices'] or lacking['memory']),
     )

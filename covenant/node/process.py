@@ -23,18 +23,18 @@ from covenant.data import dataset
 from covenant.data import tokens as tokens_lib
 from covenant.gauntlet import checks
 from covenant.gauntlet import scores
-from covenant.node import agreement
-from covenant.node import checkpoint as checkpoint_lib
 from covenant.node import connect
 from covenant.node import journal as journal_lib
 from covenant.node import miner as miner_lib
-from covenant.node import placement
+from covenant.node import multihost as multihost_lib
 from covenant.node import profile as profile_lib
-from covenant.node import ranks as ranks_lib
-from covenant.node import replica as replica_lib
-from covenant.node import trainer as trainer_lib
 from covenant.node import validator as validator_lib
 from covenant.optim import sparseloco
+from covenant.protocol import apply
+from covenant.protocol import checkpoint as checkpoint_lib
+from covenant.train import local as local_lib
+from covenant.train import placement
+from covenant.train import shared_state as shared_state_lib
 from covenant.wire import manifest as manifest_lib
 
 _POLL = 0.5  # of a block, at most, between two looks at the chain
@@ -48,7 +48,7 @@ class Process:
     config: the run's, with its own `network` section.
     role: 'miner' or 'validator'; 'pool' of a subclass.
     workdir: its folder.
-    ranks: the processes that are this node together; this one if omitted.
+    process_group: the processes that are this node together; this one if omitted.
     profile: a round to trace, see `covenant/node/profile.py`.
 
   Raises:
@@ -60,28 +60,34 @@ class Process:
     config: config_lib.Config,
     role: str,
     workdir: str | os.PathLike[str],
-    ranks: ranks_lib.Ranks | None = None,
+    process_group: multihost_lib.ProcessGroup | None = None,
     profile: int | None = None,
   ):
     self._config = config
-    self._ranks = ranks = ranks or ranks_lib.Ranks()
+    self._process_group = process_group = (
+      process_group or multihost_lib.ProcessGroup()
+    )
     workdir = pathlib.Path(workdir)
     hotkey = config.network.hotkey
-    own = workdir / f'rank-{ranks.index}' if ranks.index else workdir
+    own = (
+      workdir / f'rank-{process_group.index}'
+      if process_group.index
+      else workdir
+    )
     self._journal = journal_lib.Journal(own, role, hotkey)
     self._profile = profile_lib.Profile(own, profile)
-    self._chain = ranks.chain(lambda: connect.chain(config))
-    mesh = placement.Placement(ranks.mesh).home_mesh
+    self._chain = process_group.chain(lambda: connect.chain(config))
+    mesh = placement.Placement(process_group.mesh).home_mesh
     offload = role == 'miner' and config.devices.offload
-    replica = replica_lib.Replica(config, mesh, offload)
-    run = replica.run
-    objects = ranks.objects(run, lambda: connect.objects(config, run))
+    shared_model = shared_state_lib.SharedModel(config, mesh, offload)
+    run = shared_model.run
+    objects = process_group.objects(run, lambda: connect.objects(config, run))
     data = dataset.load(config)
     self._checkpoints = checkpoint_lib.Checkpoints(
       workdir / 'checkpoints', config.checkpoint
     )
-    start = agreement.Place(0, manifest_lib.genesis(run), replica.init())
-    common = (config, self._chain, objects, replica, start)
+    start = apply.Place(0, manifest_lib.genesis(run), shared_model.init())
+    common = (config, self._chain, objects, shared_model, start)
     if role == 'validator':
       self._node = self._validator(common, data)
     else:
@@ -91,16 +97,18 @@ class Process:
       self._node.load(saved)
     self._saved = self._node.state.round if saved is not None else None
     here = self._node.state.round, self._node.root, self._node.fingerprint()
-    ranks.ask(here, lambda: None)
+    process_group.ask(here, lambda: None)
     self._show('ready')
 
   def _miner(
     self, common: tuple[Any, ...], data: tokens_lib.TokenData
   ) -> miner_lib.Miner:
-    config, _, _, replica, start = common
-    trainer = trainer_lib.Trainer(config, replica, data, self._ranks.mesh)
+    config, _, _, shared_model, start = common
+    trainer = local_lib.Trainer(
+      config, shared_model, data, self._process_group.mesh
+    )
     # Compiled before the first round begins, not in it: one step of it.
-    params, task = start.shared.params, trainer_lib.Task(0, 0, b'', bytes(32))
+    params, task = start.shared.params, local_lib.Task(0, 0, b'', bytes(32))
     batches = itertools.islice(trainer.batches(task), 1)
     trainer.work(params, trainer.init(params), task, batches)
     return miner_lib.Miner(
@@ -110,13 +118,13 @@ class Process:
   def _validator(
     self, common: tuple[Any, ...], data: tokens_lib.TokenData
   ) -> validator_lib.Validator:
-    config, _, _, replica, start = common
+    config, _, _, shared_model, start = common
     judge = validator_lib.Judge(
-      checks.Checker(replica.like, replica.method.compression),
-      scores.Scorer(config, replica.method, replica.like),
+      checks.Checker(shared_model.like, shared_model.method.compression),
+      scores.Scorer(config, shared_model.method, shared_model.like),
       data.train,
     )
-    self._warm_up(judge, replica, start.shared)
+    self._warm_up(judge, shared_model, start.shared)
     return validator_lib.Validator(
       *common,
       judge=judge,
@@ -127,14 +135,14 @@ class Process:
   def _warm_up(
     self,
     judge: validator_lib.Judge,
-    replica: replica_lib.Replica,
-    shared: replica_lib.Shared,
+    shared_model: shared_state_lib.SharedModel,
+    shared: shared_state_lib.Shared,
   ) -> None:
     """Compiles what scoring needs, on an empty message."""
-    nothing = jax.tree.map(lambda x: jnp.zeros(x.shape), replica.like)
-    compression = replica.method.compression
+    nothing = jax.tree.map(lambda x: jnp.zeros(x.shape), shared_model.like)
+    compression = shared_model.method.compression
     message, _ = sparseloco.compress(nothing, None, compression, None)
-    replica.advance(shared, {0: message})
+    shared_model.advance(shared, {0: message})
     ids = np.arange(self._config.gauntlet.sequences)
     tokens_NxL1 = judge.split.read(ids, self._config.data.context)
     evaluation = judge.scorer.open(shared.params, {0: message}, tokens_NxL1)
@@ -143,7 +151,7 @@ class Process:
   def run(self, stop: Callable[[], bool]) -> None:
     """Follows the run until its last round, or until asked to stop."""
     node, rounds = self._node, self._config.rounds
-    while not self._ranks.ask('stop', stop) and not self._over(rounds):
+    while not self._process_group.ask('stop', stop) and not self._over(rounds):
       try:
         head = self._chain.head()
       except chain_lib.ChainError as e:
@@ -162,7 +170,7 @@ class Process:
     self._show('finished' if self._over(rounds) else 'stopped')
     try:
       self._checkpoints.__exit__()
-    except checkpoint_lib.NotSaved as e:
+    except checkpoint_lib.CheckpointError as e:
       self._journal.status(error=str(e))
 
   def _save(self) -> None:
@@ -170,7 +178,7 @@ class Process:
     self._saved = self._node.state.round
     try:
       self._checkpoints.save_tree(self._saved, self._node.save())
-    except checkpoint_lib.NotSaved as e:
+    except checkpoint_lib.CheckpointError as e:
       self._journal.status(error=str(e))
 
   def _over(self, rounds: int) -> bool:

@@ -19,18 +19,18 @@ from covenant.gauntlet import incentives
 from covenant.gauntlet import ratings
 from covenant.gauntlet import scores as scores_lib
 from covenant.gauntlet import selection
-from covenant.node import agreement
-from covenant.node import archive
-from covenant.node import node as node_lib
-from covenant.node import objects as objects_lib
-from covenant.node import roster as roster_lib
-from covenant.node import round as round_lib
-from covenant.node import trainer as trainer_lib
+from covenant.node import base as node_lib
+from covenant.protocol import apply
+from covenant.protocol import membership as membership_lib
+from covenant.protocol import published_checkpoint
+from covenant.protocol import round as round_lib
+from covenant.protocol import run_storage as run_storage_lib
 from covenant.store import interface as store_lib
+from covenant.train import local as local_lib
 from covenant.wire import manifest as manifest_lib
 from covenant.wire import payload as payload_lib
 
-Do = round_lib.Do
+Phase = round_lib.Phase
 
 
 class Judge(NamedTuple):
@@ -44,8 +44,8 @@ class Judge(NamedTuple):
 class Collected(NamedTuple):
   """What a validator holds of a round that is being agreed upon."""
 
-  roster: roster_lib.Roster  # at the close of the put window
-  before: agreement.Place  # the state that the round started from
+  membership: membership_lib.Membership  # at the close of the put window
+  before: apply.Place  # the state that the round started from
   entries: Mapping[int, manifest_lib.Entry]  # of who committed in time
   payloads: Mapping[int, payload_lib.Payload]  # by uid, that can be read
   report: checks_lib.Report
@@ -91,44 +91,46 @@ class Validator(node_lib.Node):
     self._to_keep: list[tuple[str, bytes]] = []  # key, bytes
     self._weights: dict[int, float] | None = None  # to be set
     self._obey |= {
-      Do.COLLECT: self._collect,
-      Do.VOTE: self._vote,
-      Do.SCORE: self._score,
+      Phase.COLLECT: self._collect,
+      Phase.VOTE: self._vote,
+      Phase.SCORE: self._score,
     }
 
   def _collect(self, command: round_lib.Command, head: int) -> None:
     """Fetches and checks what was committed, and chooses who should count."""
     r, plan = command.round, self.plan
     closes = plan.put_closes(r)
-    roster = roster_lib.read(self.chain, closes)
-    self.standings = ratings.admit(self.standings, r, _identities(roster))
-    entries, twice = self._committed(r, roster)
+    membership = membership_lib.read(self.chain, closes)
+    self.standings = ratings.admit(self.standings, r, _identities(membership))
+    entries, twice = self._committed(r, membership)
     wanted = self._worth_fetching(r, entries)
-    payloads = self._fetch(r, roster, [entries[uid] for uid in wanted])
+    payloads = self._fetch(r, membership, [entries[uid] for uid in wanted])
     submissions, readable, receipts = [], {}, {}
-    for peer in roster.miners:
+    for peer in membership.miners:
       uid, entry = peer.uid, entries.get(peer.uid)
       if entry is None:
         submissions.append(checks_lib.Submission(uid))
         continue
-      block = roster.committed[uid]
+      block = membership.committed[uid]
       submission = checks_lib.Submission(
         uid, block, entry.digest, twice=uid in twice
       )
       if uid in payloads:
         data = payloads[uid]
-        if isinstance(data, store_lib.TooLarge):
-          refused = payload_lib.Refused(payload_lib.Reason.LENGTH, str(data))
+        if isinstance(data, store_lib.ObjectTooLargeError):
+          refused = payload_lib.PayloadError(
+            payload_lib.Reason.LENGTH, str(data)
+          )
           submission = submission._replace(digest=entry.digest, decoded=refused)
         elif isinstance(data, store_lib.StoreError):
-          absent = isinstance(data, store_lib.Missing)
+          absent = isinstance(data, store_lib.MissingObjectError)
           submission = submission._replace(
             fetch='absent' if absent else 'failed', detail=str(data)
           )
         else:
           decoded = self._decode(entry, data)
           submission = submission._replace(
-            digest=objects_lib.digest(data), decoded=decoded
+            digest=run_storage_lib.digest(data), decoded=decoded
           )
           if isinstance(decoded, payload_lib.Payload):
             self._payloads[entry.digest] = data
@@ -145,10 +147,10 @@ class Validator(node_lib.Node):
         root=self.root[:16],
         receipts=receipts,
         sequences=assignment.per_miner(self.config),
-        older=agreement.older_roots(self.replica, self.place),
+        older=apply.older_roots(self.shared_model, self.place),
       ),
       seed=self._lot(r),
-      previous=self.messages or self._recall(roster),
+      previous=self.messages or self._recall(membership),
       threshold=self.config.gauntlet.copy_similarity,
     )
     chosen = selection.contributors(
@@ -159,33 +161,33 @@ class Validator(node_lib.Node):
       self._lot(r),
     )
     self._collected = Collected(
-      roster, self.place, entries, readable, report, chosen.uids
+      membership, self.place, entries, readable, report, chosen.uids
     )
 
-  def _recall(self, roster: roster_lib.Roster) -> Mapping[int, Any]:
+  def _recall(self, membership: membership_lib.Membership) -> Mapping[int, Any]:
     """The messages of the last round, which a restart has made it forget."""
     if not self.place.round:
       return {}
-    return agreement.recall(
-      self.replica, self.chain, self.objects, roster, self.place
+    return apply.recall(
+      self.shared_model, self.chain, self.objects, membership, self.place
     )
 
   def _committed(
-    self, r: int, roster: roster_lib.Roster
+    self, r: int, membership: membership_lib.Membership
   ) -> tuple[dict[int, manifest_lib.Entry], set[int]]:
     """Who committed to a payload of the round, and who did to several."""
     seen: dict[int, set[bytes]] = {}
     for block in range(self.plan.put_opens(r), self.plan.put_closes(r) + 1):
-      then = roster_lib.read(self.chain, block)
+      then = membership_lib.read(self.chain, block)
       for uid, commitment in then.commitments.items():
         if commitment.round == r:
           seen.setdefault(uid, set()).add(commitment.digest)
     entries = {
       peer.uid: manifest_lib.Entry(
-        peer.uid, peer.hotkey, roster.commitments[peer.uid].digest
+        peer.uid, peer.hotkey, membership.commitments[peer.uid].digest
       )
-      for peer in roster.miners
-      if peer.uid in seen and roster.commitments[peer.uid].round == r
+      for peer in membership.miners
+      if peer.uid in seen and membership.commitments[peer.uid].round == r
     }
     return entries, {uid for uid, digests in seen.items() if len(digests) > 1}
 
@@ -204,31 +206,33 @@ class Validator(node_lib.Node):
   def _fetch(
     self,
     r: int,
-    roster: roster_lib.Roster,
+    membership: membership_lib.Membership,
     entries: list[manifest_lib.Entry],
   ) -> dict[int, bytes | store_lib.StoreError]:
     wanted = [
-      objects_lib.Wanted(entry.digest, roster.location(entry.uid))
+      run_storage_lib.Wanted(entry.digest, membership.location(entry.uid))
       for entry in entries
     ]
-    limit = self.replica.spec.payload_bytes
+    limit = self.shared_model.spec.payload_bytes
     got = self.objects.fetch('payloads', r, wanted, [], limit)
     return {entry.uid: got[entry.digest] for entry in entries}
 
   def _decode(
     self, entry: manifest_lib.Entry, data: bytes
-  ) -> payload_lib.Payload | payload_lib.Refused:
+  ) -> payload_lib.Payload | payload_lib.PayloadError:
     try:
-      return agreement.decode(self.replica, self.chain, entry, self.place, data)
-    except payload_lib.Refused as e:
+      return apply.decode(
+        self.shared_model, self.chain, entry, self.place, data
+      )
+    except payload_lib.PayloadError as e:
       return e
 
   def _receipt(self, header: payload_lib.Header) -> bytes:
     """What the receipt must be of who trained on as much as `header` says."""
     r = header.round - header.staleness
-    seed = self.chain.block_hash(self.plan.draws(r))
-    task = trainer_lib.Task(header.uid, r, seed, header.root)
-    ids_n = trainer_lib.assigned(self.config, task, self._judge.split)
+    seed = self.chain.block_hash(self.plan.assignment_block(r))
+    task = local_lib.Task(header.uid, r, seed, header.root)
+    ids_n = local_lib.assigned(self.config, task, self._judge.split)
     return receipt_lib.of_sequences(
       self._judge.split, ids_n[: header.sequences], self.config.data.context
     )
@@ -241,15 +245,15 @@ class Validator(node_lib.Node):
     """Stands for the first manifest, by rank, that it can verify.
 
     Raises:
-      node_lib.NotYet: there is none, and it is others' turn to make one.
+      node_lib.RetryLaterError: there is none, and it is others' turn to make one.
     """
     collected, r = self._collected, command.round
     assert collected is not None
-    now = roster_lib.read(self.chain, self.plan.settled(head))
+    now = membership_lib.read(self.chain, self.plan.finalized(head))
     mine = now.commitments.get(now.uid(self.chain.hotkey))
     if mine is not None and mine.round == r:
       return  # before it was started again
-    ranked = collected.roster.validators
+    ranked = collected.membership.validators
     for rank, peer in enumerate(ranked):
       if peer.hotkey == self.chain.hotkey:
         if head >= self.plan.proposes(r, rank):
@@ -263,12 +267,12 @@ class Validator(node_lib.Node):
       if data is not None:
         self._stand_for(r, data, head)
         return
-    raise node_lib.NotYet
+    raise node_lib.RetryLaterError
 
   def _propose(self, collected: Collected, r: int) -> bytes:
     """The manifest that this validator would have."""
     manifest = manifest_lib.Manifest(
-      self.replica.run,
+      self.shared_model.run,
       r,
       self.root,
       self.fingerprint(),
@@ -279,7 +283,7 @@ class Validator(node_lib.Node):
 
   def _stand_for(self, r: int, data: bytes, head: int) -> None:
     """Publishes a manifest, what it lists, and the vote for it."""
-    digest = objects_lib.digest(data)
+    digest = run_storage_lib.digest(data)
     self._manifests[digest] = data
     self.objects.keep(self.objects.key('proposals', r, digest), data)
     self.commit(r, digest, head)
@@ -287,7 +291,7 @@ class Validator(node_lib.Node):
   def _verified(
     self,
     collected: Collected,
-    now: roster_lib.Roster,
+    now: membership_lib.Membership,
     peer: chain_lib.Peer,
     digest: bytes,
     r: int,
@@ -298,48 +302,52 @@ class Validator(node_lib.Node):
     been committed in time, be had, and be valid.
     """
     try:
-      data = agreement.fetch_manifest(self.objects, now, r, digest)
+      data = apply.fetch_manifest(self.objects, now, r, digest)
       manifest = manifest_lib.decode(data, self.chain.verify)
-      agreement.compare(manifest, self.root, self.fingerprint())
-      if (manifest.run, manifest.round) != (self.replica.run, r):
+      apply.compare(manifest, self.root, self.fingerprint())
+      if (manifest.run, manifest.round) != (self.shared_model.run, r):
         return None
       if manifest.hotkey != peer.hotkey:
         return None  # its maker's own vote is looked at by itself
       for entry in manifest.entries:
         if collected.entries.get(entry.uid) != entry:
           return None
-      self._payloads |= agreement.fetch_payloads(
+      self._payloads |= apply.fetch_payloads(
         self.objects,
         now,
         r,
         manifest.entries,
-        self.replica.spec.payload_bytes,
+        self.shared_model.spec.payload_bytes,
         self._payloads,
       )
-    except (store_lib.StoreError, manifest_lib.Malformed, agreement.Lost):
+    except (
+      store_lib.StoreError,
+      manifest_lib.ManifestError,
+      apply.OutOfSyncError,
+    ):
       return None
     for entry in manifest.entries:
       if entry.digest in self._decoded:
         continue
       decoded = self._decode(entry, self._payloads[entry.digest])
-      if isinstance(decoded, payload_lib.Refused):
+      if isinstance(decoded, payload_lib.PayloadError):
         return None
       self._decoded[entry.digest] = decoded
     return data
 
   def _manifest(
-    self, roster: roster_lib.Roster, round_index: int, digest: bytes
+    self, membership: membership_lib.Membership, round_index: int, digest: bytes
   ) -> bytes:
     if digest not in self._manifests:
-      data = super()._manifest(roster, round_index, digest)
+      data = super()._manifest(membership, round_index, digest)
       self._manifests[digest] = data
     return self._manifests[digest]
 
-  def _moved(self, applied: agreement.Applied, digest: bytes | None) -> None:
+  def _moved(self, applied: apply.Applied, digest: bytes | None) -> None:
     r, data = self.state.round, b''
     if digest is not None:
-      roster = roster_lib.read(self.chain, self.plan.decides(r))
-      data = self._manifest(roster, r, digest)
+      membership = membership_lib.read(self.chain, self.plan.decision_block(r))
+      data = self._manifest(membership, r, digest)
       for entry in manifest_lib.decode(data, self.chain.verify).entries:
         if (payload := self._payloads.get(entry.digest)) is not None:
           key = self.objects.key('payloads', r, entry.digest)
@@ -349,9 +357,7 @@ class Validator(node_lib.Node):
     self._manifests = {}
     super()._moved(applied, digest)
 
-  def _resume(
-    self, place: agreement.Place, replayed: Mapping[int, bytes]
-  ) -> None:
+  def _resume(self, place: apply.Place, replayed: Mapping[int, bytes]) -> None:
     """Its history has no gap: it may be the only one that is left."""
     super()._resume(place, replayed)
     self._collected = self._to_score = None
@@ -369,7 +375,7 @@ class Validator(node_lib.Node):
     if weights:
       try:
         self.chain.set_weights(weights)
-      except chain_lib.Unreachable:
+      except chain_lib.ChainUnreachableError:
         self._weights = weights  # once more; what is refused is not
         raise
 
@@ -380,7 +386,7 @@ class Validator(node_lib.Node):
     self.standings, decisions = ratings.update(
       self.standings,
       r,
-      _identities(collected.roster),
+      _identities(collected.membership),
       report,
       scores,
       gauntlet,
@@ -398,7 +404,7 @@ class Validator(node_lib.Node):
 
   def _late(self, r: int, collected: Collected) -> checks_lib.Report:
     """The report, with who committed after the window told from who did not."""
-    after = roster_lib.read(self.chain, self.plan.decides(r))
+    after = membership_lib.read(self.chain, self.plan.decision_block(r))
     checks = dict(collected.report.checks)
     for uid, check in checks.items():
       commitment = after.commitments.get(uid)
@@ -414,7 +420,10 @@ class Validator(node_lib.Node):
   ) -> dict[int, scores_lib.Score]:
     """The scores of this round's turn of uids, on the state before it."""
     config, split = self.config, self._judge.split
-    seed, lot = self.chain.block_hash(self.plan.draws(r)), self._lot(r)
+    seed, lot = (
+      self.chain.block_hash(self.plan.assignment_block(r)),
+      self._lot(r),
+    )
     uids = selection.to_evaluate(
       self.standings, report.valid, config.gauntlet.evaluate, r, lot
     )
@@ -422,10 +431,12 @@ class Validator(node_lib.Node):
       return {}
     context = config.data.context
     total = split.num_sequences(context)
-    everybody = max(collected.roster.peers) + 1
+    everybody = max(collected.membership.peers) + 1
     random = scores_lib.random_ids(config, everybody, r, total, seed, lot)
     found = collected.payloads
-    weights = {uid: self.replica.weigh(p.header) for uid, p in found.items()}
+    weights = {
+      uid: self.shared_model.weigh(p.header) for uid, p in found.items()
+    }
     listed, listed_weights = self.messages, self.weights
     if not listed:
       listed = {uid: p.message for uid, p in found.items()}
@@ -440,7 +451,7 @@ class Validator(node_lib.Node):
     for uid in uids:
       header = found[uid].header
       claimed, began = header.sequences, r - header.staleness
-      seed = self.chain.block_hash(self.plan.draws(began))
+      seed = self.chain.block_hash(self.plan.assignment_block(began))
       own = scores_lib.own_ids(config, uid, began, total, seed, lot, claimed)
       score = self._judge.scorer.score(
         shared, found[uid].message, split.read(own, context), weights[uid]
@@ -457,7 +468,7 @@ class Validator(node_lib.Node):
     every, r = self.config.checkpoint.publish, self.state.round
     due = r % every == 0 or r == self.config.rounds
     if due:
-      archive.publish(
+      published_checkpoint.publish(
         self.objects, self.place, self.fingerprint(), self.chain.sign
       )
     while self._to_keep:
@@ -466,7 +477,7 @@ class Validator(node_lib.Node):
     if due:
       keep = self.config.checkpoint.keep
       # Who is a little behind still needs what has just been applied.
-      oldest = min(archive.prune(self.objects, keep), r - 2)
+      oldest = min(published_checkpoint.prune(self.objects, keep), r - 2)
       for kind in 'payloads', 'proposals', 'history', 'verdicts':
         self.objects.forget(kind, oldest)
 
@@ -483,8 +494,10 @@ class Validator(node_lib.Node):
     return super()._text() | {'standings': ratings.to_json(self.standings)}
 
 
-def _identities(roster: roster_lib.Roster) -> dict[int, ratings.Identity]:
+def _identities(
+  membership: membership_lib.Membership,
+) -> dict[int, ratings.Identity]:
   return {
     peer.uid: ratings.Identity(peer.hotkey, peer.registered)
-    for peer in roster.miners
+    for peer in membership.miners
   }

@@ -13,15 +13,15 @@ from typing import Any
 from covenant import config as config_lib
 from covenant.chain import interface as chain_lib
 from covenant.data import dataset
-from covenant.node import agreement
-from covenant.node import archive
 from covenant.node import connect
 from covenant.node import evaluator as evaluator_lib
 from covenant.node import export as export_lib
 from covenant.node import journal as journal_lib
-from covenant.node import replica as replica_lib
-from covenant.node import roster as roster_lib
+from covenant.protocol import apply
+from covenant.protocol import membership as membership_lib
+from covenant.protocol import published_checkpoint
 from covenant.store import interface as store_lib
+from covenant.train import shared_state as shared_state_lib
 
 _COLUMNS = (
   'round',
@@ -48,8 +48,10 @@ class Watcher:
     hotkey = config.network.hotkey
     self._journal = journal_lib.Journal(self._workdir, 'evaluator', hotkey)
     self._chain = connect.chain(config)
-    self._replica = replica_lib.Replica(config)
-    self._objects = connect.objects(config, self._replica.run, writes=False)
+    self._shared_model = shared_state_lib.SharedModel(config)
+    self._objects = connect.objects(
+      config, self._shared_model.run, writes=False
+    )
     self._evaluator = evaluator_lib.Evaluator(config, dataset.load(config))
     self._exporter = None
     if export_lib.wanted():
@@ -81,28 +83,32 @@ class Watcher:
     head = self._chain.head() - self._config.phases.confirmations
     if head < 0:
       return False
-    roster = roster_lib.read(self._chain, head)
-    for peer in roster.validators:
-      bucket = self._objects.bucket_at(roster.location(peer.uid))
+    membership = membership_lib.read(self._chain, head)
+    for peer in membership.validators:
+      bucket = self._objects.bucket_at(membership.location(peer.uid))
       if bucket is None:
         continue
-      published = archive.published(self._objects, bucket)
+      published = published_checkpoint.published(self._objects, bucket)
       new = [r for r in published if r not in self._rows]
       if new:
         try:
-          index = archive.read_index(
+          index = published_checkpoint.read_index(
             self._objects, bucket, new[-1], peer.hotkey, self._chain.verify
           )
-          sources = [bucket, *agreement.mirrors(self._objects, roster)]
-          place = archive.load(self._objects, index, sources, self._replica)
-        except agreement.Lost as e:
+          sources = [bucket, *apply.mirrors(self._objects, membership)]
+          place = published_checkpoint.load(
+            self._objects, index, sources, self._shared_model
+          )
+        except apply.OutOfSyncError as e:
           self._journal.status(error=f'uid {peer.uid}: {e}')
           continue
         self._evaluate(place, index)
         return True
     return False
 
-  def _evaluate(self, place: agreement.Place, index: archive.Index) -> None:
+  def _evaluate(
+    self, place: apply.Place, index: published_checkpoint.Index
+  ) -> None:
     heldout = self._evaluator.evaluate(place.shared.params)
     # Before the row, after which a restart would not come back to this round.
     self._export(place)
@@ -132,7 +138,7 @@ class Watcher:
       loss=heldout.nats_per_token,
     )
 
-  def _export(self, place: agreement.Place) -> None:
+  def _export(self, place: apply.Place) -> None:
     if self._exporter is None:
       return
     try:

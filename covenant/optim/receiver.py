@@ -23,7 +23,7 @@ from covenant.optim import aggregate
 from covenant.optim import compression as compression_lib
 from covenant.optim import method as method_lib
 from covenant.optim import outer as outer_lib
-from covenant.optim import slices
+from covenant.optim import sharded_leaf
 
 
 class Moved(NamedTuple):
@@ -54,7 +54,7 @@ class Receiver:
     method: method_lib.Method,
     mesh: Any = None,
     specs: Any = None,
-    budget: int = slices.BUDGET,
+    budget: int = sharded_leaf.BUDGET,
     per_leaf: bool = True,
   ):
     if mesh is not None and not per_leaf:
@@ -65,9 +65,11 @@ class Receiver:
     self._like = like
     self._treedef = jax.tree.structure(like)
     self._method = method
-    self._leaves = slices.leaves(like, method.compression, mesh, specs, budget)
+    self._leaves = sharded_leaf.leaves(
+      like, method.compression, mesh, specs, budget
+    )
     # Not by the mesh: the same program must weigh a message on all nodes.
-    self._is_small = slices.size(like) <= budget
+    self._is_small = sharded_leaf.size(like) <= budget
     self._moves_all = mesh is None and (self._is_small or not per_leaf)
     states, self._state_def = self._flatten(
       jax.eval_shape(method.outer.init, like)
@@ -157,14 +159,14 @@ class Receiver:
         ),
         self._step_all.lower(self._like, state, sums, peers),
       )
-    leaf = slices.largest(self._leaves)
+    leaf = sharded_leaf.largest(self._leaves)
     sums = jax.eval_shape(functools.partial(self._start_of, leaf))
     sums = jax.tree.map(leaf.abstract_stacked, sums)
     part = jax.eval_shape(compression.compress, leaf.like)
     if isinstance(compression, compression_lib.TopK):
       part = jax.eval_shape(
         lambda part: tuple(
-          slices.split(packet, compression.quantizer) for packet in part
+          sharded_leaf.split(packet, compression.quantizer) for packet in part
         ),
         part,
       )
@@ -275,7 +277,7 @@ class Receiver:
 
   def _advance_leaf(
     self,
-    leaf: slices.Leaf,
+    leaf: sharded_leaf.Leaf,
     arrays: list[jax.Array],
     others: list[Any],
     parts: Sequence[Any],
@@ -307,16 +309,16 @@ class Receiver:
       squares.append(square)
     return arrays, found, np.sum(jax.device_get(squares))
 
-  def _start_slice(self, leaf: slices.Leaf) -> compression_lib.Sums:
+  def _start_slice(self, leaf: sharded_leaf.Leaf) -> compression_lib.Sums:
     start = functools.partial(self._start_of, leaf)
     return leaf.on_shards(start, (), self._sums_spec(leaf))()
 
-  def _start_of(self, leaf: slices.Leaf) -> compression_lib.Sums:
+  def _start_of(self, leaf: sharded_leaf.Leaf) -> compression_lib.Sums:
     """The aggregate of no peer, of one slice, local."""
     method = self._method
     return method.compression.start(leaf.slice_shape, method.defence.trim)
 
-  def _sums_spec(self, leaf: slices.Leaf) -> Any:
+  def _sums_spec(self, leaf: sharded_leaf.Leaf) -> Any:
     sums = jax.eval_shape(functools.partial(self._start_of, leaf))
     return jax.tree.map(lambda x: leaf.stacked if x.ndim else jax.P(), sums)
 
@@ -327,18 +329,18 @@ class Receiver:
     factor: jax.Array,
     limit: jax.Array | None,
     of_whole: jax.Array,
-    leaf: slices.Leaf,
+    leaf: sharded_leaf.Leaf,
   ) -> compression_lib.Sums:
     compression = self._method.compression
     part_spec = leaf.stacked
     if isinstance(part, tuple):
-      part_spec = (slices.Sheet(leaf.stacked, jax.P()),) * len(part)
+      part_spec = (sharded_leaf.Sheet(leaf.stacked, jax.P()),) * len(part)
 
     def local(
       sums: Any, part: Any, factor: Any, limit: Any, of_whole: Any
     ) -> Any:
       if isinstance(part, tuple):
-        part = tuple(slices.join(sheet) for sheet in part)
+        part = tuple(sharded_leaf.join(sheet) for sheet in part)
       return compression.add(sums, part, factor, limit, of_whole)
 
     spec = self._sums_spec(leaf)
@@ -354,7 +356,7 @@ class Receiver:
     sums: compression_lib.Sums,
     peers: aggregate.Peers,
     index: jax.Array,
-    leaf: slices.Leaf,
+    leaf: sharded_leaf.Leaf,
   ) -> tuple[list[jax.Array], list[Any], jax.Array]:
     """The outer step of a slice.
 

@@ -16,7 +16,7 @@ import optax
 from covenant.optim import compression as compression_lib
 from covenant.optim import error_feedback
 from covenant.optim import method as method_lib
-from covenant.optim import slices
+from covenant.optim import sharded_leaf
 from covenant.optim import sparseloco
 
 
@@ -49,12 +49,14 @@ class Sender:
     method: method_lib.Method,
     mesh: Any = None,
     specs: Any = None,
-    budget: int = slices.BUDGET,
+    budget: int = sharded_leaf.BUDGET,
   ):
     self._like = like
     self._method = method
-    self._leaves = slices.leaves(like, method.compression, mesh, specs, budget)
-    self._is_small = mesh is None and slices.size(like) <= budget
+    self._leaves = sharded_leaf.leaves(
+      like, method.compression, mesh, specs, budget
+    )
+    self._is_small = mesh is None and sharded_leaf.size(like) <= budget
     self._all = jax.jit(self._compress_all, donate_argnames=('error',))
     self._select = jax.jit(self._select_leaf, static_argnames=('leaf',))
     self._subtract = jax.jit(self._subtract_slice, static_argnames=('leaf',))
@@ -99,7 +101,7 @@ class Sender:
     if self._is_small:
       error = self._like if feeds_back else None
       return [self._all.lower(self._like, self._like, error)]
-    leaf = slices.largest(self._leaves)
+    leaf = sharded_leaf.largest(self._leaves)
     x = leaf.abstract
     if not feeds_back:
       return [self._select.lower(x, x, None, leaf=leaf)]
@@ -124,7 +126,7 @@ class Sender:
     return sparseloco.pseudo_gradient(start, end)
 
   def _select_leaf(
-    self, start: Any, end: Any, error: Any, leaf: slices.Leaf
+    self, start: Any, end: Any, error: Any, leaf: sharded_leaf.Leaf
   ) -> Any:
     """A leaf's part of the message."""
     compression = self._method.compression
@@ -143,7 +145,9 @@ class Sender:
       )
       kept = leaf.each(select, kept)
       sheets = (
-        slices.split(compression.encode(k, leaf.axes), compression.quantizer)
+        sharded_leaf.split(
+          compression.encode(k, leaf.axes), compression.quantizer
+        )
         for k in kept
       )
       return tuple(leaf.grid(sheet) for sheet in sheets)
@@ -160,14 +164,16 @@ class Sender:
     error: Any,
     part: Any,
     index: Any,
-    leaf: slices.Leaf,
+    leaf: sharded_leaf.Leaf,
   ) -> tuple[jax.Array, jax.Array]:
     """A slice of the new error, and the sum of its squares."""
     compression = self._method.compression
 
     def local(part: Any, index: Any, *given: Any) -> Any:
       if isinstance(part, tuple):
-        packets = tuple(slices.join(leaf.take_sheet(s, index)) for s in part)
+        packets = tuple(
+          sharded_leaf.join(leaf.take_sheet(s, index)) for s in part
+        )
         sent = compression.decompress(packets, leaf.slice_shape)
       else:
         sent = leaf.take(part, index)
@@ -184,7 +190,7 @@ class Sender:
     )
 
   def _offered(
-    self, given: tuple[Any, Any, Any], index: Any, leaf: slices.Leaf
+    self, given: tuple[Any, Any, Any], index: Any, leaf: sharded_leaf.Leaf
   ) -> jax.Array:
     """What a slice, local, offers to the compressor: float32."""
     start, end, error = (x if x is None else leaf.take(x, index) for x in given)
@@ -194,12 +200,12 @@ class Sender:
       return delta
     return error_feedback.accumulate(error, delta, decay)
 
-  def _part_spec(self, leaf: slices.Leaf) -> Any:
+  def _part_spec(self, leaf: sharded_leaf.Leaf) -> Any:
     compression = self._method.compression
     if not isinstance(compression, compression_lib.TopK):
       return leaf.spec
     regions = len(compression.regions(leaf.shape))
-    return (slices.Sheet(leaf.grid_spec, jax.P()),) * regions
+    return (sharded_leaf.Sheet(leaf.grid_spec, jax.P()),) * regions
 
 
 def _received(part: Any) -> Any:
@@ -211,4 +217,4 @@ def _received(part: Any) -> Any:
     sheet._replace(rows=tuple(x.reshape(-1, x.shape[-1]) for x in sheet.rows))
     for sheet in part
   )
-  return tuple(slices.join(sheet, np.concatenate) for sheet in sheets)
+  return tuple(sharded_leaf.join(sheet, np.concatenate) for sheet in sheets)

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Iterator
 
 from covenant import config as config_lib
-from covenant import fields
+from covenant.config.config import schema
 from covenant.plan import hardware as hardware_lib
 from covenant.plan import memory
 
@@ -76,7 +76,7 @@ def edited(
   raw = dataclasses.asdict(config)
   try:
     for edit in edits:
-      fields.override(raw, edit, config_lib.flatten(config))
+      schema.override(raw, edit, config_lib.flatten(config))
     other = config_lib.parse(raw)
     memory.shards(other)
   except config_lib.ConfigError:

@@ -19,7 +19,7 @@ from covenant import config as config_lib
 from covenant.models import llama
 from covenant.models import sharding
 from covenant.optim import method as method_lib
-from covenant.optim import slices
+from covenant.optim import sharded_leaf
 from covenant.wire import payload
 
 _FLOAT = 4  # bytes: all that stays between steps is float32
@@ -58,7 +58,9 @@ def shards(config: config_lib.Config) -> Shards:
   like = _like(config.model)
   try:
     spec = payload.make_spec(like, compression, config.optim.compression.codec)
-    leaves = slices.leaves(like, compression, mesh, sharding.specs(like, mesh))
+    leaves = sharded_leaf.leaves(
+      like, compression, mesh, sharding.specs(like, mesh)
+    )
   except ValueError as e:
     raise config_lib.ConfigError(f'optim.compression: {e}') from e
   return Shards(

@@ -20,7 +20,7 @@ _PEERS = (20, 100, 1000)
 
 
 class Program(NamedTuple):
-  """What became of one program of a node (covenant/plan/programs.py)."""
+  """What became of one program of a node (covenant/plan/compile.py)."""
 
   name: str
   platform: str  # whose compiler; empty: it was only lowered

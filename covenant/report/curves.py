@@ -5,11 +5,11 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 
 from covenant import config as config_lib
-from covenant.emulate import clock
+from covenant import metrics
+from covenant.plan import wallclock
 from covenant.report import chart
 from covenant.report import folder
 from covenant.report import markup
-from covenant.report import metrics
 from covenant.report import scale
 
 _POINTS = 400  # of a curve, at most
@@ -48,7 +48,7 @@ def linked_seconds(run: folder.Run) -> Position | None:
   if run.linked is None:
     return None
   try:
-    seconds = clock.clock(run.linked, run.rounds)
+    seconds = wallclock.clock(run.linked, run.rounds)
   except config_lib.ConfigError:  # an inventory that cannot be planned
     return None
   sums = itertools.accumulate(seconds)
@@ -108,7 +108,7 @@ def losses(run: folder.Run) -> list[markup.Html]:
       'links-simulated',
       linked_seconds(run),
       'What rounds would take on the devices and links of plan.inventory, '
-      'simulated (covenant/emulate/clock.py).',
+      'simulated (covenant/plan/wallclock.py).',
     ),
     (
       'measured',

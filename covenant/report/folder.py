@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from covenant import config as config_lib
-from covenant.emulate import adversaries
+from covenant import metrics
+from covenant.adversaries import registry
 from covenant.models import llama
-from covenant.report import metrics
 
 
 class Run(NamedTuple):
@@ -52,7 +52,7 @@ class Run(NamedTuple):
       config = dataclasses.replace(
         config_lib.Config(), **{k: v for k, v in wanted.items() if v}
       )
-      return adversaries.dishonest(config)
+      return registry.dishonest(config)
     except config_lib.ConfigError:  # of another version's zoo
       return {}
 

@@ -14,7 +14,7 @@ from matplotlib import axes
 from matplotlib import figure
 from matplotlib import ticker
 
-from covenant.report import metrics
+from covenant import metrics
 
 # Okabe and Ito's palette, which the colour-blind tell apart; black and yellow
 # are left out, for they are a grid's and too light on white.

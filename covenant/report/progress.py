@@ -7,7 +7,7 @@ from typing import TextIO
 
 import tqdm
 
-from covenant.report import metrics
+from covenant import metrics
 
 # The text fits in 80 columns up to round 9999; the bar takes what is left.
 _BAR = '{n_fmt}/{total_fmt} {desc} {bar}'

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from covenant import config as config_lib
-from covenant.node import round as round_lib
+from covenant.protocol import round as round_lib
 from covenant.report import folder
 from covenant.report import lanes
 from covenant.report import markup
@@ -29,14 +29,14 @@ def phases(run: folder.Run) -> list[markup.Html]:
     ('put window', opens, end, 'payloads are committed'),
     (
       'upload, check, vote',
-      plan.collects(0),
-      plan.decides(0),
+      plan.collection_block(0),
+      plan.decision_block(0),
       'by miners; by validators',
     ),
     (
       'takeover',
-      plan.decides(0),
-      plan.decides_last(0),
+      plan.decision_block(0),
+      plan.last_decision_block(0),
       'where no majority is found',
     ),
   )

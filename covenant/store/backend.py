@@ -43,7 +43,7 @@ _NETWORK = {
 _TRANSIENT = (408, 409, 425, 429)  # and 500 to 599
 
 
-class Replaced(interface.Unavailable):
+class Replaced(interface.StoreUnavailableError):
   """It is not the object any more whose reading began."""
 
 
@@ -73,13 +73,15 @@ def connect(
     retries: of one request, by obstore itself.
 
   Raises:
-    interface.Missing: there is no such folder.
+    interface.MissingObjectError: there is no such folder.
   """
   if location.kind == 'memory':
     return _memory.setdefault(location.bucket, obstore.store.MemoryStore())
   if location.kind == 'file':
     if not make_folder and not os.path.isdir(location.bucket):
-      raise interface.Missing(f'{location.name}: there is no such folder')
+      raise interface.MissingObjectError(
+        f'{location.name}: there is no such folder'
+      )
     return obstore.store.LocalStore(
       location.bucket, mkdir=make_folder, automatic_cleanup=True
     )
@@ -147,21 +149,23 @@ def explain(error: Exception) -> interface.StoreError:
   if isinstance(error, obstore.exceptions.AlreadyExistsError):
     # S3's 409 says that another write of the key is under way: ask again.
     if status is None or status[1] != '409':
-      return interface.Exists('there is one already')
+      return interface.ObjectExistsError('there is one already')
   if status:
     return _of_status(int(status[1]), text)
   if isinstance(error, FileNotFoundError):
-    return interface.Missing('there is no such object')
+    return interface.MissingObjectError('there is no such object')
   number = re.search(r'\(os error (\d+)\)', text)
   if 'HTTP error' in text:
     known = [words for mark, words in _NETWORK.items() if mark in text]
-    return interface.Unavailable(known[0] if known else 'the connection failed')
+    return interface.StoreUnavailableError(
+      known[0] if known else 'the connection failed'
+    )
   if number:
     if int(number[1]) == errno.ENOTDIR:
-      return interface.Missing('there is no such object')
+      return interface.MissingObjectError('there is no such object')
     reason = os.strerror(int(number[1])).lower()
     if int(number[1]) in (errno.EACCES, errno.EPERM, errno.EROFS):
-      return interface.Denied(reason)
+      return interface.AccessDeniedError(reason)
     return interface.StoreError(reason)
   return interface.StoreError('the answer of the store is malformed')
 
@@ -171,11 +175,11 @@ def _of_status(status: int, text: str) -> interface.StoreError:
   known = _CODES.get(code[1], '') if code else ''
   reason = f'{known} (HTTP {status})' if known else f'HTTP {status}'
   if status in (401, 403):
-    return interface.Denied(reason)
+    return interface.AccessDeniedError(reason)
   if (
     status in _TRANSIENT or status >= 500 or code and code[1] == 'NoSuchUpload'
   ):
-    return interface.Unavailable(reason)
+    return interface.StoreUnavailableError(reason)
   if status == 404:
-    return interface.Missing(known or 'there is no such object')
+    return interface.MissingObjectError(known or 'there is no such object')
   return interface.StoreError(reason)

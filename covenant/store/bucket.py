@@ -60,7 +60,7 @@ def open_bucket(
   if location.kind in ('s3', 'r2'):
     names = 'AWS_ACCESS_KEY_ID', 'AWS_SECRET_ACCESS_KEY'
     if not all(environ.get(name) for name in names):
-      raise interface.Denied(
+      raise interface.AccessDeniedError(
         f'no credentials to write to {location.name}: set {" and ".join(names)}'
       )
     token = environ.get('AWS_SESSION_TOKEN')
@@ -93,10 +93,12 @@ def open_for_reading(
   """
   if not allow_local:
     if location.kind in ('memory', 'file'):
-      raise interface.Denied(f'{location.kind}: of this machine, not opened')
+      raise interface.AccessDeniedError(
+        f'{location.kind}: of this machine, not opened'
+      )
     scheme, _, host = location.endpoint.partition('://')
     if host and (scheme != 'https' or host not in hosts):
-      raise interface.Denied(
+      raise interface.AccessDeniedError(
         f'{location.name}: expected https and R2, Amazon or one of the '
         f'{len(hosts)} other S3 hosts that this run allows'
       )
@@ -169,7 +171,7 @@ class Bucket:
     Objects whose keys no `put` would take are left out.
 
     Raises:
-      TooLarge: there are more than MAX_LISTED.
+      ObjectTooLargeError: there are more than MAX_LISTED.
     """
     prefix = prefix.rstrip('/')
     if prefix:
@@ -181,7 +183,9 @@ class Bucket:
         async for batch in obstore.list(self._store, prefix or None):
           found += batch
           if len(found) > MAX_LISTED:
-            raise interface.TooLarge(f'more than {MAX_LISTED} objects')
+            raise interface.ObjectTooLargeError(
+              f'more than {MAX_LISTED} objects'
+            )
       return found
 
     found = self._run('list', prefix, lambda call: self._retry(call, act))
@@ -206,7 +210,7 @@ class Bucket:
         some = list(keys[i : i + size])
         try:
           await self._retry(call, functools.partial(act, some=some))
-        except interface.Missing as e:
+        except interface.MissingObjectError as e:
           if self._s3:
             raise interface.StoreError(str(e)) from None
 
@@ -228,16 +232,16 @@ class Bucket:
     tries = call.tries
     try:
       await self._retry(call, act)
-    except interface.Exists:
+    except interface.ObjectExistsError:
       if call.tries == tries + 1 or not await self._holds(call, key, data):
         raise
-    except interface.Missing as e:  # of the bucket
+    except interface.MissingObjectError as e:  # of the bucket
       raise interface.StoreError(str(e)) from None
 
   async def _holds(self, call: '_Call', key: str, data: bytes) -> bool:
     try:
       return await self._get(call, key, len(data)) == data
-    except (interface.Missing, interface.TooLarge):
+    except (interface.MissingObjectError, interface.ObjectTooLargeError):
       return False
 
   async def _put_parts(
@@ -261,7 +265,7 @@ class Bucket:
     # obstore cannot complete an upload only if there is no such object. It can
     # copy so, and the copy's time is that of the end of the upload.
     if await self._there(call, key):
-      raise interface.Exists('there is one already')
+      raise interface.ObjectExistsError('there is one already')
     stage = STAGING + secrets.token_hex(16)
 
     async def copy():
@@ -282,7 +286,7 @@ class Bucket:
 
     try:
       await self._retry(call, act)
-    except interface.Missing:
+    except interface.MissingObjectError:
       return False
     return True
 
@@ -308,7 +312,7 @@ class Bucket:
         )
     except Exception as e:
       error = backend.explain(e)
-      if isinstance(error, interface.Missing):  # the bucket
+      if isinstance(error, interface.MissingObjectError):  # the bucket
         error = interface.StoreError(str(error))
       raise error from None
 
@@ -326,7 +330,7 @@ class Bucket:
         return await act()
       except Exception as e:
         error = backend.explain(e)
-      if call.over or not isinstance(error, interface.Unavailable):
+      if call.over or not isinstance(error, interface.StoreUnavailableError):
         raise error from None
       call.last = str(error)
       await settings.sleep(settings.rng.uniform(0, longest))
@@ -350,7 +354,7 @@ class Bucket:
     except interface.StoreError as e:
       raise type(e)(f'{message}: {e}') from None
     except TimeoutError:
-      raise interface.Unavailable(
+      raise interface.StoreUnavailableError(
         f'{message}: {call.last} ({seconds:.3g} s, tries: {call.tries})'
       ) from None
     finally:

@@ -93,7 +93,9 @@ def fetch(
         results[name] = _joined(errors[name])
     else:
       raise answer  # a bug, in whatever bucket
-  late = interface.Unavailable(f'not there within {deadline_seconds:g} s')
+  late = interface.StoreUnavailableError(
+    f'not there within {deadline_seconds:g} s'
+  )
   return {
     name: results[name] if name in results else _joined([*errors[name], late])
     for name in requests
@@ -121,5 +123,5 @@ def _try(
 def _joined(errors: list[interface.StoreError]) -> interface.StoreError:
   """One error of all; of their class if they have only one."""
   kinds = {type(e) for e in errors}
-  kind = kinds.pop() if len(kinds) == 1 else interface.Unavailable
+  kind = kinds.pop() if len(kinds) == 1 else interface.StoreUnavailableError
   return kind('; '.join(map(str, errors)))

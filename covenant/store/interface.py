@@ -8,28 +8,30 @@ the caller allowed.
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
+from covenant import errors
 
-class StoreError(RuntimeError):
+
+class StoreError(errors.CovenantError):
   """The store did not do what was asked; the message says what and why."""
 
 
-class Missing(StoreError):
+class MissingObjectError(StoreError):
   """There is no such object."""
 
 
-class Exists(StoreError):
+class ObjectExistsError(StoreError):
   """There is one already, and it was not to be replaced."""
 
 
-class TooLarge(StoreError):
+class ObjectTooLargeError(StoreError):
   """The object is larger than the caller allowed; it was not read."""
 
 
-class Denied(StoreError):
+class AccessDeniedError(StoreError):
   """The credentials are wrong, or lack the right."""
 
 
-class Unavailable(StoreError):
+class StoreUnavailableError(StoreError):
   """No answer before the deadline, retries included."""
 
 
@@ -48,8 +50,8 @@ class Bucket(Protocol):
     """Stores an object, whole or not at all.
 
     Raises:
-      Exists: there is one, and `replace` is False.
-      Denied, Unavailable: nothing is promised.
+      ObjectExistsError: there is one, and `replace` is False.
+      Denied, StoreUnavailableError: nothing is promised.
     """
     ...
 

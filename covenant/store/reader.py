@@ -87,14 +87,16 @@ class Reader:
         if at == end:
           return
     if at < end:
-      raise interface.Unavailable('the object broke off in the middle')
+      raise interface.StoreUnavailableError(
+        'the object broke off in the middle'
+      )
 
   def _meet(self, meta: Mapping[str, Any]) -> None:
     identity = meta['size'], meta['e_tag'], meta['last_modified']
     if self._identity not in (None, identity):
       raise backend.Replaced('the object was replaced while it was read')
     if meta['size'] > self._limit:
-      raise interface.TooLarge(
+      raise interface.ObjectTooLargeError(
         f'it has {meta["size"]} bytes, {self._limit} are allowed'
       )
     self._size, self._identity = meta['size'], identity

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from covenant import errors
 from covenant.optim import blocks
 
 # Bits that take a byte each at one time, while they are packed or unpacked.
@@ -23,7 +24,7 @@ from covenant.optim import blocks
 _TRANSIENT_BITS = 1 << 18
 
 
-class CodecError(ValueError):
+class CodecError(errors.CovenantError, ValueError):
   """Bytes that no encoder makes. The message says what was wrong."""
 
 

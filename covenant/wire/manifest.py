@@ -13,12 +13,14 @@ import json
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from covenant import errors
+
 MAX_BYTES = 1 << 20
 _PERSON = b'covenant.history'
 _SIGNATURE_BYTES = 64
 
 
-class Malformed(ValueError):
+class ManifestError(errors.CovenantError):
   """Bytes that are not a manifest signed by whom they name."""
 
 
@@ -74,23 +76,23 @@ def decode(
     verify: whether a hotkey signed some bytes: (hotkey, data, signature).
 
   Raises:
-    Malformed: not canonical, not signed by the hotkey it names, or too long.
+    ManifestError: not canonical, not signed by the hotkey it names, or too long.
   """
   if not _SIGNATURE_BYTES < len(data) <= MAX_BYTES:
-    raise Malformed(f'manifest: {len(data)} bytes')
+    raise ManifestError(f'manifest: {len(data)} bytes')
   body, signature = data[:-_SIGNATURE_BYTES], data[-_SIGNATURE_BYTES:]
   try:
     manifest = _parse(json.loads(body))
     canonical = _body(manifest) == body
   except (ValueError, TypeError, KeyError, RecursionError) as e:
-    raise Malformed(f'manifest: {type(e).__name__}: {e}') from None
+    raise ManifestError(f'manifest: {type(e).__name__}: {e}') from None
   if not canonical:
-    raise Malformed('manifest: not in canonical form')
+    raise ManifestError('manifest: not in canonical form')
   uids = [entry.uid for entry in manifest.entries]
   if uids != sorted(set(uids)):
-    raise Malformed(f'manifest: uids do not rise: {uids[:10]}')
+    raise ManifestError(f'manifest: uids do not rise: {uids[:10]}')
   if not verify(manifest.hotkey, _hash(b'body', body), signature):
-    raise Malformed(f'manifest: {manifest.hotkey} did not sign it')
+    raise ManifestError(f'manifest: {manifest.hotkey} did not sign it')
   return manifest
 
 

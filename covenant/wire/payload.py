@@ -29,6 +29,7 @@ import jax
 import ml_dtypes
 import numpy as np
 
+from covenant import errors
 from covenant.optim import compression as compression_lib
 from covenant.optim import quantize
 from covenant.wire import codec as codec_lib
@@ -66,7 +67,7 @@ class Reason(enum.Enum):
   VALUES = 'bad values'
 
 
-class Refused(ValueError):
+class PayloadError(errors.CovenantError):
   """A payload that counts for nothing, whole. `reason` is one `Reason`."""
 
   def __init__(self, reason: Reason, detail: str):
@@ -244,17 +245,21 @@ def decode(
     for its staleness; and a message of NumPy arrays, structured for `like`.
 
   Raises:
-    Refused: with one reason; nothing was allocated beyond the payload's size
+    PayloadError: with one reason; nothing was allocated beyond the payload's size
       before length, digest, header and signature were found right.
   """
   least, most = spec.least_bytes, spec.payload_bytes
   if not least <= len(data) <= most:
     expected_ = f'{most}' if least == most else f'{least} to {most}'
-    raise Refused(Reason.LENGTH, f'expected {expected_} bytes, got {len(data)}')
+    raise PayloadError(
+      Reason.LENGTH, f'expected {expected_} bytes, got {len(data)}'
+    )
   body_end = len(data) - _DIGEST_BYTES - _SIGNATURE_BYTES
   digest = _digest(memoryview(data)[:body_end])
   if digest != data[body_end : body_end + _DIGEST_BYTES]:
-    raise Refused(Reason.DIGEST, 'the bytes are not those the sender digested')
+    raise PayloadError(
+      Reason.DIGEST, 'the bytes are not those the sender digested'
+    )
   (
     magic,
     version,
@@ -275,22 +280,26 @@ def decode(
     (Reason.UID, expected.uid, uid),
   ):
     if want != got:
-      raise Refused(reason, f'expected {_shown(want)}, got {_shown(got)}')
+      raise PayloadError(reason, f'expected {_shown(want)}, got {_shown(got)}')
   if staleness > len(older):
-    raise Refused(
+    raise PayloadError(
       Reason.STALENESS, f'expected at most {len(older)} rounds, got {staleness}'
     )
   want = (expected.root, *older)[staleness]
   if want != root:
-    raise Refused(Reason.ROOT, f'expected {_shown(want)}, got {_shown(root)}')
+    raise PayloadError(
+      Reason.ROOT, f'expected {_shown(want)}, got {_shown(root)}'
+    )
   if not verify(digest, data[-_SIGNATURE_BYTES:]):
-    raise Refused(Reason.SIGNATURE, f'uid {uid} did not sign these bytes')
+    raise PayloadError(Reason.SIGNATURE, f'uid {uid} did not sign these bytes')
   body, parts = memoryview(data)[_HEADER.size : body_end], []
   for tensor in spec.tensors:
     part, body = _decode_tensor(tensor, body, spec)
     parts.append(part)
   if body:
-    raise Refused(Reason.LENGTH, f'{len(body)} bytes after the last tensor')
+    raise PayloadError(
+      Reason.LENGTH, f'{len(body)} bytes after the last tensor'
+    )
   message = jax.tree.structure(like).unflatten(parts)
   header = Header(run, round_index, uid, root, receipt, sequences, staleness)
   return Payload(header, message)
@@ -375,11 +384,11 @@ def _decode_tensor(
       packed = codec.length(body, *region, bits)
       indices, codes = codec.unpack(body[:packed], *region, bits)
     except codec_lib.CodecError as e:
-      raise Refused(Reason.INDICES, f'{tensor.name}: {e}') from e
+      raise PayloadError(Reason.INDICES, f'{tensor.name}: {e}') from e
     body = body[packed:]
     raw, scale_bytes = _other_bytes(spec, region)
     if len(body) < raw + scale_bytes:
-      raise Refused(Reason.LENGTH, f'{tensor.name}: the body ends early')
+      raise PayloadError(Reason.LENGTH, f'{tensor.name}: the body ends early')
     if quantizer.bits == 32:
       codes = np.frombuffer(body[:raw], '<f4').reshape(n, k)
       _check_values(codes, tensor.name)
@@ -405,6 +414,6 @@ def _check_values(values: np.ndarray, name: str) -> None:
     return
   ends = np.array([values.min(), values.max()])  # a NaN is both
   if not np.isfinite(ends).all():
-    raise Refused(Reason.VALUES, f'{name}: not finite')
+    raise PayloadError(Reason.VALUES, f'{name}: not finite')
   if np.abs(ends).max() > _LARGEST:
-    raise Refused(Reason.VALUES, f'{name}: a magnitude above {_LARGEST:g}')
+    raise PayloadError(Reason.VALUES, f'{name}: a magnitude above {_LARGEST:g}')

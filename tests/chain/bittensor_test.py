@@ -61,9 +61,13 @@ class ReadTest(control.ChainTestCase):
       self.chain.earned,
     ):
       ask(11)
-      with self.assertRaisesRegex(interface.Refused, '12 .* not there yet.*11'):
+      with self.assertRaisesRegex(
+        interface.ChainRejectedError, '12 .* not there yet.*11'
+      ):
         ask(12)
-      with self.assertRaisesRegex(interface.Refused, 'not there yet'):
+      with self.assertRaisesRegex(
+        interface.ChainRejectedError, 'not there yet'
+      ):
         ask(-1)
 
   def test_head_never_goes_back(self):
@@ -77,7 +81,9 @@ class ReadTest(control.ChainTestCase):
     self.subnet.oldest = 8
     for ask in (self.chain.peers, self.chain.commitments, self.chain.timestamp):
       ask(8)
-      with self.assertRaisesRegex(interface.Refused, 'in.memory has pruned it'):
+      with self.assertRaisesRegex(
+        interface.ChainRejectedError, 'in.memory has pruned it'
+      ):
         ask(7)
     self.assertEqual(self.subnet.dials, 1)  # that was an answer
 
@@ -131,14 +137,18 @@ class WriteTest(control.ChainTestCase):
     self.assertEqual(found[0].data, data)
 
   def test_longer_is_refused_before_sending(self):
-    with self.assertRaisesRegex(interface.Refused, 'at most 128.*got 129'):
+    with self.assertRaisesRegex(
+      interface.ChainRejectedError, 'at most 128.*got 129'
+    ):
       self.chain.commit(bytes(129))
     self.assertEmpty(self.subnet.sent)
 
   def test_commits_too_much_in_an_epoch(self):
     for _ in range(24):
       self.chain.commit(bytes(128))
-    with self.assertRaisesRegex(interface.Refused, 'commitment.*Space Limit'):
+    with self.assertRaisesRegex(
+      interface.ChainRejectedError, 'commitment.*Space Limit'
+    ):
       self.chain.commit(bytes(128))
 
   def test_weights_are_scaled_to_u16(self):
@@ -167,21 +177,23 @@ class WriteTest(control.ChainTestCase):
     ({3: 1.0}, 'refused by in.memory'),
   )
   def test_wrong_weights(self, weights, message):
-    with self.assertRaisesRegex(interface.Refused, message):
+    with self.assertRaisesRegex(interface.ChainRejectedError, message):
       self.chain.set_weights(weights)
     self.assertEmpty(self.subnet.sent)
 
   def test_too_few_weights(self):
     self.subnet.state['MinAllowedWeights'] = 3
     self.subnet.step()
-    with self.assertRaisesRegex(interface.Refused, 'at least 3'):
+    with self.assertRaisesRegex(interface.ChainRejectedError, 'at least 3'):
       self.chain.set_weights({1: 1.0})
 
   def test_weights_too_often(self):
     self.subnet.state['WeightsSetRateLimit'] = 100
     self.subnet.step(100)
     self.chain.set_weights({1: 1.0})
-    with self.assertRaisesRegex(interface.Refused, r'Retry in ~97 blocks'):
+    with self.assertRaisesRegex(
+      interface.ChainRejectedError, r'Retry in ~97 blocks'
+    ):
       self.subnet.step(3)
       self.chain.set_weights({1: 1.0})
     self.subnet.step(97)
@@ -190,7 +202,9 @@ class WriteTest(control.ChainTestCase):
 
   def test_weights_without_permit(self):
     self.subnet.state['neurons'][0]['permit'] = False
-    with self.assertRaisesRegex(interface.Refused, 'permitted validator'):
+    with self.assertRaisesRegex(
+      interface.ChainRejectedError, 'permitted validator'
+    ):
       self.chain.set_weights({1: 1.0})
 
   def test_not_registered(self):
@@ -203,14 +217,15 @@ class WriteTest(control.ChainTestCase):
       lambda: chain.set_weights({1: 1.0}),
     ):
       with self.assertRaisesRegex(
-        interface.Refused, 'not registered on subnet 1.*btcli subnets register'
+        interface.ChainRejectedError,
+        'not registered on subnet 1.*btcli subnets register',
       ):
         ask()
 
   def test_thrown_out_between_check_and_inclusion(self):
     self.chain.commit(b'x')
     self.subnet.state['neurons'][0]['hotkey'] = _EVE  # in the block to come
-    with self.assertRaisesRegex(interface.Refused, 'not allowed'):
+    with self.assertRaisesRegex(interface.ChainRejectedError, 'not allowed'):
       self.chain.commit(b'y')
 
 
@@ -236,7 +251,9 @@ class OpenTest(control.ChainTestCase):
     bt.Wallet('w', 'edward', self.path).create_new_hotkey(
       suppress=True, crypto_type=bt.CRYPTO_ED25519
     )
-    with self.assertRaisesRegex(interface.Refused, message) as caught:
+    with self.assertRaisesRegex(
+      interface.ChainRejectedError, message
+    ) as caught:
       self.open(**changes)
     self.assertNotIn('\n', str(caught.exception))
     self.assertNotIn('hush', str(caught.exception))

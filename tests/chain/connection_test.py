@@ -37,7 +37,8 @@ class ConnectionTest(control.ChainTestCase):
     chain = self.open(control.ONCE)
     self.subnet.faults += [substrate.DROPPED]
     with self.assertRaisesRegex(
-      interface.Unreachable, 'peers at block 3: in.memory: .*no route to host'
+      interface.ChainUnreachableError,
+      'peers at block 3: in.memory: .*no route to host',
     ):
       chain.peers(3)
     self.assertLen(chain.peers(3), 3)
@@ -47,10 +48,12 @@ class ConnectionTest(control.ChainTestCase):
     link = self.chain._connection
     self.subnet.faults += [substrate.DROPPED, gate]
     link._patience = control.ONCE
-    with self.assertRaisesRegex(interface.Unreachable, 'no route'):
+    with self.assertRaisesRegex(interface.ChainUnreachableError, 'no route'):
       self.chain.head()
     link._patience = control.ONCE._replace(attempt=0.02)
-    with self.assertRaisesRegex(interface.Unreachable, 'no answer in time'):
+    with self.assertRaisesRegex(
+      interface.ChainUnreachableError, 'no answer in time'
+    ):
       self.chain.head()
     link._loop.call_soon_threadsafe(gate.set)
     link._patience = control.ONCE
@@ -60,18 +63,20 @@ class ConnectionTest(control.ChainTestCase):
   def test_nothing_waits_for_ever(self):
     self.subnet.faults += 999 * [substrate.HANG]
     self.chain._connection._patience = _IMPATIENT
-    with self.assertRaisesRegex(interface.Unreachable, 'no answer in time'):
+    with self.assertRaisesRegex(
+      interface.ChainUnreachableError, 'no answer in time'
+    ):
       self.chain.head()
-    with self.assertRaises(interface.Unreachable):
+    with self.assertRaises(interface.ChainUnreachableError):
       self.chain.commit(b'x')
-    with self.assertRaises(interface.Unreachable):
+    with self.assertRaises(interface.ChainUnreachableError):
       self.open(_IMPATIENT)
 
   def test_an_endpoint_that_is_fed_up_is_not_asked_again(self):
     self.subnet.faults += [
       errors.RpcPolicyRejection('rate limited this source (HTTP 429)')
     ]
-    with self.assertRaisesRegex(interface.Unreachable, 'HTTP 429'):
+    with self.assertRaisesRegex(interface.ChainUnreachableError, 'HTTP 429'):
       self.chain.head()
     self.assertEqual(self.subnet.dials, 1)
 
@@ -86,7 +91,7 @@ class ConnectionTest(control.ChainTestCase):
       ),
     ]
     with self.assertRaisesRegex(
-      interface.Unreachable, 'in flight; it may have been included'
+      interface.ChainUnreachableError, 'in flight; it may have been included'
     ):
       self.chain.commit(b'x')
     self.assertEmpty(self.subnet.faults)
@@ -97,16 +102,18 @@ class ConnectionTest(control.ChainTestCase):
   def test_a_send_that_hangs_leaves_no_nonce_behind(self):
     chain = self.open(connection.Patience(60.0, 60.0, 0.2, 0.0))
     self.subnet.faults += [None, None, None, substrate.HANG]
-    with self.assertRaisesRegex(interface.Unreachable, 'may have been'):
+    with self.assertRaisesRegex(
+      interface.ChainUnreachableError, 'may have been'
+    ):
       chain.commit(b'x')
     self.subnet.faults.clear()
     chain._connection._patience = connection.Patience()
     chain.commit(b'y')
 
   @parameterized.parameters(
-    ('Transaction is outdated', interface.Unreachable),
-    ('Custom error: 6', interface.Refused),
-    ('Inability to pay some fees', interface.Refused),
+    ('Transaction is outdated', interface.ChainUnreachableError),
+    ('Custom error: 6', interface.ChainRejectedError),
+    ('Inability to pay some fees', interface.ChainRejectedError),
   )
   def test_the_pool_says_no(self, reason, error):
     self.subnet.faults += [None, None, None, substrate.invalid(reason)]
@@ -130,13 +137,13 @@ class ConnectionTest(control.ChainTestCase):
   def test_no_answer(self):
     self.subnet.down = True
     with self.assertRaisesRegex(
-      interface.Unreachable, 'subnet 1: in.memory: .*no route to host'
+      interface.ChainUnreachableError, 'subnet 1: in.memory: .*no route to host'
     ) as caught:
       self.open(control.ONCE)
     self.assertNotIn('secret', str(caught.exception))
 
   def test_nobody_listens(self):
-    with self.assertRaisesRegex(interface.Unreachable, '127.0.0.1'):
+    with self.assertRaisesRegex(interface.ChainUnreachableError, '127.0.0.1'):
       self.open(control.ONCE, network='ws://127.0.0.1:1', dial=None)
 
 

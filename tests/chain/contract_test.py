@@ -150,7 +150,7 @@ class ContractTest(parameterized.TestCase):
     ):
       read(self.ann.head())
       for block in (self.ann.head() + 1, self.ann.head() + 1000, -1):
-        with self.assertRaisesRegex(interface.Refused, f'{block}'):
+        with self.assertRaisesRegex(interface.ChainRejectedError, f'{block}'):
           read(block)
 
   @on_each
@@ -194,7 +194,7 @@ class ContractTest(parameterized.TestCase):
     # Bittensor leaves no gap: somebody else is there at once.
     self.assertNotIn(self.ann.hotkey, [p.hotkey for p in self.boss.peers(gone)])
     self.assertEqual(self.boss.commitments(gone), {})
-    with self.assertRaises(interface.Refused):
+    with self.assertRaises(interface.ChainRejectedError):
       self.ann.commit(b'still there')
     eve = self.control.view('eve')
     self.assertEqual(self.control.register(eve.hotkey, 0.0, False), 2)
@@ -238,7 +238,7 @@ class ContractTest(parameterized.TestCase):
     longest = bytes(range(interface.MAX_COMMITMENT))
     self.ann.commit(longest)
     self.control.advance()
-    with self.assertRaisesRegex(interface.Refused, '128 .*129'):
+    with self.assertRaisesRegex(interface.ChainRejectedError, '128 .*129'):
       self.ann.commit(longest + b'x')
     self.control.advance()
     got = self.boss.commitments(self.boss.head())
@@ -249,7 +249,7 @@ class ContractTest(parameterized.TestCase):
     self.start(name)
     eve = self.control.view('eve')
     for action in (lambda: eve.commit(b'hi'), lambda: eve.set_weights({2: 1})):
-      with self.assertRaises(interface.Refused):
+      with self.assertRaises(interface.ChainRejectedError):
         action()
     self.control.advance()
     self.assertEqual(eve.commitments(eve.head()), {})
@@ -278,7 +278,7 @@ class ContractTest(parameterized.TestCase):
       {},
       {2: 1.0, 200: 1.0},
     ):
-      with self.assertRaises(interface.Refused, msg=weights):
+      with self.assertRaises(interface.ChainRejectedError, msg=weights):
         self.boss.set_weights(weights)
     self.control.advance()
     self.assertEqual(self.control.weights(0), {})
@@ -286,7 +286,7 @@ class ContractTest(parameterized.TestCase):
   @on_each
   def test_miners_set_no_weights(self, name):
     self.start(name)
-    with self.assertRaisesRegex(interface.Refused, 'validator'):
+    with self.assertRaisesRegex(interface.ChainRejectedError, 'validator'):
       self.ann.set_weights({3: 1.0})
     self.control.advance()
     self.assertEqual(self.control.weights(2), {})
@@ -304,7 +304,7 @@ class ContractTest(parameterized.TestCase):
       action()
     self.control.advance(3)
     for action in actions:
-      with self.assertRaises(interface.Refused):
+      with self.assertRaises(interface.ChainRejectedError):
         action()
     self.bob.commit(b'hi')  # the limit is each hotkey's own
     self.control.advance(12)
@@ -363,7 +363,7 @@ class ContractTest(parameterized.TestCase):
         lambda: self.ann.commit(b'hi'),
         lambda: self.boss.set_weights({2: 1.0}),
       ):
-        with self.assertRaises(interface.Unreachable):
+        with self.assertRaises(interface.ChainUnreachableError):
           action()
     # And then it is as if nothing had been asked.
     self.assertEqual(self.ann.peers(before), peers)

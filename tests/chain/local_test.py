@@ -77,7 +77,7 @@ class LocalTest(parameterized.TestCase):
     chain = self.create(begin=False)
     ann = self.join(chain, 'ann')
     self.assertEqual(chain.head(), -1)
-    with self.assertRaisesRegex(interface.Refused, 'block 0: .* -1'):
+    with self.assertRaisesRegex(interface.ChainRejectedError, 'block 0: .* -1'):
       chain.peers(0)
     self.clock.now = 100.0
     chain.begin(124.0)
@@ -88,7 +88,9 @@ class LocalTest(parameterized.TestCase):
     (peer,) = chain.peers(0)
     self.assertEqual(peer.registered, 0)
     chain.begin(124.0)
-    with self.assertRaisesRegex(interface.Refused, 'began at 124.0, not at 1'):
+    with self.assertRaisesRegex(
+      interface.ChainRejectedError, 'began at 124.0, not at 1'
+    ):
       chain.begin(125.0)
 
   def test_processes_learn_that_it_began(self):
@@ -163,7 +165,7 @@ class LocalTest(parameterized.TestCase):
     def stop_here():
       """The writer holds the lock and has looked at the clock: block 4."""
       now, self.clock.now = self.clock.now, RULES.block_seconds * 8
-      with contextlib.suppress(interface.Unreachable):
+      with contextlib.suppress(interface.ChainUnreachableError):
         seen.append(reader.commitments(8))
       seen.append(reader.commitments(3))  # sealed: always there
       return now
@@ -204,7 +206,9 @@ class LocalTest(parameterized.TestCase):
       self.assertEqual(chain.commitments(block), seen[block])
       self.assertLen(chain.peers(block), 1)
     for read in (chain.commitments, chain.peers, chain.earned):
-      with self.assertRaisesRegex(interface.Refused, '342: .* 256 .* 343 on'):
+      with self.assertRaisesRegex(
+        interface.ChainRejectedError, '342: .* 256 .* 343 on'
+      ):
         read(599 - ledger.HISTORY - 1)
     self.assertLen(chain.block_hash(0), 32)  # joiners replay old rounds
     with contextlib.closing(sqlite3.connect(self.path)) as file:
@@ -225,9 +229,13 @@ class LocalTest(parameterized.TestCase):
     )
     chain.deregister(make_key('b').address)
     self.assertEqual(chain.register(make_key('e').address, 0.0, False), 1)
-    with self.assertRaisesRegex(interface.Refused, 'all 4 uids .* 10 blocks'):
+    with self.assertRaisesRegex(
+      interface.ChainRejectedError, 'all 4 uids .* 10 blocks'
+    ):
       chain.register(make_key('f').address, 0.0, False)
-    with self.assertRaisesRegex(interface.Refused, 'is not registered'):
+    with self.assertRaisesRegex(
+      interface.ChainRejectedError, 'is not registered'
+    ):
       chain.deregister(make_key('b').address)
 
   def test_who_earned_least_is_replaced(self):
@@ -283,11 +291,13 @@ class LocalTest(parameterized.TestCase):
     chain = self.create()
     ann = self.join(chain, 'ann')
     for stake in (-1.0, math.nan, math.inf):
-      with self.assertRaisesRegex(interface.Refused, f'got {stake}'):
+      with self.assertRaisesRegex(interface.ChainRejectedError, f'got {stake}'):
         chain.register(make_key('b').address, stake, False)
-      with self.assertRaisesRegex(interface.Refused, f'got {stake}'):
+      with self.assertRaisesRegex(interface.ChainRejectedError, f'got {stake}'):
         chain.set_stake(ann.hotkey, stake)
-    with self.assertRaisesRegex(interface.Refused, 'is not registered'):
+    with self.assertRaisesRegex(
+      interface.ChainRejectedError, 'is not registered'
+    ):
       chain.set_stake('nobody', 1.0)
 
   # Pay.
@@ -422,7 +432,9 @@ class LocalTest(parameterized.TestCase):
       lambda: chain.set_weights({0: 1}),
       lambda: chain.sign(b''),
     ):
-      with self.assertRaisesRegex(interface.Refused, 'without a key'):
+      with self.assertRaisesRegex(
+        interface.ChainRejectedError, 'without a key'
+      ):
         action()
 
   def test_rate_limits_say_when(self):
@@ -431,7 +443,9 @@ class LocalTest(parameterized.TestCase):
     self.clock.to(3)
     ann.commit(b'one')
     self.clock.to(9)
-    with self.assertRaisesRegex(interface.Refused, 'wait until block 10'):
+    with self.assertRaisesRegex(
+      interface.ChainRejectedError, 'wait until block 10'
+    ):
       ann.commit(b'two')
     self.clock.to(10)
     ann.commit(b'two')
@@ -441,7 +455,7 @@ class LocalTest(parameterized.TestCase):
     boss = self.join(chain, 'boss', 1.0, True)
     self.clock.to(12)
     before = chain.dump()
-    with self.assertRaisesRegex(interface.Refused, r'uids \[3, 9\]'):
+    with self.assertRaisesRegex(interface.ChainRejectedError, r'uids \[3, 9\]'):
       boss.set_weights({0: 1, 9: 1, 3: 1})
     self.assertEqual(chain.dump(), before)
 

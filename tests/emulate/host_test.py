@@ -17,15 +17,15 @@ from absl.testing import absltest
 from absl.testing import parameterized
 
 from covenant import config as config_lib
+from covenant import metrics
 from covenant.data import corpus
 from covenant.data import dataset
 from covenant.emulate import host as host_lib
 from covenant.models import loss as loss_lib
-from covenant.node import checkpoint
-from covenant.node import replica as replica_lib
-from covenant.node import trainer as trainer_lib
 from covenant.optim import inner as inner_lib
-from covenant.report import metrics
+from covenant.protocol import checkpoint
+from covenant.train import local as local_lib
+from covenant.train import shared_state as shared_state_lib
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 TRACES = ROOT / 'tests' / 'golden' / 'traces.json'
@@ -110,15 +110,15 @@ class RunTest(parameterized.TestCase):
       np.testing.assert_allclose(trace[name], want, rtol=1e-5, err_msg=name)
 
   def test_the_bytes_printed_are_the_lengths_of_the_payloads(self):
-    replica = replica_lib.Replica(tiny())
+    shared_model = shared_state_lib.SharedModel(tiny())
     records = [
       r
       for r in metrics.read(self.finished / 'metrics.jsonl')
       if isinstance(r, metrics.Round)
     ]
-    floats = sum(x.size for x in jax.tree.leaves(replica.like))
+    floats = sum(x.size for x in jax.tree.leaves(shared_model.like))
     for record in records:
-      self.assertEqual(record.bytes_round, 3 * replica.spec.payload_bytes)
+      self.assertEqual(record.bytes_round, 3 * shared_model.spec.payload_bytes)
       self.assertEqual(record.dense_bytes_round, 3 * 4 * floats)
     self.assertEqual(
       self.outcome.state.position.bytes_up,
@@ -168,7 +168,7 @@ class RunTest(parameterized.TestCase):
     inner = dataclasses.replace(config.optim.inner, learning_rate=1e30)
     optim = dataclasses.replace(config.optim, inner=inner)
     with self.assertRaisesRegex(
-      trainer_lib.Diverged, 'miner 0, round 0: the loss is .* inner step'
+      local_lib.DivergedError, 'miner 0, round 0: the loss is .* inner step'
     ):
       host_lib.run(tiny(optim=optim), self.workdir())
 
@@ -280,10 +280,10 @@ def batch_of(config, miner, round_index):
   split, chain = dataset.load(config).train, miner.chain
   start = miner.plan.start(round_index)
   uids = {peer.hotkey: peer.uid for peer in chain.peers(start)}
-  task = trainer_lib.Task(
+  task = local_lib.Task(
     uids[chain.hotkey], round_index, chain.block_hash(start), miner.root
   )
-  (ids_B,) = trainer_lib.planned(config, task, split)
+  (ids_B,) = local_lib.planned(config, task, split)
   return split.read(ids_B, config.data.context)
 
 
@@ -297,7 +297,9 @@ class NodesTest(absltest.TestCase):
 
   def test_all_stand_at_the_same_place(self):
     self.assertLen(self.host.nodes, 6)
-    prints = {replica_lib.fingerprint(n.shared.params) for n in self.host.nodes}
+    prints = {
+      shared_state_lib.fingerprint(n.shared.params) for n in self.host.nodes
+    }
     self.assertLen(prints, 1)
     self.assertLen({n.root for n in self.host.nodes}, 1)
     self.assertEqual({n.state.round for n in self.host.nodes}, {3})

@@ -11,9 +11,9 @@ from absl.testing import absltest
 from covenant import config as config_lib
 from covenant.data import dataset
 from covenant.emulate import host as host_lib
-from covenant.emulate import network as network_lib
-from covenant.node import replica as replica_lib
-from covenant.node import round as round_lib
+from covenant.protocol import round as round_lib
+from covenant.train import shared_state as shared_state_lib
+from experiments.chaos import network as network_lib
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 
@@ -53,7 +53,7 @@ class UnequalTest(absltest.TestCase):
       drawn.append(sizes[3])
     self.assertGreater(len(set(drawn)), 1)
     self.assertLen({n.root for n in host.nodes}, 1)
-    prints = {replica_lib.fingerprint(n.shared.params) for n in host.nodes}
+    prints = {shared_state_lib.fingerprint(n.shared.params) for n in host.nodes}
     self.assertLen(prints, 1)
     efforts = [witness.standings.standings[u].effort for u in range(3)]
     np.testing.assert_allclose(efforts, [1.0, 1.0, 0.5])

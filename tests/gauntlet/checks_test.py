@@ -54,11 +54,11 @@ class ChecksTest(parameterized.TestCase):
     ({'fetch': 'failed', 'digest': b''}, Verdict.UNREACHABLE),
     ({'digest': b'y'}, Verdict.DIGEST),
     (
-      {'decoded': payload.Refused(payload.Reason.LENGTH, 'short')},
+      {'decoded': payload.PayloadError(payload.Reason.LENGTH, 'short')},
       Verdict.REFUSED,
     ),
     (
-      {'decoded': payload.Refused(payload.Reason.ROOT, 'old')},
+      {'decoded': payload.PayloadError(payload.Reason.ROOT, 'old')},
       Verdict.UNSYNCHRONIZED,
     ),
     ({'header': {'root': b'z' * 16}}, Verdict.UNSYNCHRONIZED),

@@ -12,15 +12,15 @@ import jax
 import numpy as np
 from absl.testing import absltest
 
+from covenant import cli
 from covenant import config as config_lib
-from covenant import roles
 from covenant.data import dataset
 from covenant.models import llama
 from covenant.models import sharding
-from covenant.node import checkpoint
 from covenant.node import export
-from covenant.node import replica
 from covenant.node import watch
+from covenant.protocol import checkpoint
+from covenant.train import shared_state
 
 ROOT = pathlib.Path(__file__).parents[2]
 CONFIG = config_lib.load(f'{ROOT}/configs/tiny.py', ['checkpoint.keep=2'])
@@ -47,7 +47,7 @@ class ExportTest(absltest.TestCase):
 
   def save(self, completed):
     """As a member of a network does, with what only it knows."""
-    shared = replica.Shared(self.params, {'momentum': np.ones(3)})
+    shared = shared_state.Shared(self.params, {'momentum': np.ones(3)})
     with checkpoint.Checkpoints(
       self.workdir / 'checkpoints', CONFIG.checkpoint
     ) as checkpoints:
@@ -62,18 +62,18 @@ class ExportTest(absltest.TestCase):
     folder = export.Exporter(CONFIG, self.workdir).write(4, self.params)
     config = dataclasses.replace(CONFIG, pretrained=str(folder))
     dataset.load(config)
-    want = replica.fingerprint(self.params)
+    want = shared_state.fingerprint(self.params)
     for mesh in None, sharding.mesh(config_lib.Devices(fsdp=2), jax.devices()):
-      of_run = replica.Replica(config, mesh)
+      of_run = shared_state.SharedModel(config, mesh)
       self.assertEqual(of_run.fingerprint(of_run.init()), want)
-    self.assertNotEqual(of_run.run, replica.Replica(CONFIG).run)
+    self.assertNotEqual(of_run.run, shared_state.SharedModel(CONFIG).run)
 
     other = dataclasses.replace(config.data, tokenizer='bpe')
     model = dataclasses.replace(config.model, vocab_size=512)
     with self.assertRaisesRegex(config_lib.ConfigError, 'another tokenizer'):
       dataset.load(dataclasses.replace(config, data=other, model=model))
     with self.assertRaisesRegex(config_lib.ConfigError, 'vocab_size'):
-      replica.Replica(dataclasses.replace(config, model=model)).init()
+      shared_state.SharedModel(dataclasses.replace(config, model=model)).init()
 
   def test_newest(self):
     self.save(2)
@@ -81,7 +81,7 @@ class ExportTest(absltest.TestCase):
     completed, params = export.newest(self.workdir)
     self.assertEqual(completed, 12)
     self.assertEqual(
-      replica.fingerprint(params), replica.fingerprint(self.params)
+      shared_state.fingerprint(params), shared_state.fingerprint(self.params)
     )
 
   def test_no_checkpoint(self):
@@ -94,14 +94,14 @@ class ExportTest(absltest.TestCase):
   def test_role(self):
     self.save(7)
     with mock.patch('builtins.print') as printed:
-      roles.ROLES['export'](CONFIG, str(self.workdir))
+      cli.ROLES['export'](CONFIG, str(self.workdir))
     folder = self.workdir / 'hf' / '7'
     self.assertIn(f'after round 7 is in {folder}', printed.call_args.args[0])
     self.assertEqual(names(folder), FILES)
     other = config_lib.load(f'{ROOT}/configs/tiny.py', ['model.layers=2'])
     folder.rename(self.workdir / 'hf' / 'old')
     with self.assertRaisesRegex(config_lib.ConfigError, 'layers_1.*got none'):
-      roles.ROLES['export'](other, str(self.workdir))
+      cli.ROLES['export'](other, str(self.workdir))
     self.assertEqual(names(self.workdir / 'hf'), ['old'])
 
   def test_newest_ones_are_kept(self):
@@ -135,7 +135,7 @@ class WatcherTest(absltest.TestCase):
       mock.patch('builtins.print') as self.printed,
     ):
       watcher = watch.Watcher(CONFIG, self.workdir)
-      shared = replica.Replica(CONFIG).init()
+      shared = shared_state.SharedModel(CONFIG).init()
       for completed in rounds:
         place = watch.agreement.Place(completed, bytes(32), shared)
         index = watch.archive.Index(completed, '00', 'f', [], {})

@@ -11,13 +11,13 @@ from absl.testing import absltest
 from absl.testing import parameterized
 
 from covenant import config as config_lib
+from covenant import metrics
 from covenant.emulate import host as host_lib
-from covenant.node import replica as replica_lib
 from covenant.optim import demo
 from covenant.optim import inner as inner_lib
 from covenant.optim import method as method_lib
 from covenant.optim import preset
-from covenant.report import metrics
+from covenant.train import shared_state as shared_state_lib
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 MUON = 'optim.inner.kind=muon'
@@ -77,7 +77,7 @@ class MethodTest(parameterized.TestCase):
     method, deployed = method_lib.make(config), preset.templar()
     self.assertEqual(method.compression, deployed.compression)
     self.assertEqual(method.error_decay, deployed.error_decay)
-    self.assertEqual(replica_lib.Replica(config).spec.codec, 'pack12')
+    self.assertEqual(shared_state_lib.SharedModel(config).spec.codec, 'pack12')
 
   @parameterized.parameters(
     (('compression.layout=divisors', 'compression.k=1',
@@ -93,7 +93,7 @@ class MethodTest(parameterized.TestCase):
       model = dataclasses.replace(config.model, ffn_width=11)
       config = dataclasses.replace(config, model=model)
     with self.assertRaisesRegex(config_lib.ConfigError, message):
-      replica_lib.Replica(config)
+      shared_state_lib.SharedModel(config)
 
   @parameterized.parameters(
     ('', ['optim.method=demo', 'optim.inner_steps=1'], 'compression.kind'),

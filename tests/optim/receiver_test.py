@@ -14,7 +14,7 @@ from covenant.optim import method as method_lib
 from covenant.optim import outer
 from covenant.optim import quantize
 from covenant.optim import receiver as receiver_lib
-from covenant.optim import slices
+from covenant.optim import sharded_leaf
 from covenant.optim import weight
 from tests.optim import trees
 
@@ -61,7 +61,7 @@ def received(shapes, compression, peers=4):
 class Node:
   """A receiver, and the state that it moves."""
 
-  def __init__(self, shapes, method, on=None, budget=slices.BUDGET):
+  def __init__(self, shapes, method, on=None, budget=sharded_leaf.BUDGET):
     cut = trees.specs(shapes, on) if on else None
     params = jax.tree.map(jax.numpy.asarray, trees.random_tree(shapes, 9))
     if on is not None:
@@ -175,7 +175,7 @@ class LargeTest(absltest.TestCase):
     receiver = receiver_lib.Receiver(
       shapes, with_momentum, on, sharding.specs(shapes, on)
     )
-    leaf = slices.largest(receiver._leaves)
+    leaf = sharded_leaf.largest(receiver._leaves)
     self.assertEqual(sorted(leaf.shape), [80, 8192, 28672])
     slice_bytes = 4 * np.prod(leaf.slice_shape)
     add, step = (x.compile() for x in receiver.lower())
@@ -196,7 +196,7 @@ class LargeTest(absltest.TestCase):
   def test_a_slice_is_put_in_place(self):
     on = trees.mesh(8, 1)
     spec = P(None, 'fsdp', None)
-    (leaf,) = slices.leaves(
+    (leaf,) = sharded_leaf.leaves(
       {'x': jax.ShapeDtypeStruct((80, 8192, 28672), np.float32)},
       compression_lib.TopK(),
       on,
@@ -204,7 +204,9 @@ class LargeTest(absltest.TestCase):
     )
     part = leaf.abstract_stacked(leaf.like)
     index = jax.ShapeDtypeStruct((), np.int32)
-    put = slices.put.lower(leaf.abstract, part, index, leaf=leaf).compile()
+    put = sharded_leaf.put.lower(
+      leaf.abstract, part, index, leaf=leaf
+    ).compile()
     memory = put.memory_analysis()
     self.assertEqual(memory.alias_size_in_bytes, 4 * 80 * 1024 * 28672)
     self.assertLess(memory.temp_size_in_bytes, 1 << 20)

@@ -16,7 +16,7 @@ from covenant.optim import outer
 from covenant.optim import quantize
 from covenant.optim import randomk
 from covenant.optim import sender as sender_lib
-from covenant.optim import slices
+from covenant.optim import sharded_leaf
 from tests.optim import trees
 
 P = jax.P
@@ -59,7 +59,7 @@ def like(shapes):
   }
 
 
-def send(shapes, method, on=None, budget=slices.BUDGET, start=True):
+def send(shapes, method, on=None, budget=sharded_leaf.BUDGET, start=True):
   """What is sent of a random round, and its sender."""
   cut = trees.specs(shapes, on) if on else None
 
@@ -144,10 +144,10 @@ class LargeTest(absltest.TestCase):
     sender = sender_lib.Sender(
       shapes, method_lib.make(config), on, sharding.specs(shapes, on)
     )
-    leaf = slices.largest(sender._leaves)
+    leaf = sharded_leaf.largest(sender._leaves)
     self.assertEqual(sorted(leaf.shape), [80, 8192, 28672])
     slice_bytes = 4 * np.prod(leaf.slice_shape)
-    self.assertLess(slice_bytes, 4 * slices.BUDGET)
+    self.assertLess(slice_bytes, 4 * sharded_leaf.BUDGET)
     select, subtract = (x.compile() for x in sender.lower())
     bins = 2**2  # of the quantizer
     for program in (select, subtract):

@@ -10,9 +10,9 @@ from covenant import config as config_lib
 from covenant.models import llama
 from covenant.models import sharding
 from covenant.node import needs
-from covenant.node import step
 from covenant.optim import method as method_lib
 from covenant.plan import memory
+from covenant.train import step
 
 CONFIGS = pathlib.Path(__file__).parents[2] / 'configs'
 LADDER = ('150m', '512m', '1b', '8b', '72b', '1t')
@@ -157,7 +157,7 @@ class NeedsTest(absltest.TestCase):
     config = dataclasses.replace(
       config, devices=dataclasses.replace(config.devices, fsdp=16)
     )
-    with self.assertRaises(needs.Lacking) as caught:
+    with self.assertRaises(needs.InsufficientResourcesError) as caught:
       needs.check(config, 1)
     self.assertTrue(caught.exception.hardware)
     lines = str(caught.exception).splitlines()

@@ -9,8 +9,8 @@ from absl.testing import absltest
 from absl.testing import parameterized
 
 from covenant import config as config_lib
+from covenant import metrics
 from covenant.report import folder
-from covenant.report import metrics
 from covenant.report import page
 from tests.report import workdirs
 

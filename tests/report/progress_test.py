@@ -2,7 +2,7 @@ import io
 
 from absl.testing import absltest
 
-from covenant.report import metrics
+from covenant import metrics
 from covenant.report import progress
 
 

@@ -5,7 +5,7 @@ import json
 import pathlib
 
 from covenant import config as config_lib
-from covenant.report import metrics
+from covenant import metrics
 
 
 def write(

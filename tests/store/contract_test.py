@@ -38,7 +38,7 @@ for i in range(100):
   try:
     own.put(f'run/{i}', sys.argv[2].encode())
     won.append(i)
-  except interface.Exists:
+  except interface.ObjectExistsError:
     pass
 print(won)
 """
@@ -111,7 +111,9 @@ class ContractTest(parameterized.TestCase):
     own = self.open(kind)
     own.put('a', b'one')
     for data in (b'two', b'one'):  # identical bytes are no exception
-      with self.assertRaisesRegex(interface.Exists, 'cannot write a in .*'):
+      with self.assertRaisesRegex(
+        interface.ObjectExistsError, 'cannot write a in .*'
+      ):
         own.put('a', data)
     self.assertEqual(own.get('a', 3), b'one')
     own.put('a', b'three', replace=True)
@@ -123,14 +125,16 @@ class ContractTest(parameterized.TestCase):
     own.put('folder/a', b'')
     for act in (lambda k: own.get(k, 1), own.head):
       for key in ('b', 'folder', 'folder/a/b'):
-        with self.assertRaisesRegex(interface.Missing, key):
+        with self.assertRaisesRegex(interface.MissingObjectError, key):
           act(key)
 
   @parameterized.parameters(*_KINDS)
   def test_larger_than_allowed_is_not_read(self, kind):
     own = self.open(kind)
     own.put('a', b'12345')
-    with self.assertRaisesRegex(interface.TooLarge, '5 bytes, 4 are allowed'):
+    with self.assertRaisesRegex(
+      interface.ObjectTooLargeError, '5 bytes, 4 are allowed'
+    ):
       own.get('a', 4)
 
   @parameterized.parameters(*_KINDS)
@@ -162,7 +166,9 @@ class ContractTest(parameterized.TestCase):
     with mock.patch.object(bucket_lib, 'MAX_LISTED', 3):
       self.assertLen(own.list(''), 3)
     with mock.patch.object(bucket_lib, 'MAX_LISTED', 2):
-      with self.assertRaisesRegex(interface.TooLarge, 'more than 2 objects'):
+      with self.assertRaisesRegex(
+        interface.ObjectTooLargeError, 'more than 2 objects'
+      ):
         own.list('')
 
   @parameterized.parameters(*_KINDS)
@@ -233,7 +239,7 @@ class ContractTest(parameterized.TestCase):
     def put(i):
       try:
         own.put('a', bytes([i]) * 1000)
-      except interface.Exists:
+      except interface.ObjectExistsError:
         return None
       return i
 
@@ -272,7 +278,7 @@ class ContractTest(parameterized.TestCase):
     self.assertEqual(own.get('run/a', len(data)), data)
     self.assertEqual([i.key for i in own.list('')], ['run/a'])
     self.assertEmpty(own.list('.staging'))
-    with self.assertRaises(interface.Exists):
+    with self.assertRaises(interface.ObjectExistsError):
       own.put('run/a', data)
     own.put('run/a', data[:-1], replace=True)
     self.assertEqual(own.get('run/a', len(data)), data[:-1])
@@ -284,7 +290,7 @@ class ContractTest(parameterized.TestCase):
     def put(i):
       try:
         own.put('a', bytes([i]) * (_UPLOAD + 1))
-      except interface.Exists:
+      except interface.ObjectExistsError:
         return None
       return i
 
@@ -301,7 +307,7 @@ class ContractTest(parameterized.TestCase):
     location = location_lib.Location.parse(own.location)
     theirs = bucket_lib.open_for_reading(location, allow_local=True)
     self.assertEqual(theirs.get('a', 1), b'1')
-    with self.assertRaises(interface.Denied):
+    with self.assertRaises(interface.AccessDeniedError):
       bucket_lib.open_for_reading(location)
 
   def test_a_bucket_that_is_not_there(self):
@@ -310,13 +316,13 @@ class ContractTest(parameterized.TestCase):
     for act in (lambda: own.put('a', b''), lambda: own.list('')):
       with self.assertRaisesRegex(interface.StoreError, 'no such bucket'):
         act()
-    with self.assertRaisesRegex(interface.Missing, 'no such bucket'):
+    with self.assertRaisesRegex(interface.MissingObjectError, 'no such bucket'):
       own.get('a', 1)
 
   def test_a_folder_that_is_not_there(self):
     path = os.path.join(self.create_tempdir().full_path, 'gone')
     location = location_lib.Location('file', path)
-    with self.assertRaisesRegex(interface.Missing, 'no such folder'):
+    with self.assertRaisesRegex(interface.MissingObjectError, 'no such folder'):
       bucket_lib.open_for_reading(location, allow_local=True)
     self.assertFalse(os.path.exists(path))
     bucket_lib.open_bucket(location, {}).put('a', b'')
@@ -335,7 +341,7 @@ class ContractTest(parameterized.TestCase):
   def test_writing_needs_credentials(self, name):
     location = location_lib.Location('s3', 'abc', endpoint=self.endpoint)
     environ = {k: v for k, v in _ENVIRON.items() if k != name}
-    with self.assertRaisesRegex(interface.Denied, name):
+    with self.assertRaisesRegex(interface.AccessDeniedError, name):
       bucket_lib.open_bucket(location, environ)
 
 

@@ -293,7 +293,7 @@ class FaultsTest(parameterized.TestCase):
     )
     for act in acts:
       self.store.fault(refuse)
-      with self.assertRaisesRegex(interface.Denied, reason) as e:
+      with self.assertRaisesRegex(interface.AccessDeniedError, reason) as e:
         act()
       self.assertRegex(str(e.exception), r'^cannot \w+ .* in s3://abc at http')
       told = ''.join(traceback.format_exception(e.exception))
@@ -318,7 +318,7 @@ class FaultsTest(parameterized.TestCase):
       h.reply(500)
 
     self.store.fault(be_late)
-    with self.assertRaises(interface.Exists):
+    with self.assertRaises(interface.ObjectExistsError):
       self.open().put('k', b'data')
     self.assertEqual(self.store.objects, {'/abc/k': other})
 
@@ -427,7 +427,9 @@ class FaultsTest(parameterized.TestCase):
       lambda: own.put('k', b''),
       lambda: own.list(''),
     ):
-      with self.assertRaisesRegex(interface.Unavailable, r'0\.3 s, tries: 1'):
+      with self.assertRaisesRegex(
+        interface.StoreUnavailableError, r'0\.3 s, tries: 1'
+      ):
         act()
     self.assertEqual(self.store.injected, 3)
 
@@ -445,7 +447,7 @@ class FaultsTest(parameterized.TestCase):
         h.wfile.write(b'a')
 
     self.store.fault(drip)
-    with self.assertRaises(interface.Unavailable):
+    with self.assertRaises(interface.StoreUnavailableError):
       self.open(deadline_seconds=0.3, slowest_rate=1e9).get('k', 10**6)
 
   def test_failing_ends_at_the_deadline_and_says_why(self):
@@ -456,7 +458,7 @@ class FaultsTest(parameterized.TestCase):
       settings_lib.Settings(deadline_seconds=0.3, backoff_seconds=0.01),
     )
     with self.assertRaisesRegex(
-      interface.Unavailable,
+      interface.StoreUnavailableError,
       r'^cannot read k in s3://abc at .*: the store asks for fewer requests '
       r'\(HTTP 503\) \(0\.3 s, tries: \d+\)$',
     ):
@@ -466,7 +468,9 @@ class FaultsTest(parameterized.TestCase):
     self.store.over.set()
     self.store.socket.close()
     own = self.open(deadline_seconds=0.3, sleep=settings_lib.Settings().sleep)
-    with self.assertRaisesRegex(interface.Unavailable, 'connection refused'):
+    with self.assertRaisesRegex(
+      interface.StoreUnavailableError, 'connection refused'
+    ):
       own.get('k', 1)
 
   def pour(self, **reply):
@@ -482,7 +486,9 @@ class FaultsTest(parameterized.TestCase):
 
   def test_an_object_over_the_limit_is_not_read(self):
     self.store.fault(self.pour(length=2**30))
-    with self.assertRaisesRegex(interface.TooLarge, f'has {2**30} bytes'):
+    with self.assertRaisesRegex(
+      interface.ObjectTooLargeError, f'has {2**30} bytes'
+    ):
       self.open().get('k', 100)
     self.store.over.wait(0.1)
     self.assertLess(self.store.sent, 2**24)  # what the system's buffers take
@@ -526,7 +532,7 @@ class FaultsTest(parameterized.TestCase):
     self.store.fault(lambda h: (h.reply(200, bytes(100), 1000), h.hang_up()))
     self.store.fault(grow)
     self.store.fault(self.pour(length=10**7))
-    with self.assertRaises(interface.TooLarge):
+    with self.assertRaises(interface.ObjectTooLargeError):
       self.open().get('k', 1000)
     self.assertEqual(self.store.injected, 3)
 
@@ -542,7 +548,7 @@ class FaultsTest(parameterized.TestCase):
   @parameterized.parameters(False, True)
   def test_an_upload_that_fails_leaves_nothing(self, replace):
     self.store.fault(status(403), path='partNumber=2')
-    with self.assertRaises(interface.Denied):
+    with self.assertRaises(interface.AccessDeniedError):
       self.open(part_bytes=_UPLOAD).put(
         'k', bytes(2 * _UPLOAD), replace=replace
       )
@@ -554,7 +560,7 @@ class FaultsTest(parameterized.TestCase):
   def test_an_upload_past_the_deadline_leaves_nothing(self):
     self.store.fault(hang, path='partNumber=2', times=100)
     own = self.open(part_bytes=_UPLOAD, deadline_seconds=0.5, stall_seconds=0.4)
-    with self.assertRaises(interface.Unavailable):
+    with self.assertRaises(interface.StoreUnavailableError):
       own.put('k', bytes(2 * _UPLOAD))
     self.assertTrue(self.store.aborted.wait(5))
     self.assertEqual(list(self.store.objects), [])
@@ -580,7 +586,7 @@ class FaultsTest(parameterized.TestCase):
       serve(h)
 
     self.store.fault(be_overtaken, path='partNumber=1')
-    with self.assertRaises(interface.Exists):
+    with self.assertRaises(interface.ObjectExistsError):
       self.open(part_bytes=_UPLOAD).put('k', bytes(_UPLOAD + 9))
     self.assertEqual(self.store.objects, {'/abc/k': b'other'})
 
@@ -643,7 +649,9 @@ class FaultsTest(parameterized.TestCase):
   )
   def test_strangers_lead_nowhere_else(self, endpoint, hosts):
     location = location_lib.Location('s3', 'abc', endpoint=endpoint)
-    with self.assertRaisesRegex(interface.Denied, 'expected https and R2'):
+    with self.assertRaisesRegex(
+      interface.AccessDeniedError, 'expected https and R2'
+    ):
       bucket_lib.open_for_reading(location, hosts=hosts)
 
   @parameterized.parameters(

@@ -43,7 +43,7 @@ class GatherTest(parameterized.TestCase):
     self.over = threading.Event()
     self.addCleanup(self.over.set)
     self.slow = Fake(b'good', self.over)
-    self.missing = Fake(interface.Missing('no object'))
+    self.missing = Fake(interface.MissingObjectError('no object'))
     self.lying = Fake(b'evil')
 
   def test_the_owner_is_asked_first_and_alone(self):
@@ -82,9 +82,9 @@ class GatherTest(parameterized.TestCase):
       30,
     )
     self.assertEqual(found['b'], b'good')
-    self.assertIsInstance(found['a'], interface.Missing)
+    self.assertIsInstance(found['a'], interface.MissingObjectError)
     self.assertEqual(str(found['a']), 'no object; no object')
-    self.assertIsInstance(found['c'], interface.Unavailable)
+    self.assertIsInstance(found['c'], interface.StoreUnavailableError)
     self.assertRegex(str(found['c']), 'no object; key in .* expected bytes of')
     self.assertEqual(list(found), ['a', 'b', 'c'])
 
@@ -124,7 +124,7 @@ class GatherTest(parameterized.TestCase):
     )
     self.assertEqual(found[1], b'good')
     for name, reason in ((2, '^not there'), (3, '^no object; not there')):
-      self.assertIsInstance(found[name], interface.Unavailable)
+      self.assertIsInstance(found[name], interface.StoreUnavailableError)
       self.assertRegex(str(found[name]), f'{reason} within 0.3 s')
 
   def test_a_bug_is_not_taken_for_a_bad_bucket(self):

@@ -121,7 +121,7 @@ class FuzzTest(parameterized.TestCase):
       mutant = mutate(rng, data)
       try:
         header, got = decode(mutant, LIKE, spec)
-      except payload.Refused as e:
+      except payload.PayloadError as e:
         reasons.add(e.reason)
         continue
       accepted += 1
@@ -150,7 +150,7 @@ class FuzzTest(parameterized.TestCase):
       tracemalloc.start()
       try:
         decode(attempt, like, spec)
-      except payload.Refused:
+      except payload.PayloadError:
         pass
       _, peak = tracemalloc.get_traced_memory()
       tracemalloc.stop()

@@ -74,7 +74,7 @@ class ManifestTest(parameterized.TestCase):
     for at in range(len(DATA)):
       mutant = bytearray(DATA)
       mutant[at] ^= 1 << at % 8
-      with self.assertRaises(manifest_lib.Malformed, msg=f'byte {at}'):
+      with self.assertRaises(manifest_lib.ManifestError, msg=f'byte {at}'):
         decode(bytes(mutant))
 
   @hypothesis.given(st.data())
@@ -90,7 +90,7 @@ class ManifestTest(parameterized.TestCase):
     mutant = signed(bytes(body))
     try:
       got = decode(mutant)
-    except manifest_lib.Malformed:
+    except manifest_lib.ManifestError:
       return
     self.assertEqual(manifest_lib.encode(got, KEY.sign), mutant)
 
@@ -98,7 +98,7 @@ class ManifestTest(parameterized.TestCase):
   @hypothesis.settings(deadline=None)
   def test_noise_is_refused(self, noise):
     for data in (noise, signed(noise)):
-      with self.assertRaises(manifest_lib.Malformed):
+      with self.assertRaises(manifest_lib.ManifestError):
         decode(data)
 
   @parameterized.parameters(
@@ -121,7 +121,7 @@ class ManifestTest(parameterized.TestCase):
     ('unpack', 'text'),
   )
   def test_entries_that_are_none(self, message, entries):
-    with self.assertRaisesRegex(manifest_lib.Malformed, message):
+    with self.assertRaisesRegex(manifest_lib.ManifestError, message):
       decode(signed(edited(entries=entries)))
 
   @parameterized.parameters(
@@ -148,25 +148,27 @@ class ManifestTest(parameterized.TestCase):
     ('UnicodeDecodeError', b'"\xff"'),
   )  # fmt: skip
   def test_bodies_that_are_none(self, message, body):
-    with self.assertRaisesRegex(manifest_lib.Malformed, message):
+    with self.assertRaisesRegex(manifest_lib.ManifestError, message):
       decode(signed(body))
 
   @parameterized.parameters('', 'x', '\ud800', '\0', KEY.address + ' ')
   def test_a_hotkey_that_is_none_has_signed_nothing(self, hotkey):
-    with self.assertRaisesRegex(manifest_lib.Malformed, 'did not sign|Unicode'):
+    with self.assertRaisesRegex(
+      manifest_lib.ManifestError, 'did not sign|Unicode'
+    ):
       decode(signed(edited(hotkey=hotkey)))
 
   def test_only_the_named_hotkey_can_sign(self):
-    with self.assertRaisesRegex(manifest_lib.Malformed, 'did not sign'):
+    with self.assertRaisesRegex(manifest_lib.ManifestError, 'did not sign'):
       decode(manifest_lib.encode(MANIFEST, OTHER.sign))
-    with self.assertRaisesRegex(manifest_lib.Malformed, 'did not sign'):
+    with self.assertRaisesRegex(manifest_lib.ManifestError, 'did not sign'):
       decode(BODY + KEY.sign(BODY))  # as signed for another purpose
 
   def test_too_long_is_refused_unread(self):
     def verify(*_):
       raise AssertionError('looked at')
 
-    with self.assertRaisesRegex(manifest_lib.Malformed, 'bytes'):
+    with self.assertRaisesRegex(manifest_lib.ManifestError, 'bytes'):
       manifest_lib.decode(bytes(manifest_lib.MAX_BYTES + 1), verify)
 
 

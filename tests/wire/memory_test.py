@@ -85,7 +85,7 @@ class MemoryTest(parameterized.TestCase):
     lie = body + digest + sign(digest)
     tracemalloc.start()
     try:
-      with self.assertRaisesRegex(payload.Refused, 'zeros >'):
+      with self.assertRaisesRegex(payload.PayloadError, 'zeros >'):
         payload.decode(lie, HEADER, LIKE, spec, verify)
       _, peak = tracemalloc.get_traced_memory()
     finally:

@@ -120,9 +120,11 @@ class PayloadTest(parameterized.TestCase):
 
     for staleness, root in enumerate([HEADER.root, *older]):
       decode(staleness, root)
-    with self.assertRaisesRegex(payload.Refused, 'at most 2 rounds, got 3'):
+    with self.assertRaisesRegex(
+      payload.PayloadError, 'at most 2 rounds, got 3'
+    ):
       decode(3, older[1])
-    with self.assertRaisesRegex(payload.Refused, 'from other parameters'):
+    with self.assertRaisesRegex(payload.PayloadError, 'from other parameters'):
       decode(1, HEADER.root)
 
   def test_ten_bits_a_value_at_two_bits(self):
@@ -179,7 +181,7 @@ class PayloadTest(parameterized.TestCase):
       payload.make_spec(LIKE, sl.TopK(), codec='zip')
 
   def refused(self, data, expected, like, spec, reason):
-    with self.assertRaises(payload.Refused) as caught:
+    with self.assertRaises(payload.PayloadError) as caught:
       payload.decode(data, expected, like, spec, verify)
     self.assertEqual(caught.exception.reason, reason)
 
@@ -228,7 +230,7 @@ class PayloadTest(parameterized.TestCase):
         resigned(mutant, OTHER),
         mutant[:-64] + bytes(64),
       ):
-        with self.assertRaises(payload.Refused) as caught:
+        with self.assertRaises(payload.PayloadError) as caught:
           payload.decode(forged, EXPECTED, LIKE, spec, verify)
         if at >= HEAD:  # else it is of another run, round ...
           reason = caught.exception.reason
@@ -278,7 +280,7 @@ class PayloadTest(parameterized.TestCase):
     message['norm'] = np.full_like(message['norm'], value)
     spec = payload.make_spec(LIKE, sl.Dense())
     data = payload.encode(HEADER, message, LIKE, spec, KEY.sign)
-    with self.assertRaisesRegex(payload.Refused, r"\['norm'\]"):
+    with self.assertRaisesRegex(payload.PayloadError, r"\['norm'\]"):
       payload.decode(data, EXPECTED, LIKE, spec, verify)
 
   @hypothesis.given(st.data())
@@ -295,7 +297,7 @@ class PayloadTest(parameterized.TestCase):
     mutant = resigned(bytes(mutant[: len(mutant) - cut]))
     try:
       header, got = payload.decode(mutant, EXPECTED, LIKE, spec, verify)
-    except payload.Refused as e:
+    except payload.PayloadError as e:
       self.assertIsInstance(e.reason, payload.Reason)
       return
     again = payload.encode(header, got, LIKE, spec, KEY.sign)

@@ -162,7 +162,7 @@ class PayloadTest(parameterized.TestCase):
     body = data[:-96]
     for wrong in (body + b'\0', body[:-1]):
       digest = payload._digest(wrong)
-      with self.assertRaises(payload.Refused) as caught:
+      with self.assertRaises(payload.PayloadError) as caught:
         payload.decode(
           wrong + digest + sign(digest), HEADER, like, spec, verify
         )

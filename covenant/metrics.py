@@ -1,0 +1,280 @@
+"""The metrics of a run: one JSON object a line, in `metrics.jsonl`.
+
+The fields of `Round` and `Evaluation` are the documented schema; the key
+`kind` in front of them says which of the two a line is. TensorBoard gets a
+copy of the scalars; where the two differ, the JSONL is right.
+"""
+
+import dataclasses
+import json
+import math
+import operator
+import os
+import pathlib
+import typing
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+import tensorboardX
+
+from covenant import errors
+
+
+class MetricsError(errors.CovenantError):
+  """A record that is not valid. The message names the field, and the line."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Round:
+  """One completed round.
+
+  Numbers may be given as NumPy or JAX scalars, and sequences as arrays; they
+  become Python numbers and tuples.
+
+  Raises:
+    MetricsError: a field has the wrong type, or is infinite or not a number.
+  """
+
+  kind: ClassVar[str] = 'round'
+
+  round: int  # rounds completed, this one included
+  tokens: int  # tokens trained since the start, all miners
+  loss: float  # inner training loss, nats a token, mean of miners and steps
+  miner_losses: tuple[float, ...]  # the same a miner, nats a token, as `uids`
+  uids: tuple[int, ...]  # who trained in this round, ascending
+  learning_rate: float  # of the last inner step
+  bytes_up: int  # payload bytes sent since the start, all miners
+  bytes_round: int  # payload bytes sent in this round, all miners
+  dense_bytes_round: int  # what the same payloads would have been in fp32
+  compression_ratio: float  # dense_bytes_round / bytes_round; 0: nothing sent
+  delta_norm: float  # L2 norm of the aggregated update
+  error_norm: float  # L2 norm of the error feedback, mean of miners
+  payloads: int  # payloads accepted
+  seconds: float  # wall-clock seconds of this round
+  tokens_per_second: float  # of this round, all miners, in wall-clock time
+  # Of `seconds`, what all nodes together spent training and compressing (miners
+  # side by side count once); committing, fetching, checking and voting; in the
+  # outer step; evaluating and rating.
+  train_seconds: float = 0.0
+  exchange_seconds: float = 0.0
+  outer_seconds: float = 0.0
+  score_seconds: float = 0.0
+  # Between the stages of miners that are pipelines, forward and back.
+  stage_bytes: int = 0
+  # What each miner deserves, by uid from 0 on, as the leader has found so far;
+  # they sum to 1. Empty before the first verdict.
+  weights: tuple[float, ...] = ()
+
+  def __post_init__(self):
+    _normalize(self)
+    if len(self.miner_losses) != len(self.uids):
+      raise MetricsError(
+        f'round {self.round}: {len(self.miner_losses)} miner_losses for '
+        f'{len(self.uids)} uids'
+      )
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+  """The shared model on held-out text, after `round` rounds.
+
+  Raises:
+    MetricsError: as `Round`.
+  """
+
+  kind: ClassVar[str] = 'evaluation'
+
+  round: int  # rounds completed
+  tokens: int  # tokens trained since the start, all miners
+  bytes_up: int  # payload bytes sent since the start, all miners
+  loss: float  # held-out loss, nats a token
+  nats_per_byte: float  # held-out loss, nats a byte of text
+  bits_per_byte: float  # held-out loss, bits a byte of text
+  sequences: int  # held-out sequences evaluated
+  seconds: float  # wall-clock seconds of this evaluation
+
+  def __post_init__(self):
+    _normalize(self)
+
+
+Record = Round | Evaluation
+
+_KINDS = {cls.kind: cls for cls in (Round, Evaluation)}
+
+
+def _normalize(record: Record) -> None:
+  """Checks the fields: a record that exists is valid."""
+  for field in dataclasses.fields(record):
+    where = f'{record.kind} {record.round}: {field.name!r}'
+    value = _checked(getattr(record, field.name), field.type, where)
+    object.__setattr__(record, field.name, value)  # the dataclass is frozen
+
+
+def _checked(value: Any, kind: Any, where: str) -> Any:
+  """`value` as the plain Python object of type `kind`."""
+  if typing.get_origin(kind) is tuple:
+    element = typing.get_args(kind)[0]
+    if isinstance(value, (str, bytes)):
+      raise MetricsError(f'{where} is {value!r}, not a list of numbers')
+    try:
+      items = list(value)
+    except TypeError:
+      raise MetricsError(
+        f'{where} is {value!r}, not a list of numbers'
+      ) from None
+    return tuple(
+      _checked(item, element, f'{where}[{i}]') for i, item in enumerate(items)
+    )
+  # float('3') and operator.index(True) would both succeed.
+  if isinstance(value, (str, bytes, bool)) or value is None:
+    raise MetricsError(f'{where} is {value!r}, not a number')
+  try:
+    number = operator.index(value) if kind is int else float(value)
+  except (TypeError, ValueError, OverflowError):
+    noun = 'an integer' if kind is int else 'a number'
+    raise MetricsError(f'{where} is {value!r}, not {noun}') from None
+  if kind is float and not math.isfinite(number):
+    raise MetricsError(f'{where} is {number}: the run has diverged')
+  return number
+
+
+def encode(record: Record) -> str:
+  """The line of a record, without its newline."""
+  fields = {'kind': record.kind, **dataclasses.asdict(record)}
+  return json.dumps(fields, allow_nan=False)
+
+
+def decode(line: str | bytes) -> Record:
+  """The record of one line; the inverse of `encode`.
+
+  Raises:
+    MetricsError: not a JSON object, of no known kind, with a missing, unknown,
+      ill-typed or non-finite field.
+  """
+  try:
+    fields = json.loads(line)
+  except ValueError as error:  # JSON and UTF-8 errors are both of this class
+    raise MetricsError(f'not JSON: {error}') from None
+  if not isinstance(fields, dict):
+    raise MetricsError(f'not a JSON object but a {type(fields).__name__}')
+  kind = fields.pop('kind', None)
+  if not isinstance(kind, str) or kind not in _KINDS:
+    raise MetricsError(f'kind is {kind!r}; allowed: {", ".join(_KINDS)}')
+  cls = _KINDS[kind]
+  names = {field.name for field in dataclasses.fields(cls)}
+  # What has a default came later than some runs.
+  needed = {
+    field.name
+    for field in dataclasses.fields(cls)
+    if field.default is dataclasses.MISSING
+  }
+  if missing := sorted(needed - set(fields)):
+    raise MetricsError(f'{kind}: missing {", ".join(missing)}')
+  if unknown := sorted(set(fields) - names):
+    raise MetricsError(f'{kind}: unknown field {", ".join(unknown)}')
+  return cls(**fields)
+
+
+def _lines(path: pathlib.Path) -> Iterator[tuple[bytes, Record]]:
+  """Yields every complete line with its record.
+
+  Bytes after the last newline are a line whose writer was killed, or still is
+  at it: they are left out.
+  """
+  *lines, _ = path.read_bytes().split(b'\n')
+  for number, line in enumerate(lines, start=1):
+    try:
+      yield line, decode(line)
+    except MetricsError as error:
+      raise MetricsError(f'{path}:{number}: {error}') from None
+
+
+def read(path: str | os.PathLike[str]) -> list[Record]:
+  """Reads a metrics file, in the order in which it was written.
+
+  A run which is still writing may be read: an unfinished last line is left
+  out.
+
+  Raises:
+    MetricsError: a line is malformed; the message has the file and the line.
+  """
+  return [record for _, record in _lines(pathlib.Path(path))]
+
+
+def _truncate(path: pathlib.Path, completed: int) -> None:
+  """Drops, at once or not at all, what came after `completed` rounds."""
+  kept = [line for line, record in _lines(path) if record.round <= completed]
+  temporary = path.with_name(path.name + '.tmp')
+  with open(temporary, 'wb') as file:
+    file.writelines(line + b'\n' for line in kept)
+    file.flush()
+    os.fsync(file.fileno())
+  os.replace(temporary, path)
+
+
+class MetricsWriter:
+  """Appends records to the metrics file of a run and mirrors TensorBoard.
+
+  Every line is flushed: it survives the death of the process. Only `sync`
+  makes it survive the death of the machine, so call it before a checkpoint
+  is made; and write the evaluation of a round before its checkpoint, for a
+  run resumed from there does not repeat it.
+
+  Args:
+    path: the JSONL file; its folder is made when missing.
+    tensorboard_dir: the folder for TensorBoard events.
+    resume: rounds completed by the checkpoint from which the run goes on.
+      Later records, and a torn last line, are dropped from the file. None is
+      a run without a checkpoint, which starts the file anew.
+
+  Raises:
+    MetricsError: the file to resume is malformed before its last line.
+  """
+
+  def __init__(
+    self,
+    path: str | os.PathLike[str],
+    tensorboard_dir: str | os.PathLike[str],
+    *,
+    resume: int | None = None,
+  ):
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if resume is not None and path.exists():
+      _truncate(path, resume)
+    self._file = open(path, 'w' if resume is None else 'a', encoding='utf-8')
+    purge = 0 if resume is None else resume + 1
+    self._tensorboard = tensorboardX.SummaryWriter(
+      str(tensorboard_dir),
+      purge_step=purge,
+      # Two event files of one second would otherwise have one name.
+      filename_suffix=f'.from{purge}',
+    )
+
+  def write(self, record: Record) -> None:
+    """Appends one record and flushes it to the operating system."""
+    self._file.write(encode(record) + '\n')
+    self._file.flush()
+    for name, value in dataclasses.asdict(record).items():
+      if isinstance(value, (int, float)) and name != 'round':
+        tag = f'{record.kind}/{name}'
+        self._tensorboard.add_scalar(tag, value, record.round)
+
+  def sync(self) -> None:
+    """Returns once all that was written is on the disk."""
+    self._file.flush()
+    os.fsync(self._file.fileno())
+    self._tensorboard.flush()
+
+  def close(self) -> None:
+    """Syncs and closes; a second call does nothing."""
+    if not self._file.closed:
+      self.sync()
+      self._file.close()
+      self._tensorboard.close()
+
+  def __enter__(self) -> 'MetricsWriter':
+    return self
+
+  def __exit__(self, *_: object) -> None:
+    self.close()

@@ -1,0 +1,198 @@
+"""Whether this machine, key and bucket can do what a role needs.
+
+Every check is a line for people: what was looked at, what was found, and where
+it is not well, what to do.
+"""
+
+import os
+import pathlib
+import secrets
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import jax
+
+from covenant import config as config_lib
+from covenant import errors
+from covenant.chain import interface as chain_lib
+from covenant.data import assignment
+from covenant.data import dataset
+from covenant.models import llama
+from covenant.node import connect
+from covenant.node import needs
+from covenant.protocol import membership as membership_lib
+from covenant.store import interface as store_lib
+from covenant.train import shared_state as shared_state_lib
+
+_SKEW_SECONDS = 30.0  # that a clock may be ahead
+_BEHIND_SECONDS = 120.0  # final blocks of a chain are some tens old
+
+
+class Finding(NamedTuple):
+  """What one check found."""
+
+  name: str
+  well: bool
+  text: str
+
+
+class PreflightError(errors.CovenantError):
+  """A node cannot start; one line a thing to mend."""
+
+
+def examine(
+  config: config_lib.Config,
+  workdir: str | os.PathLike[str],
+  role: str = '',
+) -> Iterator[Finding]:
+  """All checks, cheap ones first; yields as they are done.
+
+  Args:
+    config: with the `network` section of this node.
+    workdir: where the node would write.
+    role: 'miner', 'pool', 'validator' or 'evaluator'; empty is as for a miner,
+      but the hotkey may be a validator's.
+  """
+  kind = jax.devices()[0].device_kind
+  yield Finding('devices', True, f'{jax.device_count()} x {kind}')
+  miners = 0 if role in ('validator', 'evaluator') else 1
+  lacking = needs.lacking_memory(config, miners)
+  needed = needs.memory_bytes(config, miners) / 1e9
+  yield Finding('memory', not lacking, lacking or f'{needed:,.1f} GB needed')
+  yield _disk(config, workdir)
+  yield _data(config)
+  try:
+    chain = connect.chain(config)
+    head = chain.head()
+  except (chain_lib.ChainError, config_lib.ConfigError) as e:
+    yield Finding('chain', False, str(e))
+  else:
+    text = f'block {head}' if head >= 0 else 'it has not begun'
+    yield Finding('chain', True, text)
+    if head >= 0:
+      yield _attempt('clock', lambda: _clock(chain, head))
+      if role != 'evaluator':
+        yield _attempt('hotkey', lambda: _hotkey(chain, head, role))
+  if role != 'evaluator':
+    run = shared_state_lib.SharedModel(config).run
+    yield _attempt('bucket', lambda: _bucket(config, run))
+
+
+def require(
+  config: config_lib.Config, workdir: str | os.PathLike[str], role: str
+) -> None:
+  """Raises Unwell where a check of a role fails; says all that do."""
+  bad = [f for f in examine(config, workdir, role) if not f.well]
+  if bad:
+    lines = '\n  '.join(f'{finding.name}: {finding.text}' for finding in bad)
+    raise PreflightError(f'this {role} cannot start:\n  {lines}')
+
+
+def table(findings: list[Finding]) -> str:
+  """A line a finding."""
+  return '\n'.join(
+    f'{"well" if f.well else "NOT WELL":8}  {f.name:8}  {f.text}'
+    for f in findings
+  )
+
+
+def _attempt(name: str, check: Callable[[], str]) -> Finding:
+  """What `check` says; what it raises is what is wrong."""
+  try:
+    return Finding(name, True, check())
+  except (
+    chain_lib.ChainError,
+    store_lib.StoreError,
+    ValueError,
+    PreflightError,
+  ) as e:
+    return Finding(name, False, str(e))
+
+
+def _disk(
+  config: config_lib.Config, workdir: str | os.PathLike[str]
+) -> Finding:
+  """Room for the checkpoints that are kept, and the one being written."""
+  folder = pathlib.Path(workdir).absolute()
+  while not folder.exists():
+    folder = folder.parent
+  copies = config.checkpoint.keep + 1
+  needed = 16 * llama.num_params(config.model) * copies
+  free = shutil.disk_usage(folder).free
+  text = f'{free / 1e9:,.1f} GB free in {folder}'
+  if free < needed:
+    text += f'; {copies} checkpoints take {needed / 1e9:,.1f} GB'
+  return Finding('disk', free >= needed, text)
+
+
+def _data(config: config_lib.Config) -> Finding:
+  if lacking := needs.lacking_data(config):
+    return Finding('data', False, lacking)
+  try:
+    split = dataset.load(config).train
+  except (config_lib.ConfigError, OSError, ValueError) as e:
+    return Finding('data', False, str(e))
+  sequences = split.num_sequences(config.data.context)
+  each = assignment.per_miner(config)
+  return Finding(
+    'data',
+    sequences >= each,
+    f'{sequences:,} sequences of {config.data.context}, {each} a round',
+  )
+
+
+def _clock(chain: chain_lib.Chain, head: int) -> str:
+  ahead = time.time() - chain.timestamp(head)
+  if -_SKEW_SECONDS < ahead < _BEHIND_SECONDS + 2 * chain.block_seconds:
+    return f'the newest block is {ahead:.0f} s old'
+  raise PreflightError(
+    f'by the clock of this machine the newest block is {ahead:.0f} s old; set '
+    'the clock (NTP), or look whether the chain stands still'
+  )
+
+
+def _hotkey(chain: chain_lib.Chain, head: int, role: str) -> str:
+  membership = membership_lib.read(chain, head)
+  peer = membership.peers[membership.uid(chain.hotkey)]
+  if role == 'validator' and not peer.validator:
+    raise PreflightError(
+      f'uid {peer.uid} has no validator permit; stake more, or run a miner'
+    )
+  if role in ('miner', 'pool') and peer.validator:
+    raise PreflightError(
+      f'uid {peer.uid} is a validator: nobody counts its payloads. Use '
+      'another hotkey to mine'
+    )
+  kind = 'a validator' if peer.validator else 'a miner'
+  return f'{chain.hotkey} is uid {peer.uid}, {kind}, stake {peer.stake:,.0f}'
+
+
+def _bucket(config: config_lib.Config, run: bytes) -> str:
+  """Writes, reads as others would, deletes."""
+  objects = connect.objects(config, run)
+  key = f'{run.hex()}/probe/{secrets.token_hex(8)}'
+  data = secrets.token_bytes(64)
+  objects.bucket.put(key, data)
+  try:
+    try:
+      objects.bucket.put(key, data)
+    except store_lib.ObjectExistsError:
+      pass
+    else:
+      raise PreflightError(
+        'the store replaces objects that must not be replaced (it ignores '
+        'If-None-Match); use another one'
+      )
+    public = objects.bucket_at(objects.location)
+    if public is None:
+      raise PreflightError(
+        'others may not open this bucket: it must be on R2, on Amazon, or on '
+        'a host that the run allows'
+      )
+    if public.get(key, len(data)) != data:
+      raise PreflightError('others read other bytes than were written')
+  finally:
+    objects.bucket.delete([key])
+  return f'{objects.bucket.location.partition("?")[0]} can be written and read'

@@ -1,0 +1,211 @@
+"""The programs of a node, compiled for devices that are not here.
+
+A process of its own compiles them, for a mesh of virtual CPU devices: how many
+there are must be said before JAX starts, and whoever asks may have started it.
+What the compiled programs take is the same on every backend. What they need
+beside it is not, and is not reported; a TPU's compiler does tell, without a TPU
+(`plan.tpu_topology`, the extra 'plan-tpu').
+"""
+
+import dataclasses
+import importlib.util
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import topologies
+
+from covenant import config as config_lib
+from covenant.models import llama
+from covenant.models import sharding
+from covenant.optim import method as method_lib
+from covenant.optim import receiver
+from covenant.optim import sender
+from covenant.plan import table
+from covenant.train import step as step_lib
+
+# Of the largest leaf. What compresses a whole small model has one program.
+_SENDING = ('compress', 'subtract sent')
+_RECEIVING = ('add a message', 'outer step')
+_CONFIG_ERROR = 3  # exit status of the child
+_COLLECTIVE = re.compile(
+  r'= (.*?) (all-gather|all-reduce|all-to-all|collective-permute'
+  r'|reduce-scatter|collective-broadcast)(?:-start)?\('
+)
+
+
+def lower(
+  config: config_lib.Config, mesh: jax.sharding.Mesh | None
+) -> Iterator[tuple[str, Any]]:
+  """Yields the name of each program of a round, and the program, lowered.
+
+  Args:
+    config: of the run.
+    mesh: of one miner; None is one device.
+
+  Raises:
+    ConfigError: they cannot be cut so.
+  """
+  method = method_lib.make(config)
+  if method.inner is not None:
+    step = step_lib.inner_step(config, method, mesh)
+    yield 'inner step', step.lower(*step_lib.arguments(config, method, mesh))
+  like = jax.eval_shape(lambda: llama.init(config.model, jax.random.key(0)))
+  specs = None if mesh is None else sharding.specs(like, mesh)
+  parts = like, method, mesh, specs
+  yield from zip(_SENDING, sender.Sender(*parts).lower(), strict=False)
+  yield from zip(_RECEIVING, receiver.Receiver(*parts).lower(), strict=True)
+
+
+def collectives(text: str) -> dict[str, tuple[int, int]]:
+  """Of compiled HLO: each kind, how many, and the elements of the largest.
+
+  What a loop does is counted once.
+
+  >>> collectives('%x = (f32[4,2], f32[3]) all-gather(...)')
+  {'all-gather': (1, 8)}
+  """
+  found: dict[str, tuple[int, int]] = {}
+  for match in _COLLECTIVE.finditer(text):
+    shapes = re.findall(r'\w+\[([\d,]*)\]', match[1])
+    sizes = [math.prod(int(n) for n in s.split(',') if n) for s in shapes]
+    count, most = found.get(match[2], (0, 0))
+    found[match[2]] = count + 1, max(most, *sizes)
+  return found
+
+
+def measure(config: config_lib.Config) -> list[table.Program]:
+  """Every program of a round, lowered and compiled in a process of its own.
+
+  Args:
+    config: with `config.devices` as the plan has them; `devices.data` said.
+
+  Raises:
+    ConfigError: they cannot be cut so, or the process could not do it.
+  """
+  topology = config.plan.tpu_topology
+  if topology and importlib.util.find_spec('libtpu') is None:
+    raise config_lib.ConfigError(
+      'plan.tpu_topology: needs the compiler of TPUs, which is not installed: '
+      "pip install 'covenant[plan-tpu]'"
+    )
+  child = subprocess.run(
+    [sys.executable, '-m', __name__],
+    input=config_lib.to_json(config),
+    env=os.environ | _environment(bool(topology)),
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  if child.returncode == _CONFIG_ERROR:
+    raise config_lib.ConfigError(child.stdout.splitlines()[-1])
+  if child.returncode:
+    raise RuntimeError(f'compiling the plan failed:\n{child.stderr}')
+  return [_read(line) for line in child.stdout.splitlines()]
+
+
+def _read(line: str) -> table.Program:
+  """A program as the child wrote it; JSON has lists for tuples."""
+  raw: dict[str, Any] = json.loads(line)
+  moved = raw.pop('collectives')
+  pairs = {kind: (count, most) for kind, (count, most) in moved.items()}
+  return table.Program(collectives=pairs, **raw)
+
+
+def _environment(tpu: bool) -> dict[str, str]:
+  """Of the child. With a TPU's compiler, that it looks for no TPU."""
+  path = os.pathsep.join(filter(None, sys.path))
+  environment = {'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': path}
+  if tpu:
+    environment |= {
+      'TPU_SKIP_MDS_QUERY': '1',
+      'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',
+      'TPU_LOG_DIR': 'disabled',
+    }
+  return environment
+
+
+def _child() -> Iterator[table.Program]:
+  config = config_lib.from_json(sys.stdin.read())
+  # cuDNN's kernels are not where there is no GPU; all else is the same.
+  model = dataclasses.replace(config.model, attention='portable')
+  config = dataclasses.replace(config, model=model)
+  devices = config.devices
+  count = devices.data * devices.fsdp * devices.tensor
+  jax.config.update('jax_num_cpu_devices', count)
+  mesh = sharding.mesh(devices, jax.devices())
+  yield from _measured(config, mesh, 'cpu' if config.plan.compile else '')
+  if config.plan.tpu_topology:
+    yield from _measured(config, _tpu_mesh(config), 'tpu')
+
+
+def _tpu_mesh(config: config_lib.Config) -> jax.sharding.Mesh:
+  name, devices = config.plan.tpu_topology, config.devices
+  shape = devices.data, devices.fsdp, devices.tensor
+  try:
+    topology = topologies.get_topology_desc(platform='tpu', topology_name=name)
+  except Exception as e:  # whatever libtpu raises for what it does not know
+    text = str(e).splitlines()[0]
+    raise config_lib.ConfigError(f'plan.tpu_topology: {name!r}: {text}') from e
+  chips = topology.devices
+  if len(chips) != math.prod(shape):
+    raise config_lib.ConfigError(
+      f'plan.tpu_topology: {name!r} has {len(chips)} devices, and the mesh '
+      f'devices.data * devices.fsdp * devices.tensor = {math.prod(shape)}'
+    )
+  kinds = (jax.sharding.AxisType.Explicit,) * len(shape)
+  grid = np.array(chips).reshape(shape)
+  return jax.sharding.Mesh(grid, sharding.MESH_AXES, kinds)
+
+
+def _measured(
+  config: config_lib.Config, mesh: jax.sharding.Mesh, platform: str
+) -> Iterator[table.Program]:
+  """Compiled for the platform; where there is none, only lowered."""
+  start = time.monotonic()
+  several = mesh if mesh.size > 1 else None  # as the nodes have it
+  for name, lowered in lower(config, several):
+    program = table.Program(name, platform, time.monotonic() - start)
+    if platform:
+      program = _compiled(program, lowered)
+    yield program
+    start = time.monotonic()
+
+
+def _compiled(program: table.Program, lowered: Any) -> table.Program:
+  start = time.monotonic()
+  try:
+    compiled = lowered.compile()
+  except jax.errors.JaxRuntimeError as e:
+    if program.platform != 'tpu':
+      raise
+    reason = str(e).splitlines()[0]
+    seconds = time.monotonic() - start
+    return program._replace(compile_seconds=seconds, error=reason)
+  program = program._replace(compile_seconds=time.monotonic() - start)
+  sizes = compiled.memory_analysis()
+  program = program._replace(argument_bytes=sizes.argument_size_in_bytes)
+  if program.platform == 'tpu':  # whose text JAX need not be able to read
+    return program._replace(temporary_bytes=sizes.temp_size_in_bytes)
+  return program._replace(collectives=collectives(compiled.as_text()))
+
+
+def main() -> None:
+  try:
+    for program in _child():
+      print(json.dumps(program._asdict()), flush=True)
+  except config_lib.ConfigError as e:
+    print(e)
+    sys.exit(_CONFIG_ERROR)
+
+
+if __name__ == '__main__':
+  main()

@@ -1,0 +1,330 @@
+"""What hosts can do in a round as one island: each alone, or as a pool.
+
+Memory and arithmetic are those of covenant/plan/. All of an island ends within
+the compute window; its payload has to be in the store when the put window
+closes, and the others' payloads have to arrive in what the round has left.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from covenant import config as config_lib
+from covenant.models import llama
+from covenant.plan import advice
+from covenant.plan import hardware
+from covenant.plan import inventory
+from covenant.plan import links
+from covenant.plan import memory
+from covenant.plan import work
+from covenant.train import island as island_lib
+
+# Of the run's inner steps and batch, what an island may have.
+LEAST_STEPS, MOST_STEPS, MOST_BATCH = 0.5, 2, 4
+_ALIKE = 0.99  # of the most tokens: then the run's own number of steps
+
+
+class Terms(NamedTuple):
+  """What the run asks of every island. Seconds, bytes."""
+
+  config: config_lib.Config
+  window: float  # for inner steps
+  put: float  # for the upload
+  gather: float  # for the others' payloads
+  others: int  # whose payloads an island fetches
+  payload: float
+  flops: float  # of a token
+  steps: tuple[int, ...]  # inner steps that an island may have, ascending
+  batch: int  # sequences of an inner step, at most
+
+  @property
+  def context(self) -> int:
+    return self.config.data.context
+
+
+def terms(config: config_lib.Config) -> Terms:
+  """The terms of a run with an inventory.
+
+  Raises:
+    ConfigError: it does not say how long a round computes, or its round has no
+      time for that.
+  """
+  phases, plan = config.phases, config.plan
+  block = config.network.block_seconds
+  put, select = phases.put_blocks * block, phases.select_blocks * block
+  left = phases.round_blocks * block - put - select
+  window = 60 * plan.compute_minutes
+  if not 0 < window < left:
+    raise config_lib.ConfigError(
+      f'plan.compute_minutes: expected, with plan.inventory, how many minutes '
+      f'of a round are for inner steps, fewer than {left / 60:.1f}, which the '
+      f'other phases leave; got {plan.compute_minutes:g}'
+    )
+  whole = memory.shards(
+    dataclasses.replace(config, devices=config_lib.Devices())
+  )
+  own = config.optim.inner_steps
+  return Terms(
+    config,
+    window,
+    put,
+    left - window,
+    plan.peers - 1,
+    whole.payload_bytes,
+    work.flops(config).total / work.tokens(config),
+    tuple(range(max(1, int(LEAST_STEPS * own)), MOST_STEPS * own + 1)),
+    MOST_BATCH * config.optim.inner.batch_size,
+  )
+
+
+class Pace(NamedTuple):
+  """Seconds of an inner step: max(batch * each, batch * beside + fixed)."""
+
+  each: float  # a sequence
+  beside: float
+  fixed: float
+  quantum: int  # sequences: a batch is a multiple
+
+  def seconds(self, batch: int) -> float:
+    return max(batch * self.each, batch * self.beside + self.fixed)
+
+  def most(self, seconds: float, limit: int) -> int:
+    """The largest batch that takes so long, and is no larger than `limit`."""
+    batch = min(seconds / self.each, limit)
+    if self.beside:
+      batch = min(batch, (seconds - self.fixed) / self.beside)
+    elif self.fixed > seconds:
+      return 0
+    # Of a batch that fits exactly the quotient may be a little less.
+    return max(int((batch + 1e-9) // self.quantum) * self.quantum, 0)
+
+
+class Work(NamedTuple):
+  """An island and its round. Seconds, bytes."""
+
+  kind: str  # replica, pool or pipeline
+  hosts: tuple[int, ...]  # of each group
+  island: island_lib.Island
+  tokens: int
+  value: float  # tokens, each at what it counts for
+  computing: float  # until its last inner step ends
+  busy: float  # share of the window in which its devices do arithmetic
+  uploaded: float  # to the store, all of the island
+  downloaded: float
+  inside: float  # between its own hosts over the internet
+  upload: float  # seconds of its slowest host
+  gather: float
+  split: str  # how the model lies on it, in words
+
+
+def choose(
+  paces: Sequence[tuple[int, Pace]], terms_: Terms, window: float
+) -> tuple[int, list[int]] | None:
+  """Inner steps, and the batch of each worker, for the most tokens.
+
+  Args:
+    paces: how many workers have which pace.
+    terms_: of the run.
+    window: seconds for all inner steps.
+
+  Returns:
+    None if no worker can do a step.
+  """
+  found = []
+  for steps in terms_.steps:
+    batches = [pace.most(window / steps, terms_.batch) for _, pace in paces]
+    whole = sum(n * b for (n, _), b in zip(paces, batches, strict=True))
+    found.append((steps * whole, steps, batches))
+  best = max(sequences for sequences, _, _ in found)
+  if not best:
+    return None
+  own = terms_.config.optim.inner_steps
+  _, steps, batches = min(
+    (f for f in found if f[0] >= _ALIKE * best), key=lambda f: abs(f[1] - own)
+  )
+  return steps, batches
+
+
+def replica_config(
+  config: config_lib.Config, fsdp: int, size: int, count: int
+) -> config_lib.Config:
+  """Of a peer whose host holds the whole model, `size` sequences a device."""
+  inner = config.optim.inner
+  return dataclasses.replace(
+    config,
+    devices=config_lib.Devices(data=count // fsdp, fsdp=fsdp, offload=True),
+    optim=dataclasses.replace(
+      config.optim,
+      # Two microbatches: what their sum takes counts.
+      inner=dataclasses.replace(
+        inner, batch_size=2 * size * count, microbatch_size=size
+      ),
+    ),
+  )
+
+
+@functools.cache
+def shared_model(
+  config: config_lib.Config, group: inventory.Group
+) -> tuple[Pace, str] | None:
+  """The fastest way of a host to hold the whole model; None if it cannot.
+
+  The parameters are cut over as few of its devices as they fit on, and the
+  rest are copies, where that is not slower (FSDP, data parallel).
+  """
+  best: tuple[Pace, str] | None = None
+  limit = config.plan.memory_fraction * group.device.memory
+  kind = hardware.Hardware(group.size, group.kind, group.device)
+  sizes = {config.optim.inner.microbatch_size or 1, 1}
+  for fsdp in (f for f in range(1, group.size + 1) if group.size % f == 0):
+    for size in sorted(sizes, reverse=True):
+      own = replica_config(config, fsdp, size, group.size)
+      try:
+        needs = advice.most(own).total
+      except config_lib.ConfigError:  # blocks of 64 do not divide so
+        continue
+      if needs > limit:
+        continue
+      step, quantum = work.step(own, kind), size * group.size
+      batch = own.optim.inner.batch_size
+      # Weights are gathered a microbatch, copies summed once a step.
+      held = llama.num_params(config.model) / fsdp
+      copies = group.size // fsdp
+      summed = 8 * held * (copies - 1) / copies / kind.link
+      pace = Pace(
+        step.compute / batch,
+        max(step.parameters - summed, 0) / batch,
+        summed,
+        quantum,
+      )
+      if best is None or pace.seconds(batch) / batch < 0.999 * _each(best[0]):
+        cut = f'fsdp {fsdp}' + f' x {copies} copies' * (copies > 1)
+        best = pace, cut if group.size > 1 else 'whole'
+  return best
+
+
+def _each(pace: Pace) -> float:
+  return pace.seconds(2 * pace.quantum) / (2 * pace.quantum)
+
+
+def alone(
+  terms_: Terms, groups: Sequence[inventory.Group], g: int
+) -> Work | None:
+  """A host of a group as a full replica; None if it cannot be one."""
+  group, found = groups[g], shared_model(terms_.config, groups[g])
+  if found is None:
+    return None
+  chosen = choose([(1, found[0])], terms_, terms_.window)
+  upload = terms_.payload / group.upload + group.latency
+  fetched = terms_.others * terms_.payload
+  gather = fetched / group.download + group.latency
+  if not chosen or upload > terms_.put or gather > terms_.gather:
+    return None
+  steps, (batch,) = chosen
+  tokens = steps * batch * terms_.context
+  return Work(
+    'replica',
+    tuple(int(i == g) for i in range(len(groups))),
+    island_lib.Island(steps, batch),
+    tokens,
+    float(tokens),
+    steps * found[0].seconds(batch),
+    busy(terms_, tokens, [(1, group)]),
+    terms_.payload,
+    fetched,
+    0.0,
+    upload,
+    gather,
+    found[1],
+  )
+
+
+def pool(
+  terms_: Terms, groups: Sequence[inventory.Group], hosts: tuple[int, ...]
+) -> Work | None:
+  """Hosts that each hold the whole model, as workers of one uid.
+
+  `pool.subrounds` times a round, within the window, each sends what it has
+  learned to the others, as a payload, and hears them: directly, or summed by
+  one of them, whichever is faster. All do as many inner steps, each on a batch
+  of its own. The island sends one payload; every worker hears the network.
+  """
+  members = [(n, groups[g]) for g, n in enumerate(hosts) if n]
+  found = [shared_model(terms_.config, group) for _, group in members]
+  count = sum(hosts)
+  if count < 2 or None in found:
+    return None
+  exchanges = [_inner(terms_, group, count, members) for _, group in members]
+  subrounds = terms_.config.pool.subrounds
+  inner = max(gather.seconds for gather in exchanges) * subrounds
+  paces = [(n, f[0]) for (n, _), f in zip(members, found, strict=True) if f]
+  chosen = choose(paces, terms_, terms_.window - inner)
+  payload, fetched = terms_.payload, terms_.others * terms_.payload
+  upload = max(payload / g.upload + g.latency for _, g in members)
+  gather = max(fetched / g.download + g.latency for _, g in members)
+  if not chosen or upload > terms_.put or gather > terms_.gather:
+    return None
+  steps, batches = chosen
+  whole = sum(n * b for (n, _), b in zip(members, batches, strict=True))
+  tokens = steps * whole * terms_.context
+  seconds = max(
+    pace.seconds(b) for (_, pace), b in zip(paces, batches, strict=True)
+  )
+  low, high = min(batches), max(batches)
+  inside = sum(
+    n * (payload + g.fetched)
+    for (n, _), g in zip(members, exchanges, strict=True)
+  )
+  return Work(
+    'pool',
+    hosts,
+    island_lib.Island(steps, whole),
+    tokens,
+    float(tokens),
+    steps * seconds + inner,
+    busy(terms_, tokens, members),
+    payload,
+    count * fetched,
+    subrounds * inside,
+    upload,
+    gather,
+    f'{count} x whole, batch {low}{f"-{high}" * (high > low)} each',
+  )
+
+
+def _inner(
+  terms_: Terms,
+  group: inventory.Group,
+  count: int,
+  members: Sequence[tuple[int, inventory.Group]],
+) -> links.Gather:
+  """How a worker of the group hears its pool once."""
+  own = links.Links(group.upload, group.download)
+  config = terms_.config
+  ways = (
+    links.direct(own, terms_.payload, count),
+    links.aggregated(
+      own,
+      terms_.payload,
+      count,
+      llama.num_params(config.model),
+      links.density(config),
+      max(g.download for _, g in members),
+    ),
+  )
+  way = min(ways, key=lambda w: w.seconds)
+  return way._replace(seconds=way.seconds + 2 * group.latency)
+
+
+def busy(
+  terms_: Terms,
+  tokens: float,
+  members: Iterable[tuple[int, inventory.Group]],
+) -> float:
+  """The share of the window in which the devices do arithmetic."""
+  speed = sum(
+    n * g.size * g.device.peak * terms_.config.plan.peak_fraction
+    for n, g in members
+  )
+  return tokens * terms_.flops / (speed * terms_.window)

@@ -1,0 +1,154 @@
+"""The plan of an inventory, as a page of text, at most 100 columns wide.
+
+'~' marks what is assumed, as on the page of one peer (covenant/plan/table.py).
+"""
+
+import itertools
+import textwrap
+from collections.abc import Iterator
+
+from covenant import config as config_lib
+from covenant.models import llama
+from covenant.plan import links
+from covenant.plan import planner
+from covenant.plan import table
+from covenant.train import island as island_lib
+
+_WIDTH = 99
+
+
+def text(config: config_lib.Config, plan: planner.Plan) -> str:
+  """The page."""
+  sections = (_groups(config, plan), _islands(plan), _network(plan))
+  return '\n\n'.join('\n'.join(section) for section in sections)
+
+
+def _groups(config: config_lib.Config, plan: planner.Plan) -> Iterator[str]:
+  terms, count = plan.terms, llama.num_params(config.model)
+  yield (
+    f'{config.name}: {count:,} parameters, {terms.window / 60:g} min of a '
+    f'round for inner steps, {terms.others + 1} islands count'
+  )
+  yield (
+    '  hosts  of           memory    ~FLOP/s   ~up         ~down       ~latency'
+  )
+  fraction = config.plan.peak_fraction
+  for group in plan.groups:
+    device = group.device
+    yield (
+      f'  {group.hosts:5}  {group.name:10}{table.size_text(device.memory):>9}'
+      f'{_count(fraction * device.peak):>11}   '
+      f'{_bits(group.upload):12}{_bits(group.download):12}'
+      f'{1e3 * group.latency:.0f} ms'
+    )
+  yield (
+    f'  memory and arithmetic of one device, ~{fraction:g} of its peak; links '
+    'of a host, in megabits'
+  )
+
+
+def _islands(plan: planner.Plan) -> Iterator[str]:
+  window = plan.terms.window
+  yield (
+    '  islands         steps  batch   rank    tokens  count as       up      '
+    'down    inside    idle  busy'
+  )
+  for work, alike in itertools.groupby(plan.works):
+    many = len(list(alike))
+    kind = work.kind + 's' * (many > 1)
+    inside = table.size_text(work.inside) if work.inside else '-'
+    yield (
+      f'{many:4} {kind:11}{work.island.steps:6}{work.island.batch:7}'
+      f'{work.island.rank or "-":>7}'
+      f'{_count(work.tokens):>10}{_count(work.value):>10}'
+      f'{table.size_text(work.uploaded):>9}'
+      f'{table.size_text(work.downloaded):>10}'
+      f'{inside:>10}{window - work.computing:>6.0f} s{100 * work.busy:4.0f} %'
+    )
+    yield from textwrap.wrap(
+      f'{_hosts(plan, work.hosts)}: {work.split}',
+      _WIDTH,
+      initial_indent=' ' * 5,
+      subsequent_indent=' ' * 7,
+    )
+  if any(plan.idle):
+    yield f'     in no island: {_hosts(plan, plan.idle)}'
+  yield from textwrap.wrap(
+    'Each, in a round: inner steps, and sequences a step; numbers a position '
+    'that pass between its hosts; tokens, and what they count for; bytes to '
+    'the store, from it, and between its hosts; seconds from its last step to '
+    'the end of the window; the share of the window in which its devices do '
+    'arithmetic. E: holds the embeddings.',
+    _WIDTH,
+    initial_indent='  ',
+    subsequent_indent='  ',
+  )
+
+
+def _network(plan: planner.Plan) -> Iterator[str]:
+  works, window = plan.works, plan.terms.window
+  yield f'all {len(works)} islands'
+  if not works:
+    yield '  none of these hosts can take part: see docs/islands.md'
+    return
+  upload = max(work.upload for work in works)
+  gather = max(work.gather for work in works)
+  share = links.utilization(window, upload + gather)
+  tokens = sum(work.tokens for work in works)
+  yield (
+    f'  tokens       {_count(tokens)} a round, which count as '
+    f'{_count(plan.value)}; all devices busy ~{100 * plan.busy:.0f} %'
+  )
+  yield (
+    f'  equal work   {_count(plan.equal)}, if all islands that take part did '
+    'as much as the slowest of them'
+  )
+  yield (
+    f'  a round      {window:.0f} s of steps, {upload:.0f} s up, {gather:.0f} '
+    f's down: ~{100 * share:.1f} % of it are for steps'
+  )
+  most = max(island.steps * island.batch for island in plan.islands)
+  yield from textwrap.wrap(
+    f'--config.optim.most_sequences={most} '
+    f'--config.islands={island_lib.describe(plan.islands)!r}',
+    _WIDTH,
+    initial_indent='  ',
+    subsequent_indent='    ',
+    break_on_hyphens=False,
+  )
+
+
+def _hosts(plan: planner.Plan, hosts: planner.Hosts) -> str:
+  """Such as 8xH100 + 51 x 4090."""
+  return ' + '.join(
+    f'{n} x {group.name}' if n > 1 else group.name
+    for n, group in zip(hosts, plan.groups, strict=True)
+    if n
+  )
+
+
+def _count(number: float) -> str:
+  """In powers of 1000.
+
+  >>> _count(12_190_000), _count(960)
+  ('12.2 M', '960')
+  """
+  for unit in ('', ' k', ' M', ' G', ' T'):
+    if number < 1000 or unit == ' T':
+      break
+    number /= 1000
+  return f'{number:.3g}{unit}'
+
+
+def _bits(speed: float) -> str:
+  """A link as an internet provider would say it.
+
+  >>> _bits(25e6)
+  '200 Mb/s'
+  """
+  bits = 8 * speed
+  for unit in ('', 'k', 'M', 'G'):
+    if bits < 1000 or unit == 'G':
+      break
+    bits /= 1000
+  return f'{bits:.3g} {unit}b/s'

@@ -1,0 +1,117 @@
+"""A lease of a pool, computed: by its worker, and again by who audits it."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from covenant import config as config_lib
+from covenant.optim import sparseloco
+from covenant.pool import merge as merge_lib
+from covenant.pool import pool as pool_lib
+from covenant.train import local as local_lib
+from covenant.train import shared_state as shared_state_lib
+from covenant.train import step as step_lib
+from covenant.wire import payload
+
+
+class Workshop:
+  """Compiled once for each batch size; holds no state.
+
+  Args:
+    config: of the run.
+    shared_model: of the run.
+
+  Raises:
+    ConfigError: the method has no local steps.
+  """
+
+  def __init__(
+    self, config: config_lib.Config, shared_model: shared_state_lib.SharedModel
+  ):
+    method = shared_model.method
+    if method.inner is None:
+      raise config_lib.ConfigError(
+        f"optim.method: expected 'sparseloco' or 'diloco' for a pool, whose "
+        f'workers take local steps; got {config.optim.method!r}'
+      )
+    # All of a lease's batch at once: a worker says what it has memory for.
+    inner = dataclasses.replace(config.optim.inner, microbatch_size=0)
+    optim = dataclasses.replace(config.optim, inner=inner)
+    config = dataclasses.replace(config, optim=optim)
+    self._shared_model = shared_model
+    self._context = config.data.context
+    self._spec = merge_lib.spec(config, shared_model.like)
+    compression = merge_lib.compression(config)
+    self._step = step_lib.inner_step(config, method)
+
+    def begin(params: Any) -> tuple[Any, Any]:
+      # A copy: the first step consumes its parameters.
+      return jax.tree.map(jnp.copy, params), method.inner.init(params)
+
+    def end(start: Any, local: Any) -> Any:
+      delta = sparseloco.pseudo_gradient(start, local)
+      return sparseloco.compress(delta, None, compression, None)[0]
+
+    self._begin = jax.jit(begin)
+    self._end = jax.jit(end)
+
+  def warm_up(self) -> tuple[Any, Any]:
+    """Compiles what a lease of one sequence a step takes.
+
+    Returns:
+      Some parameters, and a message.
+    """
+    params = jax.tree.map(
+      lambda x: jnp.zeros(x.shape, x.dtype), self._shared_model.like
+    )
+    tokens_1xL1 = np.zeros((1, self._context + 1), np.int32)
+    job = pool_lib.Job(0, 0, b'', 0, 1, tokens_1xL1)
+    return params, self.train(params, job)[0]
+
+  def train(self, params: Any, job: pool_lib.Job) -> tuple[Any, float]:
+    """The delta of a lease as a message, and the mean loss.
+
+    Args:
+      params: those that `job.base` names.
+      job: the lease.
+
+    Raises:
+      DivergedError: a loss is not finite.
+    """
+    local, inner = self._begin(params)
+    losses = []
+    for k, tokens_BxL1 in enumerate(np.split(job.tokens_NxL1, job.steps)):
+      local, inner, nats = self._step(
+        local, inner, tokens_BxL1, np.int32(job.step + k), np.int32(0)
+      )
+      losses.append(nats)
+    loss = float(np.mean(jax.device_get(losses)))
+    if not np.isfinite(loss):
+      raise local_lib.DivergedError(
+        f'round {job.round}, lease {job.number}: the loss is {loss}; lower '
+        'optim.inner.learning_rate'
+      )
+    return jax.device_get(self._end(params, local)), loss
+
+  def encode(
+    self, job: pool_lib.Job, message: Any, sign: payload.Sign
+  ) -> bytes:
+    """What a worker sends of a delta."""
+    shared_model = self._shared_model
+    header = job.header(shared_model.run)
+    return payload.encode(header, message, shared_model.like, self._spec, sign)
+
+  def parameters(self, data: bytes) -> Any:
+    """What `Pool.parameters` gave, as arrays; raises ValueError."""
+    leaves, treedef = jax.tree.flatten(self._shared_model.like)
+    sizes = [4 * int(np.prod(x.shape)) for x in leaves]
+    if sum(sizes) != len(data):
+      raise ValueError(f'expected {sum(sizes)} bytes, got {len(data)}')
+    ends = np.cumsum([0, *sizes])
+    return treedef.unflatten(
+      jnp.asarray(np.frombuffer(data[a:b], '<f4').reshape(x.shape), x.dtype)
+      for x, a, b in zip(leaves, ends[:-1], ends[1:], strict=True)
+    )

@@ -1,0 +1,218 @@
+"""How workers reach their pool: signed requests over HTTP.
+
+Workers dial the pool, so they may sit behind a router. A request is
+
+  METHOD path, with the headers
+    X-Worker      ss58 address of the worker
+    X-Number      above that of the worker's last request in this session
+    X-Digest      blake2b-256 of the body, in hexadecimal
+    X-Signature   by the worker, over session, method, path, number and digest
+
+so it is of one pool, of one start of it, and counts once. Its signature is
+verified before the body is read, and no body is longer than was said before.
+A reply that holds more than text has a line of JSON, then the bytes.
+"""
+
+import hashlib
+import http.server
+import json
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+_SECONDS = 30.0  # without a byte
+_BODY_SECONDS = 600.0  # for a whole body
+_MOST_AT_ONCE = 256  # connections; more are not answered
+_MOST_WORKERS = 100_000  # whose numbers are remembered
+_LONGEST_PATH = 256
+
+
+class Request(NamedTuple):
+  """What a worker asks, verified."""
+
+  worker: str
+  method: str
+  path: str
+  body: bytes
+
+
+class Reply(NamedTuple):
+  """What it is told: text, and bytes after it."""
+
+  status: int
+  text: Mapping[str, Any]
+  data: bytes = b''
+
+
+Answer = Callable[[Request], Reply]
+Verify = Callable[[str, bytes, bytes], bool]  # worker, data, signature
+
+
+def digest(body: bytes) -> str:
+  return hashlib.blake2b(body, digest_size=32).hexdigest()
+
+
+def signed_text(
+  session: str, method: str, path: str, number: int, body_digest: str
+) -> bytes:
+  """What a worker signs of a request."""
+  parts = 'covenant.pool', session, method, path, str(number), body_digest
+  return '\n'.join(parts).encode()
+
+
+def unpack(data: bytes) -> tuple[dict[str, Any], bytes]:
+  """The text and the bytes of what was answered; raises ValueError."""
+  line, _, rest = data.partition(b'\n')
+  text = json.loads(line)
+  if not isinstance(text, dict):
+    raise ValueError('expected a JSON object')
+  return text, rest
+
+
+class Gate(http.server.ThreadingHTTPServer):
+  """The server of a pool; `serve_forever` in a thread of its own.
+
+  Args:
+    address: host and port; port 0 is any free one.
+    session: of this start, told to whoever asks.
+    hello: what else anybody is told, as text.
+    verify: whether a worker signed some bytes.
+    answer: to a verified request; called from many threads.
+    longest: bytes that the body of a path may have, by path.
+  """
+
+  daemon_threads = True
+  request_queue_size = 128
+
+  def __init__(
+    self,
+    address: tuple[str, int],
+    session: str,
+    hello: Callable[[], Mapping[str, Any]],
+    verify: Verify,
+    answer: Answer,
+    longest: Mapping[str, int],
+  ):
+    self.session = session
+    self.hello = hello
+    self.verify = verify
+    self.answer = answer
+    self.longest = longest
+    self._free = threading.BoundedSemaphore(_MOST_AT_ONCE)
+    self._lock = threading.Lock()
+    self._numbers: dict[str, int] = {}
+    super().__init__(address, _Handler)
+
+  @property
+  def port(self) -> int:
+    return self.server_address[1]
+
+  def is_new(self, worker: str, number: int) -> bool:
+    """Whether a number is above all before of a worker; remembers it."""
+    with self._lock:
+      known = self._numbers.get(worker, -1)
+      if number <= known or (known < 0 and len(self._numbers) >= _MOST_WORKERS):
+        return False
+      self._numbers[worker] = number
+      return True
+
+  def process_request(self, request: Any, client_address: Any) -> None:
+    """In a thread, unless too many are busy: then the connection is closed."""
+    if not self._free.acquire(blocking=False):
+      self.shutdown_request(request)
+      return
+    super().process_request(request, client_address)
+
+  def process_request_thread(self, request: Any, client_address: Any) -> None:
+    try:
+      super().process_request_thread(request, client_address)
+    finally:
+      self._free.release()
+
+  def handle_error(self, request: Any, client_address: Any) -> None:
+    """A client that hung up is no news; a bug of ours is told by its 500."""
+
+
+class _RequestError(Exception):
+  """What is answered instead."""
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+  """One connection, one request."""
+
+  timeout = _SECONDS
+
+  @property
+  def _gate(self) -> Gate:
+    assert isinstance(self.server, Gate)
+    return self.server
+
+  def do_GET(self) -> None:  # noqa: N802
+    self._serve()
+
+  def do_POST(self) -> None:  # noqa: N802
+    self._serve()
+
+  def log_message(self, format: str, *args: Any) -> None:
+    """Nothing: anybody can send anything here."""
+
+  def _serve(self) -> None:
+    self.close_connection = True
+    try:
+      if self.path == '/hello':
+        text = {'session': self._gate.session, **self._gate.hello()}
+        reply = Reply(200, text)
+      else:
+        reply = self._gate.answer(self._request())
+    except _RequestError as e:
+      status, why = e.args
+      reply = Reply(status, {'error': why})
+    except Exception as e:  # of one request; the others must go on
+      reply = Reply(500, {'error': f'the pool failed: {type(e).__name__}'})
+    line = json.dumps(reply.text).encode() + b'\n'
+    self.send_response(reply.status)
+    self.send_header('Content-Type', 'application/octet-stream')
+    self.send_header('Content-Length', str(len(line) + len(reply.data)))
+    self.end_headers()
+    self.wfile.write(line)
+    self.wfile.write(reply.data)
+
+  def _request(self) -> Request:
+    """What was asked; raises `_RequestError`."""
+    longest = self._gate.longest.get(self.path.partition('?')[0])
+    if longest is None or len(self.path) > _LONGEST_PATH:
+      raise _RequestError(404, 'there is no such thing here')
+    worker = self.headers.get('X-Worker', '')
+    said = self.headers.get('X-Digest', '')
+    try:
+      length = int(self.headers.get('Content-Length', '0'))
+      number = int(self.headers.get('X-Number', ''))
+      signature = bytes.fromhex(self.headers.get('X-Signature', ''))
+    except ValueError:
+      raise _RequestError(400, 'malformed headers') from None
+    if not 0 <= length <= longest:
+      raise _RequestError(
+        413, f'expected at most {longest} bytes, not {length}'
+      )
+    text = signed_text(
+      self._gate.session, self.command, self.path, number, said
+    )
+    if not self._gate.verify(worker, text, signature):
+      raise _RequestError(401, 'not signed by X-Worker for this session')
+    if not 0 <= number < 2**63 or not self._gate.is_new(worker, number):
+      raise _RequestError(409, 'this number has been used; count up')
+    body = self._body(length)
+    if digest(body) != said:
+      raise _RequestError(400, 'the body is not the one that was signed')
+    return Request(worker, self.command, self.path, body)
+
+  def _body(self, length: int) -> bytes:
+    deadline, chunks = time.monotonic() + _BODY_SECONDS, []
+    while length:
+      chunk = self.rfile.read1(min(length, 1 << 20))
+      if not chunk or time.monotonic() > deadline:
+        raise _RequestError(408, 'the body did not come')
+      chunks.append(chunk)
+      length -= len(chunk)
+    return b''.join(chunks)

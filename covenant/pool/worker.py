@@ -1,0 +1,275 @@
+"""A worker of a pool as a process: it takes leases, and says what it earned.
+
+It needs the run's config and nothing else of it: no data, no chain, no bucket,
+no open port. The pool sends the sequences of each lease, and its parameters
+whenever they have moved.
+"""
+
+import os
+import pathlib
+import secrets
+import stat
+import sys
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from covenant import config as config_lib
+from covenant import errors
+from covenant.chain import keys
+from covenant.node import journal as journal_lib
+from covenant.pool import lease_trainer as lease_trainer_lib
+from covenant.pool import ledger as ledger_lib
+from covenant.pool import pool as pool_lib
+from covenant.pool import server as server_lib
+from covenant.train import shared_state as shared_state_lib
+
+_SECONDS = 60.0  # without a byte
+_LONGEST_WAIT = 10.0  # until a pool that does not answer is asked again
+_LOOK_SECONDS = 0.2  # between two looks whether to stop
+
+
+class PoolUnreachableError(errors.CovenantError):
+  """The pool is not there, or says no. Asking again later may help."""
+
+
+class Client:
+  """A pool, as one worker sees it.
+
+  Args:
+    url: of the pool.
+    key: of the worker.
+    run: id of the run.
+  """
+
+  def __init__(self, url: str, key: keys.Key, run: bytes):
+    self._url = url.rstrip('/')
+    self._key = key
+    self._run = run
+    self._session = ''
+
+  def ask(
+    self, method: str, path: str, body: bytes = b'', longest: int = 1 << 20
+  ) -> tuple[dict[str, Any], bytes]:
+    """What the pool answers: text, and at most `longest` bytes.
+
+    Raises:
+      PoolUnreachableError: says why.
+      ConfigError: the pool is of another run.
+    """
+    if not self._session:
+      self._session = self._hello()
+    number, digest = time.time_ns(), server_lib.digest(body)
+    text = server_lib.signed_text(self._session, method, path, number, digest)
+    headers = {
+      'X-Worker': self._key.address,
+      'X-Number': str(number),
+      'X-Digest': digest,
+      'X-Signature': self._key.sign(text).hex(),
+    }
+    return self._send(method, path, body, headers, longest)
+
+  def _hello(self) -> str:
+    text, _ = self._send('GET', '/hello', b'', {}, 0)
+    if text.get('run') != self._run.hex():
+      raise config_lib.ConfigError(
+        f'pool.url: the pool at {self._url} is of run {text.get("run")}, this '
+        f'config of {self._run.hex()}; start the worker with the config of '
+        'the pool'
+      )
+    return str(text.get('session'))
+
+  def _send(
+    self,
+    method: str,
+    path: str,
+    body: bytes,
+    headers: dict[str, str],
+    longest: int,
+  ) -> tuple[dict[str, Any], bytes]:
+    request = urllib.request.Request(
+      self._url + path, body or None, headers, method=method
+    )
+    try:
+      with urllib.request.urlopen(request, timeout=_SECONDS) as response:
+        data = response.read(longest + 10_000)
+      return server_lib.unpack(data)
+    except urllib.error.HTTPError as e:
+      if e.code in (401, 409):  # the pool was started again, or our clock set
+        self._session = ''
+      why = e.read(1000).decode(errors='replace')
+      e.close()
+      raise PoolUnreachableError(
+        f'{path}: the pool says {e.code}: {why}'
+      ) from None
+    except (OSError, ValueError) as e:  # a bad URL is a ValueError, too
+      self._session = ''
+      raise PoolUnreachableError(f'{self._url}{path}: {e}') from None
+
+
+class Worker:
+  """Takes leases until it is stopped.
+
+  Args:
+    config: of the run, with `pool.url`.
+    workdir: for status.json.
+
+  Raises:
+    ConfigError: there is no pool.url, or the key cannot be read.
+  """
+
+  def __init__(
+    self, config: config_lib.Config, workdir: str | os.PathLike[str]
+  ):
+    if urllib.parse.urlsplit(config.pool.url).scheme not in ('http', 'https'):
+      raise config_lib.ConfigError(
+        'pool.url: expected that of a pool, http://HOST:PORT, got '
+        f'{config.pool.url!r}'
+      )
+    self._config = config
+    self._key = read_key(config.pool.key)
+    self._shared_model = shared_state_lib.SharedModel(config)
+    self._shop = lease_trainer_lib.Workshop(config, self._shared_model)
+    self._client = Client(config.pool.url, self._key, self._shared_model.run)
+    self._journal = journal_lib.Journal(
+      pathlib.Path(workdir), 'worker', self._key.address
+    )
+    self._base = b''
+    self._params: Any = None
+    self._round = -1
+    self._counts: dict[str, int] = {}  # of verdicts, this round
+
+  def run(self, stop: Callable[[], bool]) -> None:
+    _say(f'worker {self._key.address} of {self._config.pool.url}')
+    self._shop.warm_up()
+    self._journal.status(phase='ready')
+    wait = 0.0
+    while not stop():
+      try:
+        seconds, wait = self._turn(), 0.0
+      except PoolUnreachableError as e:
+        wait = min(2 * wait + 0.5, _LONGEST_WAIT)
+        seconds = wait
+        self._journal.status(error=str(e))
+        _say(f'{e}; again in {wait:.0f} s')
+      _sleep(seconds, stop)
+    if self._round >= 0:
+      self._tell()
+
+  def _turn(self) -> float:
+    """One lease, if there is one; seconds to wait for the next."""
+    most = self._config.pool.batch
+    text, data = self._client.ask(
+      'POST', f'/lease?most={most}', longest=1 << 30
+    )
+    if 'wait' in text:
+      return min(max(float(text['wait']), 0.0), _LONGEST_WAIT)
+    job = self._job(text, data)
+    if job.round != self._round:
+      self._tell()
+      self._round, self._counts = job.round, {}
+    if job.base != self._base:
+      self._fetch(job.base)
+    message, loss = self._shop.train(self._params, job)
+    sent = self._shop.encode(job, message, self._key.sign)
+    path = f'/delta?number={job.number}&loss={loss:.6f}'
+    text, _ = self._client.ask('POST', path, sent)
+    verdict = str(text.get('verdict'))
+    self._counts[verdict] = self._counts.get(verdict, 0) + 1
+    self._journal.status(round=job.round, leases=self._counts, error='')
+    if verdict != 'VALID':
+      _say(f'round {job.round}, lease {job.number}: {text.get("text")}')
+    return 0.0
+
+  def _job(self, text: dict[str, Any], data: bytes) -> pool_lib.Job:
+    """Raises Unanswered where the pool says nonsense."""
+    try:
+      tokens = np.frombuffer(data, '<i4').astype(np.int32)
+      tokens_NxL1 = tokens.reshape(-1, self._config.data.context + 1)
+      job = pool_lib.Job(
+        int(text['round']),
+        int(text['number']),
+        bytes.fromhex(text['base']),
+        int(text['step']),
+        int(text['steps']),
+        tokens_NxL1,
+      )
+    except (KeyError, TypeError, ValueError) as e:
+      raise PoolUnreachableError(f'/lease: not a lease: {e}') from None
+    if job.steps < 1 or not job.batch or len(tokens_NxL1) % job.steps:
+      raise PoolUnreachableError(
+        f'/lease: {len(tokens_NxL1)} sequences in {job.steps}'
+      )
+    return job
+
+  def _fetch(self, base: bytes) -> None:
+    size = self._shared_model.spec.dense_bytes
+    path = f'/parameters?base={base.hex()}'
+    text, data = self._client.ask('GET', path, longest=size)
+    try:
+      if pool_lib.name(data, bytes.fromhex(text['salt'])) != base:
+        raise ValueError('damaged on the way')
+      self._params = self._shop.parameters(data)
+    except (KeyError, TypeError, ValueError) as e:
+      raise PoolUnreachableError(f'/parameters: {e}') from None
+    self._base = base
+
+  def _tell(self) -> None:
+    """What was earned so far, at the end of a round."""
+    try:
+      account, _ = self._client.ask('GET', '/account')
+    except PoolUnreachableError as e:
+      _say(str(e))
+      return
+    self._journal.status(account=account)
+    if self._round < 0:
+      return
+    of = ledger_lib.Account._fields
+    tao = [
+      f'{name} {int(account.get(name, 0)) / ledger_lib.RAO:.9f}' for name in of
+    ]
+    leases = ', '.join(f'{n} {v}' for v, n in sorted(self._counts.items()))
+    _say(f'round {self._round}: leases: {leases}; TAO: {", ".join(tao)}')
+
+
+def read_key(path: str) -> keys.Key:
+  """The key in a file; made there, for its owner alone, if there is none.
+
+  Raises:
+    ConfigError: it cannot be read or made. The secret is not in the message.
+  """
+  file = pathlib.Path(path).expanduser()
+  try:
+    if not file.exists():
+      file.parent.mkdir(parents=True, exist_ok=True)
+      flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+      with os.fdopen(os.open(file, flags, 0o600), 'w') as new:
+        new.write(secrets.token_hex(keys.SEED_BYTES))
+    if stat.S_IMODE(file.stat().st_mode) & 0o077:
+      raise config_lib.ConfigError(
+        f'pool.key: others can read {file}; chmod 600 {file}'
+      )
+    return keys.Key.from_seed(bytes.fromhex(file.read_text().strip()))
+  except OSError as e:
+    raise config_lib.ConfigError(f'pool.key: {file}: {e.strerror}') from None
+  except ValueError as e:
+    if isinstance(e, config_lib.ConfigError):
+      raise
+    raise config_lib.ConfigError(
+      f'pool.key: {file} does not hold a key: {keys.SEED_BYTES} bytes as hex'
+    ) from None
+
+
+def _sleep(seconds: float, stop: Callable[[], bool]) -> None:
+  until = time.monotonic() + seconds
+  while not stop() and (left := until - time.monotonic()) > 0:
+    time.sleep(min(left, _LOOK_SECONDS))
+
+
+def _say(text: str) -> None:
+  print(text, file=sys.stderr, flush=True)

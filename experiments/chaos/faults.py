@@ -1,0 +1,376 @@
+"""Faults as data: what goes wrong, for whom, in which blocks.
+
+Whether a fault strikes is a pure function of the plan, the seed, the block,
+who asks and what is asked, so a run with faults is as repeatable as one
+without. Every strike is counted, for a test of faults that struck nobody
+tests nothing.
+
+The faults of this module are those of the world: the chain and the buckets as
+one node sees them (`Faults` is a `host.World`). What befalls a node itself
+(it dies, its clock is off, its memory rots) is done by `network`.
+"""
+
+import collections
+import enum
+import hashlib
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+from covenant.chain import interface as chain_lib
+from covenant.emulate import host
+from covenant.protocol import round as round_lib
+from covenant.store import interface as store_lib
+
+
+class Kind(enum.Enum):
+  """What can go wrong."""
+
+  # A node:
+  KILL = 'killed'
+  BUSY = 'slow to train'  # by `amount` blocks
+  SKEW = 'clock off'  # by `amount` seconds
+  TWO = 'two manifests signed'
+  FLIP = 'bit flipped'  # in its parameters
+  DISK = 'disk full'  # nothing can be saved
+  LEAVE = 'left'
+  JOIN = 'joined'
+  # The chain as it sees it:
+  UNREACHABLE = 'chain unreachable'
+  LAG = 'chain lags'  # by `amount` blocks
+  FORK = 'block taken back'  # the newest one was another
+  ORPHAN = 'commitment taken back'
+  ANSWER = 'answer lost'  # what was committed is on the chain
+  # A bucket as it sees it:
+  DOWN = 'store down'
+  SLOW = 'store slow'  # nothing comes before the deadline, `amount` blocks
+  CORRUPT = 'object corrupted'
+  STALE = 'object stale'  # the bytes of an earlier one
+  MISSING = 'object missing'
+  FULL = 'bucket full'
+
+
+class Fault(NamedTuple):
+  """One thing that goes wrong.
+
+  `names` are the nodes that suffer it, `owners` those whose buckets it
+  concerns; none means all.
+  """
+
+  kind: Kind
+  blocks: range
+  names: frozenset[str] = frozenset()
+  owners: frozenset[str] = frozenset()
+  amount: float = 0.0
+  rate: float = 1.0  # of the occasions
+
+  def strikes(
+    self, seed: int, block: int, name: str, owner: str = '', what: str = ''
+  ) -> bool:
+    """Whether it does, on this occasion."""
+    if block not in self.blocks:
+      return False
+    if self.names and name not in self.names:
+      return False
+    if self.owners and owner not in self.owners:
+      return False
+    return self.rate >= 1 or self.rate > draw(
+      seed, self.kind.value, block, name, owner, what
+    )
+
+
+def draw(*occasion: object) -> float:
+  """A number in [0, 1), a function of the occasion.
+
+  >>> draw(0, 'killed', 3, '1') == draw(0, 'killed', 3, '1')
+  True
+  """
+  text = '/'.join(map(str, occasion)).encode()
+  digest = hashlib.blake2b(text, digest_size=8).digest()
+  return int.from_bytes(digest, 'little') / 2**64
+
+
+class Kill(NamedTuple):
+  """The death of a node (kill -9), and for how long it is down."""
+
+  name: str
+  round: int
+  phase: round_lib.Phase
+  # When: BEFORE the phase, after so many of its writes to chain and bucket
+  # (at its end if there are fewer), or AFTER the phase, with nothing saved.
+  writes: int = 0
+  down: int = 1  # blocks
+
+  @property
+  def when(self) -> str:
+    names = {BEFORE: 'before', AFTER: 'after'}
+    return names.get(self.writes, f'after write {self.writes} of')
+
+
+BEFORE, AFTER = 0, -1
+
+
+class Killed(BaseException):
+  """Ends a node in the middle of what it does. No code of ours catches it."""
+
+
+class Faults(host.World):
+  """A world in which things go wrong.
+
+  Args:
+    plan: what does.
+    kills: who dies when; each dies once.
+    seed: of what happens by chance.
+  """
+
+  def __init__(
+    self,
+    plan: Iterable[Fault] = (),
+    kills: Iterable[Kill] = (),
+    seed: int = 0,
+  ):
+    self.plan = list(plan)
+    self.kills = list(kills)
+    self.count: collections.Counter[Kind] = collections.Counter()
+    self.delay: collections.Counter[str] = collections.Counter()  # blocks
+    self.block = 0
+    self._seed = seed
+    self._lock = threading.Lock()  # gathering is done by threads
+    self._armed: dict[str, Kill] = {}
+    self._writes: collections.Counter[str] = collections.Counter()
+    # All that was ever put, by key; what was first put of each kind, by owner.
+    self.written: dict[str, list[bytes]] = {}
+    self._first: dict[tuple[str, str], bytes] = {}
+
+  def chain(self, name: str, chain: chain_lib.Chain) -> chain_lib.Chain:
+    return Chain(self, name, chain)
+
+  def bucket(
+    self, name: str, owner: str, bucket: store_lib.Bucket
+  ) -> store_lib.Bucket:
+    return Bucket(self, name, owner, bucket)
+
+  def strikes(
+    self, kind: Kind, name: str, owner: str = '', what: str = ''
+  ) -> Fault | None:
+    """The fault of a kind that strikes now, if one does. Not yet counted."""
+    for fault in self.plan:
+      if fault.kind is kind and fault.strikes(
+        self._seed, self.block, name, owner, what
+      ):
+        return fault
+    return None
+
+  def struck(self, kind: Kind) -> None:
+    with self._lock:
+      self.count[kind] += 1
+
+  def strike(
+    self, kind: Kind, name: str, owner: str = '', what: str = ''
+  ) -> Fault | None:
+    """As `strikes`, and counted."""
+    fault = self.strikes(kind, name, owner, what)
+    if fault is not None:
+      self.struck(kind)
+    return fault
+
+  def begin(self, name: str, command: round_lib.Command) -> None:
+    """A node begins with a phase; raises Killed if it dies before it."""
+    self._writes[name] = 0
+    self._armed.pop(name, None)
+    for kill in self.kills:
+      if kill[:3] == (name, command.round, command.do):
+        self.kills.remove(kill)
+        self._armed[name] = kill
+        break
+    self._die(name, BEFORE)
+
+  def end(self, name: str) -> None:
+    """It has done it; raises Killed if it dies now."""
+    if name in self._armed:
+      self._die(name, self._armed[name].writes)
+
+  def wrote(self, name: str) -> None:
+    """It has written; raises Killed if it dies at this."""
+    self._writes[name] += 1
+    self._die(name, self._writes[name])
+
+  def _die(self, name: str, writes: int) -> None:
+    kill = self._armed.get(name)
+    if kill is not None and kill.writes == writes:
+      del self._armed[name]
+      self.struck(Kind.KILL)
+      raise Killed(kill)
+
+  def remember(self, owner: str, key: str, data: bytes) -> None:
+    """Takes down what was put."""
+    copies = self.written.setdefault(key, [])
+    if data not in copies:
+      copies.append(data)
+    self._first.setdefault((owner, _kind(key)), data)
+
+  def stale(self, owner: str, key: str) -> bytes | None:
+    """An earlier object of the kind of a key."""
+    return self._first.get((owner, _kind(key)))
+
+
+def _kind(key: str) -> str:
+  return key.split('/')[1]
+
+
+class Chain:
+  """A chain as one node sees it."""
+
+  def __init__(self, faults: Faults, name: str, chain: chain_lib.Chain):
+    self.faults = faults
+    self._name = name
+    self._chain = chain
+    self.hotkey = chain.hotkey
+    self.block_seconds = chain.block_seconds
+
+  def head(self) -> int:
+    self._reach('head')
+    head = self._chain.head()
+    if fault := self.faults.strike(Kind.LAG, self._name):
+      return max(head - int(fault.amount), 0)
+    return head
+
+  def block_hash(self, block: int) -> bytes:
+    self._see(block)
+    answer = self._chain.block_hash(block)
+    if self._forked(block):
+      return hashlib.blake2b(answer, digest_size=32).digest()
+    return answer
+
+  def timestamp(self, block: int) -> float:
+    self._see(block)
+    return self._chain.timestamp(block)
+
+  def peers(self, block: int) -> tuple[chain_lib.Peer, ...]:
+    self._see(block)
+    answer = self._chain.peers(block)
+    if self._forked(block):
+      return tuple(p._replace(stake=p.stake + 1e6 * p.uid) for p in answer)
+    return answer
+
+  def commitments(self, block: int) -> dict[int, chain_lib.Commitment]:
+    self._see(block)
+    answer = self._chain.commitments(block)
+    if self._forked(block):
+      return {u: c for u, c in answer.items() if c.block < block}
+    return answer
+
+  def commit(self, data: bytes) -> None:
+    self._reach('commit')
+    if self.faults.strike(Kind.ORPHAN, self._name):
+      return
+    self._chain.commit(data)
+    self.faults.wrote(self._name)
+    if self.faults.strike(Kind.ANSWER, self._name):
+      raise chain_lib.ChainUnreachableError(
+        'injected: no answer, though it is done'
+      )
+
+  def set_weights(self, weights: Mapping[int, float]) -> None:
+    self._reach('set_weights')
+    self._chain.set_weights(weights)
+    self.faults.wrote(self._name)
+
+  def earned(self, block: int) -> dict[int, float]:
+    self._see(block)
+    return self._chain.earned(block)
+
+  def sign(self, data: bytes) -> bytes:
+    return self._chain.sign(data)
+
+  def verify(self, hotkey: str, data: bytes, signature: bytes) -> bool:
+    return self._chain.verify(hotkey, data, signature)
+
+  def _reach(self, what: str) -> None:
+    if self.faults.strike(Kind.UNREACHABLE, self._name, what=what):
+      raise chain_lib.ChainUnreachableError(
+        'injected: the chain does not answer'
+      )
+
+  def _see(self, block: int) -> None:
+    """Raises Refused for a block that has not come through to this node."""
+    self._reach('state')
+    fault = self.faults.strikes(Kind.LAG, self._name)
+    if fault is not None and block > self._chain.head() - fault.amount:
+      raise chain_lib.ChainRejectedError(
+        f'injected: block {block} is not here yet'
+      )
+
+  def _forked(self, block: int) -> bool:
+    if block < self._chain.head():
+      return False  # it is settled
+    return self.faults.strike(Kind.FORK, self._name) is not None
+
+
+class Bucket:
+  """A bucket as one node sees it."""
+
+  def __init__(
+    self, faults: Faults, name: str, owner: str, bucket: store_lib.Bucket
+  ):
+    self._faults = faults
+    self._who = name, owner
+    self._bucket = bucket
+    self.location = bucket.location
+
+  def put(self, key: str, data: bytes, *, replace: bool = False) -> None:
+    name, owner = self._who
+    self._reach(key)
+    if self._faults.strike(Kind.FULL, name, owner, key):
+      raise store_lib.StoreError('injected: no space left on device')
+    self._bucket.put(key, data, replace=replace)
+    self._faults.remember(owner, key, data)
+    self._faults.wrote(name)
+
+  def get(self, key: str, limit: int) -> bytes:
+    self._reach(key)
+    self._find(key)
+    data = self._bucket.get(key, limit)
+    if self._faults.strike(Kind.CORRUPT, *self._who, key):
+      middle = len(data) // 2
+      return data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
+    stale = self._faults.stale(self._who[1], key)
+    if stale is not None and stale != data:
+      if self._faults.strike(Kind.STALE, *self._who, key):
+        return stale
+    return data
+
+  def head(self, key: str) -> store_lib.Info:
+    self._reach(key)
+    self._find(key)
+    return self._bucket.head(key)
+
+  def list(self, prefix: str) -> Sequence[store_lib.Info]:
+    self._reach(prefix)
+    found = self._bucket.list(prefix)
+    for kind in Kind.STALE, Kind.MISSING:
+      if found and self._faults.strike(kind, *self._who, prefix):
+        return found[:-1]
+    return found
+
+  def delete(self, keys: Sequence[str]) -> None:
+    self._reach(' '.join(keys))
+    self._bucket.delete(keys)
+    self._faults.wrote(self._who[0])
+
+  def _reach(self, what: str) -> None:
+    if self._faults.strike(Kind.DOWN, *self._who, what):
+      raise store_lib.StoreUnavailableError('injected: no connection')
+    if fault := self._faults.strike(Kind.SLOW, *self._who, what):
+      # Side by side, so all of a phase's calls take as long as one.
+      name = self._who[0]
+      self._faults.delay[name] = max(
+        self._faults.delay[name], int(fault.amount)
+      )
+      raise store_lib.StoreUnavailableError(
+        'injected: not there within the deadline'
+      )
+
+  def _find(self, key: str) -> None:
+    if self._faults.strike(Kind.MISSING, *self._who, key):
+      raise store_lib.MissingObjectError(f'injected: there is no {key}')

@@ -1,0 +1,322 @@
+"""The nodes of a host as processes: they die, come back, leave and join.
+
+Block after block every node that is up does what it has to do, as
+`node.process` would let it: after each thing it did it is saved if that is
+due, and who died goes on from what was saved last, in a new object that
+shares nothing with the old one.
+"""
+
+import contextlib
+import hashlib
+import re
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from covenant import config as config_lib
+from covenant.chain import interface as chain_lib
+from covenant.emulate import host as host_lib
+from covenant.node import base as node_lib
+from covenant.node import connect
+from covenant.node import validator as validator_lib
+from covenant.protocol import apply
+from covenant.protocol import round as round_lib
+from covenant.protocol import run_storage as run_storage_lib
+from covenant.train import shared_state as shared_state_lib
+from covenant.wire import manifest as manifest_lib
+from experiments.chaos import faults as faults_lib
+
+Kind = faults_lib.Kind
+FOR_EVER = 10**9  # blocks
+
+
+class Seen(NamedTuple):
+  """An event, and whose."""
+
+  name: str
+  event: node_lib.Event
+
+
+class Network:
+  """A run of the nodes of `host` from its beginning, in a world of faults.
+
+  Args:
+    config: of the host.
+    host: begun anew. Only one network at a time uses it.
+    faults: what goes wrong.
+    script: what else happens, by the block before which it does.
+    dishonest: other classes for some validators, by name.
+  """
+
+  def __init__(
+    self,
+    config: config_lib.Config,
+    host: host_lib.Host,
+    faults: faults_lib.Faults | None = None,
+    script: dict[int, Callable[['Network'], None]] | None = None,
+    dishonest: dict[str, type[validator_lib.Validator]] | None = None,
+  ):
+    self.config = config
+    self.host = host
+    self.faults = faults or faults_lib.Faults()
+    self.block = -1
+    self.events: list[Seen] = []
+    self.restarts = 0
+    self.plan = round_lib.Schedule(config.phases, bool(config.optim.overlap))
+    self._script = script or {}
+    self._dishonest = dishonest or {}
+    self._up_from: dict[str, int] = {}  # block
+    self._saved: dict[str, tuple[int, Any]] = {}  # round, tree
+    host.world = self.faults
+    host.init()
+    self._genesis = host.genesis()
+    self._validators = {
+      str(u) for u in range(config.miners, config.miners + config.validators)
+    }
+    self.nodes: dict[str, node_lib.Node] = {}
+    for uid in range(config.miners + config.validators):
+      self._build(str(uid))
+
+  @property
+  def live(self) -> dict[str, node_lib.Node]:
+    """Who is up and honest, by name."""
+    return {
+      name: node
+      for name, node in self.nodes.items()
+      if self._up(name) and name not in self._dishonest
+    }
+
+  def run(self, rounds: int) -> None:
+    """Until everybody had the time to apply so many rounds."""
+    last = self.plan.last_decision_block(rounds - 1) + 2 + self._unsettled
+    while self.block < last:
+      self.step()
+
+  def step(self) -> None:
+    """One block of everybody."""
+    self.block += 1
+    self.faults.block = self.block
+    self.host.now = self.block * self.host.chain.block_seconds
+    if action := self._script.get(self.block):
+      action(self)
+    for name in list(self.nodes):
+      if self._up(name):
+        self._work(name)
+
+  def kill(self, name: str, down: int) -> None:
+    """Kills a node between two of its phases; it is back after `down`."""
+    self.faults.struck(Kind.KILL)
+    self._restart(name, down)
+
+  def join(self, name: str, validator: bool = False, stake: float = 0) -> None:
+    """Registers a new hotkey and starts its node, which knows nothing."""
+    self.faults.struck(Kind.JOIN)
+    key = connect.local_key(self.config.seed, name)
+    self.host.chain.register(key.address, stake, validator)
+    if validator:
+      self._validators.add(name)
+    self._build(name)
+
+  def leave(self, name: str) -> None:
+    """A node goes for good, and its uid is free. Its bucket stays."""
+    self.faults.struck(Kind.LEAVE)
+    self.host.chain.deregister(self.nodes.pop(name).chain.hotkey)
+
+  def errors(self, text: str) -> list[Seen]:
+    """Events that speak of an error with this text."""
+    return [seen for seen in self.events if text in seen.event.error]
+
+  @property
+  def _unsettled(self) -> int:
+    return self.config.phases.confirmations
+
+  def _up(self, name: str) -> bool:
+    return self._up_from.get(name, 0) <= self.block
+
+  def _build(self, name: str) -> None:
+    def observe(event: node_lib.Event) -> None:
+      self.events.append(Seen(name, event))
+
+    place = self._genesis
+    if name in self._validators:
+      make = self._dishonest.get(name, validator_lib.Validator)
+      node = self.host.validator(name, place, observe=observe, make=make)
+    else:
+      node = self.host.miner(name, place, observe=observe)
+    if name in self._saved:
+      tree = self._saved[name][1]
+      node.load(jax.tree.map(_restored, node.save(), tree))
+    self.nodes[name] = node
+
+  def _restart(self, name: str, down: int) -> None:
+    self.restarts += 1
+    self._up_from[name] = self.block + down
+    self._build(name)
+
+  def _work(self, name: str) -> None:
+    """All that a node has to do at this block."""
+    node, skew = self.nodes[name], self.faults.strike(Kind.SKEW, name)
+    if self.faults.strike(Kind.FLIP, name):
+      node.shared = flipped(node.shared)
+    wake = head = -1
+    try:
+      with _clock_off(skew.amount if skew else 0.0):
+        while wake == head:
+          head = node.chain.head()
+          wake = self._poll(name, node, head)
+    except chain_lib.ChainError as e:
+      self.events.append(Seen(name, node_lib.Event(-1, -1, 'head', str(e))))
+    except faults_lib.Killed as e:
+      self._restart(name, e.args[0].down)
+      return
+    if late := self.faults.delay.pop(name, 0):
+      self._up_from[name] = self.block + late
+
+  def _poll(self, name: str, node: node_lib.Node, head: int) -> int:
+    command = round_lib.next_command(self.plan, node.can, node.state, head)
+    if command is not None:
+      self.faults.begin(name, command)
+    wake = node.poll(head)
+    if command is not None:
+      self.faults.end(name)
+      if command.do is round_lib.Phase.TRAIN:
+        if fault := self.faults.strike(Kind.BUSY, name):
+          self.faults.delay[name] += int(fault.amount)
+          return head + 1
+    if wake == head:
+      self._share(node)
+      self._save(name, node)
+    return wake
+
+  def _share(self, node: node_lib.Node) -> None:
+    """Who has the same bits holds them once, so that they are worked on once.
+
+    They are compared: two nodes of one host must not hide that they differ.
+    """
+    for other in self.nodes.values():
+      if other.place[:2] == node.place[:2] and (
+        other.shared is not node.shared
+      ):
+        if _equal(other.shared, node.shared):
+          node.shared = other.shared
+        return
+
+  def _save(self, name: str, node: node_lib.Node) -> None:
+    """As `process.Process.run`."""
+    completed = node.state.round
+    if not node.savable or completed % self.config.checkpoint.every:
+      return
+    if name in self._saved and self._saved[name][0] == completed:
+      return
+    if not self.faults.strike(Kind.DISK, name):
+      self._saved[name] = completed, jax.tree.map(_copied, node.save())
+
+
+def audit(network: Network) -> dict[int, list[int]]:
+  """The uids that counted in each round, by what was put into buckets.
+
+  Replays the run from its beginning: the manifests that validators keep as
+  its history, of which there must be one a round, and the payloads that they
+  list must lead to where everybody is. This is the proof that nothing that
+  was agreed upon got lost, and that nothing else was applied.
+
+  Raises:
+    AssertionError: says what is not so.
+  """
+  host, nodes = network.host, network.live
+  places = {
+    name: (n.state.round, n.root.hex()[:16], n.fingerprint()[:16])
+    for name, n in nodes.items()
+  }
+  assert len(set(places.values())) == 1, f'not all at one place: {places}'
+  written = network.faults.written
+  place, counted = host.genesis(), {}
+  (rounds,) = {node.state.round for node in nodes.values()}
+  verify, objects = host.chain.verify, host.objects('')
+  links = apply.kept_links(host.shared_model)
+  for r in range(rounds):
+    kept = written.get(objects.key('history', r), [])
+    assert len(kept) == 1, f'round {r} has {len(kept)} histories'
+    (data,) = kept
+    digest, counted[r], shared = None, [], place.shared
+    if data:
+      digest = run_storage_lib.digest(data)
+      manifest = manifest_lib.decode(data, verify)
+      fingerprint = host.shared_model.fingerprint(place.shared)
+      apply.compare(manifest, place.root, fingerprint)
+      payloads = {
+        entry.digest: next(
+          data
+          for data in written[objects.key('payloads', r, entry.digest)]
+          if run_storage_lib.digest(data) == entry.digest
+        )
+        for entry in manifest.entries
+      }
+      applied = apply.outer_step(
+        host.shared_model, host.chain, place, manifest.entries, payloads
+      )
+      counted[r] = sorted(applied.messages)
+      shared = applied.shared
+    place = place.after(digest, shared, links)
+  fingerprint = host.shared_model.fingerprint(place.shared)
+  found = (rounds, place.root.hex()[:16], fingerprint[:16])
+  assert {found} == set(places.values()), f'{found} replayed, not {places}'
+  return counted
+
+
+def digest(node: node_lib.Node) -> str:
+  """Of every bit that a node would save.
+
+  But for who resembled whom: that asks who committed first, and a miner that
+  was killed commits a block later.
+  """
+  tree = node.save()
+  found = hashlib.blake2b(digest_size=16)
+  for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+    found.update(jax.tree_util.keystr(path).encode())
+    if isinstance(leaf, str):
+      found.update(re.sub(r'alike\W+[-+.\de]+', '', leaf).encode())
+    else:
+      found.update(np.asarray(leaf).tobytes())
+  return found.hexdigest()
+
+
+def _equal(
+  ours: shared_state_lib.Shared, theirs: shared_state_lib.Shared
+) -> bool:
+  pairs = zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True)
+  return all(
+    np.asarray(x).tobytes() == np.asarray(y).tobytes() for x, y in pairs
+  )
+
+
+def _copied(x: Any) -> Any:
+  return x if isinstance(x, str) else np.array(x)
+
+
+def _restored(like: Any, x: Any) -> Any:
+  return jnp.asarray(x) if isinstance(like, jax.Array) else x
+
+
+def flipped(shared: shared_state_lib.Shared) -> shared_state_lib.Shared:
+  """The same with the lowest bit of one parameter turned over."""
+  leaves, structure = jax.tree.flatten(shared.params)
+  first = np.array(leaves[0])
+  first.reshape(-1).view(np.uint8)[0] ^= 1
+  leaves[0] = jnp.asarray(first)
+  return shared._replace(params=jax.tree.unflatten(structure, leaves))
+
+
+@contextlib.contextmanager
+def _clock_off(seconds: float) -> Iterator[None]:
+  """What a process whose clock is off reads from it."""
+  clock = time.time
+  time.time = lambda: clock() + seconds
+  try:
+    yield
+  finally:
+    time.time = clock

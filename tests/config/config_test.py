@@ -1,0 +1,178 @@
+import dataclasses
+import pathlib
+
+from absl.testing import absltest
+from absl.testing import parameterized
+
+from covenant import config as config_lib
+from covenant.models import llama
+
+CONFIGS = pathlib.Path(__file__).parent.parent / 'configs'
+SHAKESPEARE = str(CONFIGS / 'shakespeare.py')
+
+
+class LoadTest(parameterized.TestCase):
+  def write(self, text):
+    return self.create_tempfile('experiment.py', text).full_path
+
+  @parameterized.parameters(*[(p.name,) for p in sorted(CONFIGS.glob('*.py'))])
+  def test_every_config_of_the_project_is_valid(self, name):
+    config = config_lib.load(str(CONFIGS / name))
+    self.assertEqual(config, config_lib.from_json(config_lib.to_json(config)))
+
+  @parameterized.parameters(
+    ('optim.inner_steps=20', 'optim.inner_steps', 20),
+    ('optim.inner.learning_rate=1', 'optim.inner.learning_rate', 1.0),
+    ('optim.inner.learning_rate=1e-4', 'optim.inner.learning_rate', 1e-4),
+    ('model.tie_embeddings=false', 'model.tie_embeddings', False),
+    ('optim.compression.block=(32, 64)', 'optim.compression.block', (32, 64)),
+    ('name=x=y', 'name', 'x=y'),
+  )
+  def test_overrides_are_typed(self, override, field, value):
+    config = config_lib.load(SHAKESPEARE, [override])
+    self.assertEqual(config_lib.flatten(config)[field], value)
+
+  @parameterized.parameters(
+    ('optim.inner_stpes=3', 'optim.inner_stpes: no such field; did you mean '
+     'optim.inner_steps?'),
+    ('inner_steps=3', 'inner_steps: no such field; did you mean '
+     'optim.inner_steps?'),
+    ('optim=3', 'optim: no such field'),
+    ('optim.inner_steps', 'optim.inner_steps: expected --config.optim'),
+    ('optim.inner_steps=2.5', "optim.inner_steps: expected int, got '2.5'"),
+    ('optim.inner_steps=0', 'optim.inner_steps: expected at least 1, got 0'),
+    ('model.scan_layers=perhaps', 'model.scan_layers: expected true or false'),
+    ('miners=0', 'miners: expected at least 1, got 0'),
+    ('optim.inner.learning_rate=0', 'learning_rate: expected more than 0'),
+    ('optim.inner.learning_rate=nan', 'expected a finite number, got nan'),
+    ('optim.compression.error_decay=1.5', 'expected at most 1.0, got 1.5'),
+    ('optim.compression.k=5000', 'optim.compression.k: expected at most 4096'),
+    ('optim.compression.block=(8,)', 'block: expected 2 numbers'),
+    ('optim.compression.block=(8, 0)', 'block: expected two positive sides'),
+    ('optim.compression.block=3 4', 'block: expected tuple'),
+    ('optim.method=adam', 'optim.method: expected one of'),
+    ('optim.method=ddp', "optim.inner_steps: expected 1 with optim.method='dd"),
+    ('model.heads=5', 'model.heads: model.width must be an even multiple'),
+    ('model.kv_heads=3', 'model.kv_heads: must divide model.heads = 4, got 3'),
+    ('optim.inner.warmup_steps=1000000', 'warmup_steps: expected fewer than'),
+    ('optim.inner.microbatch_size=3', 'must divide optim.inner.batch_size = 8'),
+    ('optim.inner.anneal_start=7', 'anneal_start: expected 0, for none, or'),
+    ('plan.download=-1', 'plan.download: expected more than 0, got -1.0'),
+    ('data.source=text', 'data.path: expected a file or folder'),
+    ('data.tokenizer=sentencepiece', 'data.tokenizer_path: expected a .model'),
+  )  # fmt: skip
+  def test_what_cannot_be_is_one_line_that_names_the_field(
+    self, override, message
+  ):
+    with self.assertRaises(config_lib.ConfigError) as caught:
+      config_lib.load(SHAKESPEARE, [override])
+    self.assertIn(message, str(caught.exception))
+    self.assertNotIn('\n', str(caught.exception))
+
+  @parameterized.parameters(
+    ('configs/nowhere.py', "there is no file 'configs/nowhere.py'"),
+    (SHAKESPEARE + ':wild', "there is no variant 'wild'; expected one of: '"),
+  )
+  def test_a_missing_file_or_variant(self, source, message):
+    with self.assertRaisesRegex(config_lib.ConfigError, message):
+      config_lib.load(source)
+
+  @parameterized.parameters(
+    ('def get_config(variant):\n  return 3', 'must return a Config, got int'),
+    ('x = 1', "has no attribute 'get_config'"),
+    ('raise RuntimeError("oh")', 'RuntimeError: oh'),
+    (
+      'from covenant.config.config import Config, Optim\n'
+      'get_config = lambda v: Config(optim=Optim(inner_stpes=3))',
+      "unexpected keyword argument 'inner_stpes'",
+    ),
+    (
+      'from covenant.config.config import Config\n'
+      'get_config = lambda v: Config(rounds=2.5)',
+      'rounds: expected int, got float 2.5',
+    ),
+    (
+      'from covenant.config.config import Config\n'
+      'get_config = lambda v: Config(rounds=True)',
+      'rounds: expected int, got bool True',
+    ),
+  )
+  def test_a_broken_config_file(self, text, message):
+    with self.assertRaises(config_lib.ConfigError) as caught:
+      config_lib.load(self.write(text))
+    self.assertIn(message, str(caught.exception))
+
+
+class JsonTest(parameterized.TestCase):
+  @parameterized.parameters(
+    ('{', 'not a config in JSON'),
+    ('[]', 'expected a section'),
+    ('{"speed": 1}', 'speed: no such field'),
+  )
+  def test_refuses(self, text, message):
+    with self.assertRaisesRegex(config_lib.ConfigError, message):
+      config_lib.from_json(text)
+
+  def test_differences_name_the_fields(self):
+    old = config_lib.Config()
+    new = dataclasses.replace(old, rounds=7, name='b')
+    self.assertEqual(
+      config_lib.differences(old, new),
+      ["name: 'unnamed' there, 'b' here", 'rounds: 100 there, 7 here'],
+    )
+
+
+class RecipesTest(parameterized.TestCase):
+  @parameterized.parameters(
+    ('150m', 219_702_272),
+    ('512m', 512_398_848),
+    ('1b', 1_204_881_408),
+    ('8b', 8_053_329_920),
+    ('72b', 70_599_843_840),
+    ('1t', 1_001_002_229_760),
+  )
+  def test_have_the_published_number_of_parameters(self, name, count):
+    config = config_lib.load(str(CONFIGS / f'{name}.py'))
+    self.assertEqual(llama.num_params(config.model), count)
+
+  def test_72b_untied_has_the_number_that_the_paper_gives(self):
+    path = str(CONFIGS / '72b.py')
+    config = config_lib.load(path, ['model.tie_embeddings=false'])
+    self.assertEqual(llama.num_params(config.model), 72_747_327_488)
+
+  def test_72b_published_is_72b_with_plain_outer_sgd(self):
+    ours, published = (
+      config_lib.load(str(CONFIGS / '72b.py') + variant)
+      for variant in ('', ':published')
+    )
+    self.assertEqual(
+      config_lib.differences(ours, published),
+      [
+        "name: '72b' there, '72b-published' here",
+        'optim.outer.learning_rate: 0.7 there, 1.0 here',
+        'optim.outer.momentum: 0.3 there, 0.0 here',
+      ],
+    )
+
+  def test_72b_smoke_is_the_same_program_in_the_small(self):
+    large, small = (
+      config_lib.flatten(config_lib.load(str(CONFIGS / '72b.py') + variant))
+      for variant in ('', ':smoke')
+    )
+    for field in (
+      'model.scan_layers', 'model.remat', 'model.compute_dtype',
+      'model.tie_embeddings', 'model.rope_theta', 'optim.method',
+      'optim.outer.momentum', 'optim.compression.quantizer',
+      'optim.compression.k', 'optim.compression.block',
+      'optim.inner.anneal_ratio',
+    ):  # fmt: skip
+      self.assertEqual(large[field], small[field], field)
+    for field in (
+      'model.loss_chunk', 'optim.inner.microbatch_size',
+      'optim.inner.flat_steps', 'optim.inner.anneal_start',
+    ):  # fmt: skip
+      self.assertGreater(small[field], 0, field)
+
+
+if __name__ == '__main__':
+  absltest.main()

@@ -1,0 +1,254 @@
+"""Miners on many devices, and on those of several processes."""
+
+import base64
+import hashlib
+import json
+import os
+import pathlib
+import re
+import socket
+import sqlite3
+import subprocess
+import sys
+import types
+from unittest import mock
+
+import jax
+import numpy as np
+from absl.testing import absltest
+from absl.testing import parameterized
+
+from covenant import config as config_lib
+from covenant.data import dataset
+from covenant.emulate import devices as devices_lib
+from covenant.emulate import host as host_lib
+from covenant.models import sharding
+from covenant.protocol import round as round_lib
+from covenant.train import local as local_lib
+from experiments.chaos import faults
+from experiments.chaos import network as network_lib
+
+ROOT = pathlib.Path(__file__).parent.parent.parent
+Phase = round_lib.Phase
+TIMES = (
+  'seconds', 'tokens_per_second', 'train_seconds', 'exchange_seconds',
+  'outer_seconds', 'score_seconds',
+)  # fmt: skip
+# Two are honest; one trains from elsewhere; one spoils what it has learned.
+MINERS = ('miners=4', 'adversaries=desynchronized,scaled')
+# The third trains on other batches. These remember nothing that is not saved.
+FORGETFUL = (
+  'miners=4', 'adversaries=little-data,scaled', 'gauntlet.evaluate=0',
+)  # fmt: skip
+# 'emulated-12-', as SQLite writes bytes.
+_BUCKET = re.compile(b'emulated-'.hex().upper() + '(3[0-9])+2D')
+
+
+def setUpModule():
+  """Every row compiles anew, which takes the most time."""
+  jax.config.update('jax_disable_most_optimizations', True)
+  jax.clear_caches()
+
+
+def tearDownModule():
+  jax.config.update('jax_disable_most_optimizations', False)
+  jax.clear_caches()
+
+
+def tiny(*changes):
+  return config_lib.load(f'{ROOT}/configs/tiny.py', changes)
+
+
+def everything(state):
+  """Every bit of a state, but for the names of the buckets."""
+  protocol = json.loads(state.protocol)
+  chain = sqlite3.connect(':memory:')
+  chain.deserialize(base64.b64decode(protocol.pop('chain')))
+  rows = [_BUCKET.sub('', row) for row in chain.iterdump()]
+  chain.close()
+  leaves = jax.tree_util.tree_leaves_with_path(state._replace(protocol=None))
+  bits = [
+    (jax.tree_util.keystr(p), hashlib.sha256(np.asarray(x).tobytes()).digest())
+    for p, x in leaves
+  ]
+  return bits, protocol, rows
+
+
+def written(workdir):
+  """What a run wrote, without what a clock did."""
+  lines = (workdir / 'metrics.jsonl').read_text().splitlines()
+  rows = [json.loads(line) for line in lines]
+  records = [{k: v for k, v in r.items() if k not in TIMES} for r in rows]
+  return records, (workdir / 'verdicts.jsonl').read_text().splitlines()
+
+
+class SideBySideTest(parameterized.TestCase):
+  def workdir(self):
+    return pathlib.Path(self.create_tempdir().full_path, 'run')
+
+  def outcome(self, peers):
+    """All that a run leaves, and the devices that its miners are on."""
+    workdir = self.workdir()
+    config = tiny('rounds=2', *MINERS, f'devices.peers={peers}')
+    state = host_lib.run(config, workdir).state
+    used = {jax.tree.leaves(p)[1].device for p in state.miners.values()}
+    return everything(state), written(workdir), len(used)
+
+  def test_as_one_after_another(self):
+    """Bit for bit: parameters, private state, chain, metrics, verdicts."""
+    one, three = map(self.outcome, (1, 3))  # the first has two of the miners
+    self.assertEqual([one[-1], three[-1]], [1, 3])
+    self.assertEqual(three[:-1], one[:-1])
+
+  def test_miners_that_are_killed(self):
+    """While others train, before anything is saved, and after."""
+    digests = []
+    for peers in 1, 2:
+      config = tiny('miners=2', f'devices.peers={peers}', 'checkpoint.every=1')
+      kills = [
+        faults.Kill('1', 0, Phase.TRAIN, faults.AFTER),
+        faults.Kill('0', 1, Phase.COMMIT, faults.BEFORE),
+      ]
+      network = network_lib.Network(
+        config,
+        host_lib.Host(config, dataset.load(config)),
+        faults.Faults(kills=kills),
+      )
+      network.run(2)
+      self.assertEqual(network.restarts, 2)
+      digests.append(
+        {name: network_lib.digest(node) for name, node in network.nodes.items()}
+      )
+    self.assertEqual(*digests)
+
+  def test_the_first_that_diverges_is_named(self):
+    config = tiny('optim.inner.learning_rate=1e30', 'devices.peers=2')
+    with self.assertRaisesRegex(
+      local_lib.DivergedError, 'miner 0, round 0: the loss is .* inner step'
+    ):
+      host_lib.run(config, self.workdir())
+
+
+def meshes(*owners):
+  """Stand-ins for rows of devices of these processes."""
+  return [
+    types.SimpleNamespace(
+      size=len(row),
+      devices=np.array([types.SimpleNamespace(process_index=i) for i in row]),
+    )
+    for row in owners
+  ]
+
+
+class PlacesTest(parameterized.TestCase):
+  def places(self, config, processes, *owners):
+    rows = mock.patch.object(
+      sharding, 'rows', lambda devices, available: meshes(*owners)
+    )
+    count = mock.patch.object(jax, 'process_count', lambda: processes)
+    with rows, count:
+      return [place.rank for place in devices_lib.places(config)]
+
+  @parameterized.parameters(
+    (8, [0, 1, 0, 1, 0, 1]), (3, [0, 1, 0]), (2, [0, 1])
+  )  # fmt: skip
+  def test_all_processes_have_miners(self, miners, want):
+    config = tiny(f'miners={miners}')
+    got = self.places(config, 2, [0], [0], [0], [1], [1], [1])
+    self.assertEqual(got, want)
+
+  def test_a_process_without_a_miner_is_refused(self):
+    with self.assertRaisesRegex(
+      config_lib.ConfigError, r'devices.peers: 2 miners .* processes \[1, 2\]'
+    ):
+      self.places(tiny(), 3, [0], [0])
+    with self.assertRaisesRegex(config_lib.ConfigError, r'as miners \(1\)'):
+      self.places(tiny('miners=1'), 2, [0], [1])
+
+  def test_a_miner_on_two_processes_is_refused(self):
+    with self.assertRaisesRegex(
+      config_lib.ConfigError, r'2 devices .* processes \[0, 1\]; lower'
+    ):
+      self.places(tiny(), 2, [0, 1])
+
+  def test_more_rows_than_devices_are_refused(self):
+    with self.assertRaisesRegex(config_lib.ConfigError, 'devices.peers'):
+      devices_lib.places(tiny('devices.peers=9'))
+
+  def test_0_is_as_many_as_there_are(self):
+    self.assertLen(devices_lib.places(tiny('miners=4', 'devices.peers=0')), 4)
+    self.assertLen(devices_lib.places(tiny('miners=9', 'devices.peers=0')), 8)
+
+  def test_what_one_memory_holds(self):
+    self.assertEqual(devices_lib.most(tiny('miners=9')), 9)
+    self.assertEqual(devices_lib.most(tiny('miners=9', 'devices.peers=4')), 12)
+
+
+# One process of an emulation, which stops after a round.
+_PROCESS = """
+import sys
+from covenant import config as config_lib
+from covenant.emulate import host
+from covenant.node import multihost
+
+_, file, workdir, after, *changes = sys.argv
+config = config_lib.load(file, changes)
+ranks._SHUTDOWN_SECONDS = 5
+seen = []
+with ranks.start(config.network) as own:
+  outcome = host.run(
+    config, workdir, seen.append, lambda: seen[-1].round == int(after), own
+  )
+  mine = [u for u, p in outcome.state.miners.items() if p.inner is not None]
+  print(own.index, len(seen), mine)
+"""
+_ENVIRONMENT = {
+  'PYTHONPATH': str(ROOT),
+  'JAX_NUM_CPU_DEVICES': '4',
+  'JAX_DISABLE_MOST_OPTIMIZATIONS': '1',
+  'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+  'JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES': '-1',
+}
+
+
+class TwoProcessesTest(absltest.TestCase):
+  def test_two_processes_do_as_one(self):
+    """One begins, two go on from there, and one ends the run: the same bits."""
+    folder = pathlib.Path(self.create_tempdir().full_path)
+    config = tiny('rounds=3', *FORGETFUL)
+    want = host_lib.run(config, folder / 'whole')
+    parts = folder / 'parts'
+    host_lib.run(config, parts, stop=lambda: True)
+    cache = jax.config.jax_compilation_cache_dir  # what is compiled already
+    with socket.socket() as free:
+      free.bind(('127.0.0.1', 0))
+      port = free.getsockname()[1]
+    processes = [
+      subprocess.Popen(
+        [
+          sys.executable, '-c', _PROCESS, f'{ROOT}/configs/tiny.py', parts, '2',
+          'rounds=3', *FORGETFUL, 'devices.peers=0',
+          f'network.coordinator=127.0.0.1:{port}', 'network.processes=2',
+          f'network.process={rank}',
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | _ENVIRONMENT | {'JAX_COMPILATION_CACHE_DIR': cache},
+      )
+      for rank in range(2)
+    ]  # fmt: skip
+    said = [process.communicate(timeout=300) for process in processes]
+    self.assertEqual([p.returncode for p in processes], [0, 0], said)
+    lines = [stdout.splitlines()[-1] for stdout, _ in said]
+    # Rank 0 saw two rounds and the evaluations of rounds 0 and 2.
+    self.assertEqual(lines, ['0 4 [0, 2]', '1 0 [1, 3]'])
+    steps = [int(p.name) for p in (parts / 'checkpoints').glob('*')]
+    self.assertEqual(sorted(steps), [1, 2])
+    got = host_lib.run(config, parts)
+    self.assertEqual(everything(got.state), everything(want.state))
+    self.assertEqual(written(parts), written(folder / 'whole'))
+
+
+if __name__ == '__main__':
+  absltest.main()
