@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from absl.testing import absltest
 from absl.testing import parameterized
 
+from tests import helpers
+
 # Lowest first. A room may import the rooms of lower levels, and itself. A room
 # is a module or a package; the longest name that fits a module is its room.
 LEVELS = (
@@ -27,7 +29,6 @@ LEVELS = (
 # Importing a leaf runs these first, so they must import nothing of ours.
 PACKAGES_OF_LEAVES = ('covenant',)
 
-ROOT = pathlib.Path(__file__).parent.parent
 _LEVEL = {room: i for i, rooms in enumerate(LEVELS) for room in rooms}
 _OURS = {room.split('.')[0] for room in _LEVEL}
 
@@ -101,9 +102,12 @@ def violations(module: str, source: str) -> list[str]:
 def modules() -> Iterator[tuple[str, pathlib.Path]]:
   """Yields (dotted name, file) of every module of ours but the tests."""
   for top in sorted(_OURS):
-    files = [ROOT / f'{top}.py', *sorted((ROOT / top).rglob('*.py'))]
+    files = [
+      helpers.ROOT / f'{top}.py',
+      *sorted((helpers.ROOT / top).rglob('*.py')),
+    ]
     for path in filter(pathlib.Path.exists, files):
-      parts = path.relative_to(ROOT).with_suffix('').parts
+      parts = path.relative_to(helpers.ROOT).with_suffix('').parts
       if parts[-1] == '__init__':
         parts = parts[:-1]
       yield '.'.join(parts), path
@@ -150,7 +154,7 @@ class ImportsTest(parameterized.TestCase):
     ('covenant.rest', '', 'in no room'),
     (
       'covenant',
-      'from covenant.config.config import Config',
+      'from covenant.config import Config',
       'before every leaf',
     ),
     ('run', 'import experiments.wire', 'its own level'),

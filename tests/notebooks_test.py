@@ -1,7 +1,6 @@
 """Notebooks: what people edit, what is stored, and whether it runs."""
 
 import os
-import pathlib
 
 import jupytext
 import nbclient
@@ -9,8 +8,9 @@ import nbformat
 from absl.testing import absltest
 from absl.testing import parameterized
 
-ROOT = pathlib.Path(__file__).parent.parent
-NOTEBOOKS = ROOT / 'notebooks'
+from tests import helpers
+
+NOTEBOOKS = helpers.ROOT / 'notebooks'
 NAMES = sorted(path.stem for path in NOTEBOOKS.glob('*.py'))
 EACH = [(name,) for name in NAMES]
 
@@ -57,7 +57,7 @@ class NotebooksTest(parameterized.TestCase):
       notebook, timeout=600, resources={'metadata': {'path': str(NOTEBOOKS)}}
     )
     # This checkout, small, and what is compiled is for all of them.
-    env = {**os.environ, 'PYTHONPATH': str(ROOT), 'QUICK': '1'}
+    env = {**os.environ, 'PYTHONPATH': str(helpers.ROOT), 'QUICK': '1'}
     client.execute(env=env)
     self.assertNotEmpty(pictures(notebook))
 

@@ -10,13 +10,16 @@ import sys
 from absl.testing import absltest
 from absl.testing import parameterized
 
-ROOT = pathlib.Path(__file__).parent.parent
+from tests import helpers
+
 TINY = '--config=configs/tiny.py'
 # Runs the program in a new process for each line of arguments; what takes the
 # most time, importing, is done once.
 _FORKS = """
 import json, os, runpy, sys
+from tests import helpers
 from covenant import cli
+from tests import helpers
 
 for line in sys.stdin:
   child = os.fork()
@@ -34,7 +37,7 @@ for line in sys.stdin:
 def start(*arguments, devices=8):
   return subprocess.Popen(
     [sys.executable, 'run.py', *arguments],
-    cwd=ROOT,
+    cwd=helpers.ROOT,
     env=os.environ | {'JAX_NUM_CPU_DEVICES': str(devices)},
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
@@ -174,8 +177,8 @@ class BadInputTest(parameterized.TestCase):
     cls.forks = cls.enterClassContext(
       subprocess.Popen(
         [sys.executable, '-c', _FORKS],
-        cwd=ROOT,
-        env=os.environ | {'PYTHONPATH': str(ROOT)},
+        cwd=helpers.ROOT,
+        env=os.environ | {'PYTHONPATH': str(helpers.ROOT)},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

@@ -5,7 +5,7 @@ A leaf beneath `covenant/config/config.py`, whose `parse` asks it.
 
 from typing import Any
 
-from covenant.config.config import schema
+from covenant.config import schema
 
 
 def check(config: Any) -> None:

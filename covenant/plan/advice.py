@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Iterator
 
 from covenant import config as config_lib
-from covenant.config.config import schema
+from covenant.config import schema
 from covenant.plan import hardware as hardware_lib
 from covenant.plan import memory
 

@@ -1,7 +1,6 @@
 import collections
 import dataclasses
 import functools
-import pathlib
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -15,8 +14,8 @@ from covenant.emulate import host as host_lib
 from covenant.protocol import checkpoint
 from covenant.train import local as local_lib
 from covenant.wire import payload as payload_lib
+from tests import helpers
 
-ROOT = pathlib.Path(__file__).parent.parent.parent
 HONEST = 4  # uids 0 to 3
 ROUNDS = 4
 # The verdicts that a name has from its second round on. Who is not here is
@@ -42,7 +41,7 @@ VERDICTS = {
 
 
 def zoo(names, miners=0, rounds=ROUNDS, **changes):
-  config = config_lib.load(f'{ROOT}/configs/tiny.py')
+  config = config_lib.load(f'{helpers.ROOT}/configs/tiny.py')
   return dataclasses.replace(
     config,
     rounds=rounds,
@@ -136,7 +135,7 @@ class ZooTest(parameterized.TestCase):
 class ChurnerTest(absltest.TestCase):
   def test_any_uid_may_come_and_go_from_the_first_round_on(self):
     config = config_lib.load(
-      f'{ROOT}/configs/tiny.py',
+      f'{helpers.ROOT}/configs/tiny.py',
       ['miners=4', f'adversaries={",".join(["churner"] * 4)}'],
     )
     host = host_lib.Host(config, dataset.load(config))

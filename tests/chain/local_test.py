@@ -21,8 +21,8 @@ from covenant.chain import interface
 from covenant.chain import keys
 from covenant.chain import ledger
 from covenant.chain import local
+from tests import helpers
 
-ROOT = pathlib.Path(__file__).parent.parent.parent
 RULES = ledger.Rules(block_seconds=12.0, tempo=5, emission=2.0, capacity=4)
 QUICK = hypothesis.settings(max_examples=40, deadline=None)
 
@@ -487,7 +487,7 @@ class LocalTest(parameterized.TestCase):
   def run_script(self, script, *arguments):
     return subprocess.Popen(
       [sys.executable, '-W', 'error', '-c', script, self.path, *arguments],
-      cwd=ROOT,
+      cwd=helpers.ROOT,
       stdout=subprocess.PIPE,
     )
 

@@ -1,23 +1,24 @@
 import dataclasses
-import pathlib
 
 from absl.testing import absltest
 from absl.testing import parameterized
 
 from covenant import config as config_lib
 from covenant.models import llama
+from tests import helpers
 
-CONFIGS = pathlib.Path(__file__).parent.parent / 'configs'
-SHAKESPEARE = str(CONFIGS / 'shakespeare.py')
+SHAKESPEARE = str(helpers.CONFIGS / 'shakespeare.py')
 
 
 class LoadTest(parameterized.TestCase):
   def write(self, text):
     return self.create_tempfile('experiment.py', text).full_path
 
-  @parameterized.parameters(*[(p.name,) for p in sorted(CONFIGS.glob('*.py'))])
+  @parameterized.parameters(
+    *[(p.name,) for p in sorted(helpers.CONFIGS.glob('*.py'))]
+  )
   def test_every_config_of_the_project_is_valid(self, name):
-    config = config_lib.load(str(CONFIGS / name))
+    config = config_lib.load(str(helpers.CONFIGS / name))
     self.assertEqual(config, config_lib.from_json(config_lib.to_json(config)))
 
   @parameterized.parameters(
@@ -82,17 +83,17 @@ class LoadTest(parameterized.TestCase):
     ('x = 1', "has no attribute 'get_config'"),
     ('raise RuntimeError("oh")', 'RuntimeError: oh'),
     (
-      'from covenant.config.config import Config, Optim\n'
+      'from covenant.config import Config, Optim\n'
       'get_config = lambda v: Config(optim=Optim(inner_stpes=3))',
       "unexpected keyword argument 'inner_stpes'",
     ),
     (
-      'from covenant.config.config import Config\n'
+      'from covenant.config import Config\n'
       'get_config = lambda v: Config(rounds=2.5)',
       'rounds: expected int, got float 2.5',
     ),
     (
-      'from covenant.config.config import Config\n'
+      'from covenant.config import Config\n'
       'get_config = lambda v: Config(rounds=True)',
       'rounds: expected int, got bool True',
     ),
@@ -132,17 +133,17 @@ class RecipesTest(parameterized.TestCase):
     ('1t', 1_001_002_229_760),
   )
   def test_have_the_published_number_of_parameters(self, name, count):
-    config = config_lib.load(str(CONFIGS / f'{name}.py'))
+    config = config_lib.load(str(helpers.CONFIGS / f'{name}.py'))
     self.assertEqual(llama.num_params(config.model), count)
 
   def test_72b_untied_has_the_number_that_the_paper_gives(self):
-    path = str(CONFIGS / '72b.py')
+    path = str(helpers.CONFIGS / '72b.py')
     config = config_lib.load(path, ['model.tie_embeddings=false'])
     self.assertEqual(llama.num_params(config.model), 72_747_327_488)
 
   def test_72b_published_is_72b_with_plain_outer_sgd(self):
     ours, published = (
-      config_lib.load(str(CONFIGS / '72b.py') + variant)
+      config_lib.load(str(helpers.CONFIGS / '72b.py') + variant)
       for variant in ('', ':published')
     )
     self.assertEqual(
@@ -156,7 +157,9 @@ class RecipesTest(parameterized.TestCase):
 
   def test_72b_smoke_is_the_same_program_in_the_small(self):
     large, small = (
-      config_lib.flatten(config_lib.load(str(CONFIGS / '72b.py') + variant))
+      config_lib.flatten(
+        config_lib.load(str(helpers.CONFIGS / '72b.py') + variant)
+      )
       for variant in ('', ':smoke')
     )
     for field in (

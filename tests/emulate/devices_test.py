@@ -27,8 +27,8 @@ from covenant.protocol import round as round_lib
 from covenant.train import local as local_lib
 from experiments.chaos import faults
 from experiments.chaos import network as network_lib
+from tests import helpers
 
-ROOT = pathlib.Path(__file__).parent.parent.parent
 Phase = round_lib.Phase
 TIMES = (
   'seconds', 'tokens_per_second', 'train_seconds', 'exchange_seconds',
@@ -56,7 +56,7 @@ def tearDownModule():
 
 
 def tiny(*changes):
-  return config_lib.load(f'{ROOT}/configs/tiny.py', changes)
+  return config_lib.load(f'{helpers.ROOT}/configs/tiny.py', changes)
 
 
 def everything(state):
@@ -203,7 +203,7 @@ with ranks.start(config.network) as own:
   print(own.index, len(seen), mine)
 """
 _ENVIRONMENT = {
-  'PYTHONPATH': str(ROOT),
+  'PYTHONPATH': str(helpers.ROOT),
   'JAX_NUM_CPU_DEVICES': '4',
   'JAX_DISABLE_MOST_OPTIMIZATIONS': '1',
   'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
@@ -226,7 +226,7 @@ class TwoProcessesTest(absltest.TestCase):
     processes = [
       subprocess.Popen(
         [
-          sys.executable, '-c', _PROCESS, f'{ROOT}/configs/tiny.py', parts, '2',
+          sys.executable, '-c', _PROCESS, f'{helpers.ROOT}/configs/tiny.py', parts, '2',
           'rounds=3', *FORGETFUL, 'devices.peers=0',
           f'network.coordinator=127.0.0.1:{port}', 'network.processes=2',
           f'network.process={rank}',

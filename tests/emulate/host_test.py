@@ -26,9 +26,9 @@ from covenant.optim import inner as inner_lib
 from covenant.protocol import checkpoint
 from covenant.train import local as local_lib
 from covenant.train import shared_state as shared_state_lib
+from tests import helpers
 
-ROOT = pathlib.Path(__file__).parent.parent.parent
-TRACES = ROOT / 'tests' / 'golden' / 'traces.json'
+TRACES = helpers.ROOT / 'tests' / 'golden' / 'traces.json'
 # 'emulated-12-', as SQLite writes bytes.
 _BUCKET = re.compile(b'emulated-'.hex().upper() + '(3[0-9])+2D')
 TIMES = (
@@ -38,7 +38,9 @@ TIMES = (
 
 
 def tiny(variant='', **changes):
-  config = config_lib.load(f'{ROOT}/configs/tiny.py:{variant}'.rstrip(':'))
+  config = config_lib.load(
+    f'{helpers.ROOT}/configs/tiny.py:{variant}'.rstrip(':')
+  )
   return dataclasses.replace(config, **changes)
 
 
@@ -177,12 +179,12 @@ class RunTest(parameterized.TestCase):
     config = tiny(rounds=5000, checkpoint=config_lib.Checkpoint(every=2))
     whole, parts = self.workdir('whole'), self.workdir('parts')
     command = [
-      sys.executable, str(ROOT / 'run.py'), f'--config={ROOT}/configs/tiny.py',
+      sys.executable, str(helpers.ROOT / 'run.py'), f'--config={helpers.ROOT}/configs/tiny.py',
       '--config.rounds=5000', '--config.checkpoint.every=2',
       f'--workdir={parts}',
     ]  # fmt: skip
     process = subprocess.Popen(
-      command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT
+      command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, cwd=helpers.ROOT
     )
     while not _steps(parts) and process.poll() is None:
       time.sleep(0.005)  # waits for a file of another process

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import pathlib
 
 import jax
 import numpy as np
@@ -14,12 +13,11 @@ from covenant.emulate import host as host_lib
 from covenant.protocol import round as round_lib
 from covenant.train import shared_state as shared_state_lib
 from experiments.chaos import network as network_lib
-
-ROOT = pathlib.Path(__file__).parent.parent.parent
+from tests import helpers
 
 
 def tiny(aggregation=None, optim=None, **changes):
-  config = config_lib.load(f'{ROOT}/configs/tiny.py')
+  config = config_lib.load(f'{helpers.ROOT}/configs/tiny.py')
   aggregation = dataclasses.replace(
     config.optim.aggregation, **(aggregation or {})
   )

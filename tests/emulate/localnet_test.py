@@ -18,15 +18,15 @@ from covenant import config as config_lib
 from covenant.data import dataset
 from covenant.emulate import host as host_lib
 from covenant.emulate import localnet
+from tests import helpers
 
-ROOT = pathlib.Path(__file__).parent.parent.parent
 SCORED = ('uid', 'verdict', 'evaluation', 'after')
 
 
 def small(*changes):
   """The smoke network, smaller."""
   changes = ('rounds=2', 'miners=2', 'optim.inner.warmup_steps=5', *changes)
-  return config_lib.load(f'{ROOT}/configs/localnet.py:smoke', changes)
+  return config_lib.load(f'{helpers.ROOT}/configs/localnet.py:smoke', changes)
 
 
 def decisions(path):
@@ -113,16 +113,16 @@ class LocalnetTest(absltest.TestCase):
     process = subprocess.Popen(
       [
         sys.executable,
-        f'{ROOT}/run.py',
+        f'{helpers.ROOT}/run.py',
         '--role=localnet',
-        f'--config={ROOT}/configs/localnet.py:smoke',
+        f'--config={helpers.ROOT}/configs/localnet.py:smoke',
         '--config.miners=1',
         '--config.validators=1',
         f'--workdir={workdir}',
       ],
       stdout=subprocess.PIPE,
       stderr=subprocess.PIPE,
-      env=os.environ | {'PYTHONPATH': str(ROOT)},
+      env=os.environ | {'PYTHONPATH': str(helpers.ROOT)},
       text=True,
     )
     for line in process.stderr:

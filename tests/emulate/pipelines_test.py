@@ -1,20 +1,17 @@
 """Full replicas and compressed pipelines in one run."""
 
-import pathlib
-
 from absl.testing import absltest
 
 from covenant import config as config_lib
 from covenant.data import dataset
 from covenant.emulate import host as host_lib
-
-ROOT = pathlib.Path(__file__).parent.parent.parent
+from tests import helpers
 
 
 class PipelinesTest(absltest.TestCase):
   def test_count_like_everybody(self):
     config = config_lib.load(
-      f'{ROOT}/configs/tiny.py',
+      f'{helpers.ROOT}/configs/tiny.py',
       ['model.layers=2', 'miners=2', 'islands=1x ; 1x stages=2,rank=3'],
     )
     host = host_lib.Host(config, dataset.load(config))

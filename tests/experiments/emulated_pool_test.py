@@ -1,7 +1,6 @@
 """Pools of emulated workers, some of whom are bad."""
 
 import functools
-import pathlib
 
 import jax
 import numpy as np
@@ -11,14 +10,13 @@ from covenant import config as config_lib
 from covenant.data import dataset
 from covenant.train import local as local_lib
 from experiments import emulated_pool as emulated_pool_lib
-
-ROOT = pathlib.Path(__file__).parent.parent.parent
+from tests import helpers
 
 
 @functools.cache
 def kit():
   config = config_lib.load(
-    f'{ROOT}/configs/tiny.py',
+    f'{helpers.ROOT}/configs/tiny.py',
     [
       'miners=2',
       'optim.inner_steps=16',

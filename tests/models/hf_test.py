@@ -23,6 +23,7 @@ from absl.testing import parameterized
 from covenant import config
 from covenant.models import hf
 from covenant.models import llama
+from tests import helpers
 
 
 def _needs(*packages):
@@ -41,7 +42,7 @@ _TINY = config.Model(
   ffn_width=48,
   rope_theta=500_000.0,
 )
-_72B = config.load(f'{pathlib.Path(__file__).parents[2]}/configs/72b.py').model
+_72B = config.load(f'{helpers.ROOT}/configs/72b.py').model
 _SWITCHES = {'scan_layers': (False, True), 'tie_embeddings': (False, True)}
 
 

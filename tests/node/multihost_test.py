@@ -33,8 +33,8 @@ from covenant.store import interface as store_lib
 from covenant.store import location as location_lib
 from covenant.train import local as local_lib
 from covenant.train import shared_state as shared_state_lib
+from tests import helpers
 
-ROOT = pathlib.Path(__file__).parent.parent.parent
 MINER = connect.local_key(0, '0')
 VALIDATOR = connect.local_key(0, '1')
 
@@ -294,7 +294,7 @@ class SharedBatchTest(parameterized.TestCase):
 
   def trainer(self, variant, devices, *changes):
     config = config_lib.load(
-      f'{ROOT}/configs/tiny.py:{variant}',
+      f'{helpers.ROOT}/configs/tiny.py:{variant}',
       ('optim.inner.batch_size=8', *changes),
     )
     shared_model = shared_state_lib.SharedModel(config)
@@ -402,7 +402,7 @@ from covenant.node import multihost
 from covenant.store import interface
 
 _, role, clock, file, workdir, *changes = sys.argv
-ranks._HEARTBEAT_SECONDS = ranks._SHUTDOWN_SECONDS = 5
+multihost._HEARTBEAT_SECONDS = multihost._SHUTDOWN_SECONDS = 5
 real, left = connect.objects, [1]  # uploads that fail
 
 def chain(config):
@@ -427,7 +427,7 @@ connect.chain, connect.objects = chain, objects
 roles.ROLES[role](config_lib.load(file, changes), workdir)
 """
 _ENVIRONMENT = {
-  'PYTHONPATH': str(ROOT),
+  'PYTHONPATH': str(helpers.ROOT),
   'JAX_NUM_CPU_DEVICES': '2',
   'JAX_DISABLE_MOST_OPTIMIZATIONS': '1',  # compiling takes the most time
 }
@@ -440,7 +440,7 @@ class Network:
 
   def __init__(self, folder):
     self.folder = pathlib.Path(folder)
-    tiny = config_lib.load(f'{ROOT}/configs/tiny.py', ['rounds=3'])
+    tiny = config_lib.load(f'{helpers.ROOT}/configs/tiny.py', ['rounds=3'])
     self.config = dataclasses.replace(
       tiny,
       miners=1,

@@ -13,8 +13,7 @@ from covenant.chain import local
 from covenant.node import connect
 from covenant.node import preflight
 from covenant.store import bucket as bucket_lib
-
-ROOT = pathlib.Path(__file__).parent.parent.parent
+from tests import helpers
 
 
 class DoctorTest(parameterized.TestCase):
@@ -25,7 +24,7 @@ class DoctorTest(parameterized.TestCase):
     folder = tempfile.TemporaryDirectory(prefix='covenant-')
     self.addCleanup(folder.cleanup)
     self.config = config_lib.load(
-      f'{ROOT}/configs/tiny.py', [f'network.path={folder.name}']
+      f'{helpers.ROOT}/configs/tiny.py', [f'network.path={folder.name}']
     )
     self.chain = local.LocalChain.create(
       connect.chain_file(self.config), b'seed', ledger.Rules(block_seconds=1.0)

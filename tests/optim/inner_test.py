@@ -1,5 +1,3 @@
-import pathlib
-
 import jax
 import jax.numpy as jnp
 from absl.testing import absltest
@@ -7,12 +5,11 @@ from absl.testing import parameterized
 
 from covenant import config as config_lib
 from covenant.optim import inner
-
-CONFIGS = pathlib.Path(__file__).parents[2] / 'configs'
+from tests import helpers
 
 
 def rate_of(variant):
-  config = config_lib.load(f'{CONFIGS}/72b.py{variant}')
+  config = config_lib.load(f'{helpers.CONFIGS}/72b.py{variant}')
   steps = config.rounds * config.optim.inner_steps
   schedule = inner.schedule(config.optim.inner, steps)
   return lambda step: float(jax.jit(schedule)(jnp.int32(step)))
@@ -57,7 +54,7 @@ class PublishedTest(parameterized.TestCase):
     self.assertLess(rate(95_701), rate(95_700))
 
   def test_smoke_goes_through_all_of_it(self):
-    config = config_lib.load(str(CONFIGS / '72b.py') + ':smoke')
+    config = config_lib.load(str(helpers.CONFIGS / '72b.py') + ':smoke')
     last = config.rounds * config.optim.inner_steps
     schedule = inner.schedule(config.optim.inner, last)
     rates = [float(schedule(step)) for step in range(last + 1)]

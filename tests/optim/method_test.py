@@ -18,13 +18,13 @@ from covenant.optim import inner as inner_lib
 from covenant.optim import method as method_lib
 from covenant.optim import preset
 from covenant.train import shared_state as shared_state_lib
+from tests import helpers
 
-ROOT = pathlib.Path(__file__).parent.parent.parent
 MUON = 'optim.inner.kind=muon'
 
 
 def tiny(variant='', *overrides):
-  path = f'{ROOT}/configs/tiny.py:{variant}'.rstrip(':')
+  path = f'{helpers.ROOT}/configs/tiny.py:{variant}'.rstrip(':')
   return config_lib.load(path, ['rounds=2', 'eval.every=1', *overrides])
 
 

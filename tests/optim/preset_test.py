@@ -6,7 +6,6 @@ sets; a sum whose terms cancel, to 1e-6 of the largest.
 
 import dataclasses
 import json
-import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -20,8 +19,8 @@ from covenant.optim import blocks
 from covenant.optim import compression as compression_lib
 from covenant.optim import preset
 from covenant.optim import sparseloco
+from tests import helpers
 
-GOLDEN = pathlib.Path(__file__).parent.parent / 'golden'
 TEMPLAR = preset.templar()
 # One program a shape: op by op, these tests would mostly compile.
 COMPRESS = jax.jit(
@@ -38,7 +37,7 @@ SHAPES = ('w128x192', 'w64x64', 'w50x30', 'norm8192', 'b100', 'emb')
 
 
 def golden(name):
-  with np.load(GOLDEN / name) as file:
+  with np.load(helpers.GOLDEN / name) as file:
     return dict(file)
 
 
@@ -72,7 +71,7 @@ class TemplarTest(parameterized.TestCase):
     assert_close(DECOMPRESS((packet,), x), z[f'{name}_transmit'])
 
   def test_cuts_every_side_as_measured(self):
-    text = (GOLDEN / 'pack12_errors_and_split_table.json').read_text()
+    text = (helpers.GOLDEN / 'pack12_errors_and_split_table.json').read_text()
     for target in (64, 12):
       for size, split in json.loads(text)[
         f'smaller_split_target{target}'

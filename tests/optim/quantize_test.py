@@ -1,5 +1,3 @@
-import pathlib
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,8 +5,9 @@ from absl.testing import absltest
 from absl.testing import parameterized
 
 from covenant.optim import quantize
+from tests import helpers
 
-GOLDEN = pathlib.Path(__file__).parent.parent / 'golden' / 'quantizer.npz'
+GOLDEN = helpers.GOLDEN / 'quantizer.npz'
 # One program a shape and quantizer, not one an operation and test.
 ENCODE = jax.jit(
   lambda quantizer, values: quantizer.encode(values), static_argnums=0

@@ -1,7 +1,6 @@
 """docs/sparseloco.md: an ordinary optax loop, changed in three lines."""
 
 import difflib
-import pathlib
 import re
 import subprocess
 import sys
@@ -9,7 +8,9 @@ import sys
 from absl.testing import absltest
 from absl.testing import parameterized
 
-DOCS = pathlib.Path(__file__).parent.parent.parent / 'docs' / 'sparseloco.md'
+from tests import helpers
+
+DOCS = helpers.ROOT / 'docs' / 'sparseloco.md'
 
 
 def listing(name):

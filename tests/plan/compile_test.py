@@ -1,5 +1,4 @@
 import dataclasses
-import pathlib
 
 import jax
 import pytest
@@ -12,14 +11,14 @@ from covenant.optim import method as method_lib
 from covenant.plan import compile
 from covenant.plan import memory
 from covenant.train import step
+from tests import helpers
 
-CONFIGS = pathlib.Path(__file__).parents[2] / 'configs'
 NAMES = ('inner step', 'compress', 'subtract sent', 'add a message',
          'outer step')  # fmt: skip
 
 
 def load(name, *overrides):
-  return config_lib.load(str(CONFIGS / f'{name}.py'), overrides)
+  return config_lib.load(str(helpers.CONFIGS / f'{name}.py'), overrides)
 
 
 class LowerTest(parameterized.TestCase):

@@ -1,6 +1,5 @@
 import dataclasses
 import math
-import pathlib
 
 import jax
 from absl.testing import absltest
@@ -13,8 +12,8 @@ from covenant.node import needs
 from covenant.optim import method as method_lib
 from covenant.plan import memory
 from covenant.train import step
+from tests import helpers
 
-CONFIGS = pathlib.Path(__file__).parents[2] / 'configs'
 LADDER = ('150m', '512m', '1b', '8b', '72b', '1t')
 
 
@@ -22,7 +21,7 @@ STATE = {'parameters', 'AdamW moments', 'error feedback', 'outer momentum'}
 
 
 def load(name, *overrides):
-  return config_lib.load(str(CONFIGS / f'{name}.py'), overrides)
+  return config_lib.load(str(helpers.CONFIGS / f'{name}.py'), overrides)
 
 
 def phases(config, offload=False):

@@ -1,6 +1,5 @@
 import dataclasses
 import itertools
-import pathlib
 
 import hypothesis
 from absl.testing import absltest
@@ -15,8 +14,8 @@ from covenant.plan import memory
 from covenant.plan import partition
 from covenant.plan import planner
 from covenant.train import island
+from tests import helpers
 
-CONFIGS = pathlib.Path(__file__).parents[2] / 'configs'
 # Fictitious devices for a model of three layers: WEAK hold one, STRONG all.
 STRONG, WEAK = 'with 9 MB', 'with 4 MB'
 _FAST, _SLOW = 'on 400 kb/s', 'on 30 kb/s'
@@ -117,7 +116,7 @@ class SearchTest(parameterized.TestCase):
   def test_moves_go_beyond_every_start(self):
     inventory_ = '2x4090 in pairs, 16xH100, 12xA100 in pairs, 40x4090'
     config = config_lib.load(
-      str(CONFIGS / '72b.py'), [f'plan.inventory={inventory_}']
+      str(helpers.CONFIGS / '72b.py'), [f'plan.inventory={inventory_}']
     )
     plan = planner.plan(config)
     search = planner._Search(plan.terms, plan.groups)
@@ -198,7 +197,7 @@ class StagesTest(parameterized.TestCase):
     self.assertAlmostEqual(flops / (terms.flops * config.data.context), 1)
 
   def test_more_in_flight_takes_more_memory(self):
-    config = config_lib.load(str(CONFIGS / '72b.py'))
+    config = config_lib.load(str(helpers.CONFIGS / '72b.py'))
     held = [partition._fit(config, 24e9, False, n) for n in (1, 80, 200)]
     self.assertEqual(held, [1, 1, 0])
     self.assertEqual(partition._fit(config, 24e9, True, 1), -1)
@@ -256,7 +255,7 @@ class PaceTest(parameterized.TestCase):
 
 class ConfigTest(absltest.TestCase):
   def test_hetero_is_what_is_planned(self):
-    config = config_lib.load(str(CONFIGS / 'hetero.py'))
+    config = config_lib.load(str(helpers.CONFIGS / 'hetero.py'))
     plan = planner.plan(config)
     self.assertEqual(island.describe(plan.islands), config.islands)
     self.assertLen(plan.works, config.miners)
@@ -274,7 +273,7 @@ class ConfigTest(absltest.TestCase):
 class TableTest(absltest.TestCase):
   def test_72b(self):
     config = config_lib.load(
-      str(CONFIGS / '72b.py'),
+      str(helpers.CONFIGS / '72b.py'),
       ['plan.inventory=8xB200, 16xH100, 64xA100 in pairs, 12x4090 on 200 Mb/s'],
     )
     page = island_table.text(config, planner.plan(config))

@@ -1,4 +1,3 @@
-import pathlib
 import re
 
 from absl.testing import absltest
@@ -7,13 +6,13 @@ from absl.testing import parameterized
 from covenant import config as config_lib
 from covenant.plan import advice
 from covenant.plan import table
+from tests import helpers
 
-CONFIGS = pathlib.Path(__file__).parents[2] / 'configs'
 LADDER = ('150m', '512m', '1b', '8b', '72b', '1t')
 
 
 def load(name, *overrides):
-  return config_lib.load(str(CONFIGS / f'{name}.py'), overrides)
+  return config_lib.load(str(helpers.CONFIGS / f'{name}.py'), overrides)
 
 
 class TextTest(parameterized.TestCase):

@@ -1,5 +1,4 @@
 import dataclasses
-import pathlib
 
 from absl.testing import absltest
 
@@ -7,12 +6,11 @@ from covenant import config as config_lib
 from covenant import metrics
 from covenant.plan import planner
 from covenant.plan import wallclock
-
-CONFIGS = pathlib.Path(__file__).parents[2] / 'configs'
+from tests import helpers
 
 
 def hetero(**plan):
-  config = config_lib.load(str(CONFIGS / 'hetero.py'))
+  config = config_lib.load(str(helpers.CONFIGS / 'hetero.py'))
   return dataclasses.replace(
     config, plan=dataclasses.replace(config.plan, **plan)
   )

@@ -26,8 +26,8 @@ from covenant.train import local as local_lib
 from covenant.train import shared_state as shared_state_lib
 from covenant.wire import manifest
 from covenant.wire import payload
+from tests import helpers
 
-ROOT = pathlib.Path(__file__).parent.parent.parent
 EDITS = [
   'rounds=2',
   'optim.inner_steps=16',
@@ -52,6 +52,7 @@ import jax
 import run
 from absl import app
 from covenant.pool import lease_trainer
+from tests import helpers
 
 train = workshop.Workshop.train
 
@@ -90,7 +91,7 @@ class PoolProcessTest(absltest.TestCase):
     self.folder = pathlib.Path(self.create_tempdir().full_path)
     (self.folder / 'network').mkdir()
     edits = [*EDITS, f'network.path={self.folder}/network']
-    self.config = config_lib.load(f'{ROOT}/configs/tiny.py', edits)
+    self.config = config_lib.load(f'{helpers.ROOT}/configs/tiny.py', edits)
     (self.folder / 'config.json').write_text(config_lib.to_json(self.config))
     seed = self.config.seed
     self.chain = local.LocalChain.create(
@@ -111,7 +112,7 @@ class PoolProcessTest(absltest.TestCase):
       process.kill()
       process.wait()
 
-  def start(self, name, *arguments, program=f'{ROOT}/run.py'):
+  def start(self, name, *arguments, program=f'{helpers.ROOT}/run.py'):
     with open(self.folder / f'{name}.txt', 'w') as log:
       code = [program] if program.endswith('.py') else ['-c', program]
       self.processes.append(
@@ -122,12 +123,12 @@ class PoolProcessTest(absltest.TestCase):
           ],
           stdout=log,
           stderr=log,
-          env=os.environ | {'PYTHONPATH': str(ROOT)},
+          env=os.environ | {'PYTHONPATH': str(helpers.ROOT)},
         )
       )  # fmt: skip
     return self.processes[-1]
 
-  def worker(self, name, url, program=f'{ROOT}/run.py'):
+  def worker(self, name, url, program=f'{helpers.ROOT}/run.py'):
     key = self.folder / f'{name}.key'
     process = self.start(
       name, '--role=worker', f'--config.pool.url={url}',

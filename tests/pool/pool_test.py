@@ -6,7 +6,6 @@ tests/emulate/pool_test.py.
 
 import collections
 import functools
-import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -20,8 +19,8 @@ from covenant.pool import merge as merge_lib
 from covenant.pool import pool as pool_lib
 from covenant.pool import verification
 from covenant.wire import payload
+from tests import helpers
 
-ROOT = pathlib.Path(__file__).parent.parent.parent
 RUN, ROOT_OF_RUN = b'r' * 16, bytes(32)
 LIKE = {
   'a': jax.ShapeDtypeStruct((64, 64), jnp.float32),
@@ -33,7 +32,7 @@ VALID = pool_lib.Verdict.VALID
 @functools.cache
 def common():
   config = config_lib.load(
-    f'{ROOT}/configs/tiny.py', ['pool.subrounds=2', 'pool.steps=2']
+    f'{helpers.ROOT}/configs/tiny.py', ['pool.subrounds=2', 'pool.steps=2']
   )
   merger = merge_lib.Merger(config, LIKE)
   inspector = verification.Inspector(config, LIKE, merger)

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import json
-import pathlib
 from unittest import mock
 
 import jax
@@ -26,8 +25,8 @@ from covenant.wire import manifest as manifest_lib
 from experiments.chaos import faults
 from experiments.chaos import network as network_lib
 from experiments.chaos import scenario
+from tests import helpers
 
-ROOT = pathlib.Path(__file__).parent.parent.parent
 ROUND = 20  # blocks
 MINERS, VALIDATORS = ('0', '1', '2'), ('3', '4')
 
@@ -36,7 +35,7 @@ MINERS, VALIDATORS = ('0', '1', '2'), ('3', '4')
 def host():
   """Three miners, two validators; checkpoints every other round, two stay."""
   config = dataclasses.replace(
-    scenario.get_config(config_lib.load(f'{ROOT}/configs/tiny.py')),
+    scenario.get_config(config_lib.load(f'{helpers.ROOT}/configs/tiny.py')),
     miners=len(MINERS),
     validators=len(VALIDATORS),
     checkpoint=config_lib.Checkpoint(every=1, keep=2, publish=2),

@@ -20,8 +20,8 @@ from covenant.node import export
 from covenant.protocol import checkpoint
 from covenant.train import local
 from covenant.train import shared_state
+from tests import helpers
 
-ROOT = pathlib.Path(__file__).parents[2]
 SIZES = (dict(fsdp=4, tensor=2), dict(fsdp=4), dict(), dict(fsdp=2, tensor=4))
 
 
@@ -302,7 +302,7 @@ class MemoryTest(absltest.TestCase):
         [sys.executable, '-c', _PROGRAM, what, folder, devices],
         capture_output=True,
         text=True,
-        cwd=ROOT,
+        cwd=helpers.ROOT,
         timeout=300,
       )
       self.assertEqual(done.returncode, 0, done.stderr)

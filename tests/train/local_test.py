@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import pathlib
 
 import jax
 import numpy as np
@@ -16,13 +15,12 @@ from covenant.models import sharding
 from covenant.optim import sparseloco
 from covenant.train import local as local_lib
 from covenant.train import shared_state as shared_state_lib
-
-ROOT = pathlib.Path(__file__).parent.parent.parent
+from tests import helpers
 
 
 @functools.cache
 def _common(variant):
-  config = config_lib.load(f'{ROOT}/configs/tiny.py:{variant}')
+  config = config_lib.load(f'{helpers.ROOT}/configs/tiny.py:{variant}')
   shared_model = shared_state_lib.SharedModel(config)
   return config, shared_model, dataset.load(config), shared_model.init().params
 
@@ -60,7 +58,7 @@ class PipelineTest(parameterized.TestCase):
     pipeline = 'stages=2,rank=4,bits=4'
     for islands in (pipeline, f'2x ; 1x {pipeline}'):
       config = config_lib.load(
-        f'{ROOT}/configs/tiny.py', [*changes, f'islands={islands}']
+        f'{helpers.ROOT}/configs/tiny.py', [*changes, f'islands={islands}']
       )
       shared_model, data = (
         shared_state_lib.SharedModel(config),
@@ -81,7 +79,7 @@ class PipelineTest(parameterized.TestCase):
       'model.layers=2', 'optim.method=diloco', 'islands=stages=2,rank=3',
       'optim.inner.microbatch_size=2',
     )  # fmt: skip
-    config = config_lib.load(f'{ROOT}/configs/tiny.py', changes)
+    config = config_lib.load(f'{helpers.ROOT}/configs/tiny.py', changes)
     shared_model, data = (
       shared_state_lib.SharedModel(config),
       dataset.load(config),

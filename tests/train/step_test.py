@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import math
-import pathlib
 import re
 
 import jax
@@ -17,8 +16,8 @@ from covenant.models import llama
 from covenant.models import sharding
 from covenant.optim import method as method_lib
 from covenant.train import step as step_lib
+from tests import helpers
 
-ROOT = pathlib.Path(__file__).parent.parent.parent
 _CONFIG = config_lib.Config(
   model=config_lib.Model(
     vocab_size=128,
@@ -251,7 +250,8 @@ class Whole72BTest(absltest.TestCase):
 
   def test_lowers_without_devices_and_compiles_for_eight(self):
     config = config_lib.load(
-      f'{ROOT}/configs/72b.py', ['devices.fsdp=8', 'model.attention=portable']
+      f'{helpers.ROOT}/configs/72b.py',
+      ['devices.fsdp=8', 'model.attention=portable'],
     )
     method, model = method_lib.make(config), config.model
     mesh = sharding.abstract_mesh(config.devices)

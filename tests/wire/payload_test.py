@@ -1,5 +1,3 @@
-import pathlib
-
 import hypothesis
 import hypothesis.strategies as st
 import jax
@@ -15,6 +13,7 @@ from covenant.optim import preset
 from covenant.optim import quantize
 from covenant.optim import sparseloco as sl
 from covenant.wire import payload
+from tests import helpers
 
 LIKE = {
   'matrix': jax.ShapeDtypeStruct((100, 70), jnp.float32),
@@ -45,8 +44,7 @@ COMPRESSIONS = (
 
 
 # configs/1b.py's model: 1,204,881,408 parameters.
-_CONFIGS = pathlib.Path(__file__).parent.parent.parent / 'configs'
-_BILLION = config_lib.load(str(_CONFIGS / '1b.py')).model
+_BILLION = config_lib.load(str(helpers.CONFIGS / '1b.py')).model
 
 
 def make_message(compression, seed=0):

@@ -1,5 +1,3 @@
-import pathlib
-
 import hypothesis
 import hypothesis.strategies as st
 import numpy as np
@@ -8,8 +6,9 @@ from absl.testing import parameterized
 
 from covenant.wire import codec
 from covenant.wire import templar
+from tests import helpers
 
-GOLDEN = pathlib.Path(__file__).parent.parent / 'golden' / 'pack12.npz'
+GOLDEN = helpers.GOLDEN / 'pack12.npz'
 NAMES = ('a', 'b', 'c', 'd', 'e', 'f', 'g', '3d')
 
 

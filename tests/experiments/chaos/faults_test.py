@@ -1,7 +1,6 @@
 """The fault matrix, in virtual time, through the code of the real nodes."""
 
 import functools
-import pathlib
 import subprocess
 import sys
 
@@ -15,8 +14,8 @@ from experiments.chaos import faults
 from experiments.chaos import matrix
 from experiments.chaos import network as network_lib
 from experiments.chaos import scenario as scenario_lib
+from tests import helpers
 
-ROOT = pathlib.Path(__file__).parent.parent.parent
 Phase = round_lib.Phase
 Fault = faults.Fault
 Kind = faults.Kind
@@ -47,7 +46,7 @@ CHOSEN = (
 
 @functools.cache
 def suite():
-  base = config_lib.load(f'{ROOT}/configs/tiny.py')
+  base = config_lib.load(f'{helpers.ROOT}/configs/tiny.py')
   return scenario_lib.Suite(scenario_lib.get_config(base))
 
 
@@ -206,7 +205,7 @@ print(refused, newest, (folder / 'status.json').read_text())
       [sys.executable, '-c', program],
       capture_output=True,
       text=True,
-      cwd=ROOT,
+      cwd=helpers.ROOT,
       timeout=100,
       check=False,
     )
