@@ -32,7 +32,10 @@ setuptools.setup(
   license='Apache-2.0',
   python_requires='>=3.11',
   packages=setuptools.find_packages(include=['covenant', 'covenant.*']),
-  package_data={'covenant.report': ['page.css', 'page.js']},
+  package_data={
+    'covenant': ['py.typed'],
+    'covenant.report': ['page.css', 'page.js'],
+  },
   install_requires=[
     'absl-py>=2.1,<3',
     'bittensor>=11,<12',

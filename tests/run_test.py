@@ -17,9 +17,7 @@ TINY = '--config=configs/tiny.py'
 # most time, importing, is done once.
 _FORKS = """
 import json, os, runpy, sys
-from tests import helpers
 from covenant import cli
-from tests import helpers
 
 for line in sys.stdin:
   child = os.fork()
