@@ -52,7 +52,7 @@ class Sent:
 class Scene(NamedTuple):
   """What those who do not work may use instead."""
 
-  shop: lease_trainer_lib.Workshop
+  trainer_of_leases: lease_trainer_lib.LeaseTrainer
   like: Any
   draw: np.random.Generator
   seen: dict[str, Any]  # what cheaters keep for later
@@ -94,7 +94,7 @@ class _Honest:
     self._scene = scene
 
   def work(self, params: Any, job: pool_lib.Job) -> Sent:
-    message, loss = self._scene.shop.train(params, job)
+    message, loss = self._scene.trainer_of_leases.train(params, job)
     del loss
     return Sent(self._encode(job, self._lie(message, params, job)), 1.0)
 
@@ -102,7 +102,9 @@ class _Honest:
     return message
 
   def _encode(self, job: pool_lib.Job, message: Any) -> bytes:
-    return self._scene.shop.encode(job, message, self._member.key.sign)
+    return self._scene.trainer_of_leases.encode(
+      job, message, self._member.key.sign
+    )
 
 
 class _Crashes(_Honest):
@@ -159,7 +161,7 @@ class _Lazy(_Honest):
 
   def work(self, params: Any, job: pool_lib.Job) -> Sent:
     first = job._replace(steps=1, tokens_NxL1=job.tokens_NxL1[: job.batch])
-    message, _ = self._scene.shop.train(params, first)
+    message, _ = self._scene.trainer_of_leases.train(params, first)
     return Sent(
       self._encode(job, _scaled(message, float(job.steps))), 1 / job.steps
     )
@@ -179,7 +181,7 @@ class _Copier(_Honest):
     kept = self._scene.seen.get('copy')
     if kept is None or kept[0] != job.round:
       other = job._replace(tokens_NxL1=job.tokens_NxL1[::-1])
-      kept = job.round, self._scene.shop.train(params, other)[0]
+      kept = job.round, self._scene.trainer_of_leases.train(params, other)[0]
       self._scene.seen['copy'] = kept
     return Sent(self._encode(job, kept[1]), 0.5)
 
@@ -189,7 +191,7 @@ class _Stale(_Honest):
 
   def work(self, params: Any, job: pool_lib.Job) -> Sent:
     old = self._scene.seen.setdefault('stale', params)
-    message, _ = self._scene.shop.train(old, job)
+    message, _ = self._scene.trainer_of_leases.train(old, job)
     return Sent(self._encode(job, message), 1.0)
 
 
@@ -237,7 +239,9 @@ class Kit:
     self.shared_model = shared_state_lib.SharedModel(config)
     like = self.shared_model.like
     self.trainer = local_lib.Trainer(config, self.shared_model, data)
-    self.shop = lease_trainer_lib.Workshop(config, self.shared_model)
+    self.trainer_of_leases = lease_trainer_lib.LeaseTrainer(
+      config, self.shared_model
+    )
     self.merger = merge_lib.Merger(config, like)
     self.inspector = verification.Inspector(config, like, self.merger)
     self.scorer = scores.Scorer(config, self.shared_model.method, like)
@@ -257,7 +261,10 @@ class Emulation:
     self._kit = kit
     self._uid = uid
     scene = Scene(
-      kit.shop, kit.shared_model.like, np.random.default_rng([seed, 0]), {}
+      kit.trainer_of_leases,
+      kit.shared_model.like,
+      np.random.default_rng([seed, 0]),
+      {},
     )
     self._workers = {m.key.address: KINDS[m.kind](m, scene) for m in crowd}
     self._speeds = {m.key.address: m.speed for m in crowd}
@@ -267,7 +274,7 @@ class Emulation:
       kit.shared_model.run,
       kit.merger,
       kit.inspector,
-      lambda params, job: kit.shop.train(params, job)[0],
+      lambda params, job: kit.trainer_of_leases.train(params, job)[0],
       keys.verify,
       np.random.default_rng([seed, 1]),
     )
@@ -279,14 +286,14 @@ class Emulation:
 
   def round(
     self, shared: shared_state_lib.Shared, round_index: int, seed: bytes
-  ) -> tuple[local_lib.Work, pool_lib.Outcome]:
+  ) -> tuple[local_lib.Work, pool_lib.PoolResult]:
     """One round of the uid: what it sends, and how that came about."""
     kit, config = self._kit, self._kit.config
     task = local_lib.Task(self._uid, round_index, seed, bytes(32))
     split, context = kit.data.train, config.data.context
     ids_N = local_lib.assigned(config, task, split).reshape(-1)
     self._pool.begin(
-      pool_lib.Task(
+      pool_lib.PoolTask(
         round_index,
         task.root,
         shared.params,
@@ -341,7 +348,7 @@ class Emulation:
         if params[0] != job.base:
           found = self._pool.parameters(job.base)
           assert found is not None
-          params = job.base, self._kit.shop.parameters(found[0])
+          params = job.base, self._kit.trainer_of_leases.parameters(found[0])
         sent = self._workers[worker].work(params[1], job)
         wait = sent.seconds * len(job.tokens_NxL1) / self._speeds[worker]
         under_way[worker] = job.number, sent.data

@@ -1,1 +1,1 @@
-"""What a round of a config costs: memory, arithmetic, bytes, time."""
+"""The cost of one round: memory, arithmetic, bytes and seconds."""

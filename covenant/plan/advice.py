@@ -1,4 +1,4 @@
-"""Whether a peer's memory holds a config, and which knob would help."""
+"""The memory check of a plan, and the settings that make it fit."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ from covenant.config import schema
 from covenant.plan import hardware as hardware_lib
 from covenant.plan import memory
 
-# What costs least, first. Those that change nothing are not tried.
+# Cheapest first.
 _KNOBS = (
   'devices.offload=true',
   'optim.inner.microbatch_size=1',
@@ -20,16 +20,16 @@ _MOST_DEVICES = 4096
 
 
 def limit(config: config_lib.Config) -> float:
-  """Bytes of a device that programs may have."""
+  """Returns the bytes per device that programs may use."""
   device = hardware_lib.parse(config.plan.hardware).device
   return config.plan.memory_fraction * device.memory
 
 
 def most(config: config_lib.Config) -> memory.Phase:
-  """The phase that needs most of a device.
+  """Returns the phase that needs the most device memory.
 
   Raises:
-    ConfigError: the parameters cannot be cut so.
+    ConfigError: the mesh cannot shard the parameters.
   """
   cut = memory.shards(config)
   phases = memory.phases(config, cut, config.devices.offload)
@@ -41,10 +41,9 @@ def fits(config: config_lib.Config) -> bool:
 
 
 def knobs(config: config_lib.Config) -> list[str]:
-  """Edits of a config that does not fit, after which it does.
+  """Returns config edits that make the model fit; empty if none do.
 
-  One of `_KNOBS` if one is enough, else all that change something; else more
-  devices, no more than needed. Empty if nothing helps.
+  Tries one of `_KNOBS`, then all useful ones together, then more devices.
   """
   known = [(knob, edited(config, [knob])) for knob in _KNOBS]
   useful = [
@@ -72,7 +71,7 @@ def knobs(config: config_lib.Config) -> list[str]:
 def edited(
   config: config_lib.Config, edits: list[str]
 ) -> config_lib.Config | None:
-  """The config with `--config.` edits; None if there cannot be such a one."""
+  """Applies `--config.` edits; returns None if the result is invalid."""
   raw = dataclasses.asdict(config)
   try:
     for edit in edits:
@@ -87,7 +86,7 @@ def edited(
 def _larger(
   config: config_lib.Config,
 ) -> Iterator[tuple[list[str], config_lib.Config]]:
-  """Twice the shards, and again, while they divide."""
+  """Yields edits that double the number of shards, while they divide."""
   hardware = hardware_lib.parse(config.plan.hardware)
   count, fsdp = hardware.count, config.devices.fsdp
   while count < _MOST_DEVICES:

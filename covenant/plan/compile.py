@@ -1,10 +1,9 @@
-"""The programs of a node, compiled for devices that are not here.
+"""Compilation of a node's programs for devices that are not present.
 
-A process of its own compiles them, for a mesh of virtual CPU devices: how many
-there are must be said before JAX starts, and whoever asks may have started it.
-What the compiled programs take is the same on every backend. What they need
-beside it is not, and is not reported; a TPU's compiler does tell, without a TPU
-(`plan.tpu_topology`, the extra 'plan-tpu').
+A subprocess compiles them for a mesh of virtual CPU devices, because the number
+of devices must be set before JAX starts. The size of arguments is the same on
+every backend; temporary memory is not, and is reported only by the TPU compiler
+(`plan.tpu_topology`, extra 'plan-tpu'), which needs no TPU.
 """
 
 import dataclasses
@@ -32,10 +31,10 @@ from covenant.optim import sender
 from covenant.plan import table
 from covenant.train import step as step_lib
 
-# Of the largest leaf. What compresses a whole small model has one program.
+# Programs for the largest leaf; a small model compresses in one program.
 _SENDING = ('compress', 'subtract sent')
 _RECEIVING = ('add a message', 'outer step')
-_CONFIG_ERROR = 3  # exit status of the child
+_CONFIG_ERROR = 3  # exit status of the subprocess
 _COLLECTIVE = re.compile(
   r'= (.*?) (all-gather|all-reduce|all-to-all|collective-permute'
   r'|reduce-scatter|collective-broadcast)(?:-start)?\('
@@ -45,14 +44,14 @@ _COLLECTIVE = re.compile(
 def lower(
   config: config_lib.Config, mesh: jax.sharding.Mesh | None
 ) -> Iterator[tuple[str, Any]]:
-  """Yields the name of each program of a round, and the program, lowered.
+  """Yields the name and the lowered form of each program of a round.
 
   Args:
-    config: of the run.
-    mesh: of one miner; None is one device.
+    config: the config of the run.
+    mesh: the mesh of one miner; None is one device.
 
   Raises:
-    ConfigError: they cannot be cut so.
+    ConfigError: the mesh cannot shard the model or the batch.
   """
   method = method_lib.make(config)
   if method.inner is not None:
@@ -66,9 +65,12 @@ def lower(
 
 
 def collectives(text: str) -> dict[str, tuple[int, int]]:
-  """Of compiled HLO: each kind, how many, and the elements of the largest.
+  """Counts the collectives in compiled HLO, by kind.
 
-  What a loop does is counted once.
+  A collective inside a loop counts once.
+
+  Returns:
+    For each kind, the number of operations and the elements of the largest.
 
   >>> collectives('%x = (f32[4,2], f32[3]) all-gather(...)')
   {'all-gather': (1, 8)}
@@ -83,13 +85,13 @@ def collectives(text: str) -> dict[str, tuple[int, int]]:
 
 
 def measure(config: config_lib.Config) -> list[table.Program]:
-  """Every program of a round, lowered and compiled in a process of its own.
+  """Lowers and compiles every program of a round in a subprocess.
 
   Args:
-    config: with `config.devices` as the plan has them; `devices.data` said.
+    config: the config of the plan, with `devices.data` above 0.
 
   Raises:
-    ConfigError: they cannot be cut so, or the process could not do it.
+    ConfigError: the mesh cannot shard the model, or the compiler is missing.
   """
   topology = config.plan.tpu_topology
   if topology and importlib.util.find_spec('libtpu') is None:
@@ -113,7 +115,7 @@ def measure(config: config_lib.Config) -> list[table.Program]:
 
 
 def _read(line: str) -> table.Program:
-  """A program as the child wrote it; JSON has lists for tuples."""
+  """Parses a program that the subprocess printed as JSON."""
   raw: dict[str, Any] = json.loads(line)
   moved = raw.pop('collectives')
   pairs = {kind: (count, most) for kind, (count, most) in moved.items()}
@@ -121,7 +123,7 @@ def _read(line: str) -> table.Program:
 
 
 def _environment(tpu: bool) -> dict[str, str]:
-  """Of the child. With a TPU's compiler, that it looks for no TPU."""
+  """Returns the subprocess's environment; libtpu must not look for a TPU."""
   path = os.pathsep.join(filter(None, sys.path))
   environment = {'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': path}
   if tpu:
@@ -135,7 +137,7 @@ def _environment(tpu: bool) -> dict[str, str]:
 
 def _child() -> Iterator[table.Program]:
   config = config_lib.from_json(sys.stdin.read())
-  # cuDNN's kernels are not where there is no GPU; all else is the same.
+  # cuDNN kernels exist on GPUs only; all other operations are the same.
   model = dataclasses.replace(config.model, attention='portable')
   config = dataclasses.replace(config, model=model)
   devices = config.devices
@@ -152,7 +154,7 @@ def _tpu_mesh(config: config_lib.Config) -> jax.sharding.Mesh:
   shape = devices.data, devices.fsdp, devices.tensor
   try:
     topology = topologies.get_topology_desc(platform='tpu', topology_name=name)
-  except Exception as e:  # whatever libtpu raises for what it does not know
+  except Exception as e:  # libtpu raises many types for unknown names
     text = str(e).splitlines()[0]
     raise config_lib.ConfigError(f'plan.tpu_topology: {name!r}: {text}') from e
   chips = topology.devices
@@ -169,9 +171,9 @@ def _tpu_mesh(config: config_lib.Config) -> jax.sharding.Mesh:
 def _measured(
   config: config_lib.Config, mesh: jax.sharding.Mesh, platform: str
 ) -> Iterator[table.Program]:
-  """Compiled for the platform; where there is none, only lowered."""
+  """Yields every program, compiled if a platform is given."""
   start = time.monotonic()
-  several = mesh if mesh.size > 1 else None  # as the nodes have it
+  several = mesh if mesh.size > 1 else None  # as nodes do
   for name, lowered in lower(config, several):
     program = table.Program(name, platform, time.monotonic() - start)
     if platform:
@@ -193,7 +195,7 @@ def _compiled(program: table.Program, lowered: Any) -> table.Program:
   program = program._replace(compile_seconds=time.monotonic() - start)
   sizes = compiled.memory_analysis()
   program = program._replace(argument_bytes=sizes.argument_size_in_bytes)
-  if program.platform == 'tpu':  # whose text JAX need not be able to read
+  if program.platform == 'tpu':  # JAX may be unable to read its text
     return program._replace(temporary_bytes=sizes.temp_size_in_bytes)
   return program._replace(collectives=collectives(compiled.as_text()))
 

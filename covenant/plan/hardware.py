@@ -1,7 +1,7 @@
-"""Devices that a peer may have, and what their makers say of them.
+"""Accelerators and their published specifications.
 
-Numbers of a table like this are peaks. What training reaches of them is an
-assumption of the plan (`plan.peak_fraction`), never of this module.
+The table holds peak numbers. The fraction that training reaches is an
+assumption of the plan (`plan.peak_fraction`).
 """
 
 import dataclasses
@@ -12,20 +12,23 @@ from covenant import config as config_lib
 
 
 class Device(NamedTuple):
-  """One accelerator. GB are 10^9 bytes; links are in one direction."""
+  """One accelerator; 1 GB is 10^9 bytes, link rates are per direction."""
 
   memory: float  # bytes
   peak: float  # bfloat16 FLOP/s, dense, float32 sums
-  bandwidth: float  # of its memory, bytes/s
-  inside: float  # link to the devices of its host, bytes/s
-  outside: float  # to those of other hosts; assumed, see `_gpu`
-  host_link: float  # to host memory, bytes/s
-  per_host: int  # devices of one host
+  bandwidth: float  # device memory bandwidth, bytes/s
+  inside: float  # link to devices of the same host, bytes/s
+  outside: float  # link to devices of other hosts, bytes/s; assumed
+  host_link: float  # link to host memory, bytes/s
+  per_host: int  # devices per host
   source: str
 
 
 def _gpu(memory, tflops, bandwidth, inside, host_link, source, outside=50):
-  """GB, TFLOP/s and GB/s. One 400 Gbit/s port a device where none is said."""
+  """Returns a GPU from GB, TFLOP/s and GB/s.
+
+  The default `outside` is one 400 Gbit/s port per device.
+  """
   return Device(
     memory * 1e9,
     tflops * 1e12,
@@ -39,7 +42,7 @@ def _gpu(memory, tflops, bandwidth, inside, host_link, source, outside=50):
 
 
 def _tpu(memory, tflops, bandwidth, inside, source):
-  """All chips of a slice are on one interconnect: it is also the outside."""
+  """Returns a TPU; one interconnect joins all chips of a slice."""
   return Device(
     memory * 1e9,
     tflops * 1e12,
@@ -52,8 +55,8 @@ def _tpu(memory, tflops, bandwidth, inside, source):
   )
 
 
-# Consumer cards talk to each other over PCIe, and to other hosts over what a
-# home or an office has: 10 Gbit/s, assumed.
+# Consumer cards use PCIe inside a host. Between hosts a home or office network
+# of 10 Gbit/s is assumed.
 DEVICES = {
   'B300': _gpu(288, 2250, 8000, 900, 64, 'NVIDIA HGX B300 page'),
   'B200': _gpu(192, 2250, 8000, 900, 64, 'NVIDIA HGX B200 data sheet; '
@@ -73,7 +76,7 @@ DEVICES = {
 
 
 class Hardware(NamedTuple):
-  """What one peer computes on."""
+  """The devices of one peer."""
 
   count: int
   name: str
@@ -85,24 +88,24 @@ class Hardware(NamedTuple):
 
   @property
   def link(self) -> float:
-    """Bytes a second that a device exchanges with all others of the peer."""
+    """The rate between a device and all others of the peer, bytes/s."""
     return self.device.outside if self.hosts > 1 else self.device.inside
 
 
 def parse(text: str) -> Hardware:
-  """The hardware that `plan.hardware` names.
+  """Parses `plan.hardware`.
 
   >>> parse('16xB200').hosts
   2
 
   Raises:
-    ConfigError: there is none of this name; lists those there are.
+    ConfigError: the device kind is unknown; lists the known kinds.
   """
   match = re.fullmatch(r'([1-9]\d*)x(.+)', text)
   names = {name.lower(): name for name in DEVICES}
   if not match or match[2].lower() not in names:
     raise config_lib.ConfigError(
-      'plan.hardware: expected how many and of which kind, such as 8xB200; '
+      'plan.hardware: expected COUNTxKIND, such as 8xB200; '
       f'kinds: {", ".join(DEVICES)}; got {text!r}'
     )
   name = names[match[2].lower()]
@@ -110,10 +113,10 @@ def parse(text: str) -> Hardware:
 
 
 def check(config: config_lib.Config) -> Hardware:
-  """The hardware of `config.plan`.
+  """Returns the hardware of `config.plan`.
 
   Raises:
-    ConfigError: its devices are not those of the mesh in `config.devices`.
+    ConfigError: the device count differs from the mesh in `config.devices`.
   """
   hardware, devices = parse(config.plan.hardware), config.devices
   data, fsdp, tensor = devices.data, devices.fsdp, devices.tensor
@@ -127,7 +130,7 @@ def check(config: config_lib.Config) -> Hardware:
 
 
 def resolve(config: config_lib.Config) -> config_lib.Config:
-  """With `devices.data` = 0 said: as many copies as there are devices for."""
+  """Replaces `devices.data` = 0 by the number of replicas that fit."""
   devices = config.devices
   if devices.data:
     return config

@@ -1,20 +1,19 @@
-"""What hardware there is, in words: '8xB200, 64xA100 in pairs'.
+"""Parsing of `plan.inventory`, such as '8xB200, 64xA100 in pairs'.
 
-A piece says how many of which device (covenant/plan/hardware.py), and then, in
-any order and all of it optional:
+A piece names a count and a kind of device (covenant/plan/hardware.py), followed
+by optional clauses in any order:
 
   in pairs, in threes, in fours, in sixes, in eights, alone
-      how many are in one host; between hosts there is only the internet
+      devices per host; hosts are joined by the internet only
   on 200 Mb/s, on 1 Gb/s / 300 Mb/s up
-      a host's way to the internet: down, and up where that is less
+      internet link of a host: download, and upload if different
   with 24 GB, with 40 ms, with 80 TFLOP/s
-      memory, latency and peak of a device, where they are not as listed
+      memory, latency and peak of a device, instead of the listed values
 
-Mb/s are megaBITS here, as an internet provider counts them; `plan.upload` and
-`plan.download`, which a piece has that says nothing, are megaBYTES. Devices of
-a data center without a word on hosts are in full hosts, in one place; cards of
-gamers are alone. The kind 'any' is a device of which only what is said is
-known: its peak and its memory.
+Mb/s are megabits, as internet providers count; the defaults `plan.upload` and
+`plan.download` are megabytes. Data-center devices without a clause on hosts
+fill hosts at one site; consumer cards have one host each. The kind 'any' needs
+its peak and memory stated.
 """
 
 import re
@@ -23,7 +22,7 @@ from typing import NamedTuple
 from covenant import config as config_lib
 from covenant.plan import hardware
 
-LATENCY = 0.05  # seconds there and back, where nothing is said; assumed
+LATENCY = 0.05  # default round-trip time in seconds; assumed
 _AT_HOME = ('5090', '4090', '3090')
 _WORDS = {'pairs': 2, 'threes': 3, 'fours': 4, 'sixes': 6, 'eights': 8}
 _PREFIX = {'': 1.0, 'k': 1e3, 'M': 1e6, 'G': 1e9, 'T': 1e12}
@@ -39,35 +38,35 @@ _HOW = (
 
 
 class Group(NamedTuple):
-  """Hosts that are alike."""
+  """Identical hosts."""
 
   kind: str
-  device: hardware.Device  # whose hosts have `size` of them
+  device: hardware.Device  # with per_host = size
   hosts: int
-  size: int  # devices of a host
+  size: int  # devices per host
   upload: float  # of a host to the internet, bytes/s
-  download: float
-  latency: float  # seconds, there and back
-  together: bool  # hosts are in one place, joined by `device.outside`
+  download: float  # bytes/s
+  latency: float  # round-trip time, seconds
+  together: bool  # hosts share one site, joined by `device.outside`
 
   @property
   def name(self) -> str:
-    """One host, in words: 8xB200, or of a single device its kind."""
+    """The name of one host, such as 8xB200, or 4090 for a single device."""
     return f'{self.size}x{self.kind}' if self.size > 1 else self.kind
 
 
 def parse(text: str, plan: config_lib.Plan) -> tuple[Group, ...]:
-  """The groups that `plan.inventory` lists.
+  """Parses the groups of `plan.inventory`.
 
   >>> parse('64xA100 in pairs', config_lib.Plan())[0].hosts
   32
 
   Args:
-    text: pieces, by commas.
-    plan: links of a piece that says nothing.
+    text: pieces, separated by commas.
+    plan: the default links.
 
   Raises:
-    ConfigError: naming the piece that cannot be read, and what is allowed.
+    ConfigError: a piece cannot be read; names it and what is allowed.
   """
   return tuple(_group(piece.strip(), plan) for piece in text.split(','))
 
@@ -89,7 +88,7 @@ def _group(piece: str, plan: config_lib.Plan) -> Group:
   size = size or (min(device.per_host, count) if together else 1)
   if count % size:
     raise _error(
-      piece, f'{count} do not fill hosts of {size}; make two pieces of it'
+      piece, f'{count} devices do not fill hosts of {size}; write two pieces'
     )
   if kind == 'any':
     kind = f'any-{_metric(device.peak)}'
@@ -106,14 +105,14 @@ def _group(piece: str, plan: config_lib.Plan) -> Group:
 
 
 def _said(piece: str, rest: str) -> dict[str, float]:
-  """What follows the kind, by name, in bytes, seconds and FLOP/s."""
+  """Parses the clauses after the kind, in bytes, seconds and FLOP/s."""
   said: dict[str, float] = {}
 
   def say(name: str, value: float) -> None:
     if name in said:
-      raise _error(piece, f'its {name} is said twice')
+      raise _error(piece, f'{name} is given twice')
     if not value:
-      raise _error(piece, f'its {name} is 0')
+      raise _error(piece, f'{name} is 0')
     said[name] = value
 
   while rest:
@@ -138,7 +137,7 @@ def _said(piece: str, rest: str) -> dict[str, float]:
 
 
 def _device(piece: str, kind: str, said: dict[str, float]) -> hardware.Device:
-  """As listed, but for what is said."""
+  """Returns the listed device with the stated values replaced."""
   if kind != 'any':
     device = hardware.DEVICES[kind]
   elif {'peak', 'memory'} <= said.keys():

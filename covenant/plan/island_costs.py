@@ -1,8 +1,8 @@
-"""What hosts can do in a round as one island: each alone, or as a pool.
+"""The work of hosts in a round as one island: a single replica or a pool.
 
-Memory and arithmetic are those of covenant/plan/. All of an island ends within
-the compute window; its payload has to be in the store when the put window
-closes, and the others' payloads have to arrive in what the round has left.
+The steps of an island end within the compute window, its payload is stored
+before the put window closes, and the other payloads arrive in the rest of the
+round.
 """
 
 import dataclasses
@@ -20,23 +20,25 @@ from covenant.plan import memory
 from covenant.plan import work
 from covenant.train import island as island_lib
 
-# Of the run's inner steps and batch, what an island may have.
+# An island's inner steps and batch, relative to those of the run.
 LEAST_STEPS, MOST_STEPS, MOST_BATCH = 0.5, 2, 4
-_ALIKE = 0.99  # of the most tokens: then the run's own number of steps
+# Within this share of the most tokens, the number of steps nearest to the
+# run's own is chosen.
+_ALIKE = 0.99
 
 
 class Terms(NamedTuple):
-  """What the run asks of every island. Seconds, bytes."""
+  """The requirements of a run on every island, in seconds and bytes."""
 
   config: config_lib.Config
   window: float  # for inner steps
   put: float  # for the upload
   gather: float  # for the others' payloads
-  others: int  # whose payloads an island fetches
-  payload: float
-  flops: float  # of a token
-  steps: tuple[int, ...]  # inner steps that an island may have, ascending
-  batch: int  # sequences of an inner step, at most
+  others: int  # payloads that an island fetches
+  payload: float  # bytes of a payload
+  flops: float  # per token
+  steps: tuple[int, ...]  # allowed numbers of inner steps, ascending
+  batch: int  # largest number of sequences per inner step
 
   @property
   def context(self) -> int:
@@ -44,11 +46,10 @@ class Terms(NamedTuple):
 
 
 def terms(config: config_lib.Config) -> Terms:
-  """The terms of a run with an inventory.
+  """Returns the terms of a run with an inventory.
 
   Raises:
-    ConfigError: it does not say how long a round computes, or its round has no
-      time for that.
+    ConfigError: `plan.compute_minutes` is missing or exceeds the round.
   """
   phases, plan = config.phases, config.plan
   block = config.network.block_seconds
@@ -79,57 +80,57 @@ def terms(config: config_lib.Config) -> Terms:
 
 
 class Pace(NamedTuple):
-  """Seconds of an inner step: max(batch * each, batch * beside + fixed)."""
+  """The time of an inner step: max(batch * each, batch * beside + fixed)."""
 
-  each: float  # a sequence
-  beside: float
-  fixed: float
-  quantum: int  # sequences: a batch is a multiple
+  each: float  # seconds of arithmetic per sequence
+  beside: float  # seconds of transfers per sequence
+  fixed: float  # seconds of transfers per step
+  quantum: int  # sequences of which a batch is a multiple
 
   def seconds(self, batch: int) -> float:
     return max(batch * self.each, batch * self.beside + self.fixed)
 
   def most(self, seconds: float, limit: int) -> int:
-    """The largest batch that takes so long, and is no larger than `limit`."""
+    """Returns the largest batch within `seconds` and `limit`."""
+    if self.fixed > seconds:
+      return 0
     batch = min(seconds / self.each, limit)
     if self.beside:
       batch = min(batch, (seconds - self.fixed) / self.beside)
-    elif self.fixed > seconds:
-      return 0
-    # Of a batch that fits exactly the quotient may be a little less.
+    # Rounding must not exclude a batch that fits exactly.
     return max(int((batch + 1e-9) // self.quantum) * self.quantum, 0)
 
 
 class Work(NamedTuple):
-  """An island and its round. Seconds, bytes."""
+  """An island and its round, in seconds and bytes."""
 
   kind: str  # replica, pool or pipeline
-  hosts: tuple[int, ...]  # of each group
+  hosts: tuple[int, ...]  # per group
   island: island_lib.Island
-  tokens: int
-  value: float  # tokens, each at what it counts for
+  tokens: int  # per round
+  value: float  # weighted tokens per round
   computing: float  # until its last inner step ends
   busy: float  # share of the window in which its devices do arithmetic
-  uploaded: float  # to the store, all of the island
-  downloaded: float
-  inside: float  # between its own hosts over the internet
+  uploaded: float  # bytes to the store, whole island
+  downloaded: float  # bytes from the store, whole island
+  inside: float  # bytes between its hosts over the internet
   upload: float  # seconds of its slowest host
-  gather: float
-  split: str  # how the model lies on it, in words
+  gather: float  # seconds of its slowest host
+  split: str  # description of the model's placement
 
 
 def choose(
   paces: Sequence[tuple[int, Pace]], terms_: Terms, window: float
 ) -> tuple[int, list[int]] | None:
-  """Inner steps, and the batch of each worker, for the most tokens.
+  """Chooses the inner steps and each worker's batch for the most tokens.
 
   Args:
-    paces: how many workers have which pace.
-    terms_: of the run.
+    paces: the number of workers of each pace.
+    terms_: the terms of the run.
     window: seconds for all inner steps.
 
   Returns:
-    None if no worker can do a step.
+    The steps and the batch per pace; None if no worker can do a step.
   """
   found = []
   for steps in terms_.steps:
@@ -149,14 +150,17 @@ def choose(
 def replica_config(
   config: config_lib.Config, fsdp: int, size: int, count: int
 ) -> config_lib.Config:
-  """Of a peer whose host holds the whole model, `size` sequences a device."""
+  """Returns the config of a host that holds the whole model.
+
+  `size` is the microbatch per device, in sequences.
+  """
   inner = config.optim.inner
   return dataclasses.replace(
     config,
     devices=config_lib.Devices(data=count // fsdp, fsdp=fsdp, offload=True),
     optim=dataclasses.replace(
       config.optim,
-      # Two microbatches: what their sum takes counts.
+      # Two microbatches, so that the memory of their sum counts.
       inner=dataclasses.replace(
         inner, batch_size=2 * size * count, microbatch_size=size
       ),
@@ -168,10 +172,10 @@ def replica_config(
 def shared_model(
   config: config_lib.Config, group: inventory.Group
 ) -> tuple[Pace, str] | None:
-  """The fastest way of a host to hold the whole model; None if it cannot.
+  """Returns the fastest placement of the whole model on a host, or None.
 
-  The parameters are cut over as few of its devices as they fit on, and the
-  rest are copies, where that is not slower (FSDP, data parallel).
+  Parameters are sharded over as few devices as hold them and replicated over
+  the rest, unless that is slower (FSDP, data parallel).
   """
   best: tuple[Pace, str] | None = None
   limit = config.plan.memory_fraction * group.device.memory
@@ -182,13 +186,13 @@ def shared_model(
       own = replica_config(config, fsdp, size, group.size)
       try:
         needs = advice.most(own).total
-      except config_lib.ConfigError:  # blocks of 64 do not divide so
+      except config_lib.ConfigError:  # blocks do not divide
         continue
       if needs > limit:
         continue
       step, quantum = work.step(own, kind), size * group.size
       batch = own.optim.inner.batch_size
-      # Weights are gathered a microbatch, copies summed once a step.
+      # Weights are gathered per microbatch, replicas summed once per step.
       held = llama.num_params(config.model) / fsdp
       copies = group.size // fsdp
       summed = 8 * held * (copies - 1) / copies / kind.link
@@ -211,7 +215,7 @@ def _each(pace: Pace) -> float:
 def alone(
   terms_: Terms, groups: Sequence[inventory.Group], g: int
 ) -> Work | None:
-  """A host of a group as a full replica; None if it cannot be one."""
+  """Plans one host of a group as a full replica; None if impossible."""
   group, found = groups[g], shared_model(terms_.config, groups[g])
   if found is None:
     return None
@@ -243,12 +247,12 @@ def alone(
 def pool(
   terms_: Terms, groups: Sequence[inventory.Group], hosts: tuple[int, ...]
 ) -> Work | None:
-  """Hosts that each hold the whole model, as workers of one uid.
+  """Plans hosts that each hold the whole model as workers of one uid.
 
-  `pool.subrounds` times a round, within the window, each sends what it has
-  learned to the others, as a payload, and hears them: directly, or summed by
-  one of them, whichever is faster. All do as many inner steps, each on a batch
-  of its own. The island sends one payload; every worker hears the network.
+  `pool.subrounds` times per round each worker sends its delta to the others
+  and receives theirs, directly or summed by one of them, whichever is faster.
+  All do equally many inner steps, each on its own batch. The island sends one
+  payload; every worker fetches those of the network.
   """
   members = [(n, groups[g]) for g, n in enumerate(hosts) if n]
   found = [shared_model(terms_.config, group) for _, group in members]
@@ -299,7 +303,7 @@ def _inner(
   count: int,
   members: Sequence[tuple[int, inventory.Group]],
 ) -> links.Gather:
-  """How a worker of the group hears its pool once."""
+  """Returns the faster way for a worker to gather from its pool."""
   own = links.Links(group.upload, group.download)
   config = terms_.config
   ways = (
@@ -322,7 +326,7 @@ def busy(
   tokens: float,
   members: Iterable[tuple[int, inventory.Group]],
 ) -> float:
-  """The share of the window in which the devices do arithmetic."""
+  """Returns the share of the window in which the devices do arithmetic."""
   speed = sum(
     n * g.size * g.device.peak * terms_.config.plan.peak_fraction
     for n, g in members

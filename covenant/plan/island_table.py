@@ -1,6 +1,6 @@
-"""The plan of an inventory, as a page of text, at most 100 columns wide.
+"""The plan of an inventory as a page of text, at most 100 columns wide.
 
-'~' marks what is assumed, as on the page of one peer (covenant/plan/table.py).
+'~' marks assumptions, as in covenant/plan/table.py.
 """
 
 import itertools
@@ -18,7 +18,7 @@ _WIDTH = 99
 
 
 def text(config: config_lib.Config, plan: planner.Plan) -> str:
-  """The page."""
+  """Returns the page of a plan."""
   sections = (_groups(config, plan), _islands(plan), _network(plan))
   return '\n\n'.join('\n'.join(section) for section in sections)
 
@@ -119,7 +119,7 @@ def _network(plan: planner.Plan) -> Iterator[str]:
 
 
 def _hosts(plan: planner.Plan, hosts: planner.Hosts) -> str:
-  """Such as 8xH100 + 51 x 4090."""
+  """Names hosts, such as 8xH100 + 51 x 4090."""
   return ' + '.join(
     f'{n} x {group.name}' if n > 1 else group.name
     for n, group in zip(hosts, plan.groups, strict=True)
@@ -128,7 +128,7 @@ def _hosts(plan: planner.Plan, hosts: planner.Hosts) -> str:
 
 
 def _count(number: float) -> str:
-  """In powers of 1000.
+  """Formats a number with a unit of powers of 1000.
 
   >>> _count(12_190_000), _count(960)
   ('12.2 M', '960')
@@ -141,7 +141,7 @@ def _count(number: float) -> str:
 
 
 def _bits(speed: float) -> str:
-  """A link as an internet provider would say it.
+  """Formats a link in bits per second.
 
   >>> _bits(25e6)
   '200 Mb/s'

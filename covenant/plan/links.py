@@ -1,10 +1,9 @@
-"""Bytes, links, and the share of a round that goes into computing.
+"""Transfer times, and the share of a round that computes.
 
-The published systems give their links in Mb/s. Read as megabits, 110 up and
-500 down, the 2 GB payloads of Covenant-72B would take 145 s to send and over
-ten minutes to gather, where 70 s for both were measured; read as megaBYTES
-they take about as long as they did (reference/papers.md 2). So bandwidths
-here are megabytes a second, and every name says bytes.
+Covenant-72B (arXiv 2603.08163) states its links as 110 Mb/s up and 500 Mb/s
+down. As megabits, its 2 GB payloads would take over ten minutes per round,
+where 70 s were measured; as megabytes they take about 70 s. Bandwidths here
+are therefore megabytes per second.
 """
 
 import math
@@ -15,14 +14,14 @@ from covenant.models import llama
 
 
 class Links(NamedTuple):
-  """Of one peer to the store, bytes a second."""
+  """The link of one peer to the store, bytes per second."""
 
   upload: float
   download: float
 
 
 class Round(NamedTuple):
-  """Seconds of one round; its phases follow one another."""
+  """Seconds of the phases of one round, which run one after another."""
 
   compute: float
   upload: float
@@ -38,14 +37,14 @@ class Round(NamedTuple):
 
 
 class Published(NamedTuple):
-  """What a run reported of an average round, in seconds."""
+  """The average round that a run reported, in seconds."""
 
   compute: float
   communication: float
   utilization: float  # as reported, rounded
 
 
-# reference/papers.md 2: arXiv 2603.08163, section 4.3.
+# arXiv 2603.08163, section 4.3.
 PUBLISHED = {
   'Covenant-72B': Published(20 * 60, 70, 0.945),
   'INTELLECT-1': Published(38 * 60, 8.3 * 60, 0.821),
@@ -58,7 +57,7 @@ def make(plan: config_lib.Plan) -> Links:
 
 
 def utilization(compute: float, communication: float) -> float:
-  """The share of a round in which the devices train.
+  """Returns the share of a round in which the devices train.
 
   >>> print(f'{utilization(20 * 60, 70):.3f}')
   0.945
@@ -69,23 +68,23 @@ def utilization(compute: float, communication: float) -> float:
 def round_time(
   links: Links, compute: float, payload_bytes: float, peers: int
 ) -> Round:
-  """A round in which `peers` count and each fetches all others directly.
+  """Returns a round in which each peer fetches all other payloads directly.
 
   Args:
-    links: of a peer.
-    compute: seconds of its inner steps.
-    payload_bytes: of one payload.
-    peers: that count, this one among them.
+    links: the link of every peer.
+    compute: seconds of the inner steps.
+    payload_bytes: the size of one payload.
+    peers: the number of contributors, this peer included.
   """
   upload = payload_bytes / links.upload
   return Round(compute, upload, (peers - 1) * payload_bytes / links.download)
 
 
 class Gather(NamedTuple):
-  """One way to hear `peers`: bytes that a peer fetches, seconds until it can.
+  """The cost of one way to gather: bytes fetched per peer, and seconds.
 
-  `seconds` is from the end of the inner steps: everybody's upload, what
-  aggregators do on links like a peer's own, and the peer's fetch.
+  `seconds` starts at the end of the inner steps and covers the uploads, the
+  work of aggregators and the peer's own fetch.
   """
 
   fetched: float
@@ -93,7 +92,7 @@ class Gather(NamedTuple):
 
 
 def direct(links: Links, payload_bytes: float, peers: int) -> Gather:
-  """Every peer fetches every other's payload."""
+  """Returns the cost of fetching every other peer's payload."""
   fetched = (peers - 1) * payload_bytes
   return Gather(
     fetched, payload_bytes / links.upload + fetched / links.download
@@ -103,7 +102,7 @@ def direct(links: Links, payload_bytes: float, peers: int) -> Gather:
 def ways(
   config: config_lib.Config, links: Links, payload_bytes: float, peers: int
 ) -> dict[str, Gather]:
-  """All ways to hear `peers`, by name."""
+  """Returns the cost of every way to gather, by name."""
   params = llama.num_params(config.model)
   return {
     'directly': direct(links, payload_bytes, peers),
@@ -113,9 +112,9 @@ def ways(
 
 
 def union_density(density: float, peers: int) -> float:
-  """The share of elements that at least one of `peers` sends.
+  """Returns the share of elements that at least one of `peers` sends.
 
-  As if they chose independently: an upper bound where they agree.
+  Assumes independent choices: an upper bound where peers agree.
 
   >>> print(f'{union_density(1 / 64, 20):.2f}')
   0.27
@@ -124,7 +123,7 @@ def union_density(density: float, peers: int) -> float:
 
 
 def density(config: config_lib.Config) -> float:
-  """The share of elements that a payload has."""
+  """Returns the share of elements that a payload carries."""
   compression = config.optim.compression
   height, width = compression.block
   if config.optim.method in ('diloco', 'ddp'):
@@ -133,7 +132,7 @@ def density(config: config_lib.Config) -> float:
 
 
 def aggregate_bytes(params: int, density: float, peers: int) -> float:
-  """Of the sum of all payloads: a bit an element, 16 for each that is set."""
+  """Returns the size of the sum: 1 bit per element, 16 per nonzero one."""
   return params / 8 * (1 + 16 * union_density(density, peers))
 
 
@@ -145,16 +144,16 @@ def aggregated(
   density: float,
   cores: float = 10e9 / 8 * 10,
 ) -> Gather:
-  """Validators add everybody up and publish the sum, exactly.
+  """Returns the cost when validators publish the exact sum of all payloads.
 
   Args:
-    links: of a peer.
-    payload_bytes: of one.
-    peers: that count.
+    links: the link of a peer.
+    payload_bytes: the size of one payload.
+    peers: the number of contributors.
     params: elements of the model.
-    density: of a payload: the share of elements in it.
-    cores: bytes a second of a validator; it splits the elements with others if
-      one is not enough. Assumed 100 Gbit/s.
+    density: the share of elements in a payload.
+    cores: the link of a validator, bytes per second; assumed 100 Gbit/s.
+      Several validators may split the elements.
   """
   whole = aggregate_bytes(params, density, peers)
   return Gather(
@@ -169,12 +168,12 @@ def aggregated(
 def tree(
   links: Links, payload_bytes: float, peers: int, fan_in: int = 20
 ) -> Gather:
-  """Groups of `fan_in` are added up and compressed again, level by level.
+  """Returns the cost of a tree that sums and recompresses groups of peers.
 
-  At each level one of a group fetches the payloads of its group and sends
-  one of the same size; all peers then fetch the last. Every compression loses
-  something, which has to wait in an error feedback of its own: another
-  algorithm, whose loss nobody has measured.
+  At each level one member of a group fetches the group's payloads and sends
+  one of the same size; all peers fetch the root. Each recompression is lossy
+  and needs an error feedback of its own, so this is a different algorithm,
+  whose loss has not been measured.
   """
   up, level = payload_bytes / links.upload, 0.0
   nodes = peers

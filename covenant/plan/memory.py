@@ -1,11 +1,10 @@
-"""What a peer's devices hold in every phase of a round.
+"""Device and host memory in every phase of a round.
 
-The state is exact: it is what the programs of a node take and give, sharded as
-`covenant/models/sharding.py` says, and the compiled programs are held against
-it. What they need beside it is an estimate, and called so: buffers are the
-compiler's affair, and of the CPU's compiler not even these are telling.
+The state is exact: the arguments and results of a node's programs, sharded by
+`covenant/models/sharding.py`; tests compare it with the compiled programs.
+Temporary buffers depend on the compiler and are estimated.
 
-All numbers are bytes of one device unless they say otherwise.
+All numbers are bytes per device unless stated otherwise.
 """
 
 import functools
@@ -22,15 +21,15 @@ from covenant.optim import method as method_lib
 from covenant.optim import sharded_leaf
 from covenant.wire import payload
 
-_FLOAT = 4  # bytes: all that stays between steps is float32
+_FLOAT = 4  # bytes; state between steps is float32
 
 
 class Phase(NamedTuple):
-  """What is where while a node does one thing."""
+  """The memory of one phase of a round."""
 
   name: str
-  device: dict[str, float]  # on a device
-  host: dict[str, float]  # in host memory, of the share of a device
+  device: dict[str, float]  # bytes on a device
+  host: dict[str, float]  # bytes of host memory per device
 
   @property
   def total(self) -> float:
@@ -38,19 +37,20 @@ class Phase(NamedTuple):
 
 
 class Shards(NamedTuple):
-  """How the parameters of a config lie on the mesh of one peer."""
+  """The sizes of a model sharded over the mesh of one peer."""
 
-  params: int  # elements that a device holds
-  slice: int  # elements of a device's share that compressing works on at once
-  payload_bytes: int  # of a whole payload
+  params: int  # elements per device
+  slice: int  # elements per device that compression processes at once
+  payload_bytes: int  # size of a whole payload
   devices: int
 
 
 def shards(config: config_lib.Config) -> Shards:
-  """How `config.devices` cuts the parameters.
+  """Returns the shard sizes of the parameters under `config.devices`.
 
   Raises:
-    ConfigError: they do not divide, or no payload can carry them.
+    ConfigError: the mesh does not divide the parameters, or no payload can
+      carry them.
   """
   mesh = sharding.abstract_mesh(config.devices)
   compression = method_lib.make(config).compression
@@ -77,26 +77,26 @@ def _like(model: config_lib.Model) -> Any:
 
 
 def moments(optim: config_lib.Optim) -> int:
-  """Float32 values that the inner optimizer keeps of a parameter."""
+  """Returns the inner optimizer's float32 values per parameter."""
   return {'sparseloco': 2, 'diloco': 2, 'demo': 0, 'ddp': 0}[optim.method]
 
 
 def errors(optim: config_lib.Optim) -> int:
-  """Float32 values of error feedback a parameter."""
+  """Returns the float32 values of error feedback per parameter."""
   return 1 if optim.method in ('sparseloco', 'demo') else 0
 
 
 def outer_moments(optim: config_lib.Optim) -> int:
-  """Float32 values that the outer optimizer keeps of a parameter."""
+  """Returns the outer optimizer's float32 values per parameter."""
   if optim.method == 'ddp':
     return 2
   return 1 if optim.method != 'demo' and optim.outer.momentum else 0
 
 
 def microbatch(config: config_lib.Config) -> tuple[int, int]:
-  """Sequences that a device has in flight, and how often in a step."""
+  """Returns the microbatch size per device and the microbatches per step."""
   inner, devices = config.optim.inner, config.devices
-  # 0 copies: as many as there are; of more each has less in flight.
+  # data = 0 means as many replicas as fit; more replicas only need less.
   own = inner.batch_size // (max(devices.data, 1) * devices.fsdp)
   size = min(inner.microbatch_size or own, own)
   return max(size, 1), max(own // max(size, 1), 1)
@@ -105,22 +105,20 @@ def microbatch(config: config_lib.Config) -> tuple[int, int]:
 def activations(
   config: config_lib.Config, in_flight: int = 1
 ) -> dict[str, float]:
-  """An estimate of what the gradient of a microbatch needs beside its result.
+  """Estimates the temporary memory of the gradient of one microbatch.
 
-  saved: what the forward pass keeps for the backward pass, all layers.
-  working: what one layer computes, and keeps while its gradient is computed;
-    or, of one chunk of positions, the logits, their exponentials and gradient;
-    or, when nothing is saved any more, the gradient of all looked up rows.
-  weights: the shards in the compute dtype, which compilers cast once for all
-    microbatches; two matrices gathered, and their gradients.
+  saved: activations of all layers that the backward pass needs.
+  working: the largest of the activations of one layer in its backward pass,
+    the logits of one chunk with their exponentials and gradient, and the
+    gradient of all embedding rows that were looked up.
+  weights: the shards in the compute dtype, cast once for all microbatches,
+    two gathered matrices and their gradients.
 
-  XLA's TPU compiler, which says what it needs, gave the inner step of
-  configs/72b.py on eight chips 165.9, 169.7, 180.9 and 198.7 GB a device, with
-  1, 2, 4 and 8 sequences a microbatch; this, 166.6, 171.5, 181.2 and 200.8.
+  docs/scale.md compares the estimate with XLA's TPU compiler.
 
   Args:
-    config: of the peer, or of one stage of its pipeline.
-    in_flight: microbatches that are saved at once.
+    config: the peer's, or that of one stage of its pipeline.
+    in_flight: microbatches whose activations are saved at once.
   """
   m, devices = config.model, config.devices
   size, times = microbatch(config)
@@ -139,7 +137,7 @@ def activations(
   is_cut = devices.fsdp > 1
   cast = wide * llama.num_params(m) / (devices.fsdp * devices.tensor)
   chunk = (m.loss_chunk or config.data.context) * size
-  # Who shares the vocabulary sees everybody's positions.
+  # A shard of the vocabulary processes the positions of all shards.
   seen = devices.fsdp if is_cut else 0
   loss = chunk * (
     3 * _FLOAT * m.vocab_size / devices.tensor + 2 * wide * m.width * seen
@@ -157,12 +155,12 @@ def activations(
 def phases(
   config: config_lib.Config, cut: Shards, offload: bool, in_flight: int = 1
 ) -> Iterator[Phase]:
-  """Yields every phase of a round of a miner.
+  """Yields the memory of every phase of a miner's round.
 
   Args:
-    config: the run's.
+    config: the config of the run.
     cut: `shards(config)`.
-    offload: what a phase does not need waits in host memory.
+    offload: whether state that a phase does not need waits in host memory.
     in_flight: microbatches whose activations are saved at once.
   """
   optim = config.optim
@@ -175,7 +173,7 @@ def phases(
   }
   state = {name: size for name, size in state.items() if size}
   _, times = microbatch(config)
-  # Else the gradient of the last microbatch is there beside the sum of all.
+  # Otherwise the last microbatch's gradient exists beside the sum of all.
   in_place = config.model.scan_layers and config.model.remat == 'block'
   at_work: dict[str, dict[str, float]] = {
     'inner step': {
@@ -208,13 +206,13 @@ def phases(
     stays = set(state) if not offload else needed[name]
     device = {k: v for k, v in state.items() if k in stays} | work
     waits = {k: v for k, v in state.items() if k not in stays}
-    if name == 'checkpoint':  # of what is on the device, while it is written
+    if name == 'checkpoint':  # a host copy of the device's state
       waits['copy'] = float(sum(device.values()))
     yield Phase(name, device, waits | in_host.get(name, {}))
 
 
 def checkpoint_bytes(config: config_lib.Config) -> float:
-  """Of one checkpoint of a miner with all its private state, on disk."""
+  """Returns the bytes on disk of a miner's checkpoint with private state."""
   optim = config.optim
   values = 1 + moments(optim) + errors(optim) + outer_moments(optim)
   return _FLOAT * llama.num_params(config.model) * values

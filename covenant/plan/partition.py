@@ -1,20 +1,19 @@
-"""Hosts that only together hold the model: a pipeline of their devices.
+"""Pipelines over hosts that hold the model only together.
 
-Every device has layers; the activations of one sequence after another go from
-device to device, and their gradients back (one forward, one backward, in
-turn). One device has the embeddings as well: it looks tokens up and computes
-the loss, so the chain is closed to a ring. In a host activations go whole; over
-the internet as `rank` numbers of four bits a position, and their step
-(covenant/train/pipeline/activation_quantization.py). What is fixed for a round is not counted.
+Every device holds layers and runs one forward and one backward pass in turn
+(1F1B). One device also holds the embeddings: it looks tokens up and computes
+the loss, which closes the pipeline to a ring. Inside a host activations pass
+uncompressed; over the internet as `rank` four-bit numbers per position and
+their scale (covenant/train/pipeline/activation_quantization.py). Data sent once
+per round is not counted.
 
-When all devices are at work, a sequence leaves the pipeline every `slot`
-seconds: what the slowest device computes, or the slowest link sends, whichever
-is longer. The first one of a step takes its whole way, a slot of each device,
-a transfer of each host and the latency of all links; if memory lets fewer be
-under way than fit into that time, all wait for it.
+In steady state a sequence leaves the pipeline every `slot` seconds: the time of
+the slowest device or of the slowest link. The first sequence of a step takes a
+slot per device, a transfer per host and the latency of all links. If memory
+allows fewer sequences in flight than fill that time, the slot grows.
 
-Stages exchange with their like: a host sends and fetches its layers' share of
-payloads, and fetches that of the embeddings, which all of them follow.
+A host uploads and fetches its own layers' sections of payloads, and fetches
+those of the embeddings, which all hosts track.
 """
 
 import dataclasses
@@ -30,25 +29,25 @@ from covenant.plan import memory
 from covenant.train import island as island_lib
 from covenant.train.pipeline import activation_quantization
 
-_COMPRESSIONS = (0.0, 0.875, 0.95, 0.99)  # of boundaries; 0.0 sends all
-_BITS = 4  # of each number that passes compressed
+_COMPRESSIONS = (0.0, 0.875, 0.95, 0.99)  # share saved at boundaries
+_BITS = 4  # per compressed number
 
 
 class _Model(NamedTuple):
-  """A layer, and the tables with the last gain: what stages are made of."""
+  """The sizes of one layer, and of the embeddings with the final norm."""
 
   layer: memory.Shards
   tables: memory.Shards
-  layer_flops: float  # of a sequence
-  table_flops: float
+  layer_flops: float  # per sequence
+  table_flops: float  # per sequence
 
 
 class _Cut(NamedTuple):
-  """How layers lie on the devices of each group."""
+  """The layers on the devices of each group."""
 
   slot: float  # seconds of the slowest device
-  head: int  # the group of which one device has the tables
-  layers: tuple[int, ...]  # of all devices of a group
+  head: int  # index of the group whose device holds the embeddings
+  layers: tuple[int, ...]  # layers per group
 
 
 @functools.cache
@@ -80,7 +79,7 @@ def _model(config: config_lib.Config) -> _Model:
 def _fit(
   config: config_lib.Config, size: float, has_tables: bool, in_flight: int
 ) -> int:
-  """How many layers a device of `size` bytes holds; -1: not even the tables."""
+  """Returns the layers that fit into `size` bytes; -1 if nothing fits."""
   model = _model(config)
   limit = config.plan.memory_fraction * size
   inner = dataclasses.replace(
@@ -121,9 +120,9 @@ def cut(
   hosts: Sequence[int],
   in_flight: int,
 ) -> _Cut | None:
-  """The layers of each group's devices, for the shortest slot.
+  """Assigns layers to each group's devices for the shortest slot.
 
-  None if they cannot hold the model with so many sequences under way.
+  Returns None if they cannot hold the model with `in_flight` sequences.
   """
   model, layers = _model(config), config.model.layers
   counts = [n * g.size for n, g in zip(hosts, groups, strict=True)]
@@ -142,7 +141,7 @@ def cut(
     each = [model.layer_flops / speed for speed in speeds]
 
     def held(slot: float, head=head, room=room, table=table, each=each):
-      """Layers of a device of each group, and of the head, in `slot`."""
+      """Returns the layers per device of each group, and of the head."""
       slot *= 1 + 1e-9
       of = [min(max(most[i], 0), int(slot / each[i])) for i in there]
       return of, min(room, int((slot - table) / each[head]))
@@ -173,7 +172,7 @@ def _spread(
   own: Sequence[int],
   most: dict[int, int],
 ) -> _Cut:
-  """Exactly `layers` of them: what there is room for beyond goes."""
+  """Distributes exactly `layers` layers, leaving spare room unused."""
   of = [own[i] * most.get(i, 0) for i in range(len(own))]
   beyond = on_head + sum(of) - layers
   less = min(on_head, beyond)
@@ -190,10 +189,9 @@ def pipeline(
   groups: Sequence[inventory.Group],
   hosts: tuple[int, ...],
 ) -> island_costs.Work | None:
-  """The hosts as one pipeline; None if they cannot be one.
+  """Plans the hosts as one pipeline; None if that is impossible.
 
-  Of the shares of the width that boundaries may send it takes the one with
-  the most tokens, each at what it counts for.
+  Chooses the boundary compression with the most weighted tokens.
   """
   config = terms.config
   members = [(n, g) for n, g in zip(hosts, groups, strict=True) if n]
@@ -214,16 +212,16 @@ def pipeline(
 
 
 class _Passes(NamedTuple):
-  """What of a position passes between hosts, one way."""
+  """The data of one position that passes between hosts, one way."""
 
-  rank: int  # 0: all numbers
-  bits: int  # of each; 0: as computed
-  bytes: float
-  fold: float  # by which it is less than all
+  rank: int  # numbers per position; 0: all
+  bits: int  # per number; 0: as computed
+  bytes: float  # per position
+  fold: float  # compression ratio
 
 
 def _passes(model: config_lib.Model, compression: float) -> _Passes:
-  """As many numbers of four bits as take that share less than all."""
+  """Returns the four-bit rank that saves the share `compression`."""
   whole = activation_quantization.position_bytes(
     model.width, 0, model.compute_dtype
   )
@@ -239,7 +237,7 @@ def _passes(model: config_lib.Model, compression: float) -> _Passes:
 
 
 def worth(config: config_lib.Config, fold: float) -> float:
-  """What a token counts for whose activations pass `fold` times smaller.
+  """Returns the weight of a token trained at compression ratio `fold`.
 
   >>> worth(config_lib.Config(), 1), round(worth(config_lib.Config(), 64), 2)
   (1.0, 0.91)
@@ -257,7 +255,7 @@ def _work(
   passes: _Passes,
   near: bool,
 ) -> island_costs.Work | None:
-  """A round in which that passes between hosts."""
+  """Plans a round of a pipeline with a given cut and compression."""
   sent, fetched, upload, gather = _exchange(terms, groups, hosts, found)
   if upload > terms.put or gather > terms.gather:
     return None
@@ -283,7 +281,7 @@ def _work(
   used = sum(
     min(n, layers) for n, layers in zip(hosts, found.layers, strict=True)
   )
-  # An island's stages are alike: more of them than hosts, if need be.
+  # The stages of an island are equal, so there may be more than hosts.
   whole = config.model.layers
   stages = next(n for n in range(max(used, 1), whole + 1) if whole % n == 0)
   return island_costs.Work(
@@ -311,7 +309,7 @@ def _exchange(
   hosts: tuple[int, ...],
   found: _Cut,
 ) -> tuple[float, float, float, float]:
-  """Bytes that all hosts send and fetch; seconds of the slowest for either."""
+  """Returns bytes sent and fetched by all hosts, and the slowest's seconds."""
   model = _model(terms.config)
   upload = gather = 0.0
   for i, (n, group) in enumerate(zip(hosts, groups, strict=True)):
@@ -321,7 +319,7 @@ def _exchange(
     share = layers * model.layer.payload_bytes
     own = share + (i == found.head) * model.tables.payload_bytes
     upload = max(upload, own / group.upload + group.latency)
-    # All know what tokens bring with them (covenant/train/pipeline/subspace.py).
+    # All hosts track the embeddings (covenant/train/pipeline/subspace.py).
     fetched = terms.others * (share + model.tables.payload_bytes)
     gather = max(gather, fetched / group.download + group.latency)
   layers = sum(found.layers) * model.layer.payload_bytes
@@ -333,7 +331,7 @@ def _exchange(
 def _words(
   groups: Sequence[inventory.Group], hosts: Sequence[int], found: _Cut
 ) -> str:
-  """Layers of a device of each group, and who has the embeddings."""
+  """Describes the layers per device of each group; E marks embeddings."""
   parts = []
   for i, (n, group) in enumerate(zip(hosts, groups, strict=True)):
     if not n:

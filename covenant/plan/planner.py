@@ -1,11 +1,10 @@
-"""Who trains with whom: from an inventory and a config to islands.
+"""The search for islands: from an inventory and a config to a partition.
 
-A host that holds the model and is heard in time is an island of its own, hosts
-that do not hold it become pipelines, and where more islands come out than
-count in a round (`plan.peers`) hosts are pooled. Which hosts go together is
-searched for: from several starts, one move after another as long as the
-network trains more useful tokens. A useful token is a token; one whose
-activations a pipeline compresses counts for less (`plan.compression_cost`).
+A host that holds the model and exchanges in time is an island of its own;
+hosts that do not hold it form pipelines; if there are more islands than
+contributors in a round (`plan.peers`), hosts are pooled. A local search from
+several starts maximizes the weighted tokens of the network: a token whose
+activations a pipeline compresses weighs less (`plan.compression_cost`).
 """
 
 import functools
@@ -19,20 +18,20 @@ from covenant.plan import island_costs
 from covenant.plan import partition
 from covenant.train import island as island_lib
 
-Hosts = tuple[int, ...]  # of each group
-_STARTS = 6  # from which the search goes on
-_FEW = 5  # groups
-_TIE = 1e-6
-_MOVES = 1000  # at most, of a search
+Hosts = tuple[int, ...]  # count per group
+_STARTS = 6  # best starts that the search improves
+_FEW = 5  # groups up to which all subsets are tried
+_TIE = 1e-6  # relative preference for more islands
+_MOVES = 1000  # limit of a search
 
 
 class Plan(NamedTuple):
-  """Who does what in a round."""
+  """The islands of a network and the hosts that stay idle."""
 
   terms: island_costs.Terms
   groups: tuple[inventory.Group, ...]
-  works: tuple[island_costs.Work, ...]  # islands, most useful tokens first
-  idle: Hosts  # in no island
+  works: tuple[island_costs.Work, ...]  # most weighted tokens first
+  idle: Hosts  # hosts in no island
 
   @property
   def islands(self) -> tuple[island_lib.Island, ...]:
@@ -40,21 +39,22 @@ class Plan(NamedTuple):
 
   @property
   def value(self) -> float:
-    """Useful tokens of a round."""
+    """Weighted tokens of a round."""
     return sum(work.value for work in self.works)
 
   @property
   def busy(self) -> float:
-    """The share of the window in which all devices do arithmetic."""
+    """The average share of the window in which devices do arithmetic."""
     whole = zip([sum(n) for n in self._counts()], self.groups, strict=True)
     tokens = sum(work.tokens for work in self.works)
     return island_costs.busy(self.terms, tokens, whole)
 
   @property
   def equal(self) -> float:
-    """Useful tokens if all islands had to train on equally many.
+    """Weighted tokens if all participating islands trained equally.
 
-    As many as the slowest can; the best choice of whom to leave out.
+    The slowest participant sets the pace; slower islands are left out where
+    that gives more tokens.
     """
     works = sorted(self.works, key=lambda work: work.tokens)
     return max(
@@ -66,16 +66,16 @@ class Plan(NamedTuple):
     )
 
   def _counts(self) -> Iterator[tuple[int, ...]]:
-    """Of every group, its hosts in each island and in none."""
+    """Yields, per group, its hosts in each island and the idle ones."""
     return zip(*(work.hosts for work in self.works), self.idle, strict=True)
 
 
 @functools.lru_cache(16)
 def plan(config: config_lib.Config) -> Plan:
-  """The islands of `config.plan.inventory`.
+  """Plans the islands of `config.plan.inventory`.
 
   Raises:
-    ConfigError: the inventory cannot be read, or no time is left for it.
+    ConfigError: the inventory is malformed or the round leaves no time.
   """
   groups = inventory.parse(config.plan.inventory, config.plan)
   search = _Search(island_costs.terms(config), groups)
@@ -88,7 +88,7 @@ def plan(config: config_lib.Config) -> Plan:
 
 
 class _Search:
-  """Over partitions of the hosts; a partition is a sorted tuple of islands."""
+  """A search over partitions of hosts; each is a sorted tuple of islands."""
 
   def __init__(
     self, terms: island_costs.Terms, groups: tuple[inventory.Group, ...]
@@ -100,7 +100,7 @@ class _Search:
     self._works: dict[Hosts, island_costs.Work | None] = {}
 
   def work(self, hosts: Hosts) -> island_costs.Work | None:
-    """The best that hosts do as one island; None if they can be none."""
+    """Returns the best work of hosts as one island, or None."""
     if hosts not in self._works:
       self._works[hosts] = self._work(hosts)
     return self._works[hosts]
@@ -119,7 +119,7 @@ class _Search:
     return work.value if work else 0.0
 
   def total(self, islands: tuple[Hosts, ...]) -> float:
-    """Useful tokens of those that count; of equals, more islands are better."""
+    """Returns the weighted tokens; ties go to more islands."""
     values = sorted(map(self.value, islands), reverse=True)[: self.most]
     return sum(values) * (1 + _TIE * len(values))
 
@@ -130,7 +130,7 @@ class _Search:
     return tuple(a - u for a, u in zip(self.all, used, strict=True))
 
   def run(self) -> tuple[Hosts, ...]:
-    # The best of every kind of start, or all might lie on one hill.
+    # The best of each kind of start, to explore several local optima.
     best = {
       max(starts, key=lambda start: (self.total(start), start))
       for starts in self._starts()
@@ -140,7 +140,7 @@ class _Search:
     return max(found, key=lambda islands: (self.total(islands), islands))
 
   def _kept(self, islands: list[Hosts]) -> tuple[Hosts, ...]:
-    """Without those that do nothing, or would not count."""
+    """Drops islands without work and those beyond the limit."""
     useful = sorted(
       (i for i in islands if self.value(i)),
       key=lambda i: (self.value(i), i),
@@ -149,9 +149,9 @@ class _Search:
     return tuple(sorted(useful[: self.most]))
 
   def _starts(self) -> Iterator[list[tuple[Hosts, ...]]]:
-    """Some groups in some number of islands, the others alone or pooled.
+    """Yields, for each subset of groups, partitions into 1, 2, ... islands.
 
-    Yields, for each choice of groups, a partition for each number.
+    The other groups are replicas of their own, or pooled.
     """
     one = [_put((0,) * len(self.all), g, 1) for g in range(len(self.all))]
     strong = [g for g, hosts in enumerate(one) if self.value(hosts)]
@@ -164,7 +164,7 @@ class _Search:
     for some in _subsets(len(self.groups)):
       there = _only(self.all, [g in some for g in range(len(self.all))])
       left = [hosts for hosts in singles if not any(map(min, hosts, there))]
-      # What neither is in these groups nor can be alone goes together.
+      # Hosts outside the subset that cannot work alone form islands too.
       weak = [not (g in some or g in strong) for g in range(len(self.all))]
       others = max(
         self._divided(_only(self.all, weak)),
@@ -178,9 +178,9 @@ class _Search:
       ]
 
   def _divided(self, hosts: Hosts) -> list[list[Hosts]]:
-    """The hosts in one, two, three ... islands, as alike as can be.
+    """Splits hosts evenly into 1, 2, 3, ... islands.
 
-    A pipeline of too many may not work: more are tried than may count.
+    Tries more islands than may count, since long pipelines may not fit.
     """
     most = min(2 * self.most + 2, sum(hosts))
     return [_even(hosts, count) for count in range(1, most + 1)]
@@ -188,7 +188,7 @@ class _Search:
   def _with(
     self, islands: list[Hosts], singles: list[Hosts]
   ) -> tuple[Hosts, ...]:
-    """And strong hosts: each alone, or the weaker ones in pools."""
+    """Adds replicas, pooling the weaker ones if there are too many."""
     places = self.most - len(islands)
     if len(singles) <= places or places <= 0:
       return self._kept([*islands, *singles])
@@ -200,7 +200,7 @@ class _Search:
     return max(ways, key=lambda way: (self.total(way), way))
 
   def _climb(self, islands: tuple[Hosts, ...]) -> tuple[Hosts, ...]:
-    """Moves as long as one of them helps."""
+    """Applies improving moves until none is left."""
     for _ in range(_MOVES):
       before = self.total(islands)
       for islands_after in self._moves(islands):
@@ -212,7 +212,7 @@ class _Search:
     return islands
 
   def _moves(self, islands: tuple[Hosts, ...]) -> Iterator[tuple[Hosts, ...]]:
-    """Partitions one move away: of hosts, of a whole island, of a half."""
+    """Yields the partitions one move away."""
     none = (0,) * len(self.groups)
     idle = self.idle(islands)
     kinds = sorted(set(islands))
@@ -254,7 +254,7 @@ class _Search:
 
 
 def _shares(source: Hosts) -> Iterator[Hosts]:
-  """Some hosts of one group: one, two, four ... or all; or all there are."""
+  """Yields parts of `source`: 1, 2, 4, ... hosts of a group, all, half."""
   none = (0,) * len(source)
   for g, there in enumerate(source):
     count = 1
@@ -268,7 +268,7 @@ def _shares(source: Hosts) -> Iterator[Hosts]:
 
 
 def _even(hosts: Hosts, count: int) -> list[Hosts]:
-  """`count` islands of all hosts, as alike as can be."""
+  """Splits hosts into `count` islands as evenly as possible."""
   made, turn = [[0] * len(hosts) for _ in range(count)], 0
   for g, n in enumerate(hosts):
     for i in range(count):
@@ -280,7 +280,7 @@ def _even(hosts: Hosts, count: int) -> list[Hosts]:
 
 
 def _subsets(count: int) -> Iterator[tuple[int, ...]]:
-  """Of groups; of many, only those of one, of two and of all."""
+  """Yields subsets of groups; of many groups only sizes 1, 2 and all."""
   for size in range(1, count + 1):
     if size <= 2 or size == count or count <= _FEW:
       yield from itertools.combinations(range(count), size)

@@ -1,7 +1,7 @@
-"""The plan of a config, as a page of text.
+"""The plan of a config as a page of text.
 
-'~' marks what is estimated or assumed; everything else is counted, or read off
-a compiled program.
+'~' marks estimates and assumptions; other numbers are counted or read from a
+compiled program.
 """
 
 import textwrap
@@ -20,20 +20,22 @@ _PEERS = (20, 100, 1000)
 
 
 class Program(NamedTuple):
-  """What became of one program of a node (covenant/plan/compile.py)."""
+  """The compilation result of one program (covenant/plan/compile.py)."""
 
   name: str
-  platform: str  # whose compiler; empty: it was only lowered
+  platform: str  # the compiler's; empty if only lowered
   lower_seconds: float
   compile_seconds: float = 0.0
-  argument_bytes: int = 0  # of one device
-  temporary_bytes: int = 0  # of one device; 0 where the compiler is not exact
-  collectives: dict[str, tuple[int, int]] = {}  # how many; most elements
-  error: str = ''  # what the compiler refused it for
+  argument_bytes: int = 0  # per device
+  temporary_bytes: int = (
+    0  # per device; 0 where the compiler does not report it
+  )
+  collectives: dict[str, tuple[int, int]] = {}  # count, elements of the largest
+  error: str = ''  # why the compiler refused it
 
 
 class _Plan(NamedTuple):
-  """What the sections of the page have in common."""
+  """The inputs that all sections of the page share."""
 
   config: config_lib.Config
   hardware: hardware_lib.Hardware
@@ -42,24 +44,24 @@ class _Plan(NamedTuple):
 
   @property
   def steps_seconds(self) -> float:
-    """What the inner steps of a round take."""
+    """Seconds of the inner steps of a round."""
     return self.config.optim.inner_steps * self.step.total
 
   @property
   def compute_seconds(self) -> float:
-    """The part of a round that is for computing."""
+    """Seconds of a round reserved for computing."""
     return 60 * self.config.plan.compute_minutes or self.steps_seconds
 
 
 def text(config: config_lib.Config, programs: Sequence[Program] = ()) -> str:
-  """The page.
+  """Returns the page of a plan.
 
   Args:
-    config: with `devices.data` said; see `hardware.resolve`.
-    programs: what was compiled of it.
+    config: the config, with `devices.data` above 0; see `hardware.resolve`.
+    programs: its compiled programs, if any.
 
   Raises:
-    ConfigError: the mesh, the model and the hardware do not go together.
+    ConfigError: the mesh, the model and the hardware do not match.
   """
   hardware = hardware_lib.check(config)
   plan = _Plan(
@@ -79,7 +81,7 @@ def text(config: config_lib.Config, programs: Sequence[Program] = ()) -> str:
 
 
 def verdict(config: config_lib.Config) -> str:
-  """One sentence: fits or does not, and what would help."""
+  """Returns one sentence: whether the config fits, or what would help."""
   worst, limit = advice.most(config), advice.limit(config)
   needs = (
     f'{worst.name} needs ~{_gb(worst.total)} of the {_gb(limit)} GB of a device'
@@ -290,7 +292,7 @@ def _rows(*rows: tuple[str, str]) -> Iterator[str]:
 
 
 def _wrapped(head: str, parts: Iterable[str]) -> Iterator[str]:
-  """`head` and the parts, in lines of 80 characters."""
+  """Yields `head` and the parts, wrapped at 79 characters."""
   line = head
   for i, part in enumerate(parts):
     more = f', {part}' if i else part
@@ -314,7 +316,7 @@ def _gb(size: float) -> str:
 
 
 def size_text(size: float) -> str:
-  """As a person would say it.
+  """Formats bytes with a unit.
 
   >>> size_text(1_378_903_642), size_text(24.0e12)
   ('1.38 GB', '24 TB')

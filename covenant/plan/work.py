@@ -1,4 +1,4 @@
-"""Arithmetic of an inner step, and what crosses the devices of one peer."""
+"""Arithmetic of an inner step and traffic between the devices of a peer."""
 
 from typing import NamedTuple
 
@@ -9,10 +9,10 @@ from covenant.plan import memory
 
 
 class Flops(NamedTuple):
-  """Of one inner step of a peer. What remat computes again is not counted."""
+  """Model FLOPs of one inner step of a peer, without rematerialization."""
 
-  weights: float  # 6 a parameter and token
-  attention: float  # 12 x layers x context x width a token, as PaLM counts
+  weights: float  # 6 per parameter and token
+  attention: float  # 12 x layers x context x width per token
 
   @property
   def total(self) -> float:
@@ -20,25 +20,25 @@ class Flops(NamedTuple):
 
 
 class Step(NamedTuple):
-  """Seconds of one inner step, each part as if it were alone."""
+  """Seconds of each part of one inner step."""
 
   compute: float
-  parameters: float  # gathered, and their gradients scattered
-  activations: float  # summed over 'tensor'
+  parameters: float  # gathering weights, scattering gradients
+  activations: float  # summing over the axis 'tensor'
 
   @property
   def total(self) -> float:
-    """Gathers run beside the arithmetic, sums of activations between it."""
+    """Seconds of the step; gathers overlap with arithmetic, sums do not."""
     return max(self.compute, self.parameters) + self.activations
 
 
 def tokens(config: config_lib.Config) -> int:
-  """Of one inner step of a peer."""
+  """Returns the tokens of one inner step of a peer."""
   return config.optim.inner.batch_size * config.data.context
 
 
 def flops(config: config_lib.Config) -> Flops:
-  """Model FLOPs of one inner step (Chowdhery et al, PaLM, 2022, appendix B).
+  """Returns the model FLOPs of one inner step (PaLM, 2204.02311, app. B).
 
   >>> config = config_lib.Config()
   >>> llama.num_params(config.model), tokens(config)
@@ -52,11 +52,14 @@ def flops(config: config_lib.Config) -> Flops:
 
 
 def traffic(config: config_lib.Config) -> tuple[float, float]:
-  """Bytes that a device receives in a step: of parameters, of activations.
+  """Returns the bytes that a device receives per step.
 
-  Each microbatch gathers all weights in the compute dtype for the forward
-  pass and for the backward pass, and scatters float32 gradients; copies along
-  'data' sum theirs once a step.
+  Each microbatch gathers all weights in the compute dtype, once forward and
+  once backward, and scatters float32 gradients. Replicas along the axis
+  'data' sum their gradients once per step.
+
+  Returns:
+    Bytes of parameters and gradients, and bytes of activations.
   """
   m, devices = config.model, config.devices
   wide = 2 if m.compute_dtype == 'bfloat16' else 4
@@ -72,7 +75,7 @@ def traffic(config: config_lib.Config) -> tuple[float, float]:
 
 
 def step(config: config_lib.Config, hardware: hardware_lib.Hardware) -> Step:
-  """How long an inner step takes, by the assumptions of `config.plan`."""
+  """Estimates the seconds of an inner step from `config.plan`."""
   device = hardware.device
   of_parameters, of_activations = traffic(config)
   tensor = config.devices.tensor

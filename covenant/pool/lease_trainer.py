@@ -1,4 +1,4 @@
-"""A lease of a pool, computed: by its worker, and again by who audits it."""
+"""Training of a lease, by its worker and again by an audit."""
 
 import dataclasses
 from typing import Any
@@ -17,15 +17,15 @@ from covenant.train import step as step_lib
 from covenant.wire import payload
 
 
-class Workshop:
-  """Compiled once for each batch size; holds no state.
+class LeaseTrainer:
+  """The compiled steps of leases, one program per batch size.
 
   Args:
-    config: of the run.
-    shared_model: of the run.
+    config: the config of the run.
+    shared_model: the shared model of the run.
 
   Raises:
-    ConfigError: the method has no local steps.
+    ConfigError: the algorithm has no local steps.
   """
 
   def __init__(
@@ -37,7 +37,7 @@ class Workshop:
         f"optim.method: expected 'sparseloco' or 'diloco' for a pool, whose "
         f'workers take local steps; got {config.optim.method!r}'
       )
-    # All of a lease's batch at once: a worker says what it has memory for.
+    # No microbatches: a worker states the batch that fits its memory.
     inner = dataclasses.replace(config.optim.inner, microbatch_size=0)
     optim = dataclasses.replace(config.optim, inner=inner)
     config = dataclasses.replace(config, optim=optim)
@@ -48,7 +48,7 @@ class Workshop:
     self._step = step_lib.inner_step(config, method)
 
     def begin(params: Any) -> tuple[Any, Any]:
-      # A copy: the first step consumes its parameters.
+      # The first step donates its parameters.
       return jax.tree.map(jnp.copy, params), method.inner.init(params)
 
     def end(start: Any, local: Any) -> Any:
@@ -59,10 +59,10 @@ class Workshop:
     self._end = jax.jit(end)
 
   def warm_up(self) -> tuple[Any, Any]:
-    """Compiles what a lease of one sequence a step takes.
+    """Compiles the programs of a lease with one sequence per step.
 
     Returns:
-      Some parameters, and a message.
+      Zero parameters, and a message.
     """
     params = jax.tree.map(
       lambda x: jnp.zeros(x.shape, x.dtype), self._shared_model.like
@@ -72,14 +72,14 @@ class Workshop:
     return params, self.train(params, job)[0]
 
   def train(self, params: Any, job: pool_lib.Job) -> tuple[Any, float]:
-    """The delta of a lease as a message, and the mean loss.
+    """Trains a lease; returns the message and the mean loss.
 
     Args:
-      params: those that `job.base` names.
+      params: the parameters with the id `job.base`.
       job: the lease.
 
     Raises:
-      DivergedError: a loss is not finite.
+      DivergedError: the loss is not finite.
     """
     local, inner = self._begin(params)
     losses = []
@@ -99,13 +99,13 @@ class Workshop:
   def encode(
     self, job: pool_lib.Job, message: Any, sign: payload.Sign
   ) -> bytes:
-    """What a worker sends of a delta."""
+    """Encodes a message as a signed payload."""
     shared_model = self._shared_model
     header = job.header(shared_model.run)
     return payload.encode(header, message, shared_model.like, self._spec, sign)
 
   def parameters(self, data: bytes) -> Any:
-    """What `Pool.parameters` gave, as arrays; raises ValueError."""
+    """Parses serialized parameters; raises ValueError on a wrong size."""
     leaves, treedef = jax.tree.flatten(self._shared_model.like)
     sizes = [4 * int(np.prod(x.shape)) for x in leaves]
     if sum(sizes) != len(data):

@@ -1,32 +1,31 @@
-"""Which sequences of a round are with which worker of a pool.
+"""Leases: the assignment of a round's sequences to the workers of a pool.
 
-A uid's assigned sequences are cut up as workers ask for them. All leases have
-the same inner steps; how many sequences a step has follows from what a worker
-has shown it can do, so that all are back at about the same time. A lease that
-is overdue is given again, before anything new.
+The uid's sequences are leased as workers ask. All leases have the same number
+of inner steps; the batch follows from a worker's measured rate, so that leases
+end at about the same time. An overdue lease is given to another worker first.
 
-A round is cut in sub-rounds. In one, all leases begin at the same parameters,
-and as many sequences are out as were opened.
+A round is divided into sub-rounds. All leases of a sub-round start from the
+same parameters, and a quota limits their sequences.
 """
 
 import math
 from typing import NamedTuple
 
-_PATIENCE = 3.0  # times as long as a worker usually takes
-_GRACE = 2.0  # seconds more, for the way there and back
+_PATIENCE = 3.0  # deadline, in multiples of the expected time
+_GRACE = 2.0  # seconds added to the deadline for transfers
 _NEWEST = 0.5  # weight of the newest lease in a worker's rate
 
 
 class Lease(NamedTuple):
-  """Sequences [first, first + steps * batch) of the round's, to train on."""
+  """Sequences [first, first + steps * batch) of a round, leased."""
 
-  number: int  # of the round; never used twice in it
+  number: int  # unique within the round
   worker: str
   first: int
   steps: int
-  batch: int  # sequences a step
-  since: float  # seconds, by the clock of the desk
-  until: float
+  batch: int  # sequences per step
+  since: float  # start, seconds
+  until: float  # deadline, seconds
 
   @property
   def sequences(self) -> int:
@@ -34,10 +33,10 @@ class Lease(NamedTuple):
 
 
 class Rates:
-  """What each worker can do, in sequences a second; outlives a round.
+  """The measured rates of workers, sequences per second, across rounds.
 
-  A worker compiles its program for each batch it meets: the first lease with
-  one says nothing of its speed.
+  A worker compiles a program for each new batch, so its first lease with a
+  batch is not measured.
   """
 
   def __init__(self):
@@ -45,7 +44,7 @@ class Rates:
     self._compiled: set[tuple[str, int]] = set()  # worker, batch
 
   def learn(self, lease: Lease, now: float) -> None:
-    """Of a lease that came back."""
+    """Updates the rate of a worker that returned a lease."""
     if (lease.worker, lease.batch) not in self._compiled:
       self._compiled.add((lease.worker, lease.batch))
       return
@@ -54,71 +53,71 @@ class Rates:
     self._rates[lease.worker] = old + _NEWEST * (rate - old)
 
   def slower(self, lease: Lease) -> None:
-    """Of a lease that did not: the next one is half as much."""
+    """Halves the rate of a worker that missed a lease."""
     if lease.worker in self._rates:
       self._rates[lease.worker] /= 2
 
   def __getitem__(self, worker: str) -> float | None:
-    """None: it has not shown anything."""
+    """Returns the rate of a worker; None before it is measured."""
     return self._rates.get(worker)
 
   def seconds(self, worker: str, sequences: int, batch: int) -> float:
-    """How long a lease should take; infinite where nobody knows."""
+    """Returns the expected seconds of a lease; infinite if unknown."""
     if (worker, batch) not in self._compiled or worker not in self._rates:
       return math.inf
     return sequences / self._rates[worker]
 
   def most(self, worker: str) -> int:
-    """The largest batch to try: twice that of a lease that came back."""
+    """Returns the largest batch to try: twice the largest returned one."""
     return 2 * max((b for w, b in self._compiled if w == worker), default=0)
 
 
-class Desk:
-  """The leases of one round. Time is what callers say it is.
+class LeaseQueue:
+  """The leases of one round; callers pass the time.
 
   Args:
-    total: sequences of the round.
-    steps: inner steps of a lease.
-    rates: of the workers; learned from.
+    total: the sequences of the round.
+    steps: the inner steps of a lease.
+    rates: the workers' rates, updated from leases.
   """
 
   def __init__(self, total: int, steps: int, rates: Rates):
     self._steps = steps
     self._rates = rates
     self._total = total
-    self._free = [(0, total)] if total else []  # [first, end), rising
+    self._free = [(0, total)] if total else []  # ascending [first, end)
     self._out: dict[int, Lease] = {}
     self._back: dict[int, Lease] = {}
     self._next = 0
-    self._open = 0  # sequences that this sub-round may still give away
+    self._open = 0  # sequences that this sub-round may still lease
     self._until = 0.0
-    self._active: set[str] = set()  # who asked in this sub-round or the last
+    self._active: set[str] = set()  # workers that asked in the last sub-round
     self._asked: set[str] = set()
 
   @property
   def left(self) -> int:
-    """Sequences that are not back, or were refused."""
+    """Sequences without an accepted delta."""
     out = sum(lease.sequences for lease in self._out.values())
     return out + sum(end - first for first, end in self._free)
 
   @property
   def complete(self) -> bool:
-    """Whether all that was opened is back."""
+    """True if every sequence of the quota has been returned."""
     return not self._out and (self._open <= 0 or not self._free)
 
   @property
   def prefix(self) -> int:
-    """How many of the first sequences are back without a gap."""
+    """The number of leading sequences that are returned without a gap."""
     starts = [first for first, _ in self._free]
     starts += [lease.first for lease in self._out.values()]
     return min(starts, default=self._total)
 
   def begin(self, quota: int, until: float) -> None:
-    """A sub-round: what is out is lost, what was returned is accepted.
+    """Starts a sub-round: drops open leases and accepts returned ones.
 
     Args:
-      quota: sequences to give away.
-      until: seconds, when it ends at the latest.
+      quota: the sequences to lease.
+      until: the deadline of the sub-round, seconds.
     """
     for lease in [*self._out.values()]:
       self._rates.slower(lease)
@@ -128,14 +127,14 @@ class Desk:
     self._active, self._asked = self._asked, set()
 
   def take(self, worker: str, now: float, most: int = 1 << 30) -> Lease | None:
-    """A lease for a worker; None while there is nothing to do.
+    """Leases sequences to a worker; returns None while there are none.
 
-    Who has one and asks again has lost it: it was started anew.
+    A worker that asks again has restarted, and its open lease is dropped.
 
     Args:
-      worker: who asks.
-      now: seconds.
-      most: sequences a step, at most.
+      worker: its address.
+      now: the time, seconds.
+      most: the largest batch, sequences per step.
     """
     self._asked.add(worker)
     for lease in [*self._out.values()]:
@@ -163,18 +162,18 @@ class Desk:
     return lease
 
   def find(self, number: int, worker: str) -> Lease | None:
-    """The lease of a number, if it is out and that worker's."""
+    """Returns the open lease of a number if it is that worker's."""
     lease = self._out.get(number)
     return lease if lease is not None and lease.worker == worker else None
 
   def give_back(self, lease: Lease, now: float) -> None:
-    """It is done, and what came of it may be merged."""
+    """Marks a lease as returned."""
     del self._out[lease.number]
     self._back[lease.number] = lease
     self._rates.learn(lease, now)
 
   def refuse(self, lease: Lease) -> None:
-    """What came of a lease counts for nothing: it is given again."""
+    """Discards the delta of a lease, whose sequences are leased again."""
     if self._back.pop(lease.number, None) is None:
       self._open += lease.sequences
     self._cancel(lease)
@@ -191,7 +190,7 @@ class Desk:
     self._free = merged
 
   def _batch(self, worker: str) -> int:
-    """A fair share of what is left, in sequences a step; 1 at first."""
+    """Returns a worker's fair share in sequences per step; 1 at first."""
     rate = self._rates[worker]
     if rate is None:
       return 1

@@ -1,18 +1,17 @@
-"""What a pool earned, and whose it is: to the last unit, for good.
+"""The accounts of a pool, exact to one rao (1e-9 TAO).
 
-Every entry moves a whole number of rao (1e-9 TAO) from one account to another,
-and none is ever changed:
+Every entry moves a whole number of rao between two accounts and is permanent:
 
-  chain -> pot           what the network paid to the pool's uid
-  pot -> fee             the pool's share of it
-  pot -> held:WORKER     the rest, by verified work of the round
-  held:A -> held:B       forfeited by A, shared by the others of that round
-  held:W -> due:W        W passed an audit of a later round: it is its own
-  due:W -> paid:W        an order to pay, numbered, once enough is due
+  chain -> pot           pay of the network to the pool's uid
+  pot -> fee             the pool's share
+  pot -> held:WORKER     the rest, in proportion to verified work of the round
+  held:A -> held:B       pay forfeited by A, shared by the others of that round
+  held:W -> due:W        released when W passes an audit of a later round
+  due:W -> paid:W        a numbered payment order above the threshold
 
-So all accounts but `chain` hold together what came from it. What cannot be
-shared stays in the pot, and is shared with what comes next. A round is one
-transaction: a pool that is killed has entered it whole or not at all.
+All accounts but `chain` sum to what came from it. Amounts that cannot be shared
+stay in the pot until the next round. A round is one transaction: after a crash
+it is entered completely or not at all.
 """
 
 import contextlib
@@ -47,18 +46,18 @@ _TABLES = """
 
 
 class LedgerError(errors.CovenantError):
-  """The file is not a ledger, or does not add up; says which and where."""
+  """The file is not a ledger, or its balances are inconsistent."""
 
 
 class Policy(NamedTuple):
-  """What the pool keeps, and when it pays."""
+  """The fee and the payment threshold of a pool."""
 
-  fee: float = 0.0  # share of what the network pays, rounded down
-  threshold: int = 0  # rao that must be due before they are paid
+  fee: float = 0.0  # share of the network's pay, rounded down
+  threshold: int = 0  # smallest payment, rao
 
 
 class Order(NamedTuple):
-  """To pay a worker. No two have one number, which rise."""
+  """A payment order; numbers are unique and ascending."""
 
   number: int
   worker: str
@@ -66,17 +65,17 @@ class Order(NamedTuple):
 
 
 class Account(NamedTuple):
-  """What a worker has of a pool, in rao."""
+  """The balances of a worker, in rao."""
 
-  held: int  # until it passes the next audit
-  due: int  # its own, below the threshold
-  paid: int
+  held: int  # until it passes an audit
+  due: int  # released, below the threshold
+  paid: int  # ordered
 
 
 def split(amount: int, weights: Mapping[str, int]) -> dict[str, int]:
-  """Whole parts of `amount` in proportion to `weights`, which sum to it.
+  """Splits `amount` into integers proportional to `weights`.
 
-  By largest remainder; of equal ones the smaller name gets the unit.
+  Uses the largest remainder; ties go to the smaller name.
 
   >>> split(100, {'a': 1, 'b': 1, 'c': 1})
   {'a': 34, 'b': 33, 'c': 33}
@@ -99,22 +98,22 @@ def split(amount: int, weights: Mapping[str, int]) -> dict[str, int]:
 
 
 class Ledger:
-  """The accounts of one pool, in one SQLite file.
+  """The accounts of one pool in an SQLite file.
 
   Args:
-    path: of the file; made if it is not there. ':memory:' for emulations.
-    policy: from now on; what was entered stays.
+    path: the file, created if missing; ':memory:' for emulations.
+    policy: applies to new entries.
 
   Raises:
-    LedgerError: there is something else in the file.
+    LedgerError: the file is not a ledger.
   """
 
   def __init__(self, path: str | os.PathLike[str], policy: Policy):
     self._path = os.fspath(path)
-    # Exact: a float times a large integer would not be.
+    # A fraction, because float times a large integer is inexact.
     self._fee = fractions.Fraction(str(policy.fee))
     self._threshold = max(policy.threshold, 1)
-    self._lock = threading.RLock()  # a transaction is of one thread
+    self._lock = threading.RLock()  # one transaction at a time
     self._connection = sqlite3.connect(
       self._path, isolation_level=None, check_same_thread=False
     )
@@ -130,13 +129,13 @@ class Ledger:
 
   @property
   def next_round(self) -> int:
-    """The first round that may be settled."""
+    """The first round that is not settled."""
     ((last,),) = self._query('SELECT MAX(round) FROM rounds')
     return 0 if last is None else last + 1
 
   @property
   def meter(self) -> int:
-    """What the network had paid in all when a round was settled last."""
+    """The network's total pay at the last settled round, rao."""
     rows = self._query('SELECT meter FROM rounds ORDER BY round DESC LIMIT 1')
     return rows[0][0] if rows else 0
 
@@ -148,17 +147,17 @@ class Ledger:
     proven: Collection[str] = (),
     caught: Collection[str] = (),
   ) -> None:
-    """Enters a round, all of it or, if the process dies, nothing.
+    """Enters a round in one transaction.
 
     Args:
-      round_index: which round. One that was entered already changes nothing.
-      meter: rao that the network has paid to the uid in all; what came since
-        the last round is shared. Less than then is a uid registered anew.
-      work: verified sequences by worker, of this round.
-      proven: who passed an audit: what is held for them, of the rounds before,
-        becomes theirs. Who cheats in a round has the rest of it to be caught.
-      caught: who failed one: what is held for them goes to the others of the
-        rounds that it was of, and their work of this round counts for nothing.
+      round_index: the round; a settled round changes nothing.
+      meter: the network's total pay to the uid, rao. The increase since the
+        last round is shared. A smaller value means a new registration.
+      work: verified sequences of this round, per worker.
+      proven: workers that passed an audit; their held pay of earlier rounds
+        is released.
+      caught: workers that failed an audit; their held pay goes to the other
+        workers of its rounds, and their work of this round is dropped.
     """
     if round_index < self.next_round:
       return
@@ -189,7 +188,7 @@ class Ledger:
     )
 
   def orders(self, after: int = 0) -> list[Order]:
-    """What is to be paid, from the number `after` on, by number."""
+    """Returns the payment orders after a number, ascending."""
     rows = self._query(
       'SELECT id, substr(target, 6), rao FROM entries '
       "WHERE target LIKE 'paid:%' AND id > ? ORDER BY id",
@@ -198,7 +197,7 @@ class Ledger:
     return [Order(*row) for row in rows]
 
   def held(self) -> dict[str, int]:
-    """What is at stake for each worker, in rao."""
+    """Returns the held pay per worker, in rao."""
     rows = self._query(
       'SELECT substr(account, 6), SUM(rao) FROM balances WHERE account LIKE '
       "'held:%' GROUP BY account"
@@ -206,17 +205,15 @@ class Ledger:
     return dict(rows)
 
   def banned(self, since: int) -> set[str]:
-    """Who was caught in a round from `since` on."""
+    """Returns the workers caught in round `since` or later."""
     rows = self._query('SELECT worker FROM caught WHERE round >= ?', since)
     return {worker for (worker,) in rows}
 
   def totals(self) -> dict[str, int]:
-    """What has come from the chain, and where it is: by kind of account.
-
-    Added up anew from every entry.
+    """Sums all entries by kind of account; 'earned' is the total income.
 
     Raises:
-      LedgerError: the balances are not what the entries add up to.
+      LedgerError: the balances differ from the entries.
     """
     sums: dict[tuple[str, int], int] = {}
     totals = dict.fromkeys(('earned', 'pot', 'fee', *Account._fields), 0)
@@ -224,7 +221,7 @@ class Ledger:
       'SELECT share, source, target, rao FROM entries'
     ):
       for account, change in ((source, -rao), (target, rao)):
-        # Only of what is held does it matter which round it is of.
+        # Only held pay belongs to a round.
         of = share if account.startswith('held:') else -1
         sums[account, of] = sums.get((account, of), 0) + change
         kind = account.partition(':')[0]
@@ -248,7 +245,7 @@ class Ledger:
     self._move(round_index, round_index, 'pot', 'fee', fee)
 
   def _share(self, now: int, share: int, source: str, rao: int) -> None:
-    """Shares what is in an account by the work of the round `share`."""
+    """Shares an amount by the work of round `share`."""
     weights = dict(
       self._query(
         'SELECT worker, sequences FROM work WHERE round = ? AND worker NOT IN '
@@ -277,7 +274,7 @@ class Ledger:
       self._move(round_index, -1, account, f'paid:{worker}', rao)
 
   def _held(self, worker: str) -> list[tuple[int, int]]:
-    """Of which round how much, in rao."""
+    """Returns the held pay of a worker as (round, rao)."""
     return self._query(
       'SELECT share, rao FROM balances WHERE account = ? ORDER BY share',
       f'held:{worker}',
@@ -292,7 +289,7 @@ class Ledger:
   def _move(
     self, now: int, share: int, source: str, target: str, rao: int
   ) -> None:
-    """One entry. Of nothing there is none."""
+    """Adds an entry, unless the amount is 0."""
     if not rao:
       return
     self._query(
@@ -327,5 +324,5 @@ class Ledger:
         yield
         self._query('COMMIT')
       finally:
-        if self._connection.in_transaction:  # it raised
+        if self._connection.in_transaction:  # an exception
           self._query('ROLLBACK')

@@ -1,8 +1,8 @@
-"""A pool as a process: to the network a miner, to its workers a server.
+"""The process of a pool: a miner to the network, a server to its workers.
 
-It keeps in its workdir, beside what a miner keeps, ledger.sqlite: what was
-earned, and whose it is (covenant/pool/ledger.py); payouts.jsonl: what is to
-be paid, a line each; pool.jsonl: what each worker did in each round.
+Beside a miner's files its workdir has ledger.sqlite, the accounts
+(covenant/pool/ledger.py), payouts.jsonl, one payment order per line, and
+pool.jsonl, each worker's work per round.
 """
 
 import json
@@ -34,10 +34,10 @@ from covenant.pool import verification
 from covenant.protocol import round as round_lib
 from covenant.train import local as local_lib
 
-_LOOK_SECONDS = 0.05  # between two looks whether a sub-round is over
-_WAIT_SECONDS = 0.5  # that a worker without a lease is asked to wait
+_LOOK_SECONDS = 0.05  # poll interval for the end of a sub-round
+_WAIT_SECONDS = 0.5  # pause of a worker without a lease
 
-Report = Callable[[int, pool_lib.Outcome, int], None]
+Report = Callable[[int, pool_lib.PoolResult, int], None]
 
 
 class PoolMiner(miner_lib.Miner):
@@ -82,13 +82,13 @@ class PoolMiner(miner_lib.Miner):
     super()._train(command, head)
 
   def _contribute(self, task: local_lib.Task) -> None:
-    """Raises NotYet if nobody worked, or if asked to stop."""
+    """Trains a round; raises RetryLaterError without work or when stopped."""
     split, context = self._trainer.split, self.config.data.context
     ids_N = local_lib.assigned(self.config, task, split).reshape(-1)
     blocks = self.plan.put_opens(task.round) - self._head
     now = time.monotonic()
     self._pool.begin(
-      pool_lib.Task(
+      pool_lib.PoolTask(
         task.round,
         task.root,
         self.shared.params,
@@ -125,10 +125,10 @@ class PoolMiner(miner_lib.Miner):
     self._report(task.round, outcome, len(ids_N))
 
   def _meter(self, uid: int) -> int:
-    """Rao that the network has paid to the uid in all, as far as is known.
+    """Returns the rao that the network has paid to the uid in total.
 
-    What the chain does not say now, it says at the end of a later round.
-    Bittensor never does: there only work is counted, and nothing comes in.
+    If the chain is unreachable, the last known amount; a later round catches
+    up. Bittensor does not report pay, so there only work is recorded.
     """
     if self.config.network.chain != 'local':
       return self._ledger.meter
@@ -152,7 +152,7 @@ class PoolProcess(process.Process):
     self, common: tuple[Any, ...], data: tokens_lib.TokenData
   ) -> miner_lib.Miner:
     config, chain, _, shared_model, start = common
-    shop = lease_trainer_lib.Workshop(config, shared_model)
+    lease_trainer = lease_trainer_lib.LeaseTrainer(config, shared_model)
     merger = merge_lib.Merger(config, shared_model.like)
     allowed = {w.strip() for w in config.pool.workers.split(',') if w.strip()}
 
@@ -167,11 +167,11 @@ class PoolProcess(process.Process):
       shared_model.run,
       merger,
       verification.Inspector(config, shared_model.like, merger),
-      lambda params, job: shop.train(params, job)[0],
+      lambda params, job: lease_trainer.train(params, job)[0],
       verify,
       np.random.default_rng(secrets.randbits(128)),
     )
-    params, message = shop.warm_up()
+    params, message = lease_trainer.warm_up()
     self._pool.warm_up(params, message)
     policy = ledger_lib.Policy(
       config.pool.fee, round(config.pool.threshold * ledger_lib.RAO)
@@ -184,7 +184,7 @@ class PoolProcess(process.Process):
       '/account': 0,
     }
     hello = {'run': shared_model.run.hex(), 'pool': chain.hotkey}
-    self._gate = server_lib.Gate(
+    self._server = server_lib.PoolServer(
       _address(config.pool.listen),
       secrets.token_hex(16),
       lambda: hello,
@@ -207,16 +207,16 @@ class PoolProcess(process.Process):
   def run(self, stop: Callable[[], bool]) -> None:
     assert isinstance(self._node, PoolMiner)
     self._node.stop = stop
-    serving = threading.Thread(target=self._gate.serve_forever, daemon=True)
+    serving = threading.Thread(target=self._server.serve_forever, daemon=True)
     serving.start()
-    host, port = self._gate.server_address[:2]
+    host, port = self._server.server_address[:2]
     self._journal.status(address=f'{host}:{port}')
     _say(f'pool of {self._chain.hotkey}: workers may come to {host}:{port}')
     try:
       super().run(stop)
     finally:
-      self._gate.shutdown()
-      self._gate.server_close()
+      self._server.shutdown()
+      self._server.server_close()
       self._ledger.close()
 
   def _answer(self, request: server_lib.Request) -> server_lib.Reply:
@@ -259,7 +259,7 @@ class PoolProcess(process.Process):
     return server_lib.Reply(200, text)
 
   def _report(
-    self, round_index: int, outcome: pool_lib.Outcome, assigned: int
+    self, round_index: int, outcome: pool_lib.PoolResult, assigned: int
   ) -> None:
     totals = self._ledger.totals()
     verdicts = {
@@ -283,7 +283,7 @@ class PoolProcess(process.Process):
     _say(_line(round_index, outcome, assigned, totals))
 
   def _write_payouts(self) -> None:
-    """What the ledger orders and the file does not have yet."""
+    """Appends the ledger's new payment orders to payouts.jsonl."""
     path = self._workdir / 'payouts.jsonl'
     last = 0
     if path.exists():
@@ -298,7 +298,7 @@ class PoolProcess(process.Process):
 
 def _line(
   round_index: int,
-  outcome: pool_lib.Outcome,
+  outcome: pool_lib.PoolResult,
   assigned: int,
   totals: Mapping[str, int],
 ) -> str:
@@ -306,7 +306,7 @@ def _line(
     n
     for counts in outcome.verdicts.values()
     for verdict, n in counts.items()
-    if verdict is pool_lib.Verdict.VALID
+    if verdict is pool_lib.LeaseVerdict.VALID
   )
   text = (
     f'round {round_index}: {outcome.sequences} of {assigned} sequences, '
@@ -315,7 +315,7 @@ def _line(
   )
   for worker, counts in sorted(outcome.verdicts.items()):
     for verdict, n in counts.items():
-      if verdict is not pool_lib.Verdict.VALID:
+      if verdict is not pool_lib.LeaseVerdict.VALID:
         text += f'\n  {worker}: {n} x {verdict.value}'
   return text
 

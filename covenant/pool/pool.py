@@ -1,12 +1,12 @@
-"""Many machines under one uid: a round of hierarchical SparseLoCo.
+"""A pool: many machines train one miner's round (hierarchical SparseLoCo).
 
-Outside, a pool is a miner: it trains on its uid's sequences and sends one
-payload. Inside, its round is cut in sub-rounds. In each, workers train short
-leases from the pool's parameters; what passes inspection is averaged, and the
-parameters move on. What they moved by over the round is the pool's delta.
+To the network a pool is a miner: it trains on its uid's sequences and sends one
+payload. Its round is divided into sub-rounds. In each, workers train short
+leases from the pool's parameters, and the verified deltas are averaged into new
+parameters. The change over the whole round is the pool's delta.
 
-Nothing here reads a clock, a network or a chain: time is what callers say, and
-whoever computes leases again is handed in. It may be called from any thread.
+This module reads no clock, network or chain: callers pass the time and the
+function that recomputes leases. It is thread-safe.
 """
 
 import hashlib
@@ -22,19 +22,20 @@ from covenant.data import receipt as receipt_lib
 from covenant.pool import leases as leases_lib
 from covenant.pool import merge as merge_lib
 from covenant.pool import verification
+from covenant.typing import Params
 from covenant.wire import payload
 
-Verdict = verification.Verdict
+LeaseVerdict = verification.LeaseVerdict
 
 
 class Job(NamedTuple):
-  """All that a worker needs to know of a lease, beside the parameters."""
+  """The description of a lease that a worker receives."""
 
   round: int
-  number: int  # of the lease
-  base: bytes  # 16 bytes: which parameters to begin at
-  step: int  # of the run, for the learning rate
-  steps: int
+  number: int  # of the lease within its round
+  base: bytes  # 16-byte id of the starting parameters
+  step: int  # inner step of the run, for the learning rate
+  steps: int  # inner steps of the lease
   tokens_NxL1: np.ndarray  # int32, steps * batch sequences in order
 
   @property
@@ -42,7 +43,7 @@ class Job(NamedTuple):
     return len(self.tokens_NxL1) // self.steps
 
   def header(self, run: bytes) -> payload.Header:
-    """What the payload of the delta must say."""
+    """Returns the header that the delta's payload must have."""
     receipt = receipt_lib.Receipt()
     receipt.add(self.tokens_NxL1)
     return payload.Header(
@@ -55,49 +56,49 @@ Again = Callable[[Any, Job], Any]  # (params, job) -> message
 Verify = Callable[[str, bytes, bytes], bool]  # worker, data, signature
 
 
-def name(data: bytes, salt: bytes) -> bytes:
-  """Of parameters: 16 bytes."""
+def parameters_id(data: bytes, salt: bytes) -> bytes:
+  """Returns the 16-byte id of serialized parameters."""
   digest = hashlib.blake2b(data, digest_size=16)
   digest.update(salt)
   return digest.digest()
 
 
-class Task(NamedTuple):
-  """A round of the pool's uid."""
+class PoolTask(NamedTuple):
+  """The training of one round, as the pool's miner assigns it."""
 
   round: int
-  root: bytes  # of the history that led to `params`
-  params: Any
-  sequences: int  # assigned
+  root: bytes  # history root that led to `params`
+  params: Params  # at the start of the round
+  sequences: int  # number assigned
   read: Callable[[int, int], np.ndarray]  # first, count -> tokens, int32
   begins: float  # seconds
-  ends: float  # when the payload must be made, at the latest
+  ends: float  # deadline of the payload, seconds
 
 
-class Outcome(NamedTuple):
-  """What a round led to."""
+class PoolResult(NamedTuple):
+  """The result of one round."""
 
-  params: Any
-  sequences: int  # the first so many of those assigned were trained on
-  loss: float  # the median of what workers say; nan: nothing came
-  work: Mapping[str, int]  # verified sequences by worker
-  proven: Set[str]  # passed an audit
-  caught: Set[str]  # failed one
-  verdicts: Mapping[str, Mapping[Verdict, int]]  # by worker, how often
+  params: Params  # at the end of the round
+  sequences: int  # trained prefix of the assigned sequences
+  loss: float  # median of the workers' reports, nats per token; nan if none
+  work: Mapping[str, int]  # verified sequences per worker
+  proven: Set[str]  # workers that passed an audit
+  caught: Set[str]  # workers that failed one
+  verdicts: Mapping[str, Mapping[LeaseVerdict, int]]  # counts per worker
 
 
 class Pool:
-  """What a pool remembers of its workers, and the round under way.
+  """The state of a pool: its workers' rates and the current round.
 
   Args:
-    config: of the run; its section `pool`.
+    config: the config of the run.
     like: the parameters or their shapes.
-    run: id of the run.
-    merger: of the run.
-    inspector: of the run.
-    again: computes a lease, as its worker should have.
-    verify: whether a worker signed some bytes.
-    draw: decides who is audited; unknown to workers.
+    run: the id of the run.
+    merger: averages deltas.
+    inspector: verifies deltas.
+    again: recomputes a lease.
+    verify: returns True if a worker signed some bytes.
+    draw: the random generator that selects audits, unknown to workers.
   """
 
   def __init__(
@@ -122,15 +123,15 @@ class Pool:
     self._draw = draw
     self._lock = threading.Lock()
     self._rates = leases_lib.Rates()
-    self._round: _Round | None = None
+    self._round: _PoolRound | None = None
 
   @property
   def payload_bytes(self) -> int:
-    """Of every delta."""
+    """The size of every delta's payload."""
     return self._spec.payload_bytes
 
   def warm_up(self, params: Any, message: Any) -> None:
-    """Compiles what merging takes, before the first round and not in it."""
+    """Compiles the programs of merging before the first round."""
     lease = leases_lib.Lease(0, '', 0, 1, 1, 0.0, 0.0)
     deltas = [
       verification.Delta(lease._replace(number=n), message, 0.0, 0.0)
@@ -141,24 +142,29 @@ class Pool:
     self._merger.merge(params, [message], [1])
 
   def begin(
-    self, task: Task, held: Mapping[str, int], banned: Set[str]
+    self, task: PoolTask, held: Mapping[str, int], banned: Set[str]
   ) -> None:
-    """A round of the uid.
+    """Starts a round.
 
     Args:
-      task: what it is.
-      held: what is at stake for each worker: who has more is audited more.
-      banned: who gets no lease.
+      task: the round's training.
+      held: the pay held back per worker; more held means more audits.
+      banned: workers that receive no lease.
     """
-    desk = leases_lib.Desk(task.sequences, self._config.pool.steps, self._rates)
+    queue = leases_lib.LeaseQueue(
+      task.sequences, self._config.pool.steps, self._rates
+    )
     with self._lock:
-      self._round = _Round(task, desk, task.params, dict(held), set(banned))
+      self._round = _PoolRound(
+        task, queue, task.params, dict(held), set(banned)
+      )
       self._open(self._round, task.begins)
 
   def parameters(self, base: bytes) -> tuple[bytes, bytes] | None:
-    """Those of the sub-round under way, as bytes, if `base` names them.
+    """Returns the parameters of the current sub-round if `base` is their id.
 
-    And the salt with which `base` is their digest, see `name`.
+    Returns:
+      The serialized parameters and the salt of their id; None otherwise.
     """
     current = self._round
     if current is None or current.base != base:
@@ -166,18 +172,18 @@ class Pool:
     return current.data, current.salt
 
   def take(self, worker: str, now: float, most: int = 1 << 30) -> Job | None:
-    """A lease for a worker; None while there is none for it.
+    """Leases sequences to a worker; returns None while there are none.
 
     Args:
-      worker: who asks.
-      now: seconds.
-      most: sequences a step that it has memory for.
+      worker: its address.
+      now: the time, seconds.
+      most: the largest batch that fits its memory, sequences per step.
     """
     with self._lock:
       current = self._round
       if current is None or current.merging or worker in current.banned:
         return None
-      lease = current.desk.take(worker, now, most)
+      lease = current.queue.take(worker, now, most)
       if lease is None:
         return None
       job = self._job(current, lease)
@@ -186,50 +192,50 @@ class Pool:
 
   def deliver(
     self, worker: str, number: int, data: bytes, loss: float, now: float
-  ) -> Verdict:
-    """What came of a lease; `VALID` is subject to inspection."""
+  ) -> LeaseVerdict:
+    """Accepts the delta of a lease; `VALID` is subject to inspection."""
     with self._lock:
       current = self._round
-      if current is None or not current.desk.find(number, worker):
-        return self._count(current, worker, Verdict.STALE)
+      if current is None or not current.queue.find(number, worker):
+        return self._count(current, worker, LeaseVerdict.STALE)
       job = current.jobs[number]
     verdict, message = self._decode(job, worker, data)
     with self._lock:
-      lease = current.desk.find(number, worker)
+      lease = current.queue.find(number, worker)
       if current is not self._round or current.merging or lease is None:
-        return self._count(self._round, worker, Verdict.STALE)
-      if verdict is not Verdict.VALID:
-        current.desk.refuse(lease)
+        return self._count(self._round, worker, LeaseVerdict.STALE)
+      if verdict is not LeaseVerdict.VALID:
+        current.queue.refuse(lease)
         return self._count(current, worker, verdict)
-      current.desk.give_back(lease, now)
+      current.queue.give_back(lease, now)
       current.deltas.append(verification.Delta(lease, message, loss, now))
       return verdict
 
   def advance(self, now: float) -> bool:
-    """Ends the sub-round if its time has come; whether the round is over."""
+    """Ends the sub-round if it is due; returns True if the round is over."""
     current = self._round
     assert current is not None
     with self._lock:
-      if not current.desk.complete and now < current.until:
+      if not current.queue.complete and now < current.until:
         return False
-      current.merging = True  # nobody takes, nobody delivers
+      current.merging = True  # no leases and no deliveries meanwhile
     self._merge(current)
     with self._lock:
-      over = now >= current.task.ends or not current.desk.left
+      over = now >= current.task.ends or not current.queue.left
       if not over:
         self._open(current, now)
     return over
 
-  def finish(self) -> Outcome:
-    """What the round led to; it is over."""
+  def finish(self) -> PoolResult:
+    """Ends the round and returns its result."""
     with self._lock:
       current, self._round = self._round, None
     assert current is not None
     work = {w: n for w, n in current.work.items() if w not in current.caught}
     losses = [x for x in current.losses if np.isfinite(x)]
-    return Outcome(
+    return PoolResult(
       current.params,
-      max(current.desk.prefix, 1) if current.work else 0,
+      max(current.queue.prefix, 1) if current.work else 0,
       float(np.median(losses)) if losses else float('nan'),
       work,
       current.proven - current.caught,
@@ -237,23 +243,23 @@ class Pool:
       current.verdicts,
     )
 
-  def _open(self, current: '_Round', now: float) -> None:
-    """The next sub-round."""
-    task, desk = current.task, current.desk
+  def _open(self, current: '_PoolRound', now: float) -> None:
+    """Starts the next sub-round."""
+    task, queue = current.task, current.queue
     left = max(self._config.pool.subrounds - current.subround, 1)
     current.until = now + (task.ends - now) / left
-    desk.begin(-(-desk.left // left), current.until)
+    queue.begin(-(-queue.left // left), current.until)
     current.subround += 1
-    steps, done = self._config.optim.inner_steps, task.sequences - desk.left
+    steps, done = self._config.optim.inner_steps, task.sequences - queue.left
     current.step = task.round * steps + done * steps // task.sequences
     current.jobs, current.deltas, current.merging = {}, [], False
     leaves = jax.tree.leaves(jax.device_get(current.params))
     current.data = b''.join(np.asarray(x, '<f4').tobytes() for x in leaves)
-    # Of equal parameters those of another round or sub-round are others.
+    # The salt gives equal parameters another id in every sub-round.
     current.salt = task.root + current.subround.to_bytes(8, 'little')
-    current.base = name(current.data, current.salt)
+    current.base = parameters_id(current.data, current.salt)
 
-  def _job(self, current: '_Round', lease: leases_lib.Lease) -> Job:
+  def _job(self, current: '_PoolRound', lease: leases_lib.Lease) -> Job:
     return Job(
       current.task.round,
       lease.number,
@@ -263,7 +269,9 @@ class Pool:
       current.task.read(lease.first, lease.sequences),
     )
 
-  def _decode(self, job: Job, worker: str, data: bytes) -> tuple[Verdict, Any]:
+  def _decode(
+    self, job: Job, worker: str, data: bytes
+  ) -> tuple[LeaseVerdict, Any]:
     expected = job.header(self._run)
     try:
       found = payload.decode(
@@ -274,12 +282,12 @@ class Pool:
         lambda signed, by: self._verify(worker, signed, by),
       )
     except payload.PayloadError:
-      return Verdict.REFUSED, None
+      return LeaseVerdict.REFUSED, None
     if found.header != expected:
-      return Verdict.RECEIPT, None
-    return Verdict.VALID, found.message
+      return LeaseVerdict.RECEIPT, None
+    return LeaseVerdict.VALID, found.message
 
-  def _merge(self, current: '_Round') -> None:
+  def _merge(self, current: '_PoolRound') -> None:
     deltas = sorted(current.deltas, key=lambda d: d.lease.first)
     verdicts = self._inspector.inspect(deltas, self._draw)
     verdicts |= self._audit(current, deltas, verdicts)
@@ -287,19 +295,19 @@ class Pool:
     for delta in deltas:
       lease = delta.lease
       if lease.worker in current.caught:
-        verdicts[lease.number] = Verdict.FALSE
+        verdicts[lease.number] = LeaseVerdict.FALSE
       verdict = verdicts[lease.number]
       self._count(current, lease.worker, verdict)
-      if verdict is not Verdict.VALID:
-        current.desk.refuse(lease)
+      if verdict is not LeaseVerdict.VALID:
+        current.queue.refuse(lease)
         continue
       merged.append(delta)
       current.losses.append(delta.loss)
       current.work.setdefault(lease.worker, 0)
       current.work[lease.worker] += lease.sequences
     sequences = [d.lease.sequences for d in merged]
-    # Each sequence moves the parameters as far, however many came together:
-    # what was refused and is made up for later must not count as a whole step.
+    # Each sequence moves the parameters equally far, however many arrive in a
+    # sub-round: refused work that is repeated later is not a whole step.
     usual = current.task.sequences / self._config.pool.subrounds
     current.params = self._merger.merge(
       current.params,
@@ -310,18 +318,18 @@ class Pool:
 
   def _audit(
     self,
-    current: '_Round',
+    current: '_PoolRound',
     deltas: list[verification.Delta],
-    verdicts: Mapping[int, Verdict],
-  ) -> dict[int, Verdict]:
-    """Computes a few leases again, of who has most at stake most often."""
-    left = [d for d in deltas if verdicts[d.lease.number] is Verdict.VALID]
+    verdicts: Mapping[int, LeaseVerdict],
+  ) -> dict[int, LeaseVerdict]:
+    """Recomputes some leases, more often those of workers with held pay."""
+    left = [d for d in deltas if verdicts[d.lease.number] is LeaseVerdict.VALID]
     usual = 1 + sum(current.held.values()) / max(len(current.held), 1)
     found = {}
     for _ in range(min(self._config.pool.audits, len(left))):
       stakes_N = np.array([current.held.get(d.lease.worker, 0) for d in left])
       proven_N = np.array([d.lease.worker in current.proven for d in left])
-      # Who has just proved itself can still be drawn: nobody is ever safe.
+      # A worker that has just passed an audit can still be drawn.
       weights_N = (0.1 + stakes_N / usual) * np.where(proven_N, 0.1, 1.0)
       weights_N /= weights_N.sum()
       chosen = left.pop(
@@ -334,43 +342,43 @@ class Pool:
       else:
         current.caught.add(worker)
         current.banned.add(worker)
-        found[number] = Verdict.FALSE
+        found[number] = LeaseVerdict.FALSE
         left = [d for d in left if d.lease.worker != worker]
       if not left:
         break
     return found
 
   def _count(
-    self, current: '_Round | None', worker: str, verdict: Verdict
-  ) -> Verdict:
+    self, current: '_PoolRound | None', worker: str, verdict: LeaseVerdict
+  ) -> LeaseVerdict:
     if current is not None:
       counts = current.verdicts.setdefault(worker, {})
       counts[verdict] = counts.get(verdict, 0) + 1
       bad = sum(n for v, n in counts.items() if v not in _HARMLESS)
-      # It only costs others their time; next round it may try again.
-      if bad >= _STRIKES and bad > counts.get(Verdict.VALID, 0):
+      # Its work only wastes time; it may try again in the next round.
+      if bad >= _STRIKES and bad > counts.get(LeaseVerdict.VALID, 0):
         current.banned.add(worker)
     return verdict
 
 
-_FARTHEST = 1.5  # of what a full sub-round moves
-_HARMLESS = (Verdict.VALID, Verdict.STALE)
+_FARTHEST = 1.5  # largest step, relative to a full sub-round
+_HARMLESS = (LeaseVerdict.VALID, LeaseVerdict.STALE)
 _STRIKES = 3
 
 
-class _Round:
-  """A round under way."""
+class _PoolRound:
+  """The current round."""
 
   def __init__(
     self,
-    task: Task,
-    desk: leases_lib.Desk,
+    task: PoolTask,
+    queue: leases_lib.LeaseQueue,
     params: Any,
     held: dict[str, int],
     banned: set[str],
   ):
     self.task = task
-    self.desk = desk
+    self.queue = queue
     self.params = params
     self.held = held
     self.banned = banned
@@ -386,4 +394,4 @@ class _Round:
     self.losses: list[float] = []
     self.proven: set[str] = set()
     self.caught: set[str] = set()
-    self.verdicts: dict[str, dict[Verdict, int]] = {}
+    self.verdicts: dict[str, dict[LeaseVerdict, int]] = {}

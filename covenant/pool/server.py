@@ -1,6 +1,6 @@
-"""How workers reach their pool: signed requests over HTTP.
+"""The HTTP server of a pool, which accepts signed requests of workers.
 
-Workers dial the pool, so they may sit behind a router. A request is
+Workers connect to the pool, so they may sit behind a router. A request is
 
   METHOD path, with the headers
     X-Worker      ss58 address of the worker
@@ -8,9 +8,9 @@ Workers dial the pool, so they may sit behind a router. A request is
     X-Digest      blake2b-256 of the body, in hexadecimal
     X-Signature   by the worker, over session, method, path, number and digest
 
-so it is of one pool, of one start of it, and counts once. Its signature is
-verified before the body is read, and no body is longer than was said before.
-A reply that holds more than text has a line of JSON, then the bytes.
+so that it is valid for one pool and one session, once. The signature is
+verified before the body is read, and each path limits the size of its body.
+A reply is a line of JSON, followed by bytes if there are any.
 """
 
 import hashlib
@@ -21,15 +21,15 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-_SECONDS = 30.0  # without a byte
-_BODY_SECONDS = 600.0  # for a whole body
-_MOST_AT_ONCE = 256  # connections; more are not answered
-_MOST_WORKERS = 100_000  # whose numbers are remembered
+_SECONDS = 30.0  # timeout without progress
+_BODY_SECONDS = 600.0  # timeout of a whole body
+_MOST_AT_ONCE = 256  # concurrent connections; more are closed
+_MOST_WORKERS = 100_000  # workers whose request numbers are kept
 _LONGEST_PATH = 256
 
 
 class Request(NamedTuple):
-  """What a worker asks, verified."""
+  """A verified request of a worker."""
 
   worker: str
   method: str
@@ -38,7 +38,7 @@ class Request(NamedTuple):
 
 
 class Reply(NamedTuple):
-  """What it is told: text, and bytes after it."""
+  """A reply: JSON, then bytes."""
 
   status: int
   text: Mapping[str, Any]
@@ -56,13 +56,13 @@ def digest(body: bytes) -> str:
 def signed_text(
   session: str, method: str, path: str, number: int, body_digest: str
 ) -> bytes:
-  """What a worker signs of a request."""
+  """Returns the bytes of a request that its worker signs."""
   parts = 'covenant.pool', session, method, path, str(number), body_digest
   return '\n'.join(parts).encode()
 
 
 def unpack(data: bytes) -> tuple[dict[str, Any], bytes]:
-  """The text and the bytes of what was answered; raises ValueError."""
+  """Splits a reply into JSON and bytes; raises ValueError if malformed."""
   line, _, rest = data.partition(b'\n')
   text = json.loads(line)
   if not isinstance(text, dict):
@@ -70,16 +70,16 @@ def unpack(data: bytes) -> tuple[dict[str, Any], bytes]:
   return text, rest
 
 
-class Gate(http.server.ThreadingHTTPServer):
-  """The server of a pool; `serve_forever` in a thread of its own.
+class PoolServer(http.server.ThreadingHTTPServer):
+  """The server of a pool; run `serve_forever` in a thread of its own.
 
   Args:
     address: host and port; port 0 is any free one.
-    session: of this start, told to whoever asks.
-    hello: what else anybody is told, as text.
-    verify: whether a worker signed some bytes.
-    answer: to a verified request; called from many threads.
-    longest: bytes that the body of a path may have, by path.
+    session: the id of this start, public.
+    hello: returns further public information.
+    verify: returns True if a worker signed some bytes.
+    answer: replies to a verified request; called from many threads.
+    longest: the largest body in bytes, by path.
   """
 
   daemon_threads = True
@@ -109,7 +109,7 @@ class Gate(http.server.ThreadingHTTPServer):
     return self.server_address[1]
 
   def is_new(self, worker: str, number: int) -> bool:
-    """Whether a number is above all before of a worker; remembers it."""
+    """Returns True if a number exceeds all previous ones of a worker."""
     with self._lock:
       known = self._numbers.get(worker, -1)
       if number <= known or (known < 0 and len(self._numbers) >= _MOST_WORKERS):
@@ -118,7 +118,7 @@ class Gate(http.server.ThreadingHTTPServer):
       return True
 
   def process_request(self, request: Any, client_address: Any) -> None:
-    """In a thread, unless too many are busy: then the connection is closed."""
+    """Handles a request in a thread, or closes it if too many are busy."""
     if not self._free.acquire(blocking=False):
       self.shutdown_request(request)
       return
@@ -131,21 +131,21 @@ class Gate(http.server.ThreadingHTTPServer):
       self._free.release()
 
   def handle_error(self, request: Any, client_address: Any) -> None:
-    """A client that hung up is no news; a bug of ours is told by its 500."""
+    """Ignores clients that hung up; failures of ours are replied as 500."""
 
 
 class _RequestError(Exception):
-  """What is answered instead."""
+  """A refused request; args are the HTTP status and the reason."""
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
-  """One connection, one request."""
+  """The handler of one connection with one request."""
 
   timeout = _SECONDS
 
   @property
-  def _gate(self) -> Gate:
-    assert isinstance(self.server, Gate)
+  def _server(self) -> PoolServer:
+    assert isinstance(self.server, PoolServer)
     return self.server
 
   def do_GET(self) -> None:  # noqa: N802
@@ -155,20 +155,20 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     self._serve()
 
   def log_message(self, format: str, *args: Any) -> None:
-    """Nothing: anybody can send anything here."""
+    """Logs nothing, since strangers control the text."""
 
   def _serve(self) -> None:
     self.close_connection = True
     try:
       if self.path == '/hello':
-        text = {'session': self._gate.session, **self._gate.hello()}
+        text = {'session': self._server.session, **self._server.hello()}
         reply = Reply(200, text)
       else:
-        reply = self._gate.answer(self._request())
+        reply = self._server.answer(self._request())
     except _RequestError as e:
       status, why = e.args
       reply = Reply(status, {'error': why})
-    except Exception as e:  # of one request; the others must go on
+    except Exception as e:  # one failing request must not end the server
       reply = Reply(500, {'error': f'the pool failed: {type(e).__name__}'})
     line = json.dumps(reply.text).encode() + b'\n'
     self.send_response(reply.status)
@@ -179,10 +179,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     self.wfile.write(reply.data)
 
   def _request(self) -> Request:
-    """What was asked; raises `_RequestError`."""
-    longest = self._gate.longest.get(self.path.partition('?')[0])
+    """Reads and verifies the request; raises `_RequestError`."""
+    longest = self._server.longest.get(self.path.partition('?')[0])
     if longest is None or len(self.path) > _LONGEST_PATH:
-      raise _RequestError(404, 'there is no such thing here')
+      raise _RequestError(404, 'unknown path')
     worker = self.headers.get('X-Worker', '')
     said = self.headers.get('X-Digest', '')
     try:
@@ -196,11 +196,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         413, f'expected at most {longest} bytes, not {length}'
       )
     text = signed_text(
-      self._gate.session, self.command, self.path, number, said
+      self._server.session, self.command, self.path, number, said
     )
-    if not self._gate.verify(worker, text, signature):
+    if not self._server.verify(worker, text, signature):
       raise _RequestError(401, 'not signed by X-Worker for this session')
-    if not 0 <= number < 2**63 or not self._gate.is_new(worker, number):
+    if not 0 <= number < 2**63 or not self._server.is_new(worker, number):
       raise _RequestError(409, 'this number has been used; count up')
     body = self._body(length)
     if digest(body) != said:

@@ -1,17 +1,15 @@
-"""Which deltas of a sub-round are merged: a pool does not trust its workers.
+"""The verification of workers' deltas in a pool.
 
-All deltas of a sub-round begin at the same parameters, on data drawn alike,
-and a lease decides what its delta must be. So beside the checks of the network
-(covenant/gauntlet/checks.py: form, receipt, norms, copies) a pool has two that
-the network cannot have:
+All deltas of a sub-round start from the same parameters, and a lease determines
+its delta. Beside the network's checks (covenant/gauntlet/checks.py: form,
+receipt, norms, copies) a pool therefore has two of its own:
 
-- each delta is held against the mean of the others'. Honest ones point the
-  same way by far more than chance; noise does not, and a flipped one points
-  the other way. This takes no forward pass.
-- a few leases, drawn at random after they are back, are computed again. On
-  equal hardware the delta must be the same, on other hardware nearly so. It
-  costs what the lease cost, about as much as the network's evaluation, and
-  proves what that only makes likely.
+- Each delta is compared with the mean of the others. Honest deltas agree far
+  more than chance, noise does not, and a flipped delta disagrees. This needs no
+  forward pass.
+- Some leases, drawn at random after their return, are recomputed. On equal
+  hardware the delta must be equal, on other hardware nearly so. The cost is
+  that of the lease.
 """
 
 import enum
@@ -28,24 +26,23 @@ from covenant.gauntlet import similarity
 from covenant.optim import sparseloco
 from covenant.pool import leases as leases_lib
 from covenant.pool import merge as merge_lib
+from covenant.typing import Message
 
-# Of a delta's norm to the median, or the inverse. Nobody here is a newcomer
-# without error feedback, so it is held closer than in the network.
+# Largest ratio of a norm to the median, or the inverse; tighter than in the
+# network, where newcomers have no error feedback yet.
 _NORMS = 4.0
-_SAMPLE = 1 << 16  # elements of a delta that are compared with other deltas
-_FEW = 3  # deltas of others without which nothing is said of one's direction
-_LEAST_AGREEMENT = 0.02  # of the median: below, nobody knows where to go
-_APART = 0.25  # of the median's agreement: less is not of this lease
-_COPY = 0.6  # similarity beyond what is usual
-# Of a delta computed again, relative to its norm. Measured on Shakespeare,
-# four steps: on the same machine 0; with bfloat16 in place of float32, more
-# than other hardware does, 0.16 to 0.26; the last step left out 0.42; half of
-# the steps 0.70; other data 1.2.
+_SAMPLE = 1 << 16  # sampled elements per delta
+_FEW = 3  # fewest other deltas for a verdict on direction
+_LEAST_AGREEMENT = 0.02  # smallest median agreement for a verdict
+_APART = 0.25  # smallest agreement relative to the median
+_COPY = 0.6  # similarity above the usual level
+# Largest distance to a recomputed delta, relative to its norm. Between the
+# effect of bfloat16 (0.26) and that of one omitted step of four (0.42).
 TOLERANCE = 0.3
 
 
-class Verdict(enum.Enum):
-  """A closed list; the value is for people."""
+class LeaseVerdict(enum.Enum):
+  """The verdict on a lease; a closed list with texts for people."""
 
   VALID = 'valid'
   STALE = 'too late: the lease was given to another, or its sub-round is over'
@@ -59,16 +56,16 @@ class Verdict(enum.Enum):
 
 
 class Delta(NamedTuple):
-  """What came of a lease."""
+  """A delivered delta of a lease."""
 
   lease: leases_lib.Lease
-  message: Any  # of NumPy arrays
-  loss: float  # as the worker says, nats a token
-  at: float  # seconds, when it came
+  message: Message  # of NumPy arrays
+  loss: float  # as reported by the worker, nats per token
+  at: float  # arrival, seconds
 
 
 class Inspector:
-  """Compiled once for a run; holds no state."""
+  """The compiled checks of a run, without state."""
 
   def __init__(
     self, config: config_lib.Config, like: Any, merger: merge_lib.Merger
@@ -98,22 +95,24 @@ class Inspector:
 
   def inspect(
     self, deltas: Sequence[Delta], draw: np.random.Generator
-  ) -> dict[int, Verdict]:
-    """The verdicts on the deltas of a sub-round, by number of the lease."""
+  ) -> dict[int, LeaseVerdict]:
+    """Returns the verdicts on the deltas of a sub-round, by lease number."""
     norms = {
       d.lease.number: float(np.linalg.norm(self._merger.norms(d.message)))
       for d in deltas
     }
-    verdicts = dict.fromkeys(norms, Verdict.VALID)
+    verdicts = dict.fromkeys(norms, LeaseVerdict.VALID)
     for number, found in checks.judge_norms(norms).items():
       relative = found['relative_norm']
       if 'verdict' in found:
-        verdicts[number] = Verdict[found['verdict'].name]
+        verdicts[number] = LeaseVerdict[found['verdict'].name]
       elif relative is not None and relative > _NORMS:
-        verdicts[number] = Verdict.HUGE
+        verdicts[number] = LeaseVerdict.HUGE
       elif relative is not None and relative < 1 / _NORMS:
-        verdicts[number] = Verdict.TINY
-    deltas = [d for d in deltas if verdicts[d.lease.number] is Verdict.VALID]
+        verdicts[number] = LeaseVerdict.TINY
+    deltas = [
+      d for d in deltas if verdicts[d.lease.number] is LeaseVerdict.VALID
+    ]
     if not deltas:
       return verdicts
     places = self._places(draw)
@@ -123,22 +122,22 @@ class Inspector:
     unit_NxM /= np.maximum(np.linalg.norm(unit_NxM, axis=1), 1e-30)[:, None]
     alike_NxN = unit_NxM @ unit_NxM.T
     verdicts |= _apart(deltas, alike_NxN, verdicts)
-    # What is usual among the honest, noise does not say.
+    # The usual similarity is taken over deltas that agree.
     valid_n = [
       n
       for n, d in enumerate(deltas)
-      if verdicts[d.lease.number] is Verdict.VALID
+      if verdicts[d.lease.number] is LeaseVerdict.VALID
     ]
     alike_nxn = alike_NxN[np.ix_(valid_n, valid_n)]
     return verdicts | _copies([deltas[n] for n in valid_n], alike_nxn)
 
   def agrees(self, message: Any, again: Any) -> bool:
-    """Whether a delta is what its lease leads to."""
+    """Returns True if a delta matches its recomputation."""
     apart, norm = map(float, self._distance(message, again))
     return apart <= TOLERANCE * norm
 
   def _places(self, draw: np.random.Generator) -> list[np.ndarray]:
-    """Which elements of each tensor are compared: fewer of large models."""
+    """Draws the sampled indices of each tensor."""
     share = min(_SAMPLE / sum(self._sizes), 1.0)
     return [
       draw.integers(0, size, max(round(share * size), 1)).astype(np.int32)
@@ -148,33 +147,33 @@ class Inspector:
 
 def _copies(
   deltas: Sequence[Delta], alike_NxN: np.ndarray
-) -> dict[int, Verdict]:
-  """Of two that are alike the one that came later."""
+) -> dict[int, LeaseVerdict]:
+  """Returns a verdict on the later one of each similar pair."""
   others_NxN = ~np.eye(len(deltas), dtype=bool)
   similarity_NxN = similarity.similarities(alike_NxN, others_NxN)
   found = {}
   for row, column in zip(*np.nonzero(similarity_NxN >= _COPY), strict=True):
     late = max(deltas[row], deltas[column], key=lambda d: (d.at, d.lease))
-    found[late.lease.number] = Verdict.COPY
+    found[late.lease.number] = LeaseVerdict.COPY
   return found
 
 
 def _apart(
   deltas: Sequence[Delta],
   alike_NxN: np.ndarray,
-  verdicts: dict[int, Verdict],
-) -> dict[int, Verdict]:
-  """Who agrees with the mean of the others' by far less than the median.
+  verdicts: dict[int, LeaseVerdict],
+) -> dict[int, LeaseVerdict]:
+  """Finds deltas that agree with the mean of the others too little.
 
-  Twice: those found first do not count for the mean of the second time.
+  Runs twice; the second mean excludes those found first.
   """
-  found: dict[int, Verdict] = {}
+  found: dict[int, LeaseVerdict] = {}
   workers_N = np.array([d.lease.worker for d in deltas])
   weights_N = np.array([float(d.lease.sequences) for d in deltas])
   for _ in range(2):
     verdicts = verdicts | found
     valid_N = np.array(
-      [verdicts[d.lease.number] is Verdict.VALID for d in deltas]
+      [verdicts[d.lease.number] is LeaseVerdict.VALID for d in deltas]
     )
     agreement_N = np.full(len(deltas), np.nan)
     for row, worker in enumerate(workers_N):
@@ -192,5 +191,5 @@ def _apart(
       deltas, agreement_N, known_N, strict=True
     ):
       if known and agreement < _APART * median:
-        found[delta.lease.number] = Verdict.APART
+        found[delta.lease.number] = LeaseVerdict.APART
   return found

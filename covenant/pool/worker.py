@@ -1,8 +1,7 @@
-"""A worker of a pool as a process: it takes leases, and says what it earned.
+"""The process of a pool's worker: takes leases and prints its earnings.
 
-It needs the run's config and nothing else of it: no data, no chain, no bucket,
-no open port. The pool sends the sequences of each lease, and its parameters
-whenever they have moved.
+A worker needs only the run's config: no data, chain, bucket or open port. The
+pool sends the sequences of each lease, and its parameters when they change.
 """
 
 import os
@@ -29,22 +28,22 @@ from covenant.pool import pool as pool_lib
 from covenant.pool import server as server_lib
 from covenant.train import shared_state as shared_state_lib
 
-_SECONDS = 60.0  # without a byte
-_LONGEST_WAIT = 10.0  # until a pool that does not answer is asked again
-_LOOK_SECONDS = 0.2  # between two looks whether to stop
+_SECONDS = 60.0  # timeout without progress
+_LONGEST_WAIT = 10.0  # seconds between retries, at most
+_LOOK_SECONDS = 0.2  # poll interval of the stop flag
 
 
 class PoolUnreachableError(errors.CovenantError):
-  """The pool is not there, or says no. Asking again later may help."""
+  """The pool did not answer or refused; a retry may succeed."""
 
 
 class Client:
-  """A pool, as one worker sees it.
+  """An authenticated connection of one worker to a pool.
 
   Args:
-    url: of the pool.
-    key: of the worker.
-    run: id of the run.
+    url: the pool's URL.
+    key: the worker's key.
+    run: the id of the run.
   """
 
   def __init__(self, url: str, key: keys.Key, run: bytes):
@@ -56,11 +55,17 @@ class Client:
   def ask(
     self, method: str, path: str, body: bytes = b'', longest: int = 1 << 20
   ) -> tuple[dict[str, Any], bytes]:
-    """What the pool answers: text, and at most `longest` bytes.
+    """Sends a signed request; returns the reply's JSON and bytes.
+
+    Args:
+      method: the HTTP method.
+      path: the path with its query.
+      body: the request body.
+      longest: the limit of the reply, bytes.
 
     Raises:
-      PoolUnreachableError: says why.
-      ConfigError: the pool is of another run.
+      PoolUnreachableError: the pool did not answer or refused; says why.
+      ConfigError: the pool belongs to another run.
     """
     if not self._session:
       self._session = self._hello()
@@ -100,27 +105,27 @@ class Client:
         data = response.read(longest + 10_000)
       return server_lib.unpack(data)
     except urllib.error.HTTPError as e:
-      if e.code in (401, 409):  # the pool was started again, or our clock set
+      if e.code in (401, 409):  # the pool or our clock was reset
         self._session = ''
       why = e.read(1000).decode(errors='replace')
       e.close()
       raise PoolUnreachableError(
         f'{path}: the pool says {e.code}: {why}'
       ) from None
-    except (OSError, ValueError) as e:  # a bad URL is a ValueError, too
+    except (OSError, ValueError) as e:  # a bad URL raises ValueError
       self._session = ''
       raise PoolUnreachableError(f'{self._url}{path}: {e}') from None
 
 
 class Worker:
-  """Takes leases until it is stopped.
+  """A worker that trains leases until it is stopped.
 
   Args:
-    config: of the run, with `pool.url`.
-    workdir: for status.json.
+    config: the config of the run, with `pool.url`.
+    workdir: the folder of status.json.
 
   Raises:
-    ConfigError: there is no pool.url, or the key cannot be read.
+    ConfigError: `pool.url` is missing or the key cannot be read.
   """
 
   def __init__(
@@ -134,7 +139,9 @@ class Worker:
     self._config = config
     self._key = read_key(config.pool.key)
     self._shared_model = shared_state_lib.SharedModel(config)
-    self._shop = lease_trainer_lib.Workshop(config, self._shared_model)
+    self._lease_trainer = lease_trainer_lib.LeaseTrainer(
+      config, self._shared_model
+    )
     self._client = Client(config.pool.url, self._key, self._shared_model.run)
     self._journal = journal_lib.Journal(
       pathlib.Path(workdir), 'worker', self._key.address
@@ -142,11 +149,11 @@ class Worker:
     self._base = b''
     self._params: Any = None
     self._round = -1
-    self._counts: dict[str, int] = {}  # of verdicts, this round
+    self._counts: dict[str, int] = {}  # verdicts in this round
 
   def run(self, stop: Callable[[], bool]) -> None:
     _say(f'worker {self._key.address} of {self._config.pool.url}')
-    self._shop.warm_up()
+    self._lease_trainer.warm_up()
     self._journal.status(phase='ready')
     wait = 0.0
     while not stop():
@@ -162,7 +169,7 @@ class Worker:
       self._tell()
 
   def _turn(self) -> float:
-    """One lease, if there is one; seconds to wait for the next."""
+    """Trains one lease if available; returns the seconds until the next."""
     most = self._config.pool.batch
     text, data = self._client.ask(
       'POST', f'/lease?most={most}', longest=1 << 30
@@ -175,8 +182,8 @@ class Worker:
       self._round, self._counts = job.round, {}
     if job.base != self._base:
       self._fetch(job.base)
-    message, loss = self._shop.train(self._params, job)
-    sent = self._shop.encode(job, message, self._key.sign)
+    message, loss = self._lease_trainer.train(self._params, job)
+    sent = self._lease_trainer.encode(job, message, self._key.sign)
     path = f'/delta?number={job.number}&loss={loss:.6f}'
     text, _ = self._client.ask('POST', path, sent)
     verdict = str(text.get('verdict'))
@@ -187,7 +194,7 @@ class Worker:
     return 0.0
 
   def _job(self, text: dict[str, Any], data: bytes) -> pool_lib.Job:
-    """Raises Unanswered where the pool says nonsense."""
+    """Parses a lease; raises PoolUnreachableError if it is malformed."""
     try:
       tokens = np.frombuffer(data, '<i4').astype(np.int32)
       tokens_NxL1 = tokens.reshape(-1, self._config.data.context + 1)
@@ -212,15 +219,15 @@ class Worker:
     path = f'/parameters?base={base.hex()}'
     text, data = self._client.ask('GET', path, longest=size)
     try:
-      if pool_lib.name(data, bytes.fromhex(text['salt'])) != base:
+      if pool_lib.parameters_id(data, bytes.fromhex(text['salt'])) != base:
         raise ValueError('damaged on the way')
-      self._params = self._shop.parameters(data)
+      self._params = self._lease_trainer.parameters(data)
     except (KeyError, TypeError, ValueError) as e:
       raise PoolUnreachableError(f'/parameters: {e}') from None
     self._base = base
 
   def _tell(self) -> None:
-    """What was earned so far, at the end of a round."""
+    """Prints the earnings so far, at the end of a round."""
     try:
       account, _ = self._client.ask('GET', '/account')
     except PoolUnreachableError as e:
@@ -238,10 +245,10 @@ class Worker:
 
 
 def read_key(path: str) -> keys.Key:
-  """The key in a file; made there, for its owner alone, if there is none.
+  """Reads a key file, and creates it, readable by its owner, if missing.
 
   Raises:
-    ConfigError: it cannot be read or made. The secret is not in the message.
+    ConfigError: the file cannot be read or created; never shows the secret.
   """
   file = pathlib.Path(path).expanduser()
   try:

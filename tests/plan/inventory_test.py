@@ -58,12 +58,12 @@ class ParseTest(parameterized.TestCase):
     ('8xB200, pony', "'pony': expected such as"),
     ('0xH100', "'0xH100': expected such as"),
     ('8xB9', "there is no kind 'B9'; kinds: B300"),
-    ('7xA100 in pairs', '7 do not fill hosts of 2; make two pieces'),
-    ('12xH100', '12 do not fill hosts of 8'),
+    ('7xA100 in pairs', '7 devices do not fill hosts of 2; write two'),
+    ('12xH100', '12 devices do not fill hosts of 8'),
     ('8xA100 in heaps', 'expected in pairs, in threes'),
     ('8xA100 on 20 MB/s', "cannot read 'on 20 MB/s'; .* megabits"),
-    ('8xA100 on 20 Mb/s on 3 Mb/s', 'its download is said twice'),
-    ('8xA100 on 0 Mb/s', 'its download is 0'),
+    ('8xA100 on 20 Mb/s on 3 Mb/s', 'download is given twice'),
+    ('8xA100 on 0 Mb/s', 'download is 0'),
     ('2xany with 24 GB', 'expected such as 2xany with 80 TFLOP/s'),
   )
   def test_what_cannot_be_read_is_named(self, text, message):

@@ -69,7 +69,7 @@ class TextTest(parameterized.TestCase):
     self.assertIn('too few: raise phases.round_blocks by 10', page)
 
   @parameterized.parameters(
-    ('plan.hardware=8xB9', 'plan.hardware: expected how many'),
+    ('plan.hardware=8xB9', 'plan.hardware: expected COUNTxKIND'),
     ('plan.hardware=4xB200', 'plan.hardware: 4 devices, but the mesh'),
     ('devices.fsdp=3', 'plan.hardware: 8 devices'),
     ('plan.upload=-1', 'plan.upload: expected more than 0, got -1.0'),

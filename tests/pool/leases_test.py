@@ -15,15 +15,15 @@ EVENTS = st.lists(
 )
 
 
-def desk(total, steps=4):
-  return leases_lib.Desk(total, steps, leases_lib.Rates())
+def queue(total, steps=4):
+  return leases_lib.LeaseQueue(total, steps, leases_lib.Rates())
 
 
 class DeskTest(absltest.TestCase):
   @hypothesis.given(EVENTS, st.integers(1, 99), st.integers(1, 60))
   @hypothesis.settings(max_examples=100)
   def test_no_sequence_is_lost_or_trained_twice(self, events, total, quota):
-    table = desk(total)
+    table = queue(total)
     table.begin(quota, until=50.0)
     now, held, numbers, merged, done = 0.0, {}, set(), [], []
     for worker, event in events:
@@ -54,7 +54,7 @@ class DeskTest(absltest.TestCase):
       self.assertEqual(table.prefix, gap)
 
   def test_what_is_overdue_is_given_again_and_first(self):
-    table = desk(64)
+    table = queue(64)
     table.begin(quota=64, until=100.0)
     for now in 0.0, 1.0:  # in the first it compiled
       table.give_back(table.take('slow', now), now + 0.4)
@@ -69,7 +69,7 @@ class DeskTest(absltest.TestCase):
     self.assertFalse(table.complete)
 
   def test_a_refused_lease_that_was_back_is_given_again_next(self):
-    table = desk(8)
+    table = queue(8)
     table.begin(quota=4, until=10.0)
     lease = table.take('a', 0.0)
     self.assertIsNone(table.take('b', 0.0))  # no more was opened
@@ -81,7 +81,7 @@ class DeskTest(absltest.TestCase):
 
   def test_leases_take_equal_time_at_speeds_8_to_1(self):
     speeds = {'fast': 80.0, 'slow': 10.0}
-    table, now, begun, last = desk(100_000), 0.0, {}, {}
+    table, now, begun, last = queue(100_000), 0.0, {}, {}
     for _ in range(6):
       table.begin(quota=2000, until=now + 1e6)
       due = dict.fromkeys(speeds, now)
@@ -98,7 +98,7 @@ class DeskTest(absltest.TestCase):
     self.assertGreaterEqual(last['fast'], 4 * last['slow'])
 
   def test_who_asks_again_has_lost_its_lease(self):
-    table = desk(64)
+    table = queue(64)
     table.begin(quota=64, until=100.0)
     first = table.take('a', 0.0)
     second = table.take('a', 1.0)
@@ -106,7 +106,7 @@ class DeskTest(absltest.TestCase):
     self.assertIsNone(table.find(first.number, 'a'))
 
   def test_short_ends_are_leased_too(self):
-    table = desk(7)
+    table = queue(7)
     table.begin(quota=7, until=9.0)
     sizes = []
     while lease := table.take(f'w{len(sizes)}', 0.0):

@@ -26,7 +26,7 @@ LIKE = {
   'a': jax.ShapeDtypeStruct((64, 64), jnp.float32),
   'b': jax.ShapeDtypeStruct((128,), jnp.float32),
 }
-VALID = pool_lib.Verdict.VALID
+VALID = pool_lib.LeaseVerdict.VALID
 
 
 @functools.cache
@@ -79,7 +79,7 @@ class PoolTest(parameterized.TestCase):
   def begin(self, sequences=32, held=None, banned=(), params=None):
     params = params or jax.tree.map(lambda x: jnp.zeros(x.shape), LIKE)
     tokens_NxL1 = np.arange(sequences * 5, dtype=np.int32).reshape(-1, 5)
-    task = pool_lib.Task(
+    task = pool_lib.PoolTask(
       3, ROOT_OF_RUN, params, sequences,
       lambda first, n: tokens_NxL1[first : first + n], 0.0, 100.0,
     )  # fmt: skip
@@ -234,7 +234,9 @@ class PoolTest(parameterized.TestCase):
     outcome = self.pool.finish()
     self.assertEqual(outcome.caught, {'cheat'})
     self.assertNotIn('cheat', outcome.work)
-    self.assertEqual(outcome.verdicts['cheat'], {pool_lib.Verdict.FALSE: 1})
+    self.assertEqual(
+      outcome.verdicts['cheat'], {pool_lib.LeaseVerdict.FALSE: 1}
+    )
 
   def test_time_ends_a_round_with_what_is_there(self):
     self.begin()

@@ -25,7 +25,7 @@ class GateTest(parameterized.TestCase):
         raise ZeroDivisionError
       return server_lib.Reply(200, {'of': request.path}, request.body[::-1])
 
-    self.gate = server_lib.Gate(
+    self.gate = server_lib.PoolServer(
       ('127.0.0.1', 0), 'session', lambda: {'run': 'r'}, keys.verify, answer,
       {'/echo': 10, '/bug': 0},
     )  # fmt: skip
