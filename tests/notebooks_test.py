@@ -5,6 +5,7 @@ import os
 import jupytext
 import nbclient
 import nbformat
+import pytest
 from absl.testing import absltest
 from absl.testing import parameterized
 
@@ -51,6 +52,7 @@ class NotebooksTest(parameterized.TestCase):
     self.assertNotEmpty(pictures(notebook))
 
   @parameterized.parameters(*EACH)
+  @pytest.mark.docs
   def test_runs(self, name):
     notebook = stored(name)
     client = nbclient.NotebookClient(

@@ -7,10 +7,13 @@ import signal
 import subprocess
 import sys
 
+import pytest
 from absl.testing import absltest
 from absl.testing import parameterized
 
 from tests import helpers
+
+pytestmark = pytest.mark.network
 
 TINY = '--config=configs/tiny.py'
 # Runs the program in a new process for each line of arguments; what takes the

@@ -14,6 +14,7 @@ import time
 import hypothesis
 import hypothesis.strategies as st
 import numpy as np
+import pytest
 from absl.testing import absltest
 from absl.testing import parameterized
 
@@ -491,6 +492,7 @@ class LocalTest(parameterized.TestCase):
       stdout=subprocess.PIPE,
     )
 
+  @pytest.mark.network
   def test_processes(self):
     # Rounds of work, not time, end this; blocks pass meanwhile, few enough
     # that none is forgotten.
@@ -527,6 +529,7 @@ print(json.dumps(seen))
     want = [f'{i}: {j}'.encode() for i in range(3) for j in range(30)]
     self.assertCountEqual([data for (data,) in rows], want)
 
+  @pytest.mark.network
   def test_a_process_killed_while_it_writes(self):
     chain = self.create(self.path)
     script = """

@@ -15,6 +15,7 @@ from unittest import mock
 
 import jax
 import numpy as np
+import pytest
 from absl.testing import absltest
 from absl.testing import parameterized
 
@@ -211,6 +212,7 @@ _ENVIRONMENT = {
 }
 
 
+@pytest.mark.network
 class TwoProcessesTest(absltest.TestCase):
   def test_two_processes_do_as_one(self):
     """One begins, two go on from there, and one ends the run: the same bits."""

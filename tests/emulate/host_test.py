@@ -13,6 +13,7 @@ import time
 
 import jax
 import numpy as np
+import pytest
 from absl.testing import absltest
 from absl.testing import parameterized
 
@@ -174,6 +175,7 @@ class RunTest(parameterized.TestCase):
     ):
       host_lib.run(tiny(optim=optim), self.workdir())
 
+  @pytest.mark.network
   def test_kill_9_in_the_middle_then_resume_is_bit_identical(self):
     """A real process, killed after its first checkpoint is complete."""
     config = tiny(rounds=5000, checkpoint=config_lib.Checkpoint(every=2))

@@ -11,6 +11,7 @@ import tempfile
 import urllib.request
 from unittest import mock
 
+import pytest
 from absl.testing import absltest
 from moto import server as moto_server
 
@@ -42,6 +43,7 @@ def decisions(path):
   ]
 
 
+@pytest.mark.network
 class LocalnetTest(absltest.TestCase):
   def folder(self):
     folder = tempfile.TemporaryDirectory(prefix='covenant-')

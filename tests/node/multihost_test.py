@@ -569,6 +569,7 @@ class Network:
     self.wait(lambda: all(p.poll() == 0 for p in self.processes))
 
 
+@pytest.mark.network
 class TwoProcessesTest(absltest.TestCase):
   def network(self):
     folder = tempfile.TemporaryDirectory(prefix='covenant-')

@@ -5,10 +5,13 @@ import re
 import subprocess
 import sys
 
+import pytest
 from absl.testing import absltest
 from absl.testing import parameterized
 
 from tests import helpers
+
+pytestmark = pytest.mark.docs
 
 DOCS = helpers.ROOT / 'docs' / 'sparseloco.md'
 

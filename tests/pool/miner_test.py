@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 
+import pytest
 from absl.testing import absltest
 
 from covenant import config as config_lib
@@ -85,6 +86,7 @@ class KeyTest(absltest.TestCase):
     self.assertNotIn(secret, str(raised.exception))
 
 
+@pytest.mark.network
 class PoolProcessTest(absltest.TestCase):
   def setUp(self):
     super().setUp()

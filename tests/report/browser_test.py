@@ -4,6 +4,7 @@ import pathlib
 import tempfile
 import unittest
 
+import pytest
 from absl.testing import absltest
 from absl.testing import parameterized
 
@@ -17,6 +18,7 @@ SCREENS = ((1280, 800, False), (390, 844, True))
 
 
 @unittest.skipIf(PROGRAM is None, 'no Chromium on the path')
+@pytest.mark.browser
 class BrowserTest(parameterized.TestCase):
   @classmethod
   def setUpClass(cls):

@@ -11,6 +11,7 @@ import time
 import urllib.request
 from unittest import mock
 
+import pytest
 from absl.testing import absltest
 from absl.testing import parameterized
 from moto.moto_server import werkzeug_app
@@ -248,6 +249,7 @@ class ContractTest(parameterized.TestCase):
     self.assertLen(won, 1)
     self.assertEqual(own.get('a', 1000), bytes(won) * 1000)
 
+  @pytest.mark.network
   def test_of_two_processes_exactly_one_puts(self):
     own = self.open('file')
     racers = [

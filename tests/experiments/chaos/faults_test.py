@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
 from absl.testing import absltest
 from absl.testing import parameterized
 
@@ -50,6 +51,7 @@ def suite():
   return scenario_lib.Suite(scenario_lib.get_config(base))
 
 
+@pytest.mark.chaos
 class MatrixTest(parameterized.TestCase):
   @parameterized.parameters(*CHOSEN)
   def test_nothing_is_divided_stopped_or_lost(self, name):
@@ -128,6 +130,7 @@ class MatrixTest(parameterized.TestCase):
 
 
 class FaultsTest(parameterized.TestCase):
+  @pytest.mark.chaos
   def test_the_same_seed_makes_the_same_faults(self):
     storm = matrix.storm(rounds=4)
     counts, ends = [], []
@@ -160,6 +163,7 @@ class FaultsTest(parameterized.TestCase):
     self.assertBetween(np.mean(struck), 0.28, 0.32)
 
 
+@pytest.mark.network
 class FullDiskTest(absltest.TestCase):
   def test_checkpoints_and_journal_say_so_and_go_on(self):
     """A real limit on files, in a process of its own."""
@@ -167,7 +171,8 @@ class FullDiskTest(absltest.TestCase):
 import pathlib, resource, signal
 import numpy as np
 from covenant import config
-from covenant.node import checkpoint, journal, node
+from covenant.node import base, journal
+from covenant.protocol import checkpoint
 
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 folder = pathlib.Path({str(self.create_tempdir().full_path)!r})
@@ -188,7 +193,7 @@ limit = resource.RLIM_INFINITY
 resource.setrlimit(resource.RLIMIT_FSIZE, (20, limit))
 for i in 2, 3, 4:
   save(i)
-  log.event(node.Event(i, i, 'train', 'no space'))
+  log.event(base.Event(i, i, 'train', 'no space'))
 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 for i in 5, 6:
   save(i)
