@@ -15,8 +15,6 @@ import typing
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
-import tensorboardX
-
 from covenant import errors
 
 
@@ -238,6 +236,8 @@ class MetricsWriter:
     *,
     resume: int | None = None,
   ):
+    import tensorboardX  # imports torch where it is installed: seconds
+
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     if resume is not None and path.exists():

@@ -1,3 +1,5 @@
+import functools
+
 import hypothesis
 import hypothesis.strategies as st
 import jax
@@ -47,15 +49,20 @@ COMPRESSIONS = (
 _BILLION = config_lib.load(str(helpers.CONFIGS / '1b.py')).model
 
 
+_compress = jax.jit(sl.compress, static_argnums=2)
+
+
+@functools.cache
 def make_message(compression, seed=0):
   rng = np.random.default_rng(seed)
   delta = jax.tree.map(
     lambda x: jnp.asarray(rng.standard_normal(x.shape), jnp.float32), LIKE
   )
-  message, _ = sl.compress(delta, None, compression, 0.0)
+  message, _ = _compress(delta, None, compression, 0.0)
   return jax.device_get(message)
 
 
+@functools.cache
 def make_payload(compression, seed=0):
   spec = payload.make_spec(LIKE, compression)
   message = make_message(compression, seed)
@@ -212,7 +219,7 @@ class PayloadTest(parameterized.TestCase):
 
   @parameterized.parameters(*COMPRESSIONS)
   def test_no_byte_of_an_accepted_payload_can_be_changed(self, compression):
-    spec, data = payload.make_spec(LIKE, compression), _PAYLOADS[compression]
+    spec, data = payload.make_spec(LIKE, compression), make_payload(compression)
     for at in places(data):
       signed = at < len(data) - 64
       reason = payload.Reason.DIGEST if signed else payload.Reason.SIGNATURE
@@ -220,7 +227,7 @@ class PayloadTest(parameterized.TestCase):
 
   @parameterized.parameters(*COMPRESSIONS)
   def test_a_right_digest_is_of_no_use_to_who_cannot_sign(self, compression):
-    spec, data = payload.make_spec(LIKE, compression), _PAYLOADS[compression]
+    spec, data = payload.make_spec(LIKE, compression), make_payload(compression)
     for at in places(data[:-TAIL]):
       mutant = resigned(flipped(data, at))
       for forged in (
@@ -274,7 +281,7 @@ class PayloadTest(parameterized.TestCase):
 
   @parameterized.parameters(np.nan, np.inf, 1e7)
   def test_refuses_absurd_numbers(self, value):
-    message = make_message(sl.Dense())
+    message = dict(make_message(sl.Dense()))
     message['norm'] = np.full_like(message['norm'], value)
     spec = payload.make_spec(LIKE, sl.Dense())
     data = payload.encode(HEADER, message, LIKE, spec, KEY.sign)
@@ -287,7 +294,7 @@ class PayloadTest(parameterized.TestCase):
     """Signed again: a hostile peer is one who has a key."""
     compression = data.draw(st.sampled_from(COMPRESSIONS))
     spec = payload.make_spec(LIKE, compression)
-    mutant = bytearray(_PAYLOADS[compression])
+    mutant = bytearray(make_payload(compression))
     for _ in range(data.draw(st.integers(1, 3))):
       at = data.draw(st.integers(0, len(mutant) - TAIL - 1))
       mutant[at] = data.draw(st.integers(0, 255))
@@ -300,9 +307,6 @@ class PayloadTest(parameterized.TestCase):
       return
     again = payload.encode(header, got, LIKE, spec, KEY.sign)
     self.assertEqual(again, mutant)
-
-
-_PAYLOADS = {c: make_payload(c) for c in COMPRESSIONS}
 
 
 if __name__ == '__main__':
