@@ -237,7 +237,7 @@ class Kit:
     self.config = config
     self.data = data
     self.shared_model = shared_state_lib.SharedModel(config)
-    like = self.shared_model.like
+    like = self.shared_model.abstract_params
     self.trainer = local_lib.Trainer(config, self.shared_model, data)
     self.trainer_of_leases = lease_trainer_lib.LeaseTrainer(
       config, self.shared_model
@@ -262,7 +262,7 @@ class Emulation:
     self._uid = uid
     scene = Scene(
       kit.trainer_of_leases,
-      kit.shared_model.like,
+      kit.shared_model.abstract_params,
       np.random.default_rng([seed, 0]),
       {},
     )
@@ -270,7 +270,7 @@ class Emulation:
     self._speeds = {m.key.address: m.speed for m in crowd}
     self._pool = pool_lib.Pool(
       kit.config,
-      kit.shared_model.like,
+      kit.shared_model.abstract_params,
       kit.shared_model.run,
       kit.merger,
       kit.inspector,
@@ -281,17 +281,17 @@ class Emulation:
     pool = kit.config.pool
     policy = ledger_lib.Policy(pool.fee, round(pool.threshold * ledger_lib.RAO))
     self.ledger = ledger_lib.Ledger(':memory:', policy)
-    self._private: local_lib.Private | None = None
+    self._private: local_lib.MinerState | None = None
     self.now = 0.0
 
   def round(
-    self, shared: shared_state_lib.Shared, round_index: int, seed: bytes
-  ) -> tuple[local_lib.Work, pool_lib.PoolResult]:
+    self, shared: shared_state_lib.SharedState, round_index: int, seed: bytes
+  ) -> tuple[local_lib.TrainedRound, pool_lib.PoolResult]:
     """One round of the uid: what it sends, and how that came about."""
     kit, config = self._kit, self._kit.config
     task = local_lib.Task(self._uid, round_index, seed, bytes(32))
     split, context = kit.data.train, config.data.context
-    ids_N = local_lib.assigned(config, task, split).reshape(-1)
+    ids_N = local_lib.assigned_ids(config, task, split).reshape(-1)
     self._pool.begin(
       pool_lib.PoolTask(
         round_index,
@@ -317,7 +317,7 @@ class Emulation:
     if self._private is None:
       fresh = kit.trainer.init(shared.params, round_index)
       self._private = fresh._replace(inner=None)
-    work, self._private = kit.trainer.work_of(
+    work, self._private = kit.trainer.compress_round(
       shared.params,
       self._private,
       outcome.params,
@@ -422,7 +422,7 @@ def trial(
       sums = found.refused.setdefault(kinds[worker], {})
       for verdict, n in counts.items():
         sums[verdict.name] = sums.get(verdict.name, 0) + n
-    shared, _ = kit.shared_model.advance(shared, messages)
+    shared, _ = kit.shared_model.apply_round(shared, messages)
   ledger = pools[0].ledger
   accounts = {worker: ledger.account(worker) for worker in kinds}
   found.paid.update({w: a.due + a.paid for w, a in accounts.items()})

@@ -150,7 +150,10 @@ def run_cell(
   began = time.process_time()
   host = host_lib.Host(config, dataset.load(config))
   if plain:
-    rules = host.shared_model.like, host.shared_model.method.compression
+    rules = (
+      host.shared_model.abstract_params,
+      host.shared_model.method.compression,
+    )
     host.judge = host.judge._replace(checker=Anything(*rules))
     host.init()
   bad = set(registry.dishonest(config))

@@ -53,7 +53,7 @@ def run(seed: int, sets: Sequence[str]) -> list[Row]:
   host = host_lib.Host(config, dataset.load(config))
   witness = host.validators[0]
   sketcher = similarity.Sketcher(
-    host.shared_model.like, host.shared_model.method.compression
+    host.shared_model.abstract_params, host.shared_model.method.compression
   )
   found = []
   for r in range(config.rounds):

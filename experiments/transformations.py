@@ -137,7 +137,7 @@ def _batches(
     local.Task(uid, round_index, config.seed, b'')
     for uid in range(config.miners)
   ]
-  ids_RxHxB = np.stack([local.planned(config, t, data.train) for t in tasks])
+  ids_RxHxB = np.stack([local.batch_ids(config, t, data.train) for t in tasks])
   ids_HxN = np.moveaxis(ids_RxHxB, 1, 0).reshape(config.optim.inner_steps, -1)
   for tokens_NxL1 in tokens_lib.prefetch(
     data.train, ids_HxN, config.data.context

@@ -72,7 +72,7 @@ for r in range(ROUNDS):
   messages, before = [], jax.device_get(private[0].error)
   for uid in range(PEERS):
     task = local_lib.Task(uid, r, config.seed, b'')
-    done, private[uid] = trainer.work(
+    done, private[uid] = trainer.train(
       params, private[uid], task, trainer.batches(task)
     )
     messages.append(done.message)
@@ -293,7 +293,7 @@ bound = sum(np.log2((4096 - i) / (64 - i)) for i in range(64)) / 64
 print(f'Elias-Fano {codec.index_bits(4096, 64) / 64:.2f} bits an index')
 print(f'Rice       {8 * len(gaps) / one.size - 1:.2f}')
 print(f'bound      {bound:.2f}')
-spec = payload.make_spec(shared_model.like, method.compression)
+spec = payload.make_spec(shared_model.abstract_params, method.compression)
 print(
   f'the whole payload: {spec.payload_bytes:,} bytes, 1/'
   f'{4 * sum(sizes) / spec.payload_bytes:.0f} of float32'

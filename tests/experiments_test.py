@@ -120,7 +120,7 @@ class StudyTest(absltest.TestCase):
 class TransformationsTest(absltest.TestCase):
   def test_the_loop_does_what_nodes_do(self):
     """On the same data: to rounding the loss, to the byte what is sent."""
-    assigned = local.assigned
+    assigned = local.assigned_ids
 
     def of_the_run(config, task, split):
       return assigned(config, task._replace(seed=config.seed), split)
@@ -128,7 +128,7 @@ class TransformationsTest(absltest.TestCase):
     work = pathlib.Path(self.create_tempdir())
     cell = study.Cell('tiny', 0)
     program = transformations.Configured()
-    with mock.patch.object(local, 'assigned', of_the_run):
+    with mock.patch.object(local, 'assigned_ids', of_the_run):
       nodes = study.execute(cell, TINY, work)
       loop = study.execute(cell._replace(program=program), TINY, work)
     self.assertNotEqual(loop.config, nodes.config)

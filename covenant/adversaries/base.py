@@ -62,25 +62,27 @@ class Adversary(miner_lib.Miner):
   def _contribute(self, task: local_lib.Task) -> None:
     wait = self._start(task)
 
-    def begun() -> tuple[local_lib.Contribution, local_lib.Private]:
+    def begun() -> tuple[local_lib.Contribution, local_lib.MinerState]:
       work, private = wait()
       return self._seal(self._spoil(work, task), task), private
 
     self._begun = begun
 
-  def _start(self, task: local_lib.Task) -> devices_lib.Begun[local_lib.Work]:
+  def _start(
+    self, task: local_lib.Task
+  ) -> devices_lib.Begun[local_lib.TrainedRound]:
     """Trains, from the parameters and on the data that a subclass chooses."""
     return self._slot.work(
       self.shared.params, self.private, task, self._batches(task)
     )
 
-  def _work(self, task: local_lib.Task) -> local_lib.Work:
+  def _work(self, task: local_lib.Task) -> local_lib.TrainedRound:
     """As `_start`, done."""
     work, self.private = self._start(task)()
     return work
 
   def _seal(
-    self, work: local_lib.Work, task: local_lib.Task
+    self, work: local_lib.TrainedRound, task: local_lib.Task
   ) -> local_lib.Contribution:
     return self._trainer.seal(work, task, self.chain.sign)
 
@@ -88,8 +90,8 @@ class Adversary(miner_lib.Miner):
     return self._trainer.batches(task)
 
   def _spoil(
-    self, work: local_lib.Work, task: local_lib.Task
-  ) -> local_lib.Work:
+    self, work: local_lib.TrainedRound, task: local_lib.Task
+  ) -> local_lib.TrainedRound:
     """What it says it has done."""
     del task
     return work
@@ -107,18 +109,20 @@ class Adversary(miner_lib.Miner):
 
     Whoever reads the data can make it.
     """
-    work = self._pretend(local_lib.Work(message, b'', 0, 0.0, 0.0), task)
+    work = self._pretend(
+      local_lib.TrainedRound(message, b'', 0, 0.0, 0.0), task
+    )
     self.contribution = self._seal(work, task)._replace(tokens=0)
 
   def _pretend(
     self,
-    work: local_lib.Work,
+    work: local_lib.TrainedRound,
     task: local_lib.Task,
     sequences: int | None = None,
-  ) -> local_lib.Work:
+  ) -> local_lib.TrainedRound:
     """`work` under the receipt of the first assigned sequences, or of all."""
     split, context = self._trainer.split, self.config.data.context
-    ids = local_lib.assigned(self.config, task, split)[:sequences]
+    ids = local_lib.assigned_ids(self.config, task, split)[:sequences]
     receipt = receipt_lib.of_sequences(split, ids, context)
     return work._replace(receipt=receipt, sequences=len(ids))
 

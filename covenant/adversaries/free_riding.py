@@ -185,8 +185,8 @@ class Unassigned(adversary.Adversary):
     yield from self._trainer.batches(task._replace(round=0, seed=b'mine'))
 
   def _spoil(
-    self, work: local_lib.Work, task: local_lib.Task
-  ) -> local_lib.Work:
+    self, work: local_lib.TrainedRound, task: local_lib.Task
+  ) -> local_lib.TrainedRound:
     return self._pretend(work, task)
 
 
@@ -209,11 +209,13 @@ class Desynchronized(adversary.Adversary):
 
   def __init__(self, *args: Any, **kwargs: Any):
     super().__init__(*args, **kwargs)
-    self._past = collections.deque[tuple[shared_state_lib.Shared, bytes]](
+    self._past = collections.deque[tuple[shared_state_lib.SharedState, bytes]](
       maxlen=self.behind + 1
     )
 
-  def _start(self, task: local_lib.Task) -> devices_lib.Begun[local_lib.Work]:
+  def _start(
+    self, task: local_lib.Task
+  ) -> devices_lib.Begun[local_lib.TrainedRound]:
     self._past.append((self.shared, self.root))
     return self._slot.work(
       self._past[0][0].params, self.private, task, self._batches(task)
@@ -224,7 +226,7 @@ class Outdated(Desynchronized):
   """As `Desynchronized`, and says so: what a node that fell behind sends."""
 
   def _seal(
-    self, work: local_lib.Work, task: local_lib.Task
+    self, work: local_lib.TrainedRound, task: local_lib.Task
   ) -> local_lib.Contribution:
     return super()._seal(work, task._replace(root=self._past[0][1]))
 

@@ -52,7 +52,7 @@ class SmallBatch(adversary.Adversary):
   honest = True
 
   def _batches(self, task: local_lib.Task) -> Iterable[np.ndarray]:
-    ids_HxB = local_lib.planned(self.config, task, self._trainer.split)
+    ids_HxB = local_lib.batch_ids(self.config, task, self._trainer.split)
     ids_n = ids_HxB.reshape(-1)[: max(ids_HxB.size // 2, 1)]
     batches = np.array_split(ids_n, min(len(ids_HxB), len(ids_n)))
     context = self.config.data.context
@@ -79,15 +79,15 @@ class LittleData(adversary.Adversary):
   honest = True
 
   def _batches(self, task: local_lib.Task) -> Iterable[np.ndarray]:
-    ids_HxB = local_lib.planned(self.config, task, self._trainer.split)
+    ids_HxB = local_lib.batch_ids(self.config, task, self._trainer.split)
     half = ids_HxB.reshape(-1)[: max(ids_HxB.size // 2, 1)]
     again = np.resize(half, ids_HxB.shape)
     context = self.config.data.context
     return tokens_lib.prefetch(self._trainer.split, again, context)
 
   def _spoil(
-    self, work: local_lib.Work, task: local_lib.Task
-  ) -> local_lib.Work:
+    self, work: local_lib.TrainedRound, task: local_lib.Task
+  ) -> local_lib.TrainedRound:
     """The receipt is of what it read, once."""
     half = max(work.sequences // 2, 1)
     return self._pretend(work, task, half)

@@ -36,8 +36,8 @@ class Scaled(adversary.Adversary):
   factor = 100.0
 
   def _spoil(
-    self, work: local_lib.Work, task: local_lib.Task
-  ) -> local_lib.Work:
+    self, work: local_lib.TrainedRound, task: local_lib.Task
+  ) -> local_lib.TrainedRound:
     delta = jax.tree.map(
       lambda x: x * np.float32(self.factor), self._dense(work.message)
     )
@@ -66,8 +66,8 @@ class Intermittent(Flipped):
   """Goes uphill every fourth round, and lives on its good name between."""
 
   def _spoil(
-    self, work: local_lib.Work, task: local_lib.Task
-  ) -> local_lib.Work:
+    self, work: local_lib.TrainedRound, task: local_lib.Task
+  ) -> local_lib.TrainedRound:
     return super()._spoil(work, task) if task.round % 4 == 3 else work
 
 
@@ -81,8 +81,8 @@ class Sleeper(Flipped):
   earliest, latest = 15, 20
 
   def _spoil(
-    self, work: local_lib.Work, task: local_lib.Task
-  ) -> local_lib.Work:
+    self, work: local_lib.TrainedRound, task: local_lib.Task
+  ) -> local_lib.TrainedRound:
     if task.round < self.earliest:
       return work
     membership = membership_lib.read(self.chain, self.plan.start(task.round))
@@ -106,8 +106,8 @@ class Colluder(adversary.Adversary):
   """
 
   def _spoil(
-    self, work: local_lib.Work, task: local_lib.Task
-  ) -> local_lib.Work:
+    self, work: local_lib.TrainedRound, task: local_lib.Task
+  ) -> local_lib.TrainedRound:
     compression = self.shared_model.method.compression
     block = getattr(compression, 'block', (1, 1))
     density = getattr(compression, 'k', 1) / (block[0] * block[1])
@@ -218,8 +218,8 @@ class LabelFlip(adversary.Adversary):
       yield poisoned
 
   def _spoil(
-    self, work: local_lib.Work, task: local_lib.Task
-  ) -> local_lib.Work:
+    self, work: local_lib.TrainedRound, task: local_lib.Task
+  ) -> local_lib.TrainedRound:
     return self._pretend(work, task)
 
 

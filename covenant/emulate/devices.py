@@ -31,12 +31,12 @@ from covenant.train import shared_state as shared_state_lib
 from covenant.wire import payload
 
 Contribution = local_lib.Contribution
-Private = local_lib.Private
+MinerState = local_lib.MinerState
 State = checkpoint_lib.State
 Task = local_lib.Task
-Work = local_lib.Work
-_Made = TypeVar('_Made', Contribution, Work)
-Begun = Callable[[], tuple[_Made, Private]]  # waits; returns or raises
+TrainedRound = local_lib.TrainedRound
+_Made = TypeVar('_Made', Contribution, TrainedRound)
+Begun = Callable[[], tuple[_Made, MinerState]]  # waits; returns or raises
 
 
 class Place(NamedTuple):
@@ -138,7 +138,7 @@ class DevicePool:
     compression = shared_model.method.compression
     self.message = jax.eval_shape(
       lambda like: sparseloco.compress(like, None, compression, None)[0],
-      shared_model.like,
+      shared_model.abstract_params,
     )
 
   def slot(self, name: str) -> 'Slot':
@@ -151,8 +151,8 @@ class DevicePool:
     self,
     index: int,
     what: tuple[str, Task],
-    job: Callable[['_Row'], tuple[_Made, Private]],
-    private: Private,
+    job: Callable[['_Row'], tuple[_Made, MinerState]],
+    private: MinerState,
     pack: Callable[[_Made], Any],
     unpack: Callable[[Any], _Made],
   ) -> Begun[_Made]:
@@ -183,7 +183,7 @@ class DevicePool:
       made, private = future.result()
       return pack(made)
 
-    def wait() -> tuple[_Made, Private]:
+    def wait() -> tuple[_Made, MinerState]:
       made = unpack(
         self._process_group.ask(what, answer, self.places[index].rank)
       )
@@ -241,7 +241,7 @@ class DevicePool:
     miners = {
       uid: private
       if self._index(uid) in self._rows
-      else Private(private.joined, None, None)
+      else MinerState(private.joined, None, None)
       for uid, private in state.miners.items()
     }
     return state._replace(miners=miners)
@@ -252,7 +252,7 @@ class DevicePool:
   def _rank(self, uid: int) -> int:
     return self.places[self._index(uid)].rank
 
-  def _example(self, state: State) -> Private:
+  def _example(self, state: State) -> MinerState:
     """What a miner of this process knows; those of others are alike."""
     return next(
       private
@@ -280,19 +280,19 @@ class Slot:
     self._row = row
     self.trainer = trainer
 
-  def init(self, params: Any, round_index: int) -> Private:
+  def init(self, params: Any, round_index: int) -> MinerState:
     """As `trainer.Trainer.init`; of another process only what all know."""
     if self._row is None:
-      return Private(np.int32(round_index), None, None)
+      return MinerState(np.int32(round_index), None, None)
     return self._row.trainer.init(params, round_index)
 
   def contribute(
-    self, params: Any, private: Private, task: Task, sign: payload.Sign
+    self, params: Any, private: MinerState, task: Task, sign: payload.Sign
   ) -> Begun[Contribution]:
     """As `trainer.Trainer.contribute`, begun."""
 
-    def job(row: '_Row') -> tuple[Contribution, Private]:
-      work, after = row.work(params, private, task, self.trainer.batches(task))
+    def job(row: '_Row') -> tuple[Contribution, MinerState]:
+      work, after = row.train(params, private, task, self.trainer.batches(task))
       return self.trainer.seal(work, task, sign), after
 
     def unpack(told: Any) -> Contribution:
@@ -305,27 +305,27 @@ class Slot:
   def work(
     self,
     params: Any,
-    private: Private,
+    private: MinerState,
     task: Task,
     batches: Iterable[np.ndarray],
-  ) -> Begun[Work]:
-    """As `trainer.Trainer.work`, begun."""
+  ) -> Begun[TrainedRound]:
+    """As `trainer.Trainer.train`, begun."""
     like = self._device_pool.message
 
-    def job(row: '_Row') -> tuple[Work, Private]:
-      return row.work(params, private, task, batches)
+    def job(row: '_Row') -> tuple[TrainedRound, MinerState]:
+      return row.train(params, private, task, batches)
 
-    def pack(work: Work) -> Any:
+    def pack(work: TrainedRound) -> Any:
       leaves = jax.tree.leaves(work.message)
       return work._replace(message=[x.tobytes() for x in leaves])
 
-    def unpack(told: Any) -> Work:
+    def unpack(told: Any) -> TrainedRound:
       leaves, structure = jax.tree.flatten(like)
       message = [
         np.frombuffer(data, x.dtype).reshape(x.shape)
         for data, x in zip(told[0], leaves, strict=True)
       ]
-      return Work(structure.unflatten(message), *told[1:])
+      return TrainedRound(structure.unflatten(message), *told[1:])
 
     return self._device_pool.begin(
       self._index, ('work', task), job, private, pack, unpack
@@ -340,15 +340,15 @@ class _Row:
     self.pool = concurrent.futures.ThreadPoolExecutor(1, 'row')
     self._closed = False
 
-  def work(
+  def train(
     self,
     params: Any,
-    private: Private,
+    private: MinerState,
     task: Task,
     batches: Iterable[np.ndarray],
-  ) -> tuple[Work, Private]:
-    """As `trainer.Trainer.work`."""
-    return self.trainer.work(params, private, task, self._open(batches))
+  ) -> tuple[TrainedRound, MinerState]:
+    """As `trainer.Trainer.train`."""
+    return self.trainer.train(params, private, task, self._open(batches))
 
   def close(self) -> None:
     self._closed = True

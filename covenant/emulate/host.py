@@ -138,8 +138,10 @@ class Host:
     self.evaluator = evaluator_lib.Evaluator(config, data)
     compression = self.shared_model.method.compression
     self.judge = validator_lib.Judge(
-      checks.Checker(self.shared_model.like, compression),
-      scores.Scorer(config, self.shared_model.method, self.shared_model.like),
+      checks.Checker(self.shared_model.abstract_params, compression),
+      scores.Scorer(
+        config, self.shared_model.method, self.shared_model.abstract_params
+      ),
       data.train,
     )
     self._stopwatch = stopwatch_lib.Stopwatch()
@@ -183,7 +185,7 @@ class Host:
     chain: local.LocalChain,
     block: int,
     place: apply.Place,
-    private: dict[int, local_lib.Private],
+    private: dict[int, local_lib.MinerState],
     standings: dict[int, ratings.State],
   ) -> None:
     """Puts all nodes at one place, at one block."""
@@ -205,7 +207,7 @@ class Host:
     self,
     name: str,
     place: apply.Place,
-    private: local_lib.Private | None = None,
+    private: local_lib.MinerState | None = None,
     observe: node_lib.Observe | None = None,
   ) -> miner_lib.Miner:
     """A miner of this world. It does nothing unless it is asked."""

@@ -8,7 +8,7 @@ from covenant.node import miner as miner_lib
 from covenant.protocol import round as round_lib
 from covenant.train import local as local_lib
 
-Begun = Callable[[], tuple[local_lib.Contribution, local_lib.Private]]
+Begun = Callable[[], tuple[local_lib.Contribution, local_lib.MinerState]]
 
 
 class Miner(miner_lib.Miner):
@@ -39,12 +39,12 @@ class Miner(miner_lib.Miner):
     self._contribution = value
 
   @property
-  def private(self) -> local_lib.Private:
+  def private(self) -> local_lib.MinerState:
     self.finish()
     return self._private
 
   @private.setter
-  def private(self, value: local_lib.Private) -> None:
+  def private(self, value: local_lib.MinerState) -> None:
     self.finish()
     self._private = value
 
@@ -54,7 +54,7 @@ class Miner(miner_lib.Miner):
       begun, self._begun = self._begun, None
       self._contribution, self._private = begun()
 
-  def _fresh(self) -> local_lib.Private:
+  def _fresh(self) -> local_lib.MinerState:
     return self._slot.init(self.shared.params, self.state.round)
 
   def _begin(self, command: round_lib.Command, head: int) -> None:

@@ -36,14 +36,14 @@ class Miner(node_lib.Node):
     self,
     *args: Any,
     trainer: local_lib.Trainer,
-    private: local_lib.Private | None = None,
+    private: local_lib.MinerState | None = None,
     **kwargs: Any,
   ):
     super().__init__(*args, **kwargs)
     self._trainer = trainer
     self.private = private or self._fresh()
     self.contribution: local_lib.Contribution | None = None  # the last one
-    self._under_way: local_lib.Begun | None = None
+    self._under_way: local_lib.RoundInProgress | None = None
     self.can = round_lib.miner(self.plan)
     self._obey |= {
       Phase.BEGIN: self._begin,
@@ -52,7 +52,7 @@ class Miner(node_lib.Node):
       Phase.UPLOAD: self._upload,
     }
 
-  def _fresh(self) -> local_lib.Private:
+  def _fresh(self) -> local_lib.MinerState:
     return self._trainer.init(self.shared.params, self.state.round)
 
   def _begin(self, command: round_lib.Command, head: int) -> None:

@@ -110,7 +110,7 @@ class Process:
     # Compiled before the first round begins, not in it: one step of it.
     params, task = start.shared.params, local_lib.Task(0, 0, b'', bytes(32))
     batches = itertools.islice(trainer.batches(task), 1)
-    trainer.work(params, trainer.init(params), task, batches)
+    trainer.train(params, trainer.init(params), task, batches)
     return miner_lib.Miner(
       *common, trainer=trainer, observe=self._journal.event, sole=True
     )
@@ -120,8 +120,10 @@ class Process:
   ) -> validator_lib.Validator:
     config, _, _, shared_model, start = common
     judge = validator_lib.Judge(
-      checks.Checker(shared_model.like, shared_model.method.compression),
-      scores.Scorer(config, shared_model.method, shared_model.like),
+      checks.Checker(
+        shared_model.abstract_params, shared_model.method.compression
+      ),
+      scores.Scorer(config, shared_model.method, shared_model.abstract_params),
       data.train,
     )
     self._warm_up(judge, shared_model, start.shared)
@@ -136,13 +138,15 @@ class Process:
     self,
     judge: validator_lib.Judge,
     shared_model: shared_state_lib.SharedModel,
-    shared: shared_state_lib.Shared,
+    shared: shared_state_lib.SharedState,
   ) -> None:
     """Compiles what scoring needs, on an empty message."""
-    nothing = jax.tree.map(lambda x: jnp.zeros(x.shape), shared_model.like)
+    nothing = jax.tree.map(
+      lambda x: jnp.zeros(x.shape), shared_model.abstract_params
+    )
     compression = shared_model.method.compression
     message, _ = sparseloco.compress(nothing, None, compression, None)
-    shared_model.advance(shared, {0: message})
+    shared_model.apply_round(shared, {0: message})
     ids = np.arange(self._config.gauntlet.sequences)
     tokens_NxL1 = judge.split.read(ids, self._config.data.context)
     evaluation = judge.scorer.open(shared.params, {0: message}, tokens_NxL1)

@@ -232,7 +232,7 @@ class Validator(node_lib.Node):
     r = header.round - header.staleness
     seed = self.chain.block_hash(self.plan.assignment_block(r))
     task = local_lib.Task(header.uid, r, seed, header.root)
-    ids_n = local_lib.assigned(self.config, task, self._judge.split)
+    ids_n = local_lib.assigned_ids(self.config, task, self._judge.split)
     return receipt_lib.of_sequences(
       self._judge.split, ids_n[: header.sequences], self.config.data.context
     )

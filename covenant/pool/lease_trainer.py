@@ -43,7 +43,7 @@ class LeaseTrainer:
     config = dataclasses.replace(config, optim=optim)
     self._shared_model = shared_model
     self._context = config.data.context
-    self._spec = merge_lib.spec(config, shared_model.like)
+    self._spec = merge_lib.spec(config, shared_model.abstract_params)
     compression = merge_lib.compression(config)
     self._step = step_lib.inner_step(config, method)
 
@@ -65,7 +65,7 @@ class LeaseTrainer:
       Zero parameters, and a message.
     """
     params = jax.tree.map(
-      lambda x: jnp.zeros(x.shape, x.dtype), self._shared_model.like
+      lambda x: jnp.zeros(x.shape, x.dtype), self._shared_model.abstract_params
     )
     tokens_1xL1 = np.zeros((1, self._context + 1), np.int32)
     job = pool_lib.Job(0, 0, b'', 0, 1, tokens_1xL1)
@@ -102,11 +102,13 @@ class LeaseTrainer:
     """Encodes a message as a signed payload."""
     shared_model = self._shared_model
     header = job.header(shared_model.run)
-    return payload.encode(header, message, shared_model.like, self._spec, sign)
+    return payload.encode(
+      header, message, shared_model.abstract_params, self._spec, sign
+    )
 
   def parameters(self, data: bytes) -> Any:
     """Parses serialized parameters; raises ValueError on a wrong size."""
-    leaves, treedef = jax.tree.flatten(self._shared_model.like)
+    leaves, treedef = jax.tree.flatten(self._shared_model.abstract_params)
     sizes = [4 * int(np.prod(x.shape)) for x in leaves]
     if sum(sizes) != len(data):
       raise ValueError(f'expected {sum(sizes)} bytes, got {len(data)}')

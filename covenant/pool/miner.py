@@ -67,7 +67,7 @@ class PoolMiner(miner_lib.Miner):
     self.stop: Callable[[], bool] = lambda: False
     super().__init__(*args, **kwargs)
 
-  def _fresh(self) -> local_lib.Private:
+  def _fresh(self) -> local_lib.MinerState:
     return super()._fresh()._replace(inner=None)  # each lease has its own
 
   def poll(self, head: int) -> int:
@@ -84,7 +84,7 @@ class PoolMiner(miner_lib.Miner):
   def _contribute(self, task: local_lib.Task) -> None:
     """Trains a round; raises RetryLaterError without work or when stopped."""
     split, context = self._trainer.split, self.config.data.context
-    ids_N = local_lib.assigned(self.config, task, split).reshape(-1)
+    ids_N = local_lib.assigned_ids(self.config, task, split).reshape(-1)
     blocks = self.plan.put_opens(task.round) - self._head
     now = time.monotonic()
     self._pool.begin(
@@ -114,7 +114,7 @@ class PoolMiner(miner_lib.Miner):
       outcome.proven,
       outcome.caught,
     )
-    work, self.private = self._trainer.work_of(
+    work, self.private = self._trainer.compress_round(
       self.shared.params,
       self.private,
       outcome.params,
@@ -153,7 +153,7 @@ class PoolProcess(process.Process):
   ) -> miner_lib.Miner:
     config, chain, _, shared_model, start = common
     lease_trainer = lease_trainer_lib.LeaseTrainer(config, shared_model)
-    merger = merge_lib.Merger(config, shared_model.like)
+    merger = merge_lib.Merger(config, shared_model.abstract_params)
     allowed = {w.strip() for w in config.pool.workers.split(',') if w.strip()}
 
     def verify(worker: str, data: bytes, signature: bytes) -> bool:
@@ -163,10 +163,10 @@ class PoolProcess(process.Process):
 
     self._pool = pool_lib.Pool(
       config,
-      shared_model.like,
+      shared_model.abstract_params,
       shared_model.run,
       merger,
-      verification.Inspector(config, shared_model.like, merger),
+      verification.Inspector(config, shared_model.abstract_params, merger),
       lambda params, job: lease_trainer.train(params, job)[0],
       verify,
       np.random.default_rng(secrets.randbits(128)),
@@ -194,7 +194,9 @@ class PoolProcess(process.Process):
     )
     trainer = local_lib.Trainer(config, shared_model, data)
     private = trainer.init(start.shared.params)
-    trainer.work_of(start.shared.params, private, params, np.zeros(1, int), 0.0)
+    trainer.compress_round(
+      start.shared.params, private, params, np.zeros(1, int), 0.0
+    )
     return PoolMiner(
       *common,
       trainer=trainer,

@@ -35,12 +35,12 @@ class Place(NamedTuple):
 
   round: int  # that has not been applied yet
   root: bytes
-  shared: shared_state_lib.Shared
+  shared: shared_state_lib.SharedState
   # The last rounds, latest first: `kept_links`, or all if there were fewer.
   past: tuple[Link, ...] = ()
 
   def after(
-    self, digest: bytes | None, shared: shared_state_lib.Shared, links: int
+    self, digest: bytes | None, shared: shared_state_lib.SharedState, links: int
   ) -> 'Place':
     """The next place, by the manifest of a digest; keeps so many links."""
     root = manifest_lib.extend(self.root, self.round, digest)
@@ -79,8 +79,8 @@ def kept_links(shared_model: shared_state_lib.SharedModel) -> int:
 class Applied(NamedTuple):
   """What a round did to the shared state."""
 
-  before: shared_state_lib.Shared
-  shared: shared_state_lib.Shared
+  before: shared_state_lib.SharedState
+  shared: shared_state_lib.SharedState
   delta_norm: float  # L2 norm of the aggregated delta
   messages: Mapping[int, Any]  # by uid, of everybody who counted
   weights: Mapping[int, weight_lib.Weight]  # theirs
@@ -239,7 +239,7 @@ def outer_step(
     payloads: theirs, by digest.
     decoded: payloads that were decoded at this place before, by digest.
     consume: whether nobody else holds the state before, see
-      `replica.Replica.advance`.
+      `SharedModel.apply_round`.
 
   A payload that is refused counts for nothing, on every node alike: all have
   the same bytes and the same rules. With none left, the state does not move.
@@ -247,7 +247,7 @@ def outer_step(
   found = _read(shared_model, chain, place, entries, payloads, decoded or {})
   messages = {uid: content.message for uid, content in found.items()}
   weights = {uid: shared_model.weigh(c.header) for uid, c in found.items()}
-  shared, delta_norm = shared_model.advance(
+  shared, delta_norm = shared_model.apply_round(
     place.shared, messages, consume, weights
   )
   before = shared if consume else place.shared

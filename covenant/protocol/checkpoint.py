@@ -57,8 +57,8 @@ class State(NamedTuple):
   """All state of a run between two rounds."""
 
   position: Position
-  shared: shared_state_lib.Shared
-  miners: dict[int, local_lib.Private]  # by uid
+  shared: shared_state_lib.SharedState
+  miners: dict[int, local_lib.MinerState]  # by uid
   protocol: str  # JSON: the chain, the history root, what validators remember
 
 

@@ -159,7 +159,7 @@ def load(
         f'the checkpoint of round {index.round} cannot be read: '
         f'{checkpoint_lib.reason(e)}'
       ) from e
-  shared = shared_state_lib.Shared(**tree)
+  shared = shared_state_lib.SharedState(**tree)
   found = shared_model.fingerprint(shared)
   if found != index.fingerprint:
     raise apply.OutOfSyncError(
@@ -186,7 +186,7 @@ def _check_past(index: Index) -> None:
 
 def _abstract(
   shared_model: shared_state_lib.SharedModel,
-) -> shared_state_lib.Shared:
+) -> shared_state_lib.SharedState:
   """The shared state's shapes and shardings."""
   like = jax.eval_shape(shared_model.init)
   if shared_model.mesh is None:

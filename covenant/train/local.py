@@ -1,7 +1,7 @@
 """What a miner computes in a round: train on its data, send what matters.
 
 One `Trainer` holds compiled functions and no state: a process runs one miner
-through it, the emulator runs many, each with its own `Private` state.
+through it, the emulator runs many, each with its own `MinerState` state.
 """
 
 import itertools
@@ -34,7 +34,7 @@ class DivergedError(errors.CovenantError):
   """Training produced a number that is not one."""
 
 
-class Private(NamedTuple):
+class MinerState(NamedTuple):
   """What only one miner knows, and keeps between rounds."""
 
   joined: np.int32  # the first round it trained in
@@ -63,7 +63,7 @@ class Task(NamedTuple):
     return self.round + self.ahead
 
 
-class Begun(NamedTuple):
+class RoundInProgress(NamedTuple):
   """A task under way."""
 
   task: Task
@@ -75,11 +75,11 @@ class Begun(NamedTuple):
   @classmethod
   def of(
     cls, task: Task, batches: Iterable[np.ndarray], origin: Any = None
-  ) -> 'Begun':
+  ) -> 'RoundInProgress':
     return cls(task, iter(batches), receipt_lib.Receipt(), [], origin)
 
 
-class Work(NamedTuple):
+class TrainedRound(NamedTuple):
   """What a round of training led to."""
 
   message: Any
@@ -97,7 +97,7 @@ class Contribution(NamedTuple):
   round: int  # in which it is to be sent
 
 
-def assigned(
+def assigned_ids(
   config: config_lib.Config, task: Task, split: tokens_lib.Split
 ) -> np.ndarray:
   """The ids of the sequences that a task may train on, in order: int64 [n]."""
@@ -110,12 +110,12 @@ def assigned(
   )
 
 
-def planned(
+def batch_ids(
   config: config_lib.Config, task: Task, split: tokens_lib.Split
 ) -> np.ndarray:
   """Those of which an island has the time to train: int64 [H, B]."""
   island = island_lib.of(config, task.uid)
-  ids_n = assigned(config, task, split)[: island.sequences]
+  ids_n = assigned_ids(config, task, split)[: island.sequences]
   return ids_n.reshape(-1, island.batch)
 
 
@@ -173,12 +173,18 @@ class Trainer:
           f'devices.stage: expected an island with stages={stages.size} and a '
           'rank, which alone has a device a stage; there is none'
         )
-    specs = None if home is None else sharding.specs(shared_model.like, home)
+    specs = (
+      None
+      if home is None
+      else sharding.specs(shared_model.abstract_params, home)
+    )
     self._inner_steps = config.optim.inner_steps
     self._shift = jax.jit(_shift, donate_argnames='local')
-    self._sender = sender_lib.Sender(shared_model.like, method, home, specs)
+    self._sender = sender_lib.Sender(
+      shared_model.abstract_params, method, home, specs
+    )
 
-  def init(self, params: Any, round_index: int = 0) -> Private:
+  def init(self, params: Any, round_index: int = 0) -> MinerState:
     """The state of a miner that joins in a round."""
     method, place = self._shared_model.method, self._placement
     params = place.parking.fetch(params)
@@ -190,17 +196,17 @@ class Trainer:
     if self._config.optim.overlap:
       local = jax.tree.map(jnp.copy, place.home(params))
     parked = place.parking.park((place.home(inner), error, local))
-    return Private(np.int32(round_index), *parked)
+    return MinerState(np.int32(round_index), *parked)
 
   def contribute(
     self,
     params: Any,
-    private: Private,
+    private: MinerState,
     task: Task,
     sign: payload.Sign,
     late: Late = lambda: False,
-    begun: Begun | None = None,
-  ) -> tuple[Contribution, Private]:
+    begun: RoundInProgress | None = None,
+  ) -> tuple[Contribution, MinerState]:
     """One round of a miner; consumes `private`.
 
     Args:
@@ -215,7 +221,7 @@ class Trainer:
       DivergedError: a loss is not finite; names the uid, the round and the step.
     """
     batches = self.batches(task, late)
-    work, private = self.work(params, private, task, batches, begun)
+    work, private = self.train(params, private, task, batches, begun)
     return self.seal(work, task, sign), private
 
   def batches(
@@ -228,7 +234,7 @@ class Trainer:
       late: asked before each step but the first, while at most one is under
         way; once it says so there are no more.
     """
-    ids_HxB = planned(self._config, task, self.split)
+    ids_HxB = batch_ids(self._config, task, self.split)
     context = self._config.data.context
     for i, x_BxL1 in enumerate(
       tokens_lib.prefetch(self.split, ids_HxB, context)
@@ -237,20 +243,20 @@ class Trainer:
         return
       yield x_BxL1
 
-  def work(
+  def train(
     self,
     params: Any,
-    private: Private,
+    private: MinerState,
     task: Task,
     batches: Iterable[np.ndarray],
-    begun: Begun | None = None,
-  ) -> tuple[Work, Private]:
+    begun: RoundInProgress | None = None,
+  ) -> tuple[TrainedRound, MinerState]:
     """Trains on `batches`, one a step; otherwise as `contribute`."""
     place = self._placement
     parking = place.parking
     overlaps = private.local is not None
     if not overlaps:
-      begun = Begun.of(task, batches)
+      begun = RoundInProgress.of(task, batches)
     elif begun is None or begun.task.round != task.round:
       begun, private = self.begin(private, task, batches)
     if self._shared_model.method.inner is None:
@@ -299,14 +305,14 @@ class Trainer:
         f'miner {task.uid}, round {task.round}: the loss is {losses[bad]} at '
         f'inner step {bad}; lower optim.inner.learning_rate'
       )
-    work = Work(
+    work = TrainedRound(
       sent.message,
       begun.receipt.digest(),
       begun.receipt.sequences,
       loss=float(losses.mean()),
       error_norm=sent.error_norm,
     )
-    return work, Private(
+    return work, MinerState(
       private.joined,
       inner,
       parking.park(sent.error),
@@ -314,12 +320,12 @@ class Trainer:
     )
 
   def begin(
-    self, private: Private, task: Task, batches: Iterable[np.ndarray]
-  ) -> tuple[Begun, Private]:
+    self, private: MinerState, task: Task, batches: Iterable[np.ndarray]
+  ) -> tuple[RoundInProgress, MinerState]:
     """Trains the first steps of a task, before the last round is exchanged.
 
     They go on from where this miner's own parameters have got to. When the
-    shared ones are there, `work` takes the difference that the steps made over
+    shared ones are there, `train` takes the difference that the steps made over
     to these, and the delta of the round is measured against them: so every
     step is in one delta, and in one only. Returns while the steps are under
     way.
@@ -341,7 +347,7 @@ class Trainer:
     steps = island_lib.of(self._config, task.uid).steps
     # In the time that others need for theirs.
     count = -(-optim.overlap * steps // optim.inner_steps)
-    begun = Begun.of(task, batches, private.local)
+    begun = RoundInProgress.of(task, batches, private.local)
     parked, fetch = placement_lib.is_parked, self._placement.parking.fetch
     local = course.place.spread(
       fetch(begun.origin), fresh=not parked(begun.origin)
@@ -355,7 +361,7 @@ class Trainer:
 
   def _advance(
     self,
-    begun: Begun,
+    begun: RoundInProgress,
     joined: np.int32,
     tokens_BxL1: np.ndarray,
     local: Any,
@@ -385,21 +391,21 @@ class Trainer:
     """What the steps of a round take besides; of its first sequences."""
     if course.enter is None:
       return ()
-    ids_n = planned(self._config, task, self.split).flat[: subspace.FITTED]
+    ids_n = batch_ids(self._config, task, self.split).flat[: subspace.FITTED]
     tokens_nxL1 = self.split.read(ids_n, self._config.data.context)
     return (course.enter(params, tokens_nxL1),)
 
   def _course(self, task: Task) -> course_lib.Course:
     return self._courses[_kind(island_lib.of(self._config, task.uid))]
 
-  def work_of(
+  def compress_round(
     self,
     params: Any,
-    private: Private,
+    private: MinerState,
     local: Any,
     ids_N: np.ndarray,
     loss: float,
-  ) -> tuple[Work, Private]:
+  ) -> tuple[TrainedRound, MinerState]:
     """What a round led to that others trained, as a pool's workers do.
 
     Args:
@@ -417,10 +423,14 @@ class Trainer:
     )
     context = self._config.data.context
     receipt = receipt_lib.of_sequences(self.split, ids_N, context)
-    work = Work(sent.message, receipt, len(ids_N), loss, sent.error_norm)
+    work = TrainedRound(
+      sent.message, receipt, len(ids_N), loss, sent.error_norm
+    )
     return work, private._replace(error=parking.park(sent.error))
 
-  def seal(self, work: Work, task: Task, sign: payload.Sign) -> Contribution:
+  def seal(
+    self, work: TrainedRound, task: Task, sign: payload.Sign
+  ) -> Contribution:
     """What a miner sends of its work, signed."""
     header = payload.Header(
       self._shared_model.run,
@@ -434,7 +444,11 @@ class Trainer:
     shared_model = self._shared_model
     return Contribution(
       payload.encode(
-        header, work.message, shared_model.like, shared_model.spec, sign
+        header,
+        work.message,
+        shared_model.abstract_params,
+        shared_model.spec,
+        sign,
       ),
       work.loss,
       work.sequences * self._config.data.context,

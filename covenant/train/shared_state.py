@@ -33,7 +33,7 @@ _PIECES = 32  # on the host at once
 _ALIKE: Mapping[int, weight.Weight] = types.MappingProxyType({})
 
 
-class Shared(NamedTuple):
+class SharedState(NamedTuple):
   """Equal, bit for bit, on every node after the same round."""
 
   params: Any  # theta
@@ -60,20 +60,20 @@ class SharedModel:
     offload: bool = False,
   ):
     self.method = method_lib.make(config)
-    self.like = jax.eval_shape(
+    self.abstract_params = jax.eval_shape(
       lambda: llama.init(config.model, jax.random.key(0))
     )
     compression = config.optim.compression
     self.mesh, self.specs = mesh, None
     if mesh is not None:
       sharding.check(config.model, compression.block, mesh)
-      self.specs = sharding.specs(self.like, mesh)
+      self.specs = sharding.specs(self.abstract_params, mesh)
     try:
       self.spec = payload.make_spec(
-        self.like, self.method.compression, compression.codec
+        self.abstract_params, self.method.compression, compression.codec
       )
       self.receiver = receiver_lib.Receiver(
-        self.like,
+        self.abstract_params,
         self.method,
         mesh,
         self.specs,
@@ -84,18 +84,18 @@ class SharedModel:
       raise config_lib.ConfigError(f'optim.compression: {e}') from e
     self.run = payload.run_id(config_lib.identity(config))
     self._config = config
-    self._last: tuple[Shared, str] | None = None
+    self._last: tuple[SharedState, str] | None = None
     device = (jax.local_devices() if mesh is None else mesh.local_devices)[0]
     self.parking = placement.Parking(device, offload)
 
-  def fingerprint(self, shared: Shared) -> str:
+  def fingerprint(self, shared: SharedState) -> str:
     """As the function of this name; made once for what was asked last."""
     if self._last is None or self._last[0] is not shared:
       found = fingerprint(shared.params, fetch=self.parking.fetch)
       self._last = shared, found
     return self._last[1]
 
-  def init(self) -> Shared:
+  def init(self) -> SharedState:
     """The state before the first round, a function of the run's seed.
 
     Or of `config.pretrained`. On a mesh no device ever holds the whole.
@@ -105,24 +105,35 @@ class SharedModel:
     """
     if self._config.pretrained:
       params = self._pretrained()
-      return self.parking.park(Shared(params, self.method.outer.init(params)))
+      return self.parking.park(
+        SharedState(params, self.method.outer.init(params))
+      )
     key = jax.random.key(self._config.seed)
     init = functools.partial(llama.init, self._config.model)
     placed: dict[str, Any] = {}
     if self.mesh is not None:
-      placed['out_shardings'] = sharding.shardings(self.like, self.mesh)
+      placed['out_shardings'] = sharding.shardings(
+        self.abstract_params, self.mesh
+      )
     params = jax.jit(init, **placed)(key)
-    return self.parking.park(Shared(params, self.method.outer.init(params)))
+    return self.parking.park(
+      SharedState(params, self.method.outer.init(params))
+    )
 
-  def abstract(self) -> Shared:
+  def abstract(self) -> SharedState:
     """The shapes of the state."""
-    return Shared(self.like, jax.eval_shape(self.method.outer.init, self.like))
+    return SharedState(
+      self.abstract_params,
+      jax.eval_shape(self.method.outer.init, self.abstract_params),
+    )
 
   def _pretrained(self) -> Any:
     params = hf.load(self._config.pretrained, self._config.model)
     if self.mesh is None:
       return jax.tree.map(jnp.array, params)
-    return jax.device_put(params, sharding.shardings(self.like, self.mesh))
+    return jax.device_put(
+      params, sharding.shardings(self.abstract_params, self.mesh)
+    )
 
   def decode(
     self,
@@ -132,7 +143,9 @@ class SharedModel:
     older: Sequence[bytes] = (),
   ) -> payload.Payload:
     """The content of a payload; raises `payload.PayloadError`."""
-    return payload.decode(data, expected, self.like, self.spec, verify, older)
+    return payload.decode(
+      data, expected, self.abstract_params, self.spec, verify, older
+    )
 
   @property
   def most_stale(self) -> int:
@@ -145,13 +158,13 @@ class SharedModel:
     discount = self._config.optim.staleness_discount**header.staleness
     return weight.weigh(self.method.weight, header.sequences, most, discount)
 
-  def advance(
+  def apply_round(
     self,
-    shared: Shared,
+    shared: SharedState,
     messages: Mapping[int, Any],
     consume: bool = False,
     weights: Mapping[int, weight.Weight] = _ALIKE,
-  ) -> tuple[Shared, float]:
+  ) -> tuple[SharedState, float]:
     """The shared state after a round, and the L2 norm of the aggregated delta.
 
     Args:
@@ -171,7 +184,7 @@ class SharedModel:
     moved = self.receiver.advance(
       here.params, here.outer, ordered, consume, weighed
     )
-    after = self.parking.park(Shared(moved.params, moved.outer))
+    after = self.parking.park(SharedState(moved.params, moved.outer))
     return after, moved.delta_norm
 
 

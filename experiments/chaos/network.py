@@ -286,7 +286,7 @@ def digest(node: node_lib.Node) -> str:
 
 
 def _equal(
-  ours: shared_state_lib.Shared, theirs: shared_state_lib.Shared
+  ours: shared_state_lib.SharedState, theirs: shared_state_lib.SharedState
 ) -> bool:
   pairs = zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True)
   return all(
@@ -302,7 +302,9 @@ def _restored(like: Any, x: Any) -> Any:
   return jnp.asarray(x) if isinstance(like, jax.Array) else x
 
 
-def flipped(shared: shared_state_lib.Shared) -> shared_state_lib.Shared:
+def flipped(
+  shared: shared_state_lib.SharedState,
+) -> shared_state_lib.SharedState:
   """The same with the lowest bit of one parameter turned over."""
   leaves, structure = jax.tree.flatten(shared.params)
   first = np.array(leaves[0])

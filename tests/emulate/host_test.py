@@ -119,7 +119,7 @@ class RunTest(parameterized.TestCase):
       for r in metrics.read(self.finished / 'metrics.jsonl')
       if isinstance(r, metrics.Round)
     ]
-    floats = sum(x.size for x in jax.tree.leaves(shared_model.like))
+    floats = sum(x.size for x in jax.tree.leaves(shared_model.abstract_params))
     for record in records:
       self.assertEqual(record.bytes_round, 3 * shared_model.spec.payload_bytes)
       self.assertEqual(record.dense_bytes_round, 3 * 4 * floats)
@@ -287,7 +287,7 @@ def batch_of(config, miner, round_index):
   task = local_lib.Task(
     uids[chain.hotkey], round_index, chain.block_hash(start), miner.root
   )
-  (ids_B,) = local_lib.planned(config, task, split)
+  (ids_B,) = local_lib.batch_ids(config, task, split)
   return split.read(ids_B, config.data.context)
 
 

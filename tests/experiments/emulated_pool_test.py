@@ -65,7 +65,7 @@ class PoolTest(absltest.TestCase):
     jax.tree.map(np.testing.assert_array_equal, work.message, again.message)
     task = local_lib.Task(1, 0, b'seed', bytes(32))
     trainer = kit().trainer
-    mined, _ = trainer.work(
+    mined, _ = trainer.train(
       shared.params, trainer.init(shared.params), task, trainer.batches(task)
     )
     self.assertEqual(work.sequences, mined.sequences)

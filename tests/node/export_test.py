@@ -49,7 +49,7 @@ class ExportTest(absltest.TestCase):
 
   def save(self, completed):
     """As a member of a network does, with what only it knows."""
-    shared = shared_state.Shared(self.params, {'momentum': np.ones(3)})
+    shared = shared_state.SharedState(self.params, {'momentum': np.ones(3)})
     with checkpoint.Checkpoints(
       self.workdir / 'checkpoints', CONFIG.checkpoint
     ) as checkpoints:

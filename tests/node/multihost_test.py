@@ -313,7 +313,9 @@ class SharedBatchTest(parameterized.TestCase):
     private, works = trainer.init(params), []
     for r in range(2):
       task = local_lib.Task(1, r, b'seed', bytes(32))
-      work, private = trainer.work(params, private, task, trainer.batches(task))
+      work, private = trainer.train(
+        params, private, task, trainer.batches(task)
+      )
       works.append(work)
     self.assertFalse(any(x.is_deleted() for x in jax.tree.leaves(params)))
     return works, private

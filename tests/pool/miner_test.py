@@ -229,7 +229,7 @@ class PoolProcessTest(absltest.TestCase):
     task = local_lib.Task(
       0, last, self.chain.block_hash(plan.start(last)), root
     )
-    ids_N = local_lib.assigned(self.config, task, split).reshape(-1)
+    ids_N = local_lib.assigned_ids(self.config, task, split).reshape(-1)
     ids_N = ids_N[:sequences]
     self.assertEqual(found.header.sequences, sequences)
     context = self.config.data.context

@@ -40,7 +40,7 @@ class OuterStepTest(parameterized.TestCase):
     rng = np.random.default_rng(uid)
     delta = jax.tree.map(
       lambda x: rng.normal(0, 1e-3, x.shape).astype(np.float32),
-      cls.shared_model.like,
+      cls.shared_model.abstract_params,
     )
     compression = cls.shared_model.method.compression
     message, _ = sparseloco.compress(delta, None, compression, 0.0)
@@ -48,7 +48,7 @@ class OuterStepTest(parameterized.TestCase):
       cls.shared_model.run, 0, uid, cls.place.root[:16], bytes(16), 12
     )._replace(**said)
     return payload_lib.encode(
-      header, message, cls.shared_model.like, cls.shared_model.spec,
+      header, message, cls.shared_model.abstract_params, cls.shared_model.spec,
       (key or KEYS[uid]).sign,
     )  # fmt: skip
 
@@ -70,7 +70,9 @@ class OuterStepTest(parameterized.TestCase):
     applied = self.step(self.payloads)
     self.assertEqual(list(applied.messages), [0, 3, 5])
     self.assertGreater(applied.delta_norm, 0)
-    want, norm = self.shared_model.advance(self.place.shared, applied.messages)
+    want, norm = self.shared_model.apply_round(
+      self.place.shared, applied.messages
+    )
     self.assertEqual(norm, applied.delta_norm)
     self.assertEqual(
       shared_state_lib.fingerprint(want.params), self.fingerprint(applied)

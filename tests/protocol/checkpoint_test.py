@@ -39,10 +39,10 @@ def state(where=None, seed=0):
   params = jax.tree.map(
     jnp.zeros, shapes, is_leaf=lambda x: isinstance(x, tuple)
   )
-  private = local.Private(
+  private = local.MinerState(
     np.array(7, np.int32), optax.adamw(1e-3).init(params), params
   )
-  shared = shared_state.Shared(
+  shared = shared_state.SharedState(
     params, optax.sgd(1.0, momentum=0.9).init(params)
   )
   tree = {'shared': shared, 'private': private, 'text': '{"round": 3}'}

@@ -34,7 +34,7 @@ def two_rounds(variant, mesh=None, offload=False):
   private, works = trainer.init(params), []
   for r in range(2):
     task = local_lib.Task(1, r, b'seed', bytes(32))
-    work, private = trainer.work(params, private, task, trainer.batches(task))
+    work, private = trainer.train(params, private, task, trainer.batches(task))
     works.append(work)
   assert not any(x.is_deleted() for x in jax.tree.leaves(params))
   return works, private
@@ -68,7 +68,9 @@ class PipelineTest(parameterized.TestCase):
       params = shared_model.init().params
       task = local_lib.Task(2, 0, b'seed', bytes(32))
       batches = trainer.batches(task)
-      works.append(trainer.work(params, trainer.init(params), task, batches)[0])
+      works.append(
+        trainer.train(params, trainer.init(params), task, batches)[0]
+      )
     one, two = works
     jax.tree.map(np.testing.assert_array_equal, one.message, two.message)
     self.assertEqual(one.receipt, two.receipt)
@@ -93,7 +95,7 @@ class PipelineTest(parameterized.TestCase):
       for r in range(2):
         task = local_lib.Task(1, r, b'seed', bytes(32))
         batches = trainer.batches(task)
-        work, private = trainer.work(params, private, task, batches)
+        work, private = trainer.train(params, private, task, batches)
         works.append(work)
       ends.append((works, private))
     (works, private), (staged_works, staged) = ends
@@ -156,11 +158,11 @@ class TrainerTest(parameterized.TestCase):
       asked.append(True)
       return len(asked) == 2
 
-    work, _ = trainer.work(
+    work, _ = trainer.train(
       params, trainer.init(params), task, trainer.batches(task, late)
     )
     self.assertEqual(work.sequences, 2 * config.optim.inner.batch_size)
-    ids = local_lib.assigned(config, task, data.train)[: work.sequences]
+    ids = local_lib.assigned_ids(config, task, data.train)[: work.sequences]
     want = receipt.of_sequences(data.train, ids, config.data.context)
     self.assertEqual(work.receipt, want)
 
@@ -180,7 +182,7 @@ class TrainerTest(parameterized.TestCase):
     for uid in range(4):
       task = local_lib.Task(uid, 5, b'seed', bytes(32))
       private = trainer.init(params)
-      work, _ = trainer.work(params, private, task, trainer.batches(task))
+      work, _ = trainer.train(params, private, task, trainer.batches(task))
       self.assertEqual(work.sequences, (12, 4, 12, 2)[uid])
     self.assertEqual([s for b, s in steps if b == 4], [15, 16, 17, 15])
     self.assertEqual(
@@ -231,16 +233,20 @@ class TrainerTest(parameterized.TestCase):
       if early:
         begun, private = trainer.begin(private, task, batches)
         self.assertLen(begun.losses, 1)
-      work, private = trainer.work(shared.params, private, task, batches, begun)
+      work, private = trainer.train(
+        shared.params, private, task, batches, begun
+      )
       self.assertEqual(work.sequences, 12)
       sent.append(
         sparseloco.decompress(
-          work.message, shared_model.like, shared_model.method.compression
+          work.message,
+          shared_model.abstract_params,
+          shared_model.method.compression,
         )
       )
       # Others move the shared parameters, too.
       params = jax.tree.map(lambda x: x - 0.01, shared.params)
-      shared, _ = shared_model.advance(
+      shared, _ = shared_model.apply_round(
         shared._replace(params=params), {1: work.message}
       )
     self.assertLen(moved, 9)

@@ -24,13 +24,13 @@ class ReplicaTest(absltest.TestCase):
     rng = np.random.default_rng(seed)
     delta = jax.tree.map(
       lambda x: rng.normal(0, 1e-3, x.shape).astype(np.float32),
-      cls.shared_model.like,
+      cls.shared_model.abstract_params,
     )
     compression = cls.shared_model.method.compression
     return sparseloco.compress(delta, None, compression, 0.0)[0]
 
   def advance(self, messages):
-    shared, delta_norm = self.shared_model.advance(self.shared, messages)
+    shared, delta_norm = self.shared_model.apply_round(self.shared, messages)
     return self.shared_model.fingerprint(shared), delta_norm
 
   def test_the_order_of_arrival_does_not_matter(self):
@@ -73,7 +73,7 @@ class ReplicaTest(absltest.TestCase):
 
   def test_a_fingerprint_is_of_what_was_asked_for(self):
     """It remembers the last one only."""
-    other, _ = self.shared_model.advance(self.shared, self.messages)
+    other, _ = self.shared_model.apply_round(self.shared, self.messages)
     for shared in (self.shared, other, other, self.shared):
       want = shared_state_lib.fingerprint(shared.params)
       self.assertEqual(self.shared_model.fingerprint(shared), want)
@@ -106,8 +106,8 @@ class MeshTest(absltest.TestCase):
       )
     for some in (messages, {2: messages[2]}):
       some = jax.device_get(some)
-      want, _ = plain.advance(want, some)
-      got, _ = sharded.advance(got, some)
+      want, _ = plain.apply_round(want, some)
+      got, _ = sharded.apply_round(got, some)
       self.assertEqual(sharded.fingerprint(got), plain.fingerprint(want))
     self.assertEqual(jax.tree.map(lambda x: x.sharding.spec, got), specs)
 
@@ -125,7 +125,7 @@ class MeshTest(absltest.TestCase):
     for mesh, offload in ((None, False), (None, True), (self.mesh, True)):
       shared_model = shared_state_lib.SharedModel(self.config, mesh, offload)
       shared = shared_model.init()
-      after, _ = shared_model.advance(shared, messages)
+      after, _ = shared_model.apply_round(shared, messages)
       want = 'pinned_host' if offload else 'device'
       kinds = {x.sharding.memory_kind for x in jax.tree.leaves(after)}
       self.assertEqual(kinds, {want})
