@@ -1,7 +1,6 @@
 """What `python run.py --role=...` does: one function a role."""
 
 import contextlib
-import json
 import os
 import pathlib
 import signal
@@ -13,6 +12,7 @@ import jax
 from absl import flags
 
 from covenant import config as config_lib
+from covenant import files
 from covenant import metrics
 from covenant.adversaries import registry
 from covenant.data import corpus
@@ -208,8 +208,7 @@ def explain_uid(config: config_lib.Config, workdir: str) -> None:
       '--workdir: expected that of a validator or of an emulated run; there is '
       f'no {path}'
     )
-  *lines, _ = path.read_text().split('\n')  # the last may be torn
-  verdicts = [json.loads(line) for line in lines]
+  verdicts = files.read_jsonl(path)
   first = verdicts[0].get('validator') if verdicts else None
   decisions = [
     decision

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from typing import Any, ClassVar
 
 from covenant import errors
+from covenant import files
 
 
 class MetricsError(errors.CovenantError):
@@ -136,10 +137,13 @@ def _checked(value: Any, kind: Any, where: str) -> Any:
   return number
 
 
+def _fields(record: Record) -> dict[str, Any]:
+  return {'kind': record.kind, **dataclasses.asdict(record)}
+
+
 def encode(record: Record) -> str:
   """The line of a record, without its newline."""
-  fields = {'kind': record.kind, **dataclasses.asdict(record)}
-  return json.dumps(fields, allow_nan=False)
+  return json.dumps(_fields(record), allow_nan=False)
 
 
 def decode(line: str | bytes) -> Record:
@@ -174,13 +178,8 @@ def decode(line: str | bytes) -> Record:
 
 
 def _lines(path: pathlib.Path) -> Iterator[tuple[bytes, Record]]:
-  """Yields every complete line with its record.
-
-  Bytes after the last newline are a line whose writer was killed, or still is
-  at it: they are left out.
-  """
-  *lines, _ = path.read_bytes().split(b'\n')
-  for number, line in enumerate(lines, start=1):
+  """Yields every complete line with its record."""
+  for number, line in enumerate(files.read_lines(path), start=1):
     try:
       yield line, decode(line)
     except MetricsError as error:
@@ -190,40 +189,32 @@ def _lines(path: pathlib.Path) -> Iterator[tuple[bytes, Record]]:
 def read(path: str | os.PathLike[str]) -> list[Record]:
   """Reads a metrics file, in the order in which it was written.
 
-  A run which is still writing may be read: an unfinished last line is left
-  out.
+  A run that is still writing may be read: an unfinished last line is left out.
 
   Raises:
-    MetricsError: a line is malformed; the message has the file and the line.
+    MetricsError: there is no such file, or a line is malformed; the message
+      has the file and the line.
   """
-  return [record for _, record in _lines(pathlib.Path(path))]
-
-
-def _truncate(path: pathlib.Path, completed: int) -> None:
-  """Drops, at once or not at all, what came after `completed` rounds."""
-  kept = [line for line, record in _lines(path) if record.round <= completed]
-  temporary = path.with_name(path.name + '.tmp')
-  with open(temporary, 'wb') as file:
-    file.writelines(line + b'\n' for line in kept)
-    file.flush()
-    os.fsync(file.fileno())
-  os.replace(temporary, path)
+  path = pathlib.Path(path)
+  if not path.exists():
+    raise MetricsError(f'{path}: expected the metrics of a run, found no file')
+  return [record for _, record in _lines(path)]
 
 
 class MetricsWriter:
   """Appends records to the metrics file of a run and mirrors TensorBoard.
 
-  Every line is flushed: it survives the death of the process. Only `sync`
-  makes it survive the death of the machine, so call it before a checkpoint
-  is made; and write the evaluation of a round before its checkpoint, for a
-  run resumed from there does not repeat it.
+  A written line survives the death of the process. Only `sync` makes it
+  survive the death of the machine, so call it before a checkpoint is made.
+  Write the evaluation of a round before its checkpoint: a run that resumes
+  from there does not repeat it.
 
   Args:
     path: the JSONL file; its folder is made when missing.
     tensorboard_dir: the folder for TensorBoard events.
     resume: rounds completed by the checkpoint from which the run goes on.
-      Later records, and a torn last line, are dropped from the file. None is
-      a run without a checkpoint, which starts the file anew.
+      Later records, and an unfinished last line, are dropped from the file.
+      None is a run without a checkpoint, which starts the file anew.
 
   Raises:
     MetricsError: the file to resume is malformed before its last line.
@@ -238,11 +229,11 @@ class MetricsWriter:
   ):
     import tensorboardX  # imports torch where it is installed: seconds
 
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if resume is not None and path.exists():
-      _truncate(path, resume)
-    self._file = open(path, 'w' if resume is None else 'a', encoding='utf-8')
+    self._path = pathlib.Path(path)
+    kept = _lines(self._path) if resume is not None else []
+    lines = [line for line, record in kept if record.round <= (resume or 0)]
+    files.write_lines(path, lines, durable=True)
+    self._is_open = True
     purge = 0 if resume is None else resume + 1
     self._tensorboard = tensorboardX.SummaryWriter(
       str(tensorboard_dir),
@@ -252,26 +243,24 @@ class MetricsWriter:
     )
 
   def write(self, record: Record) -> None:
-    """Appends one record and flushes it to the operating system."""
-    self._file.write(encode(record) + '\n')
-    self._file.flush()
+    """Appends one record and hands it to the operating system."""
+    files.append_jsonl(self._path, _fields(record))
     for name, value in dataclasses.asdict(record).items():
       if isinstance(value, (int, float)) and name != 'round':
         tag = f'{record.kind}/{name}'
         self._tensorboard.add_scalar(tag, value, record.round)
 
   def sync(self) -> None:
-    """Returns once all that was written is on the disk."""
-    self._file.flush()
-    os.fsync(self._file.fileno())
+    """Returns once all records are on the disk."""
+    files.sync(self._path)
     self._tensorboard.flush()
 
   def close(self) -> None:
     """Syncs and closes; a second call does nothing."""
-    if not self._file.closed:
+    if self._is_open:
       self.sync()
-      self._file.close()
       self._tensorboard.close()
+      self._is_open = False
 
   def __enter__(self) -> 'MetricsWriter':
     return self

@@ -25,6 +25,7 @@ import matplotlib.axes
 import numpy as np
 from matplotlib import figure
 
+from covenant import files
 from covenant.data import dataset
 from covenant.emulate import host as host_lib
 from covenant.gauntlet import similarity
@@ -126,8 +127,7 @@ def main() -> None:
     done = work / f'overlap-{seed}.json'
     if not done.exists():
       found = run(seed, sets)
-      done.parent.mkdir(parents=True, exist_ok=True)
-      done.write_text(json.dumps(found))
+      files.write(done, json.dumps(found))
     rows += [Row(*x) for x in json.loads(done.read_text())]
   study.write_csv(results / 'overlap.csv', rows)
   draw(rows, results / 'overlap.png')

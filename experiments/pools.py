@@ -28,6 +28,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from covenant import files
 from covenant.data import dataset
 from experiments import emulated_pool
 from experiments import study
@@ -122,8 +123,7 @@ def main(arguments: argparse.Namespace) -> None:
     done = work / f'pools-{workers}-{rounds}-{seed}.json'
     if not done.exists():
       row = run(seed, workers, rounds)
-      done.parent.mkdir(parents=True, exist_ok=True)
-      done.write_text(json.dumps(row._asdict()))
+      files.write(done, json.dumps(row._asdict()))
       print(f'pools: seed {seed}, {row}', file=sys.stderr, flush=True)
     rows.append(Row(**json.loads(done.read_text())))
   study.write_csv(results / 'pools.csv', rows)

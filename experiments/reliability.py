@@ -20,7 +20,6 @@ import argparse
 import collections
 import csv
 import dataclasses
-import json
 import math
 import pathlib
 import signal
@@ -29,6 +28,7 @@ import tempfile
 import time
 
 from covenant import config as config_lib
+from covenant import files
 from covenant.emulate import localnet
 from experiments.chaos import faults
 from experiments.chaos import matrix
@@ -177,10 +177,9 @@ def soak(minutes: float, mean: float, seed: int) -> bool:
   for row in sorted(rows):
     print('ended in round {}, root {}, parameters {}'.format(*row))
   events = [
-    json.loads(line)
+    event
     for path in pathlib.Path(workdir).glob('*/events.jsonl')
-    for line in path.read_text().splitlines()
-    if line.endswith('}')  # a kill may have torn it
+    for event in files.read_jsonl(path)
   ]
   for word in 'Lost: ', '':
     found = [event for event in events if word in event['error']]

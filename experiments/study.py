@@ -36,6 +36,7 @@ from absl import logging
 
 from covenant import cli
 from covenant import config as config_lib
+from covenant import files
 from covenant import metrics
 from covenant.emulate import host
 
@@ -203,8 +204,7 @@ def execute(cell: Cell, more: Sequence[str], work: pathlib.Path) -> Run:
     jax.devices()[0].device_kind,
     code(),
   )
-  done.parent.mkdir(parents=True, exist_ok=True)
-  done.write_text(json.dumps(run._asdict()))
+  files.write(done, json.dumps(run._asdict()))
   return run
 
 

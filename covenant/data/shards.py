@@ -8,11 +8,8 @@
 See tokens.py for the order of the tokens.
 """
 
-import contextlib
 import hashlib
 import pathlib
-import secrets
-import shutil
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -20,6 +17,7 @@ import numpy as np
 import tensorstore as ts
 
 from covenant import config
+from covenant import files
 from covenant.data import corpus as corpus_lib
 from covenant.data import manifest as manifest_lib
 from covenant.data import tokenizer as tokenizer_lib
@@ -58,11 +56,7 @@ def write(
     )
   if shard_tokens < 1:
     raise ValueError(f'shard_tokens: expected 1 or more, got {shard_tokens}')
-  name = f'.{directory.name}.{secrets.token_hex(4)}.partial'
-  partial = directory.with_name(name)
-  partial.mkdir(parents=True)
-  with contextlib.ExitStack() as cleanup:
-    cleanup.callback(shutil.rmtree, partial, ignore_errors=True)
+  with files.new_folder(directory) as partial:
     splits = {}
     for split in manifest_lib.SPLITS:
       pieces = _cut(getattr(corpus, split), tokenizer, shard_tokens)
@@ -82,8 +76,6 @@ def write(
       **splits,
     )
     manifest_lib.write(partial, manifest)
-    partial.rename(directory)
-    cleanup.pop_all()
 
 
 def _cut(

@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from covenant import config as config_lib
+from covenant import files
 from covenant import metrics
 from covenant.adversaries import base as adversary
 from covenant.adversaries import registry
@@ -487,7 +488,11 @@ def run(
   process_group.ask('check', check)
   host = Host(config, dataset.load(config), process_group=process_group)
   device_pool, books = host.device_pool, None
+  own = (
+    workdir / f'rank-{process_group.index}' if process_group.index else workdir
+  )
   with contextlib.ExitStack() as stack:
+    stack.enter_context(files.lock(own))
     stack.callback(device_pool.close)
     checkpoints = stack.enter_context(
       checkpoint_lib.Checkpoints(workdir / 'checkpoints', config.checkpoint)
@@ -504,11 +509,6 @@ def run(
       if restored is None:
         books.log(host.evaluate())
     completed = resume or 0
-    own = (
-      workdir / f'rank-{process_group.index}'
-      if process_group.index
-      else workdir
-    )
     trace = stack.enter_context(profile_lib.Profile(own, profile))
     while completed < config.rounds:
       trace.at(completed)

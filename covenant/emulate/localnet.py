@@ -19,6 +19,7 @@ from typing import IO, Any, NamedTuple
 
 from covenant import config as config_lib
 from covenant import errors
+from covenant import files
 from covenant.chain import ledger
 from covenant.chain import local
 from covenant.emulate import host
@@ -114,7 +115,7 @@ class Localnet:
     )
     host.register(self.chain, config)
     self._file = self._workdir / 'config.json'
-    self._file.write_text(config_lib.to_json(self._config))
+    files.write(self._file, config_lib.to_json(self._config))
     self._members = members(config)
     self._processes: dict[Member, subprocess.Popen[bytes]] = {}
     self._restarts = dict.fromkeys(self._members, -1)

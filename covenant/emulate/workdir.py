@@ -1,11 +1,11 @@
 """What an emulated run writes into its workdir, beside its checkpoints."""
 
 import json
-import os
 import pathlib
 from collections.abc import Callable
 
 from covenant import config as config_lib
+from covenant import files
 from covenant import metrics
 from covenant.node import validator as validator_lib
 
@@ -36,8 +36,7 @@ class Books:
     resume: int | None,
     observe: Callable[[metrics.Record], None],
   ):
-    workdir.mkdir(parents=True, exist_ok=True)
-    (workdir / _CONFIG).write_text(config_lib.to_json(config))
+    files.write(workdir / _CONFIG, config_lib.to_json(config))
     path = workdir / 'metrics.jsonl'
     self._writer = metrics.MetricsWriter(
       path, workdir / 'tensorboard', resume=resume
@@ -45,8 +44,10 @@ class Books:
     self._observe = observe
     for record in metrics.read(path):
       observe(record)
-    _keep(workdir / _VERDICTS, resume or 0)
-    self._verdicts = open(workdir / _VERDICTS, 'a', encoding='utf-8')
+    self._verdicts = workdir / _VERDICTS
+    verdicts = files.read_jsonl(self._verdicts)
+    kept = [json.dumps(x) for x in verdicts if x['round'] < (resume or 0)]
+    files.write_lines(self._verdicts, kept)
 
   def log(self, record: metrics.Record) -> None:
     self._writer.write(record)
@@ -54,8 +55,7 @@ class Books:
 
   def announce(self, uid: int, verdict: validator_lib.Verdict) -> None:
     line = {'validator': uid, **verdict._asdict()}
-    self._verdicts.write(json.dumps(line) + '\n')
-    self._verdicts.flush()
+    files.append_jsonl(self._verdicts, line)
 
   def sync(self) -> None:
     """Returns once all records are on the disk."""
@@ -65,19 +65,7 @@ class Books:
     return self
 
   def __exit__(self, *_: object) -> None:
-    self._verdicts.close()
     self._writer.close()
-
-
-def _keep(path: pathlib.Path, completed: int) -> None:
-  """Drops, at once or not at all, the verdicts on all but some rounds."""
-  kept = []
-  if path.exists():
-    *lines, _ = path.read_text().split('\n')  # the last may be torn
-    kept = [line for line in lines if json.loads(line)['round'] < completed]
-  temporary = path.with_name(path.name + '.tmp')
-  temporary.write_text(''.join(line + '\n' for line in kept))
-  os.replace(temporary, path)
 
 
 def check_owner(workdir: pathlib.Path, config: config_lib.Config) -> None:

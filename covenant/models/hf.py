@@ -16,7 +16,6 @@ import json
 import math
 import os
 import pathlib
-import secrets
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, BinaryIO, NamedTuple
@@ -25,6 +24,7 @@ import jax
 import numpy as np
 
 from covenant import config as config_lib
+from covenant import files as files_lib
 from covenant.models import hf_config
 from covenant.models import llama
 
@@ -213,22 +213,17 @@ def _new_folder(folder: pathlib.Path, room: int) -> Iterator[pathlib.Path]:
     raise config_lib.ConfigError(
       f'{folder} exists, and is not overwritten: remove it, or choose another'
     )
-  name = f'.{folder.name}.{secrets.token_hex(4)}.partial'
-  partial = folder.with_name(name)
   try:
-    partial.mkdir(parents=True)
-    free = shutil.disk_usage(partial).free
-    if free < room:
-      raise config_lib.ConfigError(
-        f'{folder} takes {room / 1e9:,.1f} GB; the disk has '
-        f'{free / 1e9:,.1f} GB'
-      )
-    yield partial
-    partial.rename(folder)
+    with files_lib.new_folder(folder) as partial:
+      free = shutil.disk_usage(partial).free
+      if free < room:
+        raise config_lib.ConfigError(
+          f'{folder} takes {room / 1e9:,.1f} GB; the disk has '
+          f'{free / 1e9:,.1f} GB'
+        )
+      yield partial
   except OSError as e:
     raise config_lib.ConfigError(f'{folder} cannot be written: {e}') from e
-  finally:
-    shutil.rmtree(partial, ignore_errors=True)
 
 
 def _cut(tensors: Mapping[str, _Tensor], shard_bytes: int) -> list[list[str]]:

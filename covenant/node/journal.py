@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+from covenant import files
 from covenant.node import base as node_lib
 from covenant.node import validator as validator_lib
 
@@ -36,10 +37,9 @@ class Journal:
       'pid': os.getpid(),
       'error': '',
     }
-    self._events = open(workdir / 'events.jsonl', 'a', encoding='utf-8')
 
   def event(self, event: node_lib.Event) -> None:
-    self._line(self._events, {'time': time.time(), **event._asdict()})
+    self.record('events', {'time': time.time(), **event._asdict()})
     if event.error:
       self.status(error=f'block {event.block}, {event.what}: {event.error}')
 
@@ -47,24 +47,15 @@ class Journal:
     self.record('verdicts', verdict._asdict())
 
   def record(self, name: str, fields: dict[str, Any]) -> None:
-    """One more line of NAME.jsonl."""
+    """Appends a line to NAME.jsonl."""
     with _if_possible():
-      path = self._workdir / f'{name}.jsonl'
-      with open(path, 'a', encoding='utf-8') as file:
-        self._line(file, fields)
+      files.append_jsonl(self._workdir / f'{name}.jsonl', fields)
 
   def status(self, **fields: Any) -> None:
     """Replaces status.json, at once or not at all."""
     self._status |= fields
-    temporary = self._workdir / 'status.json.tmp'
     with _if_possible():
-      temporary.write_text(json.dumps(self._status))
-      os.replace(temporary, self._workdir / 'status.json')
-
-  def _line(self, file: Any, fields: dict[str, Any]) -> None:
-    with _if_possible():
-      file.write(json.dumps(fields) + '\n')
-      file.flush()
+      files.write(self._workdir / 'status.json', json.dumps(self._status))
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from covenant import config as config_lib
+from covenant import files
 from covenant.chain import interface as chain_lib
 from covenant.data import dataset
 from covenant.node import connect
@@ -58,6 +59,7 @@ class Watcher:
       self._exporter = export_lib.Exporter(config, self._workdir)
     else:
       print(export_lib.WITHOUT, file=sys.stderr)
+    self._path = self._workdir / 'evaluations.jsonl'
     self._rows = self._read()
     self._journal.status(phase='ready')
 
@@ -121,11 +123,8 @@ class Watcher:
       'fingerprint': index.fingerprint,
     }
     self._rows[place.round] = row
-    # At once or not at all: after a torn line nothing more could be read.
-    rows = [json.dumps(self._rows[r]) + '\n' for r in sorted(self._rows)]
-    temporary = self._workdir / 'evaluations.jsonl.tmp'
-    temporary.write_text(''.join(rows))
-    os.replace(temporary, self._workdir / 'evaluations.jsonl')
+    rows = [json.dumps(self._rows[r]) for r in sorted(self._rows)]
+    files.write_lines(self._path, rows)
     with open(self._workdir / 'evaluations.csv', 'w', newline='') as file:
       writer = csv.DictWriter(file, _COLUMNS)
       writer.writeheader()
@@ -148,9 +147,5 @@ class Watcher:
       self._journal.status(error=f'export: {e}')
 
   def _read(self) -> dict[int, dict[str, Any]]:
-    """What was evaluated before a restart."""
-    path = self._workdir / 'evaluations.jsonl'
-    if not path.exists():
-      return {}
-    *lines, _ = path.read_text().split('\n')  # the last may be torn
-    return {row['round']: row for row in map(json.loads, lines)}
+    """Returns the evaluations of before a restart, by round."""
+    return {row['round']: row for row in files.read_jsonl(self._path)}

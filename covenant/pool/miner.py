@@ -5,7 +5,6 @@ Beside a miner's files its workdir has ledger.sqlite, the accounts
 pool.jsonl, each worker's work per round.
 """
 
-import json
 import os
 import pathlib
 import secrets
@@ -19,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from covenant import config as config_lib
+from covenant import files
 from covenant.chain import interface as chain_lib
 from covenant.chain import keys
 from covenant.data import tokens as tokens_lib
@@ -285,17 +285,12 @@ class PoolProcess(process.Process):
     _say(_line(round_index, outcome, assigned, totals))
 
   def _write_payouts(self) -> None:
-    """Appends the ledger's new payment orders to payouts.jsonl."""
+    """Appends the orders of the ledger that the file does not have yet."""
     path = self._workdir / 'payouts.jsonl'
-    last = 0
-    if path.exists():
-      *lines, torn = path.read_text().split('\n')
-      if torn:  # the process died while it wrote
-        path.write_text(''.join(f'{line}\n' for line in lines))
-      last = json.loads(lines[-1])['number'] if lines else 0
-    with open(path, 'a', encoding='utf-8') as file:
-      for order in self._ledger.orders(after=last):
-        file.write(json.dumps(order._asdict()) + '\n')
+    written = files.read_jsonl(path)
+    last = written[-1]['number'] if written else 0
+    orders = self._ledger.orders(after=last)
+    files.append_jsonl(path, *(order._asdict() for order in orders))
 
 
 def _line(

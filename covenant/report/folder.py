@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from covenant import config as config_lib
+from covenant import files as files_lib
 from covenant import metrics
 from covenant.adversaries import registry
 from covenant.models import llama
@@ -150,9 +151,7 @@ def _lines(
   A process that was killed while it wrote, and started again, has left a line
   in which two are one.
   """
-  if not path.exists():
-    return [], 0
-  *lines, _ = path.read_bytes().split(b'\n')
+  lines = files_lib.read_lines(path)
   objects = []
   for line in lines:
     try:

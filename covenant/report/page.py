@@ -10,6 +10,7 @@ import os
 import pathlib
 from collections.abc import Sequence
 
+from covenant import files
 from covenant.report import curves
 from covenant.report import folder
 from covenant.report import judged
@@ -46,11 +47,8 @@ def write(workdir: str | os.PathLike[str]) -> pathlib.Path:
 
 def save(path: pathlib.Path, text: str) -> pathlib.Path:
   """Writes a page, at once or not at all: a browser may be loading it."""
-  path.parent.mkdir(parents=True, exist_ok=True)
-  temporary = path.with_name(path.name + '.tmp')
-  # What a peer sent may hold halves of characters, which are no UTF-8.
-  temporary.write_text(text, encoding='utf-8', errors='replace')
-  os.replace(temporary, path)
+  # Text of a peer may hold lone surrogates, which UTF-8 cannot encode.
+  files.write(path, text.encode(errors='replace'))
   return path
 
 

@@ -142,7 +142,7 @@ class WatcherTest(absltest.TestCase):
       shared = shared_state.SharedModel(CONFIG).init()
       for completed in rounds:
         place = watch.apply.Place(completed, bytes(32), shared)
-        index = watch.archive.Index(completed, '00', 'f', [], {})
+        index = watch.published_checkpoint.Index(completed, '00', 'f', [], {})
         watcher._evaluate(place, index)
     return (self.workdir / 'evaluations.csv').read_text()
 

@@ -1,0 +1,148 @@
+"""The files of a run: replaced whole, appended by lines, in a locked folder.
+
+A process may die at any point. `write` leaves the old content or the new,
+`append_jsonl` leaves at most one line without its end, which readers ignore
+and the next writer removes.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import pathlib
+import secrets
+import shutil
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from covenant import errors
+
+Path = str | os.PathLike[str]
+
+_LOCK = '.lock'
+
+
+class JsonLinesError(errors.CovenantError):
+  """A line that is not JSON. The message has the file and the line."""
+
+
+class FolderInUseError(errors.CovenantError):
+  """Another process holds the lock of a folder."""
+
+
+def write(path: Path, content: str | bytes, *, durable: bool = False) -> None:
+  """Replaces the content of a file, at once or not at all.
+
+  Args:
+    path: the file; its folder is made when missing.
+    content: bytes, or text that is written as UTF-8.
+    durable: return only after the content is on the disk.
+  """
+  path = pathlib.Path(path)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  temporary = path.with_name(path.name + '.tmp')
+  data = content.encode() if isinstance(content, str) else content
+  with open(temporary, 'wb') as file:
+    file.write(data)
+    if durable:
+      file.flush()
+      os.fsync(file.fileno())
+  os.replace(temporary, path)
+
+
+def write_lines(
+  path: Path, lines: Iterable[str | bytes], *, durable: bool = False
+) -> None:
+  """Replaces a file by lines, given without their newlines; see `write`."""
+  encoded = (x.encode() if isinstance(x, str) else x for x in lines)
+  write(path, b''.join(x + b'\n' for x in encoded), durable=durable)
+
+
+def read_lines(path: Path) -> list[bytes]:
+  """Returns the complete lines of a file without their newlines.
+
+  Bytes after the last newline belong to a line that is still being written, or
+  whose writer was killed; they are left out. A missing file has no lines.
+  """
+  try:
+    *lines, _ = pathlib.Path(path).read_bytes().split(b'\n')
+  except FileNotFoundError:
+    return []
+  return lines
+
+
+def read_jsonl(path: Path) -> list[Any]:
+  """Returns the objects of a file of JSON lines; see `read_lines`.
+
+  Raises:
+    JsonLinesError: a complete line is not JSON.
+  """
+  objects = []
+  for number, line in enumerate(read_lines(path), start=1):
+    try:
+      objects.append(json.loads(line))
+    except ValueError as error:  # JSON and UTF-8 errors are both of this class
+      raise JsonLinesError(f'{path}:{number}: not JSON: {error}') from None
+  return objects
+
+
+def append_jsonl(path: Path, *records: Any) -> None:
+  """Appends a JSON line per record, and hands them to the operating system.
+
+  They survive the death of the process; call `sync` for them to survive that
+  of the machine. A last line without its end is removed before.
+  """
+  if _is_torn(path):
+    write_lines(path, read_lines(path))
+  with open(path, 'ab') as file:
+    file.write(b''.join(json.dumps(x).encode() + b'\n' for x in records))
+
+
+def _is_torn(path: Path) -> bool:
+  with contextlib.suppress(FileNotFoundError), open(path, 'rb') as file:
+    if file.seek(0, os.SEEK_END):
+      file.seek(-1, os.SEEK_END)
+      return file.read() != b'\n'
+  return False
+
+
+def sync(path: Path) -> None:
+  """Returns once what was written to a file is on the disk."""
+  with open(path, 'rb') as file:
+    os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def new_folder(path: Path) -> Iterator[pathlib.Path]:
+  """Yields an empty folder that is renamed to `path` when the block succeeds.
+
+  It is removed when the block raises.
+  """
+  path = pathlib.Path(path)
+  partial = path.with_name(f'.{path.name}.{secrets.token_hex(4)}.partial')
+  try:
+    partial.mkdir(parents=True)
+    yield partial
+    partial.rename(path)
+  finally:
+    shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def lock(folder: Path) -> Iterator[None]:
+  """Holds the lock of a folder, which the death of its process releases.
+
+  Raises:
+    FolderInUseError: another process, or another block of this one, holds it.
+  """
+  folder = pathlib.Path(folder)
+  folder.mkdir(parents=True, exist_ok=True)
+  with open(folder / _LOCK, 'wb') as file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      raise FolderInUseError(
+        f'{folder} is in use by another process: wait for its end, or choose '
+        'another --workdir'
+      ) from None
+    yield

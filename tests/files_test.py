@@ -1,0 +1,103 @@
+import json
+import pathlib
+import subprocess
+import sys
+from unittest import mock
+
+from absl.testing import absltest
+
+from covenant import files
+
+_HOLD = """
+import sys
+from covenant import files
+with files.lock(sys.argv[1]):
+  print('held', flush=True)
+  sys.stdin.read()
+"""
+
+
+class FilesTest(absltest.TestCase):
+  def setUp(self):
+    super().setUp()
+    self.folder = pathlib.Path(self.create_tempdir().full_path, 'run')
+    self.path = self.folder / 'lines.jsonl'
+
+  def test_write_replaces_and_makes_the_folder(self):
+    for content in ('first é', b'\xff second'):
+      files.write(self.path, content, durable=isinstance(content, bytes))
+    self.assertEqual(self.path.read_bytes(), b'\xff second')
+    self.assertEqual(list(self.folder.iterdir()), [self.path])
+
+  def test_failed_write_leaves_the_old_content(self):
+    files.write(self.path, 'old')
+    with mock.patch('os.replace', side_effect=OSError('full')):
+      with self.assertRaises(OSError):
+        files.write(self.path, 'new')
+    self.assertEqual(self.path.read_text(), 'old')
+
+  def test_appended_records_are_read_back(self):
+    self.assertEqual(files.read_jsonl(self.path), [])
+    self.folder.mkdir()
+    files.append_jsonl(self.path, {'a': 1})
+    files.append_jsonl(self.path)
+    files.append_jsonl(self.path, {'b': [None]}, 'c')
+    files.sync(self.path)
+    self.assertEqual(
+      files.read_jsonl(self.path), [{'a': 1}, {'b': [None]}, 'c']
+    )
+
+  def test_unfinished_last_line_is_ignored_then_removed(self):
+    records = [{'text': 'x' * n} for n in range(5)]
+    self.folder.mkdir()
+    files.append_jsonl(self.path, *records)
+    whole = self.path.read_bytes()
+    for cut in range(len(whole)):  # the writer was killed anywhere
+      self.path.write_bytes(whole[:cut])
+      complete = whole[:cut].count(b'\n')
+      self.assertEqual(files.read_jsonl(self.path), records[:complete])
+      files.append_jsonl(self.path, *records[complete:])
+      self.assertEqual(self.path.read_bytes(), whole)
+
+  def test_write_lines(self):
+    files.write_lines(self.path, ['a', b'b', ''])
+    self.assertEqual(self.path.read_bytes(), b'a\nb\n\n')
+    self.assertEqual(files.read_lines(self.path), [b'a', b'b', b''])
+    files.write_lines(self.path, [])
+    self.assertEqual(files.read_lines(self.path), [])
+
+  def test_malformed_line_is_named(self):
+    for line in (b'{', b'', b'\xff'):
+      files.write_lines(self.path, [json.dumps({}), line])
+      with self.assertRaisesRegex(files.JsonLinesError, 'jsonl:2: not JSON'):
+        files.read_jsonl(self.path)
+
+  def test_new_folder_appears_whole_or_not_at_all(self):
+    with self.assertRaisesRegex(ValueError, 'stop'):
+      with files.new_folder(self.folder) as partial:
+        (partial / 'x').write_text('1')
+        raise ValueError('stop')
+    self.assertEqual(list(self.folder.parent.iterdir()), [])
+    with files.new_folder(self.folder) as partial:
+      (partial / 'x').write_text('1')
+      self.assertFalse(self.folder.exists())
+    self.assertEqual((self.folder / 'x').read_text(), '1')
+    self.assertEqual(list(self.folder.parent.iterdir()), [self.folder])
+
+  def test_lock_is_exclusive_until_its_process_is_killed(self):
+    command = [sys.executable, '-c', _HOLD, str(self.folder)]
+    with subprocess.Popen(
+      command, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as holder:
+      self.assertEqual(holder.stdout.readline(), b'held\n')
+      with self.assertRaisesRegex(files.FolderInUseError, 'run is in use'):
+        with files.lock(self.folder):
+          pass
+      holder.kill()
+    for _ in range(2):
+      with files.lock(self.folder):
+        pass
+
+
+if __name__ == '__main__':
+  absltest.main()
