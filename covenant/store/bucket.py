@@ -350,7 +350,7 @@ class Bucket:
     message = f'cannot {verb} {what} in {self._name}'
     future = asyncio.run_coroutine_threadsafe(act(call), self._loop)
     try:
-      return future.result(seconds)
+      return self._settings.wait(future, seconds)
     except interface.StoreError as e:
       raise type(e)(f'{message}: {e}') from None
     except TimeoutError:

@@ -1,14 +1,16 @@
 """How patient a bucket is, and how greedy."""
 
 import asyncio
+import concurrent.futures
 import dataclasses
 import random
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-  """Of one bucket; tests also take their time and their dice from here.
+  """Limits of one bucket, and its clock and dice, which tests replace.
 
   The defaults carry a part over 9 Mbit/s, four at a time, before it stalls.
   """
@@ -22,3 +24,7 @@ class Settings:
   backoff_limit_seconds: float = 5.0
   rng: random.Random = dataclasses.field(default_factory=random.Random)
   sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+  # Returns the result of a call, or raises TimeoutError after these seconds.
+  wait: Callable[[concurrent.futures.Future, float], Any] = (
+    concurrent.futures.Future.result
+  )

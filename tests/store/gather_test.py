@@ -1,7 +1,10 @@
 """Many buckets at once, some of them bad."""
 
+import collections
 import hashlib
+import queue
 import threading
+from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -10,20 +13,71 @@ from covenant.store import gather
 from covenant.store import interface
 
 
+class Clock:
+  """The time, threads and queue of `gather`: it is later when all wait."""
+
+  Empty = queue.Empty
+
+  def __init__(self):
+    self._now = 0.0
+    self._changed = threading.Condition()
+    self._busy = 0  # tries that do not wait
+    self._waiting = collections.Counter()  # event -> tries that wait for it
+    self._answers = []
+
+  def wait(self, event):
+    """Waits in a try until `set` is called with the event."""
+    with self._changed:
+      if not event.is_set():
+        self._busy -= 1
+        self._waiting[event] += 1
+        self._changed.notify()
+    event.wait()
+
+  def set(self, event):
+    with self._changed:
+      self._busy += self._waiting.pop(event, 0)
+      event.set()
+
+  def monotonic(self):
+    return self._now
+
+  def Thread(self, **kwargs):  # noqa: N802
+    with self._changed:
+      self._busy += 1
+    return threading.Thread(**kwargs)
+
+  def SimpleQueue(self):  # noqa: N802
+    return self
+
+  def put(self, answer):
+    with self._changed:
+      self._busy -= 1
+      self._answers.append(answer)
+      self._changed.notify()
+
+  def get(self, timeout):
+    with self._changed:
+      self._changed.wait_for(lambda: self._answers or not self._busy)
+      if self._answers:
+        return self._answers.pop(0)
+      self._now += timeout
+      raise queue.Empty
+
+
 class Fake:
-  """A bucket that answers with bytes, an exception, or when it is told to."""
+  """A bucket that answers with bytes or an exception, after `wait()`."""
 
   location = ''
 
-  def __init__(self, answer, wait=None):
+  def __init__(self, answer, wait=lambda: None):
     self.answer = answer
     self.wait = wait
     self.asked = 0
 
   def get(self, key, limit):
     self.asked += 1
-    if self.wait is not None:
-      self.wait.wait(30)
+    self.wait()
     if isinstance(self.answer, Exception):
       raise self.answer
     return self.answer
@@ -40,9 +94,14 @@ def request(*buckets, data=b'good'):
 class GatherTest(parameterized.TestCase):
   def setUp(self):
     super().setUp()
-    self.over = threading.Event()
-    self.addCleanup(self.over.set)
-    self.slow = Fake(b'good', self.over)
+    self.clock, self.over = Clock(), threading.Event()
+    self.enterContext(
+      mock.patch.multiple(
+        gather, time=self.clock, threading=self.clock, queue=self.clock
+      )
+    )
+    self.addCleanup(self.clock.set, self.over)
+    self.slow = Fake(b'good', lambda: self.clock.wait(self.over))
     self.missing = Fake(interface.MissingObjectError('no object'))
     self.lying = Fake(b'evil')
 
@@ -97,21 +156,17 @@ class GatherTest(parameterized.TestCase):
     self.assertEqual(self.slow.asked, 5)
 
   def test_a_slow_answer_that_comes_first_counts(self):
-    stuck = Fake(b'', self.over)
-
-    class Owner(Fake):
-      def get(self, key, limit):
-        mirror_asked.wait(30)
-        return b'good'
-
-    class Mirror(Fake):
-      def get(self, key, limit):
-        mirror_asked.set()
-        return stuck.get(key, limit)
-
     mirror_asked = threading.Event()
-    found = gather.fetch({1: request(Owner(b''), Mirror(b''))}, 0.6)
+
+    def ask_mirror():
+      self.clock.set(mirror_asked)
+      self.clock.wait(self.over)
+
+    owner = Fake(b'good', lambda: self.clock.wait(mirror_asked))
+    mirror = Fake(b'good', ask_mirror)
+    found = gather.fetch({1: request(owner, mirror)}, 0.6)
     self.assertEqual(found, {1: b'good'})
+    self.assertEqual(mirror.asked, 1)
 
   def test_at_the_deadline_there_is_what_came(self):
     found = gather.fetch(
