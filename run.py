@@ -26,7 +26,7 @@ _CONFIG = flags.DEFINE_string(
   'config',
   'configs/shakespeare.py',
   'A file under configs/, with :VARIANT if it has some. Every field can be '
-  'set as in --config.optim.inner_steps=20; covenant/config/config.py lists them.',
+  'set as in --config.optim.inner_steps=20; covenant/config/ lists them.',
 )
 _ROLE = flags.DEFINE_enum(
   'role',

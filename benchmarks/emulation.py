@@ -131,7 +131,7 @@ def by_miners() -> None:
     config = dataclasses.replace(
       config_lib.load('configs/shakespeare.py:smoke'),
       miners=miners,
-      adversaries='',
+      adversaries=(),
       gauntlet=config_lib.Gauntlet(contributors=miners, evaluate=0),
     )
     data = random_data(config.model.vocab_size, 5_000_000)

@@ -29,11 +29,15 @@ INVENTORY = (
   '2xany with 10 MFLOP/s with 4.2 MB on 5 kb/s, '
   '4xany with 5 MFLOP/s with 4.2 MB on 4 kb/s'
 )
+_PIPELINE = config_lib.Island(stages=2, rank=22, bits=4)
 ISLANDS = (
-  '1x steps=10,batch=21; 1x steps=6,batch=30,stages=2,rank=22,bits=4; '
-  '1x steps=8,batch=13; 1x steps=5,batch=17,stages=2,rank=22,bits=4; '
-  '1x steps=13,batch=4; 2x steps=5,batch=8,stages=2,rank=22,bits=4; '
-  '2x steps=13,batch=2'
+  config_lib.Island(steps=10, batch=21),
+  dataclasses.replace(_PIPELINE, steps=6, batch=30),
+  config_lib.Island(steps=8, batch=13),
+  dataclasses.replace(_PIPELINE, steps=5, batch=17),
+  config_lib.Island(steps=13, batch=4),
+  dataclasses.replace(_PIPELINE, count=2, steps=5, batch=8),
+  config_lib.Island(count=2, steps=13, batch=2),
 )
 
 

@@ -26,7 +26,7 @@ def get_config(variant: str = '') -> config_lib.Config:
     name='shakespeare',
     rounds=400,
     miners=10,
-    adversaries='copier-fast,sleeper',
+    adversaries=('copier-fast', 'sleeper'),
     model=config_lib.Model(width=64, layers=2, heads=4, kv_heads=2),
     data=config_lib.Data(source='shakespeare', context=64),
     optim=config_lib.Optim(
@@ -38,7 +38,7 @@ def get_config(variant: str = '') -> config_lib.Config:
     gauntlet=config_lib.Gauntlet(evaluate=4),
     checkpoint=config_lib.Checkpoint(publish=50),
   )
-  honest = dataclasses.replace(base, miners=8, adversaries='')
+  honest = dataclasses.replace(base, miners=8, adversaries=())
   inner = base.optim.inner
   smoke = dataclasses.replace(
     base,

@@ -1,8 +1,8 @@
 """The zoo: every adversary by name, and who of a run is one.
 
-`Config.adversaries` names them, separated by commas and as often as wanted:
-'copier,scaled' makes the last two miners adversaries, in this order. Names of
-validators take the last validators.
+`Config.adversaries` names them, as often as wanted: ('copier', 'scaled') makes
+the last two miners adversaries, in this order. Names of validators take the
+last validators.
 """
 
 from covenant import config as config_lib
@@ -73,7 +73,7 @@ def names(config: config_lib.Config) -> dict[int, str]:
   Raises:
     ConfigError: a name that is not known, or more of them than nodes.
   """
-  listed = [n.strip() for n in config.adversaries.split(',') if n.strip()]
+  listed = config.adversaries
   for name in listed:
     if name not in MINERS and name not in VALIDATORS:
       known = ', '.join([*MINERS, *VALIDATORS])

@@ -1,30 +1,34 @@
 """The schema of an experiment, its loading and its errors."""
 
-from covenant.config.config import Aggregation
 from covenant.config.config import Checkpoint
-from covenant.config.config import Compression
 from covenant.config.config import Config
 from covenant.config.config import ConfigError
-from covenant.config.config import Data
-from covenant.config.config import Devices
 from covenant.config.config import Eval
-from covenant.config.config import Gauntlet
-from covenant.config.config import Inner
-from covenant.config.config import Model
-from covenant.config.config import Network
-from covenant.config.config import Optim
-from covenant.config.config import Outer
-from covenant.config.config import Phases
-from covenant.config.config import Plan
-from covenant.config.config import Pool
 from covenant.config.config import choose
 from covenant.config.config import differences
+from covenant.config.config import edit
 from covenant.config.config import flatten
 from covenant.config.config import from_json
 from covenant.config.config import identity
 from covenant.config.config import load
 from covenant.config.config import parse
 from covenant.config.config import to_json
+from covenant.config.gauntlet import Gauntlet
+from covenant.config.island import Island
+from covenant.config.island import read as read_islands
+from covenant.config.island import show as show_islands
+from covenant.config.model import Data
+from covenant.config.model import Model
+from covenant.config.network import Devices
+from covenant.config.network import Network
+from covenant.config.network import Phases
+from covenant.config.network import Pool
+from covenant.config.optim import Aggregation
+from covenant.config.optim import Compression
+from covenant.config.optim import Inner
+from covenant.config.optim import Optim
+from covenant.config.optim import Outer
+from covenant.config.plan import Plan
 
 __all__ = [
   'Aggregation',
@@ -37,6 +41,7 @@ __all__ = [
   'Eval',
   'Gauntlet',
   'Inner',
+  'Island',
   'Model',
   'Network',
   'Optim',
@@ -46,10 +51,13 @@ __all__ = [
   'Pool',
   'choose',
   'differences',
+  'edit',
   'flatten',
   'from_json',
   'identity',
   'load',
   'parse',
+  'read_islands',
+  'show_islands',
   'to_json',
 ]

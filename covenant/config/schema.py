@@ -1,6 +1,8 @@
 """Fields with bounds: nested frozen dataclasses from mappings and flags.
 
-What cannot be is an error that names the field and says what is allowed.
+A section is a frozen dataclass whose fields are made by `bounded` and its
+relatives. Invalid values raise an error that names the field and says what is
+allowed.
 """
 
 import ast
@@ -8,56 +10,108 @@ import dataclasses
 import difflib
 import math
 import typing
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 from covenant import errors
 
-_TINY = 5e-324  # the least positive float: a bound of "more than 0"
+_TINY = 5e-324  # the smallest positive float: the bound of "more than 0"
 
 
 class ConfigError(errors.CovenantError, ValueError):
-  """A config that cannot run; the message names the field, what is allowed."""
+  """An invalid config; the message names the field and what is allowed."""
+
+
+def require(holds: bool, field: str, message: str) -> None:
+  """Raises a ConfigError about `field` unless `holds`."""
+  if not holds:
+    raise ConfigError(f'{field}: {message}')
+
+
+class Section:
+  """The base of every group of fields."""
+
+  def check(self) -> None:
+    """Holds the fields of this section against each other.
+
+    Raises:
+      ConfigError: names the first field that contradicts another one.
+    """
+
+
+class Text(NamedTuple):
+  """The form that a tuple has in a flag, and had in config.json once."""
+
+  read: Callable[[str], Any]
+  show: Callable[[Any], str]
 
 
 def bounded(default, *, low=None, high=None, choices=None):
-  """A dataclass field with bounds, inclusive; `choices` is a closed list."""
+  """A dataclass field with inclusive bounds; `choices` is a closed list."""
   metadata = {'low': low, 'high': high, 'choices': choices}
   return dataclasses.field(default=default, metadata=metadata)
 
 
 def positive(default):
-  """1 or more of an integer, anything above 0 of a float."""
+  """A field of 1 or more if an integer, of more than 0 if a float."""
   return bounded(default, low=1 if isinstance(default, int) else _TINY)
 
 
 def fraction(default):
-  """From 0 to 1."""
+  """A field between 0 and 1."""
   return bounded(default, low=0.0, high=1.0)
 
 
-def leaves(node: Any, prefix: str) -> Iterator[tuple[str, Any]]:
-  """Every field of nested dataclasses, as path and value."""
-  for field in dataclasses.fields(node):
+def listed(read, show):
+  """A field that holds a tuple, empty by default, with a text for flags."""
+  return dataclasses.field(default=(), metadata={'text': Text(read, show)})
+
+
+def names():
+  """A field that holds a tuple of strings; commas separate them in a flag."""
+  return listed(_split, ','.join)
+
+
+def _split(text: str) -> tuple[str, ...]:
+  return tuple(part.strip() for part in text.split(',') if part.strip())
+
+
+class Leaf(NamedTuple):
+  """One field of nested sections."""
+
+  path: str  # such as 'optim.inner_steps'
+  value: Any
+  text: Text | None
+
+  @property
+  def shown(self) -> str:
+    """The value in an error or a list of differences."""
+    return repr(self.text.show(self.value) if self.text else self.value)
+
+
+def leaves(node: Section, prefix: str = '') -> Iterator[Leaf]:
+  """Yields every field of nested sections."""
+  for field in dataclasses.fields(typing.cast(Any, node)):
     value = getattr(node, field.name)
-    if dataclasses.is_dataclass(value):
+    if isinstance(value, Section):
       yield from leaves(value, f'{prefix}{field.name}.')
     else:
-      yield prefix + field.name, value
+      yield Leaf(prefix + field.name, value, field.metadata.get('text'))
 
 
-def override(raw: dict[str, Any], edit: str, known: Mapping[str, Any]) -> None:
+def override(raw: dict[str, Any], edit: str, defaults: Section) -> None:
   """Sets one field of nested dicts.
 
   Args:
-    raw: what to edit.
+    raw: the dicts to edit.
     edit: `path.to.field=text`.
-    known: every field there is, by path, with a value of its type.
+    defaults: an instance of the outermost section.
 
   Raises:
     ConfigError: there is no such field, or the text is of another type.
   """
   path, equals, text = edit.partition('=')
+  known = {leaf.path: leaf for leaf in leaves(defaults)}
   if path not in known:
     raise ConfigError(_unknown(path, known))
   if not equals:
@@ -65,11 +119,13 @@ def override(raw: dict[str, Any], edit: str, known: Mapping[str, Any]) -> None:
   *sections, name = path.split('.')
   for section in sections:
     raw = raw[section]
-  raw[name] = _read(path, text, type(known[path]))
+  leaf = known[path]
+  # `build` reads the text of a tuple, as it does in a config.json.
+  raw[name] = text if leaf.text else _read(path, text, type(leaf.value))
 
 
 def _read(path: str, text: str, kind: type) -> Any:
-  """A flag's text as `kind`."""
+  """Converts a flag's text to `kind`."""
   if kind is str:
     return text
   if kind is bool:
@@ -85,17 +141,17 @@ def _read(path: str, text: str, kind: type) -> Any:
     ) from None
 
 
-def build(cls: type, raw: Any, prefix: str, known: Mapping[str, Any]) -> Any:
-  """An instance of the dataclass `cls` from nested mappings, type-checked.
+def build(cls: type, raw: Any, prefix: str, known: Iterable[str]) -> Any:
+  """Builds and checks an instance of the section `cls` from nested mappings.
 
   Args:
-    cls: of `bounded` fields, or sections that are such classes.
-    raw: a mapping; what is left out has its default.
-    prefix: of the paths in messages: '' or 'optim.'.
-    known: every path there is.
+    cls: a section; its fields may be sections, too.
+    raw: a mapping; missing fields get their defaults.
+    prefix: the prefix of paths in messages, '' or such as 'optim.'.
+    known: all paths, for suggestions.
 
   Raises:
-    ConfigError: names the first field that cannot be, and what is allowed.
+    ConfigError: names the first invalid field and what is allowed.
   """
   if not isinstance(raw, Mapping):
     raise ConfigError(f'{prefix[:-1]}: expected a section, got {raw!r}')
@@ -109,32 +165,39 @@ def build(cls: type, raw: Any, prefix: str, known: Mapping[str, Any]) -> Any:
     path = prefix + name
     if name not in raw:
       continue  # the file is older than the field, which then was its default
-    if dataclasses.is_dataclass(hints[name]):
+    if isinstance(hints[name], type) and issubclass(hints[name], Section):
       values[name] = build(hints[name], raw[name], path + '.', known)
-    else:
-      values[name] = _typed(path, raw[name], hints[name])
-      _check_bounds(path, values[name], field.metadata)
-  return cls(**values)
+      continue
+    value, text = raw[name], field.metadata.get('text')
+    if text and isinstance(value, str):
+      value = text.read(value)
+    values[name] = _typed(path, value, hints[name])
+    _check_bounds(path, values[name], field.metadata)
+  made = cls(**values)
+  made.check()
+  return made
 
 
 def _unknown(path: str, known: Iterable[str]) -> str:
-  """The message for a field the schema lacks, with the nearest that it has."""
+  """The message about an unknown field, with the nearest known one."""
   known = list(known)
   near = difflib.get_close_matches(path, known, n=1)
   if not near:
     leaf = path.rsplit('.', 1)[-1]
     near = [name for name in known if name.rsplit('.', 1)[-1] == leaf][:1]
-  hint = f'did you mean {near[0]}?' if near else 'see covenant/config/config.py'
+  hint = f'did you mean {near[0]}?' if near else 'see covenant/config/'
   return f'{path}: no such field; {hint}'
 
 
 def _typed(path: str, value: Any, kind: Any) -> Any:
   """`value` as `kind`; an int may stand for a float, nothing else converts."""
   if typing.get_origin(kind) is tuple:
-    kinds = typing.get_args(kind)
-    if not isinstance(value, list | tuple) or len(value) != len(kinds):
-      raise ConfigError(f'{path}: expected {len(kinds)} numbers, got {value!r}')
-    return tuple(_typed(path, v, k) for v, k in zip(value, kinds, strict=True))
+    return _tuple(path, value, typing.get_args(kind))
+  if isinstance(kind, type) and issubclass(kind, Section):
+    raw = vars(value) if isinstance(value, kind) else value
+    fields = dataclasses.fields(typing.cast(Any, kind))
+    known = [f'{path}.{field.name}' for field in fields]
+    return build(kind, raw, f'{path}.', known)
   if kind is float and type(value) is int:
     value = float(value)
   if type(value) is not kind:
@@ -142,6 +205,22 @@ def _typed(path: str, value: Any, kind: Any) -> Any:
       f'{path}: expected {kind.__name__}, got {type(value).__name__} {value!r}'
     )
   return value
+
+
+def _tuple(path: str, value: Any, kinds: tuple[Any, ...]) -> tuple[Any, ...]:
+  """A tuple of the given types; `(kind, ...)` stands for any length."""
+  endless = kinds[-1] is Ellipsis
+  if not isinstance(value, list | tuple):
+    expected = 'a tuple' if endless else f'{len(kinds)} numbers'
+    raise ConfigError(f'{path}: expected {expected}, got {value!r}')
+  if endless:
+    return tuple(
+      _typed(f'{path}[{i}]', element, kinds[0])
+      for i, element in enumerate(value)
+    )
+  if len(value) != len(kinds):
+    raise ConfigError(f'{path}: expected {len(kinds)} numbers, got {value!r}')
+  return tuple(_typed(path, v, k) for v, k in zip(value, kinds, strict=True))
 
 
 def _check_bounds(path: str, value: Any, bounds: Mapping[str, Any]) -> None:

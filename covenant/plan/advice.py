@@ -1,10 +1,8 @@
 """The memory check of a plan, and the settings that make it fit."""
 
-import dataclasses
 from collections.abc import Iterator
 
 from covenant import config as config_lib
-from covenant.config import schema
 from covenant.plan import hardware as hardware_lib
 from covenant.plan import memory
 
@@ -72,11 +70,8 @@ def edited(
   config: config_lib.Config, edits: list[str]
 ) -> config_lib.Config | None:
   """Applies `--config.` edits; returns None if the result is invalid."""
-  raw = dataclasses.asdict(config)
   try:
-    for edit in edits:
-      schema.override(raw, edit, config_lib.flatten(config))
-    other = config_lib.parse(raw)
+    other = config_lib.edit(config, edits)
     memory.shards(other)
   except config_lib.ConfigError:
     return None

@@ -12,7 +12,6 @@ from covenant.models import llama
 from covenant.plan import links
 from covenant.plan import planner
 from covenant.plan import table
-from covenant.train import island as island_lib
 
 _WIDTH = 99
 
@@ -110,7 +109,7 @@ def _network(plan: planner.Plan) -> Iterator[str]:
   most = max(island.steps * island.batch for island in plan.islands)
   yield from textwrap.wrap(
     f'--config.optim.most_sequences={most} '
-    f'--config.islands={island_lib.describe(plan.islands)!r}',
+    f'--config.islands={config_lib.show_islands(plan.islands)!r}',
     _WIDTH,
     initial_indent='  ',
     subsequent_indent='    ',

@@ -154,7 +154,7 @@ class PoolProcess(process.Process):
     config, chain, _, shared_model, start = common
     lease_trainer = lease_trainer_lib.LeaseTrainer(config, shared_model)
     merger = merge_lib.Merger(config, shared_model.abstract_params)
-    allowed = {w.strip() for w in config.pool.workers.split(',') if w.strip()}
+    allowed = set(config.pool.workers)
 
     def verify(worker: str, data: bytes, signature: bytes) -> bool:
       if allowed and worker not in allowed:

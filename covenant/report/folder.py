@@ -4,7 +4,6 @@ The config is read as plain JSON, not by today's schema: a report of a run
 that another version has made should not fail for a field.
 """
 
-import dataclasses
 import json
 import os
 import pathlib
@@ -50,9 +49,7 @@ class Run(NamedTuple):
       name: self.get(name) for name in ('miners', 'validators', 'adversaries')
     }
     try:
-      config = dataclasses.replace(
-        config_lib.Config(), **{k: v for k, v in wanted.items() if v}
-      )
+      config = config_lib.parse({k: v for k, v in wanted.items() if v})
       return registry.dishonest(config)
     except config_lib.ConfigError:  # of another version's zoo
       return {}

@@ -4,6 +4,7 @@ One `Trainer` holds compiled functions and no state: a process runs one miner
 through it, the emulator runs many, each with its own `MinerState` state.
 """
 
+import dataclasses
 import itertools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
@@ -159,7 +160,7 @@ class Trainer:
       islands = (island_lib.of(config, uid) for uid in range(config.miners))
       self._courses = {
         island: course_lib.make(config, method, self._placement, island, stages)
-        for island in sorted(set(map(_kind, islands)))
+        for island in dict.fromkeys(map(_kind, islands))
       }
       if config.optim.overlap and any(i.rank for i in self._courses):
         raise config_lib.ConfigError(
@@ -460,7 +461,7 @@ class Trainer:
 def _kind(island: island_lib.Island) -> island_lib.Island:
   """What islands that train by the same programs have in common."""
   stages = island.stages if island.rank else 1
-  return island._replace(steps=0, stages=stages, rounds=1)
+  return dataclasses.replace(island, steps=0, stages=stages, rounds=1)
 
 
 def _shift(params: Any, origin: Any, local: Any) -> Any:

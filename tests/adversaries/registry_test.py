@@ -46,7 +46,7 @@ def zoo(names, miners=0, rounds=ROUNDS, **changes):
     config,
     rounds=rounds,
     miners=miners or HONEST + len(names),
-    adversaries=','.join(names),
+    adversaries=tuple(names),
     data=dataclasses.replace(config.data, synthetic_tokens=60_000),
     gauntlet=dataclasses.replace(config.gauntlet, evaluate=64),
     **changes,

@@ -28,6 +28,14 @@ class LoadTest(parameterized.TestCase):
     ('model.tie_embeddings=false', 'model.tie_embeddings', False),
     ('optim.compression.block=(32, 64)', 'optim.compression.block', (32, 64)),
     ('name=x=y', 'name', 'x=y'),
+    ('adversaries=copier, scaled', 'adversaries', ('copier', 'scaled')),
+    ('adversaries=', 'adversaries', ()),
+    ('pool.workers=5a,5b', 'pool.workers', ('5a', '5b')),
+    (
+      'islands=2x steps=4; 1x',
+      'islands',
+      (config_lib.Island(count=2, steps=4), config_lib.Island()),
+    ),
   )
   def test_overrides_are_typed(self, override, field, value):
     config = config_lib.load(SHAKESPEARE, [override])
@@ -108,11 +116,37 @@ class JsonTest(parameterized.TestCase):
   @parameterized.parameters(
     ('{', 'not a config in JSON'),
     ('[]', 'expected a section'),
+    ('{"adversaries": 3}', 'adversaries: expected a tuple, got 3'),
+    ('{"adversaries": [3]}', r'adversaries\[0\]: expected str, got int 3'),
+    ('{"islands": "steps=x"}', "islands: 'steps=x': expected each of"),
     ('{"speed": 1}', 'speed: no such field'),
   )
   def test_refuses(self, text, message):
     with self.assertRaisesRegex(config_lib.ConfigError, message):
       config_lib.from_json(text)
+
+  def test_tuples_were_texts_once(self):
+    config = config_lib.from_json(
+      '{"adversaries": "copier,scaled", "islands": "2x steps=4; 1x"}'
+    )
+    self.assertEqual(config.adversaries, ('copier', 'scaled'))
+    self.assertEqual(config.islands, config_lib.read_islands('2x steps=4; 1x'))
+    self.assertEqual(config, config_lib.from_json(config_lib.to_json(config)))
+
+  def test_differences_show_tuples_as_flags_do(self):
+    old = config_lib.Config()
+    new = dataclasses.replace(
+      old,
+      adversaries=('copier', 'scaled'),
+      islands=(config_lib.Island(count=2, steps=4), config_lib.Island()),
+    )
+    self.assertEqual(
+      config_lib.differences(old, new),
+      [
+        "adversaries: '' there, 'copier,scaled' here",
+        "islands: '' there, '2x steps=4; 1x' here",
+      ],
+    )
 
   def test_differences_name_the_fields(self):
     old = config_lib.Config()

@@ -36,7 +36,7 @@ class UnequalTest(absltest.TestCase):
       optim=dict(most_sequences=24),
       miners=4,
       islands='steps=6; steps=3; steps=3,batch=2; steps=6',
-      adversaries='straggler',
+      adversaries=('straggler',),
     )
     host = host_lib.Host(config, dataset.load(config))
     drawn = []

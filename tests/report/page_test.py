@@ -157,7 +157,7 @@ class PageTest(parameterized.TestCase):
 
   def test_config_says_what_is_not_the_default(self):
     rows = self.rows(self.page())
-    self.assertIn(['adversaries', '"copier"', '""'], rows)
+    self.assertIn(['adversaries', '["copier"]', '[]'], rows)
     self.assertIn(['optim.compression.k', '64', ''], rows)
     self.assertIn(['optim.compression.block', '[64, 64]', ''], rows)
 

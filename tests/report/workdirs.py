@@ -25,7 +25,7 @@ def write(
       name='a-run',
       miners=miners,
       rounds=planned or rounds,
-      adversaries='copier',
+      adversaries=('copier',),
     ),
     **config,
   )

@@ -169,7 +169,9 @@ class TrainerTest(parameterized.TestCase):
   def test_islands_anneal_alike_and_share_programs(self):
     config, shared_model, data, params = _common('')
     islands = 'steps=3; steps=1; steps=6,batch=2; steps=1,batch=2'
-    config = dataclasses.replace(config, islands=islands, miners=4)
+    config = dataclasses.replace(
+      config, islands=config_lib.read_islands(islands), miners=4
+    )
     trainer, steps = local_lib.Trainer(config, shared_model, data), []
     self.assertLen(trainer._courses, 2)
     for island, course in trainer._courses.items():
@@ -191,7 +193,9 @@ class TrainerTest(parameterized.TestCase):
 
   def test_an_island_must_not_train_on_more_than_it_is_assigned(self):
     config, shared_model, data, _ = _common('')
-    config = dataclasses.replace(config, islands='steps=4', miners=1)
+    config = dataclasses.replace(
+      config, islands=(config_lib.Island(steps=4),), miners=1
+    )
     with self.assertRaisesRegex(
       config_lib.ConfigError, 'islands: .* uid 0 trains on 16 .* at most 12'
     ):

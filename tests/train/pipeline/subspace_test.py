@@ -191,8 +191,8 @@ class LosslessTest(parameterized.TestCase):
         )(params, tokens_BxL1)
         for island in (
           island,
-          island._replace(bits=8),
-          island._replace(bits=4),
+          dataclasses.replace(island, bits=8),
+          dataclasses.replace(island, bits=4),
         )  # fmt: skip
       ),
       strict=True,

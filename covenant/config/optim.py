@@ -1,0 +1,197 @@
+"""The sections about training: inner steps, compression, outer step."""
+
+import dataclasses
+
+from covenant.config import schema
+
+
+@dataclasses.dataclass(frozen=True)
+class Inner(schema.Section):
+  """The inner optimizer and its learning rate (covenant/optim/inner.py).
+
+  The rate warms up linearly, follows a cosine down to `final_ratio` that may
+  pause, and may end in an anneal.
+  """
+
+  # muon: for matrices, with constants of its own; AdamW for all other leaves.
+  kind: str = schema.bounded('adamw', choices=('adamw', 'muon'))
+  learning_rate: float = schema.positive(3e-3)  # peak
+  warmup_steps: int = schema.bounded(0, low=0)
+  decay_steps: int = schema.bounded(0, low=0)  # 0: all inner steps of the run
+  final_ratio: float = schema.fraction(0.1)  # last rate in units of the peak
+  flat_start: int = schema.bounded(0, low=0)  # first step of the cosine's pause
+  flat_steps: int = schema.bounded(0, low=0)  # length of the pause
+  anneal_start: int = schema.bounded(0, low=0)  # first step; 0: no anneal
+  anneal_warmup_steps: int = schema.bounded(0, low=0)  # up to anneal_ratio
+  anneal_decay_steps: int = schema.positive(1)  # from there down to zero
+  anneal_ratio: float = schema.fraction(0.25)  # in units of the peak
+  b1: float = schema.fraction(0.9)
+  b2: float = schema.fraction(0.95)
+  eps: float = schema.positive(1e-8)
+  weight_decay: float = schema.bounded(0.1, low=0.0)
+  clip_norm: float = schema.positive(1.0)  # largest global norm of a gradient
+  # Warm-up steps of a miner that joins late or lost its moments; 0: none.
+  rejoin_steps: int = schema.bounded(30, low=0)
+  batch_size: int = schema.positive(8)  # sequences per miner and inner step
+  # Sequences per forward and backward pass; 0: the whole batch.
+  microbatch_size: int = schema.bounded(0, low=0)
+
+  def check(self) -> None:
+    schema.require(
+      not self.microbatch_size or self.batch_size % self.microbatch_size == 0,
+      'optim.inner.microbatch_size',
+      f'must divide optim.inner.batch_size = {self.batch_size}, '
+      f'got {self.microbatch_size}',
+    )
+    schema.require(
+      self.anneal_start == 0 or self.anneal_start >= self.warmup_steps,
+      'optim.inner.anneal_start',
+      f'expected 0, for none, or a step after the warm-up of '
+      f'{self.warmup_steps}, got {self.anneal_start}',
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Outer(schema.Section):
+  """SGD with Nesterov momentum on the aggregated delta."""
+
+  learning_rate: float = schema.positive(1.0)
+  momentum: float = schema.bounded(0.0, low=0.0, high=0.999999)
+
+
+@dataclasses.dataclass(frozen=True)
+class Compression(schema.Section):
+  """k values of every block of an error-fed delta, and a quantizer."""
+
+  # Choice: the k largest, k at random, the k largest of a cosine transform.
+  kind: str = schema.bounded('topk', choices=('topk', 'randomk', 'dct'))
+  k: int = schema.positive(64)  # values per block
+  block: tuple[int, int] = (64, 64)  # rows and columns
+  # tiles: of `block`, at one density; divisors: as deployed by Templar, where
+  # vectors travel whole.
+  layout: str = schema.bounded('tiles', choices=('tiles', 'divisors'))
+  # Encoding of indices: 8 bits each; 7.5 in the mean; 12, as deployed.
+  codec: str = schema.bounded(
+    'elias-fano', choices=('elias-fano', 'rice', 'pack12')
+  )
+  quantizer: str = schema.bounded(
+    'sign',
+    choices=(
+      'none',
+      'sign',
+      'sign-tensor',
+      'sign-magnitude',
+      'statistical',
+      'linear',
+    ),
+  )
+  error_decay: float = schema.fraction(0.95)  # per round; 0: no error feedback
+
+  def check(self) -> None:
+    height, width = self.block
+    schema.require(
+      height >= 1 and width >= 1,
+      'optim.compression.block',
+      f'expected two positive sides, got {self.block}',
+    )
+    schema.require(
+      self.k <= height * width,
+      'optim.compression.k',
+      f'expected at most {height * width}, the elements of one {height} x '
+      f'{width} block, got {self.k}',
+    )
+    schema.require(
+      self.codec != 'pack12' or height * width <= 4096,
+      'optim.compression.codec',
+      f"'pack12' has 12 bits for an index, too few for {height} x {width} "
+      'blocks',
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Aggregation(schema.Section):
+  """The mean of the peers' deltas (covenant/optim/aggregate.py)."""
+
+  # Divisor of an element's sum: the peers that sent it, or all peers.
+  mean: str = schema.bounded('senders', choices=('senders', 'all'))
+  # Largest norm of a peer's delta: the median of all peers', or any.
+  clip: str = schema.bounded('median', choices=('median', 'none'))
+  # An element that fewer send moves by as much less.
+  least_senders: int = schema.positive(1)
+  trim: bool = False  # of each element the largest and the smallest value
+  # A peer's value of an element, in its mean magnitude in the tensor; 0: any.
+  cap: float = schema.bounded(0.0, low=0.0)
+  # Weight of a peer in the mean (covenant/optim/weight.py): equal, in
+  # proportion to its tokens, or equal with every tensor at the median norm.
+  weight: str = schema.bounded(
+    'equal', choices=('equal', 'tokens', 'normalized')
+  )
+
+  def check(self) -> None:
+    schema.require(
+      not (self.trim and self.weight == 'tokens'),
+      'optim.aggregation.trim',
+      "expected False with optim.aggregation.weight='tokens': the extremes of "
+      'an element are not kept with their weights',
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Optim(schema.Section):
+  """The training method and the work of a round."""
+
+  method: str = schema.bounded(
+    'sparseloco', choices=('sparseloco', 'diloco', 'demo', 'ddp')
+  )
+  inner_steps: int = schema.positive(10)  # per round
+  # Sequences assigned to a miner per round; 0: inner_steps * inner.batch_size.
+  most_sequences: int = schema.bounded(0, low=0)
+  # Inner steps of a round that run while the last round's deltas are exchanged;
+  # 0: training waits for the exchange (covenant/train/local.py).
+  overlap: int = schema.bounded(0, low=0)
+  # Largest age, in rounds, of the parameters that a delta was trained from.
+  staleness: int = schema.bounded(0, low=0, high=8)
+  # Factor of a delta's weight per round of its age.
+  staleness_discount: float = schema.bounded(0.5, low=0.02, high=1.0)
+  inner: Inner = Inner()
+  outer: Outer = Outer()
+  compression: Compression = Compression()
+  aggregation: Aggregation = Aggregation()
+
+  def check(self) -> None:
+    per_step = self.method in ('ddp', 'demo')
+    schema.require(
+      self.method != 'demo' or self.compression.kind == 'dct',
+      'optim.compression.kind',
+      f"expected 'dct' with optim.method='demo', got {self.compression.kind!r}",
+    )
+    schema.require(
+      self.method != 'demo' or self.inner.kind == 'adamw',
+      'optim.inner.kind',
+      "expected 'adamw', the default, with optim.method='demo', which has no "
+      f'inner optimizer, got {self.inner.kind!r}',
+    )
+    schema.require(
+      not per_step or self.inner_steps == 1,
+      'optim.inner_steps',
+      f'expected 1 with optim.method={self.method!r} (it exchanges every step; '
+      f'raise rounds instead), got {self.inner_steps}',
+    )
+    schema.require(
+      not (self.aggregation.trim and self.staleness),
+      'optim.aggregation.trim',
+      f'expected False with optim.staleness={self.staleness}: the extremes of '
+      'an element are not kept with their weights',
+    )
+    schema.require(
+      self.overlap < self.inner_steps or not self.overlap,
+      'optim.overlap',
+      f'expected fewer than optim.inner_steps = {self.inner_steps}, '
+      f'got {self.overlap}',
+    )
+    schema.require(
+      not (self.staleness and per_step),
+      'optim.staleness',
+      f'expected 0 with optim.method={self.method!r}, whose gradients are of '
+      f'the parameters that they move, got {self.staleness}',
+    )

@@ -1,0 +1,69 @@
+import dataclasses
+
+from absl.testing import absltest
+from absl.testing import parameterized
+
+from covenant import config as config_lib
+
+Island = config_lib.Island
+ISLANDS = (
+  Island(count=2, steps=40, batch=16),
+  Island(steps=10, stages=2, rank=4),
+)
+
+
+class IslandTest(parameterized.TestCase):
+  def test_entries_are_read_in_order(self):
+    islands = config_lib.read_islands(
+      '2x steps=40, batch=16; steps=10,stages=2,rank=4'
+    )
+    self.assertEqual(islands, ISLANDS)
+    self.assertEqual(
+      config_lib.read_islands(config_lib.show_islands(islands)), islands
+    )
+
+  def test_empty_text_is_no_island(self):
+    self.assertEqual(config_lib.read_islands(''), ())
+    self.assertEqual(config_lib.show_islands(()), '')
+
+  def test_text_joins_equal_neighbors(self):
+    islands = (Island(steps=3), Island(count=2, steps=3), Island())
+    self.assertEqual(config_lib.show_islands(islands), '3x steps=3; 1x')
+    self.assertEqual(
+      config_lib.read_islands('3x steps=3; 1x'),
+      (Island(count=3, steps=3), Island()),
+    )
+
+  @parameterized.parameters(
+    ('speed=4', 'speed=4'),
+    ('steps=-1', 'steps=-1'),
+    ('steps=1,steps=2', 'at most once'),
+    ('2x 3x steps=1', '3x'),
+    ('stages=0', 'stages: expected at least 1'),
+    ('rank=4', 'stages=2'),
+    ('stages=2,bits=4', 'expected a rank'),
+    ('stages=2,rank=3,bits=4', 'an even rank'),
+    ('stages=2,rank=4,bits=3', 'bits: expected one of'),
+  )
+  def test_invalid_text_is_named(self, text, named):
+    with self.assertRaisesRegex(config_lib.ConfigError, named):
+      config_lib.read_islands(text)
+
+  def test_invalid_values_are_named(self):
+    config = dataclasses.replace(
+      config_lib.Config(), islands=(Island(), Island(rank=4))
+    )
+    with self.assertRaisesRegex(config_lib.ConfigError, "islands: '1x rank=4'"):
+      config_lib.edit(config, [])
+    with self.assertRaisesRegex(
+      config_lib.ConfigError, r'islands\[0\].speed: no such field'
+    ):
+      config_lib.parse({'islands': [{'speed': 3}]})
+    with self.assertRaisesRegex(
+      config_lib.ConfigError, r'islands\[0\].steps: expected int, got str'
+    ):
+      config_lib.parse({'islands': [{'steps': '3'}]})
+
+
+if __name__ == '__main__':
+  absltest.main()
