@@ -34,7 +34,7 @@ setuptools.setup(
   packages=setuptools.find_packages(include=['covenant', 'covenant.*']),
   package_data={
     'covenant': ['py.typed'],
-    'covenant.report': ['page.css', 'page.js'],
+    'covenant.report': ['page.css', 'page.js', 'uplot/*'],
   },
   install_requires=[
     'absl-py>=2.1,<3',

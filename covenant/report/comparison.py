@@ -1,4 +1,4 @@
-"""`compare.html`: several runs in the same figures and one table."""
+"""`compare.html`: several runs in the same charts and one table."""
 
 import os
 import pathlib
@@ -13,24 +13,23 @@ from covenant.report import markup
 from covenant.report import page
 from covenant.report import plots
 from covenant.report import progress
-from covenant.report import scale
 from covenant.report import settings
 
 tag = markup.tag
 _HEAD = (
-  'run', 'held-out, nats a byte', 'round', 'tokens', 'bytes sent', 'a payload',
+  'run', 'held-out, nats per byte', 'round', 'tokens', 'bytes sent', 'payload',
   'measured time',
 )  # fmt: skip
-_POINTS = 200  # of a curve, at most
-_HEADROOM = 1.4  # losses are shown up to this times the worst last one
+_POINTS = 200  # points of a curve, at most
+_HEADROOM = 1.4  # losses are shown up to this multiple of the worst last one
 
 
 class Comparison(NamedTuple):
-  """What was made."""
+  """The files of a comparison and its table."""
 
   page: pathlib.Path
   figures: list[pathlib.Path]
-  table: str  # plain text
+  table: str  # in plain text
 
 
 def write(
@@ -39,11 +38,12 @@ def write(
   """Writes compare.html, compare_tokens.png and compare_bytes.png.
 
   Args:
-    workdirs: folders of emulated runs, two or more.
-    workdir: where to write; made when missing.
+    workdirs: folders of two or more emulated runs.
+    workdir: folder to write to; it is created if missing.
 
   Raises:
-    ConfigError: fewer than two, one twice, or a folder without such a run.
+    ConfigError: fewer than two folders, one given twice, or one without an
+      evaluated run.
     MetricsError: a metrics.jsonl is malformed.
   """
   runs = _read(workdirs)
@@ -54,8 +54,10 @@ def write(
     ('Loss', _figures(runs)),
     ('Config', _differences(runs)),
   ]
-  lead = 'The last evaluation of each run; losses a byte of text compare runs '
-  lead += 'of different tokenizers.'
+  lead = (
+    'The last evaluation of each run. Losses per byte compare runs of '
+    'different tokenizers.'
+  )
   target = pathlib.Path(workdir)
   text = page.render(f'{len(runs)} runs', lead, sections)
   evaluations = {name: run.evaluations for name, run in runs.items()}
@@ -68,7 +70,7 @@ def write(
 
 
 def _read(workdirs: Sequence[str | os.PathLike[str]]) -> dict[str, folder.Run]:
-  """Runs by name: that of the folder, or the path where two have one name."""
+  """Returns runs by folder name, or by path if two folders share a name."""
   paths = [pathlib.Path(w) for w in workdirs]
   if len(paths) < 2:
     raise config_lib.ConfigError(
@@ -105,7 +107,7 @@ def _row(name: str, run: folder.Run) -> tuple[str, ...]:
 
 
 def _text(rows: Sequence[tuple[str, ...]]) -> str:
-  """Rows in aligned columns; numbers to the right."""
+  """Returns rows in aligned columns, with numbers to the right."""
   widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
   return '\n'.join(
     '  '.join(
@@ -119,51 +121,29 @@ def _text(rows: Sequence[tuple[str, ...]]) -> str:
 
 
 def _figures(runs: Mapping[str, folder.Run]) -> list[markup.Html]:
-  """Held-out loss on four axes, and the training loss."""
-  tokens = {name: curves.tokens for name in runs}
-  simulated = {name: curves.simulated_seconds(r) for name, r in runs.items()}
-  measured = {name: curves.measured_seconds(r) for name, r in runs.items()}
-  linked = {
-    name: position
-    for name, r in runs.items()
-    if (position := curves.linked_seconds(r)) is not None
-  }
-  by_links = []
-  if len(linked) == len(runs):
-    axis = _time('links-simulated', runs, linked)
-    by_links = [_heldout('links-simulated time', *axis)]
-  return [
-    _heldout('tokens', curves.TOKENS, runs, tokens),
-    _heldout('bytes', curves.BYTES, runs, {n: curves.bytes_up for n in runs}),
-    _heldout('simulated time', *_time('simulated', runs, simulated)),
-    *by_links,
-    _heldout('measured time', *_time('measured', runs, measured)),
-    _draw(
-      'Training loss against tokens',
-      'Losses a token compare runs of one tokenizer only.',
-      curves.TOKENS,
-      chart.Axis('mean of miners, nats a token'),
-      {
-        name: [(r.tokens, r.loss) for r in scale.thin(run.rounds, _POINTS)]
-        for name, run in runs.items()
-      },
-    ),
+  """Returns charts of held-out loss on all axes, and of training loss."""
+  figures = [
+    _heldout('tokens', curves.TOKENS, runs, dict.fromkeys(runs, curves.tokens)),
+    _heldout('bytes', curves.BYTES, runs, dict.fromkeys(runs, curves.bytes_up)),
   ]
-
-
-def _time(
-  word: str,
-  runs: Mapping[str, folder.Run],
-  seconds: Mapping[str, curves.Position],
-) -> tuple[chart.Axis, Mapping[str, folder.Run], Mapping[str, curves.Position]]:
-  """An axis of time that all runs share, and where they are on it."""
-  most = max(seconds[n](run.evaluations[-1]) for n, run in runs.items())
-  axis, unit = curves.time_axis(word, most)
-
-  def scaled(position: curves.Position) -> curves.Position:
-    return lambda record: position(record) / unit
-
-  return axis, runs, {name: scaled(p) for name, p in seconds.items()}
+  for kind, clock in (
+    ('simulated', curves.simulated_seconds),
+    ('links-simulated', curves.linked_seconds),
+    ('measured', curves.measured_seconds),
+  ):
+    seconds = {n: at for n, r in runs.items() if (at := clock(r)) is not None}
+    if len(seconds) == len(runs):
+      most = max(seconds[n](r.evaluations[-1]) for n, r in runs.items())
+      axis, unit = curves.time_axis(kind, most)
+      figures.append(_heldout(f'{kind} time', axis, runs, seconds, unit))
+  training = {
+    name: [(r.tokens, r.loss) for r in chart.thin(run.rounds, _POINTS)]
+    for name, run in runs.items()
+  }
+  note = 'Losses per token compare runs of one tokenizer only.'
+  y = chart.Axis('mean of miners, nats per token')
+  title = 'Training loss against tokens'
+  return [*figures, _draw(title, note, curves.TOKENS, y, training)]
 
 
 def _heldout(
@@ -171,20 +151,17 @@ def _heldout(
   axis: chart.Axis,
   runs: Mapping[str, folder.Run],
   position: Mapping[str, curves.Position],
+  unit: float = 1.0,
 ) -> markup.Html:
-  return _draw(
-    f'Held-out loss against {against}',
-    '',
-    axis,
-    chart.Axis('nats a byte'),
-    {
-      name: [
-        (position[name](e), e.nats_per_byte)
-        for e in scale.thin(run.evaluations, _POINTS)
-      ]
-      for name, run in runs.items()
-    },
-  )
+  points = {
+    name: [
+      (position[name](e) / unit, e.nats_per_byte)
+      for e in chart.thin(run.evaluations, _POINTS)
+    ]
+    for name, run in runs.items()
+  }
+  y = chart.Axis('nats per byte')
+  return _draw(f'Held-out loss against {against}', '', axis, y, points)
 
 
 def _draw(
@@ -195,7 +172,7 @@ def _draw(
   points: Mapping[str, Sequence[tuple[float, float]]],
 ) -> markup.Html:
   if any(len(of_run) == _POINTS for of_run in points.values()):
-    note += f' Of each run {_POINTS} points at most are drawn, evenly spaced.'
+    note += f' At most {_POINTS} points per run are drawn, evenly spaced.'
   last = [of_run[-1][1] for of_run in points.values() if of_run]
   series = [
     chart.Series(name, of_run, i)
@@ -203,23 +180,23 @@ def _draw(
   ]
   top = _HEADROOM * max(last, default=0.0)
   key = title.lower().replace(' ', '-')
-  return chart.draw(key, title, note.strip(), x, y, series, top)
+  return chart.draw(key, title, note, x, y, series, top)
 
 
 def _differences(runs: Mapping[str, folder.Run]) -> list[markup.Html]:
-  """The fields in which the configs differ."""
+  """Returns a table of the fields in which the configs differ."""
   fields = [dict(settings.leaves(run.config)) for run in runs.values()]
   paths = dict.fromkeys(path for of_run in fields for path in of_run)
   rows = []
   for path in paths:
     values = [
-      settings.show(of_run[path]) if path in of_run else 'not there'
+      settings.show(of_run[path]) if path in of_run else 'missing'
       for of_run in fields
     ]
     if len(set(values)) > 1:
       rows.append((path, *values))
   if not rows:
-    return [tag('p', 'All of them have one config.')]
+    return [tag('p', 'All runs have the same config.')]
   title = 'Fields that differ'
   table = markup.table(('field', *runs), rows, title)
   return [tag('div', tag('h3', title), table, class_='wide')]

@@ -1,4 +1,4 @@
-"""The curves of one run: losses on their axes, and each miner's."""
+"""The charts of one run: losses on several axes, and curves of each miner."""
 
 import itertools
 import math
@@ -10,20 +10,17 @@ from covenant.plan import wallclock
 from covenant.report import chart
 from covenant.report import folder
 from covenant.report import markup
-from covenant.report import scale
 
-_POINTS = 400  # of a curve, at most
-_CELLS = 12_000  # of a figure of all miners, at most
-_HEADROOM = 2.0  # losses are shown up to this times the last one
+_POINTS = 400  # points of a curve, at most
+_CELLS = 12_000  # numbers of a chart of all miners, at most
+_HEADROOM = 2.0  # losses are shown up to this multiple of the last one
+_UNITS = (('days', 86_400), ('hours', 3600), ('minutes', 60), ('seconds', 1))
 
-_NATS = chart.Axis('nats a token')
-_ROUNDS = chart.Axis('rounds completed', show='{:.0f}'.format, whole=True)
-TOKENS = chart.Axis('tokens trained, all miners', show='{:,.0f}'.format)
+_NATS = chart.Axis('nats per token')
+_ROUNDS = chart.Axis('rounds completed', '{:.0f}'.format, whole=True)
+TOKENS = chart.Axis('tokens trained, all miners', '{:,.0f}'.format)
 BYTES = chart.Axis(
-  'payload bytes sent, all miners',
-  tick=scale.short_bytes,
-  show='{:,.0f}'.format,
-  log=True,
+  'payload bytes sent, all miners', '{:,.0f}'.format, unit='B', log=True
 )
 
 Position = Callable[[metrics.Record], float]
@@ -38,13 +35,14 @@ def bytes_up(record: metrics.Record) -> float:
 
 
 def simulated_seconds(run: folder.Run) -> Position:
-  """Time on the chain of the emulation; nan if no config says it."""
+  """Returns chain time at a record; NaN without a config that tells it."""
   blocks = run.get('phases.round_blocks') or math.nan
-  return lambda record: run.seconds(blocks * record.round)
+  second = run.block_seconds or math.nan
+  return lambda record: second * blocks * record.round
 
 
 def linked_seconds(run: folder.Run) -> Position | None:
-  """Time by the model of the links that the config says; None: none."""
+  """Returns time by the config's model of links; None without a model."""
   if run.linked is None:
     return None
   try:
@@ -57,39 +55,43 @@ def linked_seconds(run: folder.Run) -> Position | None:
 
 
 def measured_seconds(run: folder.Run) -> Position:
-  """What this host has worked until then, evaluations included."""
+  """Returns the working time of this host at a record, with evaluations."""
   ordered = sorted([*run.rounds, *run.evaluations], key=lambda r: r.round)
   sums = itertools.accumulate(r.seconds for r in ordered)
   until = {r.round: s for r, s in zip(ordered, sums, strict=True)}
   return lambda record: until[record.round]
 
 
-def time_axis(word: str, most: float) -> tuple[chart.Axis, float]:
-  """An axis for up to `most` seconds, and the seconds of its unit."""
-  unit = scale.time_unit(most)
-  return chart.Axis(f'{word} {unit.name}', show='{:,.3f}'.format), unit.seconds
+def time_axis(kind: str, most: float) -> tuple[chart.Axis, float]:
+  """Returns an axis for up to `most` seconds, and the seconds of its unit.
+
+  >>> time_axis('measured', 7200)[0].label, time_axis('measured', 90)[0].label
+  ('measured hours', 'measured seconds')
+  """
+  name, size = next((u for u in _UNITS if most >= 2 * u[1]), _UNITS[-1])
+  return chart.Axis(f'{kind} {name}', '{:,.3f}'.format), size
 
 
 def published(run: folder.Run) -> list[markup.Html]:
-  """What an evaluator found of the checkpoints that validators publish."""
+  """Returns the chart of an evaluator's losses of published checkpoints."""
   if not run.published:
     return []
   points = [(e['round'], e['nats_per_byte']) for e in run.published]
-  kept = scale.thin(points, _POINTS)
+  kept = chart.thin(points, _POINTS)
   return [
     chart.draw(
       'loss-published',
       'Held-out loss of published checkpoints',
-      thinned(kept, points),
+      _thinned(kept, points),
       _ROUNDS,
-      chart.Axis('nats a byte'),
+      chart.Axis('nats per byte'),
       [chart.Series('held-out', kept, 1)],
     )
   ]
 
 
 def losses(run: folder.Run) -> list[markup.Html]:
-  """Training and held-out loss, on every axis there is."""
+  """Returns charts of training and held-out loss, one per horizontal axis."""
   if not run.rounds and not run.evaluations:
     return []
   end = (run.rounds or run.evaluations)[-1]
@@ -101,35 +103,36 @@ def losses(run: folder.Run) -> list[markup.Html]:
     (
       'simulated',
       simulated_seconds(run),
-      'Rounds times blocks a round times seconds a block: what a real network '
-      'with these phases would take.',
+      'Rounds times blocks per round times seconds per block: the time of a '
+      'real network with these phases.',
     ),
     (
       'links-simulated',
       linked_seconds(run),
-      'What rounds would take on the devices and links of plan.inventory, '
+      'The time of these rounds on the devices and links of plan.inventory, '
       'simulated (covenant/plan/wallclock.py).',
     ),
     (
       'measured',
       measured_seconds(run),
-      'What this host took for all miners together, evaluations included.',
+      'The time of this host for all miners together, with evaluations.',
     ),
   ]
-  for word, position, note in times:
+  for kind, position, note in times:
     if position is not None:
-      axis, unit = time_axis(word, position(end))
+      axis, unit = time_axis(kind, position(end))
       axes.append(
-        (f'{word} time', note, axis, lambda r, p=position, u=unit: p(r) / u)
+        (f'{kind} time', note, axis, lambda r, p=position, u=unit: p(r) / u)
       )
-  rounds = scale.thin(run.rounds, _POINTS)
-  evaluations = scale.thin(run.evaluations, _POINTS)
+  rounds = chart.thin(run.rounds, _POINTS)
+  evaluations = chart.thin(run.evaluations, _POINTS)
   last = (run.evaluations or run.rounds)[-1].loss
+  thinned = _thinned(rounds, run.rounds)
   return [
     chart.draw(
       f'loss-{against.split()[0]}',
       f'Loss against {against}',
-      ' '.join(filter(None, (note, thinned(rounds, run.rounds)))),
+      f'{note} {thinned}',
       axis,
       _NATS,
       [
@@ -137,10 +140,7 @@ def losses(run: folder.Run) -> list[markup.Html]:
           'held-out', [(position(e), e.loss) for e in evaluations], 1
         ),
         chart.Series(
-          'training, mean of miners',
-          [(position(r), r.loss) for r in rounds],
-          0,
-          marks=False,
+          'training, mean of miners', [(position(r), r.loss) for r in rounds], 0
         ),
       ],
       top=_HEADROOM * last,
@@ -150,8 +150,7 @@ def losses(run: folder.Run) -> list[markup.Html]:
 
 
 def miners(run: folder.Run) -> list[markup.Html]:
-  """Each miner's training loss, weight and score over the rounds."""
-  cast = run.cast
+  """Returns charts of each miner's training loss, weight and score."""
   loss = {
     r.round: dict(zip(r.uids, r.miner_losses, strict=True)) for r in run.rounds
   }
@@ -164,10 +163,15 @@ def miners(run: folder.Run) -> list[markup.Html]:
     paid[index + 1] = {d['uid']: d.get('weight') or 0.0 for d in decisions}
   if not any(weight.values()):
     weight = paid
-  whose = 'as the first validator would pay.'
   figures = (
-    ('miner-losses', 'Training loss of each miner', 'nats a token', loss, ''),
-    ('weights', 'Weights', 'share of all pay', weight, f'Shares {whose}'),
+    ('miner-losses', 'Training loss of each miner', 'nats per token', loss, ''),
+    (
+      'weights',
+      'Weights',
+      'share of all pay',
+      weight,
+      'Shares that the first validator would pay.',
+    ),
     (
       'scores',
       'Scores',
@@ -178,7 +182,7 @@ def miners(run: folder.Run) -> list[markup.Html]:
     ),
   )
   return [
-    _each(key, title, note, chart.Axis(label), values, cast)
+    _each(key, title, note, chart.Axis(label), values, run.cast)
     for key, title, label, values, note in figures
     if any(values.values())
   ]
@@ -192,31 +196,40 @@ def _each(
   values: Mapping[int, Mapping[int, float]],
   cast: Mapping[int, str],
 ) -> markup.Html:
-  """A curve a miner, of values by round and uid; gaps where one was away."""
+  """Returns a chart with a curve per miner, with gaps where it was absent.
+
+  Args:
+    key: id of the figure.
+    title: title of the figure.
+    note: explanation below it.
+    y: vertical axis.
+    values: values by round and uid.
+    cast: uid -> name, of the miners that the config names.
+  """
   uids = sorted({uid for of_round in values.values() for uid in of_round})
   most = max(20, min(_POINTS, _CELLS // max(1, len(uids))))
-  kept = scale.thin(sorted(values), most)
-  # A handful are told apart; of more, only those that the config names.
+  kept = chart.thin(sorted(values), most)
+  # A few miners have colors; among many, only those that the config names.
   few = not cast and len(uids) <= 2 * chart.LOOKS
   looks = {uid: i for i, uid in enumerate(uids if few else sorted(cast))}
-  told = [uid for uid in uids if uid in looks]
+  colored = [uid for uid in uids if uid in looks]
   series = [
     chart.Series(
       f'{uid}: {cast[uid]}' if uid in cast else str(uid),
       [(number, values[number].get(uid)) for number in kept],
       looks.get(uid),
     )
-    for uid in [*told, *(u for u in uids if u not in looks)]
+    for uid in [*colored, *(u for u in uids if u not in looks)]
   ]
-  note = ' '.join(filter(None, (note, thinned(kept, list(values)))))
+  note = f'{note} {_thinned(kept, list(values))}'
   top = None
   if key == 'miner-losses' and (last := values[kept[-1]]):
     top = _HEADROOM * max(last.values())
-  return chart.draw(key, title, note, _ROUNDS, y, series, top)
+  return chart.draw(key, title, note, _ROUNDS, y, series, top, joined=False)
 
 
-def thinned(kept: Sequence[object], there: Sequence[object]) -> str:
-  """What there is to say of points that were left out."""
+def _thinned(kept: Sequence[object], there: Sequence[object]) -> str:
+  """Returns the remark about points that were left out, or ''."""
   if len(kept) == len(there):
     return ''
   return (

@@ -1,7 +1,7 @@
-"""What a workdir tells of a run, be it over, stopped, or under way.
+"""Reads the files of a run, which may be finished, stopped or in progress.
 
-The config is read as plain JSON, not by today's schema: a report of a run
-that another version has made should not fail for a field.
+The config is read as plain JSON, not by the current schema, so that a run of
+another version can be reported.
 """
 
 import json
@@ -18,25 +18,25 @@ from covenant.models import llama
 
 
 class Run(NamedTuple):
-  """What is known of one run, or of one process of a network."""
+  """The files of one run, or of one process of a network, as read."""
 
   folder: pathlib.Path
-  config: Mapping[str, Any]  # nested as in config.json; {}: there is none
+  config: Mapping[str, Any]  # nested as in config.json; {} without a file
   rounds: list[metrics.Round]
   evaluations: list[metrics.Evaluation]
-  # By round, of one validator; `uid` is its, None in its own workdir.
+  # Verdicts of one validator by round; `uid` is None in its own workdir.
   verdicts: dict[int, Mapping[str, Any]]
   uid: int | None
-  events: list[Mapping[str, Any]]  # of a process
-  published: list[Mapping[str, Any]]  # of an evaluator: what it found of each
-  unreadable: int  # lines of these three
+  events: list[Mapping[str, Any]]  # actions of a process
+  published: list[Mapping[str, Any]]  # evaluations of published checkpoints
+  unreadable: int  # malformed lines of these three
 
   @property
   def name(self) -> str:
     return str(self.config.get('name', self.folder.name))
 
   def get(self, path: str) -> Any:
-    """A field of the config, such as 'phases.put_blocks'; None: not there."""
+    """Returns a field such as 'phases.put_blocks'; None if it is missing."""
     node: Any = self.config
     for key in path.split('.'):
       node = node.get(key) if isinstance(node, Mapping) else None
@@ -44,32 +44,33 @@ class Run(NamedTuple):
 
   @property
   def cast(self) -> dict[int, str]:
-    """Uid -> name, of the miners that the config names as adversaries."""
+    """Names of the adversaries in the config, by uid."""
     wanted = {
       name: self.get(name) for name in ('miners', 'validators', 'adversaries')
     }
     try:
       config = config_lib.parse({k: v for k, v in wanted.items() if v})
       return registry.dishonest(config)
-    except config_lib.ConfigError:  # of another version's zoo
+    except config_lib.ConfigError:  # adversaries of another version
       return {}
 
   @property
   def linked(self) -> config_lib.Config | None:
-    """The config, if it is of this version and says what links there are."""
+    """The config, if it is of this version and has an inventory of links."""
     try:
       config = config_lib.parse(self.config)
     except config_lib.ConfigError:
       return None
     return config if config.plan.inventory else None
 
-  def seconds(self, blocks: float) -> float:
-    """How long so many blocks take, by the config; nan: it does not say."""
-    return blocks * (self.get('network.block_seconds') or float('nan'))
+  @property
+  def block_seconds(self) -> float | None:
+    """Seconds per block by the config; None if it does not tell."""
+    return self.get('network.block_seconds')
 
   @property
   def payload_bytes(self) -> float | None:
-    """Mean length of the last round's payloads; None: it cannot be told."""
+    """Mean bytes of a payload in the last round; None if unknown."""
     last = self.rounds[-1] if self.rounds else None
     if last is None or not last.compression_ratio or not self.num_params:
       return None
@@ -77,21 +78,22 @@ class Run(NamedTuple):
 
   @property
   def num_params(self) -> int | None:
+    """Number of parameters of the model; None if unknown."""
     model = self.get('model')
     try:
       return llama.num_params(config_lib.Model(**model)) if model else None
-    except TypeError:  # of another version's schema
+    except TypeError:  # the schema of another version
       return None
 
 
 def read(workdir: str | os.PathLike[str]) -> Run:
   """Reads the folder of an emulated run, or of a process of a network.
 
-  Last lines without their end are left out: a process is still writing them,
-  or was killed.
+  An unfinished last line is left out: its process is still writing it, or was
+  killed.
 
   Raises:
-    ConfigError: there is nothing of a run in it.
+    ConfigError: the folder has no files of a run.
     MetricsError: metrics.jsonl is malformed.
   """
   folder = pathlib.Path(workdir)
@@ -129,7 +131,7 @@ def read(workdir: str | os.PathLike[str]) -> Run:
 
 
 def _config(folder: pathlib.Path) -> Mapping[str, Any]:
-  """Of the folder, or of the network whose process it belongs to."""
+  """Returns the config of the folder, or of the network above it."""
   for path in (folder / 'config.json', folder.parent / 'config.json'):
     if path.exists():
       try:
@@ -143,10 +145,10 @@ def _config(folder: pathlib.Path) -> Mapping[str, Any]:
 def _lines(
   path: pathlib.Path, required: tuple[str, ...]
 ) -> tuple[list[Any], int]:
-  """The objects of a file of JSON lines, and how many lines are none.
+  """Returns the objects of a file of JSON lines, and the malformed lines.
 
-  A process that was killed while it wrote, and started again, has left a line
-  in which two are one.
+  A process that was killed while it wrote and then restarted leaves a line
+  which joins two.
   """
   lines = files_lib.read_lines(path)
   objects = []

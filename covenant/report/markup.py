@@ -1,24 +1,24 @@
-"""HTML and SVG from Python calls, in which nothing can stay unescaped.
+"""HTML built by Python calls, in which every string is escaped.
 
-A string becomes text, whatever it holds; only what `tag` made is markup. So
-what a peer or a config wrote cannot become part of the page.
+Only `tag` makes markup, so text from a peer or a config cannot become part of
+the page.
 """
 
 import html
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
-_VOID = frozenset({'input', 'link', 'meta'})  # of those that are used here
-_LONG = 36  # characters of a cell; longer ones go over several lines
+_VOID = frozenset({'input', 'link', 'meta'})  # those used here
+_LONG = 36  # characters of a cell; longer ones are wrapped
 
 
 class Html(str):
-  """Markup: the one kind of string that is not escaped."""
+  """Markup: the only kind of string that is not escaped."""
 
   __slots__ = ()
 
 
 def text(value: str) -> Html:
-  """Any string as markup that shows it.
+  """Returns any string as markup that shows it.
 
   >>> text('a < b')
   'a &lt; b'
@@ -27,18 +27,18 @@ def text(value: str) -> Html:
 
 
 def join(*children: str) -> Html:
-  """Children one after another."""
+  """Returns the children one after another."""
   return Html(''.join(map(text, children)))
 
 
 def tag(
   name: str, /, *children: str, **attributes: str | float | bool | None
 ) -> Html:
-  """An element.
+  """Returns an element.
 
   Args:
-    name: of the element.
-    *children: strings are escaped, `Html` is not.
+    name: name of the element.
+    *children: content; strings are escaped, `Html` is not.
     **attributes: `class_` is class, `data_x` is data-x. True is an attribute
       without a value; None and False leave it out.
 
@@ -57,37 +57,41 @@ def tag(
 
 
 def table(
-  head: tuple[str, ...],
-  rows: Sequence[tuple[str, ...]],
-  label: str,
-  positions: Sequence[float] | None = None,
+  head: tuple[str, ...], rows: Sequence[tuple[str, ...]], label: str
 ) -> Html:
-  """A table that scrolls by itself where it is wider than the page.
+  """Returns a table that scrolls by itself where it is wider than the page.
 
   Args:
     head: names of the columns.
     rows: cells; the first of a row names it.
-    label: what it is, for who cannot see it.
-    positions: where the rows are in the figure they belong to.
+    label: subject of the table, for screen readers.
   """
   body = []
-  for i, (first, *rest) in enumerate(rows):
+  for first, *rest in rows:
     cells = [tag('th', first, scope='row')]
     for cell in rest:
-      long = 'long' if len(cell) > _LONG else None
-      cells.append(tag('td', cell, class_=long))
-    x = None if positions is None else f'{positions[i]:.1f}'
-    body.append(tag('tr', *cells, data_x=x))
+      long = len(cell) > _LONG and not isinstance(cell, Html)
+      cells.append(tag('td', cell, class_='long' if long else None))
+    body.append(tag('tr', *cells))
   names = (tag('th', name, scope='col') for name in head)
   return tag(
     'div',
-    tag(
-      'table',
-      tag('thead', tag('tr', *names)),
-      tag('tbody', *body),
-    ),
+    tag('table', tag('thead', tag('tr', *names)), tag('tbody', *body)),
     class_='scroll',
     tabindex=0,
     role='region',
     aria_label=label,
+  )
+
+
+def strip(spans: Iterable[tuple[float, float]], total: float) -> Html:
+  """Returns a small timeline from 0 to `total` with these spans filled."""
+  path = ''.join(f'M{a:.4g} 0H{b:.4g}V1H{a:.4g}z' for a, b in spans)
+  return tag(
+    'svg',
+    tag('path', d=path),
+    viewBox=f'0 0 {total:g} 1',
+    preserveAspectRatio='none',
+    class_='strip',
+    aria_hidden='true',
   )

@@ -1,7 +1,7 @@
-"""`report.html`: one run as one page that asks nobody for anything.
+"""`report.html`: one run as one page that loads nothing from anywhere.
 
-Made from the files of a workdir (folder.py) at any time: at the end of a run,
-of a stopped one, or of one under way.
+The page is made from the files of a workdir (folder.py), which may belong to a
+run in progress, a stopped run or a finished one.
 """
 
 import base64
@@ -13,20 +13,20 @@ from collections.abc import Sequence
 from covenant import files
 from covenant.report import curves
 from covenant.report import folder
-from covenant.report import judged
 from covenant.report import markup
 from covenant.report import progress
 from covenant.report import settings
+from covenant.report import verdicts
 
 tag, join = markup.tag, markup.join
 _HERE = pathlib.Path(__file__).parent
 
 
 def write(workdir: str | os.PathLike[str]) -> pathlib.Path:
-  """Makes `report.html` of a workdir, in it; returns its path.
+  """Writes `report.html` of a workdir into it and returns its path.
 
   Raises:
-    ConfigError: the folder holds nothing of a run.
+    ConfigError: the folder has no files of a run.
     MetricsError: its metrics.jsonl is malformed.
   """
   run = folder.read(workdir)
@@ -35,9 +35,9 @@ def write(workdir: str | os.PathLike[str]) -> pathlib.Path:
     ('Loss', [*curves.losses(run), *curves.published(run)]),
     (
       'Miners',
-      [*curves.miners(run), *judged.refused(run), *judged.miners(run)],
+      [*curves.miners(run), *verdicts.refused(run), *verdicts.miners(run)],
     ),
-    ('Process', judged.process(run)),
+    ('Process', verdicts.process(run)),
     ('Round', settings.phases(run)),
     ('Config', settings.fields(run)),
   ]
@@ -46,8 +46,8 @@ def write(workdir: str | os.PathLike[str]) -> pathlib.Path:
 
 
 def save(path: pathlib.Path, text: str) -> pathlib.Path:
-  """Writes a page, at once or not at all: a browser may be loading it."""
-  # Text of a peer may hold lone surrogates, which UTF-8 cannot encode.
+  """Writes a page atomically: a browser may be loading it."""
+  # Text from peers may hold lone surrogates, which UTF-8 cannot encode.
   files.write(path, text.encode(errors='replace'))
   return path
 
@@ -57,20 +57,18 @@ def render(
   lead: str,
   sections: Sequence[tuple[str, Sequence[markup.Html]]],
 ) -> markup.Html:
-  """A whole page.
+  """Returns a whole page.
 
-  Its policy lets nothing be loaded and no script run but the page's own, so
-  that even what escaped the escaping would stay dead.
+  Its policy allows no loading, no style and no script but the page's own,
+  identified by their digests: markup that got past the escaping would be inert.
 
   Args:
-    title: of the page.
-    lead: a sentence under it.
-    sections: heading and content; those without content are left out.
+    title: title of the page.
+    lead: sentence under the title.
+    sections: headings with their content; empty ones are left out.
   """
-  style, script = (
-    (_HERE / f'page.{kind}').read_text(encoding='utf-8')
-    for kind in ('css', 'js')
-  )
+  style = _read('uplot/uPlot.min.css', 'page.css')
+  script = _read('uplot/uPlot.iife.min.js', 'page.js')
   policy = (
     f"default-src 'none'; style-src '{_digest(style)}'; "
     f"script-src '{_digest(script)}'; img-src data:; base-uri 'none'; "
@@ -84,13 +82,15 @@ def render(
     tag('meta', name='viewport', content='width=device-width'),
     tag('meta', name='color-scheme', content='light dark'),
     tag('title', title),
-    tag('link', rel='icon', href='data:,'),  # or a browser asks for one
-    tag('style', markup.Html(style)),
+    tag('link', rel='icon', href='data:,'),  # else a browser requests one
+    tag('style', style),
   )
   links = (tag('a', name, href=f'#{name.lower()}') for name, _ in shown)
+  no_script = 'Charts need JavaScript. Their numbers are in the tables.'
   body = tag(
     'body',
     tag('header', tag('h1', title), tag('p', lead), tag('nav', *links)),
+    tag('noscript', tag('p', no_script)),
     tag(
       'main',
       *(
@@ -103,11 +103,17 @@ def render(
         for name, content in shown
       ),
     ),
-    tag('script', markup.Html(script)),
+    tag('script', script),
   )
   return join(
     markup.Html('<!doctype html>'), tag('html', head, body, lang='en')
   )
+
+
+def _read(*names: str) -> markup.Html:
+  """Returns files of this package, one after another, as they are."""
+  texts = [(_HERE / name).read_text(encoding='utf-8') for name in names]
+  return markup.Html('\n'.join(texts))
 
 
 def _digest(text: str) -> str:
@@ -116,76 +122,60 @@ def _digest(text: str) -> str:
 
 
 def standing(run: folder.Run) -> str:
-  """How far a run is, in a sentence."""
+  """Returns the progress of a run as a sentence."""
   if not run.rounds:
     emulated = (run.folder / 'metrics.jsonl').exists()
     return 'No round yet.' if emulated else 'A process of a network.'
   last, planned = run.rounds[-1].round, run.get('rounds')
   text = f'{last:,} of {planned:,} rounds' if planned else f'{last:,} rounds'
   if planned and last < planned:
-    text += ': stopped, or under way when this page was made'
+    text += ': stopped, or in progress when this page was made'
   return f'{text}. All nodes on one host, in simulated time.'
 
 
 def facts(run: folder.Run) -> list[tuple[str, str, str]]:
-  """The numbers of a run: what, how much, and a word on it."""
+  """Returns the numbers of a run, each with a name and a remark."""
   found = []
   if run.evaluations:
     last = run.evaluations[-1]
-    found.append(
-      (
-        'held-out loss',
-        f'{last.nats_per_byte:.4f}',
-        f'nats a byte; {last.bits_per_byte:.4f} bits a byte, '
-        f'{last.loss:.4f} nats a token',
-      )
+    remark = (
+      f'nats per byte; {last.bits_per_byte:.4f} bits per byte, '
+      f'{last.loss:.4f} nats per token'
     )
+    found.append(('held-out loss', f'{last.nats_per_byte:.4f}', remark))
   if not run.rounds:
     return found
   last = run.rounds[-1]
-  found.append(
-    ('training loss', f'{last.loss:.4f}', 'nats a token, last round')
-  )
-  found.append(
+  ratio = f'{last.compression_ratio:.1f}x less than fp32, last round'
+  found += [
+    ('training loss', f'{last.loss:.4f}', 'nats per token, last round'),
     (
       'tokens',
       progress.human_count(last.tokens),
       f'by {len(last.uids)} miners in the last round',
-    )
-  )
+    ),
+    ('bytes sent', progress.human_bytes(last.bytes_up), ratio),
+  ]
   if run.num_params:
     found.append(('parameters', f'{run.num_params:,}', 'of the model'))
-  ratio = f'{last.compression_ratio:.1f}x less than fp32, last round'
-  found.append(('bytes sent', progress.human_bytes(last.bytes_up), ratio))
   if run.payload_bytes:
     size = progress.human_bytes(run.payload_bytes)
-    found.append(('a payload', size, 'mean of the last round'))
-  blocks = run.get('phases.round_blocks')
-  if blocks and run.get('network.block_seconds'):
-    seconds = run.seconds(blocks * last.round)
-    found.append(
-      (
-        'simulated time',
-        progress.human_seconds(seconds),
-        f'{last.round:,} rounds of {blocks} blocks of '
-        f'{run.get("network.block_seconds"):g} s',
-      )
-    )
+    found.append(('payload', size, 'mean of the last round'))
+  blocks, second = run.get('phases.round_blocks'), run.block_seconds
+  if blocks and second:
+    simulated = progress.human_seconds(blocks * last.round * second)
+    remark = f'{last.round:,} rounds of {blocks} blocks of {second:g} s'
+    found.append(('simulated time', simulated, remark))
   trained = sum(r.seconds for r in run.rounds)
   evaluated = sum(e.seconds for e in run.evaluations)
-  found.append(
-    (
-      'measured time',
-      progress.human_seconds(trained + evaluated),
-      f'of this host, {progress.human_seconds(evaluated)} of it evaluation',
-    )
-  )
-  return found
+  remark = f'of this host, {progress.human_seconds(evaluated)} for evaluation'
+  measured = progress.human_seconds(trained + evaluated)
+  return [*found, ('measured time', measured, remark)]
 
 
 def _tiles(found: Sequence[tuple[str, str, str]]) -> list[markup.Html]:
   tiles = (
-    tag('div', tag('dt', what), tag('dd', value), tag('dd', more))
-    for what, value, more in found
+    tag('div', tag('dt', name), tag('dd', value), tag('dd', remark))
+    for name, value, remark in found
   )
   return [tag('dl', *tiles, class_='tiles')] if found else []

@@ -1,4 +1,4 @@
-"""What a run was told to do: the phases of its rounds, and every field."""
+"""The settings of a run: the phases of its rounds, and every config field."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -7,75 +7,68 @@ from typing import Any
 from covenant import config as config_lib
 from covenant.protocol import round as round_lib
 from covenant.report import folder
-from covenant.report import lanes
 from covenant.report import markup
 
 tag = markup.tag
 
 
 def phases(run: folder.Run) -> list[markup.Html]:
-  """The phases of one round as a timeline and a table."""
+  """Returns a table of the phases of one round, with a timeline."""
   raw, second = run.get('phases'), run.get('network.block_seconds')
   if not isinstance(raw, Mapping) or not second:
     return []
   known = config_lib.flatten(config_lib.Config())
   ours = {k: v for k, v in raw.items() if f'phases.{k}' in known}
-  # Of the first round, from block 0: all others are like it.
+  # The round that starts at block 0; all others have the same phases.
   settings = config_lib.Phases(**{**ours, 'origin': 0})
-  plan, lag = round_lib.Schedule(settings), settings.confirmations
-  opens, end = plan.put_opens(0), plan.start(1)
+  plan = round_lib.Schedule(settings)
+  put, decision = plan.put_opens(0), plan.decision_block(0)
   spans = (
-    ('train', lag, opens, 'on the data assigned'),
-    ('put window', opens, end, 'payloads are committed'),
+    ('train', settings.confirmations, put, 'miners, on their assigned data'),
+    ('put window', put, plan.start(1), 'payloads are committed'),
     (
       'upload, check, vote',
       plan.collection_block(0),
-      plan.decision_block(0),
-      'by miners; by validators',
+      decision,
+      'miners upload, validators check and vote',
     ),
-    (
-      'takeover',
-      plan.decision_block(0),
-      plan.last_decision_block(0),
-      'where no majority is found',
-    ),
+    ('takeover', decision, plan.last_decision_block(0), 'without a majority'),
   )
+  most = max(stop for _, _, stop, _ in spans)
   word = 'simulated s' if run.rounds else 'configured s'
   rows = [
     (
       name,
       f'{start}-{stop - 1}',
       f'{second * (stop - start):,.0f}',
+      markup.strip([(start, stop)], most),
       what,
     )
     for name, start, stop, what in spans
   ]
-  begun = '(but for its first steps) ' if run.get('optim.overlap') else ''
+  overlap = ', except for its first steps,' if run.get('optim.overlap') else ''
   note = (
     f'A round is {settings.round_blocks} blocks, '
-    f'{second * settings.round_blocks:,.0f} {word}. The dashed line is the '
-    'start of the next one, whose training '
-    f'{begun}waits for what is decided here.'
+    f'{second * settings.round_blocks:,.0f} {word}. Blocks and timelines begin '
+    f'with the round and run into the next one, whose training{overlap} waits '
+    'for the decision.'
   )
   title = 'Phases of a round'
-  figure = lanes.phases(
-    'phases',
-    title,
-    note,
-    [
-      lanes.Phase(f'{name}: {blocks}, {seconds} s', start, stop)
-      for (name, blocks, seconds, _), (_, start, stop, _) in zip(
-        rows, spans, strict=True
-      )
-    ],
-    settings.round_blocks,
-  )
-  table = markup.table(('phase', 'blocks', word, 'what'), rows, title)
-  return [figure, tag('div', table, id='phases-table')]
+  head = ('phase', 'blocks', word, 'when', 'content')
+  return [
+    tag(
+      'div',
+      tag('h3', title),
+      markup.table(head, rows, title),
+      tag('p', note, class_='note'),
+      class_='wide',
+      id='phases',
+    )
+  ]
 
 
 def fields(run: folder.Run) -> list[markup.Html]:
-  """Every field of the config, by section, with a search."""
+  """Returns every field of the config by section, with a search."""
   if not run.config:
     return [tag('p', 'There is no config.json in this folder.')]
   defaults = config_lib.flatten(config_lib.Config())
@@ -85,40 +78,32 @@ def fields(run: folder.Run) -> list[markup.Html]:
     sections.setdefault(section, []).append(
       (path, show(value), _difference(path, value, defaults))
     )
-  count = sum(map(len, sections.values()))
-  changed = sum(bool(d) for rows in sections.values() for _, _, d in rows)
+  rows = [row for of_one in sections.values() for row in of_one]
+  changed = sum(bool(difference) for _, _, difference in rows)
+  head = ('field', 'value', 'default, where it differs')
   folds = [
     tag(
       'details',
-      tag('summary', f'{name} ({len(rows)})'),
-      markup.table(('field', 'value', 'default, where it differs'), rows, name),
-      class_='section',
+      tag('summary', f'{name} ({len(of_one)})'),
+      markup.table(head, of_one, name),
     )
-    for name, rows in sections.items()
+    for name, of_one in sections.items()
   ]
   search = tag(
     'label',
-    f'Search {count} fields, {changed} of them not the default: ',
+    f'Search {len(rows)} fields, {changed} of them not the default: ',
     tag('input', type='search', id='search', autocomplete='off'),
     tag('output', id='found', aria_live='polite'),
   )
   path = run.folder / 'config.json'
-  again = tag('code', f'python run.py --config={path}')
-  if path.exists():  # of a process, its network has it
+  if path.exists():  # a process has the config of its network instead
+    again = tag('code', f'python run.py --config={path}')
     folds.append(tag('p', 'To run it again: ', again, class_='note'))
-  return [
-    tag(
-      'div',
-      search,
-      *folds,
-      class_='wide',
-      id='fields',
-    )
-  ]
+  return [tag('div', search, *folds, class_='wide', id='fields')]
 
 
-def leaves(node: Any, prefix: str = '') -> Iterator[tuple[str, Any]]:
-  """Every field of nested mappings, as path and value."""
+def leaves(node: Mapping[str, Any], prefix: str = '') -> Iterator[Any]:
+  """Yields every field of nested mappings as path and value."""
   for key, value in node.items():
     if isinstance(value, Mapping):
       yield from leaves(value, f'{prefix}{key}.')
@@ -126,8 +111,8 @@ def leaves(node: Any, prefix: str = '') -> Iterator[tuple[str, Any]]:
       yield f'{prefix}{key}', value
 
 
-def show(value: Any) -> str:
-  """A value as in config.json.
+def show(value: object) -> str:
+  """Returns a value as it is in config.json.
 
   >>> show([64, 64]), show('sign')
   ('[64, 64]', '"sign"')
@@ -135,8 +120,8 @@ def show(value: Any) -> str:
   return json.dumps(value, ensure_ascii=False)
 
 
-def _difference(path: str, value: Any, defaults: Mapping[str, Any]) -> str:
-  """The default that a field does not have; '' if it has it."""
+def _difference(path: str, value: object, defaults: Mapping[str, Any]) -> str:
+  """Returns the default of a field that has another value, else ''."""
   if path not in defaults:
     return 'not a field of this version'
   default = json.loads(json.dumps(defaults[path]))  # tuples become lists

@@ -14,9 +14,9 @@ _PATIENCE = 60.0  # seconds for one answer, on a machine that is busy
 
 
 def find() -> str | None:
-  """The browser's path; None where there is none that runs."""
+  """Returns the path of a browser that runs, or None."""
   for program in filter(None, map(shutil.which, _NAMES)):
-    # Some systems have a script of this name that only says what to install.
+    # On some systems this name is a script that only says what to install.
     asked = subprocess.run([program, '--version'], capture_output=True)
     if asked.returncode == 0:
       return program
@@ -24,7 +24,7 @@ def find() -> str | None:
 
 
 class Browser:
-  """One browser with one empty tab, in a profile of its own.
+  """One browser with one empty tab, in its own profile.
 
   Args:
     program: path of a Chromium.
@@ -34,8 +34,8 @@ class Browser:
   def __init__(self, program: str, profile: pathlib.Path):
     theirs_in, ours_out = os.pipe()
     ours_in, theirs_out = os.pipe()
-    # The browser reads from file 3 and writes to file 4. Without a sandbox,
-    # because root, who runs CI, cannot have one.
+    # The browser reads from file 3 and writes to file 4. Root, which runs CI,
+    # cannot have a sandbox.
     command = f'exec "$0" "$@" 3<&{theirs_in} 4>&{theirs_out}'
     self._process = subprocess.Popen(
       [
@@ -62,7 +62,7 @@ class Browser:
       self.send(f'{domain}.enable')
 
   def send(self, method: str, **params: Any) -> dict[str, Any]:
-    """The answer to one command."""
+    """Returns the answer to one command."""
     self._id += 1
     message = {'id': self._id, 'method': method, 'params': params}
     if self._session:
@@ -106,8 +106,13 @@ class Browser:
       self._receive()
 
   def ask(self, script: str) -> Any:
-    """The value of an expression on the page."""
-    found = self.send('Runtime.evaluate', expression=script, returnByValue=True)
+    """Returns the value of an expression on the page."""
+    found = self.send(
+      'Runtime.evaluate',
+      expression=script,
+      returnByValue=True,
+      awaitPromise=True,
+    )
     if 'exceptionDetails' in found:
       raise RuntimeError(f'{script}: {found["exceptionDetails"]}')
     return found['result'].get('value')
@@ -115,7 +120,8 @@ class Browser:
   def press(self, key: str) -> None:
     """Presses and releases a key such as 'Tab'."""
     codes = {
-      'Tab': 9, 'Enter': 13, 'Home': 36, 'ArrowLeft': 37, 'ArrowRight': 39
+      'Tab': 9, 'Enter': 13, 'Escape': 27, 'Home': 36, 'ArrowLeft': 37,
+      'ArrowRight': 39,
     }  # fmt: skip
     text = {'text': '\r'} if key == 'Enter' else {}
     for kind in ('keyDown', 'keyUp'):
@@ -124,8 +130,17 @@ class Browser:
         windowsVirtualKeyCode=codes[key], **(text if kind == 'keyDown' else {}),
       )  # fmt: skip
 
+  def mouse(self, kind: str, x: float, y: float, clicks: int = 1) -> None:
+    """Sends 'mouseMoved', 'mousePressed' or 'mouseReleased' at a point."""
+    button = {} if kind == 'mouseMoved' else {'button': 'left'}
+    self.send(
+      'Input.dispatchMouseEvent', type=kind, x=x, y=y,
+      **({'buttons': 1} if kind == 'mousePressed' else {}),
+      **(button | ({'clickCount': clicks} if button else {})),
+    )  # fmt: skip
+
   def errors(self) -> list[str]:
-    """What the console and the page complained of."""
+    """Returns the errors of the page and all output of its console."""
     found = []
     for name, params in self.events:
       if name == 'Runtime.exceptionThrown':
@@ -137,7 +152,7 @@ class Browser:
     return found
 
   def requests(self) -> list[str]:
-    """The addresses that were asked for."""
+    """Returns the addresses that were requested."""
     return [
       params['request']['url']
       for name, params in self.events

@@ -1,4 +1,4 @@
-"""The pages in a real browser: what it loads, says, and lets one do."""
+"""The pages in a real browser: requests, errors, and use by mouse and keys."""
 
 import pathlib
 import tempfile
@@ -14,6 +14,10 @@ from tests.report import browser
 from tests.report import workdirs
 
 PROGRAM = browser.find()
+CHARTS = (
+  'loss-tokens', 'loss-bytes', 'loss-simulated', 'loss-measured',
+  'miner-losses', 'weights', 'scores',
+)  # fmt: skip
 SCREENS = ((1280, 800, False), (390, 844, True))
 
 
@@ -61,37 +65,122 @@ class BrowserTest(parameterized.TestCase):
   @parameterized.parameters(*SCREENS)
   def test_figures_are_drawn_and_have_tables(self, *screen):
     self.open('run', screen)
-    for key in (
-      'loss-tokens', 'loss-bytes', 'loss-simulated', 'loss-measured',
-      'miner-losses', 'weights', 'scores',
-    ):  # fmt: skip
+    for key in CHARTS:
       high, curves, rows = self.browser.ask(
         f"""(() => {{
           const figure = document.getElementById('{key}');
+          const u = figure.querySelector('.plot').chart;
           return [
-            figure.querySelector('.plot svg').getBoundingClientRect().height,
-            [...figure.querySelectorAll('.plot .line')].filter(
-                (line) => line.getTotalLength() > 50).length,
+            figure.querySelector('canvas').getBoundingClientRect().height,
+            u.series.slice(1).map((s, i) => [
+              s.label, u.data[i + 1].filter((v) => v !== null).length]),
             figure.querySelectorAll('tbody tr').length];
         }})()"""
       )
       self.assertGreater(high, 150, key)
-      self.assertGreaterEqual(curves, 2, key)
+      self.assertGreaterEqual(len(curves), 2, key)
+      self.assertGreater(min(points for _, points in curves), 100, key)
       self.assertGreaterEqual(rows, 400, key)
-    for key in ('refusals', 'phases'):
-      bars = f"document.querySelectorAll('#{key} .bar').length"
-      self.assertGreater(self.browser.ask(bars), 0, key)
-    for key in ('refused-table', 'standing', 'phases-table'):
+    for key in ('refusals', 'standing', 'phases'):
       rows = f"document.querySelectorAll('#{key} tbody tr').length"
       self.assertGreater(self.browser.ask(rows), 0, key)
+    strips = "document.querySelectorAll('#refusals .strip path').length"
+    self.assertGreater(self.browser.ask(strips), 0)
+
+  def ink(self, key):
+    """Returns the colors of a chart and their numbers of pixels."""
+    return self.browser.ask(
+      f"""(() => {{
+        const canvas = document.querySelector('#{key} canvas');
+        const {{width, height}} = canvas;
+        const image = canvas.getContext('2d').getImageData(0, 0, width, height);
+        const pixels = new Uint32Array(image.data.buffer);
+        const count = {{}};
+        for (const p of pixels) {{
+          const hex = '#' + [p & 255, p >> 8 & 255, p >> 16 & 255].map(
+              (c) => c.toString(16).padStart(2, '0')).join('');
+          if (p >>> 24 === 255) count[hex] = (count[hex] ?? 0) + 1;
+        }}
+        return count;
+      }})()"""
+    )
+
+  def test_colors_follow_the_scheme(self):
+    for screen, held, trained in (
+      ((1280, 800, False), '#d55e00', '#0072b2'),
+      ((1280, 800, True), '#e69f00', '#56b4e9'),
+    ):
+      self.open('run', screen)
+      ink = self.ink('loss-tokens')
+      self.assertGreater(ink.get(held, 0), 50)
+      self.assertGreater(ink.get(trained, 0), 50)
+    # Paper is light, and so is a page whose scheme changes.
+    self.browser.ask("dispatchEvent(new Event('beforeprint'))")
+    self.assertGreater(self.ink('loss-tokens').get('#d55e00', 0), 50)
+    self.browser.ask("dispatchEvent(new Event('afterprint'))")
+    self.assertGreater(self.ink('loss-tokens').get('#e69f00', 0), 50)
 
   def test_text_is_large_enough_on_a_phone(self):
     self.open('run', SCREENS[1])
     least = self.browser.ask(
-      """Math.min(...[...document.querySelectorAll('svg text')].map(
-          (text) => text.getBoundingClientRect().height))"""
+      """Math.min(
+          ...[...document.querySelectorAll('td, th, p, button, dd')].map(
+              (e) => parseFloat(getComputedStyle(e).fontSize)),
+          ...[...document.querySelectorAll('.plot')].flatMap(
+              (p) => p.chart.axes.map((axis) => parseFloat(axis.font[0]))))"""
     )
-    self.assertGreater(least, 11)
+    self.assertGreaterEqual(least, 13)
+
+  def legend(self, key):
+    """Returns the names and values in the legend of a chart."""
+    return dict(
+      self.browser.ask(
+        f"""[...document.querySelectorAll('#{key} .u-series')].map(
+            (row) => [...row.cells].map((cell) => cell.textContent))"""
+      )
+    )
+
+  def place(self, key, across, down=0.5):
+    """Scrolls to a chart and returns a point of its plotting area."""
+    left, top, width, height = self.browser.ask(
+      f"""(() => {{
+        const over = document.querySelector('#{key} .u-over');
+        over.scrollIntoView({{block: 'center'}});
+        const box = over.getBoundingClientRect();
+        return [box.left, box.top, box.width, box.height];
+      }})()"""
+    )
+    return left + across * width, top + down * height
+
+  def span(self, key):
+    """Returns the range of the horizontal axis that is shown."""
+    return self.browser.ask(
+      f"""(() => {{
+        const {{min, max}} = document.querySelector('#{key} .plot')
+            .chart.scales.x;
+        return [min, max];
+      }})()"""
+    )
+
+  def test_values_are_read_by_hovering(self):
+    self.open('run')
+    self.assertEqual(self.legend('weights')['0'], '')
+    self.browser.mouse('mouseMoved', *self.place('weights', 0.5))
+    values = self.legend('weights')
+    self.assertIn(values['rounds completed'], ('200', '201', '202'))
+    self.assertEqual(values['0'], '0.1000')
+    self.assertEqual(values['9: copier'], '0.1000')
+    self.browser.mouse('mouseMoved', 1, 1)
+    self.assertEqual(self.legend('weights')['0'], '')
+
+  def test_a_value_is_shown_where_a_curve_has_none(self):
+    """Evaluations are rarer than rounds: the nearest one is shown."""
+    self.open('run')
+    for across in (0.5, 0.5025, 0.505):
+      self.browser.mouse('mouseMoved', *self.place('loss-tokens', across))
+      values = self.legend('loss-tokens')
+      self.assertStartsWith(values['held-out'], '1.6')
+      self.assertStartsWith(values['training, mean of miners'], '1.5')
 
   def test_values_are_read_by_keyboard(self):
     self.open('run')
@@ -101,28 +190,117 @@ class BrowserTest(parameterized.TestCase):
       if self.browser.ask("document.activeElement.className === 'plot'"):
         break
     self.assertEqual(self.browser.ask(active), 'loss-tokens')
-    readout = "document.querySelector('#loss-tokens .readout').textContent"
+    said = "document.querySelector('#loss-tokens .said').textContent"
     self.browser.press('Home')
     self.assertEqual(
-      self.browser.ask(readout), 'tokens trained, all miners 0: held-out 5.6000'
+      self.browser.ask(said), 'tokens trained, all miners 0: held-out 5.6000'
     )
+    self.assertEqual(self.legend('loss-tokens')['held-out'], '5.6000')
     self.browser.press('ArrowRight')
-    self.assertIn(
-      '5,120: training, mean of miners 5.5', self.browser.ask(readout)
-    )
-    cursor = "document.querySelector('#loss-tokens .cursor')"
-    self.assertEqual(self.browser.ask(f'{cursor}.style.visibility'), 'visible')
+    self.assertIn('5,120: training, mean of miners 5.5', self.browser.ask(said))
+    values = self.legend('loss-tokens')
+    self.assertEqual(values['tokens trained, all miners'], '5,120')
+    self.browser.press('Escape')
+    self.assertEqual(self.legend('loss-tokens')['held-out'], '')
 
-  def test_one_curve_is_put_in_front(self):
+  def test_dragging_zooms_and_a_double_click_shows_the_whole_range(self):
     self.open('run')
-    button = "document.querySelector('#weights .legend button')"
-    self.browser.ask(f'{button}.focus()')
-    picked = "document.querySelectorAll('#weights .plot .picked').length"
+    self.assertEqual(self.span('weights'), [1, 400])
+    start, stop = (self.place('weights', across) for across in (0.25, 0.5))
+    self.browser.mouse('mouseMoved', *start)
+    self.browser.mouse('mousePressed', *start)
+    self.browser.mouse('mouseMoved', *stop)
+    self.browser.mouse('mouseReleased', *stop)
+    low, high = self.span('weights')
+    self.assertAlmostEqual(low, 1 + 399 * 0.25, delta=3)
+    self.assertAlmostEqual(high, 1 + 399 * 0.5, delta=3)
+    self.assertEqual(self.span('scores'), [1, 400])  # others stay
+    for clicks in (1, 2):
+      self.browser.mouse('mousePressed', *stop, clicks)
+      self.browser.mouse('mouseReleased', *stop, clicks)
+    self.assertEqual(self.span('weights'), [1, 400])
+
+  @parameterized.parameters('loss-tokens', 'loss-bytes')
+  def test_buttons_zoom(self, key):
+    self.open('run')
+    before = self.span(key)
+    press = 'document.querySelector(\'#%s [aria-label="%s"]\').%s()'
+    self.browser.ask(press % (key, 'Zoom in', 'focus'))
+    for _ in range(3):
+      self.browser.press('Enter')
+    low, high = self.span(key)
+    self.assertGreater(low, before[0])
+    self.assertLess(high, before[1])
+    self.browser.ask(press % (key, 'Zoom out', 'click'))
+    wider = self.span(key)
+    self.assertLess(wider[0], low)
+    self.assertGreater(wider[1], high)
+    # Keys that leave the range move it along.
+    self.browser.ask(f"document.querySelector('#{key} .plot').focus()")
+    self.browser.press('Home')
+    self.assertLessEqual(self.span(key)[0], before[0])
+    self.browser.ask(press % (key, 'Reset zoom', 'click'))
+    self.assertEqual(self.span(key), before)
+
+  def shown(self, key):
+    """Returns the names of the curves that are drawn."""
+    return self.browser.ask(
+      f"""document.querySelector('#{key} .plot').chart.series.slice(1).filter(
+          (s) => s.show).map((s) => s.label)"""
+    )
+
+  def test_the_legend_hides_a_curve(self):
+    self.open('run')
+    self.assertGreater(self.ink('loss-tokens').get('#d55e00', 0), 50)
+    x, y = self.browser.ask(
+      """(() => {
+        const rows = document.querySelectorAll('#loss-tokens .u-series');
+        const row = [...rows].find(
+            (row) => row.textContent.startsWith('held-out'));
+        row.scrollIntoView({block: 'center'});
+        const box = row.querySelector('.u-label').getBoundingClientRect();
+        return [box.left + 5, box.top + 5];
+      })()"""
+    )
+    self.browser.mouse('mousePressed', x, y)
+    self.browser.mouse('mouseReleased', x, y)
+    self.assertEqual(self.shown('loss-tokens'), ['training, mean of miners'])
+    self.assertEqual(self.ink('loss-tokens').get('#d55e00', 0), 0)
+
+  def test_the_legend_is_used_by_keyboard(self):
+    self.open('run')
+    first = 'document.querySelector(\'#weights .u-legend [tabindex="0"]\')'
+    every = 'document.querySelectorAll(\'#weights .u-legend [tabindex="0"]\')'
+    self.assertEqual(self.browser.ask(f'{every}.length'), 1)
+    self.browser.ask(f'{first}.focus()')
+    pressed = "document.activeElement.getAttribute('aria-pressed')"
+    name = 'document.activeElement.textContent'
+    self.assertEqual(self.browser.ask(name), '9: copier')
+    self.assertEqual(self.browser.ask(pressed), 'true')
     self.browser.press('Enter')
-    self.assertEqual(self.browser.ask(picked), 1)
-    self.assertEqual(self.browser.ask(f'{button}.ariaPressed'), 'true')
+    self.assertNotIn('9: copier', self.shown('weights'))
+    self.assertEqual(self.browser.ask(pressed), 'false')
     self.browser.press('Enter')
-    self.assertEqual(self.browser.ask(picked), 0)
+    self.assertIn('9: copier', self.shown('weights'))
+    self.browser.press('ArrowRight')
+    self.assertEqual(self.browser.ask(name), '0')
+    self.browser.press('Enter')
+    self.assertNotIn('0', self.shown('weights'))
+
+  def test_charts_follow_the_width_of_the_window(self):
+    self.open('run')
+    wide = self.browser.ask("document.querySelector('canvas').clientWidth")
+    self.browser.send(
+      'Emulation.setDeviceMetricsOverride', width=400, height=800,
+      deviceScaleFactor=1, mobile=False,
+    )  # fmt: skip
+    narrow = self.browser.ask(
+      """new Promise((done) => requestAnimationFrame(
+          () => requestAnimationFrame(
+              () => done(document.querySelector('canvas').clientWidth))))"""
+    )
+    self.assertLess(narrow, 400)
+    self.assertGreater(wide, narrow)
 
   def test_fields_are_searched(self):
     self.open('run')
@@ -135,7 +313,7 @@ class BrowserTest(parameterized.TestCase):
     self.assertEqual(self.browser.ask(shown), 1)
 
   def test_the_policy_of_the_page_lets_no_other_script_run(self):
-    """What the errors and requests above would show, if there were any."""
+    """The errors and requests tested above would show in this way."""
     self.open('run')
     self.browser.ask(
       """(() => {
