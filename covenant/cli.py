@@ -102,7 +102,7 @@ def _watch(
   print(f'report: {page.write(workdir)}')
   if not outcome.finished:
     print(
-      f'\nstopped after round {outcome.state.position.round} of '
+      f'\nstopped after round {outcome.state.counters.round} of '
       f'{config.rounds}. To go on: the same command with --workdir={workdir}'
     )
 

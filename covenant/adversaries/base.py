@@ -198,7 +198,7 @@ class Adversary(miner_lib.Miner):
         hotkey = membership.peers[uid].hotkey
         entries[uid] = manifest_lib.Entry(uid, hotkey, commitment.digest)
     wanted = [
-      run_storage_lib.Wanted(e.digest, membership.location(u))
+      run_storage_lib.ObjectRef(e.digest, membership.location(u))
       for u, e in entries.items()
     ]
     limit = self.shared_model.spec.payload_bytes

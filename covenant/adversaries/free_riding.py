@@ -60,7 +60,7 @@ class ExactCopier(Copier):
       commitment = membership.commitments.get(victim)
       if commitment is None or commitment.round != task.round:
         continue
-      wanted = run_storage_lib.Wanted(commitment.digest, commitment.location)
+      wanted = run_storage_lib.ObjectRef(commitment.digest, commitment.location)
       got = self.objects.fetch('payloads', task.round, [wanted], [], limit)
       data = got[commitment.digest]
       if isinstance(data, bytes):

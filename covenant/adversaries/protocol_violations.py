@@ -78,7 +78,7 @@ class Swapped(Absent):
     key = self.objects.key(
       'payloads', command.round, run_storage_lib.digest(data)
     )
-    self.objects.keep(key, data[:-1] + bytes([data[-1] ^ 1]))
+    self.objects.put_once(key, data[:-1] + bytes([data[-1] ^ 1]))
 
 
 class TwoFaced(adversary.Adversary):

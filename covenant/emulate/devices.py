@@ -32,7 +32,7 @@ from covenant.wire import payload
 
 Contribution = local_lib.Contribution
 MinerState = local_lib.MinerState
-State = checkpoint_lib.State
+State = checkpoint_lib.RunState
 Task = local_lib.Task
 TrainedRound = local_lib.TrainedRound
 _Made = TypeVar('_Made', Contribution, TrainedRound)

@@ -63,7 +63,7 @@ from covenant.wire import manifest as manifest_lib
 from covenant.wire import payload as payload_lib
 
 Phase = round_lib.Phase
-State = checkpoint_lib.State
+State = checkpoint_lib.RunState
 Announce = Callable[[int, validator_lib.Verdict], None]
 _STAKE = 1000.0  # TAO of the leader; each further validator has 1 less
 _WORLDS = itertools.count()  # so that no two find each other's objects
@@ -171,28 +171,28 @@ class Host:
     )
     register(chain, config)
     chain.begin(0.0)
-    self._position = checkpoint_lib.Position(0, config.seed, 0, 0)
+    self._counters = checkpoint_lib.RunCounters(0, config.seed, 0, 0)
     self._before = b''  # the root before the last round
     self._counted: dict[int, bytes] = {}  # payloads of the last round
     self._populate(chain, 0, self.genesis(), {}, {})
 
-  def genesis(self) -> apply.Place:
+  def genesis(self) -> apply.Position:
     """Where the run begins."""
     root = manifest_lib.genesis(self.shared_model.run)
-    return apply.Place(0, root, self.shared_model.init())
+    return apply.Position(0, root, self.shared_model.init())
 
   def _populate(
     self,
     chain: local.LocalChain,
     block: int,
-    place: apply.Place,
+    place: apply.Position,
     private: dict[int, local_lib.MinerState],
     standings: dict[int, ratings.State],
   ) -> None:
     """Puts all nodes at one place, at one block."""
     self.chain = chain
     self.now = block * chain.block_seconds
-    self._applied: dict[Any, apply.Applied] = {}
+    self._applied: dict[Any, apply.AppliedRound] = {}
     self._gang = adversary.Gang(registry.dishonest(self._config), {})
     self._folder = f'emulated-{next(_WORLDS)}-'
     first, last = self._config.miners, self._config.validators
@@ -207,7 +207,7 @@ class Host:
   def miner(
     self,
     name: str,
-    place: apply.Place,
+    place: apply.Position,
     private: local_lib.MinerState | None = None,
     observe: node_lib.Observe | None = None,
   ) -> miner_lib.Miner:
@@ -227,7 +227,7 @@ class Host:
   def validator(
     self,
     name: str,
-    place: apply.Place,
+    place: apply.Position,
     standings: ratings.State | None = None,
     observe: node_lib.Observe | None = None,
     make: type[validator_lib.Validator] = validator_lib.Validator,
@@ -250,7 +250,7 @@ class Host:
     """What kind of adversary a node is; '' if it is none."""
     return self._cast.get(int(name), '') if name.isdecimal() else ''
 
-  def objects(self, name: str) -> run_storage_lib.Objects:
+  def objects(self, name: str) -> run_storage_lib.RunStorage:
     """The own bucket of a name, and the way to those of others."""
     location = location_lib.Location.parse(f'memory://{self._folder}{name}')
 
@@ -263,11 +263,11 @@ class Host:
       return self.world.bucket(name, owner, bucket)
 
     own = self.world.bucket(name, name, bucket_lib.open_bucket(location))
-    return run_storage_lib.Objects(
+    return run_storage_lib.RunStorage(
       self.shared_model.run, own, location.to_bytes(), open_bucket
     )
 
-  def _common(self, name: str, place: apply.Place) -> tuple[Any, ...]:
+  def _common(self, name: str, place: apply.Position) -> tuple[Any, ...]:
     key = connect.local_key(self._config.seed, name)
     chain = self.world.chain(name, self.chain.seen_by(key))
     return self._config, chain, self.objects(name), self.shared_model, place
@@ -275,7 +275,7 @@ class Host:
   def round(self) -> metrics.Round:
     """One round of all nodes."""
     began = time.perf_counter()
-    completed = self._position.round + 1
+    completed = self._counters.round + 1
     before = self.validators[0].root
     self._run_until(completed)
     self._before = before
@@ -294,24 +294,24 @@ class Host:
     bytes_round = sum(len(c.payload) for c in sent.values())
     dense_bytes = self.shared_model.spec.dense_bytes * len(sent)
     trained = sum(c.tokens for c in worked.values())
-    self._position = self._position._replace(
+    self._counters = self._counters._replace(
       round=completed,
-      tokens=self._position.tokens + trained,
-      bytes_up=self._position.bytes_up + bytes_round,
+      tokens=self._counters.tokens + trained,
+      bytes_up=self._counters.bytes_up + bytes_round,
     )
     last_step = completed * self._config.optim.inner_steps - 1
     seconds = time.perf_counter() - began
     witness = self.validators[0]
     return metrics.Round(
       round=completed,
-      tokens=self._position.tokens,
+      tokens=self._counters.tokens,
       loss=float(np.mean([c.loss for c in worked.values()])),
       miner_losses=tuple(c.loss for c in worked.values()),
       uids=tuple(worked),
       learning_rate=float(
         np.asarray(self.shared_model.method.schedule(last_step))
       ),
-      bytes_up=self._position.bytes_up,
+      bytes_up=self._counters.bytes_up,
       bytes_round=bytes_round,
       dense_bytes_round=dense_bytes,
       compression_ratio=dense_bytes / bytes_round,
@@ -390,17 +390,17 @@ class Host:
       },
     }
     private = {uid: miner.private for uid, miner in enumerate(self.miners)}
-    return State(self._position, place.shared, private, json.dumps(protocol))
+    return State(self._counters, place.shared, private, json.dumps(protocol))
 
   def load(self, state: State) -> None:
     """Goes on from a state of this run. Consumes it."""
     protocol = json.loads(state.protocol)
-    self._position = state.position
+    self._counters = state.counters
     chain = local.LocalChain.load(
       base64.b64decode(protocol['chain']), clock=lambda: self.now
     )
-    place = apply.Place(
-      state.position.round,
+    place = apply.Position(
+      state.counters.round,
       bytes.fromhex(protocol['root']),
       state.shared,
       apply.links_from_json(protocol['past']),
@@ -424,7 +424,7 @@ class Host:
 
   def _message(self, uid: int, data: bytes) -> Any:
     """What a payload of the last round held; it has been verified then."""
-    run, last = self.shared_model.run, self._position.round - 1
+    run, last = self.shared_model.run, self._counters.round - 1
     expected = payload_lib.Header(run, last, uid, self._before[:16], b'', 0)
     place = self.validators[0].place
     older = apply.older_roots(
@@ -438,9 +438,9 @@ class Host:
     began = time.perf_counter()
     heldout = self.evaluator.evaluate(self.validators[0].shared.params)
     return metrics.Evaluation(
-      round=self._position.round,
-      tokens=self._position.tokens,
-      bytes_up=self._position.bytes_up,
+      round=self._counters.round,
+      tokens=self._counters.tokens,
+      bytes_up=self._counters.bytes_up,
       loss=heldout.nats_per_token,
       nats_per_byte=heldout.nats_per_byte,
       bits_per_byte=heldout.nats_per_byte / np.log(2),
@@ -500,7 +500,7 @@ def run(
     restored = checkpoints.restore(device_pool.wanted(host.state()))
     if restored is not None:
       host.load(device_pool.loaded(restored))
-    resume = restored.position.round if restored else None
+    resume = restored.counters.round if restored else None
     if not process_group.index:
       books = stack.enter_context(
         workdir_lib.Books(workdir, config, resume, observe)
@@ -534,5 +534,5 @@ def _done(node: node_lib.Node, completed: int) -> bool:
   """Whether a node has nothing left to do for the rounds before one."""
   state = node.state
   # A miner would train for the next round before it tidies up.
-  tidy = Phase.TRAIN in node.can or state.settled(node.can)
+  tidy = Phase.TRAIN in node.can or state.previous_round_done(node.can)
   return state.round >= completed and tidy

@@ -67,10 +67,10 @@ class Node:
     self,
     config: config_lib.Config,
     chain: chain_lib.Chain,
-    objects: run_storage_lib.Objects,
+    objects: run_storage_lib.RunStorage,
     shared_model: shared_state_lib.SharedModel,
-    place: apply.Place,
-    applied: dict[Any, apply.Applied] | None = None,
+    place: apply.Position,
+    applied: dict[Any, apply.AppliedRound] | None = None,
     observe: Observe = lambda event: None,
     sole: bool = False,
   ):
@@ -79,7 +79,7 @@ class Node:
     self.objects = objects
     self.shared_model = shared_model
     self.plan = round_lib.Schedule(config.phases, bool(config.optim.overlap))
-    self.state = round_lib.State(place.round)
+    self.state = round_lib.RoundState(place.round)
     self.shared = place.shared
     self.root = place.root
     self.past = place.past
@@ -100,8 +100,8 @@ class Node:
     }
 
   @property
-  def place(self) -> apply.Place:
-    return apply.Place(self.state.round, self.root, self.shared, self.past)
+  def place(self) -> apply.Position:
+    return apply.Position(self.state.round, self.root, self.shared, self.past)
 
   def poll(self, head: int) -> int:
     """Does one thing at most; returns the block at which to ask again.
@@ -113,18 +113,20 @@ class Node:
       return round_lib.next_wakeup(self.plan, self.state, head)
     error, began = '', time.perf_counter()
     try:
-      outcome = self._obey[command.do](command, head)
-      if command.do is not Phase.CATCH_UP:
+      outcome = self._obey[command.phase](command, head)
+      if command.phase is not Phase.CATCH_UP:
         self.state = round_lib.transition(self.state, command, outcome)
     except RetryLaterError:
       return head + 1
     except apply.OutOfSyncError as e:
-      self.state = self.state._replace(lost=True)
+      self.state = self.state._replace(out_of_sync=True)
       error = f'Lost: {e}'
     except (chain_lib.ChainError, store_lib.StoreError, OSError) as e:
       error = f'{type(e).__name__}: {e}'  # OSError: the own disk is full
     seconds = round(time.perf_counter() - began, 6)
-    self._observe(Event(head, command.round, command.do.value, error, seconds))
+    self._observe(
+      Event(head, command.round, command.phase.value, error, seconds)
+    )
     return head + 1 if error else head
 
   def commit(self, round_index: int, digest: bytes, head: int) -> None:
@@ -163,7 +165,7 @@ class Node:
     """Fetches what counts and takes the outer step.
 
     Raises:
-      agreement.OutOfSyncError: the others have another history or other parameters.
+      apply.OutOfSyncError: the others have another history or other parameters.
       StoreError: nobody has what the manifest lists, for now.
     """
     decision, r = self.state.decision, command.round
@@ -180,13 +182,13 @@ class Node:
           raise
         digest = None
     if applied is None:
-      applied = apply.Applied(self.shared, self.shared, 0.0, {}, {})
+      applied = apply.AppliedRound(self.shared, self.shared, 0.0, {}, {})
     links = apply.kept_links(self.shared_model)
-    after = self.place.after(digest, applied.shared, links)
+    after = self.place.advance(digest, applied.shared, links)
     self._moved(applied, digest)
     self.root, self.past = after.root, after.past
 
-  def _counted(self, r: int, digest: bytes, head: int) -> apply.Applied:
+  def _counted(self, r: int, digest: bytes, head: int) -> apply.AppliedRound:
     """What the manifest of a digest does, if nobody here knows it yet."""
     key = (self.root, digest)
     known = self._applied.get(key)
@@ -196,7 +198,7 @@ class Node:
       self._applied[key] = known
     return known
 
-  def _outer_step(self, r: int, digest: bytes, head: int) -> apply.Applied:
+  def _outer_step(self, r: int, digest: bytes, head: int) -> apply.AppliedRound:
     membership = membership_lib.read(self.chain, self.plan.finalized(head))
     data = self._manifest(membership, r, digest)
     manifest = manifest_lib.decode(data, self.chain.verify)
@@ -204,7 +206,7 @@ class Node:
       raise manifest_lib.ManifestError(
         f'manifest: not of round {r} of this run'
       )
-    apply.compare(manifest, self.root, self.fingerprint())
+    apply.check_matches(manifest, self.root, self.fingerprint())
     self._payloads = apply.fetch_payloads(
       self.objects,
       membership,
@@ -223,7 +225,7 @@ class Node:
       consume=self._sole,
     )
 
-  def _moved(self, applied: apply.Applied, digest: bytes | None) -> None:
+  def _moved(self, applied: apply.AppliedRound, digest: bytes | None) -> None:
     """Takes over what a round led to, by the manifest of a digest if any."""
     self.shared = applied.shared
     self.delta_norm = applied.delta_norm
@@ -237,7 +239,7 @@ class Node:
 
   def _keep(self, command: round_lib.Command, head: int) -> None:
     """Deletes payloads that validators mirror by now, or that never counted."""
-    self.objects.forget('payloads', before=self._oldest_kept())
+    self.objects.delete_before('payloads', before=self._oldest_kept())
 
   def _oldest_kept(self) -> int:
     """The first round whose objects a joiner may still need."""
@@ -247,7 +249,7 @@ class Node:
 
   def _catch_up(self, command: round_lib.Command, head: int) -> None:
     """Replays what the others applied, from a checkpoint if that is nearer."""
-    place = None if self.state.lost else self.place
+    place = None if self.state.out_of_sync else self.place
     attempt = catchup.CatchUp(
       self.chain,
       self.objects,
@@ -258,10 +260,12 @@ class Node:
     )
     self._resume(attempt.run(place), attempt.replayed)
 
-  def _resume(self, place: apply.Place, replayed: Mapping[int, bytes]) -> None:
+  def _resume(
+    self, place: apply.Position, replayed: Mapping[int, bytes]
+  ) -> None:
     """Goes on from where catching up led, over the manifests `replayed`."""
     self.shared, self.root, self.past = place.shared, place.root, place.past
-    self.state = round_lib.State(place.round)
+    self.state = round_lib.RoundState(place.round)
     self.messages, self.weights = {}, {}
     self._payloads, self._decoded = {}, {}
 
@@ -279,7 +283,7 @@ class Node:
     text = json.loads(saved['text'])
     self.shared, self.root = saved['shared'], bytes.fromhex(text['root'])
     self.past = apply.links_from_json(text['past'])
-    self.state = round_lib.State(text['round'])
+    self.state = round_lib.RoundState(text['round'])
     return text
 
   def _text(self) -> dict[str, Any]:

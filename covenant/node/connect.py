@@ -54,7 +54,7 @@ def chain(config: config_lib.Config) -> chain_lib.Chain:
 
 def objects(
   config: config_lib.Config, run: bytes, writes: bool = True
-) -> run_storage_lib.Objects:
+) -> run_storage_lib.RunStorage:
   """The own bucket, and the way to those of others.
 
   Args:
@@ -97,6 +97,6 @@ def objects(
       'network.bucket: expected a location such as r2://ACCOUNT/BUCKET or '
       's3://BUCKET, to which this node can write and which others can read'
     )
-  return run_storage_lib.Objects(
+  return run_storage_lib.RunStorage(
     run, bucket_lib.open_bucket(own), packed, open_bucket
   )

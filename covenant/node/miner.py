@@ -124,9 +124,11 @@ class Miner(node_lib.Node):
     if mine is None or mine.digest != digest:
       raise node_lib.RetryLaterError
     key = self.objects.key('payloads', command.round, digest)
-    self.objects.keep(key, data)
+    self.objects.put_once(key, data)
 
-  def _resume(self, place: apply.Place, replayed: Mapping[int, bytes]) -> None:
+  def _resume(
+    self, place: apply.Position, replayed: Mapping[int, bytes]
+  ) -> None:
     """Private state outlives an absence: the error feedback is still owed."""
     super()._resume(place, replayed)
     self.contribution = None

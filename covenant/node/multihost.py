@@ -150,10 +150,10 @@ class ProcessGroup:
     return RankedChain(self, connect) if self._links else connect()
 
   def objects(
-    self, run: bytes, connect: Callable[[], run_storage_lib.Objects]
-  ) -> run_storage_lib.Objects:
+    self, run: bytes, connect: Callable[[], run_storage_lib.RunStorage]
+  ) -> run_storage_lib.RunStorage:
     """The objects of a run to which `connect` leads rank 0; raises as that."""
-    return RankedObjects(self, run, connect) if self._links else connect()
+    return RankedStorage(self, run, connect) if self._links else connect()
 
   def __enter__(self) -> 'ProcessGroup':
     return self
@@ -397,17 +397,17 @@ class RankedBucket:
     self._ask('delete', keys)
 
 
-class RankedObjects(run_storage_lib.Objects):
+class RankedStorage(run_storage_lib.RunStorage):
   """Objects that rank 0 reads and writes."""
 
   def __init__(
     self,
     process_group: ProcessGroup,
     run: bytes,
-    connect: Callable[[], run_storage_lib.Objects],
+    connect: Callable[[], run_storage_lib.RunStorage],
   ):
     self._process_group = process_group
-    self._objects: run_storage_lib.Objects | None = None  # of rank 0
+    self._objects: run_storage_lib.RunStorage | None = None  # of rank 0
 
     def first() -> bytes:
       self._objects = connect()
@@ -424,7 +424,7 @@ class RankedObjects(run_storage_lib.Objects):
     )
 
   @property
-  def _real(self) -> run_storage_lib.Objects:
+  def _real(self) -> run_storage_lib.RunStorage:
     assert self._objects is not None
     return self._objects
 
@@ -432,19 +432,19 @@ class RankedObjects(run_storage_lib.Objects):
     self,
     kind: str,
     round_index: int,
-    wanted: Sequence[run_storage_lib.Wanted],
+    refs: Sequence[run_storage_lib.ObjectRef],
     mirrors: Sequence[Any],
     limit: int,
   ) -> Mapping[bytes, bytes | store_lib.StoreError]:
     def answer() -> Mapping[bytes, Any]:
       buckets = [mirror.bucket for mirror in mirrors]
-      got = self._real.fetch(kind, round_index, wanted, buckets, limit)
+      got = self._real.fetch(kind, round_index, refs, buckets, limit)
       return {
         digest: _to_plain(data) if isinstance(data, Exception) else data
         for digest, data in got.items()
       }
 
-    question = ('fetch', kind, round_index, wanted, limit)
+    question = ('fetch', kind, round_index, refs, limit)
     got: dict[bytes, Any] = {}
     for digest, data in self._process_group.ask(question, answer).items():
       is_error = isinstance(data, tuple)

@@ -86,7 +86,7 @@ class Process:
     self._checkpoints = checkpoint_lib.Checkpoints(
       workdir / 'checkpoints', config.checkpoint
     )
-    start = apply.Place(0, manifest_lib.genesis(run), shared_model.init())
+    start = apply.Position(0, manifest_lib.genesis(run), shared_model.init())
     common = (config, self._chain, objects, shared_model, start)
     if role == 'validator':
       self._node = self._validator(common, data)
@@ -187,7 +187,7 @@ class Process:
 
   def _over(self, rounds: int) -> bool:
     state = self._node.state
-    return state.round >= rounds and state.settled(self._node.can)
+    return state.round >= rounds and state.previous_round_done(self._node.can)
 
   def _due(self, completed: int) -> bool:
     return self._checkpoints.due(completed) and completed != self._saved

@@ -45,7 +45,7 @@ class Collected(NamedTuple):
   """What a validator holds of a round that is being agreed upon."""
 
   membership: membership_lib.Membership  # at the close of the put window
-  before: apply.Place  # the state that the round started from
+  before: apply.Position  # the state that the round started from
   entries: Mapping[int, manifest_lib.Entry]  # of who committed in time
   payloads: Mapping[int, payload_lib.Payload]  # by uid, that can be read
   report: checks_lib.Report
@@ -168,7 +168,7 @@ class Validator(node_lib.Node):
     """The messages of the last round, which a restart has made it forget."""
     if not self.place.round:
       return {}
-    return apply.recall(
+    return apply.fetch_last_messages(
       self.shared_model, self.chain, self.objects, membership, self.place
     )
 
@@ -210,7 +210,7 @@ class Validator(node_lib.Node):
     entries: list[manifest_lib.Entry],
   ) -> dict[int, bytes | store_lib.StoreError]:
     wanted = [
-      run_storage_lib.Wanted(entry.digest, membership.location(entry.uid))
+      run_storage_lib.ObjectRef(entry.digest, membership.location(entry.uid))
       for entry in entries
     ]
     limit = self.shared_model.spec.payload_bytes
@@ -285,7 +285,7 @@ class Validator(node_lib.Node):
     """Publishes a manifest, what it lists, and the vote for it."""
     digest = run_storage_lib.digest(data)
     self._manifests[digest] = data
-    self.objects.keep(self.objects.key('proposals', r, digest), data)
+    self.objects.put_once(self.objects.key('proposals', r, digest), data)
     self.commit(r, digest, head)
 
   def _verified(
@@ -304,7 +304,7 @@ class Validator(node_lib.Node):
     try:
       data = apply.fetch_manifest(self.objects, now, r, digest)
       manifest = manifest_lib.decode(data, self.chain.verify)
-      apply.compare(manifest, self.root, self.fingerprint())
+      apply.check_matches(manifest, self.root, self.fingerprint())
       if (manifest.run, manifest.round) != (self.shared_model.run, r):
         return None
       if manifest.hotkey != peer.hotkey:
@@ -343,7 +343,7 @@ class Validator(node_lib.Node):
       self._manifests[digest] = data
     return self._manifests[digest]
 
-  def _moved(self, applied: apply.Applied, digest: bytes | None) -> None:
+  def _moved(self, applied: apply.AppliedRound, digest: bytes | None) -> None:
     r, data = self.state.round, b''
     if digest is not None:
       membership = membership_lib.read(self.chain, self.plan.decision_block(r))
@@ -357,7 +357,9 @@ class Validator(node_lib.Node):
     self._manifests = {}
     super()._moved(applied, digest)
 
-  def _resume(self, place: apply.Place, replayed: Mapping[int, bytes]) -> None:
+  def _resume(
+    self, place: apply.Position, replayed: Mapping[int, bytes]
+  ) -> None:
     """Its history has no gap: it may be the only one that is left."""
     super()._resume(place, replayed)
     self._collected = self._to_score = None
@@ -472,18 +474,18 @@ class Validator(node_lib.Node):
         self.objects, self.place, self.fingerprint(), self.chain.sign
       )
     while self._to_keep:
-      self.objects.keep(*self._to_keep[0])
+      self.objects.put_once(*self._to_keep[0])
       del self._to_keep[0]
     if due:
       keep = self.config.checkpoint.keep
       # Who is a little behind still needs what has just been applied.
       oldest = min(published_checkpoint.prune(self.objects, keep), r - 2)
       for kind in 'payloads', 'proposals', 'history', 'verdicts':
-        self.objects.forget(kind, oldest)
+        self.objects.delete_before(kind, oldest)
 
   @property
   def savable(self) -> bool:
-    return self.state.settled(self.can)
+    return self.state.previous_round_done(self.can)
 
   def load(self, saved: dict[str, Any]) -> dict[str, Any]:
     text = super().load(saved)

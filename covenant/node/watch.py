@@ -109,7 +109,7 @@ class Watcher:
     return False
 
   def _evaluate(
-    self, place: apply.Place, index: published_checkpoint.Index
+    self, place: apply.Position, index: published_checkpoint.Index
   ) -> None:
     heldout = self._evaluator.evaluate(place.shared.params)
     # Before the row, after which a restart would not come back to this round.
@@ -137,7 +137,7 @@ class Watcher:
       loss=heldout.nats_per_token,
     )
 
-  def _export(self, place: apply.Place) -> None:
+  def _export(self, place: apply.Position) -> None:
     if self._exporter is None:
       return
     try:

@@ -1,14 +1,15 @@
-"""From what was agreed upon to the next shared state.
+"""The step from an agreed manifest to the next shared state.
 
-Every node calls these, whether it follows the rounds or replays old ones:
-that is why all of them stay identical.
+Every node calls these functions, whether it follows the rounds or replays old
+ones. That keeps all nodes identical.
 """
 
 import types
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from covenant import errors
+from covenant import typing as ct
 from covenant.chain import interface as chain_lib
 from covenant.optim import weight as weight_lib
 from covenant.protocol import membership as membership_lib
@@ -20,76 +21,80 @@ from covenant.wire import payload as payload_lib
 
 
 class OutOfSyncError(errors.CovenantError):
-  """What a node holds is not what the others hold."""
+  """The state of a node differs from the state of the others."""
 
 
-class Link(NamedTuple):
-  """A round of a history: it led on to `manifest_lib.extend` of this."""
+class HistoryLink(NamedTuple):
+  """One round of a history; `manifest_lib.extend` leads to the next root."""
 
-  root: bytes  # before it
-  digest: bytes | None  # of the manifest that was applied, if any
+  root: bytes  # history root before the round
+  digest: bytes | None  # digest of the applied manifest, if there was one
 
 
-class Place(NamedTuple):
+class Position(NamedTuple):
   """A state of the run, and the history that led to it."""
 
-  round: int  # that has not been applied yet
-  root: bytes
+  round: int  # the first round that has not been applied
+  root: bytes  # history root
   shared: shared_state_lib.SharedState
   # The last rounds, latest first: `kept_links`, or all if there were fewer.
-  past: tuple[Link, ...] = ()
+  past: tuple[HistoryLink, ...] = ()
 
-  def after(
+  def advance(
     self, digest: bytes | None, shared: shared_state_lib.SharedState, links: int
-  ) -> 'Place':
-    """The next place, by the manifest of a digest; keeps so many links."""
+  ) -> 'Position':
+    """Returns the position after a manifest; keeps `links` past rounds."""
     root = manifest_lib.extend(self.root, self.round, digest)
-    past = (Link(self.root, digest), *self.past)[:links]
-    return Place(self.round + 1, root, shared, past)
+    past = (HistoryLink(self.root, digest), *self.past)[:links]
+    return Position(self.round + 1, root, shared, past)
 
 
-def links_to_json(past: Sequence[Link]) -> list[list[str]]:
+def links_to_json(past: Sequence[HistoryLink]) -> list[list[str]]:
+  """Returns history links as lists of hexadecimal texts."""
   return [[root.hex(), (digest or b'').hex()] for root, digest in past]
 
 
-def links_from_json(raw: Sequence[Sequence[str]]) -> tuple[Link, ...]:
-  """Raises ValueError or TypeError where it is none."""
+def links_from_json(raw: Sequence[Sequence[str]]) -> tuple[HistoryLink, ...]:
+  """Returns the links of `links_to_json`; raises ValueError or TypeError."""
   return tuple(
-    Link(bytes.fromhex(root), bytes.fromhex(digest) or None)
+    HistoryLink(bytes.fromhex(root), bytes.fromhex(digest) or None)
     for root, digest in raw
   )
 
 
 def older_roots(
-  shared_model: shared_state_lib.SharedModel, place: Place
+  shared_model: shared_state_lib.SharedModel, position: Position
 ) -> list[bytes]:
-  """Of rounds before, latest first, that a payload may be trained from."""
-  return [link.root[:16] for link in place.past[: shared_model.most_stale]]
+  """Returns the roots of earlier rounds that a payload may be trained from.
+
+  The latest is first; each is cut to its first 16 bytes.
+  """
+  return [link.root[:16] for link in position.past[: shared_model.most_stale]]
 
 
 def kept_links(shared_model: shared_state_lib.SharedModel) -> int:
-  """How many rounds back a node must know the root.
+  """Returns the number of past rounds whose roots a node must know.
 
-  Payloads of this round and, to compare them with, of the last one may be
-  trained from parameters that are so old.
+  Payloads of this round, and those of the last round that they are compared
+  with, may be trained from parameters that are this old.
   """
   return shared_model.most_stale + 1 if shared_model.most_stale else 0
 
 
-class Applied(NamedTuple):
-  """What a round did to the shared state."""
+class AppliedRound(NamedTuple):
+  """The effect of a round on the shared state."""
 
   before: shared_state_lib.SharedState
-  shared: shared_state_lib.SharedState
+  shared: shared_state_lib.SharedState  # after the round
   delta_norm: float  # L2 norm of the aggregated delta
-  messages: Mapping[int, Any]  # by uid, of everybody who counted
-  weights: Mapping[int, weight_lib.Weight]  # theirs
+  messages: Mapping[int, ct.Message]  # the messages that counted, by uid
+  weights: Mapping[int, weight_lib.Weight]  # their weights, by uid
 
 
-def compare(
+def check_matches(
   manifest: manifest_lib.Manifest, root: bytes, fingerprint: str
 ) -> None:
-  """Raises OutOfSyncError where a manifest speaks of another state than the given."""
+  """Raises OutOfSyncError if a manifest describes another state than ours."""
   for name, ours, theirs in (
     ('history root', root.hex(), manifest.root.hex()),
     ('fingerprint', fingerprint, manifest.fingerprint),
@@ -102,25 +107,25 @@ def compare(
 
 
 def mirrors(
-  objects: run_storage_lib.Objects, membership: membership_lib.Membership
+  storage: run_storage_lib.RunStorage, membership: membership_lib.Membership
 ) -> list[store_lib.Bucket]:
-  """The buckets of the validators, the leader's first."""
+  """Returns the buckets of the validators, the leader's first."""
   locations = [membership.location(peer.uid) for peer in membership.validators]
-  return objects.buckets_at(filter(None, locations))
+  return storage.buckets_at(filter(None, locations))
 
 
 def fetch_manifest(
-  objects: run_storage_lib.Objects,
+  storage: run_storage_lib.RunStorage,
   membership: membership_lib.Membership,
   round_index: int,
   digest: bytes,
 ) -> bytes:
-  """The bytes of a manifest, from any validator; raises StoreError."""
-  got = objects.fetch(
+  """Fetches the bytes of a manifest from any validator; raises StoreError."""
+  got = storage.fetch(
     'proposals',
     round_index,
-    [run_storage_lib.Wanted(digest, b'')],
-    mirrors(objects, membership),
+    [run_storage_lib.ObjectRef(digest, b'')],
+    mirrors(storage, membership),
     manifest_lib.MAX_BYTES,
   )[digest]
   if isinstance(got, store_lib.StoreError):
@@ -129,35 +134,35 @@ def fetch_manifest(
 
 
 def fetch_payloads(
-  objects: run_storage_lib.Objects,
+  storage: run_storage_lib.RunStorage,
   membership: membership_lib.Membership,
   round_index: int,
   entries: Sequence[manifest_lib.Entry],
   limit: int,
   have: Mapping[bytes, bytes],
 ) -> dict[bytes, bytes]:
-  """The payloads of a manifest's entries, by digest.
+  """Fetches the payloads of a manifest's entries, by digest.
 
   Args:
-    objects: of the node that asks.
-    membership: where they may be.
-    round_index: of the manifest.
-    entries: which.
-    limit: bytes a payload.
-    have: what need not be fetched, by digest.
+    storage: the storage of the node that asks.
+    membership: the locations of the buckets.
+    round_index: the round of the manifest.
+    entries: the entries to fetch.
+    limit: bytes per payload, at most.
+    have: payloads that are at hand, by digest.
 
   Raises:
-    StoreError: one of them is not to be had, for now; names its uid.
+    StoreError: a payload cannot be had now; the message names its uid.
   """
   missing = [
-    run_storage_lib.Wanted(entry.digest, membership.location(entry.uid))
+    run_storage_lib.ObjectRef(entry.digest, membership.location(entry.uid))
     for entry in entries
     if entry.digest not in have
   ]
   got = {}
   if missing:
-    sources = mirrors(objects, membership)
-    got = objects.fetch('payloads', round_index, missing, sources, limit)
+    sources = mirrors(storage, membership)
+    got = storage.fetch('payloads', round_index, missing, sources, limit)
   payloads = {}
   for entry in entries:
     data = have.get(entry.digest) or got[entry.digest]
@@ -171,14 +176,17 @@ def decode(
   shared_model: shared_state_lib.SharedModel,
   chain: chain_lib.Chain,
   entry: manifest_lib.Entry,
-  place: Place,
+  position: Position,
   data: bytes,
 ) -> payload_lib.Payload:
-  """A payload of a place's round, of who committed it; raises Refused."""
+  """Decodes a payload of the position's round; raises PayloadError.
+
+  Its signer must be the miner that the manifest's entry names.
+  """
   expected = payload_lib.Header(
-    shared_model.run, place.round, entry.uid, place.root[:16], b'', 0
+    shared_model.run, position.round, entry.uid, position.root[:16], b'', 0
   )
-  older = older_roots(shared_model, place)
+  older = older_roots(shared_model, position)
   return shared_model.decode(
     data,
     expected,
@@ -187,92 +195,95 @@ def decode(
   )
 
 
-def recall(
+def fetch_last_messages(
   shared_model: shared_state_lib.SharedModel,
   chain: chain_lib.Chain,
-  objects: run_storage_lib.Objects,
+  storage: run_storage_lib.RunStorage,
   membership: membership_lib.Membership,
-  place: Place,
-) -> dict[int, Any]:
-  """The messages that led to a place, by uid, for who has forgotten them.
+  position: Position,
+) -> dict[int, ct.Message]:
+  """Fetches the messages that led to a position, by uid.
 
-  None where nobody counted, or no validator has them any more.
+  For a node that no longer has them. Empty if no message counted, or if no
+  validator has them any more.
   """
-  r, limit = place.round - 1, shared_model.spec.payload_bytes
-  for bucket in [objects.bucket, *mirrors(objects, membership)]:
+  r, limit = position.round - 1, shared_model.spec.payload_bytes
+  for bucket in [storage.bucket, *mirrors(storage, membership)]:
     try:
-      data = bucket.get(objects.key('history', r), manifest_lib.MAX_BYTES)
+      data = bucket.get(storage.key('history', r), manifest_lib.MAX_BYTES)
       if not data:
         return {}
       manifest = manifest_lib.decode(data, chain.verify)
       entries = manifest.entries
-      payloads = fetch_payloads(objects, membership, r, entries, limit, {})
+      payloads = fetch_payloads(storage, membership, r, entries, limit, {})
     except (store_lib.StoreError, manifest_lib.ManifestError):
       continue
     if manifest_lib.extend(manifest.root, r, run_storage_lib.digest(data)) != (
-      place.root
+      position.root
     ):
       continue  # of another history
-    past = place.past[1:]
-    before = place._replace(round=r, root=manifest.root, past=past)
-    found = _read(shared_model, chain, before, entries, payloads)
-    return {uid: content.message for uid, content in found.items()}
+    past = position.past[1:]
+    before = position._replace(round=r, root=manifest.root, past=past)
+    found = _decode_all(shared_model, chain, before, entries, payloads)
+    return {uid: payload.message for uid, payload in found.items()}
   return {}
 
 
 def outer_step(
   shared_model: shared_state_lib.SharedModel,
   chain: chain_lib.Chain,
-  place: Place,
+  position: Position,
   entries: Sequence[manifest_lib.Entry],
   payloads: Mapping[bytes, bytes],
   decoded: Mapping[bytes, payload_lib.Payload] | None = None,
   consume: bool = False,
-) -> Applied:
-  """The state after a round.
+) -> AppliedRound:
+  """Applies the payloads of a manifest to the shared state.
+
+  Every node refuses the same payloads, since all have the same bytes and the
+  same rules. A refused payload does not count; if none is left, the state does
+  not change.
 
   Args:
-    shared_model: of the run.
-    chain: knows whose signature is whose.
-    place: the state before.
-    entries: of the manifest.
-    payloads: theirs, by digest.
-    decoded: payloads that were decoded at this place before, by digest.
-    consume: whether nobody else holds the state before, see
+    shared_model: the model of the run.
+    chain: verifies signatures.
+    position: the state before the round.
+    entries: the entries of the manifest.
+    payloads: their payloads, by digest.
+    decoded: payloads already decoded at this position, by digest.
+    consume: True if no other code holds the state before the round, see
       `SharedModel.apply_round`.
-
-  A payload that is refused counts for nothing, on every node alike: all have
-  the same bytes and the same rules. With none left, the state does not move.
   """
-  found = _read(shared_model, chain, place, entries, payloads, decoded or {})
-  messages = {uid: content.message for uid, content in found.items()}
+  found = _decode_all(
+    shared_model, chain, position, entries, payloads, decoded or {}
+  )
+  messages = {uid: payload.message for uid, payload in found.items()}
   weights = {uid: shared_model.weigh(c.header) for uid, c in found.items()}
   shared, delta_norm = shared_model.apply_round(
-    place.shared, messages, consume, weights
+    position.shared, messages, consume, weights
   )
-  before = shared if consume else place.shared
-  return Applied(before, shared, delta_norm, messages, weights)
+  before = shared if consume else position.shared
+  return AppliedRound(before, shared, delta_norm, messages, weights)
 
 
-def _read(
+def _decode_all(
   shared_model: shared_state_lib.SharedModel,
   chain: chain_lib.Chain,
-  place: Place,
+  position: Position,
   entries: Sequence[manifest_lib.Entry],
   payloads: Mapping[bytes, bytes],
   decoded: Mapping[bytes, payload_lib.Payload] = types.MappingProxyType({}),
 ) -> dict[int, payload_lib.Payload]:
-  """What the payloads of a round hold, by uid; without those refused."""
+  """Decodes the payloads of a round, by uid; leaves out refused ones."""
   found = {}
   for entry in entries:
     if entry.digest in decoded:
       found[entry.uid] = decoded[entry.digest]
       continue
     try:
-      content = decode(
-        shared_model, chain, entry, place, payloads[entry.digest]
+      found[entry.uid] = decode(
+        shared_model, chain, entry, position, payloads[entry.digest]
       )
     except payload_lib.PayloadError:
       continue
-    found[entry.uid] = content
   return found

@@ -1,12 +1,13 @@
-"""How a node that fell behind, or just came, gets the others' state.
+"""Catch-up: a node that joins or fell behind gets the state of the others.
 
-It takes the newest state that it can verify, its own, a validator's checkpoint
-or the beginning of the run, and replays the rounds since through the same code
-that applied them for everybody. Histories and checkpoints may come from liars:
-roots chain all manifests to the one that the validators vote for on the chain
-now, so the whole of a history is checked before a byte of it is applied. How
-the last round that anybody voted on was decided is read from the chain itself:
-no history may have it yet, if all validators died after the vote.
+The node takes the newest state that it can verify: its own, a validator's
+checkpoint, or the initial state of the run. It replays the later rounds
+through the code that applied them on every other node. Histories and
+checkpoints may come from liars. Roots chain all manifests to the one that the
+validators vote for on the chain now, so a whole history is checked before a
+byte of it is applied. The decision about the last round with a vote is read
+from the chain itself, because no history has it if all validators died after
+the vote.
 """
 
 from collections.abc import Callable, Iterator
@@ -24,7 +25,7 @@ from covenant.wire import manifest as manifest_lib
 
 _PATIENCE = 2  # rounds
 
-_Base = Callable[[], apply.Place]
+_Base = Callable[[], apply.Position]
 
 
 class _Source(NamedTuple):
@@ -33,23 +34,23 @@ class _Source(NamedTuple):
 
 
 class _Anchor(NamedTuple):
-  """How the last round went that anybody voted on, before the target."""
+  """The last round before the target that any validator voted on."""
 
   round: int
-  root: bytes  # before it
-  manifest: bytes  # that held; b'' where nobody counted
+  root: bytes  # history root before the round
+  manifest: bytes  # the manifest that was decided; b'' if none was
 
 
 class CatchUp:
-  """One attempt, at one block.
+  """One attempt to catch up, at one block.
 
   Args:
-    chain: as seen by the node.
-    objects: of the node.
-    shared_model: of the run.
-    plan: when.
+    chain: the chain as the node sees it.
+    storage: the storage of the node.
+    shared_model: the model of the run.
+    schedule: the blocks of the phases.
     head: the newest block.
-    rounds: of the run; there is nothing after them.
+    rounds: the number of rounds of the run.
 
   Raises:
     ChainError: the chain cannot be read.
@@ -58,42 +59,43 @@ class CatchUp:
   def __init__(
     self,
     chain: chain_lib.Chain,
-    objects: run_storage_lib.Objects,
+    storage: run_storage_lib.RunStorage,
     shared_model: shared_state_lib.SharedModel,
-    plan: round_lib.Schedule,
+    schedule: round_lib.Schedule,
     head: int,
     rounds: int,
   ):
     self.replayed: dict[int, bytes] = {}  # manifests by round, as in a history
     self._chain = chain
-    self._objects = objects
+    self._storage = storage
     self._shared_model = shared_model
-    self._roster = membership_lib.read(chain, plan.finalized(head))
-    self._plan = plan
-    self._target = min(max(plan.round_at(head) - 1, 0), rounds)
+    self._membership = membership_lib.read(chain, schedule.finalized(head))
+    self._schedule = schedule
+    self._target = min(max(schedule.round_at(head) - 1, 0), rounds)
     self._sources = [
       _Source(peer.hotkey, bucket)
-      for peer in self._roster.validators
-      if (location := self._roster.location(peer.uid))
-      and (bucket := objects.bucket_at(location)) is not None
+      for peer in self._membership.validators
+      if (location := self._membership.location(peer.uid))
+      and (bucket := storage.bucket_at(location)) is not None
     ]
 
-  def run(self, place: apply.Place | None) -> apply.Place:
-    """The place of the others.
+  def run(self, position: apply.Position | None) -> apply.Position:
+    """Returns the position of the others.
 
-    All rounds are in it that were decided before the round of this block
-    began; how the last one was decided can be read from the chain.
+    It includes all rounds that were decided before the round of this block
+    began. The chain says how the last of them was decided.
 
     Args:
-      place: where the node stands; None if that is not to be trusted.
+      position: the position of the node; None if it cannot be trusted.
 
     Raises:
-      agreement.OutOfSyncError: nothing that is to be had leads to what the chain says.
-      StoreError: something is not to be had, for now.
+      apply.OutOfSyncError: no available history leads to the root that the
+        chain vouches for.
+      StoreError: an object cannot be had now.
     """
     reasons: list[Exception] = []
     for anchor in self._anchors():
-      for base in self._bases(place):
+      for base in self._bases(position):
         try:
           return self._replay(base(), anchor)
         except (apply.OutOfSyncError, store_lib.StoreError) as e:
@@ -106,11 +108,12 @@ class CatchUp:
     )
 
   def _anchors(self) -> Iterator[_Anchor]:
-    """The newest vote, and what to believe if that is a minority's lie.
+    """Yields the newest vote, then older ones in case a minority lied.
 
     Raises:
-      StoreError: nobody has the manifest that was voted for. Where a minority
-        did, and nobody has voted since, it is waited for some rounds only.
+      StoreError: no validator has the manifest that was voted for. If only a
+        minority voted for it, and none voted since, the node waits for it for
+        some rounds only.
     """
     membership = self._before_target()
     voted = {
@@ -122,16 +125,16 @@ class CatchUp:
     }
     for r in sorted(voted, reverse=True):
       held = self._decided(r, membership)
-      # Votes that came too late still say which history they are for.
+      # Votes that came too late still name their history.
       late = self._decision(r, membership, membership.block, True)
       digest = held.digest if late is None else held.digest or late.digest
       assert digest is not None
       try:
-        data = apply.fetch_manifest(self._objects, self._roster, r, digest)
+        data = apply.fetch_manifest(self._storage, self._membership, r, digest)
         root = manifest_lib.decode(data, self._chain.verify).root
         yield _Anchor(r, root, b'' if held.digest is None else data)
       except manifest_lib.ManifestError:
-        pass  # to everybody: nobody counts
+        pass  # malformed for every node: no message counts
       except store_lib.StoreError:
         if held.majority or self._target <= r + _PATIENCE:
           raise
@@ -142,13 +145,13 @@ class CatchUp:
   def _decided(
     self, round_index: int, membership: membership_lib.Membership
   ) -> round_lib.Decision:
-    """How a round was decided that `roster` still has the votes of."""
-    r, plan = round_index, self._plan
-    held = self._decision(r, membership, plan.decision_block(r), False)
+    """Returns the decision about a round whose votes `membership` has."""
+    r, schedule = round_index, self._schedule
+    held = self._decision(r, membership, schedule.decision_block(r), False)
     held = held or self._decision(
-      r, membership, plan.last_decision_block(r), True
+      r, membership, schedule.last_decision_block(r), True
     )
-    assert held is not None  # as the last look leaves nothing open
+    assert held is not None  # the last decision block leaves nothing open
     return held
 
   def _decision(
@@ -158,7 +161,7 @@ class CatchUp:
     until: int,
     last: bool,
   ) -> round_lib.Decision | None:
-    """By the votes that a block has seen."""
+    """Returns the decision by the votes that were cast until a block."""
     stakes = {peer.uid: peer.stake for peer in membership.validators}
     votes = {
       uid: vote
@@ -168,36 +171,36 @@ class CatchUp:
     return round_lib.decide(round_index, votes, stakes, last)
 
   def _before_target(self) -> membership_lib.Membership:
-    """When the last round before the target had been decided."""
+    """Returns the membership at the decision of the round before the target."""
     try:
-      block = self._plan.last_decision_block(self._target - 1)
+      block = self._schedule.last_decision_block(self._target - 1)
       return membership_lib.read(self._chain, block)
     except chain_lib.ChainRejectedError:  # too old: the run is over
-      return self._roster
+      return self._membership
 
-  def _bases(self, place: apply.Place | None) -> Iterator[_Base]:
-    """What to start from, newest first.
+  def _bases(self, position: apply.Position | None) -> Iterator[_Base]:
+    """Yields loaders of the positions to replay from, newest first.
 
-    A validator whose bucket fails now is passed over.
+    A validator whose bucket fails now is skipped.
     """
     found = []
     for source in self._sources:
       try:
-        rounds = published_checkpoint.published(self._objects, source.bucket)
+        rounds = published_checkpoint.published(self._storage, source.bucket)
       except store_lib.StoreError:
         continue
       found += [(r, source) for r in rounds if r <= self._target]
-    oldest = -1 if place is None else place.round
+    oldest = -1 if position is None else position.round
     for r, source in sorted(found, key=lambda item: -item[0]):
       if r > oldest:
         yield lambda r=r, source=source: self._load(r, source)
-    if place is not None:
-      yield lambda: place
+    if position is not None:
+      yield lambda: position
     yield self._genesis
 
-  def _load(self, round_index: int, source: _Source) -> apply.Place:
+  def _load(self, round_index: int, source: _Source) -> apply.Position:
     index = published_checkpoint.read_index(
-      self._objects,
+      self._storage,
       source.bucket,
       round_index,
       source.hotkey,
@@ -205,24 +208,24 @@ class CatchUp:
     )
     buckets = [other.bucket for other in self._sources if other != source]
     return published_checkpoint.load(
-      self._objects, index, [source.bucket, *buckets], self._shared_model
+      self._storage, index, [source.bucket, *buckets], self._shared_model
     )
 
-  def _genesis(self) -> apply.Place:
+  def _genesis(self) -> apply.Position:
     root = manifest_lib.genesis(self._shared_model.run)
-    return apply.Place(0, root, self._shared_model.init())
+    return apply.Position(0, root, self._shared_model.init())
 
-  def _replay(self, start: apply.Place, anchor: _Anchor) -> apply.Place:
-    """The place of the target, if one history from `start` leads there."""
+  def _replay(self, start: apply.Position, anchor: _Anchor) -> apply.Position:
+    """Returns the target's position, if a history from `start` leads there."""
     error: Exception | None = None
     for first in range(max(len(self._sources), 1)):
       order = self._sources[first:] + self._sources[:first]
       try:
         manifests = self._history(order, start.round, anchor)
         self._verify(start, manifests, anchor)
-        place = self._apply(start, manifests)
+        position = self._apply(start, manifests)
         self.replayed = dict(enumerate(manifests, start=start.round))
-        return place
+        return position
       except (apply.OutOfSyncError, store_lib.StoreError) as e:
         error = e
     assert error is not None
@@ -231,13 +234,13 @@ class CatchUp:
   def _history(
     self, sources: list[_Source], start: int, anchor: _Anchor
   ) -> list[bytes]:
-    """The manifest of every round from `start`; b'' where nobody counted."""
+    """Returns the manifest of every round from `start`; b'' for none."""
     manifests = []
     for r in range(start, self._target):
-      # No vote of a later round was ever cast: nobody counted in it.
+      # No vote on a later round was ever cast, so no message counted in it.
       data = anchor.manifest if r == anchor.round else b''
       if r < anchor.round:
-        key = self._objects.key('history', r)
+        key = self._storage.key('history', r)
         for source in sources:
           try:
             data = source.bucket.get(key, manifest_lib.MAX_BYTES)
@@ -248,9 +251,9 @@ class CatchUp:
     return manifests
 
   def _verify(
-    self, start: apply.Place, manifests: list[bytes], anchor: _Anchor
+    self, start: apply.Position, manifests: list[bytes], anchor: _Anchor
   ) -> None:
-    """Raises Lost unless the history leads to where the validators are."""
+    """Raises OutOfSyncError unless the history leads to the voted root."""
     root = start.root
     for r, data in enumerate(manifests, start=start.round):
       root = _extend(root, r, data)
@@ -263,32 +266,34 @@ class CatchUp:
         f'in round {self._target}, where validators have {goal.hex()}'
       )
 
-  def _apply(self, start: apply.Place, manifests: list[bytes]) -> apply.Place:
-    place = start
+  def _apply(
+    self, start: apply.Position, manifests: list[bytes]
+  ) -> apply.Position:
+    position = start
     for r, data in enumerate(manifests, start=start.round):
       digest = run_storage_lib.digest(data) if data else None
-      shared, links = place.shared, apply.kept_links(self._shared_model)
+      shared, links = position.shared, apply.kept_links(self._shared_model)
       if data:
         try:
           manifest = manifest_lib.decode(data, self._chain.verify)
         except manifest_lib.ManifestError as e:
           raise apply.OutOfSyncError(f'round {r}: {e}') from e
-        fingerprint = self._shared_model.fingerprint(place.shared)
-        apply.compare(manifest, place.root, fingerprint)
+        fingerprint = self._shared_model.fingerprint(position.shared)
+        apply.check_matches(manifest, position.root, fingerprint)
         payloads = apply.fetch_payloads(
-          self._objects,
-          self._roster,
+          self._storage,
+          self._membership,
           r,
           manifest.entries,
           self._shared_model.spec.payload_bytes,
           {},
         )
         applied = apply.outer_step(
-          self._shared_model, self._chain, place, manifest.entries, payloads
+          self._shared_model, self._chain, position, manifest.entries, payloads
         )
         shared = applied.shared
-      place = place.after(digest, shared, links)
-    return place
+      position = position.advance(digest, shared, links)
+    return position
 
 
 def _extend(root: bytes, round_index: int, manifest: bytes) -> bytes:

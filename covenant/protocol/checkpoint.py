@@ -1,12 +1,12 @@
-"""Checkpoints: everything that makes a resumed run the uninterrupted one.
+"""Checkpoints: all state that makes a resumed run equal an uninterrupted one.
 
-Orbax writes them in the background, each complete or not there at all, and
-keeps the newest few. Arrays are written and read shard by shard, so a run may
-go on with another mesh than it was saved on.
+Orbax writes them in the background, each complete or not at all, and keeps the
+newest few. Arrays are written and read shard by shard, so a run may resume on
+another mesh.
 
-What `save_tree` was given may be donated as soon as it returns. By then Orbax
-has what is on an accelerator on the host, and holds the rest: views of what is
-in host memory, with which JAX copies instead of donating, or leaves it alone.
+The arrays given to `save_tree` may be donated as soon as it returns. By then
+Orbax has copied the arrays on accelerators to the host. It holds views of
+arrays in host memory, which JAX then copies instead of donating.
 """
 
 import math
@@ -24,39 +24,39 @@ from orbax.checkpoint._src.serialization import types as orbax_types
 
 from covenant import config as config_lib
 from covenant import errors
+from covenant import typing as ct
 from covenant.train import local as local_lib
 from covenant.train import shared_state as shared_state_lib
 
-# Bytes that are read or written at the same time, beside what is in memory
-# anyway; more where a single tensor (of what is read) or shard (of what is
-# written) has more.
+# Bytes that are read or written at the same time, beside the arrays in memory;
+# more if a single tensor (when reading) or shard (when writing) is larger.
 _IN_FLIGHT = 2 << 30
-# What is read to have a part of it: small, as other meshes cut otherwise.
+# Bytes per chunk, the unit of reading: small, as other meshes cut differently.
 _CHUNK = 64 << 20
 _HOST = 'pinned_host'
 
 
 class CheckpointError(errors.CovenantError, OSError):
-  """The disk did not take a checkpoint. Those before it are still there."""
+  """A checkpoint could not be written. Earlier checkpoints are unharmed."""
 
 
-class Position(NamedTuple):
-  """Where a run stands.
+class RunCounters(NamedTuple):
+  """The counters of a run.
 
-  The round and the seed are the position in the data and the state of every
-  random choice: both are functions of them (covenant/data/assignment.py).
+  The position in the data and every random choice are functions of the round
+  and the seed (covenant/data/assignment.py).
   """
 
   round: int  # rounds completed
   seed: int
-  tokens: int  # trained since the start, all miners
+  tokens: int  # tokens trained since the start, all miners
   bytes_up: int  # payload bytes sent since the start, all miners
 
 
-class State(NamedTuple):
-  """All state of a run between two rounds."""
+class RunState(NamedTuple):
+  """The whole state of a run between two rounds."""
 
-  position: Position
+  counters: RunCounters
   shared: shared_state_lib.SharedState
   miners: dict[int, local_lib.MinerState]  # by uid
   protocol: str  # JSON: the chain, the history root, what validators remember
@@ -78,25 +78,27 @@ class Checkpoints:
     )
 
   def due(self, completed: int) -> bool:
+    """Returns whether a checkpoint is due after `completed` rounds."""
     return completed % self._every == 0
 
-  def save(self, state: State) -> None:
-    """As `save_tree`, after as many rounds as `state` says."""
-    self.save_tree(state.position.round, _to_tree(state))
+  def save(self, state: RunState) -> None:
+    """Starts to write a state; see `save_tree`."""
+    self.save_tree(state.counters.round, _to_tree(state))
 
   def save_tree(self, completed: int, tree: Any) -> None:
     """Starts to write a tree; returns once training may go on.
 
-    That is when all of it is in host memory. Where it does not fit there, it
-    is when all of it is written.
+    That is once the tree is in host memory or, if it does not fit there, once
+    it is written.
 
     Args:
-      completed: rounds; nothing is written where there is a checkpoint of as
-        many.
+      completed: rounds completed; nothing is written if the newest checkpoint
+        is of this round.
       tree: nested dicts and tuples of arrays and text.
 
     Raises:
-      CheckpointError: this one or, as it is written in the background, the last one.
+      CheckpointError: this or, since writing goes on in the background, the
+        last checkpoint could not be written.
     """
     latest = self._checkpointer.latest
     if latest is not None and latest.step == completed:
@@ -107,35 +109,35 @@ class Checkpoints:
         saving = self._checkpointer.save_async(completed, tree, force=True)
       if saving is not None and not _fits(tree):
         saving.result()
-    except Exception as e:  # whatever Orbax makes of a full disk
+    except Exception as e:  # any error of Orbax, such as about a full disk
       raise CheckpointError(
         f'no checkpoint after round {completed}: {e}'
       ) from e
 
-  def restore_tree(self, like: Any) -> Any | None:
-    """The newest tree, or None if there is none.
+  def restore_tree(self, abstract_tree: ct.PyTree) -> ct.PyTree | None:
+    """Restores the newest tree, or returns None if there is none.
 
     Args:
-      like: a tree of this form, of arrays or of `jax.ShapeDtypeStruct`, on
-        whose devices, in whose shards and kind of memory it is placed. Their
-        values do not matter. `...` is left out.
+      abstract_tree: a tree of the same structure, of arrays or of
+        `jax.ShapeDtypeStruct`; the result has their shardings and memory
+        kinds. Leaves `...` are not restored.
 
     Raises:
-      ConfigError: it is of another run, or damaged.
+      ConfigError: the checkpoint is of another run, or damaged.
     """
     latest = self._checkpointer.latest
     if latest is None:
       return None
-    abstract = jax.tree.map(_abstract, like)
+    abstract = jax.tree.map(_abstract, abstract_tree)
     folder = f'{self._directory}/{latest.step}'
     try:
       stored: Any = self._checkpointer.metadata(latest).metadata
-      # Nothing is what it makes of files that it cannot read; loading says why.
+      # Metadata is None if its files cannot be read; then loading says why.
       differs = _difference(stored, abstract) if stored else ''
       if not differs:
         with reading(abstract):
           return self._checkpointer.load(latest, abstract_state=abstract)
-    except Exception as e:  # whatever Orbax makes of such files
+    except Exception as e:  # any error of Orbax about damaged files
       raise config_lib.ConfigError(
         f'{folder} is damaged: {reason(e)}. Remove it to go on from the '
         'checkpoint before, or from the beginning'
@@ -145,63 +147,63 @@ class Checkpoints:
       'made with, or another --workdir'
     )
 
-  def restore(self, like: State) -> State | None:
-    """The newest state, or None; `like` is one of the same run."""
-    tree = self.restore_tree(_to_tree(like))
+  def restore(self, abstract_state: RunState) -> RunState | None:
+    """Restores the newest state, or returns None; see `restore_tree`."""
+    tree = self.restore_tree(_to_tree(abstract_state))
     if tree is None:
       return None
-    position = Position(*map(int, tree['position']))
+    counters = RunCounters(*map(int, tree['position']))
     miners = {int(uid): m for uid, m in tree['miners'].items()}
-    return State(position, tree['shared'], miners, tree['protocol'])
+    return RunState(counters, tree['shared'], miners, tree['protocol'])
 
   def __enter__(self) -> 'Checkpoints':
     return self
 
   def __exit__(self, *_: object) -> None:
-    """Waits for the write under way."""
+    """Waits until the last checkpoint is written."""
     try:
       self._checkpointer.close()
     except Exception as e:
       raise CheckpointError(f'the last checkpoint: {e}') from e
 
 
-def _to_tree(state: State) -> dict[str, Any]:
+def _to_tree(state: RunState) -> dict[str, Any]:
   return {
-    'position': np.array(state.position, np.int64),
+    'position': np.array(state.counters, np.int64),
     'shared': state.shared,
     'miners': {str(uid): m for uid, m in state.miners.items()},
     'protocol': state.protocol,
   }
 
 
-def writable(tree: Any) -> Any:
-  """A tree as Orbax can write it, that stays as it is.
+def writable(tree: ct.PyTree) -> ct.PyTree:
+  """Returns a tree that Orbax can write and that does not change meanwhile.
 
   With several processes the first alone writes, and whole arrays, as Orbax
-  takes none there whose devices are of one process. Of a small model on one
-  device it is given NumPy arrays, with which it needs half the time.
+  accepts no array there whose devices belong to one process. A small model on
+  one device becomes NumPy arrays, which Orbax writes faster.
   """
   small = _total(tree) <= _IN_FLIGHT
 
-  def as_it_is(x: Any) -> bool:
+  def is_writable(x: Any) -> bool:
     if not isinstance(x, jax.Array) or jax.process_count() > 1:
       return isinstance(x, str)
     return not small or len(x.sharding.device_set) > 1
 
-  def one(x: Any) -> Any:
-    if as_it_is(x):
+  def convert(x: Any) -> Any:
+    if is_writable(x):
       return x
     if jax.process_index():
       return np.broadcast_to(np.zeros((), x.dtype), x.shape)
     return np.asarray(x) if isinstance(x, jax.Array) else np.array(x)
 
-  return jax.tree.map(one, tree)
+  return jax.tree.map(convert, tree)
 
 
-def writing(tree: Any) -> ocp.Context:
-  """How to write what `writable` made, in bounded memory."""
+def writing(tree: ct.PyTree) -> ocp.Context:
+  """Returns the Orbax context that writes a tree in bounded memory."""
   context = ocp.Context()
-  # Parameters shrink by 7 percent, which costs buffers and most of the time.
+  # Compression hardly shrinks parameters, and takes most of the time.
   context.array.saving.use_compression = False
   context.array.saving.storage_options.chunk_byte_size = _CHUNK
   memory = context.memory
@@ -215,8 +217,8 @@ def writing(tree: Any) -> ocp.Context:
   return context
 
 
-def reading(abstract: Any) -> ocp.Context:
-  """How to read a tree, in bounded memory beside its own."""
+def reading(abstract: ct.PyTree) -> ocp.Context:
+  """Returns the Orbax context that reads a tree in bounded extra memory."""
   context = ocp.Context()
   if _total(abstract) > _IN_FLIGHT:
     # A shard may lie across all chunks of its tensor.
@@ -226,7 +228,7 @@ def reading(abstract: Any) -> ocp.Context:
 
 
 def reason(error: BaseException) -> str:
-  """What Orbax stumbled over, in a line."""
+  """Returns the cause of an error of Orbax, in a line."""
   while error.__cause__ is not None:
     error = error.__cause__
   line = next(iter(str(error).splitlines()), '')
@@ -234,14 +236,14 @@ def reason(error: BaseException) -> str:
 
 
 class _InTurn(orbax_types.DefaultSerializationStatusCallback):
-  """Arrays come to the host as those before them are written."""
+  """Moves each array to the host once those before it are written."""
 
   def key_priority(self, _: Any) -> orbax_types.TransferPriority:
     return orbax_types.TransferPriority.ASYNCHRONOUS_DEPRIORITIZED
 
 
-def _fits(tree: Any) -> bool:
-  """Whether the host has twice the memory for what is not yet in it."""
+def _fits(tree: ct.PyTree) -> bool:
+  """Returns whether the host has twice the memory of the arrays not on it."""
   staged = [_bytes(x) for x in _arrays(tree) if not _on_host(x)]
   return 2 * sum(staged) <= _free_bytes()
 
@@ -253,7 +255,7 @@ def _on_host(x: Any) -> bool:
 
 
 def _free_bytes() -> int:
-  """Of this host's memory; all of it where that is not known."""
+  """Returns the free memory of this host, or all of it if that is unknown."""
   try:
     text = pathlib.Path('/proc/meminfo').read_text()
   except OSError:
@@ -263,7 +265,7 @@ def _free_bytes() -> int:
   return os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
 
 
-def _arrays(tree: Any) -> list[Any]:
+def _arrays(tree: ct.PyTree) -> list[Any]:
   return [x for x in jax.tree.leaves(tree) if hasattr(x, 'shape')]
 
 
@@ -277,13 +279,13 @@ def _shard_bytes(x: Any) -> int:
   return math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
 
 
-def _total(tree: Any) -> int:
+def _total(tree: ct.PyTree) -> int:
   return sum(map(_bytes, _arrays(tree)))
 
 
-def _difference(stored: Any, like: Any) -> str:
-  """The first leaf in which trees differ, in words; empty if none does."""
-  there, here = _by_name(stored), _by_name(like)
+def _difference(stored: ct.PyTree, abstract: ct.PyTree) -> str:
+  """Returns the first difference of two trees, in words; empty if none."""
+  there, here = _by_name(stored), _by_name(abstract)
   for name in sorted(there.keys() | here.keys()):
     if here.get(name) is ...:
       continue
@@ -293,7 +295,7 @@ def _difference(stored: Any, like: Any) -> str:
   return ''
 
 
-def _by_name(tree: Any) -> dict[str, Any]:
+def _by_name(tree: ct.PyTree) -> dict[str, Any]:
   return {
     jax.tree_util.keystr(path, simple=True, separator='.'): x
     for path, x in jax.tree_util.tree_leaves_with_path(tree)
@@ -308,7 +310,7 @@ def _form(leaves: dict[str, Any], name: str) -> str:
 
 
 def _abstract(x: Any) -> Any:
-  """How a leaf is to be restored: where it is now, NumPy as NumPy."""
+  """Returns a leaf to restore: with its sharding, or NumPy as NumPy."""
   if isinstance(x, jax.Array):
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
   return x

@@ -1,4 +1,4 @@
-"""Who is registered at a block, and what each stands for."""
+"""The registered peers at a block, with their roles and commitments."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -13,25 +13,26 @@ class Membership(NamedTuple):
   block: int
   peers: Mapping[int, chain_lib.Peer]
   commitments: Mapping[int, commitment_lib.Commitment]
-  committed: Mapping[int, int]  # the block of each commitment
+  committed: Mapping[int, int]  # block of each commitment
 
   @property
   def validators(self) -> list[chain_lib.Peer]:
-    """Who may lead, the leader first."""
+    """The peers that may lead, the leader first."""
     able = [peer for peer in self.peers.values() if peer.validator]
     return sorted(able, key=lambda peer: (-peer.stake, peer.uid))
 
   @property
   def miners(self) -> list[chain_lib.Peer]:
+    """The peers without a validator permit, by uid."""
     return [peer for peer in self.peers.values() if not peer.validator]
 
   def location(self, uid: int) -> bytes:
-    """Of the bucket of `uid`; empty if it never said."""
+    """Returns the location of a peer's bucket; empty if it committed none."""
     commitment = self.commitments.get(uid)
     return commitment.location if commitment else b''
 
   def uid(self, hotkey: str) -> int:
-    """Raises chain_lib.ChainRejectedError where it is not registered."""
+    """Returns the uid of a hotkey; raises ChainRejectedError if it has none."""
     for peer in self.peers.values():
       if peer.hotkey == hotkey:
         return peer.uid
@@ -42,7 +43,7 @@ class Membership(NamedTuple):
 
 
 def read(chain: chain_lib.Chain, block: int) -> Membership:
-  """What the chain says; raises chain_lib.ChainError."""
+  """Reads the membership from the chain; raises ChainError."""
   peers = {peer.uid: peer for peer in chain.peers(block)}
   commitments, committed = {}, {}
   for uid, (included, data) in chain.commitments(block).items():

@@ -1,7 +1,7 @@
-"""Checkpoints for strangers: the shared state in a validator's bucket.
+"""Published checkpoints: the shared state in a validator's bucket.
 
-Orbax writes it; its files are cut into chunks that are named by their digest,
-so what did not change is not stored twice, and any mirror can serve it. The
+Orbax writes the state. Its files are cut into chunks that are named by their
+digests, so unchanged chunks are stored once and any mirror can serve them. The
 signed index is put last: a checkpoint that can be found is complete.
 """
 
@@ -28,72 +28,74 @@ _SIGNATURE_BYTES = 64
 
 
 class Index(NamedTuple):
-  """What a published checkpoint says of itself; its bytes are signed."""
+  """The signed description of a published checkpoint."""
 
   round: int
-  root: str  # hexadecimal
-  fingerprint: str
-  past: list[list[str]]  # see `agreement.Place`
+  root: str  # history root, hexadecimal
+  fingerprint: str  # of the shared state
+  past: list[list[str]]  # see `apply.Position`
   files: dict[str, list[str]]  # relative path -> digests of its chunks
 
 
 def publish(
-  objects: run_storage_lib.Objects,
-  place: apply.Place,
+  storage: run_storage_lib.RunStorage,
+  position: apply.Position,
   fingerprint: str,
   sign: Callable[[bytes], bytes],
 ) -> None:
-  """Puts the state of a place into the own bucket.
+  """Puts the shared state of a position into the own bucket.
 
   Raises:
-    StoreError: it is not published; what was put is found again next time.
+    StoreError: it is not published; chunks already put are used next time.
   """
   files = {}
   with tempfile.TemporaryDirectory() as folder:
     root = pathlib.Path(folder, 'checkpoint')
     try:
-      tree = checkpoint_lib.writable(place.shared._asdict())
+      tree = checkpoint_lib.writable(position.shared._asdict())
       context = checkpoint_lib.writing(tree)
-      context.array.saving.use_compression = True  # for whoever downloads it
+      context.array.saving.use_compression = True  # it will be downloaded
       with context:
         ocp.save(str(root), tree)
-    except Exception as e:  # whatever Orbax makes of a full disk
+    except Exception as e:  # any error of Orbax, such as about a full disk
       raise store_lib.StoreError(f'cannot write to {folder}: {e}') from e
     for path in sorted(p for p in root.rglob('*') if p.is_file()):
       digests = []
       with open(path, 'rb') as file:
         while chunk := file.read(_CHUNK):
           digest = run_storage_lib.digest(chunk)
-          objects.keep(objects.chunk_key(digest), chunk)
+          storage.put_once(storage.chunk_key(digest), chunk)
           digests.append(digest.hex())
       files[str(path.relative_to(root))] = digests
-  past = apply.links_to_json(place.past)
-  index = Index(place.round, place.root.hex(), fingerprint, past, files)
+  past = apply.links_to_json(position.past)
+  index = Index(position.round, position.root.hex(), fingerprint, past, files)
   body = json.dumps(index._asdict()).encode()
-  objects.keep(objects.key('checkpoints', place.round), body + sign(body))
+  storage.put_once(
+    storage.key('checkpoints', position.round), body + sign(body)
+  )
 
 
 def published(
-  objects: run_storage_lib.Objects, bucket: store_lib.Bucket
+  storage: run_storage_lib.RunStorage, bucket: store_lib.Bucket
 ) -> list[int]:
-  """The rounds of the checkpoints in a bucket, rising."""
-  return objects.rounds('checkpoints', bucket)
+  """Returns the rounds of the checkpoints in a bucket, in order."""
+  return storage.rounds('checkpoints', bucket)
 
 
 def read_index(
-  objects: run_storage_lib.Objects,
+  storage: run_storage_lib.RunStorage,
   bucket: store_lib.Bucket,
   round_index: int,
   hotkey: str,
   verify: Callable[[str, bytes, bytes], bool],
 ) -> Index:
-  """An index that `hotkey` signed.
+  """Reads an index and checks that `hotkey` signed it.
 
   Raises:
-    StoreError: it cannot be had.
-    agreement.OutOfSyncError: it is malformed, or not signed by `hotkey`.
+    StoreError: the index cannot be had.
+    apply.OutOfSyncError: it is malformed, or not signed by `hotkey`.
   """
-  key = objects.key('checkpoints', round_index)
+  key = storage.key('checkpoints', round_index)
   data = bucket.get(key, _MAX_INDEX)
   body, signature = data[:-_SIGNATURE_BYTES], data[-_SIGNATURE_BYTES:]
   if not verify(hotkey, body, signature):
@@ -115,27 +117,27 @@ def read_index(
 
 
 def load(
-  objects: run_storage_lib.Objects,
+  storage: run_storage_lib.RunStorage,
   index: Index,
   sources: Sequence[store_lib.Bucket],
   shared_model: shared_state_lib.SharedModel,
-) -> apply.Place:
-  """The place that an index describes, on the devices of the replica.
+) -> apply.Position:
+  """Loads the position that an index describes onto the model's devices.
 
   Args:
-    objects: of the node that asks.
-    index: what to load.
+    storage: the storage of the node that asks.
+    index: the checkpoint to load.
     sources: buckets that may have the chunks.
-    shared_model: of this run.
+    shared_model: the model of the run.
 
   Raises:
     StoreError: a chunk cannot be had.
-    agreement.OutOfSyncError: it holds something else than the index says.
+    apply.OutOfSyncError: the checkpoint differs from its index.
   """
-  like: Any = _abstract(shared_model)
-  # Orbax adds some, but not as much again: a liar fills no disk.
+  abstract: Any = _abstract(shared_model)
+  # Orbax's own files take less than the arrays again: a liar fills no disk.
   budget = (1 << 20) + 2 * sum(
-    x.size * x.dtype.itemsize for x in jax.tree.leaves(like)
+    x.size * x.dtype.itemsize for x in jax.tree.leaves(abstract)
   )
   with tempfile.TemporaryDirectory() as folder:
     root = pathlib.Path(folder, 'checkpoint')
@@ -144,7 +146,7 @@ def load(
       path.parent.mkdir(parents=True, exist_ok=True)
       with open(path, 'wb') as file:
         for digest in digests:
-          chunk = objects.fetch_chunk(bytes.fromhex(digest), sources, _CHUNK)
+          chunk = storage.fetch_chunk(bytes.fromhex(digest), sources, _CHUNK)
           budget -= len(chunk)
           if budget < 0:
             raise apply.OutOfSyncError(
@@ -152,9 +154,9 @@ def load(
             )
           file.write(chunk)
     try:
-      with checkpoint_lib.reading(like):
-        tree: Any = ocp.load(str(root), like._asdict())
-    except Exception as e:  # whatever Orbax makes of a stranger's files
+      with checkpoint_lib.reading(abstract):
+        tree: Any = ocp.load(str(root), abstract._asdict())
+    except Exception as e:  # any error of Orbax about untrusted files
       raise apply.OutOfSyncError(
         f'the checkpoint of round {index.round} cannot be read: '
         f'{checkpoint_lib.reason(e)}'
@@ -171,11 +173,11 @@ def load(
     raise apply.OutOfSyncError(
       f'the checkpoint of round {index.round} knows {len(past)} rounds before'
     )
-  return apply.Place(index.round, bytes.fromhex(index.root), shared, past)
+  return apply.Position(index.round, bytes.fromhex(index.root), shared, past)
 
 
 def _check_past(index: Index) -> None:
-  """Raises ValueError unless the past leads to the root, which is checked."""
+  """Raises ValueError unless the past rounds lead to the checked root."""
   root = bytes.fromhex(index.root)
   past = apply.links_from_json(index.past)
   for r, link in zip(range(index.round - 1, -1, -1), past, strict=False):
@@ -188,37 +190,37 @@ def _abstract(
   shared_model: shared_state_lib.SharedModel,
 ) -> shared_state_lib.SharedState:
   """The shared state's shapes and shardings."""
-  like = jax.eval_shape(shared_model.init)
+  shapes = jax.eval_shape(shared_model.init)
   if shared_model.mesh is None:
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    where = jax.tree.map(lambda _: here, like)
+    shardings = jax.tree.map(lambda _: here, shapes)
   else:
-    where = sharding.shardings(like, shared_model.mesh)
+    shardings = sharding.shardings(shapes, shared_model.mesh)
   return jax.tree.map(
-    lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
-    like,
-    where,
+    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+    shapes,
+    shardings,
   )
 
 
-def prune(objects: run_storage_lib.Objects, keep: int) -> int:
-  """Deletes own checkpoints but the newest ones; chunks nobody names, too.
+def prune(storage: run_storage_lib.RunStorage, keep: int) -> int:
+  """Deletes own checkpoints but the newest ones, and unused chunks.
 
   Returns:
-    The first round whose objects who joins may need: that of the oldest that
-    is left, 0 while the run's beginning is nearer than `keep` checkpoints.
+    The first round whose objects a joining node may need: the round of the
+    oldest checkpoint left, or 0 while there are fewer than `keep`.
   """
-  rounds = published(objects, objects.bucket)
+  rounds = published(storage, storage.bucket)
   left = rounds[-keep:]
   if rounds[:-keep]:
-    objects.bucket.delete(
-      [objects.key('checkpoints', r) for r in rounds[:-keep]]
+    storage.bucket.delete(
+      [storage.key('checkpoints', r) for r in rounds[:-keep]]
     )
     named = set()
     for r in left:
-      key = objects.key('checkpoints', r)
-      body = objects.bucket.get(key, _MAX_INDEX)[:-_SIGNATURE_BYTES]
+      key = storage.key('checkpoints', r)
+      body = storage.bucket.get(key, _MAX_INDEX)[:-_SIGNATURE_BYTES]
       for digests in json.loads(body)['files'].values():
         named.update(digests)
-    objects.forget_chunks(named)
+    storage.delete_chunks_except(named)
   return left[0] if len(left) == keep else 0

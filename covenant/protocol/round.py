@@ -1,21 +1,21 @@
-"""A round as a pure state machine: what a node should do next, and when.
+"""A round as a pure state machine: the next command of a node, and its block.
 
-Nothing here reads a clock, a chain or a store. A node asks `next_command`
-with the newest block, does what it says, and folds what came of it into its
-state with `after`. A command that failed changes nothing, so it is asked for
-again at the next block for as long as it makes sense: that is the whole error
-handling of a round.
+Nothing here reads a clock, a chain or a store. A node calls `next_command`
+with the newest block, executes the command, and passes the outcome to
+`transition`. A command that failed changes nothing, so the next block repeats
+it for as long as it makes sense. That is the whole error handling of a round.
 
-Round r starts with block `start(r)`, whose hash decides who trains on what. In
-its last blocks payloads may be committed; it is agreed upon in the first
-blocks of the next one:
+Round r starts with block `start(r)`, whose hash assigns the training data.
+Payloads may be committed in its last blocks. The validators agree on it in the
+first blocks of the next round:
 
-  start(r)         put_opens(r)  start(r+1)        decides(r)  decides_last(r)
-  |--- train ---------|- commit, -|- check, ---------|-- others --|
-                         upload      propose, vote      propose
+  start(r)          put_opens(r)   start(r+1)      decision_block(r)
+  |----- train ----------|- commit, ---|- check, ----------|- others ---|
+                            upload       propose, vote        propose
+                                                     last_decision_block(r)
 
-With `optim.overlap` a miner begins to train for the next round as soon as it
-has committed, and ends once it has applied this one.
+With `optim.overlap` a miner begins to train for the next round once it has
+committed, and completes that training once it has applied this round.
 """
 
 import enum
@@ -30,21 +30,23 @@ class Schedule(NamedTuple):
   """The blocks of every phase of every round."""
 
   phases: config_lib.Phases
-  overlap: bool = False  # whether a round is begun before the last is applied
+  overlap: bool = False  # begin a round before the last one is applied
 
   def start(self, round_index: int) -> int:
+    """The first block of a round."""
     return self.phases.origin + round_index * self.phases.round_blocks
 
   def assignment_block(self, round_index: int) -> int:
-    """The block whose hash decides who trains on what.
+    """The block whose hash assigns the training data.
 
-    Who has committed to the last round goes on at once, where rounds overlap.
+    With overlap a miner that has committed begins the next round at once.
     """
     if self.overlap and round_index:
       return self.put_opens(round_index - 1)
     return self.start(round_index)
 
   def put_opens(self, round_index: int) -> int:
+    """The first block in which a payload may be committed."""
     return self.start(round_index + 1) - self.phases.put_blocks
 
   def put_closes(self, round_index: int) -> int:
@@ -52,30 +54,35 @@ class Schedule(NamedTuple):
     return self.start(round_index + 1) - 1
 
   def collection_block(self, round_index: int) -> int:
-    """Once it is settled, who committed last has seen that it is: to upload."""
+    """The block from which on, once it is final, payloads are fetched.
+
+    By then the last miner has seen its commitment and has uploaded.
+    """
     return self.put_closes(round_index) + self.phases.confirmations
 
   def proposes(self, round_index: int, rank: int) -> int:
-    """From when the validator of a rank may make the manifest; 0 leads."""
+    """The first block in which a validator may propose; rank 0 leads."""
     return self.start(round_index + 1) + rank * self.phases.select_blocks
 
   def decision_block(self, round_index: int) -> int:
+    """The block whose votes decide, if more than half of the stake agrees."""
     return self.start(round_index + 1) + self.phases.select_blocks
 
   def last_decision_block(self, round_index: int) -> int:
+    """The block whose votes decide by plurality if there was no majority."""
     return self.decision_block(round_index) + self.phases.takeover_blocks
 
   def round_at(self, block: int) -> int:
-    """The round that a block is in; negative before the first."""
+    """The round of a block; negative before the first round."""
     return (block - self.phases.origin) // self.phases.round_blocks
 
   def finalized(self, head: int) -> int:
-    """The newest block whose state stays as it is."""
+    """The newest block that the chain will not take back."""
     return head - self.phases.confirmations
 
 
 class Phase(enum.Enum):
-  """What a node can be told to do, about one round."""
+  """The work of one round that a node can be told to do."""
 
   BEGIN = 'begin'
   TRAIN = 'train'
@@ -109,108 +116,117 @@ VALIDATOR = frozenset(Phase) - {
 }
 
 
-def miner(plan: Schedule) -> frozenset[Phase]:
-  """What a miner does."""
-  return MINER | {Phase.BEGIN} if plan.overlap else MINER
+def miner(schedule: Schedule) -> frozenset[Phase]:
+  """Returns the phases of a miner."""
+  return MINER | {Phase.BEGIN} if schedule.overlap else MINER
 
 
 class Command(NamedTuple):
-  do: Phase
+  phase: Phase
   round: int
-  last: bool = False  # DECIDE: whether plurality is enough
+  last: bool = False  # of DECIDE: True if plurality is enough
 
 
 class Decision(NamedTuple):
-  """What the chain says about a round."""
+  """The decision about a round, as the chain has it."""
 
-  digest: bytes | None  # of the manifest; None: nobody counts
-  majority: bool = True  # whether more than half of all stake is for it
+  digest: bytes | None  # digest of the manifest; None: no message counts
+  majority: bool = True  # True if more than half of the stake voted for it
 
 
-class State(NamedTuple):
-  """Where a node stands. `round` is the one that it has not yet applied."""
+class RoundState(NamedTuple):
+  """The progress of a node in its current round."""
 
-  round: int
-  lost: bool = False  # what it holds is not what the others hold
+  round: int  # the first round that the node has not applied
+  out_of_sync: bool = False  # its state differs from the state of the others
   trained: bool = False
   committed: bool = False
   uploaded: bool = False
-  begun: bool = False  # the next round
+  begun: bool = False  # training of the next round
   collected: bool = False
   voted: bool = False
-  undecided: bool = False  # at the first look
+  undecided: bool = False  # no majority at the decision block
   decision: Decision | None = None
-  # About the round before, once it is applied:
+  # Of the previous round, after it was applied:
   kept: bool = True
   scored: bool = True
 
-  def settled(self, can: frozenset['Phase']) -> bool:
-    """Whether nothing is left to do about the round before."""
+  def previous_round_done(self, can: frozenset['Phase']) -> bool:
+    """Returns whether nothing is left to do about the previous round."""
     return self.kept and (self.scored or Phase.SCORE not in can)
 
 
 def next_command(
-  plan: Schedule, can: frozenset[Phase], state: State, head: int
+  schedule: Schedule, can: frozenset[Phase], state: RoundState, head: int
 ) -> Command | None:
-  """What to do at block `head`, or None to wait for a later one.
+  """Returns the command for block `head`, or None to wait for a later block.
 
   Args:
-    plan: when.
-    can: what the node's role does: `MINER` or `VALIDATOR`.
-    state: where it stands.
-    head: the newest block, which may be one that it has seen before.
+    schedule: the blocks of the phases.
+    can: the phases of the node's role, such as `MINER` or `VALIDATOR`.
+    state: the progress of the node.
+    head: the newest block, which may be the same as in the last call.
   """
-  r, settled = state.round, plan.finalized(head)
-  # Later the chain may not know any more how this round was decided. Who has
-  # read the decision may take a round more to find what it lists.
+  r, finalized = state.round, schedule.finalized(head)
+  # Later the chain may no longer have the votes on this round. A node that has
+  # read the decision gets one more round to fetch the payloads.
   patience = 1 if state.decision is None else 2
-  if state.lost or plan.round_at(head) > r + patience:
+  if state.out_of_sync or schedule.round_at(head) > r + patience:
     return Command(Phase.CATCH_UP, r)
   decide_at = (
-    plan.last_decision_block(r) if state.undecided else plan.decision_block(r)
+    schedule.last_decision_block(r)
+    if state.undecided
+    else schedule.decision_block(r)
   )
-  # What is sent at a block is in the next one at the earliest.
-  training = settled >= plan.start(r) and head < plan.put_closes(r)
+  # A transaction sent at a block is in the next block at the earliest.
+  training = finalized >= schedule.start(r) and head < schedule.put_closes(r)
   undecided = state.decision is None
-  over = state.committed or head >= plan.put_closes(r)
+  over = state.committed or head >= schedule.put_closes(r)
   wanted = {
     Phase.APPLY: not undecided,
-    # Before the decision, though it may be there: who was started again after
-    # the vote still judges this round.
+    # Before DECIDE, even if the decision is there: a validator that restarted
+    # after its vote still judges this round.
     Phase.COLLECT: (
-      undecided and not state.collected and settled >= plan.collection_block(r)
+      undecided
+      and not state.collected
+      and finalized >= schedule.collection_block(r)
     ),
-    Phase.DECIDE: undecided and settled >= decide_at,
+    Phase.DECIDE: undecided and finalized >= decide_at,
     Phase.BEGIN: not state.begun
     and over
-    and settled >= plan.assignment_block(r + 1),
-    Phase.VOTE: not state.voted and settled >= plan.collection_block(r),
+    and finalized >= schedule.assignment_block(r + 1),
+    Phase.VOTE: not state.voted and finalized >= schedule.collection_block(r),
     Phase.TRAIN: not state.trained and training,
     Phase.UPLOAD: undecided and state.committed and not state.uploaded,
     Phase.COMMIT: (
       state.trained
       and not state.committed
       and training
-      and head >= plan.put_opens(r)
+      and head >= schedule.put_opens(r)
     ),
     Phase.SCORE: not state.scored,
     Phase.KEEP: not state.kept,
   }
-  for do, now in wanted.items():
-    if now and do in can:
-      about = r + 1 if do is Phase.BEGIN else r
-      return Command(do, about, last=do is Phase.DECIDE and state.undecided)
+  for phase, now in wanted.items():
+    if now and phase in can:
+      about = r + 1 if phase is Phase.BEGIN else r
+      return Command(
+        phase, about, last=phase is Phase.DECIDE and state.undecided
+      )
   return None
 
 
 def transition(
-  state: State, command: Command, decision: Decision | None = None
-) -> State:
-  """The state once `command` has been done; DECIDE may have found nothing.
+  state: RoundState, command: Command, decision: Decision | None = None
+) -> RoundState:
+  """Returns the state after a command succeeded.
 
-  What catching up led to, only the node knows.
+  Args:
+    state: the state before.
+    command: any command but CATCH_UP, whose outcome only the node knows.
+    decision: of DECIDE: the decision, or None if there is none yet.
   """
-  match command.do:
+  match command.phase:
     case Phase.BEGIN:
       return state._replace(begun=True)
     case Phase.TRAIN:
@@ -226,27 +242,27 @@ def transition(
     case Phase.DECIDE:
       return state._replace(decision=decision, undecided=decision is None)
     case Phase.APPLY:
-      return State(state.round + 1, kept=False, scored=False)
+      return RoundState(state.round + 1, kept=False, scored=False)
     case Phase.KEEP:
       return state._replace(kept=True)
     case Phase.SCORE:
       return state._replace(scored=True)
-  raise ValueError(f'no state follows from {command}')
+  raise ValueError(f'expected a command with a successor state, got {command}')
 
 
-def next_wakeup(plan: Schedule, state: State, head: int) -> int:
-  """The first block after `head` at which there may be something to do.
+def next_wakeup(schedule: Schedule, state: RoundState, head: int) -> int:
+  """Returns the first block after `head` that may bring a command.
 
-  For a node that has nothing to do at `head`.
+  For a node that has no command at `head`.
   """
-  r, unsettled = state.round, plan.phases.confirmations
+  r, unsettled = state.round, schedule.phases.confirmations
   turns = (
-    plan.assignment_block(r + 1) + unsettled,
-    plan.start(r) + unsettled,
-    plan.put_opens(r),
-    plan.collection_block(r) + unsettled,
-    plan.decision_block(r) + unsettled,
-    plan.last_decision_block(r) + unsettled,
+    schedule.assignment_block(r + 1) + unsettled,
+    schedule.start(r) + unsettled,
+    schedule.put_opens(r),
+    schedule.collection_block(r) + unsettled,
+    schedule.decision_block(r) + unsettled,
+    schedule.last_decision_block(r) + unsettled,
   )
   return min((block for block in turns if block > head), default=head + 1)
 
@@ -257,18 +273,17 @@ def decide(
   stakes: Mapping[int, float],
   last: bool,
 ) -> Decision | None:
-  """Which manifest the validators stand for, as everybody reads it.
+  """Returns the manifest that the validators voted for, equal on every node.
 
   Args:
-    round_index: which round.
-    votes: commitments by uid, all of one block.
-    stakes: of every validator, by uid, at the same block.
-    last: whether the manifest with the most stake holds, even without a
-      majority, and nobody counts where there is none. Before, more than half
-      of all stake must stand for one.
+    round_index: the round to decide.
+    votes: the validators' commitments at one block, by uid.
+    stakes: the stake of every validator at the same block, by uid.
+    last: False if more than half of all stake must agree. True if the manifest
+      with the most stake is chosen, and no message counts without a vote.
 
   Returns:
-    The decision, or None if it must wait for the last look. Equal stakes go
+    The decision, or None if it must wait for the last decision block. Ties go
     to the smaller digest.
   """
   weight: dict[bytes, float] = {}

@@ -1,13 +1,13 @@
-"""The objects of a run: who keeps what, under which key, in whose bucket.
+"""The objects of a run: their keys, their owners and the access to them.
 
-  RUN/payloads/ROUND/DIGEST     its miner; validators, of those that count
-  RUN/proposals/ROUND/DIGEST    validators: the manifests they stand for
-  RUN/history/ROUND             validators: the manifest that held, or nothing
-  RUN/verdicts/ROUND            validators: what they found, for miners to read
-  RUN/checkpoints/ROUND         validators: an index of chunks, once all are up
+  RUN/payloads/ROUND/DIGEST     its miner; validators: those that count
+  RUN/proposals/ROUND/DIGEST    validators: the manifests they vote for
+  RUN/history/ROUND             validators: the decided manifest, or nothing
+  RUN/verdicts/ROUND            validators: their findings, for miners to read
+  RUN/checkpoints/ROUND         validators: an index, once all chunks are there
   RUN/chunks/DIGEST             validators: the bytes of checkpoints
 
-What is named by its digest can come from anybody's bucket.
+An object that is named by its digest can come from any bucket.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -19,21 +19,28 @@ from covenant.wire import commitment as commitment_lib
 
 Open = Callable[[bytes], interface.Bucket]  # a location from the chain
 
-# A fetch of several objects gives up after so long, and the time in which all
-# of them come over half a gigabit a second.
+# A fetch of several objects gives up after these seconds plus the time that all
+# of them take at half a gigabit per second.
 _SECONDS, _RATE = 60.0, 2.0**26  # bytes/s
 _WORKERS = 16
 
 
-class Wanted(NamedTuple):
-  """An object named by its digest, and the location of who made it."""
+class ObjectRef(NamedTuple):
+  """An object by its digest, and the location of its owner's bucket."""
 
   digest: bytes
-  location: bytes
+  location: bytes  # empty if unknown
 
 
-class Objects:
-  """Reads everybody's objects, writes the own ones."""
+class RunStorage:
+  """The objects of a run: reads from all buckets, writes to the own one.
+
+  Args:
+    run: the identity of the run.
+    bucket: the own bucket.
+    location: where others find it.
+    open_bucket: opens the bucket at a location.
+  """
 
   def __init__(
     self,
@@ -42,7 +49,6 @@ class Objects:
     location: bytes,
     open_bucket: Open,
   ):
-    """Of a run, in `bucket`, which strangers find at `location`."""
     self.bucket = bucket
     self.location = location
     self._run = run.hex()
@@ -52,27 +58,30 @@ class Objects:
   def key(
     self, kind: str, round_index: int, digest: bytes | None = None
   ) -> str:
+    """Returns the key of an object of a kind and a round."""
     parts = [self._run, kind, f'{round_index:08d}']
     return '/'.join(parts + ([] if digest is None else [digest.hex()]))
 
   def chunk_key(self, digest: bytes) -> str:
+    """Returns the key of a chunk."""
     return f'{self._run}/chunks/{digest.hex()}'
 
   def bucket_at(self, location: bytes) -> interface.Bucket | None:
-    """A stranger's bucket; None where the location is of no use."""
+    """Opens another peer's bucket; None if the location is unusable."""
     if location not in self._buckets:
       try:
         self._buckets[location] = self._open(location)
-      except (ValueError, interface.StoreError):  # what a stranger wrote
+      except (ValueError, interface.StoreError):  # a location is not trusted
         return None
     return self._buckets[location]
 
   def buckets_at(self, locations: Iterable[bytes]) -> list[interface.Bucket]:
+    """Opens the buckets at those locations that are usable."""
     opened = map(self.bucket_at, filter(None, locations))
     return [bucket for bucket in opened if bucket is not None]
 
-  def keep(self, key: str, data: bytes) -> None:
-    """Puts an object that only ever has these bytes."""
+  def put_once(self, key: str, data: bytes) -> None:
+    """Puts an object unless it is there: its key determines its bytes."""
     try:
       self.bucket.put(key, data)
     except interface.ObjectExistsError:
@@ -82,27 +91,27 @@ class Objects:
     self,
     kind: str,
     round_index: int,
-    wanted: Sequence[Wanted],
+    refs: Sequence[ObjectRef],
     mirrors: Sequence[interface.Bucket],
     limit: int,
   ) -> Mapping[bytes, bytes | interface.StoreError]:
-    """Objects by digest, from who made them or else from a mirror.
+    """Fetches objects from their owners or else from a mirror, by digest.
 
-    One that nobody has is there as the error that came last.
+    The value of an object that cannot be had is the error that came last.
     """
-    # Several may name one digest: who copies it from the chain hides nothing.
-    makers: dict[bytes, list[bytes]] = {}
-    for digest, location in wanted:
-      makers.setdefault(digest, []).append(location)
+    # Several peers may commit one digest: a copier cannot hide the original.
+    owners: dict[bytes, list[bytes]] = {}
+    for digest, location in refs:
+      owners.setdefault(digest, []).append(location)
     requests, missing = {}, {}
-    for digest, locations in makers.items():
+    for digest, locations in owners.items():
       sources = tuple(dict.fromkeys([*self.buckets_at(locations), *mirrors]))
       key = self.key(kind, round_index, digest)
       if sources:
         requests[digest] = gather.Request(sources, key, limit, digest)
       else:
         missing[digest] = interface.MissingObjectError(
-          f'{key}: nobody says where it is'
+          f'{key}: no known peer says where it is'
         )
     seconds = _SECONDS + len(requests) * limit / _RATE
     return gather.fetch(requests, seconds, _WORKERS) | missing
@@ -110,7 +119,7 @@ class Objects:
   def fetch_chunk(
     self, digest: bytes, sources: Sequence[interface.Bucket], limit: int
   ) -> bytes:
-    """A chunk from whoever has it; raises StoreError."""
+    """Fetches a chunk from any of the sources; raises StoreError."""
     key = self.chunk_key(digest)
     request = gather.Request(tuple(sources), key, limit, digest)
     got = gather.fetch({digest: request}, _SECONDS, _WORKERS)[digest]
@@ -119,13 +128,13 @@ class Objects:
     return got
 
   def rounds(self, kind: str, bucket: interface.Bucket) -> list[int]:
-    """The rounds of which a bucket has objects of a kind, rising."""
+    """Returns the rounds of a bucket's objects of a kind, in order."""
     folder = f'{self._run}/{kind}/'
     names = {i.key.removeprefix(folder)[:8] for i in bucket.list(folder)}
     return sorted(int(name) for name in names if name.isdecimal())
 
-  def forget(self, kind: str, before: int) -> None:
-    """Deletes the own objects of a kind of all rounds before one."""
+  def delete_before(self, kind: str, before: int) -> None:
+    """Deletes own objects of a kind that belong to earlier rounds."""
     if before <= 0:
       return
     folder = f'{self._run}/{kind}/'
@@ -137,8 +146,8 @@ class Objects:
     if old:
       self.bucket.delete(old)
 
-  def forget_chunks(self, named: Collection[str]) -> None:
-    """Deletes own chunks whose digest, in hexadecimal, is not named."""
+  def delete_chunks_except(self, named: Collection[str]) -> None:
+    """Deletes own chunks whose hexadecimal digest is not in `named`."""
     folder = f'{self._run}/chunks/'
     old = [
       info.key
@@ -150,4 +159,5 @@ class Objects:
 
 
 def digest(data: bytes) -> bytes:
+  """Returns the digest that names an object."""
   return commitment_lib.digest(data)

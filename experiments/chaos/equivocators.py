@@ -24,14 +24,14 @@ class Equivocator(validator_lib.Validator):
   def _publish(self, r: int, one: bytes, two: bytes) -> None:
     for data in one, two:
       key = self.objects.key('proposals', r, run_storage_lib.digest(data))
-      self.objects.keep(key, data)
+      self.objects.put_once(key, data)
 
 
 class Liar(Equivocator):
   """Commits to one manifest, and serves the other in its place."""
 
   def _publish(self, r: int, one: bytes, two: bytes) -> None:
-    self.objects.keep(
+    self.objects.put_once(
       self.objects.key('proposals', r, run_storage_lib.digest(one)), two
     )
 

@@ -179,7 +179,7 @@ class Faults(host.World):
     self._writes[name] = 0
     self._armed.pop(name, None)
     for kill in self.kills:
-      if kill[:3] == (name, command.round, command.do):
+      if kill[:3] == (name, command.round, command.phase):
         self.kills.remove(kill)
         self._armed[name] = kill
         break

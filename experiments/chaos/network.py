@@ -183,7 +183,7 @@ class Network:
     wake = node.poll(head)
     if command is not None:
       self.faults.end(name)
-      if command.do is round_lib.Phase.TRAIN:
+      if command.phase is round_lib.Phase.TRAIN:
         if fault := self.faults.strike(Kind.BUSY, name):
           self.faults.delay[name] += int(fault.amount)
           return head + 1
@@ -247,7 +247,7 @@ def audit(network: Network) -> dict[int, list[int]]:
       digest = run_storage_lib.digest(data)
       manifest = manifest_lib.decode(data, verify)
       fingerprint = host.shared_model.fingerprint(place.shared)
-      apply.compare(manifest, place.root, fingerprint)
+      apply.check_matches(manifest, place.root, fingerprint)
       payloads = {
         entry.digest: next(
           data
@@ -261,7 +261,7 @@ def audit(network: Network) -> dict[int, list[int]]:
       )
       counted[r] = sorted(applied.messages)
       shared = applied.shared
-    place = place.after(digest, shared, links)
+    place = place.advance(digest, shared, links)
   fingerprint = host.shared_model.fingerprint(place.shared)
   found = (rounds, place.root.hex()[:16], fingerprint[:16])
   assert {found} == set(places.values()), f'{found} replayed, not {places}'

@@ -124,7 +124,7 @@ class RunTest(parameterized.TestCase):
       self.assertEqual(record.bytes_round, 3 * shared_model.spec.payload_bytes)
       self.assertEqual(record.dense_bytes_round, 3 * 4 * floats)
     self.assertEqual(
-      self.outcome.state.position.bytes_up,
+      self.outcome.state.counters.bytes_up,
       sum(record.bytes_round for record in records),
     )
 
@@ -137,7 +137,7 @@ class RunTest(parameterized.TestCase):
     asked = iter([True])
     first = host_lib.run(config, parts, stop=lambda: next(asked))
     self.assertFalse(first.finished)
-    self.assertEqual(first.state.position.round, 1)
+    self.assertEqual(first.state.counters.round, 1)
     got = host_lib.run(config, parts)
     self.assertEqual(everything(got.state), everything(want.state))
     standings = json.loads(got.state.protocol)['standings']
@@ -204,7 +204,7 @@ class RunTest(parameterized.TestCase):
       )
 
     got, want = run(parts), run(whole)
-    self.assertEqual(want.state.position.round, saved + 3)
+    self.assertEqual(want.state.counters.round, saved + 3)
     self.assertEqual(everything(got.state), everything(want.state))
     self.assertEqual(
       untimed(parts / 'metrics.jsonl'), untimed(whole / 'metrics.jsonl')
@@ -349,12 +349,12 @@ class CheckpointTest(absltest.TestCase):
       for _ in range(3):
         host.round()
         checkpoints.save(host.state())
-    want, position = everything(host.state()), host.state().position
+    want, counters = everything(host.state()), host.state().counters
     host.init()
     with checkpoint.Checkpoints(directory, config.checkpoint) as checkpoints:
       got = checkpoints.restore(host.state())
     self.assertEqual(everything(got), want)
-    self.assertEqual(got.position, position)
+    self.assertEqual(got.counters, counters)
     host.load(got)
     self.assertEqual(everything(host.state()), want)
     self.assertEqual(_steps(pathlib.Path(directory).parent, directory), [2, 3])

@@ -100,7 +100,7 @@ class LateTest(absltest.TestCase):
     first = host_lib.run(
       self.config, f'{folder}/parts', stop=lambda: next(asked)
     )
-    self.assertEqual(first.state.position.round, 1)
+    self.assertEqual(first.state.counters.round, 1)
     self.assertIn('2', json.loads(first.state.protocol)['contributions'])
     got = host_lib.run(self.config, f'{folder}/parts')
     for ours, theirs in zip(

@@ -141,7 +141,7 @@ class WatcherTest(absltest.TestCase):
       watcher = watch.Watcher(CONFIG, self.workdir)
       shared = shared_state.SharedModel(CONFIG).init()
       for completed in rounds:
-        place = watch.apply.Place(completed, bytes(32), shared)
+        place = watch.apply.Position(completed, bytes(32), shared)
         index = watch.published_checkpoint.Index(completed, '00', 'f', [], {})
         watcher._evaluate(place, index)
     return (self.workdir / 'evaluations.csv').read_text()

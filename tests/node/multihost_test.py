@@ -241,7 +241,7 @@ class RanksTest(parameterized.TestCase):
       for name in ('own', 'other')
     ]
     own, other = (
-      run_storage_lib.Objects(
+      run_storage_lib.RunStorage(
         b'run',
         bucket_lib.open_bucket(location),
         location.to_bytes(),
@@ -252,25 +252,25 @@ class RanksTest(parameterized.TestCase):
       for location in locations
     )
     digests = {d: run_storage_lib.digest(d) for d in (b'a', b'b', b'none')}
-    other.keep(other.key('payloads', 3, digests[b'a']), b'a')
-    other.keep(other.chunk_key(digests[b'b']), b'b')
+    other.put_once(other.key('payloads', 3, digests[b'a']), b'a')
+    other.put_once(other.chunk_key(digests[b'b']), b'b')
 
     def program(process_group):
       objects = process_group.objects(
         b'run', lambda: own if not process_group.index else None
       )
-      objects.keep(objects.key('history', 1), b'one')
-      objects.keep(objects.key('history', 1), b'one')
-      objects.keep(objects.key('history', 4), b'four')
-      objects.forget('history', 2)
+      objects.put_once(objects.key('history', 1), b'one')
+      objects.put_once(objects.key('history', 1), b'one')
+      objects.put_once(objects.key('history', 4), b'four')
+      objects.delete_before('history', 2)
       with self.assertRaises(store_lib.MissingObjectError):
         objects.bucket.get(objects.key('history', 1), 10)
       bucket = objects.bucket_at(other.location)
       self.assertIs(objects.bucket_at(other.location), bucket)
       self.assertIsNone(objects.bucket_at(b'nonsense'))
       wanted = [
-        run_storage_lib.Wanted(digests[b'a'], b''),
-        run_storage_lib.Wanted(digests[b'none'], other.location),
+        run_storage_lib.ObjectRef(digests[b'a'], b''),
+        run_storage_lib.ObjectRef(digests[b'none'], other.location),
       ]
       got = objects.fetch('payloads', 3, wanted, [bucket], 10)
       missing = got[digests[b'none']]

@@ -26,7 +26,7 @@ class OuterStepTest(parameterized.TestCase):
     )
     cls.chain = local.LocalChain.create(':memory:', b'', ledger.Rules())
     root = manifest_lib.genesis(cls.shared_model.run)
-    cls.place = apply.Place(0, root, cls.shared_model.init())
+    cls.place = apply.Position(0, root, cls.shared_model.init())
     cls.payloads = {uid: cls.payload(uid) for uid in KEYS}
 
   @classmethod
@@ -113,15 +113,15 @@ class OuterStepTest(parameterized.TestCase):
     manifest = manifest_lib.Manifest(
       self.shared_model.run, 0, self.place.root, 'print', KEYS[0].address, ()
     )
-    apply.compare(manifest, self.place.root, 'print')
+    apply.check_matches(manifest, self.place.root, 'print')
     with self.assertRaisesRegex(
       apply.OutOfSyncError, 'round 0: the history root'
     ):
-      apply.compare(manifest, b'x' * 32, 'print')
+      apply.check_matches(manifest, b'x' * 32, 'print')
     with self.assertRaisesRegex(
       apply.OutOfSyncError, 'fingerprint here is other'
     ):
-      apply.compare(manifest, self.place.root, 'other')
+      apply.check_matches(manifest, self.place.root, 'other')
 
 
 if __name__ == '__main__':

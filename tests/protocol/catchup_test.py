@@ -277,7 +277,7 @@ class LiarsTest(parameterized.TestCase):
     liar = self.network.nodes['3']
     chunk = bytes(1 << 20)
     digest = run_storage_lib.digest(chunk)
-    liar.objects.keep(liar.objects.chunk_key(digest), chunk)
+    liar.objects.put_once(liar.objects.chunk_key(digest), chunk)
     index = self.index('3')._replace(files={'a': [digest.hex()] * 1000})
     with self.assertRaisesRegex(apply.OutOfSyncError, 'too large'):
       published_checkpoint.load(

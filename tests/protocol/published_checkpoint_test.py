@@ -31,7 +31,7 @@ class ArchiveTest(parameterized.TestCase):
     folder = tempfile.mkdtemp()  # short: a path must fit the chain
     self.addCleanup(shutil.rmtree, folder)
     location = location_lib.Location.parse(f'file://{folder}/own')
-    self.objects = run_storage_lib.Objects(
+    self.objects = run_storage_lib.RunStorage(
       b'r' * 16,
       bucket_lib.open_bucket(location),
       location.to_bytes(),
@@ -55,7 +55,7 @@ class ArchiveTest(parameterized.TestCase):
     shared = shared._replace(
       outer=jax.tree.map(lambda x: x + np.ones_like(x), shared.outer)
     )
-    place = apply.Place(6, bytes(32), shared)
+    place = apply.Position(6, bytes(32), shared)
     fingerprint = shared_model.fingerprint(shared)
     published_checkpoint.publish(
       self.objects, place, fingerprint, lambda _: bytes(64)
@@ -88,9 +88,11 @@ class ArchiveTest(parameterized.TestCase):
       self.config, optim=dataclasses.replace(self.config.optim, staleness=1)
     )
     shared_model = self.shared_model()
-    place = apply.Place(0, bytes(32), shared_model.init())
+    place = apply.Position(0, bytes(32), shared_model.init())
     for digest in (b'a' * 32, None, b'c' * 32):
-      place = place.after(digest, place.shared, apply.kept_links(shared_model))
+      place = place.advance(
+        digest, place.shared, apply.kept_links(shared_model)
+      )
     self.assertLen(place.past, 2)
 
     def published(place):

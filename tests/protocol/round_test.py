@@ -75,7 +75,7 @@ class Node:
 
   def __init__(self, plan, can, world, round_index=0):
     self.plan, self.can, self.world = plan, can, world
-    self.state = round_lib.State(round_index)
+    self.state = round_lib.RoundState(round_index)
     self.log = []  # (block, command, done, state before)
 
   def poll(self, head):
@@ -84,15 +84,15 @@ class Node:
       command = round_lib.next_command(self.plan, self.can, self.state, head)
       if command is None:
         return round_lib.next_wakeup(self.plan, self.state, head)
-      done = self.world.works(command.do, head)
+      done = self.world.works(command.phase, head)
       self.log.append((head, command, done, self.state))
       if not done:
         return head + 1
-      if command.do is Phase.CATCH_UP:
-        self.state = round_lib.State(max(self.plan.round_at(head) - 1, 0))
+      if command.phase is Phase.CATCH_UP:
+        self.state = round_lib.RoundState(max(self.plan.round_at(head) - 1, 0))
       else:
         decision = None
-        if command.do is Phase.DECIDE:
+        if command.phase is Phase.DECIDE:
           decision = self.world.decision(command)
         self.state = round_lib.transition(self.state, command, decision)
     raise AssertionError(f'no end of commands at block {head}: {command}')
@@ -113,7 +113,9 @@ class Node:
 
   def told(self, *dos):
     """(block, round) of what was done."""
-    return [(h, c.round) for h, c, done, _ in self.log if done and c.do in dos]
+    return [
+      (h, c.round) for h, c, done, _ in self.log if done and c.phase in dos
+    ]
 
 
 @st.composite
@@ -143,7 +145,7 @@ class SafetyTest(parameterized.TestCase):
   @hypothesis.settings(max_examples=100)
   def test_whatever_the_order_of_events(self, built, first, jumps):
     node, end = built
-    node.state = round_lib.State(first)
+    node.state = round_lib.RoundState(first)
     heads = itertools.accumulate(itertools.cycle(jumps))
     node.follow(itertools.takewhile(lambda head: head < end, heads))
     self.check(node)
@@ -157,20 +159,20 @@ class SafetyTest(parameterized.TestCase):
       except AssertionError as e:
         e.add_note(f'block {head}: {command} in {state}')
         raise
-      if done and command.do is Phase.CATCH_UP:
+      if done and command.phase is Phase.CATCH_UP:
         done_before.clear()  # what was thrown away may be done again
       elif done:
         done_before.add(command)
     later = [*(state for *_, state in node.log), node.state][1:]
     for (_, command, done, state), then in zip(node.log, later, strict=True):
-      if not (done and command.do is Phase.CATCH_UP):
-        applied = done and command.do is Phase.APPLY
+      if not (done and command.phase is Phase.CATCH_UP):
+        applied = done and command.phase is Phase.APPLY
         self.assertEqual(then.round, state.round + applied)
       if not done:
         self.assertEqual(then, state)
 
   def check_one(self, node, head, command, state, done_before):
-    plan, r, do = node.plan, command.round, command.do
+    plan, r, do = node.plan, command.round, command.phase
     settled, behind = plan.finalized(head), plan.round_at(head) - command.round
     self.assertIn(do, node.can)
     self.assertEqual(r, state.round + (do is Phase.BEGIN))
@@ -247,7 +249,7 @@ class RoundTest(parameterized.TestCase):
     node = Node(PLAN, round_lib.MINER, World(silent={1}))
     node.follow(range(PLAN.start(2) + 15))
     self.assertEqual(
-      [(h, c.do, c.round, c.last) for h, c, *_ in node.log],
+      [(h, c.phase, c.round, c.last) for h, c, *_ in node.log],
       [
         (5, Phase.TRAIN, 0, False),
         (19, Phase.COMMIT, 0, False),
@@ -271,7 +273,7 @@ class RoundTest(parameterized.TestCase):
     node = Node(plan, round_lib.miner(plan), World())
     node.sleep_until(plan.start(2) + 3)
     self.assertEqual(
-      [(h, c.do, c.round) for h, c, *_ in node.log],
+      [(h, c.phase, c.round) for h, c, *_ in node.log],
       [
         (5, Phase.TRAIN, 0),
         (19, Phase.COMMIT, 0),
@@ -291,7 +293,7 @@ class RoundTest(parameterized.TestCase):
     node = Node(PLAN, round_lib.VALIDATOR, World())
     node.follow(range(PLAN.start(2)))
     self.assertEqual(
-      [(h, c.do, c.round) for h, c, *_ in node.log],
+      [(h, c.phase, c.round) for h, c, *_ in node.log],
       [
         (26, Phase.COLLECT, 0),
         (26, Phase.VOTE, 0),
@@ -312,25 +314,25 @@ class RoundTest(parameterized.TestCase):
     self.assertEqual(state.decision, round_lib.Decision(None))
 
   def test_who_is_lost_does_nothing_but_catch_up(self):
-    state = round_lib.State(1, lost=True)
+    state = round_lib.RoundState(1, out_of_sync=True)
     for can, head in itertools.product(ROLES, range(PLAN.start(3))):
       command = round_lib.next_command(PLAN, can, state, head)
       self.assertEqual(command, round_lib.Command(Phase.CATCH_UP, 1))
 
   def test_who_has_read_the_decision_may_look_for_it_a_round_longer(self):
-    decided = round_lib.State(0, decision=round_lib.Decision(bytes(32)))
+    decided = round_lib.RoundState(0, decision=round_lib.Decision(bytes(32)))
     for state, until in (
-      (round_lib.State(0), PLAN.start(2)),
+      (round_lib.RoundState(0), PLAN.start(2)),
       (decided, PLAN.start(3)),
     ):
       for head, want in ((until - 1, False), (until, True)):
         command = round_lib.next_command(PLAN, round_lib.MINER, state, head)
-        self.assertEqual(command.do is Phase.CATCH_UP, want)
+        self.assertEqual(command.phase is Phase.CATCH_UP, want)
 
   def test_catching_up_follows_no_rule_here(self):
     command = round_lib.Command(Phase.CATCH_UP, 0)
     with self.assertRaisesRegex(ValueError, 'CATCH_UP'):
-      round_lib.transition(round_lib.State(0), command)
+      round_lib.transition(round_lib.RoundState(0), command)
 
 
 class LivenessTest(absltest.TestCase):
@@ -350,7 +352,7 @@ class LivenessTest(absltest.TestCase):
     """Once all works again: within two rounds, and for good."""
     node, end = built
     plan = node.plan
-    node.state = round_lib.State(first)
+    node.state = round_lib.RoundState(first)
     node.follow(range(end))
     broken = {do: set() for do in node.can}
     node.world = World(silent=range(0, 100, 2), broken=broken)

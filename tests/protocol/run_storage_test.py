@@ -26,7 +26,7 @@ class ObjectsTest(parameterized.TestCase):
   def make(self, kind, name):
     """The objects of a node, in a bucket of its own."""
     location = self.location(kind, name)
-    return run_storage_lib.Objects(
+    return run_storage_lib.RunStorage(
       RUN,
       bucket_lib.open_bucket(location),
       location.to_bytes(),
@@ -38,11 +38,11 @@ class ObjectsTest(parameterized.TestCase):
   def keep(self, objects, data, round_index=3):
     """Puts a payload; returns its digest."""
     digest = run_storage_lib.digest(data)
-    objects.keep(objects.key('payloads', round_index, digest), data)
+    objects.put_once(objects.key('payloads', round_index, digest), data)
     return digest
 
   def fetch(self, objects, wanted, mirrors=(), limit=LIMIT):
-    wanted = [run_storage_lib.Wanted(*w) for w in wanted]
+    wanted = [run_storage_lib.ObjectRef(*w) for w in wanted]
     return objects.fetch('payloads', 3, wanted, mirrors, limit)
 
   @parameterized.parameters('memory', 'file')
@@ -65,7 +65,7 @@ class ObjectsTest(parameterized.TestCase):
     owner, reader = self.make('memory', 'a'), self.make('memory', 'me')
     a = self.keep(owner, b'a')
     liar = self.make('memory', 'liar')
-    liar.keep(liar.key('payloads', 3, a), b'not a')
+    liar.put_once(liar.key('payloads', 3, a), b'not a')
     long = self.keep(owner, bytes(LIMIT + 1))
     for digest, location, kind in (
       (bytes(32), owner.location, interface.MissingObjectError),
@@ -90,8 +90,8 @@ class ObjectsTest(parameterized.TestCase):
   def test_keeping_twice_keeps_the_first(self):
     """The store may have taken what it did not acknowledge."""
     objects = self.make('memory', 'a')
-    objects.keep('x', b'1')
-    objects.keep('x', b'1')
+    objects.put_once('x', b'1')
+    objects.put_once('x', b'1')
     self.assertEqual(objects.bucket.get('x', 9), b'1')
 
   @parameterized.parameters('memory', 'file')
@@ -99,14 +99,14 @@ class ObjectsTest(parameterized.TestCase):
     objects = self.make(kind, 'a')
     for r in (0, 1, 2, 9, 10, 11):
       self.keep(objects, b'p', r)
-      objects.keep(objects.key('history', r), b'h')
+      objects.put_once(objects.key('history', r), b'h')
     self.assertEqual(
       objects.rounds('payloads', objects.bucket), [0, 1, 2, 9, 10, 11]
     )
-    objects.forget('payloads', 0)
-    objects.forget('payloads', -5)
+    objects.delete_before('payloads', 0)
+    objects.delete_before('payloads', -5)
     self.assertLen(objects.rounds('payloads', objects.bucket), 6)
-    objects.forget('payloads', 10)
+    objects.delete_before('payloads', 10)
     self.assertEqual(objects.rounds('payloads', objects.bucket), [10, 11])
     self.assertLen(objects.rounds('history', objects.bucket), 6)
 
@@ -114,8 +114,8 @@ class ObjectsTest(parameterized.TestCase):
     owner, reader = self.make('memory', 'a'), self.make('memory', 'me')
     digests = [run_storage_lib.digest(bytes([i])) for i in range(3)]
     for i, digest in enumerate(digests):
-      owner.keep(owner.chunk_key(digest), bytes([i]))
-    owner.forget_chunks({digests[1].hex()})
+      owner.put_once(owner.chunk_key(digest), bytes([i]))
+    owner.delete_chunks_except({digests[1].hex()})
     sources = reader.buckets_at([owner.location])
     self.assertEqual(reader.fetch_chunk(digests[1], sources, LIMIT), b'\1')
     with self.assertRaises(interface.MissingObjectError):
@@ -123,12 +123,12 @@ class ObjectsTest(parameterized.TestCase):
 
   def test_runs_do_not_see_each_other(self):
     one = self.make('memory', 'a')
-    other = run_storage_lib.Objects(
+    other = run_storage_lib.RunStorage(
       b's' * 16, one.bucket, b'', lambda data: None
     )
     self.keep(one, b'a')
     self.assertEmpty(other.rounds('payloads', one.bucket))
-    other.forget('payloads', 99)
+    other.delete_before('payloads', 99)
     self.assertEqual(one.rounds('payloads', one.bucket), [3])
 
 
