@@ -47,7 +47,7 @@ class GateTest(parameterized.TestCase):
       'X-Signature': KEY.sign(text).hex(),
     }
     headers |= {k.replace('_', '-'): v for k, v in changes.items()}
-    link = http.client.HTTPConnection('127.0.0.1', self.gate.port, timeout=9)
+    link = http.client.HTTPConnection('127.0.0.1', self.gate.port, timeout=60)
     try:
       link.request('POST', path, body, headers)
       response = link.getresponse()

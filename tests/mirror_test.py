@@ -1,0 +1,86 @@
+"""Each module of the package has its tests where its reader looks for them."""
+
+from absl.testing import absltest
+
+from tests import helpers
+
+LINES = 100  # a module of more has a test file of its own name
+# Modules that still have none. This list only shrinks: a new module is not
+# added to it, and one that has its tests now is taken off.
+WITHOUT = frozenset(
+  {
+    'adversaries/base',
+    'adversaries/free_riding',
+    'adversaries/honest_but_slow',
+    'adversaries/poisoning',
+    'adversaries/protocol_violations',
+    'chain/interface',
+    'chain/ledger',
+    'cli',
+    'config/network',
+    'config/optim',
+    'config/schema',
+    'data/manifest',
+    'gauntlet/standing',
+    'node/base',
+    'node/connect',
+    'node/miner',
+    'node/needs',
+    'node/process',
+    'node/validator',
+    'node/watch',
+    'optim/compression',
+    'optim/exchange',
+    'plan/island_costs',
+    'plan/island_table',
+    'plan/partition',
+    'pool/lease_trainer',
+    'pool/verification',
+    'pool/worker',
+    'store/backend',
+    'store/bucket',
+    'store/reader',
+    'train/placement',
+  }
+)
+
+
+def modules() -> dict[str, int]:
+  """Lines of each module, by its path below covenant/ without .py."""
+  package = helpers.ROOT / 'covenant'
+  return {
+    path.relative_to(package).with_suffix('').as_posix(): len(
+      path.read_text(encoding='utf-8').splitlines()
+    )
+    for path in sorted(package.rglob('*.py'))
+  }
+
+
+def untested() -> set[str]:
+  """The large modules without a test file of their name."""
+  return {
+    name
+    for name, lines in modules().items()
+    if lines > LINES
+    and not (helpers.ROOT / 'tests' / f'{name}_test.py').exists()
+  }
+
+
+class MirrorTest(absltest.TestCase):
+  def test_every_large_module_has_its_tests(self):
+    missing = sorted(untested() - WITHOUT)
+    self.assertEmpty(
+      missing, f'more than {LINES} lines; write tests/NAME_test.py of each'
+    )
+
+  def test_the_list_of_exceptions_is_not_out_of_date(self):
+    self.assertEmpty(
+      sorted(WITHOUT - untested()), 'take these off the list WITHOUT'
+    )
+
+  def test_modules_are_found(self):
+    self.assertContainsSubset({'metrics', 'chain/yuma'}, modules())
+
+
+if __name__ == '__main__':
+  absltest.main()
