@@ -1,5 +1,7 @@
 """Every test runs on eight CPU devices, in JAX's strict modes."""
 
+import collections
+import inspect
 import os
 
 # For the processes that tests start; this one is set below. What is compiled
@@ -13,8 +15,15 @@ import pytest  # noqa: E402
 from absl import flags  # noqa: E402
 from absl.testing import absltest  # noqa: E402, F401 (defines test_tmpdir)
 
-hypothesis.settings.register_profile('covenant', deadline=None)
-hypothesis.settings.load_profile('covenant')  # no test is about time
+# No test is about time. The unit tier looks at the same few examples always;
+# `--hypothesis-profile=thorough` looks at more, at others every time.
+hypothesis.settings.register_profile(
+  'unit', deadline=None, max_examples=20, derandomize=True
+)
+hypothesis.settings.register_profile(
+  'thorough', deadline=None, max_examples=100
+)
+hypothesis.settings.load_profile('unit')
 jax.config.update('jax_platforms', 'cpu')
 jax.config.update('jax_num_cpu_devices', 8)
 jax.config.update('jax_numpy_rank_promotion', 'raise')
@@ -33,10 +42,23 @@ def pytest_addoption(parser):
 
 
 def pytest_xdist_auto_num_workers(config):
-  """How many `-n auto` are: each takes seconds to start, and up to 3 GB."""
+  """Processes of `-n auto`: each takes seconds to start, and up to 3 GB."""
   one_file = len(config.args) == 1 and '.py' in config.args[0]
   cores = os.cpu_count() or 1
   return 0 if one_file or cores == 1 else min(cores, 4)  # 0: none but this one
+
+
+@pytest.hookimpl(tryfirst=True)  # before `-m` chooses
+def pytest_collection_modifyitems(items):
+  """Marks the later rows of a test as slow, where `rows` says so."""
+  seen = collections.Counter()
+  for item in items:
+    mark = item.get_closest_marker('rows')
+    if mark is not None:
+      whole = inspect.unwrap(item.function).__qualname__
+      seen[item.parent.nodeid, whole] += 1
+      if seen[item.parent.nodeid, whole] > mark.args[0]:
+        item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(autouse=True, scope='session')

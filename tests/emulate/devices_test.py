@@ -95,6 +95,7 @@ class SideBySideTest(parameterized.TestCase):
     used = {jax.tree.leaves(p)[1].device for p in state.miners.values()}
     return everything(state), written(workdir), len(used)
 
+  @pytest.mark.slow
   def test_as_one_after_another(self):
     """Bit for bit: parameters, private state, chain, metrics, verdicts."""
     one, three = map(self.outcome, (1, 3))  # the first has two of the miners
@@ -228,7 +229,7 @@ class TwoProcessesTest(absltest.TestCase):
     processes = [
       subprocess.Popen(
         [
-          sys.executable, '-c', _PROCESS, f'{helpers.ROOT}/configs/tiny.py', parts, '2',
+          sys.executable, '-c', _PROCESS, f'{helpers.CONFIGS}/tiny.py', parts, '2',
           'rounds=3', *FORGETFUL, 'devices.peers=0',
           f'network.coordinator=127.0.0.1:{port}', 'network.processes=2',
           f'network.process={rank}',

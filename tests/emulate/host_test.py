@@ -87,6 +87,7 @@ class RunTest(parameterized.TestCase):
     return pathlib.Path(self.create_tempdir().full_path, name)
 
   @parameterized.parameters('', 'diloco', 'ddp')
+  @pytest.mark.rows(1)
   def test_learns_and_follows_the_golden_trace(self, variant):
     """If you meant to change the numbers, run pytest with --rewrite-golden."""
     config, workdir, outcome = tiny(variant), self.finished, self.outcome
@@ -129,6 +130,7 @@ class RunTest(parameterized.TestCase):
     )
 
   @parameterized.parameters('', 'ddp')
+  @pytest.mark.rows(1)
   def test_resumed_equals_uninterrupted(self, variant):
     """The miners, the validators' memory, and all that the chain knows."""
     config = tiny(variant, validators=2)
@@ -181,7 +183,8 @@ class RunTest(parameterized.TestCase):
     config = tiny(rounds=5000, checkpoint=config_lib.Checkpoint(every=2))
     whole, parts = self.workdir('whole'), self.workdir('parts')
     command = [
-      sys.executable, str(helpers.ROOT / 'run.py'), f'--config={helpers.ROOT}/configs/tiny.py',
+      sys.executable, f'{helpers.ROOT}/run.py',
+      f'--config={helpers.CONFIGS}/tiny.py',
       '--config.rounds=5000', '--config.checkpoint.every=2',
       f'--workdir={parts}',
     ]  # fmt: skip
@@ -210,6 +213,7 @@ class RunTest(parameterized.TestCase):
       untimed(parts / 'metrics.jsonl'), untimed(whole / 'metrics.jsonl')
     )
 
+  @pytest.mark.slow
   def test_sixty_four_miners(self):
     config = tiny(miners=64, rounds=1)
     optim = dataclasses.replace(config.optim, inner_steps=1)
@@ -219,6 +223,7 @@ class RunTest(parameterized.TestCase):
     self.assertLen(outcome.state.miners, 64)
 
 
+@pytest.mark.slow
 class LearningTest(absltest.TestCase):
   def test_approaches_the_entropy_of_the_source(self):
     """Text of a known source: no model can do better, a good one comes near."""
@@ -249,6 +254,7 @@ class MinersTest(absltest.TestCase):
     self.assertEqual(bits(first.private), bits(alone.private))
     self.assertEqual(first.contribution.payload, alone.contribution.payload)
 
+  @pytest.mark.slow
   def test_ddp_is_adamw_on_the_mean_gradient(self):
     config = tiny('ddp', rounds=3)
     host = host_lib.Host(config, dataset.load(config))

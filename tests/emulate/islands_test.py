@@ -5,6 +5,7 @@ import json
 
 import jax
 import numpy as np
+import pytest
 from absl.testing import absltest
 
 from covenant import config as config_lib
@@ -61,6 +62,7 @@ class UnequalTest(absltest.TestCase):
       self.assertEqual(tokens, sizes[uid] * config.data.context)
 
 
+@pytest.mark.slow
 class LateTest(absltest.TestCase):
   """Rounds that overlap, and a miner that needs two of them."""
 

@@ -1,5 +1,6 @@
 """Full replicas and compressed pipelines in one run."""
 
+import pytest
 from absl.testing import absltest
 
 from covenant import config as config_lib
@@ -8,6 +9,7 @@ from covenant.emulate import host as host_lib
 from tests import helpers
 
 
+@pytest.mark.slow
 class PipelinesTest(absltest.TestCase):
   def test_count_like_everybody(self):
     config = config_lib.load(

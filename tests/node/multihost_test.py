@@ -88,8 +88,9 @@ class RanksTest(parameterized.TestCase):
     self.assertEqual(asked, [0])
 
   @parameterized.parameters(
-    chain_lib.ChainError, chain_lib.ChainRejectedError, chain_lib.ChainUnreachableError,
-    store_lib.StoreError, store_lib.MissingObjectError, store_lib.StoreUnavailableError,
+    chain_lib.ChainError, chain_lib.ChainRejectedError,
+    chain_lib.ChainUnreachableError, store_lib.StoreError,
+    store_lib.MissingObjectError, store_lib.StoreUnavailableError,
     config_lib.ConfigError, ValueError,
   )  # fmt: skip
   def test_all_get_its_error_and_go_on(self, error):
@@ -324,6 +325,7 @@ class SharedBatchTest(parameterized.TestCase):
     ('diloco', 'optim.inner.microbatch_size=2', 'model.scan_layers=True'),
     ('ddp', 'optim.inner.microbatch_size=0', 'model.scan_layers=False'),
   )
+  @pytest.mark.rows(1)
   def test_several_devices_do_as_one(self, variant, *changes):
     """Up to rounding, whatever is sent whole; in L2, as Adam magnifies it."""
     alone, _ = self.work(variant, 0, *changes)
@@ -341,6 +343,7 @@ class SharedBatchTest(parameterized.TestCase):
       self.assertGreater(whole, 0)
       self.assertLess(gap / whole, 1e-5)
 
+  @pytest.mark.slow
   def test_the_same_devices_do_the_same(self):
     first, second = (self.work('', 4) for _ in range(2))
     jax.tree.map(np.testing.assert_array_equal, first, second)

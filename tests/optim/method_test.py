@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 from absl.testing import absltest
 from absl.testing import parameterized
 
@@ -35,6 +36,7 @@ def bits(state):
   return [(jax.tree_util.keystr(p), np.asarray(x).tobytes()) for p, x in leaves]
 
 
+@pytest.mark.slow
 class RunTest(parameterized.TestCase):
   def run_whole(self, config):
     """The last state, of a run whose loss falls in every round."""

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 from absl.testing import absltest
 from absl.testing import parameterized
 
@@ -49,6 +50,7 @@ def assert_close(got, want):
 
 class TemplarTest(parameterized.TestCase):
   @parameterized.parameters(*SHAPES)
+  @pytest.mark.rows(3)
   def test_compresses_one_tensor(self, name):
     z = golden('compress.npz')
     x = z[f'{name}_x']
@@ -102,6 +104,7 @@ class TemplarTest(parameterized.TestCase):
         )
 
   @parameterized.parameters(1, 2, 3, 4, 5)
+  @pytest.mark.rows(2)
   def test_aggregates_peers_and_steps(self, peers):
     z = golden('aggregate_outer_step.npz')
     like = {n: jnp.asarray(z[f'n{peers}_{n}_before']) for n in 'bw'}
@@ -139,6 +142,7 @@ class TemplarTest(parameterized.TestCase):
       assert_close(delta[n], z[f'n{peers}_{n}_agg'])
       assert_close(after[n], z[f'n{peers}_{n}_after'])
 
+  @pytest.mark.slow
   def test_rounds_end_to_end_as_numpy_does_them(self):
     """Three peers, four rounds, from the text of templar.md 3.1 to 3.10."""
     rng = np.random.default_rng(0)

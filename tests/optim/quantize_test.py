@@ -1,6 +1,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from absl.testing import absltest
 from absl.testing import parameterized
 
@@ -25,6 +26,7 @@ class StatisticalTest(parameterized.TestCase):
   """Numbers measured from the reference system, described in templar.md 9."""
 
   @parameterized.product(source=SOURCES, bits=(2, 4, 8))
+  @pytest.mark.rows(6)
   def test_matches_the_reference_system(self, source, bits):
     with np.load(GOLDEN) as golden:
       want = {

@@ -2,6 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 from absl.testing import absltest
 
 from covenant.optim import randomk
@@ -92,6 +93,7 @@ class RandomKTest(absltest.TestCase):
     ]
     np.testing.assert_array_equal(got, want)
 
+  @pytest.mark.slow
   def test_four_rounds_of_four_peers_follow_the_equations(self):
     # Small integers and powers of two: float32 is exact, and so are the draws.
     gradients = np.random.default_rng(0).integers(-8, 9, (4, 4, 8))

@@ -1,6 +1,7 @@
 import jax
 import numpy as np
 import optax
+import pytest
 from absl.testing import absltest
 from absl.testing import parameterized
 
@@ -86,6 +87,7 @@ def assert_equal(got, want):
 
 
 class ReceiverTest(parameterized.TestCase):
+  @pytest.mark.slow
   def test_nodes_of_all_meshes_agree_bit_for_bit(self):
     """Over rounds with clipped norms, extremes trimmed and values capped."""
     messages = received(trees.SHAPES, SIGN)
@@ -109,6 +111,7 @@ class ReceiverTest(parameterized.TestCase):
     self.assertEqual(table.sharding.spec, P(('fsdp', 'tensor'), None))
 
   @parameterized.parameters(*COMPRESSIONS)
+  @pytest.mark.rows(2)
   def test_a_mesh_is_moved_as_one_device(self, name):
     compression = COMPRESSIONS[name]
     messages = received(trees.STACK, compression, peers=3)

@@ -3,6 +3,7 @@ import re
 import jax
 import numpy as np
 import optax
+import pytest
 from absl.testing import absltest
 from absl.testing import parameterized
 
@@ -83,6 +84,7 @@ def assert_equal(got, want):
 
 class SenderTest(parameterized.TestCase):
   @parameterized.parameters(*EXACT)
+  @pytest.mark.rows(2)
   def test_a_mesh_sends_what_one_device_does(self, name):
     want, _ = send(trees.STACK, method(EXACT[name]))
     got, sender = send(
@@ -98,6 +100,7 @@ class SenderTest(parameterized.TestCase):
     )
 
   @parameterized.parameters((4, 1, 100), (4, 1, 1 << 20), (1, 1, 100))
+  @pytest.mark.rows(1)
   def test_all_kinds_of_leaves(self, fsdp, tensor, budget):
     wanted = method(EXACT['sign'])
     want, _ = send(trees.SHAPES, wanted)
@@ -107,6 +110,7 @@ class SenderTest(parameterized.TestCase):
     assert_equal(got.error, want.error)
 
   @parameterized.parameters(*STATISTICS)
+  @pytest.mark.rows(1)
   def test_statistics_of_a_whole_tensor_are_rounded_otherwise(self, name):
     """A sum over shards has another order; nothing else differs."""
     compression = compression_lib.TopK(4, trees.BLOCK, STATISTICS[name])

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 from absl.testing import absltest
 from absl.testing import parameterized
 
@@ -134,6 +135,7 @@ class TypesTest(parameterized.TestCase):
     ('per_tensor', (8,), ('fsdp',), FEW, sl.TopK(4, (4, 4), sl.Statistical())),
     ('dense', (8,), ('fsdp',), FEW, sl.Dense()),
   )
+  @pytest.mark.rows(1)
   def test_are_stable_and_nothing_recompiles(
     self, sizes, names, layout, compression
   ):
@@ -180,6 +182,7 @@ class TypesTest(parameterized.TestCase):
 
 class CommunicationTest(parameterized.TestCase):
   @parameterized.parameters(SMALL, sl.Dense())
+  @pytest.mark.rows(1)
   def test_of_one_peer_is_norms_and_statistics(self, compression):
     mesh = jax.make_mesh((2, 4), ('fsdp', 'tensor'))
     with jax.set_mesh(mesh):
@@ -239,6 +242,7 @@ class NumericsTest(absltest.TestCase):
     self.assertGreater(want[1].stats.error_norm, 0)
     assert_close(got, want)
 
+  @pytest.mark.slow
   def test_of_two_peers(self):
     tx = transformation(TILES, axis_name='peers')
     run = functools.partial(train, tx)
@@ -254,6 +258,7 @@ class NumericsTest(absltest.TestCase):
       by_vmap = jax.jit(jax.vmap(run, axis_name='peers'))
       assert_close(by_vmap(params, TARGETS), want)
 
+  @pytest.mark.slow
   def test_of_shards_by_hand(self):
     """All axes manual: what there is to do where they are automatic."""
     tx = transformation(TILES, axis_name='peers')
@@ -306,6 +311,7 @@ class BaselinesTest(parameterized.TestCase):
     return lowered.compile(), arguments
 
   @parameterized.parameters('demo', 'sparta', 'streaming')
+  @pytest.mark.rows(1)
   def test_nothing_leaves_a_shard_and_its_blocks_are_those_of_the_whole(
     self, name
   ):
@@ -319,6 +325,7 @@ class BaselinesTest(parameterized.TestCase):
     if name != 'sparta':  # which draws other elements
       assert_close((params, state), want)
 
+  @pytest.mark.slow
   def test_every_shard_of_sparta_draws_its_own(self):
     """Peers agree just where it was averaged, as their gradients differ."""
     tx = baselines('peers')['sparta']

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 from absl.testing import absltest
 from absl.testing import parameterized
 
@@ -79,6 +80,7 @@ class PiecesTest(parameterized.TestCase):
       )
 
   @parameterized.parameters(sl.Sign(), sl.Statistical(), sl.Exact())
+  @pytest.mark.rows(1)
   def test_what_is_sent_and_what_stays_add_up(self, quantizer):
     params = toy_params()
     delta = jax.tree.map(lambda p: 0.1 * p.astype(jnp.float32), params)
@@ -115,6 +117,7 @@ class TransformationTest(parameterized.TestCase):
       want, _ = train(plain, 3, params, plain.init(params), 0.5)
     jax.tree.map(np.testing.assert_array_equal, got, want)
 
+  @pytest.mark.slow
   def test_peers_of_vmap_and_of_a_mesh_agree_and_share_one_anchor(self):
     params, targets = toy_params(), jnp.arange(4.0)
     tx = sl.sparseloco(
@@ -147,6 +150,7 @@ class TransformationTest(parameterized.TestCase):
     for leaf in jax.tree.leaves(by_mesh[1].anchor):
       np.testing.assert_array_equal(leaf, np.stack([leaf[0]] * 4))
 
+  @pytest.mark.slow
   def test_equals_the_pieces_that_miners_call(self):
     params, targets = toy_params(), (0.0, 1.0, 2.0)
     del params['half']  # how XLA fuses bfloat16 decides how often it rounds

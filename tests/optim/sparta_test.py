@@ -2,6 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 from absl.testing import absltest
 from absl.testing import parameterized
 
@@ -93,6 +94,7 @@ class SpartaTest(parameterized.TestCase):
     np.testing.assert_allclose(all_of_them, [[1.5, 3], [1.5, 3]], rtol=1e-6)
     self.assertIn(half.tolist(), ([[1.5, 2], [1.5, 4]], [[0, 3], [3, 3]]))
 
+  @pytest.mark.slow
   def test_five_steps_of_four_peers_follow_the_paper(self):
     params = toy_params()
     targets = np.random.default_rng(1).standard_normal((4, 5))

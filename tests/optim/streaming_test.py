@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 from absl.testing import absltest
 from absl.testing import parameterized
 
@@ -136,6 +137,7 @@ class StreamingTest(parameterized.TestCase):
     np.testing.assert_array_equal(seen['a'], [-1, -2, -3, -2, -3, -4, -5, -4])
     np.testing.assert_array_equal(seen['b'], [-1, -1, -2, -3, -4, -3, -4, -5])
 
+  @pytest.mark.slow
   def test_eleven_steps_of_four_peers_follow_the_paper(self):
     params, targets = toy_params(), np.array([-1.0, 0.5, 1.0, 3.0])
     tx = streaming.streaming_diloco(
