@@ -1,23 +1,27 @@
 'use strict';
 
-// Draws each figure from its own table with uPlot, and makes what uPlot offers
-// to the mouse (values, zoom, hidden curves) reachable by keyboard and touch.
+// Draws each chart from the table of its figure with uPlot, and makes what
+// uPlot offers to the mouse (values, zoom, hidden curves) reachable by keyboard
+// and touch.
 
 const HEIGHT = 300;
 const DASHES = [[], [9, 4], [2, 3], [10, 3, 2, 3], [18, 5]];
+const MARKED = 30;  // points of a curve that are all marked, at most
 const ANNOUNCED = 12;  // values that a screen reader is told at once
 const HINT = 'hover, or use arrow keys';
 const FONT = '13px system-ui, sans-serif';
 const STEPS = {ArrowLeft: -1, ArrowRight: 1, PageUp: -10, PageDown: 10};
+const charts = [];
 
 const style = (name) =>
     getComputedStyle(document.documentElement).getPropertyValue(name);
-const charts = [];
+const color = (look) => look === null ? '--muted' : `--look${look % 5}`;
+const clamp = (value, low, high) => Math.max(low, Math.min(high, value));
 
 // A number on an axis, in powers of 1000.
-const short = (value, unit = '') => {
+const short = (value, unit) => {
   const power = Math.floor(Math.log10(Math.abs(value) || 1) / 3 + 1e-9);
-  const step = Math.max(0, Math.min(5, power));
+  const step = clamp(power, 0, 5);
   const digits = Number((value / 1000 ** step).toPrecision(4));
   return `${digits} ${['', 'k', 'M', 'G', 'T', 'P'][step]}${unit}`.trim();
 };
@@ -31,157 +35,143 @@ const logTicks = (min, max) => {
   return ticks.filter((t) => min <= t && t <= max);
 };
 
-const element = (name, attributes, ...children) => {
-  const made = document.createElement(name);
-  for (const [key, value] of Object.entries(attributes)) {
-    made.setAttribute(key, value);
-  }
-  made.append(...children);
-  return made;
+const axis = (label, unit) => ({
+  label, font: FONT, labelFont: FONT, labelSize: 22,
+  stroke: () => style('--soft'),
+  grid: {stroke: () => style('--line'), width: 1},
+  ticks: {stroke: () => style('--line'), width: 1, size: 4},
+  values: (u, ticks) => ticks.map((t) => t === null ? '' : short(t, unit)),
+});
+
+// Points that get a mark: all if few, else those that no line reaches.
+const marked = (ys, joined) => {
+  const found = ys.flatMap((y, i) => y === null ? [] : [i]);
+  if (found.length <= MARKED) return found;
+  return joined ? [] :
+      found.filter((i) => ys[i - 1] == null && ys[i + 1] == null);
 };
 
-// uPlot's options of one chart.
-const options = (spec, names, cells, data, place) => {
-  const axis = (label, unit) => ({
-    label, font: FONT, labelFont: FONT, labelSize: 22, stroke: () => style('--soft'),
-    grid: {stroke: () => style('--line'), width: 1},
-    ticks: {stroke: () => style('--line'), width: 1, size: 4},
-    values: (u, ticks) => ticks.map((t) => t === null ? '' : short(t, unit)),
-  });
-  const {log, top} = spec;
-  const name = (look) => look === null ? '--muted' : `--look${look % 5}`;
-  // The first curves of the table are drawn last, on top of the others.
-  const series = spec.looks.map((look, i) => ({
-    label: names[i + 1],
-    width: look === null ? 1 : 2,
-    dash: look === null ? [] : DASHES[(look + Math.floor(look / 5)) % 5],
-    stroke: () => style(name(look)),
-    spanGaps: spec.joined,
-    value: (u, v, _, at) => v == null ? '' : cells[i + 1][at],
-    points: {
-      size: 6, fill: () => style(name(look)),
-      // Of many points, those without a neighbor to draw a line to.
-      filter: (u, at, shown) => shown ? null : u.data[at].flatMap(
-          (v, k, all) => v !== null && (all[k - 1] ?? null) === null &&
-              (all[k + 1] ?? null) === null ? [k] : []),
-    },
-  }));
-  const colors = [...spec.looks].reverse().map((look) => `var(${name(look)})`);
+const curve = (label, look, joined, cells) => ({
+  label, spanGaps: joined,
+  width: look === null ? 1 : 2,
+  dash: look === null ? [] : DASHES[(look + Math.floor(look / 5)) % 5],
+  stroke: () => style(color(look)),
+  points: {
+    show: true, size: 6, fill: () => style(color(look)),
+    filter: (u, series) => marked(u.data[series], joined),
+  },
+  value: (u, y, _, at) => y == null ? '' : cells[at],
+});
+
+// uPlot's options; curves are in the order of the table, the last ones below.
+const options = (spec, names, columns, place) => {
+  const looks = [...spec.looks].reverse();
+  const paint = (u, i) => `var(${color(looks[i - 1])})`;
+  const x = axis(names[0], spec.unit);
+  const y = axis(spec.y, '');
+  if (spec.log) x.splits = (u, _, min, max) => logTicks(min, max);
+  x.filter = (u, ticks) => ticks.map(
+      (t) => spec.whole && t % 1 !== 0 ? null : t);
+  x.size = 32;
+  y.size = (u, ticks) => 16 + 7.5 * Math.max(
+      2, ...(ticks ?? []).map((t) => t.length));
+  const rangeX = (u, low, high) => low < high ? [low, high] :
+      spec.log ? [low / 2, low * 2] : [low - 1, low + 1];
+  const rangeY = (u, low, high) => {
+    if (low === null) return [0, 1];
+    if (spec.top !== null && low < spec.top) high = Math.min(high, spec.top);
+    // A quantity that starts near zero is shown from zero.
+    if (low >= 0 && low <= high / 4) low = 0;
+    const pad = (high - low) / 20 || Math.abs(high) / 2 || .5;
+    return [low && low - pad, high + pad];
+  };
   return {
     width: place.clientWidth, height: HEIGHT, focus: {alpha: .3},
-    series: [
-      {label: names[0], value: (u, v, _, at) => cells[0][at] ?? HINT},
-      ...series.reverse(),
-    ],
-    axes: [
-      {
-        ...axis(names[0], spec.unit), size: 32,
-        filter: (u, ticks) => ticks.map(
-            (t) => !spec.whole || t % 1 === 0 ? t : null),
-        ...(log ? {splits: (u, _, min, max) => logTicks(min, max)} : {}),
-      },
-      {
-        ...axis(spec.y, ''),
-        size: (u, ticks) => 16 + 7.5 * Math.max(
-            2, ...(ticks ?? []).map((t) => t.length)),
-      },
-    ],
+    axes: [x, y],
     scales: {
-      x: {
-        time: false, distr: log ? 3 : 1,
-        range: (u, low, high) => low < high ? [low, high] :
-            log ? [low / 2, low * 2] : [low - 1, low + 1],
-      },
-      y: {
-        range: (u, low, high) => {
-          if (low === null) return [0, 1];
-          if (top !== null && low < top) high = Math.min(high, top);
-          // A quantity that starts near zero is shown from zero.
-          if (low >= 0 && low <= high / 4) low = 0;
-          const pad = (high - low) / 20 || Math.abs(high) / 2 || .5;
-          return [low && low - pad, high + pad];
-        },
-      },
+      x: {time: false, distr: spec.log ? 3 : 1, range: rangeX},
+      y: {range: rangeY},
     },
+    series: [
+      {label: names[0], value: (u, v, _, at) => columns[0][at] ?? HINT},
+      ...spec.looks.map((look, i) => curve(
+          names[i + 1], look, spec.joined, columns[i + 1])).reverse(),
+    ],
     cursor: {focus: {prox: 24}, hover: {skip: spec.joined ? [null] : []}},
     legend: {
       mount: (u, legend) => place.before(legend),
-      markers: {stroke: (u, i) => colors[i - 1], fill: (u, i) => colors[i - 1]},
+      markers: {stroke: paint, fill: paint},
     },
   };
 };
 
-const draw = (figure, place) => {
-  const spec = JSON.parse(place.dataset.chart);
-  const title = figure.querySelector('h3').textContent;
-  const names = [...figure.querySelectorAll('thead th')].map(
-      (cell) => cell.textContent);
-  const rows = [...figure.querySelectorAll('tbody tr')].map(
-      (row) => [...row.cells].map((cell) => cell.textContent));
-  const cells = names.map((_, i) => rows.map((row) => row[i]));
-  const [xs, ...ys] = cells.map((column) => column.map(
-      (cell) => cell === '' ? null : Number(cell.replaceAll(',', ''))));
-  const data = [xs, ...ys.reverse()];
-  const u = new uPlot(options(spec, names, cells, data, place), data, place);
-  charts.push(u);
-  place.chart = u;  // for tests
-  new ResizeObserver(
-      () => u.setSize({width: place.clientWidth, height: HEIGHT})).observe(place);
-
-  // Zoom: by dragging (uPlot) or by buttons, around the cursor.
+// Buttons that zoom around the cursor; uPlot zooms by dragging.
+const addZoom = (u, place, spec, title) => {
   const [into, from] = spec.log ? [Math.log, Math.exp] : [Number, Number];
+  const [xs, ...curves] = u.data;
   const [first, last] = [xs[0], xs.at(-1)];
   // A logarithmic axis begins where something can be seen.
   const seen = xs.find((_, i) => !spec.log || spec.top === null ||
-      data.slice(1).some((y) => y[i] !== null && y[i] <= spec.top)) ?? first;
-  const reset = () => u.setScale('x', {min: seen, max: last});
-  if (seen > first && seen < last) reset();
+      curves.some((y) => y[i] !== null && y[i] <= spec.top)) ?? first;
   const zoom = (factor) => {
-    const [a, b] = [u.scales.x.min, u.scales.x.max].map(into);
-    const at = u.cursor.idx;
-    const middle = at == null ? (a + b) / 2 : into(xs[at]);
-    const [min, max] = [a, b].map((end) => from(middle + factor * (end - middle)));
-    if (xs.filter((x) => min <= x && x <= max).length < 2) return;
-    u.setScale('x', {min: Math.max(min, first), max: Math.min(max, last)});
-  };
-  const button = (text, name, action) => {
-    const made = element('button', {type: 'button', 'aria-label': name}, text);
-    made.addEventListener('click', action);
-    return made;
-  };
-  place.after(element(
-      'div', {class: 'zoom', role: 'group', 'aria-label': `Zoom of ${title}`},
-      button('+', 'Zoom in', () => zoom(.5)),
-      button('\u2212', 'Zoom out', () => zoom(2)),
-      button('Reset', 'Reset zoom', reset)));
-
-  // Values by arrow keys.
-  const said = element('output', {'aria-live': 'polite', class: 'said'});
-  place.after(said);
-  for (const [key, value] of Object.entries({
-    tabindex: 0, role: 'group',
-    'aria-label': `${title}: left and right arrow keys read values`,
-  })) place.setAttribute(key, value);
-  let at = -1;
-  const leave = () => u.setCursor({left: -10, top: -10});
-  const move = (index) => {
-    at = Math.max(0, Math.min(xs.length - 1, index));
     const {min, max} = u.scales.x;
-    const shift = Math.min(0, into(xs[at]) - into(min)) +
-        Math.max(0, into(xs[at]) - into(max));
-    if (shift) {
-      const [low, high] = [min, max].map((end) => from(into(end) + shift));
+    const middle = u.cursor.idx == null ?
+        (into(min) + into(max)) / 2 : into(xs[u.cursor.idx]);
+    const [low, high] = [min, max].map((end) => clamp(
+        from(middle + factor * (into(end) - middle)), first, last));
+    if (xs.filter((x) => low <= x && x <= high).length < 2) return;
+    u.setScale('x', {min: low, max: high});
+  };
+  const reset = () => u.setScale('x', {min: seen, max: last});
+  const group = document.createElement('div');
+  group.className = 'zoom';
+  group.role = 'group';
+  group.ariaLabel = `Zoom of ${title}`;
+  for (const [text, name, action] of [
+    ['+', 'Zoom in', () => zoom(.5)], ['\u2212', 'Zoom out', () => zoom(2)],
+    ['Reset', 'Reset zoom', reset],
+  ]) {
+    const button = group.appendChild(document.createElement('button'));
+    button.type = 'button';
+    button.ariaLabel = name;
+    button.textContent = text;
+    button.addEventListener('click', action);
+  }
+  place.after(group);
+  if (first < seen && seen < last) reset();
+};
+
+// Moves the cursor by arrow keys, and says the values of its row.
+const addKeys = (u, place, spec, title, names, rows) => {
+  const into = spec.log ? Math.log : Number;
+  const [xs] = u.data;
+  let at = -1;
+  const said = document.createElement('output');
+  said.className = 'said';
+  said.ariaLive = 'polite';
+  place.after(said);
+  place.tabIndex = 0;
+  place.role = 'group';
+  place.ariaLabel = `${title}: left and right arrow keys read values`;
+  const move = (index) => {
+    at = clamp(index, 0, xs.length - 1);
+    const {min, max} = u.scales.x;
+    if (xs[at] < min || xs[at] > max) {  // the range moves along
+      const shift = into(xs[at]) - into(xs[at] < min ? min : max);
+      const [low, high] = [min, max].map((end) => spec.log ?
+          end * Math.exp(shift) : end + shift);
       u.setScale('x', {min: low, max: high});
     }
-    // After uPlot has moved its scale. Above the curves, none is singled out.
+    // Once uPlot has moved its range. Above the chart, no curve is in focus.
     queueMicrotask(
         () => u.setCursor({left: u.valToPos(xs[at], 'x'), top: -HEIGHT}));
-    const values = names.slice(1).flatMap(
-        (name, i) => rows[at][i + 1] ? [`${name} ${rows[at][i + 1]}`] : []);
+    const values = rows[at].slice(1).flatMap(
+        (cell, i) => cell ? [`${names[i + 1]} ${cell}`] : []);
     said.textContent = `${names[0]} ${rows[at][0]}: ` +
         (values.slice(0, ANNOUNCED).join(', ') || 'no value') +
         (values.length > ANNOUNCED ? ', ...' : '');
   };
+  const leave = () => u.setCursor({left: -10, top: -10});
   place.addEventListener('blur', leave);
   place.addEventListener('keydown', (event) => {
     if (event.key in STEPS) move(at + STEPS[event.key]);
@@ -191,36 +181,61 @@ const draw = (figure, place) => {
     else return;
     event.preventDefault();
   });
+};
 
-  // The legend as a toolbar: one stop of the Tab key, arrow keys within.
-  const legend = figure.querySelector('.u-legend');
+// Makes the legend a toolbar: one stop of the Tab key, arrow keys within.
+const addToolbar = (u, legend, title) => {
   const keys = [...legend.querySelectorAll('th')].slice(1).reverse();
-  legend.setAttribute('role', 'toolbar');
-  legend.setAttribute('aria-label', `Curves of ${title}`);
+  const series = (i) => keys.length - i;
+  legend.role = 'toolbar';
+  legend.ariaLabel = `Curves of ${title}`;
+  const update = (_, focused) => keys.forEach((key, i) => {
+    key.ariaPressed = u.series[series(i)].show;
+    const row = key.parentNode;
+    row.classList.toggle('focused', focused === series(i));
+    if (focused === series(i)) {  // below the first row, which stays
+      legend.scrollTop = row.offsetTop - 2 * row.offsetHeight;
+    }
+  });
   keys.forEach((key, i) => {
     key.parentNode.style.order = i + 1;
+    key.role = 'button';
     key.tabIndex = i ? -1 : 0;
-    key.setAttribute('role', 'button');
-    key.setAttribute('aria-pressed', true);
     key.title = 'Hide or show this curve';
-    key.addEventListener(
-        'focus', () => u.setSeries(keys.length - i, {focus: true}));
-    key.addEventListener('blur', () => u.setSeries(null, {focus: true}));
+    const focus = (index) => () => u.setSeries(index, {focus: true});
+    key.addEventListener('focus', focus(series(i)));
+    key.addEventListener('blur', focus(null));
   });
-  u.hooks.setSeries = [() => keys.forEach((key, i) => key.setAttribute(
-      'aria-pressed', u.series[keys.length - i].show))];
+  update();
+  u.hooks.setSeries = [update];
   legend.addEventListener('keydown', (event) => {
     const step = STEPS[event.key] ?? {ArrowUp: -1, ArrowDown: 1}[event.key];
     const next = keys.indexOf(event.target) + (step ?? 0);
-    if (step) keys[Math.max(0, Math.min(keys.length - 1, next))].focus();
-    else if (event.key === 'Enter' || event.key === ' ') event.target.click();
+    if (step) keys[clamp(next, 0, keys.length - 1)].focus();
+    else if ([' ', 'Enter'].includes(event.key)) event.target.click();
     else return;
     event.preventDefault();
   });
 };
 
 for (const place of document.querySelectorAll('.plot')) {
-  draw(place.closest('figure'), place);
+  const figure = place.closest('figure');
+  const spec = JSON.parse(place.dataset.chart);
+  const title = figure.querySelector('h3').textContent;
+  const [names, ...rows] = [...figure.querySelectorAll('tr')].map(
+      (row) => [...row.cells].map((cell) => cell.textContent));
+  const columns = names.map((_, i) => rows.map((row) => row[i]));
+  const [xs, ...curves] = columns.map((column) => column.map(
+      (cell) => cell === '' ? null : Number(cell.replaceAll(',', ''))));
+  const u = new uPlot(options(spec, names, columns, place),
+      [xs, ...curves.reverse()], place);
+  place.chart = u;  // for tests
+  charts.push(u);
+  addZoom(u, place, spec, title);
+  addKeys(u, place, spec, title, names, rows);
+  addToolbar(u, figure.querySelector('.u-legend'), title);
+  new ResizeObserver(() => u.setSize(
+      {width: place.clientWidth, height: HEIGHT})).observe(place);
 }
 
 // Canvases do not follow style sheets by themselves. Paper is light.
