@@ -1,8 +1,8 @@
-"""The metrics of a run: one JSON object a line, in `metrics.jsonl`.
+"""The metrics of a run: `metrics.jsonl`, one JSON object per line.
 
-The fields of `Round` and `Evaluation` are the documented schema; the key
-`kind` in front of them says which of the two a line is. TensorBoard gets a
-copy of the scalars; where the two differ, the JSONL is right.
+The fields of `Round` and `Evaluation` are the schema; the key `kind` before
+them tells the two apart. TensorBoard gets a copy of the scalars; the JSONL is
+authoritative.
 """
 
 import dataclasses
@@ -20,48 +20,46 @@ from covenant import files
 
 
 class MetricsError(errors.CovenantError):
-  """A record that is not valid. The message names the field, and the line."""
+  """An invalid record; the message names the field, and the line in a file."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Round:
   """One completed round.
 
-  Numbers may be given as NumPy or JAX scalars, and sequences as arrays; they
-  become Python numbers and tuples.
+  NumPy or JAX scalars become Python numbers, and arrays become tuples.
 
   Raises:
-    MetricsError: a field has the wrong type, or is infinite or not a number.
+    MetricsError: a field has the wrong type, or is infinite or NaN.
   """
 
   kind: ClassVar[str] = 'round'
 
   round: int  # rounds completed, this one included
   tokens: int  # tokens trained since the start, all miners
-  loss: float  # inner training loss, nats a token, mean of miners and steps
-  miner_losses: tuple[float, ...]  # the same a miner, nats a token, as `uids`
-  uids: tuple[int, ...]  # who trained in this round, ascending
-  learning_rate: float  # of the last inner step
+  loss: float  # inner training loss, nats per token, mean of miners and steps
+  miner_losses: tuple[float, ...]  # loss of each of `uids`, nats per token
+  uids: tuple[int, ...]  # miners that trained in this round, ascending
+  learning_rate: float  # rate of the last inner step
   bytes_up: int  # payload bytes sent since the start, all miners
   bytes_round: int  # payload bytes sent in this round, all miners
-  dense_bytes_round: int  # what the same payloads would have been in fp32
-  compression_ratio: float  # dense_bytes_round / bytes_round; 0: nothing sent
+  dense_bytes_round: int  # bytes of the same payloads in dense fp32
+  compression_ratio: float  # dense_bytes_round / bytes_round; 0 without bytes
   delta_norm: float  # L2 norm of the aggregated update
   error_norm: float  # L2 norm of the error feedback, mean of miners
   payloads: int  # payloads accepted
   seconds: float  # wall-clock seconds of this round
-  tokens_per_second: float  # of this round, all miners, in wall-clock time
-  # Of `seconds`, what all nodes together spent training and compressing (miners
-  # side by side count once); committing, fetching, checking and voting; in the
-  # outer step; evaluating and rating.
+  tokens_per_second: float  # rate of this round, all miners, wall-clock time
+  # Parts of `seconds`, of all nodes together: training and compression (miners
+  # side by side count once); commitments, transfers, checks and votes; outer
+  # steps; evaluation and ratings.
   train_seconds: float = 0.0
   exchange_seconds: float = 0.0
   outer_seconds: float = 0.0
   score_seconds: float = 0.0
-  # Between the stages of miners that are pipelines, forward and back.
-  stage_bytes: int = 0
-  # What each miner deserves, by uid from 0 on, as the leader has found so far;
-  # they sum to 1. Empty before the first verdict.
+  stage_bytes: int = 0  # bytes between pipeline stages, forward and backward
+  # Weights by uid from 0 on, by the leader's verdicts so far; they sum to 1.
+  # Empty before the first verdict.
   weights: tuple[float, ...] = ()
 
   def __post_init__(self):
@@ -75,10 +73,10 @@ class Round:
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-  """The shared model on held-out text, after `round` rounds.
+  """One evaluation of the shared model on held-out text.
 
   Raises:
-    MetricsError: as `Round`.
+    MetricsError: a field has the wrong type, or is infinite or NaN.
   """
 
   kind: ClassVar[str] = 'evaluation'
@@ -86,9 +84,9 @@ class Evaluation:
   round: int  # rounds completed
   tokens: int  # tokens trained since the start, all miners
   bytes_up: int  # payload bytes sent since the start, all miners
-  loss: float  # held-out loss, nats a token
-  nats_per_byte: float  # held-out loss, nats a byte of text
-  bits_per_byte: float  # held-out loss, bits a byte of text
+  loss: float  # held-out loss, nats per token
+  nats_per_byte: float  # held-out loss, nats per byte of text
+  bits_per_byte: float  # held-out loss, bits per byte of text
   sequences: int  # held-out sequences evaluated
   seconds: float  # wall-clock seconds of this evaluation
 
@@ -102,7 +100,7 @@ _KINDS = {cls.kind: cls for cls in (Round, Evaluation)}
 
 
 def _normalize(record: Record) -> None:
-  """Checks the fields: a record that exists is valid."""
+  """Checks the fields and replaces them by plain Python objects."""
   for field in dataclasses.fields(record):
     where = f'{record.kind} {record.round}: {field.name!r}'
     value = _checked(getattr(record, field.name), field.type, where)
@@ -110,7 +108,7 @@ def _normalize(record: Record) -> None:
 
 
 def _checked(value: Any, kind: Any, where: str) -> Any:
-  """`value` as the plain Python object of type `kind`."""
+  """Returns `value` as the plain Python object of type `kind`."""
   if typing.get_origin(kind) is tuple:
     element = typing.get_args(kind)[0]
     if isinstance(value, (str, bytes)):
@@ -142,16 +140,16 @@ def _fields(record: Record) -> dict[str, Any]:
 
 
 def encode(record: Record) -> str:
-  """The line of a record, without its newline."""
+  """Returns the line of a record, without its newline."""
   return json.dumps(_fields(record), allow_nan=False)
 
 
 def decode(line: str | bytes) -> Record:
-  """The record of one line; the inverse of `encode`.
+  """Returns the record of one line; the inverse of `encode`.
 
   Raises:
-    MetricsError: not a JSON object, of no known kind, with a missing, unknown,
-      ill-typed or non-finite field.
+    MetricsError: the line is not a JSON object of a known kind, or a field is
+      missing, unknown, ill-typed or not finite.
   """
   try:
     fields = json.loads(line)
@@ -164,7 +162,7 @@ def decode(line: str | bytes) -> Record:
     raise MetricsError(f'kind is {kind!r}; allowed: {", ".join(_KINDS)}')
   cls = _KINDS[kind]
   names = {field.name for field in dataclasses.fields(cls)}
-  # What has a default came later than some runs.
+  # Fields with a default are newer than some runs.
   needed = {
     field.name
     for field in dataclasses.fields(cls)
@@ -187,7 +185,7 @@ def _lines(path: pathlib.Path) -> Iterator[tuple[bytes, Record]]:
 
 
 def read(path: str | os.PathLike[str]) -> list[Record]:
-  """Reads a metrics file, in the order in which it was written.
+  """Reads the records of a metrics file in their order.
 
   A run that is still writing may be read: an unfinished last line is left out.
 
@@ -210,11 +208,11 @@ class MetricsWriter:
   from there does not repeat it.
 
   Args:
-    path: the JSONL file; its folder is made when missing.
-    tensorboard_dir: the folder for TensorBoard events.
-    resume: rounds completed by the checkpoint from which the run goes on.
-      Later records, and an unfinished last line, are dropped from the file.
-      None is a run without a checkpoint, which starts the file anew.
+    path: the JSONL file; its folder is created if missing.
+    tensorboard_dir: the folder of TensorBoard events.
+    resume: rounds completed at the checkpoint from which the run resumes. Later
+      records and an unfinished last line are dropped from the file. None
+      starts a new file.
 
   Raises:
     MetricsError: the file to resume is malformed before its last line.
@@ -238,7 +236,7 @@ class MetricsWriter:
     self._tensorboard = tensorboardX.SummaryWriter(
       str(tensorboard_dir),
       purge_step=purge,
-      # Two event files of one second would otherwise have one name.
+      # Otherwise two event files of one second would have one name.
       filename_suffix=f'.from{purge}',
     )
 

@@ -10,7 +10,7 @@ _ERROR_WIDTH = 60
 
 
 def table(sights: Sequence[localnet.Sight]) -> str:
-  """One line a member, and one for its last error if it has one."""
+  """Returns one line per member, then the last errors."""
   rows = [_HEADER]
   errors = []
   for sight in sights:
@@ -43,10 +43,10 @@ def table(sights: Sequence[localnet.Sight]) -> str:
 
 
 class Screen:
-  """Shows a table in place on a terminal; in a log, now and then a line.
+  """Shows the table in place on a terminal, or one line per round in a log.
 
   Args:
-    stream: where to.
+    stream: output, such as stderr.
   """
 
   def __init__(self, stream: TextIO):
@@ -68,7 +68,7 @@ class Screen:
       losses = [s.status['loss'] for s in sights if 'loss' in s.status]
       loss = f', mean loss {sum(losses) / len(losses):.3f}' if losses else ''
       print(
-        f'round {self._round}: {len(known)} of {len(rounds)} there{loss}',
+        f'round {self._round}: {len(known)} of {len(rounds)} members{loss}',
         file=self._stream,
         flush=True,
       )

@@ -1,6 +1,6 @@
-"""Figures of a run, from the records that `metrics.read` returns.
+"""Static figures of runs, from the records that `metrics.read` returns.
 
-Matplotlib's object interface on the Agg canvas: no window, no global state.
+They use matplotlib's object interface: no window and no global state.
 """
 
 import math
@@ -16,8 +16,8 @@ from matplotlib import ticker
 
 from covenant import metrics
 
-# Okabe and Ito's palette, which the colour-blind tell apart; black and yellow
-# are left out, for they are a grid's and too light on white.
+# The palette of Okabe and Ito, which color-blind readers can tell apart,
+# without black (the axes) and yellow (too light on white).
 BLUE, ORANGE, GREEN = '#0072B2', '#D55E00', '#009E73'
 _COLORS = (BLUE, ORANGE, GREEN, '#CC79A7', '#E69F00', '#56B4E9')
 _MARKERS = 'osD^vP'
@@ -25,7 +25,7 @@ _GREY = '#8C8C8C'
 
 _SIZE = 6.4, 4.0  # inches
 _DPI = 150
-_HEADROOM = 1.4  # `compare` shows losses up to this times the worst final one
+_HEADROOM = 1.4  # `compare` shows up to this multiple of the worst last loss
 
 Axis = Literal['tokens', 'bytes']
 
@@ -42,16 +42,16 @@ def write_figures(
   directory: str | os.PathLike[str],
   adversaries: Mapping[int, str] = types.MappingProxyType({}),
 ) -> list[pathlib.Path]:
-  """Writes the four figures of a run; returns their paths.
+  """Writes the four figures of a run and returns their paths.
 
-  `loss_tokens.png` and `loss_bytes.png` are the training and the held-out
-  loss, `miner_losses.png` the training loss of every miner, `weights.png` what
-  each was found to deserve. A run without records gives figures which say so.
+  `loss_tokens.png` and `loss_bytes.png` show the training and the held-out
+  loss, `miner_losses.png` the training loss of every miner, `weights.png` the
+  weight of every miner. Without records, the figures say so.
 
   Args:
-    records: of one run, in order.
-    directory: made when missing.
-    adversaries: uid -> kind, of the miners to be marked as such.
+    records: records of one run, in order.
+    directory: folder to write to; it is created if missing.
+    adversaries: uid -> kind, for the miners to mark as such.
   """
   directory = pathlib.Path(directory)
   directory.mkdir(parents=True, exist_ok=True)
@@ -73,12 +73,12 @@ def compare(
 ) -> pathlib.Path:
   """Writes one figure with the held-out curves of several runs.
 
-  The loss is in nats a byte of text, so runs of different tokenizers compare.
-  Losses far above the final ones are cut off at the top.
+  The loss is in nats per byte of text, so that runs of different tokenizers
+  compare. Losses far above the last ones are cut off.
 
   Args:
-    runs: records by the name that the legend shows, in its order.
-    path: the PNG to write; its folder is made when missing.
+    runs: records by the name in the legend, in its order.
+    path: the PNG to write; its folder is created if missing.
     axis: 'tokens' trained, or 'bytes' sent on a logarithmic axis.
 
   Returns:
@@ -86,7 +86,7 @@ def compare(
   """
   path = pathlib.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
-  fig, ax = _figure(_LABELS[axis], 'held-out loss (nats a byte)')
+  fig, ax = _figure(_LABELS[axis], 'held-out loss (nats per byte)')
   for i, (name, records) in enumerate(runs.items()):
     points = [
       (_position(record, axis), record.nats_per_byte)
@@ -98,7 +98,7 @@ def compare(
       axis,
       color=_COLORS[i % len(_COLORS)],
       marker=_MARKERS[i % len(_MARKERS)],
-      # After one turn of the colours, the dashes tell the runs apart.
+      # Dashes tell runs of the same color apart.
       linestyle=('-', '--', ':')[i // len(_COLORS) % 3],
       label=name,
     )
@@ -109,7 +109,7 @@ def compare(
   ]
   top = _HEADROOM * max((curve[-1] for curve in curves if curve), default=0.0)
   if 0 < top < ax.get_ylim()[1]:
-    # The first rounds would press the ends, which are compared, together.
+    # With the first rounds, the last losses would be too close to compare.
     ax.set_ylim(0.97 * min(min(curve) for curve in curves if curve), top)
   _save(fig, path)
   return path
@@ -128,7 +128,7 @@ def _position(record: metrics.Record, axis: Axis) -> int:
 
 
 def _loss(records: Sequence[metrics.Record], axis: Axis) -> figure.Figure:
-  fig, ax = _figure(_LABELS[axis], 'loss (nats a token)')
+  fig, ax = _figure(_LABELS[axis], 'loss (nats per token)')
   rounds, evaluations = _rounds(records), _evaluations(records)
   _curve(
     ax,
@@ -156,15 +156,15 @@ def _loss(records: Sequence[metrics.Record], axis: Axis) -> figure.Figure:
 
 
 def _miner_losses(records: Sequence[metrics.Record]) -> figure.Figure:
-  fig, ax = _figure('round', 'training loss (nats a token)')
-  # A round in which nobody trained has no loss to show.
+  fig, ax = _figure('round', 'training loss (nats per token)')
+  # Rounds in which nobody trained have no loss.
   rounds = [r for r in _rounds(records) if r.uids]
   x = [r.round for r in rounds]
   losses = [dict(zip(r.uids, r.miner_losses, strict=True)) for r in rounds]
   uids = sorted({uid for of_round in losses for uid in of_round})
   alone = '.' if len(rounds) == 1 else ''
   for i, uid in enumerate(uids):
-    # A miner which came late or left has gaps, not a line across them.
+    # A gap where a miner was absent, not a line across it.
     y = [of_round.get(uid, math.nan) for of_round in losses]
     label = f'each of {len(uids)} miners' if not i else None
     ax.plot(x, y, color=_GREY, marker=alone, lw=0.5, alpha=0.5, label=label)
@@ -231,7 +231,7 @@ def _curve(
   linewidth: float = 1.4,
 ) -> None:
   if axis == 'bytes':
-    # Before the first payload there is no place on a logarithmic axis.
+    # Points before the first payload have no place on a logarithmic axis.
     points = [(x, y) for x, y in points if x > 0]
   if not points:
     return
@@ -243,7 +243,7 @@ def _curve(
     label=label,
     marker=marker or ('o' if len(points) == 1 else ''),
     markersize=4,
-    # Many evaluations: some markers are enough to tell the curves apart.
+    # A few markers are enough to tell the curves apart.
     markevery=max(1, len(points) // 30),
     linestyle=linestyle,
     linewidth=linewidth,
@@ -251,7 +251,7 @@ def _curve(
 
 
 def _finish(ax: axes.Axes, axis: Axis | None) -> None:
-  """Scales, tick labels and legend, once the curves are drawn."""
+  """Adds scales, tick labels and legend after the curves."""
   if not ax.has_data():
     ax.text(0.5, 0.5, 'no records', ha='center', transform=ax.transAxes)
     ax.set_xticks([])
@@ -266,8 +266,8 @@ def _finish(ax: axes.Axes, axis: Axis | None) -> None:
   if axis is not None:
     unit = 'B' if axis == 'bytes' else ''
     ax.xaxis.set_major_formatter(ticker.EngFormatter(unit))
-  # Above the axes, where no curve can run through it; long names in two
-  # columns, for three would be wider than the figure.
+  # Above the axes, where no curve crosses it. Three columns of long names would
+  # be wider than the figure.
   longest = max(map(len, ax.get_legend_handles_labels()[1]), default=0)
   ax.figure.legend(
     loc='outside upper center',
@@ -278,5 +278,5 @@ def _finish(ax: axes.Axes, axis: Axis | None) -> None:
 
 
 def _save(fig: figure.Figure, path: pathlib.Path) -> None:
-  # Without the version of matplotlib in it, equal runs make equal files.
+  # Without the version of matplotlib, equal runs make equal files.
   fig.savefig(path, metadata={'Software': None})

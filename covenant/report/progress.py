@@ -1,4 +1,4 @@
-"""The live line of a run, and the table at its end."""
+"""The live line of a run, and the summary at its end."""
 
 import time
 import types
@@ -9,12 +9,12 @@ import tqdm
 
 from covenant import metrics
 
-# The text fits in 80 columns up to round 9999; the bar takes what is left.
+# The text fits in 80 columns up to round 9999; the bar takes the rest.
 _BAR = '{n_fmt}/{total_fmt} {desc} {bar}'
 
 
 def human_bytes(count: float) -> str:
-  """A number of bytes for people, in powers of 1000.
+  """Returns a number of bytes for people, in powers of 1000.
 
   >>> human_bytes(512), human_bytes(3_140_000)
   ('512 B', '3.14 MB')
@@ -23,7 +23,7 @@ def human_bytes(count: float) -> str:
 
 
 def human_count(count: float) -> str:
-  """A number for people, in powers of 1000.
+  """Returns a number for people, in powers of 1000.
 
   >>> human_count(980), human_count(10_900), human_count(4_096_000)
   ('980', '10.9 k', '4.10 M')
@@ -43,7 +43,7 @@ def _human(count: float) -> str:
 
 
 def human_seconds(seconds: float) -> str:
-  """A duration for people.
+  """Returns a duration for people.
 
   >>> human_seconds(75), human_seconds(3 * 3600 + 62)
   ('01:15', '3:01:02')
@@ -52,15 +52,15 @@ def human_seconds(seconds: float) -> str:
 
 
 class Progress:
-  """One line that lives on a terminal, or now and then a line in a log.
+  """One live line on a terminal, or a line now and then in a log.
 
   Args:
     rounds: rounds of the whole run.
+    stream: output, such as stderr.
     completed: rounds done before this process started.
-    stream: where to write.
     every: seconds between two lines when `stream` is not a terminal. The
       first and the last round always print.
-    clock: seconds since some start; tests pass their own.
+    clock: seconds since any fixed time; tests pass their own.
   """
 
   def __init__(
@@ -92,7 +92,7 @@ class Progress:
       )
 
   def update(self, record: metrics.Record) -> None:
-    """Shows a round; the loss of an evaluation shows from the next one on."""
+    """Shows a round, with the loss of the last evaluation before it."""
     if isinstance(record, metrics.Evaluation):
       self._heldout = [f'held-out {record.loss:.3f}']
       return
@@ -113,7 +113,7 @@ class Progress:
       print(', '.join(facts), file=self._stream, flush=True)
 
   def _facts(self, record: metrics.Round) -> list[str]:
-    # Evaluations and checkpoints are in this rate, as they are in the wait.
+    # The rate includes evaluations and checkpoints, as the remaining time does.
     elapsed = self._clock() - self._start
     rate = elapsed / max(1, record.round - self._first)
     left = human_seconds(rate * (self._rounds - record.round))
@@ -129,7 +129,7 @@ class Progress:
     ]
 
   def close(self) -> None:
-    """Leaves the last state of the line on the terminal."""
+    """Ends the line and leaves its last state on the terminal."""
     if self._bar is not None:
       self._bar.close()
 
@@ -144,11 +144,11 @@ def summary(
   records: Sequence[metrics.Record],
   adversaries: Mapping[int, str] = types.MappingProxyType({}),
 ) -> str:
-  """The end of a run as a table of plain text, one fact a line.
+  """Returns the summary of a run as a table of plain text.
 
   Args:
-    records: of one run, in order.
-    adversaries: uid -> kind, of the miners whose weights are told.
+    records: records of one run, in order.
+    adversaries: uid -> kind; their weights are shown apart from the others.
   """
   rounds = [r for r in records if isinstance(r, metrics.Round)]
   evaluations = [r for r in records if isinstance(r, metrics.Evaluation)]
@@ -158,16 +158,16 @@ def summary(
     rows.append(('rounds', f'{last.round}'))
     rows.append(('miners', f'{len(last.uids)} in the last round'))
     rows.append(('tokens', human_count(last.tokens)))
-    rows.append(('training loss', f'{last.loss:.4f} nats a token'))
+    rows.append(('training loss', f'{last.loss:.4f} nats per token'))
   if evaluations:
     last, best = evaluations[-1], min(evaluations, key=lambda e: e.loss)
     losses = (
-      f'{last.loss:.4f} nats a token, {last.nats_per_byte:.4f} nats a byte, '
-      f'{last.bits_per_byte:.4f} bits a byte (after round {last.round})'
+      f'{last.loss:.4f} nats per token, {last.nats_per_byte:.4f} nats per '
+      f'byte, {last.bits_per_byte:.4f} bits per byte (after round {last.round})'
     )
     rows.append(('held-out loss', losses))
     if best.round != last.round:
-      losses = f'{best.loss:.4f} nats a token (after round {best.round})'
+      losses = f'{best.loss:.4f} nats per token (after round {best.round})'
       rows.append(('best held-out', losses))
   if rounds:
     sent = sum(r.bytes_round for r in rounds)

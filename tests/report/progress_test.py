@@ -109,10 +109,10 @@ class SummaryTest(absltest.TestCase):
         'rounds           2',
         'miners           2 in the last round',
         'tokens           81.9 k',
-        'training loss    2.5000 nats a token',
-        'held-out loss    1.7500 nats a token, 1.7500 nats a byte, '
-        '3.5000 bits a byte (after round 2)',
-        'best held-out    1.5000 nats a token (after round 1)',
+        'training loss    2.5000 nats per token',
+        'held-out loss    1.7500 nats per token, 1.7500 nats per byte, '
+        '3.5000 bits per byte (after round 2)',
+        'best held-out    1.5000 nats per token (after round 1)',
         'bytes sent       62.0 kB (200.0x less than fp32)',
         'training time    00:04',
         'tokens/s         20.5 k',
