@@ -36,6 +36,7 @@ setuptools.setup(
     'covenant': ['py.typed'],
     'covenant.report': ['page.css', 'page.js', 'uplot/*'],
   },
+  entry_points={'console_scripts': ['covenant=covenant.__main__:main']},
   install_requires=[
     'absl-py>=2.1,<3',
     'bittensor>=11,<12',

@@ -1,6 +1,13 @@
-"""What `python run.py --role=...` does: one function a role."""
+"""The command line: flags, and one function per role.
+
+  python run.py --config=configs/shakespeare.py
+  python run.py --config=configs/shakespeare.py:smoke --config.rounds=10
+
+The console script `covenant` takes the same flags.
+"""
 
 import contextlib
+import datetime
 import os
 import pathlib
 import signal
@@ -9,10 +16,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+from absl import app
 from absl import flags
+from absl import logging
 
 from covenant import config as config_lib
-from covenant import files
+from covenant import errors
 from covenant import metrics
 from covenant.adversaries import registry
 from covenant.data import corpus
@@ -24,7 +33,6 @@ from covenant.emulate import host
 from covenant.emulate import localnet
 from covenant.emulate import workdir as workdir_lib
 from covenant.gauntlet import explain
-from covenant.models import llama
 from covenant.node import export as export_lib
 from covenant.node import multihost as multihost_lib
 from covenant.node import needs
@@ -47,14 +55,15 @@ from covenant.train import shared_state
 
 
 def emulate(config: config_lib.Config, workdir: str) -> None:
-  """A whole run, watched: a live line, a summary, figures.
+  """Emulates a whole run on this host, in virtual time.
 
-  Of several processes the first alone shows and writes them.
+  Shows a live line, a summary and figures; of several processes only the
+  first does.
   """
   keep_compilations()
-  stoppable = _stoppable('stopping after this round, with a checkpoint')
-  with multihost_lib.start(config.network) as process_group, stoppable as stop:
-    # By default it is named after the time, which is no two processes' own.
+  signals = stoppable('stopping after this round, with a checkpoint')
+  with multihost_lib.start(config.network) as process_group, signals as stop:
+    # The default is named after the time, which processes read differently.
     workdir = process_group.ask('workdir', lambda: workdir)
     if process_group.index:
       host.run(
@@ -70,7 +79,7 @@ def _watch(
   stop: Callable[[], bool],
   process_group: multihost_lib.ProcessGroup,
 ) -> None:
-  print(_header(config), file=sys.stderr)
+  print(progress.header(config), file=sys.stderr)
   try:
     needs.check(config, miners=1)
   except needs.InsufficientResourcesError as e:
@@ -108,7 +117,7 @@ def _watch(
 
 
 def tokenize(config: config_lib.Config, workdir: str) -> None:
-  """The text of `config.data` as token shards in `workdir`."""
+  """Writes the text of `config.data` as token shards to the workdir."""
   documents = corpus.load(config.data, config.seed)
   encoder = tokenizer.make(config.data, config.model.vocab_size, documents)
   shards.write(workdir, documents, encoder)
@@ -119,9 +128,11 @@ def tokenize(config: config_lib.Config, workdir: str) -> None:
 
 
 def export(config: config_lib.Config, workdir: str) -> None:
-  """The newest checkpoint in `workdir` as Hugging Face's transformers load it.
+  """Writes the workdir's newest checkpoint in Hugging Face's format.
 
-  It is a run's; `config` is that run's, its config.json for one.
+  Args:
+    config: the config of the run whose folder it is, such as its config.json.
+    workdir: the folder of the run.
   """
   workdir_lib.check_owner(pathlib.Path(workdir), config)
   completed, params = export_lib.newest(workdir)
@@ -133,46 +144,49 @@ def export(config: config_lib.Config, workdir: str) -> None:
 
 
 def miner(config: config_lib.Config, workdir: str) -> None:
-  """One miner of a network, until the run is over or Ctrl-C."""
+  """Runs one miner of a network, until the run is over or Ctrl-C."""
   _member(config, 'miner', workdir)
 
 
 def validator(config: config_lib.Config, workdir: str) -> None:
-  """One validator of a network, until the run is over or Ctrl-C."""
+  """Runs one validator of a network, until the run is over or Ctrl-C."""
   _member(config, 'validator', workdir)
 
 
 def pool(config: config_lib.Config, workdir: str) -> None:
-  """One miner of a network whose training workers do."""
+  """Runs one miner of a network whose training is done by workers."""
   keep_compilations()
   preflight.require(config, workdir, 'pool')
-  with _stoppable('stopping') as stop:
+  with stoppable('stopping') as stop:
     miner_lib.PoolProcess(config, workdir).run(stop)
 
 
 def worker(config: config_lib.Config, workdir: str) -> None:
-  """One worker of a pool, until Ctrl-C."""
+  """Runs one worker of the pool at --config.pool.url, until Ctrl-C."""
   keep_compilations()
-  with _stoppable('stopping after this lease') as stop:
+  with stoppable('stopping after this lease') as stop:
     worker_lib.Worker(config, workdir).run(stop)
 
 
 def evaluator(config: config_lib.Config, workdir: str) -> None:
-  """Evaluates the checkpoints that validators publish."""
+  """Evaluates the checkpoints that validators publish, until Ctrl-C."""
   keep_compilations()
   preflight.require(config, workdir, 'evaluator')
-  with _stoppable('stopping') as stop:
+  with stoppable('stopping') as stop:
     watch.Watcher(config, workdir).run(stop)
 
 
 def run_localnet(config: config_lib.Config, workdir: str) -> None:
-  """A network of processes on this machine; the exit status says if equal."""
+  """Runs a network of processes on this machine, in real time.
+
+  The exit status is 0 if all of them end with the same parameters.
+  """
   keep_compilations()
-  print(_header(config), file=sys.stderr)
+  print(progress.header(config), file=sys.stderr)
   print('compiling, once for all processes', file=sys.stderr, flush=True)
   host.Host(config, dataset.load(config)).round()
   screen = members.Screen(sys.stderr)
-  with _stoppable('stopping everybody') as stop:
+  with stoppable('stopping everybody') as stop:
     network = localnet.Localnet(config, workdir)
     outcome = network.run(screen.show, stop)
   print(members.table(outcome.sights))
@@ -189,7 +203,7 @@ def run_localnet(config: config_lib.Config, workdir: str) -> None:
 
 
 def examine(config: config_lib.Config, workdir: str) -> None:
-  """Whether this machine, hotkey and bucket can be a miner or a validator."""
+  """Lists what this machine lacks for a member of a network."""
   keep_compilations()
   findings = list(preflight.examine(config, workdir))
   print(preflight.table(findings))
@@ -198,7 +212,7 @@ def examine(config: config_lib.Config, workdir: str) -> None:
 
 
 def explain_uid(config: config_lib.Config, workdir: str) -> None:
-  """Why `--uid` has its weight, from what a validator wrote down."""
+  """Explains the weight of --uid, from a validator's records."""
   del config
   path = pathlib.Path(workdir, 'verdicts.jsonl')
   if _flag('uid') is None:
@@ -208,28 +222,20 @@ def explain_uid(config: config_lib.Config, workdir: str) -> None:
       '--workdir: expected that of a validator or of an emulated run; there is '
       f'no {path}'
     )
-  verdicts = files.read_jsonl(path)
-  first = verdicts[0].get('validator') if verdicts else None
-  decisions = [
-    decision
-    for verdict in verdicts
-    if verdict.get('validator') == first
-    for decision in verdict['decisions']
-  ]
-  print(explain.explain(decisions, _flag('uid')))
+  print(explain.explain(explain.decisions(path), _flag('uid')))
 
 
 def plan(config: config_lib.Config, workdir: str) -> None:
-  """What a round costs on `config.plan.hardware`, or who does what of it.
+  """Prints the costs of a round on --config.plan.hardware, and if it fits.
 
-  With `config.plan.inventory` the devices of many, who do the latter.
+  With --config.plan.inventory, assigns the devices of many peers to islands.
   """
   del workdir
   if config.plan.inventory:
     print(islands_table.text(config, planner.plan(config)))
     return
   config = hardware.resolve(config)
-  table.text(config)  # what cannot be is said at once
+  table.text(config)  # raises errors before anything is compiled
   print(
     f'compiling the programs of a round for {config.plan.hardware}, on virtual '
     'devices; --config.plan.compile=false only lowers them',
@@ -240,13 +246,13 @@ def plan(config: config_lib.Config, workdir: str) -> None:
 
 
 def report(config: config_lib.Config, workdir: str) -> None:
-  """The page of a run that is over, stopped, or under way."""
+  """Writes the page of the run in the workdir, which may be under way."""
   del config  # the folder has the run's
   print(f'report: {page.write(workdir)}')
 
 
 def compare(config: config_lib.Config, workdir: str) -> None:
-  """The runs of `--workdirs` on one page, which is written to `workdir`."""
+  """Writes a page that compares the runs in --workdirs."""
   del config
   made = comparison.write(_flag('workdirs'), workdir)
   print(made.table)
@@ -263,15 +269,54 @@ def _member(config: config_lib.Config, role: str, workdir: str) -> None:
       f'{config.network.coordinator!r} for a {role}'
     )
   if not config.network.coordinator and needs.lacking_devices(config):
-    preflight.require(config, workdir, role)  # which says all else as well
-  # A validator looks at many messages of a model, on one device.
+    preflight.require(config, workdir, role)  # reports all else as well
+  # A validator evaluates many messages on one device.
   devices = config.devices if role == 'miner' else None
   with multihost_lib.start(config.network, devices) as process_group:
     if not process_group.index:
       preflight.require(config, workdir, role)
-    with _stoppable('stopping') as stop:
+    with stoppable('stopping') as stop:
       profile = _flag('profile')
       process.Process(config, role, workdir, process_group, profile).run(stop)
+
+
+def _flag(name: str) -> Any:
+  """The value of a flag; None if another program calls a role."""
+  return flags.FLAGS[name].value if name in flags.FLAGS else None
+
+
+def keep_compilations() -> None:
+  """Keeps compiled programs on disk, for the next start."""
+  if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
+    cache = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
+    path = pathlib.Path(cache, 'covenant', 'compiled')
+    jax.config.update('jax_compilation_cache_dir', str(path))
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
+
+
+@contextlib.contextmanager
+def stoppable(message: str) -> Iterator[Callable[[], bool]]:
+  """Yields a function that tells if Ctrl-C or SIGTERM asked to stop.
+
+  A second one stops at once.
+  """
+  asked = False
+
+  def ask(number: int, frame: object) -> None:
+    nonlocal asked
+    del number, frame
+    if asked:
+      raise KeyboardInterrupt
+    asked = True
+    print(f'\n{message}; once more: at once', file=sys.stderr, flush=True)
+
+  signals = (signal.SIGINT, signal.SIGTERM)
+  previous = {number: signal.signal(number, ask) for number in signals}
+  try:
+    yield lambda: asked
+  finally:
+    for number, handler in previous.items():
+      signal.signal(number, handler)
 
 
 ROLES: dict[str, Callable[[config_lib.Config, str], None]] = {
@@ -292,55 +337,62 @@ ROLES: dict[str, Callable[[config_lib.Config, str], None]] = {
 }
 
 
-def _flag(name: str) -> Any:
-  """A flag of run.py; None where another program calls a role."""
-  return flags.FLAGS[name].value if name in flags.FLAGS else None
+def _help() -> str:
+  """The help of --role: the first line of every role's docstring."""
+  first = {name: str(ROLES[name].__doc__).partition('\n')[0] for name in ROLES}
+  return '\n'.join(f'{name}: {line}' for name, line in first.items())
 
 
-def _header(config: config_lib.Config) -> str:
-  """What is about to run, and what a peer sends, in two lines."""
-  optim = config.optim
-  sent = {'diloco': 'the dense delta', 'ddp': 'the dense gradient'}
-  exchange = sent.get(optim.method) or (
-    f'{optim.compression.kind}, {optim.compression.k} of each '
-    f'{optim.compression.block[0]} x {optim.compression.block[1]} block of '
-    f'each tensor, quantizer {optim.compression.quantizer!r}, error feedback '
-    f'{optim.compression.error_decay}'
-  )
-  return (
-    f'{config.name}: {llama.num_params(config.model):,} parameters, '
-    f'{config.miners} miners, {config.rounds} rounds of {optim.inner_steps} '
-    f'steps of {optim.inner.batch_size} x {config.data.context} tokens\n'
-    f'{optim.method}: each sends {exchange}'
-  )
+_CONFIG = flags.DEFINE_string(
+  'config',
+  'configs/shakespeare.py',
+  'A file under configs/, with :VARIANT if it has some, or the config.json of '
+  'a run. Every field is a flag, as in --config.optim.inner_steps=20; '
+  'covenant/config/ lists them.',
+)
+_ROLE = flags.DEFINE_enum('role', 'emulate', list(ROLES), _help())
+_WORKDIR = flags.DEFINE_string(
+  'workdir', '', 'The folder for all output. Default: runs/DATE-NAME.'
+)
+flags.DEFINE_list('workdirs', [], 'compare: folders of runs, by commas.')
+flags.DEFINE_integer(
+  'profile',
+  None,
+  "emulate, miner, validator: a round, from 0 on, to trace with JAX's profiler "
+  'into the workdir.',
+  lower_bound=0,
+)
+flags.DEFINE_integer('uid', None, 'explain: the uid.', lower_bound=0)
+_PREFIX = '--config.'
 
 
-def keep_compilations() -> None:
-  """Lets a second start of a program find what the first compiled."""
-  if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
-    cache = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
-    path = pathlib.Path(cache, 'covenant', 'compiled')
-    jax.config.update('jax_compilation_cache_dir', str(path))
-    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
+def main() -> None:
+  """Runs the program; ends it with one line after an error of the user."""
+  for flag in flags.FLAGS.get_key_flags_for_module(__name__):
+    flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)  # for --help
+  app.run(run, flags_parser=_parse)
 
 
-@contextlib.contextmanager
-def _stoppable(message: str) -> Iterator[Callable[[], bool]]:
-  """Whether Ctrl-C or SIGTERM has asked to stop; a second one stops at once."""
-  asked = False
-
-  def ask(number: int, frame: object) -> None:
-    nonlocal asked
-    del number, frame
-    if asked:
-      raise KeyboardInterrupt
-    asked = True
-    print(f'\n{message}; once more: at once', file=sys.stderr, flush=True)
-
-  signals = (signal.SIGINT, signal.SIGTERM)
-  previous = {number: signal.signal(number, ask) for number in signals}
+def run(argv: list[str]) -> None:
+  """Runs the role that the parsed flags ask for."""
+  overrides = [
+    a.removeprefix(_PREFIX) for a in argv[1:] if a.startswith(_PREFIX)
+  ]
+  if len(overrides) < len(argv) - 1:
+    sys.exit(f'error: expected only --flags, got {argv[1:]}')
+  if not flags.FLAGS['verbosity'].present:
+    logging.set_verbosity(logging.WARNING)  # Orbax logs much
   try:
-    yield lambda: asked
-  finally:
-    for number, handler in previous.items():
-      signal.signal(number, handler)
+    config = config_lib.load(_CONFIG.value, overrides)
+    now = datetime.datetime.now().strftime('%Y%m%d-%H%M%S')
+    workdir = _WORKDIR.value or pathlib.Path('runs', f'{now}-{config.name}')
+    ROLES[_ROLE.value](config, str(workdir))
+  except errors.CovenantError as e:
+    sys.exit(f'error: {e}')
+
+
+def _parse(argv: list[str]) -> list[str]:
+  """Parses absl's flags; leaves fields of the config for `run`."""
+  fields = [a for a in argv if a.startswith(_PREFIX)]
+  rest = [a for a in argv if not a.startswith(_PREFIX)]
+  return app.parse_flags_with_usage(rest) + fields

@@ -25,6 +25,7 @@ LEVELS = (
   ('covenant.emulate',),
   ('covenant.report',),
   ('covenant.cli',),
+  ('covenant.__main__',),
   ('run', 'configs', 'experiments', 'benchmarks'),
 )
 # Importing a leaf runs these first, so they must import nothing of ours.

@@ -11,6 +11,7 @@ import pytest
 from absl.testing import absltest
 from absl.testing import parameterized
 
+from covenant import cli
 from tests import helpers
 
 pytestmark = pytest.mark.network
@@ -169,6 +170,43 @@ class RunTest(parameterized.TestCase):
       f'--workdir={self.workdir}',
     )  # fmt: skip
     self.assertEqual(code, 0, err)
+
+
+# Ctrl-C while covenant.cli is imported.
+_INTERRUPTED = """
+import runpy, sys
+
+class Finder:
+  @staticmethod
+  def find_spec(name, *args):
+    if name == 'covenant.cli':
+      raise KeyboardInterrupt
+
+sys.meta_path.insert(0, Finder)
+runpy.run_path('run.py', run_name='__main__')
+"""
+
+
+class ProgramTest(absltest.TestCase):
+  def test_help_names_all_roles_and_flags(self):
+    code, out, err = run('--help')
+    self.assertEqual(code, 1)  # as absl has it
+    self.assertEmpty(err)
+    for role in cli.ROLES:
+      self.assertIn(f'{role}: ', out)
+    for flag in ('config', 'workdir', 'workdirs', 'profile', 'uid'):
+      self.assertIn(f'--{flag}: ', out)
+
+  def test_ctrl_c_during_imports_is_one_line(self):
+    found = subprocess.run(
+      [sys.executable, '-c', _INTERRUPTED],
+      cwd=helpers.ROOT,
+      env=os.environ | {'PYTHONPATH': str(helpers.ROOT)},
+      capture_output=True,
+      text=True,
+    )
+    self.assertEqual((found.returncode, found.stdout), (1, ''))
+    self.assertEqual(found.stderr, 'stopped\n')
 
 
 class BadInputTest(parameterized.TestCase):

@@ -1,9 +1,24 @@
 """A validator's records in words, for a miner's operator."""
 
+import pathlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from covenant import files
+
 _LINES = 10  # rounds that are told one by one
+
+
+def decisions(path: pathlib.Path) -> list[Mapping[str, Any]]:
+  """Reads the decisions of the first validator in a verdicts.jsonl."""
+  verdicts = files.read_jsonl(path)
+  first = verdicts[0].get('validator') if verdicts else None
+  return [
+    decision
+    for verdict in verdicts
+    if verdict.get('validator') == first
+    for decision in verdict['decisions']
+  ]
 
 
 def explain(decisions: Iterable[Mapping[str, Any]], uid: int) -> str:

@@ -7,7 +7,9 @@ from typing import TextIO
 
 import tqdm
 
+from covenant import config as config_lib
 from covenant import metrics
+from covenant.models import llama
 
 # The text fits in 80 columns up to round 9999; the bar takes the rest.
 _BAR = '{n_fmt}/{total_fmt} {desc} {bar}'
@@ -49,6 +51,24 @@ def human_seconds(seconds: float) -> str:
   ('01:15', '3:01:02')
   """
   return tqdm.tqdm.format_interval(seconds)
+
+
+def header(config: config_lib.Config) -> str:
+  """Two lines about the run and about the payloads of a peer."""
+  optim = config.optim
+  sent = {'diloco': 'the dense delta', 'ddp': 'the dense gradient'}
+  exchange = sent.get(optim.method) or (
+    f'{optim.compression.kind}, {optim.compression.k} of each '
+    f'{optim.compression.block[0]} x {optim.compression.block[1]} block of '
+    f'each tensor, quantizer {optim.compression.quantizer!r}, error feedback '
+    f'{optim.compression.error_decay}'
+  )
+  return (
+    f'{config.name}: {llama.num_params(config.model):,} parameters, '
+    f'{config.miners} miners, {config.rounds} rounds of {optim.inner_steps} '
+    f'steps of {optim.inner.batch_size} x {config.data.context} tokens\n'
+    f'{optim.method}: each sends {exchange}'
+  )
 
 
 class Progress:
