@@ -35,7 +35,7 @@ class NotebooksTest(parameterized.TestCase):
     self.assertEqual(names, NAMES)
 
   @parameterized.parameters(*EACH)
-  def test_the_pair_has_the_same_cells(self, name):
+  def test_in_sync(self, name):
     text = jupytext.read(NOTEBOOKS / f'{name}.py')
     self.assertEqual(
       [(cell.cell_type, cell.source) for cell in stored(name).cells],

@@ -229,8 +229,8 @@ class TwoProcessesTest(absltest.TestCase):
     processes = [
       subprocess.Popen(
         [
-          sys.executable, '-c', _PROCESS, f'{helpers.CONFIGS}/tiny.py', parts, '2',
-          'rounds=3', *FORGETFUL, 'devices.peers=0',
+          sys.executable, '-c', _PROCESS, f'{helpers.CONFIGS}/tiny.py', parts,
+          '2', 'rounds=3', *FORGETFUL, 'devices.peers=0',
           f'network.coordinator=127.0.0.1:{port}', 'network.processes=2',
           f'network.process={rank}',
         ],
