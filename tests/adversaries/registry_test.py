@@ -2,6 +2,7 @@ import collections
 import dataclasses
 import functools
 
+import pytest
 from absl.testing import absltest
 from absl.testing import parameterized
 
@@ -247,6 +248,7 @@ class CorruptTest(absltest.TestCase):
     self.assertEqual(set(odd), {'UNREACHABLE'})
 
 
+@pytest.mark.slow
 class ResumeTest(absltest.TestCase):
   def test_scores_survive_kill_and_resume(self):
     """Adversaries who build on the last round are there to notice it."""

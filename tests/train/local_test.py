@@ -5,6 +5,7 @@ import functools
 
 import jax
 import numpy as np
+import pytest
 from absl.testing import absltest
 from absl.testing import parameterized
 
@@ -49,6 +50,7 @@ def norm(tree):
   return np.sqrt(sum(np.sum(np.square(x)) for x in jax.tree.leaves(tree)))
 
 
+@pytest.mark.slow
 class PipelineTest(parameterized.TestCase):
   def test_of_a_mixed_run_does_as_alone(self):
     changes = (
