@@ -116,6 +116,7 @@ class PipelineTest(parameterized.TestCase):
 
 class TrainerTest(parameterized.TestCase):
   @parameterized.parameters(dict(fsdp=4), dict(data=2, fsdp=2))
+  @pytest.mark.rows(1)
   def test_shards_do_as_one_device(self, **sizes):
     """Up to rounding, whatever is sent whole; in L2, as Adam magnifies it."""
     mesh = sharding.mesh(config_lib.Devices(**sizes), jax.devices())
@@ -131,6 +132,7 @@ class TrainerTest(parameterized.TestCase):
     self.assertLen(moment.sharding.device_set, sizes['fsdp'])
 
   @parameterized.parameters('', 'ddp')
+  @pytest.mark.rows(1)
   def test_a_mesh_of_one_device_is_that_device(self, variant):
     """Bit for bit, wherever the parameters are, and it all stays there."""
     there = jax.devices()[3]
@@ -143,6 +145,7 @@ class TrainerTest(parameterized.TestCase):
       self.assertEqual(x.devices(), {there})
 
   @parameterized.parameters(dict(sizes=None), dict(sizes=dict(fsdp=2)))
+  @pytest.mark.rows(1)
   def test_what_waits_in_host_memory_is_the_same(self, sizes):
     mesh = sizes and sharding.mesh(config_lib.Devices(**sizes), jax.devices())
     want, got = two_rounds('', mesh), two_rounds('', mesh, offload=True)
@@ -207,6 +210,7 @@ class TrainerTest(parameterized.TestCase):
     local_lib.Trainer(config, shared_model, data)
 
   @parameterized.parameters(False, True)
+  @pytest.mark.rows(1)
   def test_overlapped_steps_are_each_in_one_delta(self, early):
     """What was sent and what is left of it are what all steps moved.
 

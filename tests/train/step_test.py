@@ -8,6 +8,7 @@ import re
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from absl.testing import absltest
 from absl.testing import parameterized
 
@@ -133,6 +134,7 @@ class GradientTest(parameterized.TestCase):
     (dict(fsdp=2, tensor=2), _UNTIED),
     (dict(data=4), {}),
   )
+  @pytest.mark.rows(1)
   def test_equals_one_devices(self, sizes, model):
     want_nats, want = whole_gradient(config_of(**(model | {'remat': 'none'})))
     nats, grads = gradient(config_of(**model), mesh_of(**sizes))
@@ -161,6 +163,7 @@ class GradientTest(parameterized.TestCase):
 
 class InnerStepTest(parameterized.TestCase):
   @parameterized.parameters(dict(fsdp=2, tensor=2), dict(data=2, fsdp=2))
+  @pytest.mark.rows(1)
   def test_equals_one_devices_and_keeps_its_types(self, **sizes):
     config, mesh = config_of(), mesh_of(**sizes)
     method = method_lib.make(config)

@@ -5,6 +5,7 @@ import re
 
 import jax
 import numpy as np
+import pytest
 from absl.testing import absltest
 from absl.testing import parameterized
 
@@ -54,6 +55,7 @@ def assert_close(got, want):
   jax.tree.map_with_path(leaf, jax.device_get(got), jax.device_get(want))
 
 
+@pytest.mark.slow
 class PipelineTest(parameterized.TestCase):
   @parameterized.parameters(
     (2, model_of(), 0, {f'1,8,{RANK}'}),

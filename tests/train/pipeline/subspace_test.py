@@ -6,6 +6,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from absl.testing import absltest
 from absl.testing import parameterized
 
@@ -150,6 +151,7 @@ class LosslessTest(parameterized.TestCase):
     assert_close(grads, want, model.width)
 
   @parameterized.parameters((128, 0.875), (51, 0.95), (10, 0.99), (1, 0.999))
+  @pytest.mark.rows(1)
   def test_at_every_compression(self, rank, compression):
     self.assertAlmostEqual(1 - rank / WIDE.width, compression, places=3)
     self.check(WIDE, 2, rank)
@@ -158,6 +160,7 @@ class LosslessTest(parameterized.TestCase):
     (4, {}, 1),
     (2, dict(tie_embeddings=False, scan_layers=True, remat='dots'), None),
   )
+  @pytest.mark.rows(1)
   def test_of_every_cut(self, stages, changes, microbatch):
     model = dataclasses.replace(DEEP, **changes)
     self.check(model, stages, 3, microbatch)
@@ -212,6 +215,7 @@ class LosslessTest(parameterized.TestCase):
 
 class LearnedTest(parameterized.TestCase):
   @parameterized.parameters(dict(), dict(scan_layers=True))
+  @pytest.mark.rows(1)
   def test_is_what_was_written_within_the_span(self, **changes):
     """Of each stage but the last, in that of the boundary that follows."""
     model = dataclasses.replace(DEEP, **changes)
@@ -237,6 +241,7 @@ class FixTest(parameterized.TestCase):
   @parameterized.parameters(
     dict(), dict(scan_layers=True), dict(tie_embeddings=False)
   )
+  @pytest.mark.rows(1)
   def test_is_a_linear_fit_and_what_it_leaves_most_of(self, **changes):
     """By numpy, in float64, for the first of the boundaries."""
     model = dataclasses.replace(DEEP, **changes)

@@ -1,0 +1,76 @@
+"""The commands that the documentation names: their configs, roles and fields.
+
+.ci/run runs the short ones.
+"""
+
+import importlib.util
+import re
+import shlex
+
+from absl.testing import absltest
+from absl.testing import parameterized
+
+from covenant import cli
+from covenant import config as config_lib
+from tests import helpers
+
+PAGES = ('README.md', 'AGENTS.md', 'CONTRIBUTING.md', 'docs/*.md')
+
+
+def pages():
+  """Yields (name, text) of every page."""
+  for pattern in PAGES:
+    for page in sorted(helpers.ROOT.glob(pattern)):
+      yield page.name, page.read_text(encoding='utf-8')
+
+
+def commands():
+  """Yields (page, words) of every command of a block of shell."""
+  for name, text in pages():
+    for block in re.findall(r'```sh\n(.*?)```', text, re.DOTALL):
+      for line in block.replace('\\\n', ' ').splitlines():
+        for command in line.split(' && '):
+          words = shlex.split(command, comments=True)
+          if words:
+            yield name, words
+
+
+PROGRAM = [c for c in commands() if c[1][:2] == ['python', 'run.py']]
+MODULES = sorted(
+  {
+    (module,)
+    for _, text in pages()
+    for module in re.findall(
+      r'python -m ((?:benchmarks|experiments)\.\w+)', text
+    )
+  }
+)
+
+
+class CommandsTest(parameterized.TestCase):
+  @parameterized.parameters(*PROGRAM)
+  def test_names_what_there_is(self, page, words):
+    del page
+    flags = dict(word[2:].split('=', 1) for word in words[2:])
+    config = flags.pop('config', 'configs/shakespeare.py')
+    self.assertIn(flags.pop('role', 'emulate'), cli.ROLES)
+    sets = [
+      f'{name.removeprefix("config.")}={value}'
+      for name, value in flags.items()
+      if name.startswith('config.')
+    ]
+    rest = {name for name in flags if not name.startswith('config.')}
+    self.assertContainsSubset(rest, set(cli.flags.FLAGS))
+    if '...' not in config:
+      config_lib.load(str(helpers.ROOT / config), sets)
+
+  @parameterized.parameters(*MODULES)
+  def test_modules_are_there(self, module):
+    self.assertIsNotNone(importlib.util.find_spec(module))
+
+  def test_commands_are_found(self):
+    self.assertGreater(len(PROGRAM), 10)
+
+
+if __name__ == '__main__':
+  absltest.main()
