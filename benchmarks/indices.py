@@ -23,6 +23,7 @@ import jax
 import numpy as np
 import optax
 
+from benchmarks import pack12
 from covenant import config as config_lib
 from covenant.data import dataset
 from covenant.models import llama
@@ -32,11 +33,10 @@ from covenant.optim import inner as inner_lib
 from covenant.optim import sparseloco as sl
 from covenant.wire import codec
 from covenant.wire import rice
-from covenant.wire import templar
 
 _SIDE, _K = 64, 64
 _SIZE = _SIDE * _SIDE
-_CODECS = {'12-bit pairs': templar, 'Elias-Fano': codec, 'Rice': rice}
+_CODECS = {'12-bit pairs': pack12, 'Elias-Fano': codec, 'Rice': rice}
 _SETS = ('optim.inner.learning_rate=5e-3', 'optim.inner.warmup_steps=20')
 
 

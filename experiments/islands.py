@@ -76,7 +76,6 @@ BY_STEPS = _mixed([f'steps={steps}' for steps in STEPS])
 MIXES = {
   'mixed': (*BY_BATCH, 'optim.aggregation.weight=tokens'),
   'mixed, unweighted': (*BY_BATCH, 'optim.aggregation.weight=equal'),
-  'mixed, normalized': (*BY_BATCH, 'optim.aggregation.weight=normalized'),
   'mixed, by steps': (*BY_STEPS, 'optim.aggregation.weight=tokens'),
 }
 

@@ -26,7 +26,8 @@ LEVELS = (
   ('covenant.report',),
   ('covenant.cli',),
   ('covenant.__main__',),
-  ('run', 'configs', 'experiments', 'benchmarks'),
+  ('benchmarks',),
+  ('run', 'configs', 'experiments'),
 )
 # Importing a leaf runs these first, so they must import nothing of ours.
 PACKAGES_OF_LEAVES = ('covenant',)

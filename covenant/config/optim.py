@@ -70,10 +70,8 @@ class Compression(schema.Section):
   # tiles: of `block`, at one density; divisors: as deployed by Templar, where
   # vectors travel whole.
   layout: str = schema.bounded('tiles', choices=('tiles', 'divisors'))
-  # Encoding of indices: 8 bits each; 7.5 in the mean; 12, as deployed.
-  codec: str = schema.bounded(
-    'elias-fano', choices=('elias-fano', 'rice', 'pack12')
-  )
+  # Encoding of indices: 8 bits each; 7.5 on average, of no fixed length.
+  codec: str = schema.bounded('elias-fano', choices=('elias-fano', 'rice'))
   quantizer: str = schema.bounded(
     'sign',
     choices=(
@@ -100,12 +98,6 @@ class Compression(schema.Section):
       f'expected at most {height * width}, the elements of one {height} x '
       f'{width} block, got {self.k}',
     )
-    schema.require(
-      self.codec != 'pack12' or height * width <= 4096,
-      'optim.compression.codec',
-      f"'pack12' has 12 bits for an index, too few for {height} x {width} "
-      'blocks',
-    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,24 +108,9 @@ class Aggregation(schema.Section):
   mean: str = schema.bounded('senders', choices=('senders', 'all'))
   # Largest norm of a peer's delta: the median of all peers', or any.
   clip: str = schema.bounded('median', choices=('median', 'none'))
-  # An element that fewer send moves by as much less.
-  least_senders: int = schema.positive(1)
-  trim: bool = False  # of each element the largest and the smallest value
-  # A peer's value of an element, in its mean magnitude in the tensor; 0: any.
-  cap: float = schema.bounded(0.0, low=0.0)
-  # Weight of a peer in the mean (covenant/optim/weight.py): equal, in
-  # proportion to its tokens, or equal with every tensor at the median norm.
-  weight: str = schema.bounded(
-    'equal', choices=('equal', 'tokens', 'normalized')
-  )
-
-  def check(self) -> None:
-    schema.require(
-      not (self.trim and self.weight == 'tokens'),
-      'optim.aggregation.trim',
-      "expected False with optim.aggregation.weight='tokens': the extremes of "
-      'an element are not kept with their weights',
-    )
+  # Weight of a peer in the mean (covenant/optim/weight.py): equal, or in
+  # proportion to its tokens.
+  weight: str = schema.bounded('equal', choices=('equal', 'tokens'))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,12 +153,6 @@ class Optim(schema.Section):
       'optim.inner_steps',
       f'expected 1 with optim.method={self.method!r} (it exchanges every step; '
       f'raise rounds instead), got {self.inner_steps}',
-    )
-    schema.require(
-      not (self.aggregation.trim and self.staleness),
-      'optim.aggregation.trim',
-      f'expected False with optim.staleness={self.staleness}: the extremes of '
-      'an element are not kept with their weights',
     )
     schema.require(
       self.overlap < self.inner_steps or not self.overlap,

@@ -169,11 +169,7 @@ class Scorer:
     compression = self._method.compression
     norms_P = aggregate.message_norms(message, self._like, compression)
     factors_P = reach * shared.median_P / (norms_P + 1e-8)
-    if self._method.clip == 'same':
-      # As it is, where there is no median.
-      factors_P = jnp.where(jnp.isinf(shared.median_P), 1.0, factors_P)
-    else:
-      factors_P = jnp.minimum(1.0, factors_P)
+    factors_P = jnp.minimum(1.0, factors_P)
     sums = aggregate.start(self._like, compression)
     sums = aggregate.add(sums, message, factors_P, self._like, compression)
     delta = aggregate.mean(sums, aggregate.Peers(), self._like, compression)

@@ -22,26 +22,6 @@ Weight = weight_lib.Weight
 Sums = compression_lib.Sums
 
 
-class Defence(NamedTuple):
-  """What keeps few peers from moving an element far. By default nothing.
-
-  With the mean over senders, an element that one peer alone sends moves as
-  far as one on which all agree: `least_senders` = m divides by at least m.
-  """
-
-  least_senders: int = 1
-  # Of an element that three or more send, the largest and the smallest value
-  # do not count. One peer more or less; more would have to be held at once.
-  # Of peers that count alike.
-  trim: bool = False
-  # No value of a peer counts for more than so many times the mean magnitude
-  # of what it sends of the tensor; 0: any.
-  cap: float = 0.0
-
-
-NO_DEFENCE = Defence()
-
-
 def aggregate(
   messages: Sequence[Any],
   like: Any,
@@ -49,7 +29,6 @@ def aggregate(
   mean_over: str = 'senders',
   clip: str = 'median',
   shards: Any = None,
-  defence: Defence = NO_DEFENCE,
   weights: Sequence[Weight] | None = None,
 ) -> Any:
   """The mean delta of `messages`, a float32 pytree shaped like `like`.
@@ -66,7 +45,6 @@ def aggregate(
     shards: where `messages` and `like` are of one shard, in `jax.shard_map`:
       for each tensor the axes it is sharded on, a pytree of tuples. Norms are
       those of whole tensors.
-    defence: against few who would move much.
     weights: one a message; None: all count alike.
 
   Raises:
@@ -84,11 +62,10 @@ def aggregate(
     return jnp.sqrt(over_shards(jnp.square(norms_R), axes))
 
   def leaf(x: Any, factors_R: Any, *parts: Any) -> jax.Array:
-    sums = start(x, compression, defence)
+    sums = start(x, compression)
     for part, factor, of_whole in zip(parts, factors_R, parts_R, strict=True):
-      limit = limits(part, x, compression, defence)
-      sums = add(sums, part, factor[None], x, compression, limit, of_whole)
-    return mean(sums, peers(parts_R), x, compression, mean_over, defence)
+      sums = add(sums, part, factor[None], x, compression, of_whole)
+    return mean(sums, peers(parts_R), x, compression, mean_over)
 
   treedef = jax.tree.structure(like)
   factors = [()] * treedef.num_leaves
@@ -110,20 +87,6 @@ def message_norms(
   """L2 norm of each tensor of a message: float32 [P], in leaf order."""
   parts = jax.tree.structure(like).flatten_up_to(message)
   return jnp.stack([compression.norm(part) for part in parts])
-
-
-def limits(
-  message: Any, like: Any, compression: Compression, defence: Defence
-) -> jax.Array | None:
-  """How large a value of a message counts at most, for `defence.cap`.
-
-  Returns:
-    float32 [P], of each tensor, in leaf order; None if there is no cap.
-  """
-  if not defence.cap:
-    return None
-  parts = jax.tree.structure(like).flatten_up_to(message)
-  return jnp.stack([compression.limit(part, defence.cap) for part in parts])
 
 
 def columns(weights: Sequence[Weight]) -> tuple[np.ndarray, np.ndarray]:
@@ -172,25 +135,23 @@ def clip_factors(
 
   Args:
     norms_RxP: L2 norms of R peers' P tensors.
-    clip: 'median'; 'same' grows small ones to the median, too; 'none' lets
-      everything count whole.
+    clip: 'median', or 'none', which lets everything count whole.
     sizes_R: what each trained on; None: alike.
 
   Returns:
-    float32 [R, P]; in [0, 1] but for 'same'.
+    float32 [R, P], in [0, 1].
 
   >>> clip_factors(jnp.array([[1.0], [2.0], [4.0], [8.0]]))[:, 0]
   Array([1.  , 1.  , 0.5 , 0.25], dtype=float32)
   """
   if clip == 'none':
     return jnp.ones_like(norms_RxP)
-  if clip not in ('median', 'same'):
-    raise ValueError(f"clip: expected 'median', 'same' or 'none', got {clip!r}")
+  if clip != 'median':
+    raise ValueError(f"clip: expected 'median' or 'none', got {clip!r}")
   limit_RxP = lower_median(norms_RxP)[None]
   if sizes_R is not None:
     limit_RxP = limit_RxP * reach(sizes_R, lower_median(sizes_R))[:, None]
-  factors_RxP = limit_RxP / (norms_RxP + 1e-8)
-  return factors_RxP if clip == 'same' else jnp.minimum(1.0, factors_RxP)
+  return jnp.minimum(1.0, limit_RxP / (norms_RxP + 1e-8))
 
 
 def reach(size: Any, median: Any) -> Any:
@@ -198,11 +159,9 @@ def reach(size: Any, median: Any) -> Any:
   return jnp.maximum(jnp.float32(1), size / median)
 
 
-def start(
-  like: Any, compression: Compression, defence: Defence = NO_DEFENCE
-) -> Any:
+def start(like: Any, compression: Compression) -> Any:
   """The aggregate of no peer: a `Sums` for each leaf of `like`."""
-  return jax.tree.map(lambda x: compression.start(x.shape, defence.trim), like)
+  return jax.tree.map(lambda x: compression.start(x.shape), like)
 
 
 def add(
@@ -211,19 +170,15 @@ def add(
   factors_P: jax.Array,
   like: Any,
   compression: Compression,
-  limits_P: jax.Array | None = None,
   parts: int | jax.Array = weight_lib.WHOLE,
 ) -> Any:
   """The aggregate with one more peer's message, tensor p times factor p.
 
-  No value of tensor p counts for more than limit p, before scaling. The
-  factors have its weight in them, `parts` says it (weight.py).
+  The factors have its weight in them, `parts` says it (weight.py).
   """
   treedef = jax.tree.structure(like)
   leaves = [
-    compression.add(
-      s, part, factors_P[p], None if limits_P is None else limits_P[p], parts
-    )
+    compression.add(s, part, factors_P[p], parts)
     for p, (s, part) in enumerate(
       zip(
         treedef.flatten_up_to(sums),
@@ -241,7 +196,6 @@ def mean(
   like: Any,
   compression: Compression,
   over: str = 'senders',
-  defence: Defence = NO_DEFENCE,
 ) -> Any:
   """The aggregated delta of added messages, of peers `of`; zeros without any.
 
@@ -254,23 +208,12 @@ def mean(
   if over not in ('senders', 'all'):
     raise ValueError(f"mean over: expected 'senders' or 'all', got {over!r}")
 
-  least = defence.least_senders * of.average
-
   def divisor(count: Any) -> jax.Array:
-    return jnp.maximum(jnp.asarray(count, jnp.float32), least)
+    return jnp.maximum(jnp.asarray(count, jnp.float32), of.average)
 
   def region(i: int, s: Sums) -> jax.Array:
-    total, count = s.total[i], of.total
     senders = s.senders[i].astype(jnp.float32) / weight_lib.WHOLE
-    if defence.trim:
-      many = jnp.broadcast_to(senders >= 3, total.shape)
-      # Where nobody sent, the extremes are infinite.
-      total -= jnp.where(many, s.highest[i], 0) + jnp.where(
-        many, s.lowest[i], 0
-      )
-      senders = senders - jnp.where(senders >= 3, 2, 0)
-      count = of.total - jnp.where(many, 2, 0)
-    return total / divisor(senders if over == 'senders' else count)
+    return s.total[i] / divisor(senders if over == 'senders' else of.total)
 
   def leaf(x: Any, s: Sums) -> jax.Array:
     parts = [region(i, s) for i in range(len(s.total))]

@@ -41,9 +41,6 @@ class Sums(NamedTuple):
 
   total: tuple[jax.Array, ...]  # float32
   senders: tuple[jax.Array, ...]  # uint16: weights of who sent each element
-  # float32: the largest and smallest value sent; empty unless asked for.
-  highest: tuple[jax.Array, ...] = ()
-  lowest: tuple[jax.Array, ...] = ()
 
 
 class Compression(Protocol):
@@ -61,10 +58,6 @@ class Compression(Protocol):
     """L2 norm of what `part` decompresses to."""
     ...
 
-  def limit(self, part: Any, cap: float) -> jax.Array:
-    """`cap` times the mean magnitude of the values in `part`."""
-    ...
-
   @property
   def num_codes(self) -> int:
     """How many codes a value can have; 0 where values are not coded."""
@@ -74,8 +67,8 @@ class Compression(Protocol):
     """int32 [num_codes]: how often each code is in `part`."""
     ...
 
-  def start(self, shape: Sequence[int], extremes: bool = False) -> Sums:
-    """The aggregate of no peer; with `extremes` these are kept too."""
+  def start(self, shape: Sequence[int]) -> Sums:
+    """The aggregate of no peer."""
     ...
 
   def add(
@@ -83,13 +76,11 @@ class Compression(Protocol):
     sums: Sums,
     part: Any,
     factor: jax.Array,
-    limit: jax.Array | None = None,
     parts: int | jax.Array = weight.WHOLE,
   ) -> Sums:
     """The aggregate with one more peer, scaled by `factor`.
 
-    With a `limit` no magnitude counts for more than that, before scaling. As a
-    sender it counts for `parts` (weight.py).
+    As a sender it counts for `parts` (weight.py).
     """
     ...
 
@@ -176,9 +167,6 @@ class TopK:
     values = self._values(part)
     return jnp.sqrt(sum((jnp.sum(v * v) for v in values), jnp.float32(0)))
 
-  def limit(self, part: tuple[Packet, ...], cap: float) -> jax.Array:
-    return _limit(self._values(part), cap)
-
   @property
   def num_codes(self) -> int:
     bits = self.quantizer.bits
@@ -195,36 +183,27 @@ class TopK:
       jnp.zeros(self.num_codes, jnp.int32),
     )
 
-  def start(self, shape: Sequence[int], extremes: bool = False) -> Sums:
+  def start(self, shape: Sequence[int]) -> Sums:
     zeros = tuple(
       jnp.zeros((r.num_blocks, r.block_size), jnp.float32)
       for r in self.regions(shape)
     )
     senders = tuple(jnp.zeros_like(z, jnp.uint16) for z in zeros)
-    return _with_extremes(Sums(zeros, senders), extremes)
+    return Sums(zeros, senders)
 
   def add(
     self,
     sums: Sums,
     part: tuple[Packet, ...],
     factor: jax.Array,
-    limit: jax.Array | None = None,
     parts: int | jax.Array = weight.WHOLE,
   ) -> Sums:
-    values = _limited(self._values(part), limit)
+    values = self._values(part)
     shares = [jnp.full_like(v, parts, jnp.uint16) for v in values]
     values = [factor * v for v in values]
     return Sums(
       _scatter_add(sums.total, part, values),
       _scatter_add(sums.senders, part, shares),
-      *(
-        tuple(
-          getattr(x.at[jnp.arange(x.shape[0])[:, None], p.indices], how)(v)
-          for x, p, v in zip(onto, part, values, strict=True)
-        )
-        for onto, how in ((sums.highest, 'max'), (sums.lowest, 'min'))
-        if onto
-      ),
     )
 
   def join(self, parts: Sequence[jax.Array], shape: Sequence[int]) -> jax.Array:
@@ -252,9 +231,6 @@ class Dense:
   def norm(self, part: jax.Array) -> jax.Array:
     return jnp.sqrt(jnp.sum(part * part))
 
-  def limit(self, part: jax.Array, cap: float) -> jax.Array:
-    return _limit([part], cap)
-
   @property
   def num_codes(self) -> int:
     return 0
@@ -263,51 +239,25 @@ class Dense:
     del part
     return jnp.zeros(0, jnp.int32)
 
-  def start(self, shape: Sequence[int], extremes: bool = False) -> Sums:
+  def start(self, shape: Sequence[int]) -> Sums:
     zeros = jnp.zeros(tuple(shape), jnp.float32)
-    sums = Sums((zeros,), (jnp.zeros((), jnp.uint16),))
-    return _with_extremes(sums, extremes)
+    return Sums((zeros,), (jnp.zeros((), jnp.uint16),))
 
   def add(
     self,
     sums: Sums,
     part: jax.Array,
     factor: jax.Array,
-    limit: jax.Array | None = None,
     parts: int | jax.Array = weight.WHOLE,
   ) -> Sums:
-    (value,) = _limited([part], limit)
-    value = factor * value
     return Sums(
-      (sums.total[0] + value,),
+      (sums.total[0] + factor * part,),
       (sums.senders[0] + jnp.asarray(parts, jnp.uint16),),
-      tuple(jnp.maximum(x, value) for x in sums.highest),
-      tuple(jnp.minimum(x, value) for x in sums.lowest),
     )
 
   def join(self, parts: Sequence[jax.Array], shape: Sequence[int]) -> jax.Array:
     del shape
     return parts[0]
-
-
-def _with_extremes(sums: Sums, wanted: bool) -> Sums:
-  if not wanted:
-    return sums
-  highest = tuple(jnp.full_like(x, -jnp.inf) for x in sums.total)
-  return sums._replace(highest=highest, lowest=tuple(-x for x in highest))
-
-
-def _limit(values: Sequence[jax.Array], cap: float) -> jax.Array:
-  total = sum((jnp.sum(jnp.abs(v)) for v in values), jnp.float32(0))
-  return cap * total / max(sum(v.size for v in values), 1)
-
-
-def _limited(
-  values: Sequence[jax.Array], limit: jax.Array | None
-) -> list[jax.Array]:
-  if limit is None:
-    return list(values)
-  return [jnp.clip(v, -limit, limit) for v in values]
 
 
 def _locate(

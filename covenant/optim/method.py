@@ -19,7 +19,6 @@ from typing import NamedTuple
 import optax
 
 from covenant import config as config_lib
-from covenant.optim import aggregate
 from covenant.optim import compression as compression_lib
 from covenant.optim import dct
 from covenant.optim import demo
@@ -51,7 +50,6 @@ class Method(NamedTuple):
   outer: optax.GradientTransformation
   mean_over: str
   clip: str
-  defence: aggregate.Defence = aggregate.NO_DEFENCE
   weight: str = 'equal'  # see weight.py
 
 
@@ -75,7 +73,7 @@ def make(config: config_lib.Config) -> Method:
       None,
       outer,
       'all',
-      _clip(optim.aggregation, 'none'),
+      'none',
       weight=optim.aggregation.weight,
     )
   sparse = optim.compression
@@ -94,15 +92,6 @@ def make(config: config_lib.Config) -> Method:
     sparse.error_decay,
     outer,
     optim.aggregation.mean,
-    _clip(optim.aggregation, optim.aggregation.clip),
-    aggregate.Defence(
-      optim.aggregation.least_senders,
-      optim.aggregation.trim,
-      optim.aggregation.cap,
-    ),
+    optim.aggregation.clip,
     optim.aggregation.weight,
   )
-
-
-def _clip(aggregation: config_lib.Aggregation, otherwise: str) -> str:
-  return 'same' if aggregation.weight == 'normalized' else otherwise

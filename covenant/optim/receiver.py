@@ -108,13 +108,11 @@ class Receiver:
     """
     weights = weights or [aggregate.Weight()] * len(messages)
     parts_R, sizes_R = aggregate.columns(weights)
-    factors_RxP, limits_RxP = self._factors(messages, sizes_R)
+    factors_RxP = self._factors(messages, sizes_R)
     factors_RxP = aggregate.weighted(factors_RxP, parts_R)
     if self._moves_all:
-      return self._advance_all(
-        params, outer, messages, factors_RxP, limits_RxP, parts_R
-      )
-    factors_RxP, limits_RxP = jax.device_get((factors_RxP, limits_RxP))
+      return self._advance_all(params, outer, messages, factors_RxP, parts_R)
+    factors_RxP = jax.device_get(factors_RxP)
     flat = self._treedef.flatten_up_to
     messages_RxP = [flat(message) for message in messages]
     traces, old = self._sorted(self._flatten(outer)[0])
@@ -126,9 +124,8 @@ class Receiver:
       if not consume and leaf.slices > 1:
         arrays = [jnp.copy(x) for x in arrays]
       parts = [message_P[p] for message_P in messages_RxP]
-      limits_R = None if limits_RxP is None else limits_RxP[:, p]
       arrays, others, square = self._advance_leaf(
-        leaf, arrays, old, parts, factors_RxP[:, p], limits_R, parts_R
+        leaf, arrays, old, parts, factors_RxP[:, p], parts_R
       )
       for tree, x in zip(trees, arrays, strict=True):
         tree[p] = x
@@ -152,11 +149,8 @@ class Receiver:
       factors_P = jax.ShapeDtypeStruct((len(self._leaves),), jnp.float32)
       sums = jax.eval_shape(self._start_all)
       state = jax.eval_shape(outer.init, self._like)
-      limits_P = factors_P if self._method.defence.cap else None
       return (
-        self._add_all.lower(
-          sums, message, factors_P, limits_P=limits_P, parts=parts
-        ),
+        self._add_all.lower(sums, message, factors_P, parts=parts),
         self._step_all.lower(self._like, state, sums, peers),
       )
     leaf = sharded_leaf.largest(self._leaves)
@@ -179,41 +173,27 @@ class Receiver:
     arrays = [leaf.abstract] * (1 + sum(self._is_trace))
     states, _ = self._flatten(jax.eval_shape(outer.init, self._like))
     _, others = self._sorted(states)
-    limit = factor if self._method.defence.cap else None
     index = jax.ShapeDtypeStruct((), jnp.int32)
     return (
-      self._add.lower(sums, part, factor, limit, parts, leaf=leaf),
+      self._add.lower(sums, part, factor, parts, leaf=leaf),
       self._step.lower(arrays, others, sums, peers, index, leaf=leaf),
     )
 
-  def _factors(
-    self, messages: Sequence[Any], sizes_R: np.ndarray
-  ) -> tuple[Any, Any]:
-    """How much of each tensor of each peer counts, and its largest value.
-
-    Float32 [R, P] both; no array where values are not limited.
-    """
+  def _factors(self, messages: Sequence[Any], sizes_R: np.ndarray) -> jax.Array:
+    """The clip factor of each tensor of each peer: float32 [R, P]."""
     if self._is_small:
-      weighed = [self._weigh_all(message) for message in messages]
+      norms = [self._weigh_all(message) for message in messages]
     else:
       flat = self._treedef.flatten_up_to
-      weighed = [
-        jax.tree.map(
-          lambda *x: jnp.concatenate(x),
-          *(self._weigh_leaf(part) for part in flat(message)),
-        )
+      norms = [
+        jnp.concatenate([self._weigh_leaf(part) for part in flat(message)])
         for message in messages
       ]
-    norms_RxP, limits_RxP = jax.tree.map(lambda *x: jnp.stack(x), *weighed)
     clip = self._method.clip
-    return aggregate.clip_factors(norms_RxP, clip, sizes_R), limits_RxP
+    return aggregate.clip_factors(jnp.stack(norms), clip, sizes_R)
 
-  def _weigh(self, message: Any, like: Any) -> tuple[jax.Array, Any]:
-    method = self._method
-    return (
-      aggregate.message_norms(message, like, method.compression),
-      aggregate.limits(message, like, method.compression, method.defence),
-    )
+  def _weigh(self, message: Any, like: Any) -> jax.Array:
+    return aggregate.message_norms(message, like, self._method.compression)
 
   def _flatten(self, state: optax.OptState) -> tuple[list[Any], Any]:
     """Its parts: trees like the parameters, and others."""
@@ -242,15 +222,11 @@ class Receiver:
     outer: optax.OptState,
     messages: Sequence[Any],
     factors_RxP: jax.Array,
-    limits_RxP: jax.Array | None,
     parts_R: np.ndarray,
   ) -> Moved:
     sums = self._start_all()
     for r, message in enumerate(messages):
-      limits_P = None if limits_RxP is None else limits_RxP[r]
-      sums = self._add_all(
-        sums, message, factors_RxP[r], limits_P=limits_P, parts=parts_R[r]
-      )
+      sums = self._add_all(sums, message, factors_RxP[r], parts=parts_R[r])
     params, outer, norm = self._step_all(
       params, outer, sums, aggregate.peers(parts_R)
     )
@@ -258,7 +234,7 @@ class Receiver:
 
   def _start_all(self) -> Any:
     method = self._method
-    return aggregate.start(self._like, method.compression, method.defence)
+    return aggregate.start(self._like, method.compression)
 
   def _outer_step(
     self, params: Any, outer: optax.OptState, sums: Any, peers: aggregate.Peers
@@ -272,7 +248,7 @@ class Receiver:
   def _mean(self, sums: Any, peers: aggregate.Peers, like: Any) -> Any:
     method = self._method
     return aggregate.mean(
-      sums, peers, like, method.compression, method.mean_over, method.defence
+      sums, peers, like, method.compression, method.mean_over
     )
 
   def _advance_leaf(
@@ -282,7 +258,6 @@ class Receiver:
     others: list[Any],
     parts: Sequence[Any],
     factors_R: np.ndarray,
-    limits_R: np.ndarray | None,
     parts_R: np.ndarray,
   ) -> tuple[list[jax.Array], list[Any], np.float32]:
     """As `_step_slice`, of a whole leaf; of several slices it is consumed."""
@@ -292,11 +267,8 @@ class Receiver:
     for i in range(leaf.slices):
       sums, index = self._start(leaf=leaf), np.int32(i)
       for r, part in enumerate(parts):
-        limit = None if limits_R is None else limits_R[r]
         dealt = leaf.deal(part, i, quantizer)
-        sums = self._add(
-          sums, dealt, factors_R[r], limit, parts_R[r], leaf=leaf
-        )
+        sums = self._add(sums, dealt, factors_R[r], parts_R[r], leaf=leaf)
       new, found, square = self._step(
         arrays, others, sums, peers, index, leaf=leaf
       )
@@ -315,8 +287,7 @@ class Receiver:
 
   def _start_of(self, leaf: sharded_leaf.Leaf) -> compression_lib.Sums:
     """The aggregate of no peer, of one slice, local."""
-    method = self._method
-    return method.compression.start(leaf.slice_shape, method.defence.trim)
+    return self._method.compression.start(leaf.slice_shape)
 
   def _sums_spec(self, leaf: sharded_leaf.Leaf) -> Any:
     sums = jax.eval_shape(functools.partial(self._start_of, leaf))
@@ -327,7 +298,6 @@ class Receiver:
     sums: compression_lib.Sums,
     part: Any,
     factor: jax.Array,
-    limit: jax.Array | None,
     of_whole: jax.Array,
     leaf: sharded_leaf.Leaf,
   ) -> compression_lib.Sums:
@@ -336,18 +306,14 @@ class Receiver:
     if isinstance(part, tuple):
       part_spec = (sharded_leaf.Sheet(leaf.stacked, jax.P()),) * len(part)
 
-    def local(
-      sums: Any, part: Any, factor: Any, limit: Any, of_whole: Any
-    ) -> Any:
+    def local(sums: Any, part: Any, factor: Any, of_whole: Any) -> Any:
       if isinstance(part, tuple):
         part = tuple(sharded_leaf.join(sheet) for sheet in part)
-      return compression.add(sums, part, factor, limit, of_whole)
+      return compression.add(sums, part, factor, of_whole)
 
     spec = self._sums_spec(leaf)
-    in_specs = spec, part_spec, jax.P(), jax.P(), jax.P()
-    return leaf.on_shards(local, in_specs, spec)(
-      sums, part, factor, limit, of_whole
-    )
+    in_specs = spec, part_spec, jax.P(), jax.P()
+    return leaf.on_shards(local, in_specs, spec)(sums, part, factor, of_whole)
 
   def _step_slice(
     self,

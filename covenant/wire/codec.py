@@ -8,8 +8,8 @@ L = 4096 and k = 64 that is 512 bits, 8 an index, where 12-bit indices take
 block takes the same number of bits, so one can be found and decoded alone,
 and one set of indices has exactly one encoding.
 
-`templar.py` has the same functions for 12-bit indices, `rice.py` for sections
-whose length varies: only there `least_bytes` and `length` say something.
+`rice.py` has the same functions for sections whose length varies: only there
+`least_bytes` and `length` say something.
 """
 
 from collections.abc import Iterator

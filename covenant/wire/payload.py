@@ -34,7 +34,6 @@ from covenant.optim import compression as compression_lib
 from covenant.optim import quantize
 from covenant.wire import codec as codec_lib
 from covenant.wire import rice
-from covenant.wire import templar
 
 _HEADER = struct.Struct('<4sHIII16s16s16s16sI')
 _MAGIC = b'CVNT'
@@ -42,7 +41,7 @@ _VERSION = 3
 _DIGEST_BYTES = 32
 _SIGNATURE_BYTES = 64
 _PERSON = b'covenant.payload'  # no other signed text has this digest
-_CODECS = {'elias-fano': codec_lib, 'rice': rice, 'pack12': templar}
+_CODECS = {'elias-fano': codec_lib, 'rice': rice}
 # Far above any delta a sane run makes, far below what overflows float32 sums.
 _LARGEST = 1e6
 
@@ -112,7 +111,7 @@ class Spec:
 
   tensors: tuple[Tensor, ...]
   compression: compression_lib.Compression
-  codec: str = 'elias-fano'  # of the indices; or 'rice', 'pack12'
+  codec: str = 'elias-fano'  # of the indices; or 'rice'
 
   @property
   def quantizer(self) -> quantize.Quantizer:
@@ -151,8 +150,8 @@ def make_spec(
   Args:
     like: the parameters or their shapes.
     compression: what makes the messages.
-    codec: of the indices: 'elias-fano'; 'rice', which is smaller but of no
-      fixed length; or 'pack12' as deployed.
+    codec: of the indices: 'elias-fano', or 'rice', which is smaller but of no
+      fixed length.
 
   Raises:
     ValueError: for an unknown codec, or blocks that it cannot carry.

@@ -73,20 +73,16 @@ class MethodTest(parameterized.TestCase):
       'optim.compression.block=(64, 64)',
       'optim.compression.k=64',
       'optim.compression.layout=divisors',
-      'optim.compression.codec=pack12',
       'optim.compression.quantizer=statistical',
     )
     method, deployed = method_lib.make(config), preset.templar()
     self.assertEqual(method.compression, deployed.compression)
     self.assertEqual(method.error_decay, deployed.error_decay)
-    self.assertEqual(shared_state_lib.SharedModel(config).spec.codec, 'pack12')
 
   @parameterized.parameters(
     (('compression.layout=divisors', 'compression.k=1',
       'compression.block=(1, 7)'),
      r"^optim.compression: layout 'divisors': a leaf of shape "),
-    (('compression.codec=pack12', 'compression.k=1'),
-     r"^optim.compression: codec 'pack12': .*of shape .* even number, got 1"),
   )  # fmt: skip
   def test_says_what_cannot_carry_the_model(self, overrides, message):
     config = tiny('', *[f'optim.{o}' for o in overrides])
@@ -101,8 +97,7 @@ class MethodTest(parameterized.TestCase):
     ('', ['optim.method=demo', 'optim.inner_steps=1'], 'compression.kind'),
     ('demo', ['optim.inner_steps=2'], 'optim.inner_steps'),
     ('demo', [MUON], 'optim.inner.kind'),
-    ('', ['optim.compression.codec=pack12',
-          'optim.compression.block=(64, 65)'], 'optim.compression.codec'),
+    ('', ['optim.compression.codec=pack12'], 'optim.compression.codec'),
     ('', ['optim.compression.layout=squares'], 'optim.compression.layout'),
     ('', ['optim.inner.kind=sgd'], 'optim.inner.kind'),
   )  # fmt: skip

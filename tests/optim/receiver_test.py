@@ -8,7 +8,6 @@ from absl.testing import parameterized
 from covenant import config as config_lib
 from covenant.models import llama
 from covenant.models import sharding
-from covenant.optim import aggregate
 from covenant.optim import compression as compression_lib
 from covenant.optim import dct
 from covenant.optim import method as method_lib
@@ -20,7 +19,6 @@ from covenant.optim import weight
 from tests.optim import trees
 
 P = jax.P
-DEFENCE = aggregate.Defence(least_senders=2, trim=True, cap=1.5)
 SIGN = compression_lib.TopK(4, trees.BLOCK)
 COMPRESSIONS = {
   'sign_magnitude': compression_lib.TopK(
@@ -34,7 +32,7 @@ COMPRESSIONS = {
 }
 
 
-def method(compression, defence=DEFENCE, outer_=None):
+def method(compression, outer_=None):
   return method_lib.Method(
     optax.sgd(0.1),
     lambda step: 0.1,
@@ -43,7 +41,6 @@ def method(compression, defence=DEFENCE, outer_=None):
     outer_ or outer.nesterov(0.7, 0.9),
     'senders',
     'median',
-    defence,
   )
 
 
@@ -89,7 +86,7 @@ def assert_equal(got, want):
 class ReceiverTest(parameterized.TestCase):
   @pytest.mark.slow
   def test_nodes_of_all_meshes_agree_bit_for_bit(self):
-    """Over rounds with clipped norms, extremes trimmed and values capped."""
+    """Over rounds with clipped norms."""
     messages = received(trees.SHAPES, SIGN)
     nodes = [
       Node(trees.SHAPES, method(SIGN)),
@@ -128,7 +125,7 @@ class ReceiverTest(parameterized.TestCase):
       optax.scale_by_schedule(optax.linear_schedule(-0.1, -0.4, 3)),
       optax.trace(0.5),
     )
-    counting = method(SIGN, aggregate.NO_DEFENCE, descend)
+    counting = method(SIGN, descend)
     messages = received(trees.STACK, SIGN, peers=1)
     nodes = (
       Node(trees.STACK, counting),

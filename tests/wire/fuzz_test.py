@@ -39,7 +39,6 @@ CASES = (
   (sl.TopK(k=16, block=(16, 16), quantizer=sl.Exact()), 'elias-fano'),
   (sl.TopK(quantizer=sl.Sign()), 'rice'),
   (preset.templar().compression, 'elias-fano'),
-  (preset.templar().compression, 'pack12'),
   (sl.Dense(), 'elias-fano'),
 )
 # What decoding takes beside the message: the unpacked bits of one run of

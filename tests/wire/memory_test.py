@@ -58,7 +58,7 @@ def declared_bytes(spec):
 
 
 class MemoryTest(parameterized.TestCase):
-  @parameterized.parameters('elias-fano', 'rice', 'pack12')
+  @parameterized.parameters('elias-fano', 'rice')
   def test_is_what_the_spec_declares_and_a_constant(self, codec):
     spec, data = make_payload(codec)
     self.assertGreater(len(data), 4_000_000)

@@ -1,12 +1,11 @@
-"""The deployed system's index packing: 12 bits an index, in pairs.
+"""The index packing that Templar deployed: 12 bits an index, in pairs.
 
-Two indices a, b are three bytes: a & 255; a >> 8 | (b & 15) << 4; b >> 4
-(reference/templar.md 3.5). It takes half as much again as `codec.py`, but its
-bytes are those the deployed system sends. A section is the pairs of all
+Two indices a, b are three bytes: a & 255; a >> 8 | (b & 15) << 4; b >> 4. It
+takes half as much again as `covenant/wire/codec.py`; `benchmarks/indices.py`
+and `experiments/arithmetic.py` compare the two. A section is the pairs of all
 blocks, then the codes at `bits` each: 14 bits a value at two bits. (The
-deployed system spends a byte a code.)
-
-The reference takes -1 for 4095. Here a negative index is refused.
+deployed system spends a byte a code, and takes -1 for 4095; a negative index is
+an error here.)
 """
 
 import numpy as np
@@ -41,7 +40,7 @@ def pack12(indices: np.ndarray) -> bytes:
 
 
 def unpack12(data: bytes | memoryview) -> np.ndarray:
-  """uint16, flat: what `pack12` packed; any 3 n bytes are 2 n indices."""
+  """The indices that `pack12` packed: uint16, flat."""
   if len(data) % 3:
     raise codec.CodecError(
       f'12-bit pairs take 3 bytes each, got {len(data)} bytes'
@@ -74,21 +73,10 @@ def section_bytes(num_blocks: int, block_size: int, k: int, bits: int) -> int:
   return count // 2 * 3 + -(-count * bits // 8)
 
 
-least_bytes = section_bytes  # as in `codec.py`
-
-
-def length(
-  data: bytes | memoryview, num_blocks: int, block_size: int, k: int, bits: int
-) -> int:
-  """As `codec.length`."""
-  del data
-  return section_bytes(num_blocks, block_size, k, bits)
-
-
 def pack(
   indices_NxK: np.ndarray, codes_NxK: np.ndarray, block_size: int, bits: int
 ) -> bytes:
-  """As `codec.pack`."""
+  """A region's section, as bytes; see `codec.pack`."""
   n, k = indices_NxK.shape
   section_bytes(n, block_size, k, bits)
   runs = codec.runs(n, k * bits)
@@ -104,7 +92,7 @@ def pack(
 def unpack(
   data: bytes | memoryview, num_blocks: int, block_size: int, k: int, bits: int
 ) -> tuple[np.ndarray, np.ndarray]:
-  """As `codec.unpack`, and as strict."""
+  """Indices and codes of a section; as strict as `codec.unpack`."""
   expected = section_bytes(num_blocks, block_size, k, bits)
   if len(data) != expected:
     raise codec.CodecError(f'expected {expected} bytes, got {len(data)}')

@@ -4,8 +4,8 @@ import numpy as np
 from absl.testing import absltest
 from absl.testing import parameterized
 
+from benchmarks import pack12
 from covenant.wire import codec
-from covenant.wire import templar
 from tests import helpers
 
 GOLDEN = helpers.GOLDEN / 'pack12.npz'
@@ -35,8 +35,8 @@ class Pack12Test(parameterized.TestCase):
     with np.load(GOLDEN) as golden:
       indices = golden[f'pack_in_{name}']
       want = golden[f'pack_out_{name}'].tobytes()
-    self.assertEqual(templar.pack12(indices), want)
-    np.testing.assert_array_equal(templar.unpack12(want), np.ravel(indices))
+    self.assertEqual(pack12.pack12(indices), want)
+    np.testing.assert_array_equal(pack12.unpack12(want), np.ravel(indices))
 
   @parameterized.parameters(
     ([1, 2, 3], 'even number, got 3'),
@@ -46,32 +46,32 @@ class Pack12Test(parameterized.TestCase):
   )
   def test_refuses_what_does_not_fit(self, indices, message):
     with self.assertRaisesRegex(codec.CodecError, message):
-      templar.pack12(np.array(indices))
+      pack12.pack12(np.array(indices))
 
   def test_nothing_is_no_bytes(self):
-    self.assertEqual(templar.pack12(np.zeros((0, 64), np.int32)), b'')
+    self.assertEqual(pack12.pack12(np.zeros((0, 64), np.int32)), b'')
 
   def test_refuses_half_a_pair(self):
     with self.assertRaisesRegex(codec.CodecError, 'got 4 bytes'):
-      templar.unpack12(b'1234')
+      pack12.unpack12(b'1234')
 
 
 class SectionTest(parameterized.TestCase):
   def test_fourteen_bits_a_value(self):
-    self.assertEqual(templar.section_bytes(8, 4096, 64, 2), 8 * 64 * 14 // 8)
+    self.assertEqual(pack12.section_bytes(8, 4096, 64, 2), 8 * 64 * 14 // 8)
 
   @hypothesis.given(messages())
   @hypothesis.settings(deadline=None)
   def test_round_trip_at_exactly_the_stated_size(self, message):
     indices, codes, block_size, bits = message
-    data = templar.pack(indices, codes, block_size, bits)
+    data = pack12.pack(indices, codes, block_size, bits)
     n, k = indices.shape
-    self.assertLen(data, templar.section_bytes(n, block_size, k, bits))
-    got_indices, got_codes = templar.unpack(data, n, block_size, k, bits)
+    self.assertLen(data, pack12.section_bytes(n, block_size, k, bits))
+    got_indices, got_codes = pack12.unpack(data, n, block_size, k, bits)
     np.testing.assert_array_equal(got_indices, indices)
     np.testing.assert_array_equal(got_codes, codes)
 
-  @parameterized.parameters((codec, 408 * 3 + 5), (templar, 4096 + 7))
+  @parameterized.parameters((codec, 408 * 3 + 5), (pack12, 4096 + 7))
   def test_round_trip_of_many_runs_of_blocks(self, module, n):
     rng = np.random.default_rng(0)
     scores = rng.standard_normal((n, 256))
@@ -89,18 +89,18 @@ class SectionTest(parameterized.TestCase):
   )
   def test_says_which_blocks_cannot_travel(self, region, message):
     with self.assertRaisesRegex(codec.CodecError, message):
-      templar.section_bytes(*region)
+      pack12.section_bytes(*region)
 
   @parameterized.parameters(
     (b'', 'expected 4 bytes, got 0'),
-    (templar.pack12(np.array([5, 5])) + b'\0', 'strictly increasing'),
-    (templar.pack12(np.array([5, 3])) + b'\0', 'strictly increasing'),
-    (templar.pack12(np.array([5, 64])) + b'\0', 'not below 64'),
-    (templar.pack12(np.array([5, 6])) + b'\x10', 'padding'),
+    (pack12.pack12(np.array([5, 5])) + b'\0', 'strictly increasing'),
+    (pack12.pack12(np.array([5, 3])) + b'\0', 'strictly increasing'),
+    (pack12.pack12(np.array([5, 64])) + b'\0', 'not below 64'),
+    (pack12.pack12(np.array([5, 6])) + b'\x10', 'padding'),
   )
   def test_refuses_what_no_message_packs_to(self, data, message):
     with self.assertRaisesRegex(codec.CodecError, message):
-      templar.unpack(data, 1, 64, 2, 2)
+      pack12.unpack(data, 1, 64, 2, 2)
 
 
 if __name__ == '__main__':
