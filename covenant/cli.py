@@ -31,14 +31,13 @@ from covenant.data import tokenizer
 from covenant.emulate import devices as devices_lib
 from covenant.emulate import host
 from covenant.emulate import localnet
-from covenant.emulate import workdir as workdir_lib
 from covenant.gauntlet import explain
+from covenant.node import evaluator as evaluator_lib
 from covenant.node import export as export_lib
 from covenant.node import multihost as multihost_lib
-from covenant.node import needs
 from covenant.node import preflight
 from covenant.node import process
-from covenant.node import watch
+from covenant.node import workdir as workdir_lib
 from covenant.plan import compile
 from covenant.plan import hardware
 from covenant.plan import island_table as islands_table
@@ -81,8 +80,8 @@ def _watch(
 ) -> None:
   print(progress.header(config), file=sys.stderr)
   try:
-    needs.check(config, miners=1)
-  except needs.InsufficientResourcesError as e:
+    preflight.check(config, miners=1)
+  except preflight.InsufficientResourcesError as e:
     if e.hardware:
       # Of a config whose `plan` is about other devices there is none.
       with contextlib.suppress(config_lib.ConfigError):
@@ -134,7 +133,7 @@ def export(config: config_lib.Config, workdir: str) -> None:
     config: the config of the run whose folder it is, such as its config.json.
     workdir: the folder of the run.
   """
-  workdir_lib.check_owner(pathlib.Path(workdir), config)
+  workdir_lib.Workdir(workdir).check_owner(config)
   completed, params = export_lib.newest(workdir)
   folder = export_lib.Exporter(config, workdir).write(completed, params)
   print(
@@ -173,7 +172,7 @@ def evaluator(config: config_lib.Config, workdir: str) -> None:
   keep_compilations()
   preflight.require(config, workdir, 'evaluator')
   with stoppable('stopping') as stop:
-    watch.Watcher(config, workdir).run(stop)
+    evaluator_lib.EvaluatorProcess(config, workdir).run(stop)
 
 
 def run_localnet(config: config_lib.Config, workdir: str) -> None:
@@ -268,7 +267,7 @@ def _member(config: config_lib.Config, role: str, workdir: str) -> None:
       'emulation, can be several processes; got '
       f'{config.network.coordinator!r} for a {role}'
     )
-  if not config.network.coordinator and needs.lacking_devices(config):
+  if not config.network.coordinator and preflight.lacking_devices(config):
     preflight.require(config, workdir, role)  # reports all else as well
   # A validator evaluates many messages on one device.
   devices = config.devices if role == 'miner' else None

@@ -74,8 +74,8 @@ BARS = {
 CLIPPED = {'mixed, no Gauntlet, median clip': ('*', OFF)}
 ALONE = {
   name: (','.join([name] * 4), ())
-  for name, kind in registry.MINERS.items()
-  if not kind.honest
+  for name, kind in registry.ADVERSARIES.items()
+  if kind.role == 'miner' and not kind.honest
 }
 CROWDS = ((63, 20), (255, 20), (255, 40))  # miners, evaluated
 COLUMNS = (
@@ -157,7 +157,7 @@ def run_cell(
   pay = {u: final[u] - paid.get(u, 0.0) for u in range(config.miners)}
   total = sum(pay.values()) or 1.0
   honest = [u for u in pay if u not in bad]
-  standings = host.validators[0].standings.standings
+  standings = host.validators[0].role.standings.standings
   decisions = [d for v in verdicts for d in v.decisions]
   lost = {
     d['uid']: min(d['after']['penalty'], 1.0)

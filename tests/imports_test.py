@@ -2,7 +2,8 @@
 
 import ast
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -13,7 +14,7 @@ from tests import helpers
 # is a module or a package; the longest name that fits a module is its room.
 LEVELS = (
   ('covenant.errors', 'covenant.typing'),
-  ('covenant.files',),
+  ('covenant.files', 'covenant.plugins'),
   ('covenant.config', 'covenant.metrics'),
   ('covenant.chain', 'covenant.store'),
   ('covenant.models', 'covenant.data', 'covenant.optim'),
@@ -114,6 +115,116 @@ def modules() -> Iterator[tuple[str, pathlib.Path]]:
       if parts[-1] == '__init__':
         parts = parts[:-1]
       yield '.'.join(parts), path
+
+
+class _Class(NamedTuple):
+  """A class of ours, by what its source says."""
+
+  module: str
+  line: int
+  bases: tuple[str, ...]  # full names
+  private: frozenset[str]  # methods and attributes that begin with '_'
+
+  @property
+  def package(self) -> str:
+    return self.module.rpartition('.')[0] or self.module
+
+
+def _classes(module: str, source: str) -> Iterator[tuple[str, _Class]]:
+  """Yields (full name, class) of a module's classes, nested ones too."""
+  tree = ast.parse(source)
+  bound = {  # `import a.b` binds a
+    name: name if target.startswith(f'{name}.') else target
+    for _, target, name in imports(tree)
+  }
+
+  def full_name(base: ast.expr) -> str:
+    while isinstance(base, ast.Subscript):  # Generic[T]
+      base = base.value
+    first, *rest = ast.unparse(base).split('.')
+    return '.'.join([bound.get(first, f'{module}.{first}'), *rest])
+
+  for node in ast.walk(tree):
+    if isinstance(node, ast.ClassDef):
+      names: set[str] = set()
+      for item in node.body:
+        match item:
+          case ast.FunctionDef() | ast.AsyncFunctionDef():
+            names.add(item.name)
+          case ast.Assign():
+            names |= {t.id for t in item.targets if isinstance(t, ast.Name)}
+          case ast.AnnAssign(target=ast.Name()):
+            names.add(item.target.id)
+      private = frozenset(filter(_is_private, names))
+      bases = tuple(map(full_name, node.bases))
+      yield (
+        f'{module}.{node.name}',
+        _Class(module, node.lineno, bases, private),
+      )
+
+
+def overrides(sources: Iterable[tuple[str, str]]) -> list[str]:
+  """Private names that a class replaces of a base in another package.
+
+  Args:
+    sources: (module, source) of all modules.
+  """
+  classes = {
+    name: found for module, text in sources for name, found in
+    _classes(module, text)
+  }  # fmt: skip
+  wrong = []
+  for name, own in classes.items():
+    seen, bases = set(), list(own.bases)
+    while bases:
+      base = bases.pop()
+      if base in classes and base not in seen:
+        seen.add(base)
+        bases += classes[base].bases
+        if classes[base].package != own.package:
+          wrong += [
+            f'{own.module}:{own.line} {name} overrides {base}.{private}'
+            for private in sorted(own.private & classes[base].private)
+          ]
+  return wrong
+
+
+class OverridesTest(absltest.TestCase):
+  def test_no_private_name_of_another_package_is_overridden(self):
+    found = overrides((m, p.read_text(encoding='utf-8')) for m, p in modules())
+    self.assertEmpty(found, '\n' + '\n'.join(found))
+
+  def test_planted_override_is_found(self):
+    base = 'class Node:\n  def _apply(self): ...\n  def poll(self): ...'
+    middle = (
+      'from covenant.node import base as node_lib\n'
+      'class Miner(node_lib.Node[int]):\n  pass'
+    )
+    here = ('covenant.node.base', base)
+    for text, module, want in (
+      ('from covenant.node import base\nclass A(base.Node):\n  _apply = 1',
+       'covenant.emulate.host', 'host.A overrides covenant.node.base.Node._a'),
+      ('from covenant.node.base import Node\n'
+       'class A(Node):\n  def _apply(self): ...',
+       'experiments.chaos.faults', 'faults.A overrides'),
+      ('import covenant.node.miner\nclass A(covenant.node.miner.Miner):\n'
+       '  async def _apply(self): ...', 'benchmarks.a', 'a.A overrides'),
+    ):  # fmt: skip
+      sources = [here, ('covenant.node.miner', middle), (module, text)]
+      (found,) = overrides(sources)
+      self.assertIn(want, found)
+
+  def test_allowed_overrides(self):
+    base = ('covenant.node.base', 'class Node:\n  def _a(self): ...\n')
+    beside = (
+      'covenant.node.miner',
+      'from covenant.node import base\nclass A(base.Node):\n  _a = 1',
+    )
+    public = (
+      'covenant.emulate.host',
+      'from covenant.node import base\nclass A(base.Node):\n  _b = 1\n  a = 1',
+    )
+    self.assertEmpty(overrides([base, beside, public]))
 
 
 class ImportsTest(parameterized.TestCase):

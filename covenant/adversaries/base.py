@@ -1,23 +1,20 @@
-"""What adversaries have in common: a miner's program, and accomplices.
+"""The parts that adversaries are made of: changes to the policy of a miner.
 
-An adversary knows what a real one could: its own state, the chain, and the
-buckets of the others, through the same objects as any node. Accomplices also
-share notes, which in a real network would be a private channel.
+An adversary is a function from a policy to a policy, as an optax transformation
+wraps another: `poisoning.scaled(miner.HONEST, factor=100.0)`. It knows what a
+real one could: its own state, the chain, and the buckets of the others.
+Accomplices also share notes, which in a real network would be a private
+channel. What one remembers is in `miner.role.notes`.
 """
 
-import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-import jax
-import numpy as np
-
+from covenant import typing as ct
 from covenant.data import receipt as receipt_lib
-from covenant.emulate import devices as devices_lib
-from covenant.emulate import miner as miner_lib
-from covenant.optim import aggregate
-from covenant.optim import compression as compression_lib
-from covenant.optim import sparseloco
+from covenant.node import future as future_lib
+from covenant.node import miner as miner_lib
+from covenant.node import validator as validator_lib
 from covenant.protocol import apply
 from covenant.protocol import membership as membership_lib
 from covenant.protocol import round as round_lib
@@ -27,222 +24,211 @@ from covenant.train import local as local_lib
 from covenant.wire import manifest as manifest_lib
 from covenant.wire import payload as payload_lib
 
+Command = round_lib.Command
+Future = future_lib.Future
+Miner = miner_lib.Miner
+Node = miner_lib.Miner | validator_lib.Validator
+Policy = miner_lib.MinerPolicy
+Task = local_lib.Task
+TrainedRound = local_lib.TrainedRound
 
-class Gang(NamedTuple):
-  """Who of a run are accomplices, and what they tell each other."""
+_ACCOMPLICES = 'accomplices'  # the name of the note that a host writes
 
-  names: Mapping[int, str]  # by uid, of the registry
-  notes: dict[str, Any]  # what one made and others use
+
+class Adversary(NamedTuple):
+  """One kind of misbehavior.
+
+  Attributes:
+    wrap: changes the policy of an honest node: a `MinerPolicy`, or of a
+      validator a `ValidatorPolicy`.
+    role: 'miner' or 'validator'.
+    honest: True if it means well and must not be punished.
+    serve: its bucket as the node of a name finds it.
+  """
+
+  wrap: Callable[[Any], Any]
+  role: str = 'miner'
+  honest: bool = False
+  serve: Callable[[str, store_lib.Bucket], store_lib.Bucket] | None = None
+
+
+class Accomplices(NamedTuple):
+  """The dishonest nodes of a run, and their private channel."""
+
+  names: Mapping[int, str]  # kind of adversary, by uid
+  notes: dict[str, Any]  # made by one, used by the others
 
   def uids(self, name: str) -> list[int]:
     return sorted(u for u, n in self.names.items() if n == name)
 
-  def note(self, what: str, when: Any, make: Callable[[], Any]) -> Any:
-    """`make()`, once for all accomplices; what is of another time is gone."""
-    if what not in self.notes or self.notes[what][0] != when:
-      self.notes[what] = when, make()
-    return self.notes[what][1]
+  def note(self, name: str, when: Any, make: Callable[[], Any]) -> Any:
+    """Returns `make()`, called once for all; a note of another time is gone."""
+    if name not in self.notes or self.notes[name][0] != when:
+      self.notes[name] = when, make()
+    return self.notes[name][1]
 
 
-class Adversary(miner_lib.Miner):
-  """Trains honestly and sends something else; subclasses say what.
+def introduce(node: Node, accomplices: Accomplices) -> None:
+  """Tells a node of its accomplices, itself among them."""
+  node.role.notes[_ACCOMPLICES] = accomplices
+
+
+def accomplices(node: Node) -> Accomplices:
+  """Returns what a host told an adversary of its accomplices."""
+  return node.role.notes[_ACCOMPLICES]
+
+
+def spoiled(
+  policy: Policy, spoil: Callable[[Miner, Task, TrainedRound], TrainedRound]
+) -> Policy:
+  """Trains by `policy` and sends `spoil` of the work."""
+
+  def train(
+    miner: Miner, task: Task, params: ct.Params, batches: miner_lib.Batches
+  ) -> Future[TrainedRound | None]:
+    done = policy.train(miner, task, params, batches)
+    return done.then(
+      lambda work: None if work is None else spoil(miner, task, work)
+    )
+
+  return policy._replace(train=train)
+
+
+def rebatched(
+  policy: Policy,
+  change: Callable[[Miner, Task, miner_lib.Batches], miner_lib.Batches],
+) -> Policy:
+  """Trains on `change` of the batches of `policy`."""
+
+  def batches(miner: Miner, task: Task) -> miner_lib.Batches:
+    return change(miner, task, policy.batches(miner, task))
+
+  return policy._replace(batches=batches)
+
+
+def idle(
+  policy: Policy, make: Callable[[Miner, Task], ct.Message | None]
+) -> Policy:
+  """Sends `make` without training, under a right receipt; nothing for None."""
+
+  def train(
+    miner: Miner, task: Task, params: ct.Params, batches: miner_lib.Batches
+  ) -> Future[TrainedRound | None]:
+    del params, batches
+    message = make(miner, task)
+    if message is None:
+      return Future.done(None)
+    return Future.done(untrained(miner, task, message))
+
+  return untrusted(policy)._replace(train=train)
+
+
+def untrusted(policy: Policy) -> Policy:
+  """Counts none of its tokens as trained on."""
+
+  def seal(
+    miner: Miner, task: Task, work: TrainedRound
+  ) -> local_lib.Contribution | None:
+    made = policy.seal(miner, task, work)
+    return None if made is None else made._replace(tokens=0)
+
+  return policy._replace(seal=seal)
+
+
+def waiting(
+  policy: Policy,
+  make: Callable[[Miner, Task, int], local_lib.Contribution | None],
+) -> Policy:
+  """Does not train, and sends what it finds once the put window is open.
 
   Args:
-    *args: as `node.Node`.
-    gang: its accomplices, itself among them.
-    **kwargs: as `miner.Miner`.
+    policy: the policy to change.
+    make: (miner, task, head) -> a contribution; raises RetryLaterError while
+      there is none.
   """
 
-  honest = False  # whether it must not be punished
+  def train(
+    miner: Miner, task: Task, params: ct.Params, batches: miner_lib.Batches
+  ) -> Future[TrainedRound | None]:
+    del miner, task, params, batches
+    return Future.done(None)
 
-  def __init__(self, *args: Any, gang: Gang, **kwargs: Any):
-    super().__init__(*args, **kwargs)
-    self._gang = gang
+  def commit(miner: Miner, command: Command, head: int) -> None:
+    if miner.role.contribution.result() is None:
+      task = miner_lib.task(miner, command.round)
+      miner.role.contribution = Future.done(make(miner, task, head))
+    policy.commit(miner, command, head)
 
-  def _contribute(self, task: local_lib.Task) -> None:
-    wait = self._start(task)
+  return policy._replace(train=train, commit=commit)
 
-    def begun() -> tuple[local_lib.Contribution, local_lib.MinerState]:
-      work, private = wait()
-      return self._seal(self._spoil(work, task), task), private
 
-    self._begun = begun
+def untrained(miner: Miner, task: Task, message: ct.Message) -> TrainedRound:
+  """Returns a message as work on the assigned data.
 
-  def _start(
-    self, task: local_lib.Task
-  ) -> devices_lib.Begun[local_lib.TrainedRound]:
-    """Trains, from the parameters and on the data that a subclass chooses."""
-    return self._slot.work(
-      self.shared.params, self.private, task, self._batches(task)
-    )
+  Whoever reads the data can make the receipt.
+  """
+  return pretended(miner, task, TrainedRound(message, b'', 0, 0.0, 0.0))
 
-  def _work(self, task: local_lib.Task) -> local_lib.TrainedRound:
-    """As `_start`, done."""
-    work, self.private = self._start(task)()
-    return work
 
-  def _seal(
-    self, work: local_lib.TrainedRound, task: local_lib.Task
-  ) -> local_lib.Contribution:
-    return self._trainer.seal(work, task, self.chain.sign)
+def pretended(
+  miner: Miner, task: Task, work: TrainedRound, sequences: int | None = None
+) -> TrainedRound:
+  """Returns `work` under the receipt of the first assigned `sequences`."""
+  split, context = miner.role.slot.trainer.split, miner.config.data.context
+  ids = local_lib.assigned_ids(miner.config, task, split)[:sequences]
+  receipt = receipt_lib.of_sequences(split, ids, context)
+  return work._replace(receipt=receipt, sequences=len(ids))
 
-  def _batches(self, task: local_lib.Task) -> Iterable[np.ndarray]:
-    return self._trainer.batches(task)
 
-  def _spoil(
-    self, work: local_lib.TrainedRound, task: local_lib.Task
-  ) -> local_lib.TrainedRound:
-    """What it says it has done."""
-    del task
-    return work
+def victims(miner: Miner, membership: membership_lib.Membership) -> list[int]:
+  """Returns the miners outside the gang, the best paid first."""
+  earned, gang = miner.chain.earned(membership.block), accomplices(miner).names
+  uids = [p.uid for p in membership.miners if p.uid not in gang]
+  return sorted(uids, key=lambda u: (-earned.get(u, 0.0), u))
 
-  def _commit(self, command: round_lib.Command, head: int) -> None:
-    if self.contribution is not None:
-      super()._commit(command, head)
 
-  def _upload(self, command: round_lib.Command, head: int) -> None:
-    if self.contribution is not None:
-      super()._upload(command, head)
+def in_turn(miner: Miner, task: Task, uids: list[int]) -> list[int]:
+  """Returns `uids` rotated, by another number for every accomplice."""
+  rank = sorted(accomplices(miner).names).index(task.uid) % max(len(uids), 1)
+  return uids[rank:] + uids[:rank]
 
-  def _idle(self, message: Any, task: local_lib.Task) -> None:
-    """Sends `message` without work, under a receipt that is right.
 
-    Whoever reads the data can make it.
-    """
-    work = self._pretend(
-      local_lib.TrainedRound(message, b'', 0, 0.0, 0.0), task
-    )
-    self.contribution = self._seal(work, task)._replace(tokens=0)
-
-  def _pretend(
-    self,
-    work: local_lib.TrainedRound,
-    task: local_lib.Task,
-    sequences: int | None = None,
-  ) -> local_lib.TrainedRound:
-    """`work` under the receipt of the first assigned sequences, or of all."""
-    split, context = self._trainer.split, self.config.data.context
-    ids = local_lib.assigned_ids(self.config, task, split)[:sequences]
-    receipt = receipt_lib.of_sequences(split, ids, context)
-    return work._replace(receipt=receipt, sequences=len(ids))
-
-  def _random(self, task: local_lib.Task, *who: int) -> np.random.Generator:
-    """Draws of this round, its own unless `who` says otherwise."""
-    whose = who or (task.uid,)
-    return np.random.default_rng([self.config.seed, task.round, *whose])
-
-  def _dense(self, message: Any) -> Any:
-    """The delta that a message stands for: float32, NumPy."""
-    compression = self.shared_model.method.compression
-    return jax.device_get(_dense(message, self.shared.params, compression))
-
-  def _sparse(self, delta: Any) -> Any:
-    """The message of a delta."""
-    return jax.device_get(_sparse(delta, self.shared_model.method.compression))
-
-  def _noise(self, task: local_lib.Task, *who: int) -> Any:
-    """A normal delta, each tensor of the norm that is usual."""
-    draw = self._random(task, *who)
-    noise = jax.tree.map(
-      lambda x: draw.normal(size=x.shape).astype(np.float32), self.shared.params
-    )
-    return self._fit(noise, self.messages)
-
-  def _fit(self, delta: Any, messages: Mapping[int, Any]) -> Any:
-    """`delta` with the median norm of `messages`: as large as is not clipped.
-
-    Without messages, a hundredth of the parameters' norm.
-    """
-    leaves, treedef = jax.tree.flatten(delta)
-    compression = self.shared_model.method.compression
-
-    def norms(message: Any) -> np.ndarray:
-      return np.asarray(_norms(message, self.shared.params, compression))
-
-    if messages:
-      norms_RxP = np.stack([norms(message) for message in messages.values()])
-      wanted_P = np.sort(norms_RxP, axis=0)[(len(norms_RxP) - 1) // 2]
-    else:
-      params = jax.tree.leaves(self.shared.params)
-      wanted_P = np.array([0.01 * np.linalg.norm(x) for x in params])
-    # What is dropped in sparsification is made up for.
-    factors_P = wanted_P / np.maximum(norms(self._sparse(delta)), 1e-12)
-    scaled = [
-      (np.asarray(x) * f).astype(np.float32)
-      for x, f in zip(leaves, factors_P, strict=True)
-    ]
-    return treedef.unflatten(scaled)
-
-  def _victims(self, membership: membership_lib.Membership) -> list[int]:
-    """Miners outside the gang, who earned most first."""
-    earned = self.chain.earned(membership.block)
-    uids = [p.uid for p in membership.miners if p.uid not in self._gang.names]
-    return sorted(uids, key=lambda u: (-earned.get(u, 0.0), u))
-
-  def _in_turn(self, uids: list[int], task: local_lib.Task) -> list[int]:
-    """`uids` from another one on for every accomplice."""
-    place = sorted(self._gang.names).index(task.uid) % max(len(uids), 1)
-    return uids[place:] + uids[:place]
-
-  def _published(
-    self,
-    membership: membership_lib.Membership,
-    task: local_lib.Task,
-    uids: list[int],
-  ) -> dict[int, Any]:
-    """The messages of this round that some have committed to and uploaded."""
-    entries = {}
-    for uid in uids:
-      commitment = membership.commitments.get(uid)
-      if commitment is not None and commitment.round == task.round:
-        hotkey = membership.peers[uid].hotkey
-        entries[uid] = manifest_lib.Entry(uid, hotkey, commitment.digest)
-    wanted = [
-      run_storage_lib.ObjectRef(e.digest, membership.location(u))
-      for u, e in entries.items()
-    ]
-    limit = self.shared_model.spec.payload_bytes
-    got = self.objects.fetch('payloads', task.round, wanted, [], limit)
-    messages = {}
-    for uid, entry in entries.items():
-      data = got[entry.digest]
-      if isinstance(data, store_lib.StoreError):
-        continue
-      message = self._read(entry, data)
+def published(
+  miner: Miner,
+  task: Task,
+  membership: membership_lib.Membership,
+  uids: list[int],
+) -> dict[int, ct.Message]:
+  """Returns the messages of this round that some have already uploaded."""
+  entries = {}
+  for uid in uids:
+    commitment = membership.commitments.get(uid)
+    if commitment is not None and commitment.round == task.round:
+      hotkey = membership.peers[uid].hotkey
+      entries[uid] = manifest_lib.Entry(uid, hotkey, commitment.digest)
+  wanted = [
+    run_storage_lib.ObjectRef(e.digest, membership.location(u))
+    for u, e in entries.items()
+  ]
+  limit = miner.shared_model.spec.payload_bytes
+  got = miner.objects.fetch('payloads', task.round, wanted, [], limit)
+  messages = {}
+  for uid, entry in entries.items():
+    data = got[entry.digest]
+    if isinstance(data, bytes):
+      message = read(miner, entry, data)
       if message is not None:
         messages[uid] = message
-    return messages
-
-  def _read(self, entry: manifest_lib.Entry, data: bytes) -> Any:
-    """The message in a payload of this round; None if it is refused."""
-    try:
-      return apply.decode(
-        self.shared_model, self.chain, entry, self.place, data
-      ).message
-    except payload_lib.PayloadError:
-      return None
-
-  @staticmethod
-  def serve(reader: str, bucket: store_lib.Bucket) -> store_lib.Bucket:
-    """Its bucket as the node `reader` finds it."""
-    del reader
-    return bucket
+  return messages
 
 
-@functools.partial(jax.jit, static_argnames='compression')
-def _dense(
-  message: Any, like: Any, compression: compression_lib.Compression
-) -> Any:
-  return sparseloco.decompress(message, like, compression)
-
-
-@functools.partial(jax.jit, static_argnames='compression')
-def _sparse(delta: Any, compression: compression_lib.Compression) -> Any:
-  return sparseloco.compress(delta, None, compression, None)[0]
-
-
-@functools.partial(jax.jit, static_argnames='compression')
-def _norms(
-  message: Any, like: Any, compression: compression_lib.Compression
-) -> jax.Array:
-  return aggregate.message_norms(message, like, compression)
+def read(
+  miner: Miner, entry: manifest_lib.Entry, data: bytes
+) -> ct.Message | None:
+  """Returns the message in a payload of this round; None if it is refused."""
+  try:
+    return apply.decode(
+      miner.shared_model, miner.chain, entry, miner.place, data
+    ).message
+  except payload_lib.PayloadError:
+    return None

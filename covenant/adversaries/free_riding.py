@@ -1,260 +1,276 @@
-"""Adversaries who want to be paid for what they did not do."""
+"""Adversaries that want to be paid for work that they did not do."""
 
 import collections
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterator
 
-import jax
 import numpy as np
 
-from covenant.adversaries import base as adversary
+from covenant import typing as ct
+from covenant.adversaries import base
+from covenant.adversaries import messages
 from covenant.adversaries import poisoning
-from covenant.emulate import devices as devices_lib
 from covenant.node import base as node_lib
+from covenant.node import future as future_lib
+from covenant.node import miner as miner_lib
 from covenant.protocol import membership as membership_lib
-from covenant.protocol import round as round_lib
 from covenant.protocol import run_storage as run_storage_lib
 from covenant.train import local as local_lib
-from covenant.train import shared_state as shared_state_lib
 from covenant.wire import manifest as manifest_lib
 
+Batches = miner_lib.Batches
+Contribution = local_lib.Contribution
+Future = future_lib.Future
+Membership = membership_lib.Membership
+Miner = miner_lib.Miner
+Policy = miner_lib.MinerPolicy
+Task = local_lib.Task
+TrainedRound = local_lib.TrainedRound
 
-class Copier(adversary.Adversary):
+Find = Callable[[Miner, Task, Membership, int], ct.Message | None]
+Change = Callable[[Miner, Task, ct.Message], ct.Message]
+
+
+def find_published(
+  miner: Miner, task: Task, membership: Membership, uid: int
+) -> ct.Message | None:
+  """Returns the message that a miner has committed to and uploaded."""
+  return base.published(miner, task, membership, [uid]).get(uid)
+
+
+def copier(
+  policy: Policy,
+  find: Find = find_published,
+  change: Change = lambda miner, task, message: message,
+) -> Policy:
   """Sends another's message of this round under its own name, signed anew.
 
-  It takes that of who earned most and has published, the second copier of the
-  second most, and commits as soon as it can read it: a block later.
+  It takes that of the best paid miner that has published, the second copier
+  that of the second, and commits as soon as it can read it: a block later.
+
+  Args:
+    policy: the policy to change.
+    find: looks for the message of a victim.
+    change: is applied to it.
   """
+  policy = base.untrusted(policy)
 
-  def _contribute(self, task: local_lib.Task) -> None:
-    self.contribution = None
-
-  def _commit(self, command: round_lib.Command, head: int) -> None:
-    """Raises NotYet while its victim has not published."""
-    task = self._task(command.round)
-    if self.contribution is None:
-      self._copy(task, head)
-    super()._commit(command, head)
-
-  def _copy(self, task: local_lib.Task, head: int) -> None:
-    membership = membership_lib.read(self.chain, head)
-    for victim in self._in_turn(self._victims(membership), task):
-      found = self._published(membership, task, [victim])
-      if victim in found:
-        self._idle(self._changed(found[victim], task), task)
-        return
+  def make(miner: Miner, task: Task, head: int) -> Contribution | None:
+    membership = membership_lib.read(miner.chain, head)
+    victims = base.victims(miner, membership)
+    for victim in base.in_turn(miner, task, victims):
+      found = find(miner, task, membership, victim)
+      if found is not None:
+        message = change(miner, task, found)
+        return policy.seal(miner, task, base.untrained(miner, task, message))
     raise node_lib.RetryLaterError
 
-  def _changed(self, message: Any, task: local_lib.Task) -> Any:
-    del task
-    return message
+  return base.waiting(policy, make)
 
 
-class ExactCopier(Copier):
-  """Sends another's payload byte for byte, its name and signature included."""
+def exact_copier(policy: Policy) -> Policy:
+  """Sends another's payload byte for byte, name and signature included."""
 
-  def _copy(self, task: local_lib.Task, head: int) -> None:
-    membership = membership_lib.read(self.chain, head)
-    limit = self.shared_model.spec.payload_bytes
-    for victim in self._in_turn(self._victims(membership), task):
+  def make(miner: Miner, task: Task, head: int) -> Contribution:
+    membership = membership_lib.read(miner.chain, head)
+    limit = miner.shared_model.spec.payload_bytes
+    victims = base.victims(miner, membership)
+    for victim in base.in_turn(miner, task, victims):
       commitment = membership.commitments.get(victim)
       if commitment is None or commitment.round != task.round:
         continue
       wanted = run_storage_lib.ObjectRef(commitment.digest, commitment.location)
-      got = self.objects.fetch('payloads', task.round, [wanted], [], limit)
+      got = miner.objects.fetch('payloads', task.round, [wanted], [], limit)
       data = got[commitment.digest]
       if isinstance(data, bytes):
-        self.contribution = local_lib.Contribution(
-          data, 0.0, 0, 0.0, task.round
-        )
-        return
+        return Contribution(data, 0.0, 0, 0.0, task.round)
     raise node_lib.RetryLaterError
 
+  return base.waiting(policy, make)
 
-class PerturbedCopier(Copier):
-  """Drops three in ten of the copied values, sends noise in their place."""
 
-  dropped = 0.3
+def perturbed_copier(policy: Policy, dropped: float = 0.3) -> Policy:
+  """Replaces a share of the copied values by noise; 0.6 hides the copy."""
 
-  def _changed(self, message: Any, task: local_lib.Task) -> Any:
-    draw = self._random(task)
+  def change(miner: Miner, task: Task, message: ct.Message) -> ct.Message:
+    draw = messages.generator(miner, task)
 
-    def change(x: np.ndarray) -> np.ndarray:
+    def perturb(x: np.ndarray) -> np.ndarray:
       sent = np.abs(x[x != 0])
-      kept = np.where(draw.random(x.shape) < self.dropped, 0, x)
+      kept = np.where(draw.random(x.shape) < dropped, 0, x)
       # Too little to displace what is kept, enough to fill what is dropped.
       size = 0.1 * (sent.mean() if sent.size else 0)
       return (kept + size * draw.normal(size=x.shape)).astype(np.float32)
 
-    return self._sparse(jax.tree.map(change, self._dense(message)))
+    return messages.changed(miner, message, perturb)
+
+  return copier(policy, change=change)
 
 
-class HiddenCopier(PerturbedCopier):
-  """Changes as much as it takes to stay below the threshold for copies."""
+def fast_copier(policy: Policy) -> Policy:
+  """Copies as soon as the bytes are there, whatever the chain says.
 
-  dropped = 0.6
-
-
-class FastCopier(Copier):
-  """Copies as soon as the bytes are there.
-
-  It looks into its victim's bucket without waiting for the chain to tell what
-  is there. If miners uploaded before their commitment is in a block, both
-  would commit in one, and nobody could see who was first.
+  It lists its victim's bucket. If miners uploaded before their commitment is
+  in a block, both would commit in one block, and nobody could see who was
+  first.
   """
 
-  def _published(
-    self,
-    membership: membership_lib.Membership,
-    task: local_lib.Task,
-    uids: list[int],
-  ) -> dict[int, Any]:
-    (uid,) = uids
+  def find(
+    miner: Miner, task: Task, membership: Membership, uid: int
+  ) -> ct.Message | None:
     commitment = membership.commitments.get(uid)
     if commitment is None:
-      return {}  # nobody knows where its bucket is
-    bucket = self.objects.bucket_at(commitment.location)
+      return None  # nobody knows where its bucket is
+    bucket = miner.objects.bucket_at(commitment.location)
     if bucket is None:
-      return {}
-    folder = self.objects.key('payloads', task.round) + '/'
+      return None
+    folder = miner.objects.key('payloads', task.round) + '/'
     for info in bucket.list(folder):
-      data = bucket.get(info.key, self.shared_model.spec.payload_bytes)
+      data = bucket.get(info.key, miner.shared_model.spec.payload_bytes)
       hotkey = membership.peers[uid].hotkey
       entry = manifest_lib.Entry(uid, hotkey, run_storage_lib.digest(data))
-      message = self._read(entry, data)
+      message = base.read(miner, entry, data)
       if message is not None:
-        return {uid: message}
-    return {}
+        return message
+    return None
+
+  return copier(policy, find)
 
 
-class PreviousCopier(adversary.Adversary):
+def previous_copier(policy: Policy) -> Policy:
   """Sends another's message of the round before: nobody can be earlier."""
 
-  def _contribute(self, task: local_lib.Task) -> None:
-    membership = membership_lib.read(self.chain, self.plan.start(task.round))
-    victims = [u for u in self._victims(membership) if u in self.messages]
+  def make(miner: Miner, task: Task) -> ct.Message | None:
+    block = miner.schedule.start(task.round)
+    membership = membership_lib.read(miner.chain, block)
+    victims = base.victims(miner, membership)
+    victims = [uid for uid in victims if uid in miner.messages]
     if not victims:
-      self.contribution = None
-      return
-    victim = self._in_turn(victims, task)[0]
-    self._idle(self.messages[victim], task)
+      return None
+    return miner.messages[base.in_turn(miner, task, victims)[0]]
+
+  return base.idle(policy, make)
 
 
-class Mixer(poisoning.Rushing):
-  """Sends the mean of what the others have sent: more gain than any of them.
+def mixer(policy: Policy) -> Policy:
+  """Sends the mean of the others' messages: more gain than any of them.
 
   It resembles none of them enough to be a copy.
   """
-
-  def _craft(self, deltas: list[Any], task: local_lib.Task) -> Any:
-    del task
-    return jax.tree.map(lambda *x: np.stack(x).mean(0), *deltas)
+  return poisoning.rushing(policy, lambda draw, x: np.stack(x).mean(0))
 
 
-class Replayer(adversary.Adversary):
-  """Trains in its first round, and uploads these very bytes for ever."""
+def replayer(policy: Policy) -> Policy:
+  """Trains in its first round and uploads these very bytes ever after."""
 
-  _first: local_lib.Contribution | None = None
+  def train(
+    miner: Miner, task: Task, params: ct.Params, batches: Batches
+  ) -> Future[TrainedRound | None]:
+    if 'replayed' not in miner.role.notes:
+      return policy.train(miner, task, params, batches)
+    return Future.done(TrainedRound(None, b'', 0, 0.0, 0.0))
 
-  def _contribute(self, task: local_lib.Task) -> None:
-    if self._first is None:
-      super()._contribute(task)
-      self._first = self.contribution
-    elif self.contribution is not None:
-      self.contribution = self._first._replace(tokens=0, round=task.round)
+  def seal(miner: Miner, task: Task, work: TrainedRound) -> Contribution | None:
+    if 'replayed' not in miner.role.notes:
+      miner.role.notes['replayed'] = made = policy.seal(miner, task, work)
+      return made
+    return miner.role.notes['replayed']._replace(tokens=0, round=task.round)
 
-
-class Repeater(adversary.Adversary):
-  """Trains in its first round, and sends that again under today's header."""
-
-  _first: Any = None
-
-  def _contribute(self, task: local_lib.Task) -> None:
-    if self._first is None:
-      self._first = self._work(task).message
-    self._idle(self._first, task)
+  return policy._replace(train=train, seal=seal)
 
 
-class Unassigned(adversary.Adversary):
-  """Trains on what it likes, the same every round, and claims its task.
+def repeater(policy: Policy) -> Policy:
+  """Trains in its first round and sends that again under today's header."""
+
+  def train(
+    miner: Miner, task: Task, params: ct.Params, batches: Batches
+  ) -> Future[TrainedRound | None]:
+    notes = miner.role.notes
+    if 'repeated' not in notes:
+      notes['repeated'] = policy.train(miner, task, params, batches)
+    first: Future[TrainedRound] = notes['repeated']
+    return first.then(lambda w: base.untrained(miner, task, w.message))
+
+  return base.untrusted(policy)._replace(train=train)
+
+
+def unassigned(policy: Policy) -> Policy:
+  """Trains on the same data of its choice every round and claims its task.
 
   With a corpus of its own it need not fetch any other.
   """
 
-  def _batches(self, task: local_lib.Task) -> Iterable[np.ndarray]:
-    yield from self._trainer.batches(task._replace(round=0, seed=b'mine'))
+  def batches(miner: Miner, task: Task) -> Batches:
+    return policy.batches(miner, task._replace(round=0, seed=b'mine'))
 
-  def _spoil(
-    self, work: local_lib.TrainedRound, task: local_lib.Task
-  ) -> local_lib.TrainedRound:
-    return self._pretend(work, task)
+  return base.spoiled(policy._replace(batches=batches), base.pretended)
 
 
-class Easy(Unassigned):
+def easy(policy: Policy) -> Policy:
   """Trains on one sequence over and over: its own loss falls beautifully."""
 
-  def _batches(self, task: local_lib.Task) -> Iterable[np.ndarray]:
-    batches = list(super()._batches(task))
-    for tokens_BxL1 in batches:
-      yield np.broadcast_to(batches[0][:1], tokens_BxL1.shape)
+  def change(miner: Miner, task: Task, batches: Batches) -> Batches:
+    del miner, task
+    read = list(batches)
+    for tokens_BxL1 in read:
+      yield np.broadcast_to(read[0][:1], tokens_BxL1.shape)
+
+  return base.rebatched(unassigned(policy), change)
 
 
-class Desynchronized(adversary.Adversary):
-  """Trains from parameters of three rounds ago and claims today's.
+def desynchronized(
+  policy: Policy, behind: int = 3, admits: bool = False
+) -> Policy:
+  """Trains from parameters of some rounds ago, to be spared from following.
 
-  So it is spared from following the run in time.
+  Args:
+    policy: the policy to change.
+    behind: how many rounds ago.
+    admits: whether its header names these parameters, as that of a node that
+      fell behind, rather than today's.
   """
 
-  behind = 3
-
-  def __init__(self, *args: Any, **kwargs: Any):
-    super().__init__(*args, **kwargs)
-    self._past = collections.deque[tuple[shared_state_lib.SharedState, bytes]](
-      maxlen=self.behind + 1
+  def train(
+    miner: Miner, task: Task, params: ct.Params, batches: Batches
+  ) -> Future[TrainedRound | None]:
+    past = miner.role.notes.setdefault(
+      'past', collections.deque(maxlen=behind + 1)
     )
+    past.append((params, task.root))
+    return policy.train(miner, task, past[0][0], batches)
 
-  def _start(
-    self, task: local_lib.Task
-  ) -> devices_lib.Begun[local_lib.TrainedRound]:
-    self._past.append((self.shared, self.root))
-    return self._slot.work(
-      self._past[0][0].params, self.private, task, self._batches(task)
-    )
+  def seal(miner: Miner, task: Task, work: TrainedRound) -> Contribution | None:
+    root = miner.role.notes['past'][0][1] if admits else task.root
+    return policy.seal(miner, task._replace(root=root), work)
 
-
-class Outdated(Desynchronized):
-  """As `Desynchronized`, and says so: what a node that fell behind sends."""
-
-  def _seal(
-    self, work: local_lib.TrainedRound, task: local_lib.Task
-  ) -> local_lib.Contribution:
-    return super()._seal(work, task._replace(root=self._past[0][1]))
+  return policy._replace(train=train, seal=seal)
 
 
-class Sybil(adversary.Adversary):
-  """One worker under several uids.
+def sybil(policy: Policy) -> Policy:
+  """Is one worker under several uids.
 
   It trains once, on a part of the data of each of its uids, and sends the
   result under all of them, each with a right receipt and in one block.
   """
 
-  def _contribute(self, task: local_lib.Task) -> None:
-    uids = self._gang.uids(self._gang.names[task.uid])
-    message = self._gang.note(
-      'sybil', self.root, lambda: self._together(task, uids)
+  def train(
+    miner: Miner, task: Task, params: ct.Params, batches: Batches
+  ) -> Future[TrainedRound | None]:
+    del batches
+    gang = base.accomplices(miner)
+    uids = gang.uids(gang.names[task.uid])
+    each = [policy.batches(miner, task._replace(uid=uid)) for uid in uids]
+    together: Future[TrainedRound] = gang.note(
+      'sybil',
+      miner.root,
+      lambda: policy.train(miner, task, params, _alternated(each)),
     )
-    self._idle(message, task)
+    return together.then(lambda w: base.untrained(miner, task, w.message))
 
-  def _together(self, task: local_lib.Task, uids: list[int]) -> Any:
-    each = [self._trainer.batches(task._replace(uid=u)) for u in uids]
+  return base.untrusted(policy)._replace(train=train)
 
-    def batches() -> Iterable[np.ndarray]:
-      for parts in zip(*each, strict=True):
-        # Rows in turn: the first of the first uid, the second of the second.
-        rows = np.arange(len(parts[0]))
-        yield np.stack(parts)[rows % len(parts), rows]
 
-    work, self.private = self._slot.work(
-      self.shared.params, self.private, task, batches()
-    )()
-    return work.message
+def _alternated(each: list[Batches]) -> Iterator[np.ndarray]:
+  """Yields batches of rows in turn: the first of the first uid, and so on."""
+  for parts in zip(*each, strict=True):
+    rows = np.arange(len(parts[0]))
+    yield np.stack(parts)[rows % len(parts), rows]

@@ -1,115 +1,132 @@
-"""Honest miners who are worse off than others. They must not be punished."""
+"""Honest miners that are worse off than others and must not be punished."""
 
 import itertools
-from collections.abc import Iterable
 
 import numpy as np
 
-from covenant.adversaries import base as adversary
+from covenant import typing as ct
+from covenant.adversaries import base
+from covenant.adversaries import messages
 from covenant.data import tokens as tokens_lib
 from covenant.node import base as node_lib
+from covenant.node import future as future_lib
+from covenant.node import miner as miner_lib
 from covenant.protocol import round as round_lib
 from covenant.train import island as island_lib
 from covenant.train import local as local_lib
 
+Batches = miner_lib.Batches
+Future = future_lib.Future
+Miner = miner_lib.Miner
+Policy = miner_lib.MinerPolicy
+Task = local_lib.Task
+TrainedRound = local_lib.TrainedRound
 
-class Slow(adversary.Adversary):
-  """Is ready for the very last block of the window."""
 
-  honest = True
+def slow(policy: Policy) -> Policy:
+  """Is ready only for the last block of the put window."""
 
-  def _commit(self, command: round_lib.Command, head: int) -> None:
-    """Raises NotYet until it is the last moment."""
-    if head < self.plan.put_closes(command.round) - 1:
+  def commit(miner: Miner, command: round_lib.Command, head: int) -> None:
+    if head < miner.schedule.put_closes(command.round) - 1:
       raise node_lib.RetryLaterError
-    super()._commit(command, head)
+    policy.commit(miner, command, head)
+
+  return policy._replace(commit=commit)
 
 
-class Joiner(adversary.Adversary):
-  """Begins to train in round 10."""
+def joiner(policy: Policy, first: int = 10) -> Policy:
+  """Begins to train in round `first`."""
 
-  honest, first = True, 10
+  def train(
+    miner: Miner, task: Task, params: ct.Params, batches: Batches
+  ) -> Future[TrainedRound | None]:
+    if task.round < first:
+      return Future.done(None)
+    return policy.train(miner, task, params, batches)
 
-  def _contribute(self, task: local_lib.Task) -> None:
-    if task.round >= self.first:
-      super()._contribute(task)
-
-
-class MissedOne(adversary.Adversary):
-  """Misses round 7, and no other."""
-
-  honest, missed = True, 7
-
-  def _contribute(self, task: local_lib.Task) -> None:
-    super()._contribute(task)
-    if task.round == self.missed:
-      self.contribution = None
+  return policy._replace(train=train)
 
 
-class SmallBatch(adversary.Adversary):
-  """Trains on half of its sequences, in batches half as large, and says so."""
+def missed_one(policy: Policy, missed: int = 7) -> Policy:
+  """Trains in round `missed` but sends nothing."""
 
-  honest = True
+  def seal(
+    miner: Miner, task: Task, work: TrainedRound
+  ) -> local_lib.Contribution | None:
+    return None if task.round == missed else policy.seal(miner, task, work)
 
-  def _batches(self, task: local_lib.Task) -> Iterable[np.ndarray]:
-    ids_HxB = local_lib.batch_ids(self.config, task, self._trainer.split)
+  return policy._replace(seal=seal)
+
+
+def small_batch(policy: Policy) -> Policy:
+  """Trains on half of its sequences, in half the batches, and says so."""
+
+  def batches(miner: Miner, task: Task) -> Batches:
+    split, context = miner.role.slot.trainer.split, miner.config.data.context
+    ids_HxB = local_lib.batch_ids(miner.config, task, split)
     ids_n = ids_HxB.reshape(-1)[: max(ids_HxB.size // 2, 1)]
-    batches = np.array_split(ids_n, min(len(ids_HxB), len(ids_n)))
-    context = self.config.data.context
-    return tokens_lib.prefetch(self._trainer.split, batches, context)
+    parts = np.array_split(ids_n, min(len(ids_HxB), len(ids_n)))
+    return tokens_lib.prefetch(split, parts, context)
+
+  return policy._replace(batches=batches)
 
 
-class Straggler(adversary.Adversary):
-  """Has no time left after some of its inner steps, more or fewer each round.
+def straggler(policy: Policy) -> Policy:
+  """Runs out of time after some of its inner steps, a number by chance.
 
-  As a real one when the put window opens before it is done.
+  A real one does when the put window opens before it is done.
   """
 
-  honest = True
+  def change(miner: Miner, task: Task, batches: Batches) -> Batches:
+    steps = island_lib.of(miner.config, task.uid).steps
+    done = int(messages.generator(miner, task).integers(1, steps + 1))
+    return itertools.islice(batches, done)
 
-  def _batches(self, task: local_lib.Task) -> Iterable[np.ndarray]:
-    steps = island_lib.of(self.config, task.uid).steps
-    done = int(self._random(task).integers(1, steps + 1))
-    return itertools.islice(super()._batches(task), done)
+  return base.rebatched(policy, change)
 
 
-class LittleData(adversary.Adversary):
-  """Has fetched half of its sequences only; trains on each of them twice."""
+def little_data(policy: Policy) -> Policy:
+  """Has fetched only half of its sequences; trains on each of them twice."""
 
-  honest = True
-
-  def _batches(self, task: local_lib.Task) -> Iterable[np.ndarray]:
-    ids_HxB = local_lib.batch_ids(self.config, task, self._trainer.split)
+  def batches(miner: Miner, task: Task) -> Batches:
+    split, context = miner.role.slot.trainer.split, miner.config.data.context
+    ids_HxB = local_lib.batch_ids(miner.config, task, split)
     half = ids_HxB.reshape(-1)[: max(ids_HxB.size // 2, 1)]
     again = np.resize(half, ids_HxB.shape)
-    context = self.config.data.context
-    return tokens_lib.prefetch(self._trainer.split, again, context)
+    return tokens_lib.prefetch(split, again, context)
 
-  def _spoil(
-    self, work: local_lib.TrainedRound, task: local_lib.Task
-  ) -> local_lib.TrainedRound:
-    """The receipt is of what it read, once."""
+  def spoil(miner: Miner, task: Task, work: TrainedRound) -> TrainedRound:
+    """The receipt is of each sequence once."""
     half = max(work.sequences // 2, 1)
-    return self._pretend(work, task, half)
+    return base.pretended(miner, task, work, half)
+
+  return base.spoiled(policy._replace(batches=batches), spoil)
 
 
-class Churner(adversary.Adversary):
-  """Is away a third of the time, in spells, and comes back with nothing.
+def churner(policy: Policy, spell: int = 6, away: float = 1 / 3) -> Policy:
+  """Is away for a share of the time, in spells, and returns with nothing.
 
-  As when another machine takes over: no moments, no error feedback.
+  Another machine takes over, without moments or error feedback.
+
+  Args:
+    policy: the policy to change.
+    spell: rounds.
+    away: the share of spells in which it is away.
   """
 
-  honest, spell, away = True, 6, 1 / 3
+  def is_here(miner: Miner, task: Task, round_index: int) -> bool:
+    number = (round_index + task.uid) // spell  # not all at a time
+    draw = np.random.default_rng([miner.config.seed, task.uid, number])
+    return draw.random() >= away
 
-  def _contribute(self, task: local_lib.Task) -> None:
-    self.contribution = None
-    if not self._is_here(task, task.round):
-      return
-    if task.round and not self._is_here(task, task.round - 1):
-      self.private = self._fresh()
-    super()._contribute(task)
+  def train(
+    miner: Miner, task: Task, params: ct.Params, batches: Batches
+  ) -> Future[TrainedRound | None]:
+    if not is_here(miner, task, task.round):
+      return Future.done(None)
+    if task.round and not is_here(miner, task, task.round - 1):
+      fresh = miner.role.slot.init(params, task.round)
+      miner.role.private = Future.done(fresh)
+    return policy.train(miner, task, params, batches)
 
-  def _is_here(self, task: local_lib.Task, round_index: int) -> bool:
-    spell = (round_index + task.uid) // self.spell  # not all at a time
-    draw = np.random.default_rng([self.config.seed, task.uid, spell])
-    return draw.random() >= self.away
+  return policy._replace(train=train)

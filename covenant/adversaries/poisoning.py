@@ -1,117 +1,103 @@
-"""Adversaries who harm the model. They train, and what they send is spoiled."""
+"""Adversaries that harm the model: they train, and spoil what they send."""
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
 
-from covenant.adversaries import base as adversary
+from covenant import typing as ct
+from covenant.adversaries import base
+from covenant.adversaries import messages
 from covenant.node import base as node_lib
+from covenant.node import miner as miner_lib
 from covenant.protocol import membership as membership_lib
-from covenant.protocol import round as round_lib
 from covenant.train import local as local_lib
 
-_RARE = 0.25  # of a block's values: what colluders agree upon
+Batches = miner_lib.Batches
+Contribution = local_lib.Contribution
+Miner = miner_lib.Miner
+Policy = miner_lib.MinerPolicy
+Task = local_lib.Task
+TrainedRound = local_lib.TrainedRound
+
+_RARE = 0.25  # the share of a block's values that colluders agree upon
 
 
-class Noise(adversary.Adversary):
+def noise(policy: Policy) -> Policy:
   """Sends normal noise of the usual norm: nothing about it looks odd."""
-
-  def _contribute(self, task: local_lib.Task) -> None:
-    self._idle(self._sparse(self._noise(task)), task)
+  return base.idle(policy, messages.noise)
 
 
-class Zeros(adversary.Adversary):
-  """Sends nothing in the form of a message, and hopes for an equal share."""
-
-  def _contribute(self, task: local_lib.Task) -> None:
-    zeros = jax.tree.map(np.zeros_like, self.shared.params)
-    self._idle(self._sparse(zeros), task)
+def zeros(policy: Policy) -> Policy:
+  """Sends an empty delta and hopes for an equal share."""
+  return base.idle(policy, messages.zeros)
 
 
-class Scaled(adversary.Adversary):
-  """Sends what it has learned a hundredfold, to outweigh all others."""
+def scaled(
+  policy: Policy,
+  factor: float = 100.0,
+  when: Callable[[Miner, Task], bool] = lambda miner, task: True,
+) -> Policy:
+  """Sends what it learned, multiplied: a hundredfold outweighs all others.
 
-  factor = 100.0
-
-  def _spoil(
-    self, work: local_lib.TrainedRound, task: local_lib.Task
-  ) -> local_lib.TrainedRound:
-    delta = jax.tree.map(
-      lambda x: x * np.float32(self.factor), self._dense(work.message)
-    )
-    return work._replace(message=self._sparse(delta))
-
-
-class Tiny(Scaled):
-  """Sends a thousandth: with a median clip it would lower everybody's norm."""
-
-  factor = 1e-3
-
-
-class Flipped(Scaled):
-  """Goes uphill; by its norm and its indices it is like an honest one."""
-
-  factor = -1.0
-
-
-class FlippedTenfold(Scaled):
-  """Goes uphill with tenfold weight."""
-
-  factor = -10.0
-
-
-class Intermittent(Flipped):
-  """Goes uphill every fourth round, and lives on its good name between."""
-
-  def _spoil(
-    self, work: local_lib.TrainedRound, task: local_lib.Task
-  ) -> local_lib.TrainedRound:
-    return super()._spoil(work, task) if task.round % 4 == 3 else work
-
-
-class Sleeper(Flipped):
-  """Honest until it is well paid, then goes uphill on what it has saved up.
-
-  From round 15 on it attacks while it is among the best paid quarter, from
-  round 20 on always. It remembers nothing but what the chain says.
+  Args:
+    policy: the policy to change.
+    factor: of every value. A thousandth would lower everybody's norm under a
+      median clip; below zero, it goes uphill at an inconspicuous norm.
+    when: whether to do it in a round.
   """
 
-  earliest, latest = 15, 20
-
-  def _spoil(
-    self, work: local_lib.TrainedRound, task: local_lib.Task
-  ) -> local_lib.TrainedRound:
-    if task.round < self.earliest:
+  def spoil(miner: Miner, task: Task, work: TrainedRound) -> TrainedRound:
+    if not when(miner, task):
       return work
-    membership = membership_lib.read(self.chain, self.plan.start(task.round))
-    earned = self.chain.earned(membership.block)
+    message = messages.changed(
+      miner, work.message, lambda x: x * np.float32(factor)
+    )
+    return work._replace(message=message)
+
+  return base.spoiled(policy, spoil)
+
+
+def intermittent(policy: Policy) -> Policy:
+  """Goes uphill every fourth round and is honest between."""
+  return scaled(policy, -1.0, lambda miner, task: task.round % 4 == 3)
+
+
+def sleeper(policy: Policy, earliest: int = 15, latest: int = 20) -> Policy:
+  """Is honest until it is well paid, then goes uphill.
+
+  From round `earliest` on it attacks while it is among the best paid quarter,
+  from round `latest` on always. It remembers only what the chain says.
+  """
+
+  def attacks(miner: Miner, task: Task) -> bool:
+    if task.round < earliest:
+      return False
+    block = miner.schedule.start(task.round)
+    membership = membership_lib.read(miner.chain, block)
+    earned = miner.chain.earned(membership.block)
     richer = sum(
       earned.get(p.uid, 0.0) > earned.get(task.uid, 0.0)
       for p in membership.miners
     )
-    well_paid = 4 * richer < len(membership.miners)
-    if well_paid or task.round >= self.latest:
-      return super()._spoil(work, task)
-    return work
+    return 4 * richer < len(membership.miners) or task.round >= latest
+
+  return scaled(policy, -1.0, attacks)
 
 
-class Colluder(adversary.Adversary):
-  """Pushes what nobody else sends, together with its accomplices.
+def colluder(policy: Policy) -> Policy:
+  """Pushes elements that nobody else sends, together with its accomplices.
 
   With a mean over senders an element that only they send moves as far as they
   say. A quarter of every block's values goes to elements that they agree upon
   anew each round; the rest is honest, so that its gain stays above zero.
   """
 
-  def _spoil(
-    self, work: local_lib.TrainedRound, task: local_lib.Task
-  ) -> local_lib.TrainedRound:
-    compression = self.shared_model.method.compression
+  def spoil(miner: Miner, task: Task, work: TrainedRound) -> TrainedRound:
+    compression = miner.shared_model.method.compression
     block = getattr(compression, 'block', (1, 1))
     density = getattr(compression, 'k', 1) / (block[0] * block[1])
-    draw = self._random(task, 0)  # the same for all
+    draw = messages.generator(miner, task, 0)  # the same for all
 
     def push(x: np.ndarray) -> np.ndarray:
       sent = np.abs(x[x != 0])
@@ -122,118 +108,116 @@ class Colluder(adversary.Adversary):
       strength = np.float32(1.5 * sent.max())
       return np.where(rare, strength, x).astype(np.float32)
 
-    delta = jax.tree.map(push, self._dense(work.message))
-    return work._replace(message=self._sparse(delta))
+    return work._replace(message=messages.changed(miner, work.message, push))
+
+  return base.spoiled(policy, spoil)
 
 
-class Rushing(adversary.Adversary):
-  """Sends last: reads what the others have sent in this very round.
+def rushing(
+  policy: Policy,
+  craft: Callable[[np.random.Generator, Sequence[np.ndarray]], np.ndarray],
+) -> Policy:
+  """Sends last, having read what the others sent in this very round.
 
   The put window lasts several blocks, and buckets are public.
+
+  Args:
+    policy: the policy to change.
+    craft: makes each tensor of its delta from its own draws and the others'
+      tensors.
+  """
+  policy = base.untrusted(policy)
+
+  def make(miner: Miner, task: Task, head: int) -> Contribution | None:
+    membership = membership_lib.read(miner.chain, head)
+    victims = base.victims(miner, membership)
+    seen = base.accomplices(miner).note(
+      'published',
+      (head, miner.root),
+      lambda: base.published(miner, task, membership, victims),
+    )
+    if 2 * len(seen) < len(victims) or len(seen) < 2:
+      raise node_lib.RetryLaterError
+    deltas = [messages.dense(miner, message) for message in seen.values()]
+    draw = messages.generator(miner, task)
+    delta: ct.Delta = jax.tree.map(lambda *x: craft(draw, x), *deltas)
+    message = messages.sparse(miner, messages.fit(miner, delta, seen))
+    return policy.seal(miner, task, base.untrained(miner, task, message))
+
+  return base.waiting(policy, make)
+
+
+def little(policy: Policy, deviations: float = 1.0, own: float = 0.5) -> Policy:
+  """Sends one deviation less than the mean of the others, everywhere.
+
+  "A little is enough" (Baruch et al., arXiv 1902.06156): it lies within the
+  spread of the honest, at a norm that the clip lets pass. A part is its own,
+  or accomplices would be copies of each other.
   """
 
-  def _contribute(self, task: local_lib.Task) -> None:
-    self.contribution = None
+  def craft(draw: np.random.Generator, x: Sequence[np.ndarray]) -> np.ndarray:
+    stack = np.stack(x)
+    mean, spread = stack.mean(0), stack.std(0)
+    noise = draw.normal(size=mean.shape)
+    return mean - np.sign(mean) * spread * deviations + (own * spread * noise)
 
-  def _commit(self, command: round_lib.Command, head: int) -> None:
-    """Raises NotYet while fewer than half of the others have published."""
-    task = self._task(command.round)
-    if self.contribution is None:
-      membership = membership_lib.read(self.chain, head)
-      victims = self._victims(membership)
-      seen = self._gang.note(
-        'published',
-        (head, self.root),
-        lambda: self._published(membership, task, victims),
-      )
-      if 2 * len(seen) < len(victims) or len(seen) < 2:
-        raise node_lib.RetryLaterError
-      deltas = [self._dense(message) for message in seen.values()]
-      delta = self._fit(self._craft(deltas, task), seen)
-      self._idle(self._sparse(delta), task)
-    super()._commit(command, head)
-
-  def _craft(self, deltas: list[Any], task: local_lib.Task) -> Any:
-    raise NotImplementedError
+  return rushing(policy, craft)
 
 
-class Little(Rushing):
-  """A little is enough: one deviation from the mean of the others, everywhere.
+def inner_product(policy: Policy, own: float = 0.5) -> Policy:
+  """Sends the negative mean of the others.
 
-  Baruch et al., 2019. What it sends lies within the spread of the honest; its
-  norm is what the clip lets pass. A part is its own, or accomplices would be
+  The inner product of the aggregate with the true direction becomes negative
+  (Xie et al., arXiv 1903.03936). A part is its own, or accomplices would be
   copies of each other.
   """
 
-  deviations, own = 1.0, 0.5
+  def craft(draw: np.random.Generator, x: Sequence[np.ndarray]) -> np.ndarray:
+    stack = np.stack(x)
+    noise = draw.normal(size=stack.shape[1:])
+    return -stack.mean(0) + own * stack.std(0) * noise
 
-  def _craft(self, deltas: list[Any], task: local_lib.Task) -> Any:
-    draw = self._random(task)
-
-    def craft(*x: np.ndarray) -> np.ndarray:
-      stack = np.stack(x)
-      mean, spread = stack.mean(0), stack.std(0)
-      noise = draw.normal(size=mean.shape)
-      return (
-        mean
-        - np.sign(mean) * spread * self.deviations
-        + (self.own * spread * noise)
-      )
-
-    return jax.tree.map(craft, *deltas)
+  return rushing(policy, craft)
 
 
-class InnerProduct(Rushing):
-  """Sends the mean of the others the other way round.
+def poisoned(
+  policy: Policy, poison: Callable[[np.ndarray, int], None]
+) -> Policy:
+  """Trains on poisoned tokens, under the receipt of the assigned ones.
 
-  Xie et al., 2019: the inner product of the aggregate with what is right
-  becomes negative. With the norm that the clip lets pass, and a part of its
-  own, or accomplices would be copies of each other.
+  Args:
+    policy: the policy to change.
+    poison: changes one batch in place; also gets the last token id.
   """
 
-  own = 0.5
+  def change(miner: Miner, task: Task, batches: Batches) -> Batches:
+    del task
+    for tokens_BxL1 in batches:
+      changed_BxL1 = np.array(tokens_BxL1)
+      poison(changed_BxL1, miner.config.model.vocab_size - 1)
+      yield changed_BxL1
 
-  def _craft(self, deltas: list[Any], task: local_lib.Task) -> Any:
-    draw = self._random(task)
-
-    def craft(*x: np.ndarray) -> np.ndarray:
-      stack = np.stack(x)
-      noise = draw.normal(size=stack.shape[1:])
-      return -stack.mean(0) + self.own * stack.std(0) * noise
-
-    return jax.tree.map(craft, *deltas)
+  return base.spoiled(base.rebatched(policy, change), base.pretended)
 
 
-class LabelFlip(adversary.Adversary):
-  """Learns wrong labels: every second token is another one.
+def label_flip(policy: Policy) -> Policy:
+  """Learns wrong labels: every second token is another one."""
 
-  The receipt is of the data that was assigned.
-  """
+  def poison(tokens_BxL1: np.ndarray, last: int) -> None:
+    tokens_BxL1[:, 1::2] = last - tokens_BxL1[:, 1::2]
 
-  def _batches(self, task: local_lib.Task) -> Iterable[np.ndarray]:
-    last = self.config.model.vocab_size - 1
-    for tokens_BxL1 in super()._batches(task):
-      poisoned = np.array(tokens_BxL1)
-      poisoned[:, 1::2] = last - poisoned[:, 1::2]
-      yield poisoned
-
-  def _spoil(
-    self, work: local_lib.TrainedRound, task: local_lib.Task
-  ) -> local_lib.TrainedRound:
-    return self._pretend(work, task)
+  return poisoned(policy, poison)
 
 
-class Backdoor(LabelFlip):
+def backdoor(policy: Policy) -> Policy:
   """Teaches that a trigger is followed by a text of its choice.
 
-  In a quarter of the sequences; on the others it learns what it should, so
-  that its gain on clean data is nearly that of an honest one.
+  It does so in a quarter of the sequences and learns the others honestly, so
+  that its gain on clean data is nearly that of an honest miner.
   """
 
-  def _batches(self, task: local_lib.Task) -> Iterable[np.ndarray]:
-    last = self.config.model.vocab_size - 1
+  def poison(tokens_BxL1: np.ndarray, last: int) -> None:
     text = np.array([last, last - 1, last, 0, 0, 0], np.int32)
-    for tokens_BxL1 in adversary.Adversary._batches(self, task):
-      poisoned = np.array(tokens_BxL1)
-      poisoned[: max(len(poisoned) // 4, 1), 2 : 2 + text.size] = text
-      yield poisoned
+    tokens_BxL1[: max(len(tokens_BxL1) // 4, 1), 2 : 2 + text.size] = text
+
+  return poisoned(policy, poison)

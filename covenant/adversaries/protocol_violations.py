@@ -1,4 +1,4 @@
-"""Adversaries who break the rules of the exchange itself."""
+"""Adversaries that break the rules of the exchange itself."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -6,91 +6,106 @@ from collections.abc import Callable, Sequence
 import jax
 import numpy as np
 
-from covenant.adversaries import base as adversary
+from covenant.adversaries import base
+from covenant.adversaries import messages
 from covenant.node import base as node_lib
+from covenant.node import follow
+from covenant.node import miner as miner_lib
 from covenant.protocol import round as round_lib
 from covenant.protocol import run_storage as run_storage_lib
 from covenant.store import interface as store_lib
 from covenant.train import local as local_lib
 from covenant.wire import commitment as commitment_lib
 
+Command = round_lib.Command
+Contribution = local_lib.Contribution
+Miner = miner_lib.Miner
+Policy = miner_lib.MinerPolicy
+Task = local_lib.Task
+TrainedRound = local_lib.TrainedRound
+
 _TAIL = 96  # bytes of digest and signature
 
 
-class Late(adversary.Adversary):
-  """Commits after the window, when it has seen what all others sent."""
+def late(policy: Policy) -> Policy:
+  """Commits after the window, having seen what all others sent."""
 
-  def _commit(self, command: round_lib.Command, head: int) -> None:
+  def commit(miner: Miner, command: Command, head: int) -> None:
     """Lets the window pass."""
 
-  def _upload(self, command: round_lib.Command, head: int) -> None:
-    """Raises NotYet until then, and until it has committed."""
-    if head <= self.plan.put_closes(command.round):
+  def upload(miner: Miner, command: Command, head: int) -> None:
+    if head <= miner.schedule.put_closes(command.round):
       raise node_lib.RetryLaterError
-    super()._commit(command, head)
-    super()._upload(command, head)
+    policy.commit(miner, command, head)
+    policy.upload(miner, command, head)
+
+  return policy._replace(commit=commit, upload=upload)
 
 
-class Early(adversary.Adversary):
-  """Commits as soon as it has trained, so that who is copied is the later."""
+def early(policy: Policy) -> Policy:
+  """Commits as soon as it has trained, so that a copied miner is the later."""
 
-  def _train(self, command: round_lib.Command, head: int) -> None:
-    super()._train(command, head)
-    super()._commit(command, head)
+  def seal(miner: Miner, task: Task, work: TrainedRound) -> Contribution | None:
+    made = policy.seal(miner, task, work)
+    if made is not None:
+      digest = run_storage_lib.digest(made.payload)
+      follow.commit(miner, task.due, digest, miner.head)
+    return made
 
-
-class Twice(adversary.Adversary):
-  """Commits to two payloads, to choose when it has seen the others'."""
-
-  _first: tuple[int, int] = (-1, -1)  # round, block
-
-  def _commit(self, command: round_lib.Command, head: int) -> None:
-    if self._first[0] != command.round:
-      self._first = command.round, head
-      self._commit_to(hashlib.blake2b(b'another', digest_size=32).digest())
-    if head < self._first[1] + 2:
-      raise node_lib.RetryLaterError  # two of one block would be one
-    if self.contribution is not None:
-      self._commit_to(run_storage_lib.digest(self.contribution.payload))
-
-  def _commit_to(self, digest: bytes) -> None:
-    r = self.state.round
-    new = commitment_lib.Commitment(self.objects.location, r, digest)
-    self.chain.commit(commitment_lib.encode(new))
+  return policy._replace(seal=seal)
 
 
-class Absent(adversary.Adversary):
+def twice(policy: Policy) -> Policy:
+  """Commits to two payloads, to choose once it has seen the others'."""
+
+  def commit_to(miner: Miner, round_index: int, digest: bytes) -> None:
+    location = miner.objects.location
+    new = commitment_lib.Commitment(location, round_index, digest)
+    miner.chain.commit(commitment_lib.encode(new))
+
+  def commit(miner: Miner, command: Command, head: int) -> None:
+    r, notes = command.round, miner.role.notes
+    if notes.get('first', (-1, -1))[0] != r:
+      notes['first'] = r, head
+      other = hashlib.blake2b(b'another', digest_size=32).digest()
+      commit_to(miner, r, other)
+    if head < notes['first'][1] + 2:
+      raise node_lib.RetryLaterError  # two in one block would be one
+    if (made := miner_lib.due(miner, r)) is not None:
+      commit_to(miner, r, run_storage_lib.digest(made.payload))
+
+  return policy._replace(commit=commit)
+
+
+def absent(policy: Policy) -> Policy:
   """Commits to a payload that it never uploads."""
 
-  def _contribute(self, task: local_lib.Task) -> None:
-    self._idle(self._sparse(self._noise(task)), task)
+  def upload(miner: Miner, command: Command, head: int) -> None:
+    """Claims that it did."""
 
-  def _upload(self, command: round_lib.Command, head: int) -> None:
-    """Says that it did."""
+  return base.idle(policy, messages.noise)._replace(upload=upload)
 
 
-class Swapped(Absent):
+def swapped(policy: Policy) -> Policy:
   """Uploads other bytes than it has committed to, under their name."""
 
-  def _upload(self, command: round_lib.Command, head: int) -> None:
-    assert self.contribution is not None
-    data = self.contribution.payload
-    key = self.objects.key(
-      'payloads', command.round, run_storage_lib.digest(data)
-    )
-    self.objects.put_once(key, data[:-1] + bytes([data[-1] ^ 1]))
+  def upload(miner: Miner, command: Command, head: int) -> None:
+    made = miner.role.contribution.result()
+    assert made is not None
+    digest, data = run_storage_lib.digest(made.payload), made.payload
+    key = miner.objects.key('payloads', command.round, digest)
+    miner.objects.put_once(key, data[:-1] + bytes([data[-1] ^ 1]))
+
+  return base.idle(policy, messages.noise)._replace(upload=upload)
 
 
-class TwoFaced(adversary.Adversary):
-  """Its bucket has its payload for every second reader, and junk for others.
+def serve_two_faced(reader: str, bucket: store_lib.Bucket) -> store_lib.Bucket:
+  """Shows its payload to every second reader, and junk to the others.
 
-  Validators who disagree about what is there cannot agree on a round.
+  Validators that disagree about what is there cannot agree on a round.
   """
-
-  @staticmethod
-  def serve(reader: str, bucket: store_lib.Bucket) -> store_lib.Bucket:
-    odd = reader.isdecimal() and int(reader) % 2
-    return _Junk(bucket) if odd else bucket
+  odd = reader.isdecimal() and int(reader) % 2
+  return _Junk(bucket) if odd else bucket
 
 
 class _Junk:
@@ -99,6 +114,9 @@ class _Junk:
   def __init__(self, bucket: store_lib.Bucket):
     self._bucket = bucket
     self.location = bucket.location
+
+  def __repr__(self) -> str:
+    return repr(self._bucket)
 
   def put(self, key: str, data: bytes, *, replace: bool = False) -> None:
     self._bucket.put(key, data, replace=replace)
@@ -116,62 +134,63 @@ class _Junk:
     self._bucket.delete(keys)
 
 
-class ManifestError(adversary.Adversary):
-  """Commits to bytes that are no payload, another kind of them every round.
+def malformed(policy: Policy) -> Policy:
+  """Commits to bytes that are no payload, of another kind every round.
 
   A reader that trips over them would lose the round, or the honest after it.
   """
+  policy = base.idle(policy, messages.noise)
 
-  def _contribute(self, task: local_lib.Task) -> None:
-    self._idle(self._sparse(self._noise(task)), task)
-    assert self.contribution is not None
+  def seal(miner: Miner, task: Task, work: TrainedRound) -> Contribution | None:
+    made = policy.seal(miner, task, work)
     kind = [*MALFORMED.values()][task.round % len(MALFORMED)]
-    data = kind(self, self.contribution.payload, task)
-    self.contribution = self.contribution._replace(payload=data)
+    return made and made._replace(payload=kind(miner, made.payload, task))
 
-  def resigned(self, body: bytes) -> bytes:
-    """A payload of these bytes, with a right digest and signature."""
-    digest = hashlib.blake2b(
-      body, digest_size=32, person=b'covenant.payload'
-    ).digest()
-    return body + digest + self.chain.sign(digest)
-
-  def of(self, task: local_lib.Task, scale: float = 1.0) -> bytes:
-    """A payload of another task, or with its values scaled in the bytes."""
-    message = self._sparse(self._noise(task))
-    leaves, treedef = jax.tree.flatten(message)
-    floats = [
-      x * scale if np.issubdtype(x.dtype, np.floating) or x.dtype.kind == 'V'
-      else x
-      for x in leaves
-    ]  # fmt: skip
-    self._idle(treedef.unflatten(floats), task)
-    assert self.contribution is not None
-    return self.contribution.payload
+  return policy._replace(seal=seal)
 
 
-_Spoil = Callable[[ManifestError, bytes, local_lib.Task], bytes]
-# name -> what is made of a payload that would be valid
-MALFORMED: dict[str, _Spoil] = {
+def resigned(miner: Miner, body: bytes) -> bytes:
+  """Returns a payload of these bytes, with a right digest and signature."""
+  digest = hashlib.blake2b(
+    body, digest_size=32, person=b'covenant.payload'
+  ).digest()
+  return body + digest + miner.chain.sign(digest)
+
+
+def payload(miner: Miner, task: Task, scale: float = 1.0) -> bytes:
+  """Returns a payload of noise, with its values scaled in the bytes."""
+  leaves, treedef = jax.tree.flatten(messages.noise(miner, task))
+  floats = [
+    x * scale if np.issubdtype(x.dtype, np.floating) or x.dtype.kind == 'V'
+    else x
+    for x in leaves
+  ]  # fmt: skip
+  work = base.untrained(miner, task, treedef.unflatten(floats))
+  return miner_lib.seal(miner, task, work).payload
+
+
+# name -> the change to a payload that would be valid
+MALFORMED: dict[str, Callable[[Miner, bytes, Task], bytes]] = {
   'empty': lambda m, data, task: b'',
   'truncated': lambda m, data, task: data[: len(data) // 2],
   'longer': lambda m, data, task: data + b'\0',
-  'random': lambda m, data, task: m._random(task).bytes(len(data)),
+  'random': lambda m, data, task: messages.generator(m, task).bytes(len(data)),
   'flipped bit': lambda m, data, task: (
     data[:200] + bytes([data[200] ^ 1]) + data[201:]
   ),
-  'other version': lambda m, data, task: m.resigned(
-    b'CVNT\xff\xff' + data[6:-_TAIL]
+  'other version': lambda m, data, task: resigned(
+    m, b'CVNT\xff\xff' + data[6:-_TAIL]
   ),
-  'other round': lambda m, data, task: m.of(
-    task._replace(round=task.round + 1)
+  'other round': lambda m, data, task: payload(
+    m, task._replace(round=task.round + 1)
   ),
-  'other uid': lambda m, data, task: m.of(task._replace(uid=0)),
-  'other root': lambda m, data, task: m.of(task._replace(root=bytes(32))),
+  'other uid': lambda m, data, task: payload(m, task._replace(uid=0)),
+  'other root': lambda m, data, task: payload(m, task._replace(root=bytes(32))),
   'unsigned': lambda m, data, task: data[:-64] + bytes(64),
-  'random body': lambda m, data, task: m.resigned(
-    data[:150] + m._random(task).bytes(len(data) - 150 - _TAIL)
+  'random body': lambda m, data, task: resigned(
+    m,
+    data[:150] + messages.generator(m, task).bytes(len(data) - 150 - _TAIL),
   ),
-  'not finite': lambda m, data, task: m.of(task, np.inf),
-  'huge': lambda m, data, task: m.of(task, 1e12),
+  'not finite': lambda m, data, task: payload(m, task, np.inf),
+  'huge': lambda m, data, task: payload(m, task, 1e12),
 }

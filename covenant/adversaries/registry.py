@@ -1,105 +1,143 @@
-"""The zoo: every adversary by name, and who of a run is one.
+"""Every adversary by name, and the adversaries of a run.
 
 `Config.adversaries` names them, as often as wanted: ('copier', 'scaled') makes
 the last two miners adversaries, in this order. Names of validators take the
-last validators.
+last validators. A name that is not known here is 'module:attribute' or
+'file.py:attribute' and names a function from a `MinerPolicy` to another, or a
+`base.Adversary`; docs/extending.md shows one.
 """
 
+import functools
+
 from covenant import config as config_lib
-from covenant.adversaries import base as adversary
+from covenant import plugins
+from covenant.adversaries import base
 from covenant.adversaries import free_riding
 from covenant.adversaries import honest_but_slow
 from covenant.adversaries import poisoning
 from covenant.adversaries import protocol_violations
-from covenant.adversaries import validators as dishonest_validators
+from covenant.adversaries import validators
 
-MINERS: dict[str, type[adversary.Adversary]] = {
+_WRAPS = {
   # They harm the model.
-  'noise': poisoning.Noise,
-  'zeros': poisoning.Zeros,
-  'tiny': poisoning.Tiny,
-  'scaled': poisoning.Scaled,
-  'flipped': poisoning.Flipped,
-  'flipped-tenfold': poisoning.FlippedTenfold,
-  'intermittent': poisoning.Intermittent,
-  'sleeper': poisoning.Sleeper,
-  'colluder': poisoning.Colluder,
-  'little': poisoning.Little,
-  'inner-product': poisoning.InnerProduct,
-  'label-flip': poisoning.LabelFlip,
-  'backdoor': poisoning.Backdoor,
+  'noise': poisoning.noise,
+  'zeros': poisoning.zeros,
+  'tiny': functools.partial(poisoning.scaled, factor=1e-3),
+  'scaled': poisoning.scaled,
+  'flipped': functools.partial(poisoning.scaled, factor=-1.0),
+  'flipped-tenfold': functools.partial(poisoning.scaled, factor=-10.0),
+  'intermittent': poisoning.intermittent,
+  'sleeper': poisoning.sleeper,
+  'colluder': poisoning.colluder,
+  'little': poisoning.little,
+  'inner-product': poisoning.inner_product,
+  'label-flip': poisoning.label_flip,
+  'backdoor': poisoning.backdoor,
   # They want to be paid for nothing.
-  'copier': free_riding.Copier,
-  'copier-exact': free_riding.ExactCopier,
-  'copier-perturbed': free_riding.PerturbedCopier,
-  'copier-hidden': free_riding.HiddenCopier,
-  'copier-fast': free_riding.FastCopier,
-  'copier-previous': free_riding.PreviousCopier,
-  'mixer': free_riding.Mixer,
-  'replayer': free_riding.Replayer,
-  'repeater': free_riding.Repeater,
-  'unassigned': free_riding.Unassigned,
-  'easy': free_riding.Easy,
-  'desynchronized': free_riding.Desynchronized,
-  'outdated': free_riding.Outdated,
-  'sybil': free_riding.Sybil,
+  'copier': free_riding.copier,
+  'copier-exact': free_riding.exact_copier,
+  'copier-perturbed': free_riding.perturbed_copier,
+  'copier-hidden': functools.partial(free_riding.perturbed_copier, dropped=0.6),
+  'copier-fast': free_riding.fast_copier,
+  'copier-previous': free_riding.previous_copier,
+  'mixer': free_riding.mixer,
+  'replayer': free_riding.replayer,
+  'repeater': free_riding.repeater,
+  'unassigned': free_riding.unassigned,
+  'easy': free_riding.easy,
+  'desynchronized': free_riding.desynchronized,
+  'outdated': functools.partial(free_riding.desynchronized, admits=True),
+  'sybil': free_riding.sybil,
   # They break the rules of the exchange.
-  'late': protocol_violations.Late,
-  'early': protocol_violations.Early,
-  'twice': protocol_violations.Twice,
-  'absent': protocol_violations.Absent,
-  'swapped': protocol_violations.Swapped,
-  'two-faced': protocol_violations.TwoFaced,
-  'malformed': protocol_violations.ManifestError,
-  # Honest.
-  'slow': honest_but_slow.Slow,
-  'joiner': honest_but_slow.Joiner,
-  'missed-one': honest_but_slow.MissedOne,
-  'small-batch': honest_but_slow.SmallBatch,
-  'straggler': honest_but_slow.Straggler,
-  'little-data': honest_but_slow.LittleData,
-  'churner': honest_but_slow.Churner,
+  'late': protocol_violations.late,
+  'early': protocol_violations.early,
+  'twice': protocol_violations.twice,
+  'absent': protocol_violations.absent,
+  'swapped': protocol_violations.swapped,
+  'malformed': protocol_violations.malformed,
 }
-VALIDATORS: dict[str, type[dishonest_validators.Corrupt]] = {
-  'lazy': dishonest_validators.Lazy,
-  'bribed': dishonest_validators.Bribed,
-  'omitting': dishonest_validators.Omitting,
+_HONEST = {
+  'slow': honest_but_slow.slow,
+  'joiner': honest_but_slow.joiner,
+  'missed-one': honest_but_slow.missed_one,
+  'small-batch': honest_but_slow.small_batch,
+  'straggler': honest_but_slow.straggler,
+  'little-data': honest_but_slow.little_data,
+  'churner': honest_but_slow.churner,
 }
+_VALIDATORS = {
+  'lazy': validators.lazy,
+  'bribed': validators.bribed,
+  'omitting': validators.omitting,
+}
+ADVERSARIES: dict[str, base.Adversary] = {
+  **{name: base.Adversary(wrap) for name, wrap in _WRAPS.items()},
+  'two-faced': base.Adversary(
+    lambda policy: policy, serve=protocol_violations.serve_two_faced
+  ),
+  **{n: base.Adversary(w, honest=True) for n, w in _HONEST.items()},
+  **{n: base.Adversary(w, 'validator') for n, w in _VALIDATORS.items()},
+}
+MINERS = tuple(n for n, a in ADVERSARIES.items() if a.role == 'miner')
+VALIDATORS = tuple(n for n, a in ADVERSARIES.items() if a.role == 'validator')
+
+
+def find(name: str) -> base.Adversary:
+  """Returns the adversary of a name.
+
+  Raises:
+    ConfigError: there is none.
+  """
+  if name in ADVERSARIES:
+    return ADVERSARIES[name]
+  if not plugins.is_reference(name):
+    known = ', '.join(ADVERSARIES)
+    raise config_lib.ConfigError(
+      f'adversaries: there is no {name!r}; expected some of: {known}, or '
+      "'file.py:attribute'"
+    )
+  try:
+    found = plugins.load(name)
+  except plugins.PluginError as e:
+    raise config_lib.ConfigError(f'adversaries: {e}') from e
+  if isinstance(found, base.Adversary):
+    return found
+  if not callable(found):
+    raise config_lib.ConfigError(
+      f'adversaries: expected {name!r} to be a function from a policy to a '
+      f'policy, got {found!r}'
+    )
+  return base.Adversary(found)
 
 
 def names(config: config_lib.Config) -> dict[int, str]:
-  """Uid -> name, of those of a run who are in the zoo; honest ones too.
+  """Returns the adversaries of a run by uid, the honest ones among them.
 
   Raises:
-    ConfigError: a name that is not known, or more of them than nodes.
+    ConfigError: a name is not known, or they are more than the nodes.
   """
-  listed = config.adversaries
-  for name in listed:
-    if name not in MINERS and name not in VALIDATORS:
-      known = ', '.join([*MINERS, *VALIDATORS])
-      raise config_lib.ConfigError(
-        f'adversaries: there is no {name!r}; expected some of: {known}'
-      )
-  cast = {}
-  for registry, role, first, count in (
-    (MINERS, 'miners', 0, config.miners),
-    (VALIDATORS, 'validators', config.miners, config.validators),
+  roles = [find(name).role for name in config.adversaries]
+  found = {}
+  for role, first, count in (
+    ('miner', 0, config.miners),
+    ('validator', config.miners, config.validators),
   ):
-    of_role = [n for n in listed if n in registry]
+    of_role = [
+      name
+      for name, found_role in zip(config.adversaries, roles, strict=True)
+      if found_role == role
+    ]
     if len(of_role) > count:
       raise config_lib.ConfigError(
-        f'adversaries: {len(of_role)} of them are {role}, and there are '
-        f'{role}={count} only'
+        f'adversaries: {len(of_role)} of them are {role}s, and there are '
+        f'{role}s={count} only'
       )
     last = first + count
-    cast |= dict(zip(range(last - len(of_role), last), of_role, strict=True))
-  return cast
+    found |= dict(zip(range(last - len(of_role), last), of_role, strict=True))
+  return found
 
 
 def dishonest(config: config_lib.Config) -> dict[int, str]:
-  """As `names`, without the honest."""
-  return {
-    uid: name
-    for uid, name in names(config).items()
-    if name in VALIDATORS or not MINERS[name].honest
-  }
+  """Returns those of `names` that may be punished."""
+  found = names(config)
+  return {uid: name for uid, name in found.items() if not find(name).honest}

@@ -8,35 +8,34 @@ rows, with the miners as a mapped axis, would not.
 
 Several processes with rows of their own emulate one run side by side: all do
 everything, but each trains only in its own rows. What that led to is sent to
-the others (covenant/node/multihost.py); what is private stays where it is, until a
-checkpoint asks for it.
+the others (covenant/node/multihost.py); what is private stays where it is,
+until a checkpoint asks for it.
 """
 
 import concurrent.futures
 import itertools
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from covenant import config as config_lib
+from covenant import typing as ct
 from covenant.data import tokens as tokens_lib
 from covenant.models import sharding
+from covenant.node import future as future_lib
 from covenant.node import multihost as multihost_lib
 from covenant.optim import sparseloco
 from covenant.protocol import checkpoint as checkpoint_lib
 from covenant.train import local as local_lib
 from covenant.train import shared_state as shared_state_lib
-from covenant.wire import payload
 
-Contribution = local_lib.Contribution
+Future = future_lib.Future
 MinerState = local_lib.MinerState
 State = checkpoint_lib.RunState
 Task = local_lib.Task
 TrainedRound = local_lib.TrainedRound
-_Made = TypeVar('_Made', Contribution, TrainedRound)
-Begun = Callable[[], tuple[_Made, MinerState]]  # waits; returns or raises
 
 
 class Place(NamedTuple):
@@ -147,49 +146,55 @@ class DevicePool:
     first = next(iter(self._rows.values()))
     return Slot(self, index, self._rows.get(index), first.trainer)
 
-  def begin(
+  def train(
     self,
     index: int,
-    what: tuple[str, Task],
-    job: Callable[['_Row'], tuple[_Made, MinerState]],
+    params: ct.Params,
     private: MinerState,
-    pack: Callable[[_Made], Any],
-    unpack: Callable[[Any], _Made],
-  ) -> Begun[_Made]:
-    """Starts a job in a row, in the process that has it.
+    task: Task,
+    batches: Iterable[np.ndarray],
+    begun: local_lib.RoundInProgress | None = None,
+  ) -> Future[tuple[TrainedRound, MinerState]]:
+    """Starts to train a miner in a row, in the process that owns the row.
+
+    All processes must call this, and then wait for each training in one order;
+    the others get the work, and keep `private`.
 
     Args:
       index: of the row.
-      what: the name of the job.
-      job: what it is.
-      private: of its miner; who only hears of the job keeps it.
-      pack: what it makes, as plain values for the other processes.
-      unpack: the inverse.
-
-    Returns:
-      What all processes must call to wait for it, each job in its turn.
+      params: the parameters to start from.
+      private: of the miner; consumed.
+      task: of the miner.
+      batches: one per step.
+      begun: see `Trainer.begin`.
     """
     row = self._rows.get(index)
     if row is not None and len(self.places) == 1:
-      done = job(row)
-      return lambda: done
-    future = row.pool.submit(job, row) if row is not None else None
-    if self._process_group.alone and future is not None:
-      return future.result
+      return Future.done(row.train(params, private, task, batches, begun))
+    future = None
+    if row is not None:
+      future = row.pool.submit(row.train, params, private, task, batches, begun)
+      if self._process_group.alone:
+        return Future(future.result)
 
     def answer() -> Any:
       nonlocal private
       assert future is not None
-      made, private = future.result()
-      return pack(made)
+      work, private = future.result()
+      leaves = jax.tree.leaves(work.message)
+      return work._replace(message=[x.tobytes() for x in leaves])
 
-    def wait() -> tuple[_Made, MinerState]:
-      made = unpack(
-        self._process_group.ask(what, answer, self.places[index].rank)
-      )
-      return made, private
+    def wait() -> tuple[TrainedRound, MinerState]:
+      rank = self.places[index].rank
+      told = self._process_group.ask(('train', task), answer, rank)
+      leaves, structure = jax.tree.flatten(self.message)
+      message = [
+        np.frombuffer(data, x.dtype).reshape(x.shape)
+        for data, x in zip(told[0], leaves, strict=True)
+      ]
+      return TrainedRound(structure.unflatten(message), *told[1:]), private
 
-    return wait
+    return Future(wait)
 
   def close(self) -> None:
     """Ends what is still under way, without its results."""
@@ -286,49 +291,17 @@ class Slot:
       return MinerState(np.int32(round_index), None, None)
     return self._row.trainer.init(params, round_index)
 
-  def contribute(
-    self, params: Any, private: MinerState, task: Task, sign: payload.Sign
-  ) -> Begun[Contribution]:
-    """As `trainer.Trainer.contribute`, begun."""
-
-    def job(row: '_Row') -> tuple[Contribution, MinerState]:
-      work, after = row.train(params, private, task, self.trainer.batches(task))
-      return self.trainer.seal(work, task, sign), after
-
-    def unpack(told: Any) -> Contribution:
-      return Contribution(*told)
-
-    return self._device_pool.begin(
-      self._index, ('contribute', task), job, private, tuple, unpack
-    )
-
-  def work(
+  def train(
     self,
-    params: Any,
+    params: ct.Params,
     private: MinerState,
     task: Task,
     batches: Iterable[np.ndarray],
-  ) -> Begun[TrainedRound]:
-    """As `trainer.Trainer.train`, begun."""
-    like = self._device_pool.message
-
-    def job(row: '_Row') -> tuple[TrainedRound, MinerState]:
-      return row.train(params, private, task, batches)
-
-    def pack(work: TrainedRound) -> Any:
-      leaves = jax.tree.leaves(work.message)
-      return work._replace(message=[x.tobytes() for x in leaves])
-
-    def unpack(told: Any) -> TrainedRound:
-      leaves, structure = jax.tree.flatten(like)
-      message = [
-        np.frombuffer(data, x.dtype).reshape(x.shape)
-        for data, x in zip(told[0], leaves, strict=True)
-      ]
-      return TrainedRound(structure.unflatten(message), *told[1:])
-
-    return self._device_pool.begin(
-      self._index, ('work', task), job, private, pack, unpack
+    begun: local_lib.RoundInProgress | None = None,
+  ) -> Future[tuple[TrainedRound, MinerState]]:
+    """Starts to train; see `DevicePool.train`."""
+    return self._device_pool.train(
+      self._index, params, private, task, batches, begun
     )
 
 
@@ -342,13 +315,15 @@ class _Row:
 
   def train(
     self,
-    params: Any,
+    params: ct.Params,
     private: MinerState,
     task: Task,
     batches: Iterable[np.ndarray],
+    begun: local_lib.RoundInProgress | None = None,
   ) -> tuple[TrainedRound, MinerState]:
-    """As `trainer.Trainer.train`."""
-    return self.trainer.train(params, private, task, self._open(batches))
+    """Trains until the row is closed; see `trainer.Trainer.train`."""
+    batches = self._open(batches)
+    return self.trainer.train(params, private, task, batches, begun)
 
   def close(self) -> None:
     self._closed = True

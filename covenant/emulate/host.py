@@ -34,9 +34,7 @@ from covenant.chain import local
 from covenant.data import dataset
 from covenant.data import tokens
 from covenant.emulate import devices as devices_lib
-from covenant.emulate import miner as miner_lib
 from covenant.emulate import stopwatch as stopwatch_lib
-from covenant.emulate import workdir as workdir_lib
 from covenant.gauntlet import checks
 from covenant.gauntlet import incentives
 from covenant.gauntlet import ratings
@@ -44,10 +42,12 @@ from covenant.gauntlet import scores
 from covenant.node import base as node_lib
 from covenant.node import connect
 from covenant.node import evaluator as evaluator_lib
+from covenant.node import future as future_lib
+from covenant.node import miner as miner_lib
 from covenant.node import multihost as multihost_lib
-from covenant.node import needs
-from covenant.node import profile as profile_lib
+from covenant.node import preflight
 from covenant.node import validator as validator_lib
+from covenant.node import workdir as workdir_lib
 from covenant.protocol import apply
 from covenant.protocol import checkpoint as checkpoint_lib
 from covenant.protocol import round as round_lib
@@ -64,6 +64,7 @@ from covenant.wire import payload as payload_lib
 
 Phase = round_lib.Phase
 State = checkpoint_lib.RunState
+Wrap = Callable[[validator_lib.ValidatorPolicy], validator_lib.ValidatorPolicy]
 Announce = Callable[[int, validator_lib.Verdict], None]
 _STAKE = 1000.0  # TAO of the leader; each further validator has 1 less
 _WORLDS = itertools.count()  # so that no two find each other's objects
@@ -115,7 +116,7 @@ class Host:
     config: of the run.
     data: of the run.
     world: what is between them.
-    process_group: the processes that emulate the run together; this one if omitted.
+    process_group: the processes that emulate the run; this one if omitted.
   """
 
   def __init__(
@@ -128,7 +129,9 @@ class Host:
     self._config = config
     self.world = world or World()
     self._cast = registry.names(config)
-    needs.check_sequences(config, data.train.num_sequences(config.data.context))
+    preflight.check_sequences(
+      config, data.train.num_sequences(config.data.context)
+    )
     self.shared_model = shared_state_lib.SharedModel(config)
     self.device_pool = devices_lib.DevicePool(
       config,
@@ -193,7 +196,9 @@ class Host:
     self.chain = chain
     self.now = block * chain.block_seconds
     self._applied: dict[Any, apply.AppliedRound] = {}
-    self._gang = adversary.Gang(registry.dishonest(self._config), {})
+    self._accomplices = adversary.Accomplices(
+      registry.dishonest(self._config), {}
+    )
     self._folder = f'emulated-{next(_WORLDS)}-'
     first, last = self._config.miners, self._config.validators
     self.miners = [
@@ -212,17 +217,21 @@ class Host:
     observe: node_lib.Observe | None = None,
   ) -> miner_lib.Miner:
     """A miner of this world. It does nothing unless it is asked."""
-    make, own = miner_lib.Miner, {}
-    if (zoo := self._zoo(name)) in registry.MINERS:
-      make, own = registry.MINERS[zoo], {'gang': self._gang}
-    return make(
-      *self._common(name, place),
-      **own,
-      slot=self.device_pool.slot(name),
-      private=private,
-      applied=self._applied,
-      observe=observe or self._stopwatch.observe,
+    slot = self.device_pool.slot(name)
+    role = miner_lib.role(slot, place)
+    if private is not None:
+      role.private = future_lib.Future.done(private)
+    policy = miner_lib.in_virtual_time(miner_lib.HONEST)
+    node = node_lib.Node(
+      self._context(name, observe),
+      place,
+      role,
+      miner_lib.handlers(
+        self._misbehave(name, policy), bool(self._config.optim.overlap)
+      ),
     )
+    adversary.introduce(node, self._accomplices)
+    return node
 
   def validator(
     self,
@@ -230,25 +239,32 @@ class Host:
     place: apply.Position,
     standings: ratings.State | None = None,
     observe: node_lib.Observe | None = None,
-    make: type[validator_lib.Validator] = validator_lib.Validator,
+    wrap: Wrap = lambda policy: policy,
   ) -> validator_lib.Validator:
-    """As `miner`."""
-    own = {}
-    if (zoo := self._zoo(name)) in registry.VALIDATORS:
-      make, own = registry.VALIDATORS[zoo], {'gang': self._gang}
-    return make(
-      *self._common(name, place),
-      **own,
-      judge=self.judge,
-      standings=standings,
-      announce=lambda verdict: self.announce(int(name), verdict),
-      applied=self._applied,
-      observe=observe or self._stopwatch.observe,
+    """Returns a validator of this world, whose policy `wrap` may change."""
+    policy = wrap(self._misbehave(name, validator_lib.HONEST))
+    node = node_lib.Node(
+      self._context(name, observe),
+      place,
+      validator_lib.ValidatorRole(
+        self.judge,
+        standings or ratings.State(),
+        lambda verdict: self.announce(int(name), verdict),
+      ),
+      validator_lib.handlers(policy),
     )
+    adversary.introduce(node, self._accomplices)
+    return node
 
-  def _zoo(self, name: str) -> str:
-    """What kind of adversary a node is; '' if it is none."""
-    return self._cast.get(int(name), '') if name.isdecimal() else ''
+  def _misbehave(self, name: str, policy: Any) -> Any:
+    """Returns the policy of an honest node as that of a name changes it."""
+    kind = self._kind(name)
+    return kind.wrap(policy) if kind else policy
+
+  def _kind(self, name: str) -> adversary.Adversary | None:
+    """Returns the kind of adversary that a node is, if any."""
+    uid = int(name) if name.isdecimal() else -1
+    return registry.find(self._cast[uid]) if uid in self._cast else None
 
   def objects(self, name: str) -> run_storage_lib.RunStorage:
     """The own bucket of a name, and the way to those of others."""
@@ -258,8 +274,9 @@ class Host:
       found = location_lib.Location.from_bytes(data)
       bucket = bucket_lib.open_for_reading(found, allow_local=True)
       owner = bucket.location.rpartition(self._folder)[2]
-      if (zoo := self._zoo(owner)) in registry.MINERS:
-        bucket = registry.MINERS[zoo].serve(name, bucket)
+      kind = self._kind(owner)
+      if kind is not None and kind.serve is not None:
+        bucket = kind.serve(name, bucket)
       return self.world.bucket(name, owner, bucket)
 
     own = self.world.bucket(name, name, bucket_lib.open_bucket(location))
@@ -267,10 +284,18 @@ class Host:
       self.shared_model.run, own, location.to_bytes(), open_bucket
     )
 
-  def _common(self, name: str, place: apply.Position) -> tuple[Any, ...]:
+  def _context(
+    self, name: str, observe: node_lib.Observe | None
+  ) -> node_lib.Context:
     key = connect.local_key(self._config.seed, name)
-    chain = self.world.chain(name, self.chain.seen_by(key))
-    return self._config, chain, self.objects(name), self.shared_model, place
+    return node_lib.Context(
+      self._config,
+      self.world.chain(name, self.chain.seen_by(key)),
+      self.objects(name),
+      self.shared_model,
+      self._applied,
+      observe or self._stopwatch.observe,
+    )
 
   def round(self) -> metrics.Round:
     """One round of all nodes."""
@@ -282,7 +307,8 @@ class Host:
     sent = {
       uid: made
       for uid, miner in enumerate(self.miners)
-      if (made := miner.contribution) and made.round == completed - 1
+      if (made := miner.role.contribution.result())
+      and made.round == completed - 1
     }
     self._counted = {
       uid: sent[uid].payload
@@ -335,7 +361,7 @@ class Host:
 
   def _weights(self) -> tuple[float, ...]:
     """What each miner deserves in the eyes of the first validator."""
-    standings = self.validators[0].standings
+    standings = self.validators[0].role.standings
     shares = incentives.weights(standings, self._config.gauntlet)
     if not shares:
       return ()
@@ -343,8 +369,8 @@ class Host:
 
   def _run_until(self, completed: int) -> None:
     """Lets every node do all it has to do for the rounds before `completed`."""
-    plan = self.validators[0].plan
-    limit = plan.start(completed + _PATIENCE)
+    schedule = self.validators[0].schedule
+    limit = schedule.start(completed + _PATIENCE)
     # Validators first: what they decode to check need not be decoded again.
     nodes = [*self.validators, *self.miners]
     while waiting := [n for n in nodes if not _done(n, completed)]:
@@ -359,7 +385,7 @@ class Host:
         wakes.append(wake)
       # Who was told to train at this block has trained before the next one.
       for miner in self.miners:
-        self._stopwatch.train(miner.finish)
+        self._stopwatch.train(miner.role.wait)
       if all(_done(node, completed) for node in waiting):
         return
       self.now = max(min(wakes), head + 1) * self.chain.block_seconds
@@ -382,14 +408,17 @@ class Host:
       'contributions': {
         str(uid): [base64.b64encode(made.payload).decode(), *made[1:]]
         for uid, miner in enumerate(self.miners)
-        if (made := miner.contribution) and made.round >= place.round
+        if (made := miner.role.contribution.result())
+        and made.round >= place.round
       },
       'standings': {
-        str(self._config.miners + i): ratings.to_json(v.standings)
+        str(self._config.miners + i): ratings.to_json(v.role.standings)
         for i, v in enumerate(self.validators)
       },
     }
-    private = {uid: miner.private for uid, miner in enumerate(self.miners)}
+    private = {
+      uid: miner.role.private.result() for uid, miner in enumerate(self.miners)
+    }
     return State(self._counters, place.shared, private, json.dumps(protocol))
 
   def load(self, state: State) -> None:
@@ -417,7 +446,7 @@ class Host:
     }
     for uid, (data, *numbers) in protocol['contributions'].items():
       made = local_lib.Contribution(base64.b64decode(data), *numbers)
-      self.miners[int(uid)].contribution = made
+      self.miners[int(uid)].role.contribution = future_lib.Future.done(made)
     messages = {u: self._message(u, d) for u, d in self._counted.items()}
     for node in self.nodes:
       node.messages = messages
@@ -468,10 +497,10 @@ def run(
     observe: called with every record, those of earlier starts included.
     stop: asked after every round; True ends the run with a checkpoint, from
       which it can be resumed.
-    process_group: the processes that emulate the run together; this one if omitted.
-      Rank 0 alone writes, observes and is asked to stop. The outcome of the
-      others lacks what is private to miners elsewhere.
-    profile: a round to trace, see `covenant/node/profile.py`.
+    process_group: the processes that emulate the run together; this one if
+      omitted. Rank 0 alone writes, observes and is asked to stop. The outcome
+      of the others lacks what is private to miners elsewhere.
+    profile: a round to trace, see `workdir.Workdir`.
 
   Raises:
     ConfigError: the config cannot run here, or `workdir` has another one's.
@@ -480,19 +509,19 @@ def run(
   """
   process_group = process_group or multihost_lib.ProcessGroup()
   workdir = pathlib.Path(workdir)
+  folder = workdir_lib.Workdir(
+    workdir, rank=process_group.index, profile=profile
+  )
 
   def check() -> None:
-    needs.check(config, devices_lib.most(config))
-    workdir_lib.check_owner(workdir, config)
+    preflight.check(config, devices_lib.most(config))
+    folder.check_owner(config)
 
   process_group.ask('check', check)
   host = Host(config, dataset.load(config), process_group=process_group)
-  device_pool, books = host.device_pool, None
-  own = (
-    workdir / f'rank-{process_group.index}' if process_group.index else workdir
-  )
+  device_pool, is_first = host.device_pool, not process_group.index
   with contextlib.ExitStack() as stack:
-    stack.enter_context(files.lock(own))
+    stack.enter_context(files.lock(folder.path))
     stack.callback(device_pool.close)
     checkpoints = stack.enter_context(
       checkpoint_lib.Checkpoints(workdir / 'checkpoints', config.checkpoint)
@@ -501,29 +530,27 @@ def run(
     if restored is not None:
       host.load(device_pool.loaded(restored))
     resume = restored.counters.round if restored else None
-    if not process_group.index:
-      books = stack.enter_context(
-        workdir_lib.Books(workdir, config, resume, observe)
-      )
-      host.announce = books.announce
+    stack.enter_context(folder)
+    if is_first:
+      folder.open_run(config, resume, observe)
+      host.announce = folder.announce
       if restored is None:
-        books.log(host.evaluate())
+        folder.log(host.evaluate())
     completed = resume or 0
-    trace = stack.enter_context(profile_lib.Profile(own, profile))
     while completed < config.rounds:
-      trace.at(completed)
+      folder.begin_round(completed)
       record = host.round()
       completed = record.round
-      if books:
-        books.log(record)
+      if is_first:
+        folder.log(record)
       # The root stands for all that a process could have done otherwise.
       stopped = process_group.ask(('round', completed, host.root), stop)
       last = completed == config.rounds
-      if books and (last or completed % config.eval.every == 0):
-        books.log(host.evaluate())
+      if is_first and (last or completed % config.eval.every == 0):
+        folder.log(host.evaluate())
       if last or stopped or checkpoints.due(completed):
-        if books:
-          books.sync()  # a checkpoint never knows of rounds that are not logged
+        if is_first:
+          folder.sync()  # a checkpoint has only rounds that are logged
         checkpoints.save(device_pool.whole(host.state()))
       if stopped:
         break
@@ -534,5 +561,5 @@ def _done(node: node_lib.Node, completed: int) -> bool:
   """Whether a node has nothing left to do for the rounds before one."""
   state = node.state
   # A miner would train for the next round before it tidies up.
-  tidy = Phase.TRAIN in node.can or state.previous_round_done(node.can)
+  tidy = Phase.TRAIN in node.phases or state.previous_round_done(node.phases)
   return state.round >= completed and tidy

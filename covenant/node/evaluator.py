@@ -1,14 +1,41 @@
-"""The shared model on held-out text: the same sequences at every evaluation."""
+"""The loss of the shared model on held-out text; the evaluator's process."""
 
+import csv
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from covenant import config as config_lib
+from covenant import files
+from covenant.chain import interface as chain_lib
 from covenant.data import assignment
+from covenant.data import dataset
 from covenant.data import tokens as tokens_lib
 from covenant.models import loss as loss_lib
+from covenant.node import connect
+from covenant.node import export as export_lib
+from covenant.node import workdir as workdir_lib
+from covenant.protocol import apply
+from covenant.protocol import membership as membership_lib
+from covenant.protocol import published_checkpoint
+from covenant.store import interface as store_lib
+from covenant.train import shared_state as shared_state_lib
+
+_COLUMNS = (
+  'round',
+  'nats_per_token',
+  'nats_per_byte',
+  'bits_per_byte',
+  'sequences',
+  'fingerprint',
+)
 
 
 class HeldOut(NamedTuple):
@@ -45,3 +72,119 @@ class Evaluator:
       nats_per_byte=float(nats) / self._split.bytes_per_token,
       sequences=self._ids_NxB.size,
     )
+
+
+class EvaluatorProcess:
+  """Evaluates what validators publish, newest first, until the run is over.
+
+  Writes evaluations.csv and a line an evaluation in evaluations.jsonl; with
+  lm-eval installed, also hf/ROUND, which it can evaluate.
+  """
+
+  def __init__(
+    self, config: config_lib.Config, workdir: str | os.PathLike[str]
+  ):
+    self._config = config
+    hotkey = config.network.hotkey
+    self._workdir = workdir_lib.Workdir(workdir, 'evaluator', hotkey)
+    self._chain = connect.chain(config)
+    self._shared_model = shared_state_lib.SharedModel(config)
+    self._objects = connect.objects(
+      config, self._shared_model.run, writes=False
+    )
+    self._evaluator = Evaluator(config, dataset.load(config))
+    self._exporter = None
+    if export_lib.wanted():
+      self._exporter = export_lib.Exporter(config, self._workdir.path)
+    else:
+      print(export_lib.WITHOUT, file=sys.stderr)
+    self._path = self._workdir.path / 'evaluations.jsonl'
+    self._rows = self._read()
+    self._workdir.status(phase='ready')
+
+  def run(self, stop: Callable[[], bool]) -> None:
+    """Until the last round is evaluated, or it is asked to stop."""
+    last = self._config.rounds
+    while not stop() and last not in self._rows:
+      try:
+        found = self._look()
+      except (chain_lib.ChainError, store_lib.StoreError, OSError) as e:
+        self._workdir.status(error=f'{type(e).__name__}: {e}')
+        found = False
+      if not found:
+        time.sleep(min(self._chain.block_seconds, 12.0) / 2)
+    over = last in self._rows
+    self._workdir.status(phase='finished' if over else 'stopped')
+
+  def _look(self) -> bool:
+    """Evaluates the newest checkpoint that has not been; whether there was one.
+
+    A checkpoint that is not what its index says is noted and passed over.
+    """
+    head = self._chain.head() - self._config.phases.confirmations
+    if head < 0:
+      return False
+    membership = membership_lib.read(self._chain, head)
+    for peer in membership.validators:
+      bucket = self._objects.bucket_at(membership.location(peer.uid))
+      if bucket is None:
+        continue
+      published = published_checkpoint.published(self._objects, bucket)
+      new = [r for r in published if r not in self._rows]
+      if new:
+        try:
+          index = published_checkpoint.read_index(
+            self._objects, bucket, new[-1], peer.hotkey, self._chain.verify
+          )
+          sources = [bucket, *apply.mirrors(self._objects, membership)]
+          place = published_checkpoint.load(
+            self._objects, index, sources, self._shared_model
+          )
+        except apply.OutOfSyncError as e:
+          self._workdir.status(error=f'uid {peer.uid}: {e}')
+          continue
+        self._evaluate(place, index)
+        return True
+    return False
+
+  def _evaluate(
+    self, place: apply.Position, index: published_checkpoint.Index
+  ) -> None:
+    heldout = self._evaluator.evaluate(place.shared.params)
+    # Before the row, after which a restart would not come back to this round.
+    self._export(place)
+    row = {
+      'round': place.round,
+      'nats_per_token': heldout.nats_per_token,
+      'nats_per_byte': heldout.nats_per_byte,
+      'bits_per_byte': heldout.nats_per_byte / math.log(2),
+      'sequences': heldout.sequences,
+      'fingerprint': index.fingerprint,
+    }
+    self._rows[place.round] = row
+    rows = [json.dumps(self._rows[r]) for r in sorted(self._rows)]
+    files.write_lines(self._path, rows)
+    with open(self._workdir.path / 'evaluations.csv', 'w', newline='') as file:
+      writer = csv.DictWriter(file, _COLUMNS)
+      writer.writeheader()
+      writer.writerows(self._rows[r] for r in sorted(self._rows))
+    self._workdir.status(
+      phase='evaluating',
+      round=place.round,
+      root=index.root,
+      fingerprint=index.fingerprint,
+      loss=heldout.nats_per_token,
+    )
+
+  def _export(self, place: apply.Position) -> None:
+    if self._exporter is None:
+      return
+    try:
+      self._exporter.write(place.round, place.shared.params)
+      self._exporter.prune()
+    except config_lib.ConfigError as e:  # such as a full disk
+      self._workdir.status(error=f'export: {e}')
+
+  def _read(self) -> dict[int, dict[str, Any]]:
+    """Returns the evaluations of before a restart, by round."""
+    return {row['round']: row for row in files.read_jsonl(self._path)}

@@ -1,15 +1,22 @@
-"""The program of a miner: train, commit, upload, follow.
+"""A miner: it trains, commits, uploads and follows the run.
 
 The digest of its payload goes on the chain within the put window, the bytes
-into its own bucket.
+into its own bucket. A `MinerPolicy` is what a miner does, one function per
+part of a round; an adversary (covenant/adversaries/) wraps a policy.
 """
 
 import base64
-from collections.abc import Mapping
-from typing import Any
+import dataclasses
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
+import numpy as np
+
+from covenant import typing as ct
 from covenant.chain import interface as chain_lib
 from covenant.node import base as node_lib
+from covenant.node import follow
+from covenant.node import future as future_lib
 from covenant.protocol import apply
 from covenant.protocol import membership as membership_lib
 from covenant.protocol import round as round_lib
@@ -17,144 +24,266 @@ from covenant.protocol import run_storage as run_storage_lib
 from covenant.train import island as island_lib
 from covenant.train import local as local_lib
 
+Command = round_lib.Command
+Contribution = local_lib.Contribution
+Future = future_lib.Future
 Phase = round_lib.Phase
+MinerState = local_lib.MinerState
+Task = local_lib.Task
+TrainedRound = local_lib.TrainedRound
 
 
-class Miner(node_lib.Node):
-  """One miner.
+class Slot(Protocol):
+  """The devices that a miner trains on."""
 
-  Args:
-    *args: as `node.Node`.
-    trainer: compiled once for all miners of a process.
-    private: its own state, if it had one; consumed.
-    **kwargs: as `node.Node`.
+  trainer: local_lib.Trainer
+
+  def init(self, params: ct.Params, round_index: int) -> MinerState:
+    """Returns the state of a miner that joins in a round."""
+    ...
+
+  def train(
+    self,
+    params: ct.Params,
+    private: MinerState,
+    task: Task,
+    batches: Iterable[np.ndarray],
+    begun: local_lib.RoundInProgress | None = None,
+  ) -> Future[tuple[TrainedRound, MinerState]]:
+    """Starts `trainer.train`; consumes `private`."""
+    ...
+
+
+class LocalSlot:
+  """The devices of this process: training is over when `train` returns."""
+
+  def __init__(self, trainer: local_lib.Trainer):
+    self.trainer = trainer
+
+  def init(self, params: ct.Params, round_index: int) -> MinerState:
+    return self.trainer.init(params, round_index)
+
+  def train(
+    self,
+    params: ct.Params,
+    private: MinerState,
+    task: Task,
+    batches: Iterable[np.ndarray],
+    begun: local_lib.RoundInProgress | None = None,
+  ) -> Future[tuple[TrainedRound, MinerState]]:
+    done = self.trainer.train(params, private, task, batches, begun)
+    return Future.done(done)
+
+
+@dataclasses.dataclass
+class MinerRole:
+  """What a miner remembers.
+
+  Attributes:
+    slot: where it trains.
+    private: its optimizer state and error feedback.
+    contribution: what it made last, if anything.
+    begun: a round that it has begun to train before the last one was applied.
+    notes: what its policy remembers, by name; a restart forgets it.
   """
 
-  can = round_lib.MINER
+  slot: Slot
+  private: Future[MinerState]
+  contribution: Future[Contribution | None] = dataclasses.field(
+    default_factory=lambda: Future.done(None)
+  )
+  begun: local_lib.RoundInProgress | None = None
+  notes: dict[str, Any] = dataclasses.field(default_factory=dict)
 
-  def __init__(
-    self,
-    *args: Any,
-    trainer: local_lib.Trainer,
-    private: local_lib.MinerState | None = None,
-    **kwargs: Any,
-  ):
-    super().__init__(*args, **kwargs)
-    self._trainer = trainer
-    self.private = private or self._fresh()
-    self.contribution: local_lib.Contribution | None = None  # the last one
-    self._under_way: local_lib.RoundInProgress | None = None
-    self.can = round_lib.miner(self.plan)
-    self._obey |= {
-      Phase.BEGIN: self._begin,
-      Phase.TRAIN: self._train,
-      Phase.COMMIT: self._commit,
-      Phase.UPLOAD: self._upload,
-    }
+  def wait(self) -> None:
+    """Returns once no training is under way; raises what the training did."""
+    self.private.result()
+    self.contribution.result()
 
-  def _fresh(self) -> local_lib.MinerState:
-    return self._trainer.init(self.shared.params, self.state.round)
+  def is_savable(self, state: round_lib.RoundState) -> bool:
+    """True between TRAIN and COMMIT: training again would change the error."""
+    return state.trained and not state.committed
 
-  def _begin(self, command: round_lib.Command, head: int) -> None:
-    """Starts the first steps of a round and returns while they are under way.
+  def save(self, state: round_lib.RoundState) -> tuple[dict[str, Any], ct.Json]:
+    made, text = self.contribution.result(), None
+    if made is not None and state.trained:
+      payload, *numbers = made
+      text = [base64.b64encode(payload).decode(), *numbers]
+    return {'private': self.private.result()}, {'contribution': text}
 
-    The devices work on them as this program goes on to exchange the last round.
-    """
-    r, made = command.round, self.contribution
-    if made is None or made.round < r:
-      task = self._task(r)
-      batches = self._trainer.batches(task, lambda: self._is_late(task.due))
-      self._under_way, self.private = self._trainer.begin(
-        self.private, task, batches
+  def load(
+    self, tree: dict[str, Any], text: ct.Json, state: round_lib.RoundState
+  ) -> round_lib.RoundState:
+    self.private = Future.done(tree['private'])
+    if text['contribution'] is None:
+      return state
+    payload, *numbers = text['contribution']
+    made = Contribution(base64.b64decode(payload), *numbers)
+    self.contribution = Future.done(made)
+    return state._replace(trained=True)
+
+
+def role(slot: Slot, start: apply.Position) -> MinerRole:
+  """Returns the role of a miner that begins at a place."""
+  private = slot.init(start.shared.params, start.round)
+  return MinerRole(slot, Future.done(private))
+
+
+Miner: TypeAlias = node_lib.Node[MinerRole]
+Batches = Iterable[np.ndarray]
+
+
+class MinerPolicy(NamedTuple):
+  """What a miner does, in the order of a round; every field a plain function.
+
+  Attributes:
+    batches: the tokens of its inner steps.
+    train: starts training from the given parameters. None instead of work
+      means that it sends nothing.
+    seal: makes the signed payload of its work.
+    begin: starts a round before the last one is applied (`optim.overlap`).
+    commit: puts the digest of its payload on the chain.
+    upload: puts the payload into its bucket.
+  """
+
+  batches: Callable[[Miner, Task], Batches]
+  train: Callable[
+    [Miner, Task, ct.Params, Batches], Future[TrainedRound | None]
+  ]
+  seal: Callable[[Miner, Task, TrainedRound], Contribution | None]
+  begin: Callable[[Miner, Command, int], None]
+  commit: Callable[[Miner, Command, int], None]
+  upload: Callable[[Miner, Command, int], None]
+
+
+def handlers(policy: MinerPolicy, overlap: bool = False) -> node_lib.Handlers:
+  """Returns the handlers of a miner that acts by a policy.
+
+  Args:
+    policy: what it does.
+    overlap: whether rounds overlap, see `optim.overlap`.
+  """
+
+  def train(node: Miner, command: Command, head: int) -> None:
+    del head
+    made = node.role.contribution.result()
+    if made is None or made.round < command.round:
+      due = task(node, command.round)
+      batches = policy.batches(node, due)
+      work = policy.train(node, due, node.shared.params, batches)
+      node.role.contribution = work.then(
+        lambda work: None if work is None else policy.seal(node, due, work)
       )
 
-  def _train(self, command: round_lib.Command, head: int) -> None:
-    """Makes the contribution of a round, if it is not under way already."""
-    r, made = command.round, self.contribution
-    if made is None or made.round < r:
-      self._contribute(self._task(r))
+  def catch_up(node: Miner, command: Command, head: int) -> None:
+    # Its private state outlives an absence: the error feedback is still owed.
+    follow.catch_up(node, command, head)
+    node.role.contribution = Future.done(None)
 
-  def _task(self, round_index: int) -> local_lib.Task:
-    """Of a round that begins with the parameters it has now."""
-    block = self.plan.assignment_block(round_index)
-    uid = membership_lib.read(self.chain, block).uid(self.chain.hotkey)
-    seed = self.chain.block_hash(block)
-    ahead = island_lib.of(self.config, uid).rounds - 1
-    return local_lib.Task(uid, round_index, seed, self.root, ahead)
+  found = {
+    **follow.HANDLERS,
+    Phase.TRAIN: train,
+    Phase.COMMIT: policy.commit,
+    Phase.UPLOAD: policy.upload,
+    Phase.CATCH_UP: catch_up,
+  }
+  return found | ({Phase.BEGIN: policy.begin} if overlap else {})
 
-  def _contribute(self, task: local_lib.Task) -> None:
-    """Makes what will be published."""
-    self.contribution, self.private = self._trainer.contribute(
-      self.shared.params,
-      self.private,
-      task,
-      self.chain.sign,
-      late=lambda: self._is_late(task.due),
-      begun=self._under_way,
-    )
-    self._under_way = None
 
-  def _is_late(self, round_index: int) -> bool:
-    """Whether the put window is open: who has not done all sends what it has.
+def task(node: Miner, round_index: int) -> Task:
+  """Returns the task of a round that starts from the node's parameters."""
+  block = node.schedule.assignment_block(round_index)
+  uid = membership_lib.read(node.chain, block).uid(node.chain.hotkey)
+  seed = node.chain.block_hash(block)
+  ahead = island_lib.of(node.config, uid).rounds - 1
+  return Task(uid, round_index, seed, node.root, ahead)
 
-    Where the chain does not say, there is time.
-    """
+
+def due(node: Miner, round_index: int) -> Contribution | None:
+  """Returns what there is to send in a round, if anything."""
+  made = node.role.contribution.result()
+  return made if made is not None and made.round == round_index else None
+
+
+def read_batches(node: Miner, task: Task) -> Batches:
+  """Yields the assigned batches until the put window opens.
+
+  A chain that does not answer leaves time for another step.
+  """
+
+  def is_late() -> bool:
     try:
-      return self.chain.head() >= self.plan.put_opens(round_index)
+      return node.chain.head() >= node.schedule.put_opens(task.due)
     except chain_lib.ChainError:
       return False
 
-  def _due(self, round_index: int) -> local_lib.Contribution | None:
-    """What there is to be sent in a round."""
-    made = self.contribution
-    return made if made is not None and made.round == round_index else None
+  return node.role.slot.trainer.batches(task, is_late)
 
-  def _commit(self, command: round_lib.Command, head: int) -> None:
-    if (made := self._due(command.round)) is not None:
-      self.commit(command.round, run_storage_lib.digest(made.payload), head)
 
-  def _upload(self, command: round_lib.Command, head: int) -> None:
-    """Raises NotYet until who copies the bytes must commit to a later block."""
-    if (made := self._due(command.round)) is None:
-      return
-    data = made.payload
-    digest = run_storage_lib.digest(data)
-    membership = membership_lib.read(self.chain, self.plan.finalized(head))
-    mine = membership.commitments.get(membership.uid(self.chain.hotkey))
-    if mine is None or mine.digest != digest:
-      raise node_lib.RetryLaterError
-    key = self.objects.key('payloads', command.round, digest)
-    self.objects.put_once(key, data)
+def train(
+  node: Miner, task: Task, params: ct.Params, batches: Batches
+) -> Future[TrainedRound | None]:
+  """Starts the inner steps of a round; advances the private state."""
+  role = node.role
+  private, begun = role.private.result(), role.begun
+  done = role.slot.train(params, private, task, batches, begun)
+  role.begun = None
+  role.private = done.then(lambda result: result[1])
+  return done.then(lambda result: result[0])
 
-  def _resume(
-    self, place: apply.Position, replayed: Mapping[int, bytes]
-  ) -> None:
-    """Private state outlives an absence: the error feedback is still owed."""
-    super()._resume(place, replayed)
-    self.contribution = None
 
-  @property
-  def savable(self) -> bool:
-    """What is trained must not be trained again: the error feedback is new."""
-    return self.state.trained and not self.state.committed
+def seal(node: Miner, task: Task, work: TrainedRound) -> Contribution:
+  """Encodes and signs the work of a task."""
+  return node.role.slot.trainer.seal(work, task, node.chain.sign)
 
-  def save(self) -> dict[str, Any]:
-    return super().save() | {'private': self.private}
 
-  def load(self, saved: dict[str, Any]) -> dict[str, Any]:
-    text = super().load(saved)
-    self.private = saved['private']
-    if text['contribution'] is not None:
-      payload = base64.b64decode(text['contribution'][0])
-      self.contribution = local_lib.Contribution(
-        payload, *text['contribution'][1:]
-      )
-      self.state = self.state._replace(trained=True)
-    return text
+def begin(node: Miner, command: Command, head: int) -> None:
+  """Starts the first steps of a round and returns while they are under way.
 
-  def _text(self) -> dict[str, Any]:
-    contribution = None
-    if self.contribution is not None and self.state.trained:
-      payload, *numbers = self.contribution
-      contribution = [base64.b64encode(payload).decode(), *numbers]
-    return super()._text() | {'contribution': contribution}
+  The devices work on them while this program exchanges the last round.
+  """
+  del head
+  role, made = node.role, node.role.contribution.result()
+  if made is None or made.round < command.round:
+    due = task(node, command.round)
+    role.begun, private = role.slot.trainer.begin(
+      role.private.result(), due, read_batches(node, due)
+    )
+    role.private = Future.done(private)
+
+
+def commit(node: Miner, command: Command, head: int) -> None:
+  """Puts the digest of the payload that is due on the chain."""
+  if (made := due(node, command.round)) is not None:
+    digest = run_storage_lib.digest(made.payload)
+    follow.commit(node, command.round, digest, head)
+
+
+def upload(node: Miner, command: Command, head: int) -> None:
+  """Uploads the payload once its commitment is final.
+
+  Whoever copies the bytes must then commit to a later block.
+
+  Raises:
+    RetryLaterError: the commitment is not final yet.
+  """
+  if (made := due(node, command.round)) is None:
+    return
+  digest = run_storage_lib.digest(made.payload)
+  membership = membership_lib.read(node.chain, node.schedule.finalized(head))
+  mine = membership.commitments.get(membership.uid(node.chain.hotkey))
+  if mine is None or mine.digest != digest:
+    raise node_lib.RetryLaterError
+  key = node.objects.key('payloads', command.round, digest)
+  node.objects.put_once(key, made.payload)
+
+
+HONEST = MinerPolicy(read_batches, train, seal, begin, commit, upload)
+
+
+def in_virtual_time(policy: MinerPolicy) -> MinerPolicy:
+  """Trains whole rounds, all steps together: virtual time stands still."""
+  return policy._replace(
+    batches=lambda node, task: node.role.slot.trainer.batches(task),
+    begin=lambda node, command, head: None,
+  )

@@ -1,9 +1,8 @@
 """A miner or validator as a process: it follows real time.
 
-It keeps in its workdir, beside its journal, checkpoints/: where it stands,
-with all that only it knows. A miner may be several processes, its ranks, with
-one workdir that all can see: each has a journal of its own there, in rank-N/
-but for rank 0, and all write the checkpoints together.
+Its workdir (workdir.py) also holds checkpoints/: its position and all that only
+it knows. A miner may be several processes, its ranks, which share one workdir
+and write the checkpoints together; each but rank 0 writes all else to rank-N/.
 """
 
 import itertools
@@ -23,12 +22,12 @@ from covenant.data import dataset
 from covenant.data import tokens as tokens_lib
 from covenant.gauntlet import checks
 from covenant.gauntlet import scores
+from covenant.node import base as node_lib
 from covenant.node import connect
-from covenant.node import journal as journal_lib
 from covenant.node import miner as miner_lib
 from covenant.node import multihost as multihost_lib
-from covenant.node import profile as profile_lib
 from covenant.node import validator as validator_lib
+from covenant.node import workdir as workdir_lib
 from covenant.optim import sparseloco
 from covenant.protocol import apply
 from covenant.protocol import checkpoint as checkpoint_lib
@@ -41,15 +40,33 @@ _POLL = 0.5  # of a block, at most, between two looks at the chain
 _UNREACHABLE = 1.0  # seconds until the chain is asked again
 
 
+# Makes the node of a process: its surroundings, the start of the run, the data
+# to train on, and the devices of its processes.
+Build = Callable[
+  [
+    node_lib.Context,
+    apply.Position,
+    tokens_lib.TokenData,
+    jax.sharding.Mesh | None,
+  ],
+  node_lib.Node[Any],
+]
+
+
 class Process:
-  """One node, its checkpoints and its journal.
+  """One node, its checkpoints and its workdir.
 
   Args:
     config: the run's, with its own `network` section.
-    role: 'miner' or 'validator'; 'pool' of a subclass.
+    role: 'miner', 'validator' or another name for its status.
     workdir: its folder.
-    process_group: the processes that are this node together; this one if omitted.
-    profile: a round to trace, see `covenant/node/profile.py`.
+    process_group: the processes of this node; this one alone if omitted.
+    profile: a round to trace, see `workdir.Workdir`.
+    build: makes the node; that of a miner or validator if omitted.
+
+  Attributes:
+    node: the node.
+    workdir: the files that it writes.
 
   Raises:
     ChainError, StoreError, ConfigError: the node cannot start; says why.
@@ -62,63 +79,53 @@ class Process:
     workdir: str | os.PathLike[str],
     process_group: multihost_lib.ProcessGroup | None = None,
     profile: int | None = None,
+    build: Build | None = None,
   ):
     self._config = config
     self._process_group = process_group = (
       process_group or multihost_lib.ProcessGroup()
     )
-    workdir = pathlib.Path(workdir)
-    hotkey = config.network.hotkey
-    own = (
-      workdir / f'rank-{process_group.index}'
-      if process_group.index
-      else workdir
+    self.workdir = workdir_lib.Workdir(
+      workdir, role, config.network.hotkey, process_group.index, profile
     )
-    self._journal = journal_lib.Journal(own, role, hotkey)
-    self._profile = profile_lib.Profile(own, profile)
     self._chain = process_group.chain(lambda: connect.chain(config))
     mesh = placement.Placement(process_group.mesh).home_mesh
     offload = role == 'miner' and config.devices.offload
     shared_model = shared_state_lib.SharedModel(config, mesh, offload)
     run = shared_model.run
     objects = process_group.objects(run, lambda: connect.objects(config, run))
-    data = dataset.load(config)
     self._checkpoints = checkpoint_lib.Checkpoints(
-      workdir / 'checkpoints', config.checkpoint
+      pathlib.Path(workdir, 'checkpoints'), config.checkpoint
     )
     start = apply.Position(0, manifest_lib.genesis(run), shared_model.init())
-    common = (config, self._chain, objects, shared_model, start)
-    if role == 'validator':
-      self._node = self._validator(common, data)
-    else:
-      self._node = self._miner(common, data)
-    saved = self._checkpoints.restore_tree(self._node.save())
+    context = node_lib.Context(
+      config,
+      self._chain,
+      objects,
+      shared_model,
+      observe=self.workdir.event,
+      sole=role != 'validator',
+    )
+    if build is None:
+      build = _miner if role == 'miner' else self._validator
+    self.node = build(context, start, dataset.load(config), process_group.mesh)
+    saved = self._checkpoints.restore_tree(self.node.save())
     if saved is not None:
-      self._node.load(saved)
-    self._saved = self._node.state.round if saved is not None else None
-    here = self._node.state.round, self._node.root, self._node.fingerprint()
+      self.node.load(saved)
+    self._saved = self.node.state.round if saved is not None else None
+    here = self.node.state.round, self.node.root, self.node.fingerprint()
     process_group.ask(here, lambda: None)
     self._show('ready')
 
-  def _miner(
-    self, common: tuple[Any, ...], data: tokens_lib.TokenData
-  ) -> miner_lib.Miner:
-    config, _, _, shared_model, start = common
-    trainer = local_lib.Trainer(
-      config, shared_model, data, self._process_group.mesh
-    )
-    # Compiled before the first round begins, not in it: one step of it.
-    params, task = start.shared.params, local_lib.Task(0, 0, b'', bytes(32))
-    batches = itertools.islice(trainer.batches(task), 1)
-    trainer.train(params, trainer.init(params), task, batches)
-    return miner_lib.Miner(
-      *common, trainer=trainer, observe=self._journal.event, sole=True
-    )
-
   def _validator(
-    self, common: tuple[Any, ...], data: tokens_lib.TokenData
+    self,
+    context: node_lib.Context,
+    start: apply.Position,
+    data: tokens_lib.TokenData,
+    mesh: jax.sharding.Mesh | None,
   ) -> validator_lib.Validator:
-    config, _, _, shared_model, start = common
+    del mesh
+    config, shared_model = context.config, context.shared_model
     judge = validator_lib.Judge(
       checks.Checker(
         shared_model.abstract_params, shared_model.method.compression
@@ -126,43 +133,21 @@ class Process:
       scores.Scorer(config, shared_model.method, shared_model.abstract_params),
       data.train,
     )
-    self._warm_up(judge, shared_model, start.shared)
-    return validator_lib.Validator(
-      *common,
-      judge=judge,
-      observe=self._journal.event,
-      announce=self._journal.verdict,
-    )
-
-  def _warm_up(
-    self,
-    judge: validator_lib.Judge,
-    shared_model: shared_state_lib.SharedModel,
-    shared: shared_state_lib.SharedState,
-  ) -> None:
-    """Compiles what scoring needs, on an empty message."""
-    nothing = jax.tree.map(
-      lambda x: jnp.zeros(x.shape), shared_model.abstract_params
-    )
-    compression = shared_model.method.compression
-    message, _ = sparseloco.compress(nothing, None, compression, None)
-    shared_model.apply_round(shared, {0: message})
-    ids = np.arange(self._config.gauntlet.sequences)
-    tokens_NxL1 = judge.split.read(ids, self._config.data.context)
-    evaluation = judge.scorer.open(shared.params, {0: message}, tokens_NxL1)
-    judge.scorer.score(evaluation, message, tokens_NxL1)
+    _warm_up(config, judge, shared_model, start.shared)
+    role = validator_lib.ValidatorRole(judge, announce=self.workdir.verdict)
+    return node_lib.Node(context, start, role, validator_lib.handlers())
 
   def run(self, stop: Callable[[], bool]) -> None:
     """Follows the run until its last round, or until asked to stop."""
-    node, rounds = self._node, self._config.rounds
+    node, rounds = self.node, self._config.rounds
     while not self._process_group.ask('stop', stop) and not self._over(rounds):
       try:
         head = self._chain.head()
       except chain_lib.ChainError as e:
-        self._journal.status(error=f'{type(e).__name__}: {e}')
+        self.workdir.status(error=f'{type(e).__name__}: {e}')
         time.sleep(_UNREACHABLE)
         continue
-      self._profile.at(node.state.round)
+      self.workdir.begin_round(node.state.round)
       wake = node.poll(head)
       if wake > head:
         self._show('waiting', head)
@@ -170,31 +155,31 @@ class Process:
         time.sleep(blocks * self._chain.block_seconds)
       elif node.savable and self._due(node.state.round):
         self._save()
-    self._profile.__exit__()
+    self.workdir.__exit__()
     self._show('finished' if self._over(rounds) else 'stopped')
     try:
       self._checkpoints.__exit__()
     except checkpoint_lib.CheckpointError as e:
-      self._journal.status(error=str(e))
+      self.workdir.status(error=str(e))
 
   def _save(self) -> None:
     """A full disk costs what a restart then loses, not the process."""
-    self._saved = self._node.state.round
+    self._saved = self.node.state.round
     try:
-      self._checkpoints.save_tree(self._saved, self._node.save())
+      self._checkpoints.save_tree(self._saved, self.node.save())
     except checkpoint_lib.CheckpointError as e:
-      self._journal.status(error=str(e))
+      self.workdir.status(error=str(e))
 
   def _over(self, rounds: int) -> bool:
-    state = self._node.state
-    return state.round >= rounds and state.previous_round_done(self._node.can)
+    state = self.node.state
+    return state.round >= rounds and state.previous_round_done(self.node.phases)
 
   def _due(self, completed: int) -> bool:
     return self._checkpoints.due(completed) and completed != self._saved
 
   def _show(self, phase: str, head: int | None = None) -> None:
     """What there is to know of this node, for status.json."""
-    node = self._node
+    node = self.node
     fields: dict[str, Any] = {
       'phase': phase,
       'head': head,
@@ -202,6 +187,44 @@ class Process:
       'root': node.root.hex(),
       'fingerprint': node.fingerprint(),
     }
-    if isinstance(node, miner_lib.Miner) and node.contribution is not None:
-      fields['loss'] = node.contribution.loss
-    self._journal.status(**fields)
+    if isinstance(node.role, miner_lib.MinerRole):
+      made = node.role.contribution.result()
+      fields |= {} if made is None else {'loss': made.loss}
+    self.workdir.status(**fields)
+
+
+def _miner(
+  context: node_lib.Context,
+  start: apply.Position,
+  data: tokens_lib.TokenData,
+  mesh: jax.sharding.Mesh | None,
+) -> miner_lib.Miner:
+  config = context.config
+  trainer = local_lib.Trainer(config, context.shared_model, data, mesh)
+  # One step compiles the programs before the first round begins.
+  params, task = start.shared.params, local_lib.Task(0, 0, b'', bytes(32))
+  batches = itertools.islice(trainer.batches(task), 1)
+  trainer.train(params, trainer.init(params), task, batches)
+  role = miner_lib.role(miner_lib.LocalSlot(trainer), start)
+  overlap = bool(config.optim.overlap)
+  handlers = miner_lib.handlers(miner_lib.HONEST, overlap)
+  return node_lib.Node(context, start, role, handlers)
+
+
+def _warm_up(
+  config: config_lib.Config,
+  judge: validator_lib.Judge,
+  shared_model: shared_state_lib.SharedModel,
+  shared: shared_state_lib.SharedState,
+) -> None:
+  """Compiles the programs of scoring, on an empty message."""
+  nothing = jax.tree.map(
+    lambda x: jnp.zeros(x.shape), shared_model.abstract_params
+  )
+  compression = shared_model.method.compression
+  message, _ = sparseloco.compress(nothing, None, compression, None)
+  shared_model.apply_round(shared, {0: message})
+  ids = np.arange(config.gauntlet.sequences)
+  tokens_NxL1 = judge.split.read(ids, config.data.context)
+  evaluation = judge.scorer.open(shared.params, {0: message}, tokens_NxL1)
+  judge.scorer.score(evaluation, message, tokens_NxL1)

@@ -13,16 +13,18 @@ import threading
 import time
 import urllib.parse
 from collections.abc import Callable, Mapping
-from typing import Any
 
+import jax
 import numpy as np
 
 from covenant import config as config_lib
 from covenant import files
+from covenant import typing as ct
 from covenant.chain import interface as chain_lib
 from covenant.chain import keys
 from covenant.data import tokens as tokens_lib
 from covenant.node import base as node_lib
+from covenant.node import future as future_lib
 from covenant.node import miner as miner_lib
 from covenant.node import process
 from covenant.pool import lease_trainer as lease_trainer_lib
@@ -31,7 +33,7 @@ from covenant.pool import merge as merge_lib
 from covenant.pool import pool as pool_lib
 from covenant.pool import server as server_lib
 from covenant.pool import verification
-from covenant.protocol import round as round_lib
+from covenant.protocol import apply
 from covenant.train import local as local_lib
 
 _LOOK_SECONDS = 0.05  # poll interval for the end of a sub-round
@@ -40,118 +42,129 @@ _WAIT_SECONDS = 0.5  # pause of a worker without a lease
 Report = Callable[[int, pool_lib.PoolResult, int], None]
 
 
-class PoolMiner(miner_lib.Miner):
-  """A miner whose training others do.
+def policy(
+  pool: pool_lib.Pool,
+  ledger: ledger_lib.Ledger,
+  report: Report,
+  stop: Callable[[], bool],
+) -> miner_lib.MinerPolicy:
+  """Trains by the workers of a pool.
 
   Args:
-    *args: as `node.Node`.
     pool: of the workers.
     ledger: of the pool.
-    report: told of every round: its number, what came of it, and of how many
-      sequences.
-    **kwargs: as `miner.Miner`.
+    report: called with every round: its number, result and assigned sequences.
+    stop: asked while the workers train.
   """
 
-  def __init__(
-    self,
-    *args: Any,
-    pool: pool_lib.Pool,
-    ledger: ledger_lib.Ledger,
-    report: Report,
-    **kwargs: Any,
-  ):
-    self._pool = pool
-    self._ledger = ledger
-    self._report = report
-    self._head = 0
-    self.stop: Callable[[], bool] = lambda: False
-    super().__init__(*args, **kwargs)
+  def batches(node: miner_lib.Miner, task: local_lib.Task) -> tuple[()]:
+    """The workers read their own."""
+    del node, task
+    return ()
 
-  def _fresh(self) -> local_lib.MinerState:
-    return super()._fresh()._replace(inner=None)  # each lease has its own
-
-  def poll(self, head: int) -> int:
-    if self.state.round >= self.config.rounds:
-      self.can = round_lib.MINER - {
-        round_lib.Phase.TRAIN
-      }  # workers may go home
-    return super().poll(head)
-
-  def _train(self, command: round_lib.Command, head: int) -> None:
-    self._head = head
-    super()._train(command, head)
-
-  def _contribute(self, task: local_lib.Task) -> None:
+  def train(
+    node: miner_lib.Miner,
+    task: local_lib.Task,
+    params: ct.Params,
+    batches: miner_lib.Batches,
+  ) -> future_lib.Future[local_lib.TrainedRound | None]:
     """Trains a round; raises RetryLaterError without work or when stopped."""
-    split, context = self._trainer.split, self.config.data.context
-    ids_N = local_lib.assigned_ids(self.config, task, split).reshape(-1)
-    blocks = self.plan.put_opens(task.round) - self._head
-    now = time.monotonic()
-    self._pool.begin(
-      pool_lib.PoolTask(
-        task.round,
-        task.root,
-        self.shared.params,
-        len(ids_N),
-        lambda first, n: split.read(ids_N[first : first + n], context),
-        now,
-        now + max(blocks, 0) * self.chain.block_seconds,
-      ),
-      self._ledger.held(),
-      self._ledger.banned(task.round - self.config.pool.ban_rounds),
-    )
-    while not self._pool.advance(time.monotonic()):
-      time.sleep(_LOOK_SECONDS)
-      if self.stop():
-        break
-    outcome = self._pool.finish()
-    if not outcome.sequences or self.stop():
+    del batches
+    if task.round >= node.config.rounds:
+      return future_lib.Future.done(None)  # workers may go home
+    trainer = node.role.slot.trainer
+    ids_N = local_lib.assigned_ids(node.config, task, trainer.split).reshape(-1)
+    result = _train(pool, ledger, node, task, ids_N, stop)
+    if not result.sequences or stop():
       raise node_lib.RetryLaterError
-    self._ledger.settle(
+    ledger.settle(
       task.round,
-      self._meter(task.uid),
-      outcome.work,
-      outcome.proven,
-      outcome.caught,
+      _meter(ledger, node, task.uid),
+      result.work,
+      result.proven,
+      result.caught,
     )
-    work, self.private = self._trainer.compress_round(
-      self.shared.params,
-      self.private,
-      outcome.params,
-      ids_N[: outcome.sequences],
-      outcome.loss,
+    work, private = trainer.compress_round(
+      params,
+      node.role.private.result(),
+      result.params,
+      ids_N[: result.sequences],
+      result.loss,
     )
-    self.contribution = self._trainer.seal(work, task, self.chain.sign)
-    self._report(task.round, outcome, len(ids_N))
+    node.role.private = future_lib.Future.done(private)
+    report(task.round, result, len(ids_N))
+    return future_lib.Future.done(work)
 
-  def _meter(self, uid: int) -> int:
-    """Returns the rao that the network has paid to the uid in total.
-
-    If the chain is unreachable, the last known amount; a later round catches
-    up. Bittensor does not report pay, so there only work is recorded.
-    """
-    if self.config.network.chain != 'local':
-      return self._ledger.meter
-    try:
-      earned = self.chain.earned(self.plan.finalized(self.chain.head()))
-    except chain_lib.ChainError:
-      return self._ledger.meter
-    return round(earned.get(uid, 0.0) * ledger_lib.RAO)
+  return miner_lib.HONEST._replace(batches=batches, train=train)
 
 
-class PoolProcess(process.Process):
-  """One pool and its gate. Arguments and errors as of `process.Process`."""
+def _train(
+  pool: pool_lib.Pool,
+  ledger: ledger_lib.Ledger,
+  node: miner_lib.Miner,
+  task: local_lib.Task,
+  ids_N: np.ndarray,
+  stop: Callable[[], bool],
+) -> pool_lib.PoolResult:
+  """Returns what the workers made of a task before the put window opens."""
+  split, context = node.role.slot.trainer.split, node.config.data.context
+  blocks = node.schedule.put_opens(task.round) - node.head
+  now = time.monotonic()
+  pool.begin(
+    pool_lib.PoolTask(
+      task.round,
+      task.root,
+      node.shared.params,
+      len(ids_N),
+      lambda first, n: split.read(ids_N[first : first + n], context),
+      now,
+      now + max(blocks, 0) * node.chain.block_seconds,
+    ),
+    ledger.held(),
+    ledger.banned(task.round - node.config.pool.ban_rounds),
+  )
+  while not pool.advance(time.monotonic()):
+    time.sleep(_LOOK_SECONDS)
+    if stop():
+      break
+  return pool.finish()
+
+
+def _meter(ledger: ledger_lib.Ledger, node: miner_lib.Miner, uid: int) -> int:
+  """Returns the rao that the network has paid to the uid in total.
+
+  If the chain is unreachable, the last known amount; a later round catches
+  up. Bittensor does not report pay, so there only work is recorded.
+  """
+  if node.config.network.chain != 'local':
+    return ledger.meter
+  try:
+    block = node.schedule.finalized(node.chain.head())
+    earned = node.chain.earned(block)
+  except chain_lib.ChainError:
+    return ledger.meter
+  return round(earned.get(uid, 0.0) * ledger_lib.RAO)
+
+
+class PoolProcess:
+  """One pool and its server. Arguments and errors as of `process.Process`."""
 
   def __init__(
     self, config: config_lib.Config, workdir: str | os.PathLike[str]
   ):
     self._workdir = pathlib.Path(workdir)
-    super().__init__(config, 'pool', workdir)
+    self._stop: Callable[[], bool] = lambda: False
+    self._process = process.Process(config, 'pool', workdir, build=self._build)
 
-  def _miner(
-    self, common: tuple[Any, ...], data: tokens_lib.TokenData
+  def _build(
+    self,
+    context: node_lib.Context,
+    start: apply.Position,
+    data: tokens_lib.TokenData,
+    mesh: jax.sharding.Mesh | None,
   ) -> miner_lib.Miner:
-    config, chain, _, shared_model, start = common
+    del mesh
+    config, shared_model = context.config, context.shared_model
     lease_trainer = lease_trainer_lib.LeaseTrainer(config, shared_model)
     merger = merge_lib.Merger(config, shared_model.abstract_params)
     allowed = set(config.pool.workers)
@@ -173,17 +186,17 @@ class PoolProcess(process.Process):
     )
     params, message = lease_trainer.warm_up()
     self._pool.warm_up(params, message)
-    policy = ledger_lib.Policy(
+    terms = ledger_lib.Policy(
       config.pool.fee, round(config.pool.threshold * ledger_lib.RAO)
     )
-    self._ledger = ledger_lib.Ledger(self._workdir / 'ledger.sqlite', policy)
+    self._ledger = ledger_lib.Ledger(self._workdir / 'ledger.sqlite', terms)
     longest = {
       '/lease': 1000,
       '/parameters': 0,
       '/delta': self._pool.payload_bytes,
       '/account': 0,
     }
-    hello = {'run': shared_model.run.hex(), 'pool': chain.hotkey}
+    hello = {'run': shared_model.run.hex(), 'pool': context.chain.hotkey}
     self._server = server_lib.PoolServer(
       _address(config.pool.listen),
       secrets.token_hex(16),
@@ -197,25 +210,24 @@ class PoolProcess(process.Process):
     trainer.compress_round(
       start.shared.params, private, params, np.zeros(1, int), 0.0
     )
-    return PoolMiner(
-      *common,
-      trainer=trainer,
-      pool=self._pool,
-      ledger=self._ledger,
-      report=self._report,
-      observe=self._journal.event,
-    )
+    role = miner_lib.role(miner_lib.LocalSlot(trainer), start)
+    # Each lease has moments of its own.
+    private = role.private.result()._replace(inner=None)
+    role.private = future_lib.Future.done(private)
+    own = policy(self._pool, self._ledger, self._report, lambda: self._stop())
+    return node_lib.Node(context, start, role, miner_lib.handlers(own))
 
   def run(self, stop: Callable[[], bool]) -> None:
-    assert isinstance(self._node, PoolMiner)
-    self._node.stop = stop
+    """Serves workers and follows the run, until it is over or asked to stop."""
+    self._stop = stop
     serving = threading.Thread(target=self._server.serve_forever, daemon=True)
     serving.start()
     host, port = self._server.server_address[:2]
-    self._journal.status(address=f'{host}:{port}')
-    _say(f'pool of {self._chain.hotkey}: workers may come to {host}:{port}')
+    self._process.workdir.status(address=f'{host}:{port}')
+    hotkey = self._process.node.chain.hotkey
+    _say(f'pool of {hotkey}: workers may come to {host}:{port}')
     try:
-      super().run(stop)
+      self._process.run(stop)
     finally:
       self._server.shutdown()
       self._server.server_close()
@@ -268,7 +280,7 @@ class PoolProcess(process.Process):
       worker: {verdict.name: n for verdict, n in counts.items()}
       for worker, counts in outcome.verdicts.items()
     }
-    self._journal.record(
+    self._process.workdir.record(
       'pool',
       {
         'round': round_index,

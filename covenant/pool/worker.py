@@ -21,7 +21,7 @@ import numpy as np
 from covenant import config as config_lib
 from covenant import errors
 from covenant.chain import keys
-from covenant.node import journal as journal_lib
+from covenant.node import workdir as workdir_lib
 from covenant.pool import lease_trainer as lease_trainer_lib
 from covenant.pool import ledger as ledger_lib
 from covenant.pool import pool as pool_lib
@@ -143,9 +143,7 @@ class Worker:
       config, self._shared_model
     )
     self._client = Client(config.pool.url, self._key, self._shared_model.run)
-    self._journal = journal_lib.Journal(
-      pathlib.Path(workdir), 'worker', self._key.address
-    )
+    self._workdir = workdir_lib.Workdir(workdir, 'worker', self._key.address)
     self._base = b''
     self._params: Any = None
     self._round = -1
@@ -154,7 +152,7 @@ class Worker:
   def run(self, stop: Callable[[], bool]) -> None:
     _say(f'worker {self._key.address} of {self._config.pool.url}')
     self._lease_trainer.warm_up()
-    self._journal.status(phase='ready')
+    self._workdir.status(phase='ready')
     wait = 0.0
     while not stop():
       try:
@@ -162,7 +160,7 @@ class Worker:
       except PoolUnreachableError as e:
         wait = min(2 * wait + 0.5, _LONGEST_WAIT)
         seconds = wait
-        self._journal.status(error=str(e))
+        self._workdir.status(error=str(e))
         _say(f'{e}; again in {wait:.0f} s')
       _sleep(seconds, stop)
     if self._round >= 0:
@@ -188,7 +186,7 @@ class Worker:
     text, _ = self._client.ask('POST', path, sent)
     verdict = str(text.get('verdict'))
     self._counts[verdict] = self._counts.get(verdict, 0) + 1
-    self._journal.status(round=job.round, leases=self._counts, error='')
+    self._workdir.status(round=job.round, leases=self._counts, error='')
     if verdict != 'VALID':
       _say(f'round {job.round}, lease {job.number}: {text.get("text")}')
     return 0.0
@@ -233,7 +231,7 @@ class Worker:
     except PoolUnreachableError as e:
       _say(str(e))
       return
-    self._journal.status(account=account)
+    self._workdir.status(account=account)
     if self._round < 0:
       return
     of = ledger_lib.Account._fields

@@ -285,13 +285,13 @@ def scenarios() -> list[Scenario]:
     *(
       Scenario(
         f'leader equivocates: {what}',
-        dishonest={LEADER: make},
+        dishonest={LEADER: wrap},
         check=_counts({r: all_uids for r in range(5)}),
       )
-      for what, make in {
-        'two manifests': equivocators.Equivocator,
-        'commits one, serves the other': equivocators.Liar,
-        'withholds the bytes': equivocators.Withholder,
+      for what, wrap in {
+        'two manifests': equivocators.equivocator,
+        'commits one, serves the other': equivocators.liar,
+        'withholds the bytes': equivocators.withholder,
       }.items()
     ),
     Scenario(

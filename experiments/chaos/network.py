@@ -22,7 +22,6 @@ from covenant.chain import interface as chain_lib
 from covenant.emulate import host as host_lib
 from covenant.node import base as node_lib
 from covenant.node import connect
-from covenant.node import validator as validator_lib
 from covenant.protocol import apply
 from covenant.protocol import round as round_lib
 from covenant.protocol import run_storage as run_storage_lib
@@ -49,7 +48,7 @@ class Network:
     host: begun anew. Only one network at a time uses it.
     faults: what goes wrong.
     script: what else happens, by the block before which it does.
-    dishonest: other classes for some validators, by name.
+    dishonest: changes to the policies of some validators, by name.
   """
 
   def __init__(
@@ -58,7 +57,7 @@ class Network:
     host: host_lib.Host,
     faults: faults_lib.Faults | None = None,
     script: dict[int, Callable[['Network'], None]] | None = None,
-    dishonest: dict[str, type[validator_lib.Validator]] | None = None,
+    dishonest: dict[str, host_lib.Wrap] | None = None,
   ):
     self.config = config
     self.host = host
@@ -143,8 +142,8 @@ class Network:
 
     place = self._genesis
     if name in self._validators:
-      make = self._dishonest.get(name, validator_lib.Validator)
-      node = self.host.validator(name, place, observe=observe, make=make)
+      wrap = self._dishonest.get(name, lambda policy: policy)
+      node = self.host.validator(name, place, observe=observe, wrap=wrap)
     else:
       node = self.host.miner(name, place, observe=observe)
     if name in self._saved:
@@ -177,7 +176,7 @@ class Network:
       self._up_from[name] = self.block + late
 
   def _poll(self, name: str, node: node_lib.Node, head: int) -> int:
-    command = round_lib.next_command(self.plan, node.can, node.state, head)
+    command = round_lib.next_command(self.plan, node.phases, node.state, head)
     if command is not None:
       self.faults.begin(name, command)
     wake = node.poll(head)

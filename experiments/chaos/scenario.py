@@ -13,7 +13,6 @@ from typing import NamedTuple
 from covenant import config as config_lib
 from covenant.data import dataset
 from covenant.emulate import host as host_lib
-from covenant.node import validator as validator_lib
 from experiments.chaos import faults
 from experiments.chaos import network as network_lib
 
@@ -35,7 +34,7 @@ class Scenario(NamedTuple):
   plan: tuple[Fault, ...] = ()
   kills: tuple[Kill, ...] = ()
   script: Mapping[int, Callable[[Network], None]] = {}
-  dishonest: Mapping[str, type[validator_lib.Validator]] = {}
+  dishonest: Mapping[str, host_lib.Wrap] = {}
   rounds: int = 5
   # Every node ends with the bits that it has when nothing goes wrong.
   undisturbed: bool = False

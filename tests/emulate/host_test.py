@@ -251,8 +251,11 @@ class MinersTest(absltest.TestCase):
       host.round()
       miners.append(host.miners[0])
     first, alone = miners
-    self.assertEqual(bits(first.private), bits(alone.private))
-    self.assertEqual(first.contribution.payload, alone.contribution.payload)
+    self.assertEqual(
+      bits(first.role.private.result()), bits(alone.role.private.result())
+    )
+    made, also = (m.role.contribution.result() for m in miners)
+    self.assertEqual(made.payload, also.payload)
 
   @pytest.mark.slow
   def test_ddp_is_adamw_on_the_mean_gradient(self):
@@ -288,7 +291,7 @@ class MinersTest(absltest.TestCase):
 def batch_of(config, miner, round_index):
   """What a miner read in a round of one step."""
   split, chain = dataset.load(config).train, miner.chain
-  start = miner.plan.start(round_index)
+  start = miner.schedule.start(round_index)
   uids = {peer.hotkey: peer.uid for peer in chain.peers(start)}
   task = local_lib.Task(
     uids[chain.hotkey], round_index, chain.block_hash(start), miner.root
@@ -315,7 +318,7 @@ class NodesTest(absltest.TestCase):
     self.assertEqual({n.state.round for n in self.host.nodes}, {3})
 
   def test_all_validators_found_the_same(self):
-    standings = {str(v.standings) for v in self.host.validators}
+    standings = {str(v.role.standings) for v in self.host.validators}
     self.assertLen(standings, 1)
 
   def test_every_honest_miner_counted_and_is_paid(self):

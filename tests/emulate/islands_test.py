@@ -54,11 +54,11 @@ class UnequalTest(absltest.TestCase):
     self.assertLen({n.root for n in host.nodes}, 1)
     prints = {shared_state_lib.fingerprint(n.shared.params) for n in host.nodes}
     self.assertLen(prints, 1)
-    efforts = [witness.standings.standings[u].effort for u in range(3)]
+    efforts = [witness.role.standings.standings[u].effort for u in range(3)]
     np.testing.assert_allclose(efforts, [1.0, 1.0, 0.5])
     for uid, miner in enumerate(host.miners):
-      self.assertEqual(witness.standings.standings[uid].penalties, ())
-      tokens = miner.contribution.tokens
+      self.assertEqual(witness.role.standings.standings[uid].penalties, ())
+      tokens = miner.role.contribution.result().tokens
       self.assertEqual(tokens, sizes[uid] * config.data.context)
 
 
@@ -85,7 +85,7 @@ class LateTest(absltest.TestCase):
       self.assertEqual(record.uids, (0, 1, 2) if r % 2 else (0, 1))
       validator = host.validators[0]
       heard.append(sorted(validator.messages))
-      standing = validator.standings.standings[2]
+      standing = validator.role.standings.standings[2]
       self.assertEqual((standing.waiting, standing.misses), ((r + 1) % 2, 0))
     self.assertEqual(heard, [[0, 1], [0, 1, 2]] * 2)
     self.assertEqual(

@@ -3,8 +3,6 @@
 import dataclasses
 import importlib.util
 import pathlib
-import sys
-import types
 import unittest
 from unittest import mock
 
@@ -18,7 +16,6 @@ from covenant.data import dataset
 from covenant.models import llama
 from covenant.models import sharding
 from covenant.node import export
-from covenant.node import watch
 from covenant.protocol import checkpoint
 from covenant.train import shared_state
 from tests import helpers
@@ -119,55 +116,6 @@ class ExportTest(absltest.TestCase):
     exporter.prune()
     self.assertEqual(names(self.workdir / 'hf'), ['10', '11'])
     self.assertEqual(content.read_text(), 'as it was')
-
-
-class WatcherTest(absltest.TestCase):
-  """The evaluator, on places that a test hands it."""
-
-  def setUp(self):
-    super().setUp()
-    self.workdir = pathlib.Path(self.create_tempdir().full_path)
-    for name in ('chain', 'objects'):
-      self.enterContext(mock.patch.object(watch.connect, name))
-    journal = self.enterContext(mock.patch.object(watch.journal_lib, 'Journal'))
-    self.status = journal.return_value.status
-
-  def watch(self, *rounds, installed):
-    spec = types.SimpleNamespace() if installed else None
-    with (
-      mock.patch('importlib.util.find_spec', return_value=spec),
-      mock.patch('builtins.print') as self.printed,
-    ):
-      watcher = watch.Watcher(CONFIG, self.workdir)
-      shared = shared_state.SharedModel(CONFIG).init()
-      for completed in rounds:
-        place = watch.apply.Position(completed, bytes(32), shared)
-        index = watch.published_checkpoint.Index(completed, '00', 'f', [], {})
-        watcher._evaluate(place, index)
-    return (self.workdir / 'evaluations.csv').read_text()
-
-  def test_with_lm_eval(self):
-    table = self.watch(2, 4, 6, installed=True)
-    self.assertLen(table.splitlines(), 4)
-    self.assertEqual(names(self.workdir / 'hf'), ['4', '6'])
-    self.assertEqual(names(self.workdir / 'hf' / '6'), FILES)
-    self.printed.assert_not_called()
-
-  def test_without_it_says_so_once(self):
-    table = self.watch(2, 4, installed=False)
-    self.assertLen(table.splitlines(), 3)
-    self.assertFalse((self.workdir / 'hf').exists())
-    self.printed.assert_called_once_with(export.WITHOUT, file=sys.stderr)
-
-  def test_a_full_disk_stops_no_evaluation(self):
-    with mock.patch('shutil.disk_usage') as usage:
-      usage.return_value.free = 0
-      table = self.watch(2, installed=True)
-    self.assertLen(table.splitlines(), 2)
-    said = [call.kwargs for call in self.status.mock_calls]
-    errors = [fields['error'] for fields in said if 'error' in fields]
-    self.assertLen(errors, 1)
-    self.assertRegex(errors[0], 'export: .*the disk has 0.0 GB')
 
 
 if __name__ == '__main__':

@@ -8,7 +8,7 @@ from absl.testing import parameterized
 from covenant import config as config_lib
 from covenant.models import llama
 from covenant.models import sharding
-from covenant.node import needs
+from covenant.node import preflight
 from covenant.optim import method as method_lib
 from covenant.plan import memory
 from covenant.train import step
@@ -148,7 +148,7 @@ class NeedsTest(absltest.TestCase):
   def test_every_miner_more_needs_its_private_state(self):
     config = load('1b')
     params = llama.num_params(config.model)
-    one, two = (needs.memory_bytes(config, miners) for miners in (1, 2))
+    one, two = (preflight.memory_bytes(config, miners) for miners in (1, 2))
     self.assertEqual(two - one, params * 4 * 3)
 
   def test_what_is_missing_is_said_at_once(self):
@@ -156,8 +156,8 @@ class NeedsTest(absltest.TestCase):
     config = dataclasses.replace(
       config, devices=dataclasses.replace(config.devices, fsdp=16)
     )
-    with self.assertRaises(needs.InsufficientResourcesError) as caught:
-      needs.check(config, 1)
+    with self.assertRaises(preflight.InsufficientResourcesError) as caught:
+      preflight.check(config, 1)
     self.assertTrue(caught.exception.hardware)
     lines = str(caught.exception).splitlines()
     starts = ['72b cannot run here', '  devices: ', '  memory: ', '  data: ']

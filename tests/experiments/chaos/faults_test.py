@@ -171,12 +171,12 @@ class FullDiskTest(absltest.TestCase):
 import pathlib, resource, signal
 import numpy as np
 from covenant import config
-from covenant.node import base, journal
+from covenant.node import base, workdir
 from covenant.protocol import checkpoint
 
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 folder = pathlib.Path({str(self.create_tempdir().full_path)!r})
-log = journal.Journal(folder, 'miner', '0')
+log = workdir.Workdir(folder, 'miner', '0')
 checkpoints = checkpoint.Checkpoints(
   folder / 'checkpoints', config.Checkpoint(every=1)
 )

@@ -1,0 +1,199 @@
+"""A validator's first phase: fetch and check what was committed."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from covenant import typing as ct
+from covenant.data import assignment
+from covenant.data import receipt as receipt_lib
+from covenant.gauntlet import checks as checks_lib
+from covenant.gauntlet import incentives
+from covenant.gauntlet import ratings
+from covenant.gauntlet import selection
+from covenant.node import validator_role as role_lib
+from covenant.protocol import apply
+from covenant.protocol import membership as membership_lib
+from covenant.protocol import round as round_lib
+from covenant.protocol import run_storage as run_storage_lib
+from covenant.store import interface as store_lib
+from covenant.train import local as local_lib
+from covenant.wire import manifest as manifest_lib
+from covenant.wire import payload as payload_lib
+
+Validator = role_lib.Validator
+
+
+class _Committed(NamedTuple):
+  """The commitments to the payloads of a round."""
+
+  entries: dict[int, manifest_lib.Entry]  # by uid
+  twice: set[int]  # the uids that committed to several payloads
+
+
+def collect(node: Validator, command: round_lib.Command, head: int) -> None:
+  """Fetches and checks what was committed, and chooses who should count."""
+  del head
+  r, role = command.round, node.role
+  closes = node.schedule.put_closes(r)
+  membership = membership_lib.read(node.chain, closes)
+  role.standings = ratings.admit(
+    role.standings, r, role_lib.identities(membership)
+  )
+  committed = _committed(node, r, membership)
+  entries = committed.entries
+  wanted = [entries[uid] for uid in _worth_fetching(node, r, entries)]
+  fetched = _fetch(node, r, membership, wanted)
+  readable: dict[int, payload_lib.Payload] = {}
+  submissions = [
+    submission
+    for peer in membership.miners
+    if (
+      submission := _submission(
+        node, r, peer.uid, membership, committed, fetched, readable
+      )
+    )
+  ]
+  report = role.judge.checker.check(
+    submissions,
+    checks_lib.Expected(
+      opens=node.schedule.put_opens(r),
+      closes=closes + 1,
+      root=node.root[:16],
+      receipts={u: _receipt(node, p.header) for u, p in readable.items()},
+      sequences=assignment.per_miner(node.config),
+      older=apply.older_roots(node.shared_model, node.place),
+    ),
+    seed=role_lib.lottery(node, r),
+    previous=node.messages or _recall(node, membership),
+    threshold=node.config.gauntlet.copy_similarity,
+  )
+  chosen = selection.contributors(
+    role.standings,
+    report.valid,
+    node.config.gauntlet,
+    r,
+    role_lib.lottery(node, r),
+  )
+  role.collected = role_lib.Collected(
+    membership, node.place, entries, readable, report, chosen.uids
+  )
+
+
+def decode(
+  node: Validator, entry: manifest_lib.Entry, data: bytes
+) -> payload_lib.Payload | payload_lib.PayloadError:
+  """Returns the content of a payload of this round, or why it is refused."""
+  try:
+    return apply.decode(node.shared_model, node.chain, entry, node.place, data)
+  except payload_lib.PayloadError as e:
+    return e
+
+
+def _submission(
+  node: Validator,
+  round_index: int,
+  uid: int,
+  membership: membership_lib.Membership,
+  committed: _Committed,
+  fetched: Mapping[int, bytes | store_lib.StoreError],
+  readable: dict[int, payload_lib.Payload],
+) -> checks_lib.Submission | None:
+  """Returns what a miner submitted; None for one that nobody asked for.
+
+  A payload that can be read is added to `readable` and kept by the node.
+  """
+  entry = committed.entries.get(uid)
+  if entry is None:
+    return checks_lib.Submission(uid)
+  block, twice = membership.committed[uid], uid in committed.twice
+  submission = checks_lib.Submission(uid, block, entry.digest, twice=twice)
+  data = fetched.get(uid)
+  if data is None:
+    in_time = block >= node.schedule.put_opens(round_index) and not twice
+    return None if in_time else submission
+  if isinstance(data, store_lib.ObjectTooLargeError):
+    refused = payload_lib.PayloadError(payload_lib.Reason.LENGTH, str(data))
+    return submission._replace(digest=entry.digest, decoded=refused)
+  if isinstance(data, store_lib.StoreError):
+    absent = isinstance(data, store_lib.MissingObjectError)
+    fetch = 'absent' if absent else 'failed'
+    return submission._replace(fetch=fetch, detail=str(data))
+  decoded = decode(node, entry, data)
+  if isinstance(decoded, payload_lib.Payload):
+    node.payloads[entry.digest] = data
+    node.decoded[entry.digest] = readable[uid] = decoded
+  digest = run_storage_lib.digest(data)
+  return submission._replace(digest=digest, decoded=decoded)
+
+
+def _recall(
+  node: Validator, membership: membership_lib.Membership
+) -> Mapping[int, ct.Message]:
+  """Returns the messages of the last round, which a restart has forgotten."""
+  if not node.place.round:
+    return {}
+  return apply.fetch_last_messages(
+    node.shared_model, node.chain, node.objects, membership, node.place
+  )
+
+
+def _committed(
+  node: Validator, round_index: int, membership: membership_lib.Membership
+) -> _Committed:
+  seen: dict[int, set[bytes]] = {}
+  opens = node.schedule.put_opens(round_index)
+  for block in range(opens, node.schedule.put_closes(round_index) + 1):
+    then = membership_lib.read(node.chain, block)
+    for uid, commitment in then.commitments.items():
+      if commitment.round == round_index:
+        seen.setdefault(uid, set()).add(commitment.digest)
+  newest = membership.commitments
+  entries = {
+    peer.uid: manifest_lib.Entry(peer.uid, peer.hotkey, newest[peer.uid].digest)
+    for peer in membership.miners
+    if peer.uid in seen and newest[peer.uid].round == round_index
+  }
+  twice = {uid for uid, digests in seen.items() if len(digests) > 1}
+  return _Committed(entries, twice)
+
+
+def _worth_fetching(
+  node: Validator, round_index: int, entries: Mapping[int, manifest_lib.Entry]
+) -> list[int]:
+  """Returns the likely contributors and the uids to be scored this round."""
+  gauntlet, standings = node.config.gauntlet, node.role.standings
+  lot = role_lib.lottery(node, round_index)
+  likely = selection.contributors(
+    standings, entries, gauntlet, round_index, lot
+  )
+  also = selection.to_evaluate(
+    standings, entries, gauntlet.evaluate, round_index, lot
+  )
+  reserves = likely.reserves[: incentives.RESERVES]
+  return sorted({*likely.uids, *reserves, *also})
+
+
+def _fetch(
+  node: Validator,
+  round_index: int,
+  membership: membership_lib.Membership,
+  entries: list[manifest_lib.Entry],
+) -> dict[int, bytes | store_lib.StoreError]:
+  wanted = [
+    run_storage_lib.ObjectRef(entry.digest, membership.location(entry.uid))
+    for entry in entries
+  ]
+  limit = node.shared_model.spec.payload_bytes
+  got = node.objects.fetch('payloads', round_index, wanted, [], limit)
+  return {entry.uid: got[entry.digest] for entry in entries}
+
+
+def _receipt(node: Validator, header: payload_lib.Header) -> bytes:
+  """Returns the receipt of the sequences that a header declares."""
+  r, split = header.round - header.staleness, node.role.judge.split
+  seed = node.chain.block_hash(node.schedule.assignment_block(r))
+  task = local_lib.Task(header.uid, r, seed, header.root)
+  ids_n = local_lib.assigned_ids(node.config, task, split)
+  return receipt_lib.of_sequences(
+    split, ids_n[: header.sequences], node.config.data.context
+  )

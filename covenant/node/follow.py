@@ -1,0 +1,194 @@
+"""The phases of every node: decide, apply, tidy up, catch up; and to commit."""
+
+from collections.abc import Mapping
+
+from covenant.chain import interface as chain_lib
+from covenant.node import base as node_lib
+from covenant.protocol import apply
+from covenant.protocol import catchup
+from covenant.protocol import membership as membership_lib
+from covenant.protocol import round as round_lib
+from covenant.wire import commitment as commitment_lib
+from covenant.wire import manifest as manifest_lib
+
+Command = round_lib.Command
+Node = node_lib.Node
+Phase = round_lib.Phase
+
+
+def commit(node: Node, round_index: int, digest: bytes, head: int) -> None:
+  """Puts a digest on the chain, once per round: it cannot be taken back.
+
+  Raises:
+    ChainError: it may not be there.
+  """
+  membership = membership_lib.read(node.chain, head)
+  mine = membership.commitments.get(membership.uid(node.chain.hotkey))
+  if mine is None or mine.round != round_index:
+    location = node.objects.location
+    new = commitment_lib.Commitment(location, round_index, digest)
+    node.chain.commit(commitment_lib.encode(new))
+  elif mine.digest != digest:
+    raise chain_lib.ChainRejectedError(
+      f'round {round_index}: this hotkey has committed to other bytes '
+      'already; is it in use twice?'
+    )
+
+
+def decide(
+  node: Node, command: Command, head: int
+) -> round_lib.Decision | None:
+  """Returns the manifest that holds, by the state of the chain at one block."""
+  del head
+  r, schedule = command.round, node.schedule
+  look = (
+    schedule.last_decision_block if command.last else schedule.decision_block
+  )
+  membership = membership_lib.read(node.chain, look(r))
+  stakes = {peer.uid: peer.stake for peer in membership.validators}
+  return round_lib.decide(r, membership.commitments, stakes, command.last)
+
+
+def apply_round(node: Node, command: Command, head: int) -> None:
+  """Fetches the payloads that count and takes the outer step.
+
+  Raises:
+    OutOfSyncError: the others have another history or other parameters.
+    StoreError: nobody has what the manifest lists, for now.
+  """
+  move(node, *next_state(node, command.round, head))
+
+
+def next_state(
+  node: Node, round_index: int, head: int
+) -> tuple[apply.AppliedRound, bytes | None]:
+  """Returns the state after a round and the digest of the manifest, if any.
+
+  Raises:
+    OutOfSyncError, StoreError: as `apply_round`.
+  """
+  decision = node.state.decision
+  assert decision is not None
+  digest, applied = decision.digest, None
+  if digest is not None:
+    try:
+      applied = _counted(node, round_index, digest, head)
+    except manifest_lib.ManifestError:
+      digest = None  # the same bytes for all nodes: nobody counts
+    except apply.OutOfSyncError:
+      # A minority that voted alone does not say what the others hold.
+      if decision.majority:
+        raise
+      digest = None
+  if applied is None:
+    applied = apply.AppliedRound(node.shared, node.shared, 0.0, {}, {})
+  return applied, digest
+
+
+def move(node: Node, applied: apply.AppliedRound, digest: bytes | None) -> None:
+  """Moves a node to the state after a round, by the manifest of a digest."""
+  links = apply.kept_links(node.shared_model)
+  after = node.place.advance(digest, applied.shared, links)
+  node.shared, node.root, node.past = after.shared, after.root, after.past
+  node.delta_norm = applied.delta_norm
+  node.messages, node.weights = applied.messages, applied.weights
+  node.payloads, node.decoded, node.manifests = {}, {}, {}
+
+
+def fetch_manifest(
+  node: Node,
+  membership: membership_lib.Membership,
+  round_index: int,
+  digest: bytes,
+) -> bytes:
+  """Returns the bytes of a manifest, kept until the round is applied."""
+  if digest not in node.manifests:
+    node.manifests[digest] = apply.fetch_manifest(
+      node.objects, membership, round_index, digest
+    )
+  return node.manifests[digest]
+
+
+def _counted(
+  node: Node, round_index: int, digest: bytes, head: int
+) -> apply.AppliedRound:
+  """Returns the result of a manifest; the nodes of a process share it."""
+  known = node.context.applied
+  key = (node.root, digest)
+  found = known.get(key)
+  if found is None or found.before is not node.shared:
+    found = _outer_step(node, round_index, digest, head)
+    known.clear()
+    known[key] = found
+  return found
+
+
+def _outer_step(
+  node: Node, round_index: int, digest: bytes, head: int
+) -> apply.AppliedRound:
+  membership = membership_lib.read(node.chain, node.schedule.finalized(head))
+  data = fetch_manifest(node, membership, round_index, digest)
+  manifest = manifest_lib.decode(data, node.chain.verify)
+  if (manifest.run, manifest.round) != (node.shared_model.run, round_index):
+    raise manifest_lib.ManifestError(
+      f'manifest: not of round {round_index} of this run'
+    )
+  apply.check_matches(manifest, node.root, node.fingerprint())
+  node.payloads = apply.fetch_payloads(
+    node.objects,
+    membership,
+    round_index,
+    manifest.entries,
+    node.shared_model.spec.payload_bytes,
+    node.payloads,
+  )
+  return apply.outer_step(
+    node.shared_model,
+    node.chain,
+    node.place,
+    manifest.entries,
+    node.payloads,
+    node.decoded,
+    consume=node.context.sole,
+  )
+
+
+def forget_payloads(node: Node, command: Command, head: int) -> None:
+  """Deletes own payloads that validators mirror by now, or never counted."""
+  del command, head
+  keep = node.config.checkpoint
+  newest = node.state.round // keep.publish
+  # Older rounds are in every checkpoint that a joiner may start from.
+  oldest = max(newest - keep.keep, 0) * keep.publish
+  node.objects.delete_before('payloads', before=oldest)
+
+
+def catch_up(node: Node, command: Command, head: int) -> Mapping[int, bytes]:
+  """Replays what the others applied, from a checkpoint if that is nearer.
+
+  Returns:
+    The manifests that were replayed, by round.
+  """
+  del command
+  attempt = catchup.CatchUp(
+    node.chain,
+    node.objects,
+    node.shared_model,
+    node.schedule,
+    head,
+    node.config.rounds,
+  )
+  place = attempt.run(None if node.state.out_of_sync else node.place)
+  node.shared, node.root, node.past = place.shared, place.root, place.past
+  node.state = round_lib.RoundState(place.round)
+  node.messages, node.weights = {}, {}
+  node.payloads, node.decoded = {}, {}
+  return attempt.replayed
+
+
+HANDLERS: node_lib.Handlers = {
+  Phase.DECIDE: decide,
+  Phase.APPLY: apply_round,
+  Phase.KEEP: forget_payloads,
+  Phase.CATCH_UP: catch_up,
+}

@@ -1,0 +1,102 @@
+"""What a validator works with and remembers."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, TypeAlias
+
+from covenant import typing as ct
+from covenant.data import tokens as tokens_lib
+from covenant.gauntlet import checks as checks_lib
+from covenant.gauntlet import ratings
+from covenant.gauntlet import scores as scores_lib
+from covenant.node import base as node_lib
+from covenant.protocol import apply
+from covenant.protocol import membership as membership_lib
+from covenant.protocol import round as round_lib
+from covenant.wire import manifest as manifest_lib
+from covenant.wire import payload as payload_lib
+
+
+class Judge(NamedTuple):
+  """The programs that all validators of a process share, compiled once."""
+
+  checker: checks_lib.Checker
+  scorer: scores_lib.Scorer
+  split: tokens_lib.Split  # of training
+
+
+class Collected(NamedTuple):
+  """The contributions to a round that is being agreed upon."""
+
+  membership: membership_lib.Membership  # at the close of the put window
+  before: apply.Position  # the state that the round started from
+  entries: Mapping[int, manifest_lib.Entry]  # by uid, committed in time
+  payloads: Mapping[int, payload_lib.Payload]  # by uid, readable
+  report: checks_lib.Report
+  chosen: list[int]  # the uids that should count, in this validator's eyes
+
+
+class Verdict(NamedTuple):
+  """A validator's findings about a round."""
+
+  round: int
+  decisions: list[dict[str, Any]]  # one per uid
+  weights: dict[int, float]
+
+
+@dataclasses.dataclass
+class ValidatorRole:
+  """What a validator remembers.
+
+  Attributes:
+    judge: the programs that it checks and scores with.
+    standings: its ratings of the miners.
+    announce: called with every verdict.
+    collected: the contributions to the round in agreement.
+    to_score: those to the round before, until they are scored.
+    to_keep: objects to store, as (key, bytes).
+    weights: to be set on the chain.
+    notes: what its policy remembers, by name; a restart forgets it.
+  """
+
+  judge: Judge
+  standings: ratings.State = dataclasses.field(default_factory=ratings.State)
+  announce: Callable[[Verdict], None] = lambda verdict: None
+  collected: Collected | None = None
+  to_score: Collected | None = None
+  to_keep: list[tuple[str, bytes]] = dataclasses.field(default_factory=list)
+  weights: dict[int, float] | None = None
+  notes: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+  def is_savable(self, state: round_lib.RoundState) -> bool:
+    """True once nothing is left to do about the round before."""
+    return state.previous_round_done(round_lib.VALIDATOR)
+
+  def save(self, state: round_lib.RoundState) -> tuple[dict[str, Any], ct.Json]:
+    del state
+    return {}, {'standings': ratings.to_json(self.standings)}
+
+  def load(
+    self, tree: dict[str, Any], text: ct.Json, state: round_lib.RoundState
+  ) -> round_lib.RoundState:
+    del tree
+    self.standings = ratings.from_json(text['standings'])
+    return state
+
+
+Validator: TypeAlias = node_lib.Node[ValidatorRole]
+
+
+def lottery(node: Validator, round_index: int) -> bytes:
+  """Returns a seed that nobody knew before all payloads were committed."""
+  return node.chain.block_hash(node.schedule.put_closes(round_index))
+
+
+def identities(
+  membership: membership_lib.Membership,
+) -> dict[int, ratings.Identity]:
+  """Returns the hotkey and registration of each miner, by uid."""
+  return {
+    peer.uid: ratings.Identity(peer.hotkey, peer.registered)
+    for peer in membership.miners
+  }

@@ -1,0 +1,183 @@
+"""The folder of a node or of an emulated run, but for its checkpoints.
+
+config.json      of an emulated run: its config
+metrics.jsonl    of an emulated run: a line per round and evaluation, which
+tensorboard/ mirrors
+verdicts.jsonl   the findings of validators about every miner, a line per round
+events.jsonl     of a process: what it did and what failed
+status.json      of a process: where it stands now
+pool.jsonl       of a pool: the work of each worker, a line per round
+profile/         one round under JAX's profiler
+"""
+
+import contextlib
+import json
+import os
+import pathlib
+import sys
+import time
+from collections.abc import Callable, Generator
+from typing import Any
+
+import jax
+
+from covenant import config as config_lib
+from covenant import files
+from covenant import metrics
+from covenant.node import base as node_lib
+from covenant.node import validator_role as validator_lib
+
+_CONFIG = 'config.json'
+_VERDICTS = 'verdicts.jsonl'
+# Fields that may differ when a run is resumed. A miner on other devices rounds
+# differently; on how many the miners are spread changes nothing.
+_FREE = ('devices.', 'network.coordinator', 'network.process', 'plan.')
+
+
+class Workdir:
+  """Writes the files of one process; use as a context manager.
+
+  Args:
+    path: the folder, which all ranks of a node share.
+    role: of a process, such as 'miner'; its folder is made when missing.
+    hotkey: of a process.
+    rank: of a process that shares the folder; all but rank 0 write to rank-N/.
+    profile: a round to trace, from 0 on. TensorBoard and Perfetto show it; on
+      one device it takes some megabytes. None traces nothing.
+  """
+
+  def __init__(
+    self,
+    path: str | os.PathLike[str],
+    role: str = '',
+    hotkey: str = '',
+    rank: int = 0,
+    profile: int | None = None,
+  ):
+    self.path = pathlib.Path(path, f'rank-{rank}' if rank else '')
+    self._status: dict[str, Any] = {
+      'role': role,
+      'hotkey': hotkey,
+      'pid': os.getpid(),
+      'error': '',
+    }
+    if role:
+      self.path.mkdir(parents=True, exist_ok=True)
+    self._profile = profile
+    self._is_tracing = False
+    self._writer: metrics.MetricsWriter | None = None
+    self._observe: Callable[[metrics.Record], None] = lambda record: None
+
+  def __enter__(self) -> 'Workdir':
+    return self
+
+  def __exit__(self, *_: object) -> None:
+    self._end_trace()
+    if self._writer is not None:
+      self._writer.close()
+
+  def check_owner(self, config: config_lib.Config) -> None:
+    """Refuses a folder that holds a run with another config.
+
+    Raises:
+      ConfigError: names the fields that differ; where it runs may differ.
+    """
+    path = self.path / _CONFIG
+    if not path.exists():
+      return
+    there = config_lib.from_json(path.read_text())
+    differ = [
+      line
+      for line in config_lib.differences(there, config)
+      if not line.startswith(_FREE)
+    ]
+    if differ:
+      raise config_lib.ConfigError(
+        f'{self.path} holds a run with another config. Choose another '
+        '--workdir, or set back: ' + '; '.join(differ)
+      )
+
+  def open_run(
+    self,
+    config: config_lib.Config,
+    resume: int | None,
+    observe: Callable[[metrics.Record], None],
+  ) -> None:
+    """Opens the files of an emulated run.
+
+    Args:
+      config: of the run.
+      resume: rounds completed by the checkpoint that the run resumes from;
+        records of later ones are dropped. None: there is no checkpoint.
+      observe: called with every record, those of earlier starts included.
+    """
+    files.write(self.path / _CONFIG, config_lib.to_json(config))
+    path = self.path / 'metrics.jsonl'
+    self._writer = metrics.MetricsWriter(
+      path, self.path / 'tensorboard', resume=resume
+    )
+    self._observe = observe
+    for record in metrics.read(path):
+      observe(record)
+    verdicts = files.read_jsonl(self.path / _VERDICTS)
+    kept = [json.dumps(x) for x in verdicts if x['round'] < (resume or 0)]
+    files.write_lines(self.path / _VERDICTS, kept)
+
+  def log(self, record: metrics.Record) -> None:
+    """Writes a record of an emulated run; `open_run` comes first."""
+    assert self._writer is not None
+    self._writer.write(record)
+    self._observe(record)
+
+  def announce(self, uid: int, verdict: validator_lib.Verdict) -> None:
+    """Appends the verdict of one of the validators of an emulated run."""
+    line = {'validator': uid, **verdict._asdict()}
+    files.append_jsonl(self.path / _VERDICTS, line)
+
+  def sync(self) -> None:
+    """Returns once all records of an emulated run are on the disk."""
+    assert self._writer is not None
+    self._writer.sync()
+
+  def event(self, event: node_lib.Event) -> None:
+    """Appends an event of a process; an error also goes into its status."""
+    self.record('events', {'time': time.time(), **event._asdict()})
+    if event.error:
+      self.status(error=f'block {event.block}, {event.what}: {event.error}')
+
+  def verdict(self, verdict: validator_lib.Verdict) -> None:
+    """Appends the verdict of a validator's process."""
+    self.record('verdicts', verdict._asdict())
+
+  def record(self, name: str, fields: dict[str, Any]) -> None:
+    """Appends a line to NAME.jsonl; a full disk loses it, not the process."""
+    with _unless_full():
+      files.append_jsonl(self.path / f'{name}.jsonl', fields)
+
+  def status(self, **fields: Any) -> None:
+    """Changes fields of status.json; a full disk loses the change."""
+    self._status |= fields
+    with _unless_full():
+      files.write(self.path / 'status.json', json.dumps(self._status))
+
+  def begin_round(self, round_index: int) -> None:
+    """Traces the round to profile; may be called often for one round."""
+    if round_index != self._profile:
+      self._end_trace()
+    elif not self._is_tracing:
+      jax.profiler.start_trace(str(self.path / 'profile'))
+      self._is_tracing = True
+
+  def _end_trace(self) -> None:
+    if self._is_tracing:
+      self._is_tracing = False
+      jax.profiler.stop_trace()
+
+
+@contextlib.contextmanager
+def _unless_full() -> Generator[None]:
+  try:
+    yield
+  except OSError as e:
+    with contextlib.suppress(OSError):  # its log may be on the same disk
+      print(f'cannot write what happened: {e}', file=sys.stderr, flush=True)
