@@ -1,4 +1,4 @@
-"""The real SDK, over a node in memory; the contract is in contract_test."""
+"""The real SDK, over a node in memory; the contract is in interface_test."""
 
 import inspect
 import pathlib

@@ -1,0 +1,129 @@
+"""What errors of obstore mean, and what a store is told."""
+
+import errno
+import os
+
+import obstore.exceptions
+import obstore.store
+from absl.testing import absltest
+from absl.testing import parameterized
+
+from covenant.store import backend
+from covenant.store import interface
+from covenant.store import location as location_lib
+from covenant.store import settings as settings_lib
+
+_GENERIC = obstore.exceptions.GenericError
+
+
+def _status(code, word=''):
+  body = f'<Error><Code>{word}</Code><Key>secret</Key></Error>' if word else ''
+  return _GENERIC(f'Server returned non-2xx status code: {code} X: {body}')
+
+
+class ExplainTest(parameterized.TestCase):
+  @parameterized.parameters(
+    (_status(503, 'SlowDown'), interface.StoreUnavailableError,
+     'the store asks for fewer requests (HTTP 503)'),
+    (_status(500), interface.StoreUnavailableError, 'HTTP 500'),
+    (_status(429), interface.StoreUnavailableError, 'HTTP 429'),
+    (_status(404, 'NoSuchUpload'), interface.StoreUnavailableError,
+     'the store forgot the upload before it was complete (HTTP 404)'),
+    (_status(404, 'NoSuchBucket'), interface.MissingObjectError,
+     'there is no such bucket'),
+    (_status(404), interface.MissingObjectError, 'there is no such object'),
+    (_status(403, 'AccessDenied'), interface.AccessDeniedError,
+     'the credentials lack this right (HTTP 403)'),
+    (_status(401, 'Unheard'), interface.AccessDeniedError, 'HTTP 401'),
+    (_status(400), interface.StoreError, 'HTTP 400'),
+    (_GENERIC('HTTP error: TimedOut'), interface.StoreUnavailableError,
+     'no answer'),
+    (_GENERIC('HTTP error: dns error: x'), interface.StoreUnavailableError,
+     'the name of the host is not known'),
+    (_GENERIC('HTTP error: unheard of'), interface.StoreUnavailableError,
+     'the connection failed'),
+    (_GENERIC('unheard of'), interface.StoreError,
+     'the answer of the store is malformed'),
+    (obstore.exceptions.PreconditionError('x'), backend.Replaced,
+     'the object was replaced while it was read'),
+    (obstore.exceptions.AlreadyExistsError('x'), interface.ObjectExistsError,
+     'there is one already'),
+    (FileNotFoundError('x'), interface.MissingObjectError,
+     'there is no such object'),
+    (_GENERIC(f'x (os error {errno.ENOTDIR})'), interface.MissingObjectError,
+     'there is no such object'),
+    (_GENERIC(f'x (os error {errno.EACCES})'), interface.AccessDeniedError,
+     os.strerror(errno.EACCES).lower()),
+    (_GENERIC(f'x (os error {errno.ENOSPC})'), interface.StoreError,
+     os.strerror(errno.ENOSPC).lower()),
+  )  # fmt: skip
+  def test_an_error_is_of_its_kind_and_quotes_nothing(self, error, kind, text):
+    explained = backend.explain(error)
+    self.assertIs(type(explained), kind)
+    self.assertEqual(str(explained), text)
+
+  def test_a_conflict_of_writes_is_no_object(self):
+    """Another write of the key is under way: it is asked again."""
+    error = obstore.exceptions.AlreadyExistsError(
+      'Server returned non-2xx status code: 409 Conflict'
+    )
+    self.assertIs(type(backend.explain(error)), interface.StoreUnavailableError)
+
+  def test_of_many_the_first_is_explained(self):
+    group = ExceptionGroup('', [_status(500), _status(403)])
+    self.assertIs(type(backend.explain(group)), interface.StoreUnavailableError)
+
+  def test_an_error_of_ours_stays(self):
+    error = interface.ObjectTooLargeError('too large')
+    self.assertIs(backend.explain(error), error)
+
+  def test_a_bug_is_raised(self):
+    with self.assertRaises(ZeroDivisionError):
+      backend.explain(ZeroDivisionError())
+
+
+class ConnectTest(absltest.TestCase):
+  def connect(self, location, make_folder=False):
+    return backend.connect(
+      location, None, make_folder, settings_lib.Settings(), retries=0
+    )
+
+  def test_memory_is_one_store_per_name_while_anyone_has_it(self):
+    one = self.connect(location_lib.Location('memory', 'backend-test'))
+    obstore.put(one, 'key', b'data')
+    same = self.connect(location_lib.Location('memory', 'backend-test'))
+    self.assertIs(same, one)
+    other = self.connect(location_lib.Location('memory', 'backend-test-2'))
+    self.assertIsNot(other, one)
+    del one, same
+    new = self.connect(location_lib.Location('memory', 'backend-test'))
+    self.assertEmpty([name for batch in obstore.list(new) for name in batch])
+
+  def test_a_folder_is_made_only_to_write(self):
+    path = os.path.join(self.create_tempdir().full_path, 'new')
+    location = location_lib.Location('file', path)
+    with self.assertRaisesRegex(interface.MissingObjectError, 'no such folder'):
+      self.connect(location)
+    self.assertFalse(os.path.exists(path))
+    self.connect(location, make_folder=True)
+    self.assertTrue(os.path.isdir(path))
+    self.assertIsInstance(self.connect(location), obstore.store.LocalStore)
+
+  def test_r2_is_at_its_account(self):
+    location = location_lib.Location(
+      'r2', 'abc', 'a' * 32, key_id='b' * 32, secret='c' * 64
+    )
+    store = self.connect(location)
+    self.assertIn(
+      f'https://{"a" * 32}.r2.cloudflarestorage.com', str(store.config)
+    )
+
+  def test_credentials_are_not_printed(self):
+    key = backend.Key('id-of-key', 'secret', 'token')
+    for text in repr(key), str(key):
+      for word in 'id-of-key', 'secret', 'token':
+        self.assertNotIn(word, text.replace('Key(', ''))
+
+
+if __name__ == '__main__':
+  absltest.main()
