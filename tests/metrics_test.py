@@ -50,7 +50,7 @@ def _evaluation(number, **changes):
 
 
 def _event_steps(folder):
-  """(step, purges) of the events, read as TensorBoard's record framing."""
+  """Returns (step, purges) of the events in TensorBoard's record framing."""
   events = []
   for path in sorted(folder.iterdir()):
     data = path.read_bytes()

@@ -8,36 +8,39 @@ import json
 import os
 import pathlib
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from covenant import config as config_lib
 from covenant import files as files_lib
 from covenant import metrics
+from covenant import typing as ct
 from covenant.adversaries import registry
 from covenant.models import llama
+
+JsonObject: TypeAlias = Mapping[str, ct.Json]
 
 
 class Run(NamedTuple):
   """The files of one run, or of one process of a network, as read."""
 
   folder: pathlib.Path
-  config: Mapping[str, Any]  # nested as in config.json; {} without a file
+  config: JsonObject  # nested as in config.json; {} without a file
   rounds: list[metrics.Round]
   evaluations: list[metrics.Evaluation]
   # Verdicts of one validator by round; `uid` is None in its own workdir.
-  verdicts: dict[int, Mapping[str, Any]]
+  verdicts: dict[int, JsonObject]
   uid: int | None
-  events: list[Mapping[str, Any]]  # actions of a process
-  published: list[Mapping[str, Any]]  # evaluations of published checkpoints
+  events: list[JsonObject]  # actions of a process
+  published: list[JsonObject]  # evaluations of published checkpoints
   unreadable: int  # malformed lines of these three
 
   @property
   def name(self) -> str:
     return str(self.config.get('name', self.folder.name))
 
-  def get(self, path: str) -> Any:
+  def get(self, path: str) -> ct.Json:
     """Returns a field such as 'phases.put_blocks'; None if it is missing."""
-    node: Any = self.config
+    node: ct.Json = self.config
     for key in path.split('.'):
       node = node.get(key) if isinstance(node, Mapping) else None
     return node
@@ -130,7 +133,7 @@ def read(workdir: str | os.PathLike[str]) -> Run:
   )
 
 
-def _config(folder: pathlib.Path) -> Mapping[str, Any]:
+def _config(folder: pathlib.Path) -> JsonObject:
   """Returns the config of the folder, or of the network above it."""
   for path in (folder / 'config.json', folder.parent / 'config.json'):
     if path.exists():
@@ -144,14 +147,14 @@ def _config(folder: pathlib.Path) -> Mapping[str, Any]:
 
 def _lines(
   path: pathlib.Path, required: tuple[str, ...]
-) -> tuple[list[Any], int]:
+) -> tuple[list[JsonObject], int]:
   """Returns the objects of a file of JSON lines, and the malformed lines.
 
   A process that was killed while it wrote and then restarted leaves a line
   which joins two.
   """
   lines = files_lib.read_lines(path)
-  objects = []
+  objects: list[JsonObject] = []
   for line in lines:
     try:
       found = json.loads(line)

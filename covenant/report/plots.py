@@ -193,7 +193,7 @@ def _weights(
   honest = [u for u in uids if u not in adversaries]
   colors = (ORANGE, '#CC79A7', '#E69F00', GREEN)
   for uid in [*honest, *sorted(set(uids) & set(adversaries))]:
-    y = [r.weights[uid] for r in rounds]
+    y = [dict(enumerate(r.weights)).get(uid, math.nan) for r in rounds]
     marker = '.' if len(rounds) == 1 else ''
     if uid in adversaries:
       i = sorted(adversaries).index(uid)

@@ -2,9 +2,9 @@
 
 import json
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 from covenant import config as config_lib
+from covenant import typing as ct
 from covenant.protocol import round as round_lib
 from covenant.report import folder
 from covenant.report import markup
@@ -102,7 +102,9 @@ def fields(run: folder.Run) -> list[markup.Html]:
   return [tag('div', search, *folds, class_='wide', id='fields')]
 
 
-def leaves(node: Mapping[str, Any], prefix: str = '') -> Iterator[Any]:
+def leaves(
+  node: folder.JsonObject, prefix: str = ''
+) -> Iterator[tuple[str, ct.Json]]:
   """Yields every field of nested mappings as path and value."""
   for key, value in node.items():
     if isinstance(value, Mapping):
@@ -120,7 +122,7 @@ def show(value: object) -> str:
   return json.dumps(value, ensure_ascii=False)
 
 
-def _difference(path: str, value: object, defaults: Mapping[str, Any]) -> str:
+def _difference(path: str, value: object, defaults: folder.JsonObject) -> str:
   """Returns the default of a field that has another value, else ''."""
   if path not in defaults:
     return 'not a field of this version'

@@ -2,7 +2,6 @@
 
 import datetime
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from covenant.gauntlet import checks
 from covenant.report import folder
@@ -75,7 +74,7 @@ def refused(run: folder.Run) -> list[markup.Html]:
 def miners(run: folder.Run) -> list[markup.Html]:
   """Returns a table of every miner's state after the last verdict."""
   valid: dict[int, list[bool]] = {}
-  latest: dict[int, Mapping[str, Any]] = {}
+  latest: dict[int, folder.JsonObject] = {}
   for _, verdict in sorted(run.verdicts.items()):
     for d in verdict['decisions']:
       latest[d['uid']] = d

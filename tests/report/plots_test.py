@@ -1,3 +1,4 @@
+import dataclasses
 import pathlib
 
 from absl.testing import absltest
@@ -9,7 +10,7 @@ from tests.report import workdirs
 
 
 def _records(rounds, miners):
-  """Of a run whose last miner joins half-way."""
+  """Returns records of a run whose last miner joins half-way."""
   return workdirs.records(rounds, miners, joins=rounds // 2 + 1)
 
 
@@ -48,6 +49,12 @@ class PlotsTest(parameterized.TestCase):
     for axis in ('tokens', 'bytes'):
       path = plots.compare({'a': records, 'b': []}, self.folder / 'c.png', axis)
       self.assertGreater(self._ink(path), 0.001)
+
+  def test_a_uid_that_registers_later(self):
+    first, *others = [r for r in _records(4, 3) if r.kind == 'round'][1:]
+    records = [dataclasses.replace(first, weights=(0.5, 0.5)), *others]
+    *_, path = plots.write_figures(records, self.folder)
+    self.assertGreater(self._ink(path), 0.001)
 
   def test_adversaries_are_marked(self):
     records = _records(12, 4)

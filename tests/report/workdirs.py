@@ -1,4 +1,4 @@
-"""Workdirs of runs that never were, for the tests of the page."""
+"""Synthetic workdirs for the tests of the report."""
 
 import dataclasses
 import json
@@ -18,7 +18,7 @@ def write(
   hotkey: str = '5Abc',
   **config,
 ) -> pathlib.Path:
-  """A run whose last miner, a copier, is refused in every second round."""
+  """Writes a run whose last miner, a copier, is refused every other round."""
   folder.mkdir(parents=True, exist_ok=True)
   whole = dataclasses.replace(
     config_lib.Config(
@@ -52,7 +52,7 @@ def write(
 def records(
   rounds: int, miners: int, joins: int = 0
 ) -> list[metrics.Round | metrics.Evaluation]:
-  """A run whose loss falls as 1 / round; the last miner joins in `joins`."""
+  """Returns a run with loss ~ 1 / round, whose last miner joins in `joins`."""
   found: list[metrics.Round | metrics.Evaluation] = [_evaluation(0, miners)]
   for number in range(1, rounds + 1):
     present = miners if number >= joins else max(1, miners - 1)
@@ -63,7 +63,7 @@ def records(
 
 
 def events(folder: pathlib.Path, error: str = '') -> pathlib.Path:
-  """A process that has trained, and could not upload."""
+  """Writes the events of a process that trained and could not upload."""
   folder.mkdir(parents=True, exist_ok=True)
   lines = [
     {'time': 1e9, 'block': 1, 'round': 0, 'what': 'train', 'error': ''},
