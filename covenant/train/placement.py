@@ -1,9 +1,11 @@
 """Where a miner's state lies: at rest, and while its devices train.
 
 At rest everything is on a miner's home: the first of the mesh's copies of the
-parameters that this process owns. In training every copy has all of it.
+parameters that this process owns. In training every copy has all of it, or, in
+a pipeline, every stage has its own layers.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,7 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from covenant import config as config_lib
+from covenant import typing as ct
 from covenant.models import sharding
+from covenant.train.pipeline import gpipe
 
 _HOST = 'pinned_host'
 
@@ -24,104 +28,115 @@ def home(mesh: jax.sharding.Mesh) -> jax.sharding.Mesh:
 
 
 def _rows(mesh: jax.sharding.Mesh) -> list[np.ndarray]:
-  """This process's devices of each copy, [fsdp, tensor]."""
+  """This process's devices of each copy of the parameters, [fsdp, tensor]."""
   mine = set(mesh.local_devices)
   return [row for row in mesh.devices if mine.issuperset(row.flat)]
 
 
-class Parking:
+class HostOffload:
   """Moves arrays between the memory of their devices and that of their host.
 
   Args:
-    device: one of those that have them.
-    used: whether to park at all; else nothing is moved.
+    device: one of the devices of the arrays.
+    enabled: False leaves every array where it is.
 
   Raises:
-    ConfigError: the devices cannot reach any host memory.
+    ConfigError: the device has no memory of its host.
   """
 
-  def __init__(self, device: jax.Device, used: bool):
+  def __init__(self, device: jax.Device, enabled: bool):
     kinds = {memory.kind for memory in device.addressable_memories()}
-    if used and _HOST not in kinds:
+    if enabled and _HOST not in kinds:
       raise config_lib.ConfigError(
-        f'devices.offload: a {device.device_kind} has no {_HOST!r} memory, '
-        f'only {sorted(kinds)}; leave it off'
+        f'devices.offload: expected devices with {_HOST!r} memory, got a '
+        f'{device.device_kind} with {sorted(kinds)} only; turn it off'
       )
-    self._used = used
+    self._enabled = enabled
     self._default = device.default_memory().kind
 
-  def park(self, tree: Any) -> Any:
-    """Out of the devices' memory until it is fetched; may keep its buffers."""
+  def offload(self, tree: ct.PyTree) -> ct.PyTree:
+    """Moves a tree to host memory; the result may share its buffers."""
     return self._in_memory(tree, _HOST)
 
-  def fetch(self, tree: Any) -> Any:
-    """What was parked, on its devices again; may keep its buffers."""
+  def load(self, tree: ct.PyTree) -> ct.PyTree:
+    """Moves a tree back to its devices; the result may share its buffers."""
     return self._in_memory(tree, self._default)
 
-  def _in_memory(self, tree: Any, kind: str) -> Any:
-    if not self._used:
+  def _in_memory(self, tree: ct.PyTree, kind: str) -> ct.PyTree:
+    if not self._enabled:
       return tree
     return jax.tree.map(
       lambda x: jax.device_put(x, x.sharding.with_memory_kind(kind)), tree
     )
 
 
-def is_parked(tree: Any) -> bool:
+def is_offloaded(tree: ct.PyTree) -> bool:
+  """Returns True if the arrays of a tree are in host memory."""
   leaves = jax.tree.leaves(tree)
   return bool(leaves) and leaves[0].sharding.memory_kind == _HOST
 
 
 class Placement:
-  """Moves trees of arrays, cut by `sharding.specs`.
+  """Moves trees of arrays that `sharding.specs` shards over a mesh.
 
   Args:
-    mesh: of the miner. Of one device, it is as that device alone; None is any
-      one device, and nothing is moved.
-    offload: whether what a phase does not need waits in host memory.
+    mesh: the mesh of the miner. A mesh of one device is treated as that device
+      alone. With None there is one device, whichever, and nothing moves.
+    offload: True keeps what a phase does not need in host memory.
 
   Raises:
-    ConfigError: the devices cannot reach any.
+    ConfigError: the devices have no memory of their host.
   """
 
   def __init__(self, mesh: jax.sharding.Mesh | None, offload: bool = False):
     device = (jax.local_devices() if mesh is None else mesh.local_devices)[0]
-    self.parking = Parking(device, offload)
+    self.host = HostOffload(device, offload)
     self.mesh = mesh if mesh is not None and mesh.size > 1 else None
     self._rows = [] if mesh is None else _rows(mesh)
     self._home = None if mesh is None else home(mesh)
 
   @property
   def home_mesh(self) -> jax.sharding.Mesh | None:
-    """Of the devices that share what is at rest; None for one device."""
+    """The devices that share the state at rest; None for one device."""
     shared = self._home is not None and self._home.size > 1
     return self._home if shared else None
 
-  def home(self, tree: Any, fresh: bool = False) -> Any:
-    """A tree from anywhere, at home; with `fresh`, in buffers of its own."""
+  def to_home(self, tree: ct.PyTree, fresh: bool = False) -> ct.PyTree:
+    """Moves a tree from anywhere to the home of the miner.
+
+    Args:
+      tree: arrays on any devices.
+      fresh: True copies them, so that the result has buffers of its own.
+    """
     if self._home is not None and self._home.size > 1:
       tree = jax.device_put(tree, sharding.shardings(tree, self._home))
     elif self._home is not None:
-      tree = self.whole(tree)
+      tree = self.unshard(tree)
     return jax.tree.map(jnp.copy, tree) if fresh else tree
 
-  def whole(self, tree: Any) -> Any:
-    """A tree from anywhere, uncut on the first device of home."""
+  def unshard(self, tree: ct.PyTree) -> ct.PyTree:
+    """Moves a tree from anywhere to the first device of the home, unsharded."""
     if self._home is None:
       return tree
     device = self._home.devices.flat[0]
 
     def one(x: jax.Array) -> jax.Array:
       mesh = getattr(x.sharding, 'mesh', None)
-      if mesh is not None:  # of which `device_put` alone would keep the type
+      if mesh is not None:  # `device_put` alone would keep the type of the mesh
         everywhere = jax.NamedSharding(mesh, jax.P())
         x = jax.device_put(x, everywhere).addressable_data(0)
       return jax.device_put(x, device)
 
     return jax.tree.map(one, tree)
 
-  def spread(self, tree: Any, fresh: bool = False) -> Any:
-    """A tree from anywhere, in every copy; otherwise as `home`."""
-    tree = self.home(tree, fresh)
+  def replicate(self, tree: ct.PyTree, fresh: bool = False) -> ct.PyTree:
+    """Copies a tree from anywhere to every copy of the parameters.
+
+    Args:
+      tree: arrays on any devices.
+      fresh: as in `to_home`.
+    """
+    tree = self.to_home(tree, fresh)
     if self.mesh is None or self.mesh == self._home:
       return tree
 
@@ -136,8 +151,8 @@ class Placement:
 
     return jax.tree.map(copied, tree, sharding.shardings(tree, self.mesh))
 
-  def share(self, tokens_BxL1: np.ndarray) -> Any:
-    """A batch that all processes have, each device's own sequences there."""
+  def shard_batch(self, tokens_BxL1: np.ndarray) -> ct.Tokens:
+    """Gives each device its sequences of a batch that all processes have."""
     if self.mesh is None:
       return tokens_BxL1
     where = jax.NamedSharding(self.mesh, sharding.batch_spec(self.mesh))
@@ -145,8 +160,8 @@ class Placement:
       tokens_BxL1.shape, where, lambda index: tokens_BxL1[index]
     )
 
-  def settle(self, tree: Any) -> Any:
-    """What `spread` led to, at home; keeps its buffers."""
+  def gather(self, tree: ct.PyTree) -> ct.PyTree:
+    """Returns what `replicate` led to at home; keeps its buffers."""
     if self.mesh is None or self.mesh == self._home:
       return tree
 
@@ -162,3 +177,66 @@ class Placement:
       return jax.make_array_from_single_device_arrays(x.shape, where, pieces)
 
     return jax.tree.map(one, tree, sharding.specs(tree, self.mesh))
+
+
+class PipelinePlacement:
+  """Moves trees of arrays between a miner's home and the stages of a pipeline.
+
+  At rest all of a miner's state is on the first device, as if it trained alone
+  there, so that it can continue with other stages or with none.
+
+  Args:
+    model: the model whose layers the stages share.
+    mesh: one device of this process per stage.
+  """
+
+  def __init__(self, model: config_lib.Model, mesh: jax.sharding.Mesh):
+    self._model = model
+    self.mesh = mesh
+    self._everywhere = jax.NamedSharding(mesh, jax.P())
+
+  def replicate(self, tree: ct.PyTree, fresh: bool = True) -> ct.PyTree:
+    """Gives each stage its layers of a tree that is on one device.
+
+    Subtrees that are not like the parameters are copied to every stage.
+
+    Args:
+      tree: arrays on one device.
+      fresh: ignored: the result always has buffers of its own.
+    """
+    del fresh
+    return _map_params(
+      tree,
+      lambda params: gpipe.split(self._model, params, self.mesh),
+      self.shard_batch,
+    )
+
+  def shard_batch(self, x: ct.PyTree) -> ct.PyTree:
+    """Copies arrays, such as a batch, to every stage."""
+    return jax.device_put(x, self._everywhere)
+
+  def gather(self, tree: ct.PyTree) -> ct.PyTree:
+    """Returns what `replicate` led to on the first device."""
+    device = self.mesh.devices.flat[0]
+    return _map_params(
+      tree,
+      lambda parts: gpipe.join(self._model, parts, device),
+      lambda x: x.addressable_data(0),
+    )
+
+
+def _map_params(
+  tree: ct.PyTree,
+  of_params: Callable[[ct.Params], ct.Params],
+  of_leaf: Callable[[Any], Any],
+) -> ct.PyTree:
+  """Maps subtrees that are like the parameters as a whole, and other leaves."""
+
+  def is_params(x: Any) -> bool:
+    return isinstance(x, dict) and 'embedding' in x
+
+  return jax.tree.map(
+    lambda x: of_params(x) if is_params(x) else of_leaf(x),
+    tree,
+    is_leaf=is_params,
+  )

@@ -4,9 +4,7 @@ Pure functions of a config and a mesh: they need no data, and with an abstract
 mesh no devices, so that the step can be lowered and compiled for hardware that
 is not there:
 
-  step.inner_step(config, method, mesh).lower(
-    *step.arguments(config, method, mesh)
-  )
+  step.inner_step(config, mesh).lower(*step.arguments(config, mesh))
 """
 
 import functools
@@ -19,11 +17,11 @@ import jax.numpy as jnp
 import optax
 
 from covenant import config as config_lib
+from covenant import typing as ct
 from covenant.models import llama
 from covenant.models import loss as loss_lib
 from covenant.models import sharding
 from covenant.optim import inner as inner_lib
-from covenant.optim import method as method_lib
 from covenant.train import island as island_lib
 from covenant.train.pipeline import gpipe as gpipe_lib
 from covenant.train.pipeline import subspace
@@ -31,101 +29,87 @@ from covenant.train.pipeline import subspace
 
 def inner_step(
   config: config_lib.Config,
-  method: method_lib.Method,
   mesh: sharding.AnyMesh | None = None,
   pipeline: island_lib.Island | None = None,
 ) -> Any:
-  """The jitted step: -> (params, state, loss in nats a token).
+  """Returns the jitted inner step.
 
-  Its arguments are params and state, which it consumes, tokens_BxL1, the inner
-  step of the run, the one at which the miner joined, and of a pipeline with a
-  subspace what `enter` found fixed.
+  It maps params and the state of the optimizer, which it consumes, tokens_BxL1,
+  the inner step of the run, the inner step at which the miner joined and, in a
+  pipeline, the `subspace.Fixed` of the round to (params, state, loss in nats
+  per token).
 
   Args:
-    config: of the run.
-    method: of the config; it has an inner optimizer.
-    mesh: of the miner: params and the state of the optimizer are cut by
-      `sharding.specs`, the batch by `sharding.batch_spec`. None: one device.
-      Of a pipeline its stages: params are as `pipeline.split` gives them.
-    pipeline: an island with a rank.
+    config: the config of the run.
+    mesh: the mesh of the miner: params and the state of the optimizer are
+      sharded by `sharding.specs`, the batch by `sharding.batch_spec`. None is
+      one device. The mesh of a pipeline has its stages, and params are as
+      `gpipe.split` returns them.
+    pipeline: an island with a rank; None is a full replica.
 
   Raises:
-    ConfigError: the model or the batch cannot be cut so.
+    ConfigError: the model or the batch cannot be sharded so.
   """
-  gradient: Callable[..., tuple[jax.Array, Any]]
+  inner = config.optim.inner
+  optimizer = inner_lib.make(inner)
+  learning_rate = inner_lib.schedule(
+    inner, total_steps=config.rounds * config.optim.inner_steps
+  )
+  loss_and_gradient: Callable[..., tuple[jax.Array, ct.Grads]]
   if pipeline is None:
-    gradient = _loss_and_gradient(config, mesh)
+    loss_and_gradient = _loss_and_gradient(config, mesh)
   else:
-    gradient = _pipeline(config, pipeline, mesh)
-  assert method.inner is not None
+    loss_and_gradient = _pipeline(config, pipeline, mesh)
 
   def step(
-    params: Any,
-    state: Any,
+    params: ct.Params,
+    state: ct.OptState,
     tokens_BxL1: jax.Array,
     step: jax.Array,
     joined: jax.Array,
     *fixed: subspace.Fixed,
-  ) -> tuple[Any, Any, jax.Array]:
-    nats, grads = gradient(params, tokens_BxL1, *fixed)
-    updates, state = method.inner.update(grads, state, params)
-    rate = method.schedule(step) * inner_lib.rejoin_factor(
-      config.optim.inner, step, joined
-    )
+  ) -> tuple[ct.Params, ct.OptState, jax.Array]:
+    nats, grads = loss_and_gradient(params, tokens_BxL1, *fixed)
+    updates, state = optimizer.update(grads, state, params)
+    rate = learning_rate(step) * inner_lib.rejoin_factor(inner, step, joined)
     updates = jax.tree.map(lambda u: rate * u, updates)
     return optax.apply_updates(params, updates), state, nats
 
-  said: dict[str, Any] = {}
+  shardings: dict[str, Any] = {}
   if mesh is not None and pipeline is None:
-    params, state, *_ = arguments(config, method, mesh)
-    said['out_shardings'] = (
+    params, state, *_ = arguments(config, mesh)
+    shardings['out_shardings'] = (
       *jax.tree.map(lambda x: x.sharding, (params, state)),
       jax.NamedSharding(mesh, jax.P()),
     )
-  return jax.jit(step, donate_argnames=('params', 'state'), **said)
-
-
-def enter(config: config_lib.Config, island: island_lib.Island) -> Any:
-  """The jitted (params, tokens_BxL1) -> `subspace.Fixed` of a round."""
-  return jax.jit(functools.partial(subspace.fix, config.model, island=island))
-
-
-def leave(config: config_lib.Config, island: island_lib.Island) -> Any:
-  """The jitted (start, end, `subspace.Fixed`) -> what the round has taught."""
-
-  def learned(start: Any, end: Any, fixed: subspace.Fixed) -> Any:
-    return subspace.learned(config.model, start, end, island, fixed)
-
-  return jax.jit(learned, donate_argnames='end')
+  return jax.jit(step, donate_argnames=('params', 'state'), **shardings)
 
 
 def gradient(
   config: config_lib.Config, mesh: sharding.AnyMesh | None = None
 ) -> Any:
-  """The jitted (params, tokens_BxL1) -> (nats a token, gradient)."""
-  said: dict[str, Any] = {}
+  """Returns the jitted (params, tokens_BxL1) -> (nats per token, gradient)."""
+  shardings: dict[str, Any] = {}
   if mesh is not None:
     whole = jax.NamedSharding(mesh, jax.P())
-    said['out_shardings'] = whole, sharding.shardings(_params(config), mesh)
-  return jax.jit(_loss_and_gradient(config, mesh), **said)
+    cut = sharding.shardings(_params(config), mesh)
+    shardings['out_shardings'] = whole, cut
+  return jax.jit(_loss_and_gradient(config, mesh), **shardings)
 
 
 def arguments(
-  config: config_lib.Config,
-  method: method_lib.Method,
-  mesh: sharding.AnyMesh | None = None,
-) -> tuple[Any, ...]:
-  """What `inner_step` takes, as shapes that say where they are."""
-  assert method.inner is not None
+  config: config_lib.Config, mesh: sharding.AnyMesh | None = None
+) -> tuple[ct.PyTree, ...]:
+  """Returns the arguments of `inner_step` as shapes with their shardings."""
   params = _params(config)
-  state = jax.eval_shape(method.inner.init, params)
+  state = jax.eval_shape(inner_lib.make(config.optim.inner).init, params)
   shape = config.optim.inner.batch_size, config.data.context + 1
   tokens_BxL1 = jax.ShapeDtypeStruct(shape, jnp.int32)
   scalar = jax.ShapeDtypeStruct((), jnp.int32)
   if mesh is None:
     return params, state, tokens_BxL1, scalar, scalar
 
-  def placed(x: Any, spec: jax.P) -> jax.ShapeDtypeStruct:
+  def placed(x: jax.ShapeDtypeStruct, spec: jax.P) -> jax.ShapeDtypeStruct:
     where = jax.NamedSharding(mesh, spec)
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
 
@@ -138,25 +122,27 @@ def arguments(
   )
 
 
-def _params(config: config_lib.Config) -> Any:
+def _params(config: config_lib.Config) -> ct.Params:
   return jax.eval_shape(lambda: llama.init(config.model, jax.random.key(0)))
 
 
 def _loss_and_gradient(
   config: config_lib.Config, mesh: sharding.AnyMesh | None
-) -> Callable[[Any, jax.Array], tuple[jax.Array, Any]]:
+) -> Callable[[ct.Params, jax.Array], tuple[jax.Array, ct.Grads]]:
   gradient = functools.partial(
     loss_lib.next_token_gradient,
     config.model,
     microbatch=_microbatch(config.optim.inner, mesh),
   )
 
-  def alone(params: Any, tokens_BxL1: jax.Array) -> tuple[jax.Array, Any]:
+  def one_device(
+    params: ct.Params, tokens_BxL1: jax.Array
+  ) -> tuple[jax.Array, ct.Grads]:
     loss, grads = gradient(params, tokens_BxL1)
     return loss.nats, grads
 
   if mesh is None:
-    return alone
+    return one_device
   dense = config.optim.method in ('diloco', 'ddp')
   block = (1, 1) if dense else config.optim.compression.block
   sharding.check(config.model, block, mesh)
@@ -164,10 +150,13 @@ def _loss_and_gradient(
   batch = sharding.split('batch', mesh)
   whole = [_others(batch, spec) for spec in jax.tree.leaves(specs)]
 
-  def share(params: Any, tokens_bxL1: jax.Array) -> tuple[jax.Array, Any]:
-    """The same, from this device's sequences and shards."""
-    # What is whole along an axis of the batch would be summed over it by each
-    # microbatch; as each device's own it is summed once, at the end.
+  def sharded(
+    params: ct.Params, tokens_bxL1: jax.Array
+  ) -> tuple[jax.Array, ct.Grads]:
+    """Computes the same from this device's sequences and shards."""
+    # The gradient of a leaf that is whole along an axis of the batch would be
+    # summed over the axis in every microbatch. With the leaf cast to a value of
+    # each device's own, it is summed once, at the end.
     leaves, treedef = jax.tree.flatten(params)
     leaves = [_own(x, axes) for x, axes in zip(leaves, whole, strict=True)]
     loss, grads = gradient(treedef.unflatten(leaves), tokens_bxL1)
@@ -180,7 +169,7 @@ def _loss_and_gradient(
     return loss.nats, treedef.unflatten(grads)
 
   return jax.shard_map(
-    share,
+    sharded,
     mesh=mesh,
     in_specs=(specs, sharding.batch_spec(mesh)),
     out_specs=(jax.P(), specs),
@@ -189,10 +178,12 @@ def _loss_and_gradient(
 
 def _pipeline(
   config: config_lib.Config, island: island_lib.Island, mesh: Any
-) -> Callable[[Any, jax.Array, subspace.Fixed], tuple[jax.Array, Any]]:
-  """As `_loss_and_gradient`, of a pipeline with a subspace.
+) -> Callable[
+  [ct.Params, jax.Array, subspace.Fixed], tuple[jax.Array, ct.Grads]
+]:
+  """Makes the loss and gradient of a pipeline.
 
-  On the stages of a mesh, or on one device.
+  It runs on the stages of a mesh, or on one device without.
   """
   model, microbatch = config.model, _microbatch(config.optim.inner, None)
   if mesh is not None:
@@ -205,8 +196,8 @@ def _pipeline(
     )
 
   def emulated(
-    params: Any, tokens_BxL1: jax.Array, fixed: subspace.Fixed
-  ) -> tuple[jax.Array, Any]:
+    params: ct.Params, tokens_BxL1: jax.Array, fixed: subspace.Fixed
+  ) -> tuple[jax.Array, ct.Grads]:
     loss, grads = subspace.next_token_gradient(
       model, params, tokens_BxL1, island, fixed, microbatch
     )
@@ -216,7 +207,7 @@ def _pipeline(
 
 
 def _others(axes: tuple[str, ...], spec: jax.P) -> tuple[str, ...]:
-  """Those of the axes along which the spec cuts nothing."""
+  """Returns those of the axes along which the spec shards nothing."""
   cut: set[str] = set()
   for entry in spec:
     cut.update((entry,) if isinstance(entry, str) else entry or ())
@@ -224,13 +215,14 @@ def _others(axes: tuple[str, ...], spec: jax.P) -> tuple[str, ...]:
 
 
 def _own(x: jax.Array, axes: tuple[str, ...]) -> jax.Array:
+  """Casts a leaf that is whole along axes to a value of each device's own."""
   return jax.lax.pcast(x, axes, to='varying') if axes else x
 
 
 def _microbatch(
   inner: config_lib.Inner, mesh: sharding.AnyMesh | None
 ) -> int | None:
-  """Sequences that a device has in flight at once; None is all of its own."""
+  """Returns the sequences per microbatch of a device; None is all it has."""
   devices = 1
   if mesh is not None:
     axes = sharding.split('batch', mesh)
