@@ -110,7 +110,7 @@ def plain_step(config: config_lib.Config) -> tuple[Callable[..., Any], Any]:
 def our_step(config: config_lib.Config) -> tuple[Callable[..., Any], Any]:
   """The step of a miner (covenant/train/step.py), as `plain_step`."""
   method = method_lib.make(config)
-  step = step_lib.inner_step(config, method)
+  step = step_lib.inner_step(config)
   number, joined = np.int32(1), np.int32(0)
   return lambda p, s, t: step(p, s, t, number, joined), method.inner
 

@@ -26,6 +26,7 @@ from covenant.pool import pool as pool_lib
 from covenant.pool import verification
 from covenant.train import local as local_lib
 from covenant.train import shared_state as shared_state_lib
+from covenant.train import trainer as trainer_lib
 
 _ROUND_SECONDS = 1000.0
 _SLOWEST, _FASTEST = 1.0, 8.0  # sequences a second
@@ -238,7 +239,7 @@ class Kit:
     self.data = data
     self.shared_model = shared_state_lib.SharedModel(config)
     like = self.shared_model.abstract_params
-    self.trainer = local_lib.Trainer(config, self.shared_model, data)
+    self.trainer = trainer_lib.Trainer(config, self.shared_model, data)
     self.trainer_of_leases = lease_trainer_lib.LeaseTrainer(
       config, self.shared_model
     )

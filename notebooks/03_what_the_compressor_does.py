@@ -19,6 +19,7 @@ from covenant.optim import quantize
 from covenant.optim import sparseloco
 from covenant.train import local as local_lib
 from covenant.train import shared_state as shared_state_lib
+from covenant.train import trainer as trainer_lib
 from covenant.wire import codec
 from covenant.wire import payload
 from covenant.wire import rice
@@ -48,7 +49,7 @@ config = config_lib.load(
 
 # %%
 shared_model = shared_state_lib.SharedModel(config)
-trainer = local_lib.Trainer(config, shared_model, dataset.load(config))
+trainer = trainer_lib.Trainer(config, shared_model, dataset.load(config))
 method = shared_model.method
 params, outer = shared_model.init()
 private = [trainer.init(params) for _ in range(PEERS)]

@@ -55,8 +55,8 @@ def lower(
   """
   method = method_lib.make(config)
   if method.inner is not None:
-    step = step_lib.inner_step(config, method, mesh)
-    yield 'inner step', step.lower(*step_lib.arguments(config, method, mesh))
+    step = step_lib.inner_step(config, mesh)
+    yield 'inner step', step.lower(*step_lib.arguments(config, mesh))
   like = jax.eval_shape(lambda: llama.init(config.model, jax.random.key(0)))
   specs = None if mesh is None else sharding.specs(like, mesh)
   parts = like, method, mesh, specs

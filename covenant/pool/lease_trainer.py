@@ -45,7 +45,7 @@ class LeaseTrainer:
     self._context = config.data.context
     self._spec = merge_lib.spec(config, shared_model.abstract_params)
     compression = merge_lib.compression(config)
-    self._step = step_lib.inner_step(config, method)
+    self._step = step_lib.inner_step(config)
 
     def begin(params: Any) -> tuple[Any, Any]:
       # The first step donates its parameters.

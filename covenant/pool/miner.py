@@ -35,6 +35,7 @@ from covenant.pool import server as server_lib
 from covenant.pool import verification
 from covenant.protocol import apply
 from covenant.train import local as local_lib
+from covenant.train import trainer as trainer_lib
 
 _LOOK_SECONDS = 0.05  # poll interval for the end of a sub-round
 _WAIT_SECONDS = 0.5  # pause of a worker without a lease
@@ -205,7 +206,7 @@ class PoolProcess:
       self._answer,
       longest,
     )
-    trainer = local_lib.Trainer(config, shared_model, data)
+    trainer = trainer_lib.Trainer(config, shared_model, data)
     private = trainer.init(start.shared.params)
     trainer.compress_round(
       start.shared.params, private, params, np.zeros(1, int), 0.0

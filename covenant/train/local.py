@@ -23,7 +23,7 @@ class MinerState(NamedTuple):
   """The state that only one miner has, and keeps between rounds."""
 
   joined: np.int32  # the first round it trained in
-  inner: ct.OptState  # AdamW moments; None where the gradient is sent
+  inner: ct.OptState | None  # AdamW moments; None where the gradient is sent
   error: ct.Params | None  # error feedback; None without
   # With `optim.overlap`: the parameters at the end of its last step, from
   # which the next round starts before the exchange (overlap.py).
@@ -127,15 +127,15 @@ class Replica(NamedTuple):
   # constants on the devices that train.
   begin_round: Callable[
     [ct.Params, MinerState, RoundInProgress],
-    tuple[ct.Params, ct.OptState, Constants],
+    tuple[ct.Params, ct.OptState | None, Constants],
   ]
   shard_batch: Callable[[np.ndarray], ct.Tokens]
   # (parameters, optimizer state, tokens_BxL1, inner step of the run, inner step
   # at which the miner joined, *constants) -> parameters, optimizer state, nats
   # per token. Consumes parameters and optimizer state.
-  step: Callable[..., tuple[ct.Params, ct.OptState, jax.Array]]
+  step: Callable[..., tuple[ct.Params, ct.OptState | None, jax.Array]]
   # Optimizer state of the last step -> the same where it rests between rounds.
-  rest: Callable[[ct.OptState], ct.OptState]
+  rest: Callable[[ct.OptState | None], ct.OptState | None]
   # (shared parameters, trained parameters, constants) -> start and end, whose
   # difference is the delta. A start of None: the end is the delta.
   end_round: Callable[
@@ -190,9 +190,9 @@ def inner_step(
   run: RoundInProgress,
   tokens_BxL1: np.ndarray,
   params: ct.Params,
-  inner: ct.OptState,
+  inner: ct.OptState | None,
   constants: Constants = (),
-) -> tuple[ct.Params, ct.OptState]:
+) -> tuple[ct.Params, ct.OptState | None]:
   """Trains one step on one batch and records it in `run`.
 
   Args:

@@ -55,7 +55,7 @@ def wrap(
     params: ct.Params,
     state: local_lib.MinerState,
     run: local_lib.RoundInProgress,
-  ) -> tuple[ct.Params, ct.OptState, local_lib.Constants]:
+  ) -> tuple[ct.Params, ct.OptState | None, local_lib.Constants]:
     local = _shift(
       placement.replicate(load(params)),
       placement.replicate(load(run.origin)),
@@ -63,14 +63,10 @@ def wrap(
     )
     return local, placement.replicate(load(state.inner)), ()
 
-  return replica._replace(
-    begin_round=begin_round, keep=placement.host.offload
-  )
+  return replica._replace(begin_round=begin_round, keep=placement.host.offload)
 
 
 @functools.partial(jax.jit, donate_argnames='local')
-def _shift(
-  params: ct.Params, origin: ct.Params, local: ct.Params
-) -> ct.Params:
+def _shift(params: ct.Params, origin: ct.Params, local: ct.Params) -> ct.Params:
   """Returns `params` moved by the difference of `local` and `origin`."""
   return jax.tree.map(lambda p, o, x: p + (x - o), params, origin, local)

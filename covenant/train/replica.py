@@ -1,8 +1,8 @@
 """The kinds of replicas: how miners of each kind train within a round.
 
-  full       the whole model, on one device or sharded over a mesh
-  pipeline   stages that pass a few coordinates of each activation to the next
-  gradient   the gradient of one batch, where the method has no inner optimizer
+full       the whole model, on one device or sharded over a mesh
+pipeline   stages that pass a few coordinates of each activation to the next
+gradient   the gradient of one batch, where the method has no inner optimizer
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ from covenant.train.pipeline import subspace
 def kind(island: island_lib.Island) -> island_lib.Island:
   """Returns what islands that train by the same programs have in common."""
   stages = island.stages if island.rank else 1
-  return island._replace(steps=0, stages=stages, rounds=1)
+  return dataclasses.replace(island, steps=0, stages=stages, rounds=1)
 
 
 def make(
@@ -48,7 +48,7 @@ def make(
     ConfigError: the model or the batch cannot be sharded so, or no island uses
       the stages.
   """
-  kinds = sorted(set(map(kind, islands)))
+  kinds = list(dict.fromkeys(map(kind, islands)))
   if config.optim.method in ('ddp', 'demo'):
     return dict.fromkeys(kinds, gradient(config, placement))
   ranked = [island for island in kinds if island.rank]
@@ -98,7 +98,7 @@ def full(
     params: ct.Params,
     state: local_lib.MinerState,
     run: local_lib.RoundInProgress,
-  ) -> tuple[ct.Params, ct.OptState, local_lib.Constants]:
+  ) -> tuple[ct.Params, ct.OptState | None, local_lib.Constants]:
     del run
     # The first step consumes its parameters: never the shared ones.
     shared = not placement_lib.is_offloaded(params)
@@ -146,34 +146,39 @@ def pipeline(
       'islands: a stage of a miner with a rank is one device; expected '
       'devices.data, devices.fsdp and devices.tensor to be 1'
     )
-  is_staged = stages is not None and stages.size == island.stages
-  if is_staged and config.optim.inner.kind != 'adamw':
+  if stages is not None and stages.size != island.stages:
+    stages = None
+  if stages is not None and config.optim.inner.kind != 'adamw':
     raise config_lib.ConfigError(
       "devices.stage: expected optim.inner.kind='adamw' with more than one, "
       f'got {config.optim.inner.kind!r}'
     )
-  model, load, offload = config.model, placement.host.load, placement.host.offload
+  model, load, offload = (
+    config.model,
+    placement.host.load,
+    placement.host.offload,
+  )
   fit = jax.jit(functools.partial(subspace.fix, model, island=island))
 
-  def learned(
-    start: ct.Params, end: ct.Params, fixed: subspace.Fixed
-  ) -> ct.Params:
-    return subspace.learned(model, start, end, island, fixed)
-
-  learned = jax.jit(learned, donate_argnames='end')
+  learned = jax.jit(
+    lambda start, end, fixed: subspace.learned(
+      model, start, end, island, fixed
+    ),
+    donate_argnames='end',
+  )
   devices: placement_lib.Placement | placement_lib.PipelinePlacement = placement
-  if is_staged:
+  if stages is not None:
     devices = placement_lib.PipelinePlacement(model, stages)
 
   def begin_round(
     params: ct.Params,
     state: local_lib.MinerState,
     run: local_lib.RoundInProgress,
-  ) -> tuple[ct.Params, ct.OptState, local_lib.Constants]:
+  ) -> tuple[ct.Params, ct.OptState | None, local_lib.Constants]:
     start = placement.to_home(load(params))
     ids_n = local_lib.batch_ids(config, run.task, split).flat[: subspace.FITTED]
     fixed = fit(start, split.read(ids_n, config.data.context))
-    if is_staged:
+    if stages is not None:
       fixed = devices.replicate(fixed)
     shared = not placement_lib.is_offloaded(params)
     local = devices.replicate(start, fresh=shared)
@@ -190,9 +195,7 @@ def pipeline(
   return local_lib.Replica(
     begin_round,
     devices.shard_batch,
-    step_lib.inner_step(
-      _with_batch(config, island), stages if is_staged else None, island
-    ),
+    step_lib.inner_step(_with_batch(config, island), stages, island),
     lambda inner: offload(devices.gather(inner)),
     end_round,
   )
@@ -218,13 +221,16 @@ def gradient(
     params: ct.Params,
     state: local_lib.MinerState,
     run: local_lib.RoundInProgress,
-  ) -> tuple[ct.Params, ct.OptState, local_lib.Constants]:
+  ) -> tuple[ct.Params, ct.OptState | None, local_lib.Constants]:
     del state, run
     return placement.replicate(placement.host.load(params)), None, ()
 
   def step(
-    params: ct.Params, inner: ct.OptState, tokens_BxL1: ct.Tokens, *_: object
-  ) -> tuple[ct.Grads, ct.OptState, jax.Array]:
+    params: ct.Params,
+    inner: ct.OptState | None,
+    tokens_BxL1: ct.Tokens,
+    *_: object,
+  ) -> tuple[ct.Grads, ct.OptState | None, jax.Array]:
     nats, grads = loss_and_gradient(params, tokens_BxL1)
     return grads, inner, nats
 

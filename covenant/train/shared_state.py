@@ -1,7 +1,7 @@
-"""The state that every node of a run holds alike, and how a round moves it.
+"""The state that every node of a run shares, and the rules that update it.
 
-Miners, validators and the emulator all advance through this one function
-from the same payload bytes, in uid order: that is why they stay identical.
+Miners, validators and the emulator all update it by `SharedModel.apply_round`,
+from the same payload bytes in the order of uids, and so stay identical.
 """
 
 import collections
@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from covenant import config as config_lib
+from covenant import typing as ct
 from covenant.data import assignment
 from covenant.models import hf
 from covenant.models import llama
@@ -28,29 +28,38 @@ from covenant.optim import weight
 from covenant.train import placement
 from covenant.wire import payload
 
-_PIECE_BYTES = 1 << 26  # of a leaf, that have a digest of their own
-_PIECES = 32  # on the host at once
-_ALIKE: Mapping[int, weight.Weight] = types.MappingProxyType({})
+_PIECE_BYTES = 1 << 26  # bytes of a leaf that have a digest of their own
+_PIECES = 32  # number of pieces on the host at once
+_EQUAL_WEIGHTS: Mapping[int, weight.Weight] = types.MappingProxyType({})
 
 
 class SharedState(NamedTuple):
-  """Equal, bit for bit, on every node after the same round."""
+  """The state that is equal, bit for bit, on every node after a round."""
 
-  params: Any  # theta
-  outer: optax.OptState
+  params: ct.Params  # theta in the papers
+  outer: ct.OptState  # state of the outer optimizer
 
 
 class SharedModel:
-  """The compiled rules by which the shared state of one run advances.
+  """The compiled rules and the layout of the model that all nodes share.
+
+  Attributes:
+    method: the training method of the run.
+    abstract_params: the shapes of the parameters.
+    mesh: the mesh of the parameters, or None.
+    specs: how each leaf is sharded on the mesh, or None.
+    spec: the layout of payloads.
+    run: the id of the run.
+    host: moves the state between the memory of devices and of their host.
 
   Args:
-    config: of the run.
-    mesh: whose devices share the parameters (covenant/models/sharding.py);
+    config: the config of the run.
+    mesh: the devices that share the parameters (covenant/models/sharding.py);
       None is the default device. The state is the same, bit for bit.
-    offload: whether the state waits in host memory between rounds.
+    offload: True keeps the state in host memory between rounds.
 
   Raises:
-    ConfigError: tensors cannot be compressed so, or not on this mesh.
+    ConfigError: the tensors cannot be compressed so, or not on this mesh.
   """
 
   def __init__(
@@ -77,7 +86,7 @@ class SharedModel:
         self.method,
         mesh,
         self.specs,
-        # It clips the norm of all tensors together.
+        # The outer optimizer of ddp clips the norm of all tensors together.
         per_leaf=config.optim.method != 'ddp',
       )
     except ValueError as e:
@@ -86,26 +95,27 @@ class SharedModel:
     self._config = config
     self._last: tuple[SharedState, str] | None = None
     device = (jax.local_devices() if mesh is None else mesh.local_devices)[0]
-    self.parking = placement.Parking(device, offload)
+    self.host = placement.HostOffload(device, offload)
 
   def fingerprint(self, shared: SharedState) -> str:
-    """As the function of this name; made once for what was asked last."""
+    """Returns the `fingerprint` of the parameters; caches the last one."""
     if self._last is None or self._last[0] is not shared:
-      found = fingerprint(shared.params, fetch=self.parking.fetch)
+      found = fingerprint(shared.params, load=self.host.load)
       self._last = shared, found
     return self._last[1]
 
   def init(self) -> SharedState:
-    """The state before the first round, a function of the run's seed.
+    """Returns the state before the first round.
 
-    Or of `config.pretrained`. On a mesh no device ever holds the whole.
+    It is a function of the run's seed, or the model of `config.pretrained`. On
+    a mesh no device ever holds the whole.
 
     Raises:
-      ConfigError: there is no such model in that folder.
+      ConfigError: the folder has no model of this architecture.
     """
     if self._config.pretrained:
       params = self._pretrained()
-      return self.parking.park(
+      return self.host.offload(
         SharedState(params, self.method.outer.init(params))
       )
     key = jax.random.key(self._config.seed)
@@ -116,18 +126,18 @@ class SharedModel:
         self.abstract_params, self.mesh
       )
     params = jax.jit(init, **placed)(key)
-    return self.parking.park(
+    return self.host.offload(
       SharedState(params, self.method.outer.init(params))
     )
 
   def abstract(self) -> SharedState:
-    """The shapes of the state."""
+    """Returns the shapes of the state."""
     return SharedState(
       self.abstract_params,
       jax.eval_shape(self.method.outer.init, self.abstract_params),
     )
 
-  def _pretrained(self) -> Any:
+  def _pretrained(self) -> ct.Params:
     params = hf.load(self._config.pretrained, self._config.model)
     if self.mesh is None:
       return jax.tree.map(jnp.array, params)
@@ -142,18 +152,18 @@ class SharedModel:
     verify: payload.Verify,
     older: Sequence[bytes] = (),
   ) -> payload.Payload:
-    """The content of a payload; raises `payload.PayloadError`."""
+    """Decodes a payload; raises `payload.PayloadError`."""
     return payload.decode(
       data, expected, self.abstract_params, self.spec, verify, older
     )
 
   @property
   def most_stale(self) -> int:
-    """By how many rounds the parameters of a payload may be older."""
+    """The most rounds by which the parameters of a payload may be older."""
     return self._config.optim.staleness
 
   def weigh(self, header: payload.Header) -> weight.Weight:
-    """How much the message of a payload counts, by what its header says."""
+    """Returns the weight of a message, from the header of its payload."""
     most = assignment.per_miner(self._config)
     discount = self._config.optim.staleness_discount**header.staleness
     return weight.weigh(self.method.weight, header.sequences, most, discount)
@@ -161,43 +171,48 @@ class SharedModel:
   def apply_round(
     self,
     shared: SharedState,
-    messages: Mapping[int, Any],
+    messages: Mapping[int, ct.Message],
     consume: bool = False,
-    weights: Mapping[int, weight.Weight] = _ALIKE,
+    weights: Mapping[int, weight.Weight] = _EQUAL_WEIGHTS,
   ) -> tuple[SharedState, float]:
-    """The shared state after a round, and the L2 norm of the aggregated delta.
+    """Returns the state after a round, and the L2 norm of the aggregated delta.
 
     Args:
       shared: the state at the start of the round.
-      messages: uid -> message, of everybody who counts. With none the state
-        does not move.
-      consume: whether `shared` is of no more use, so that a large model can be
-        moved in place.
-      weights: uid -> weight; who has none counts whole.
+      messages: the messages that count, by uid. Without any the state stays as
+        it is.
+      consume: True if `shared` is not needed any more, so that a large model
+        can be updated in place.
+      weights: weights by uid; a message without one has full weight.
     """
     if not messages:
       return shared, 0.0
     ordered = [messages[uid] for uid in sorted(messages)]
     weighed = [weights.get(uid, weight.Weight()) for uid in sorted(messages)]
-    consume = consume or placement.is_parked(shared)  # what is fetched is ours
-    here = self.parking.fetch(shared)
+    consume = consume or placement.is_offloaded(shared)  # loaded copies
+    here = self.host.load(shared)
     moved = self.receiver.advance(
       here.params, here.outer, ordered, consume, weighed
     )
-    after = self.parking.park(SharedState(moved.params, moved.outer))
+    after = self.host.offload(SharedState(moved.params, moved.outer))
     return after, moved.delta_norm
 
 
 def fingerprint(
-  params: Any,
+  params: ct.Params,
   piece_bytes: int = _PIECE_BYTES,
-  fetch: Callable[[Any], Any] = lambda leaf: leaf,
+  load: Callable[[ct.Array], ct.Array] = lambda leaf: leaf,
 ) -> str:
-  """A digest of all parameters' bytes: equal if and only if they are.
+  """Returns a digest that is equal if and only if all parameters are equal.
 
-  Of a large leaf it takes digests of its pieces instead, which all cores make
-  at once: one alone would need minutes for a node of 72 billion parameters.
-  `fetch` brings each leaf to where it can be sliced.
+  The digest covers the bytes of small leaves, and the digests of the pieces of
+  large ones, which all cores compute in parallel: one core would need minutes
+  for 72 billion parameters.
+
+  Args:
+    params: the parameters.
+    piece_bytes: bytes per piece.
+    load: brings a leaf to where it can be sliced.
   """
   digest = hashlib.blake2b(digest_size=16)
   for path, leaf in jax.tree_util.tree_leaves_with_path(params):
@@ -205,13 +220,13 @@ def fingerprint(
     if leaf.nbytes <= piece_bytes:
       digest.update(np.asarray(leaf).reshape(-1).view(np.uint8).data)
     else:
-      for of_piece in _piece_digests(fetch(leaf), piece_bytes):
+      for of_piece in _piece_digests(load(leaf), piece_bytes):
         digest.update(of_piece)
   return digest.hexdigest()
 
 
-def _piece_digests(leaf: Any, piece_bytes: int) -> Iterator[bytes]:
-  """Of every `piece_bytes` of a leaf's bytes; the last may be shorter."""
+def _piece_digests(leaf: ct.Array, piece_bytes: int) -> Iterator[bytes]:
+  """Yields digests of `piece_bytes` each of a leaf; the last may be shorter."""
 
   def digest(data: np.ndarray) -> bytes:
     return hashlib.blake2b(data.data, digest_size=32).digest()
@@ -232,11 +247,12 @@ def _piece_digests(leaf: Any, piece_bytes: int) -> Iterator[bytes]:
       yield waiting.popleft().result()
 
 
-def stream(x: Any, budget: int) -> Iterator[np.ndarray]:
-  """A leaf brought to the host piece by piece, in row-major order.
+def stream(x: ct.Array, budget: int) -> Iterator[np.ndarray]:
+  """Yields a leaf on the host piece by piece, in row-major order.
 
-  A piece has up to `budget` elements, or one index of the first axis. Of a
-  sharded array no device gets more than it has.
+  A piece has up to `budget` elements, or one index of the first axis. Each
+  piece is gathered on the host, so that no device gets more of a sharded array
+  than it has.
   """
   if not isinstance(x, jax.Array) or x.size <= budget:
     yield np.asarray(x)

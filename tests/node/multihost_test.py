@@ -33,6 +33,7 @@ from covenant.store import interface as store_lib
 from covenant.store import location as location_lib
 from covenant.train import local as local_lib
 from covenant.train import shared_state as shared_state_lib
+from covenant.train import trainer as trainer_lib
 from tests import helpers
 
 MINER = connect.local_key(0, '0')
@@ -303,7 +304,7 @@ class SharedBatchTest(parameterized.TestCase):
     if devices:
       wanted = config_lib.Devices(data=devices)
       mesh = sharding.mesh(wanted, jax.devices())
-    trainer = local_lib.Trainer(
+    trainer = trainer_lib.Trainer(
       config, shared_model, dataset.load(config), mesh
     )
     return trainer, shared_model.init().params

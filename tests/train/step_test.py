@@ -145,8 +145,7 @@ class GradientTest(parameterized.TestCase):
     config = config_of(compute_dtype='bfloat16', remat='block')
     mesh = sharding.abstract_mesh(config_lib.Devices(data=2, fsdp=2))
     with jax.sharding.use_abstract_mesh(mesh):
-      method = method_lib.make(config)
-      params, _, tokens, *_ = step_lib.arguments(config, method, mesh)
+      params, _, tokens, *_ = step_lib.arguments(config, mesh)
       traced = step_lib.gradient(config, mesh).trace(params, tokens)
       text = traced.lower(lowering_platforms=('cpu',)).as_text()
     gathered = re.findall(r'all_gather".* -> tensor<(\d+x\d+x[bf]\w+)>', text)
@@ -173,7 +172,7 @@ class InnerStepTest(parameterized.TestCase):
       state = put(method.inner.init(params), where)
       types = jax.tree.map(jax.typeof, (params, state))
       tokens = put_tokens(random_tokens(), where)
-      step = step_lib.inner_step(config, method, where)
+      step = step_lib.inner_step(config, where)
       for i in range(3):
         before = params
         params, state, nats = step(
@@ -201,10 +200,9 @@ class InnerStepTest(parameterized.TestCase):
     """With a vocabulary of 1,280 and a width of 64 that nothing else has."""
     config = config_of(vocab_size=1280, microbatch=0)
     mesh = mesh_of(fsdp=4)
-    method = method_lib.make(config)
     compiled = (
-      step_lib.inner_step(config, method, mesh)
-      .lower(*step_lib.arguments(config, method, mesh))
+      step_lib.inner_step(config, mesh)
+      .lower(*step_lib.arguments(config, mesh))
       .compile()
     )
     text = compiled.as_text()
@@ -226,7 +224,7 @@ class InnerStepTest(parameterized.TestCase):
       method, mesh = method_lib.make(config), mesh_of(fsdp=2)
       params = put(random_params(config.model), mesh)
       state = put(method.inner.init(params), mesh)
-      step, losses = step_lib.inner_step(config, method, mesh), []
+      step, losses = step_lib.inner_step(config, mesh), []
       for i, batch in enumerate(tokens):
         params, state, nats = step(
           params, state, put_tokens(batch, mesh), np.int32(i), np.int32(0)
@@ -245,7 +243,7 @@ class InnerStepTest(parameterized.TestCase):
   def test_refuses_what_cannot_be_cut(self, sizes, message):
     config = config_of()
     with self.assertRaisesRegex(config_lib.ConfigError, message):
-      step_lib.inner_step(config, method_lib.make(config), mesh_of(**sizes))
+      step_lib.inner_step(config, mesh_of(**sizes))
 
 
 class Whole72BTest(absltest.TestCase):
@@ -256,18 +254,18 @@ class Whole72BTest(absltest.TestCase):
       f'{helpers.ROOT}/configs/72b.py',
       ['devices.fsdp=8', 'model.attention=portable'],
     )
-    method, model = method_lib.make(config), config.model
+    model = config.model
     mesh = sharding.abstract_mesh(config.devices)
     with jax.sharding.use_abstract_mesh(mesh):
-      traced = step_lib.inner_step(config, method, mesh).trace(
-        *step_lib.arguments(config, method, mesh)
+      traced = step_lib.inner_step(config, mesh).trace(
+        *step_lib.arguments(config, mesh)
       )
     traced.lower(lowering_platforms=('cpu',))
 
     mesh = mesh_of(fsdp=8)
     compiled = (
-      step_lib.inner_step(config, method, mesh)
-      .lower(*step_lib.arguments(config, method, mesh))
+      step_lib.inner_step(config, mesh)
+      .lower(*step_lib.arguments(config, mesh))
       .compile()
     )
     # Parameters and two moments in float32, of which gains are not cut; 24

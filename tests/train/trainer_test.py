@@ -16,6 +16,7 @@ from covenant.models import sharding
 from covenant.optim import sparseloco
 from covenant.train import local as local_lib
 from covenant.train import shared_state as shared_state_lib
+from covenant.train import trainer as trainer_lib
 from tests import helpers
 
 
@@ -31,7 +32,7 @@ def two_rounds(variant, mesh=None, offload=False):
   config, shared_model, data, params = _common(variant)
   devices = dataclasses.replace(config.devices, offload=offload)
   config = dataclasses.replace(config, devices=devices)
-  trainer = local_lib.Trainer(config, shared_model, data, mesh)
+  trainer = trainer_lib.Trainer(config, shared_model, data, mesh)
   private, works = trainer.init(params), []
   for r in range(2):
     task = local_lib.Task(1, r, b'seed', bytes(32))
@@ -66,7 +67,7 @@ class PipelineTest(parameterized.TestCase):
         shared_state_lib.SharedModel(config),
         dataset.load(config),
       )
-      trainer = local_lib.Trainer(config, shared_model, data)
+      trainer = trainer_lib.Trainer(config, shared_model, data)
       params = shared_model.init().params
       task = local_lib.Task(2, 0, b'seed', bytes(32))
       batches = trainer.batches(task)
@@ -92,7 +93,7 @@ class PipelineTest(parameterized.TestCase):
     mesh = sharding.mesh(config_lib.Devices(stage=2), jax.devices()[2:])
     ends = []
     for where in (None, mesh):
-      trainer = local_lib.Trainer(config, shared_model, data, where)
+      trainer = trainer_lib.Trainer(config, shared_model, data, where)
       private, works = trainer.init(params), []
       for r in range(2):
         task = local_lib.Task(1, r, b'seed', bytes(32))
@@ -156,7 +157,7 @@ class TrainerTest(parameterized.TestCase):
   def test_who_runs_out_of_time_sends_what_it_has(self):
     """As an island of as many steps, but for the learning rate's pace."""
     config, shared_model, data, params = _common('')
-    trainer = local_lib.Trainer(config, shared_model, data)
+    trainer = trainer_lib.Trainer(config, shared_model, data)
     task, asked = local_lib.Task(1, 0, b'seed', bytes(32)), []
 
     def late():
@@ -177,15 +178,15 @@ class TrainerTest(parameterized.TestCase):
     config = dataclasses.replace(
       config, islands=config_lib.read_islands(islands), miners=4
     )
-    trainer, steps = local_lib.Trainer(config, shared_model, data), []
-    self.assertLen(trainer._courses, 2)
-    for island, course in trainer._courses.items():
+    trainer, steps = trainer_lib.Trainer(config, shared_model, data), []
+    self.assertLen(trainer._replicas, 2)
+    for island, replica in trainer._replicas.items():
 
-      def noting(*args, step=course.step, batch=island.batch):
+      def noting(*args, step=replica.step, batch=island.batch):
         steps.append((batch, int(args[3])))
         return step(*args)
 
-      trainer._courses[island] = course._replace(step=noting)
+      trainer._replicas[island] = replica._replace(step=noting)
     for uid in range(4):
       task = local_lib.Task(uid, 5, b'seed', bytes(32))
       private = trainer.init(params)
@@ -204,10 +205,10 @@ class TrainerTest(parameterized.TestCase):
     with self.assertRaisesRegex(
       config_lib.ConfigError, 'islands: .* uid 0 trains on 16 .* at most 12'
     ):
-      local_lib.Trainer(config, shared_model, data)
+      trainer_lib.Trainer(config, shared_model, data)
     optim = dataclasses.replace(config.optim, most_sequences=16)
     config = dataclasses.replace(config, optim=optim)
-    local_lib.Trainer(config, shared_model, data)
+    trainer_lib.Trainer(config, shared_model, data)
 
   @parameterized.parameters(False, True)
   @pytest.mark.rows(1)
@@ -225,17 +226,17 @@ class TrainerTest(parameterized.TestCase):
     )
     config = dataclasses.replace(config, optim=optim)
     shared_model = shared_state_lib.SharedModel(config)
-    trainer = local_lib.Trainer(config, shared_model, data)
-    ((island, course),), moved = trainer._courses.items(), []
+    trainer = trainer_lib.Trainer(config, shared_model, data)
+    ((island, replica),), moved = trainer._replicas.items(), []
 
     def noting(local, *args):
       before = jax.tree.map(np.copy, jax.device_get(local))
-      local, *others = course.step(local, *args)
+      local, *others = replica.step(local, *args)
       after = jax.tree.map(np.copy, jax.device_get(local))
       moved.append(jax.tree.map(np.subtract, before, after))
       return local, *others
 
-    trainer._courses[island] = course._replace(step=noting)
+    trainer._replicas[island] = replica._replace(step=noting)
     shared, private, sent = shared_model.init(), trainer.init(params), []
     for r in range(3):
       task = local_lib.Task(1, r, b'seed', bytes(32))
@@ -272,7 +273,7 @@ class TrainerTest(parameterized.TestCase):
     with self.assertRaisesRegex(
       config_lib.ConfigError, 'devices.fsdp: model.width = 32 .* 1, 2, got 4'
     ):
-      local_lib.Trainer(config, shared_model, data, mesh)
+      trainer_lib.Trainer(config, shared_model, data, mesh)
 
 
 if __name__ == '__main__':
