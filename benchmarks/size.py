@@ -21,7 +21,7 @@ from covenant import config as config_lib
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
 _PAGE = _ROOT / 'docs' / 'architecture.md'
 _BEGIN, _END = '<!-- size: begin -->', '<!-- size: end -->'
-_TRAINING_STEP = 'covenant.train.local'
+_TRAINING_STEP = 'covenant.train.replica'
 _MODULE_LINES = 400
 _FUNCTION_LINES = 60
 # A first word that makes a docstring a clause, where a sentence is expected.

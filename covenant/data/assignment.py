@@ -1,8 +1,7 @@
-"""Which sequences a miner trains in a round, as a pure function.
+"""The assignment of training sequences to miners, as a pure function.
 
-Everyone can compute everyone's data: a validator needs no message to know
-what a miner was given. All ids index the training split; held-out sequences
-have no id here.
+Every node can compute the sequences of every miner without a message. All ids
+are of the training split; held-out sequences have no id here.
 """
 
 import hashlib
@@ -18,9 +17,9 @@ MAX_SEQUENCES = 2**40  # products below 2**63 with room to spare
 
 
 def per_miner(config: config_lib.Config) -> int:
-  """How many sequences a miner is assigned in a round.
+  """Returns the number of sequences that a miner is assigned per round.
 
-  It may train on fewer, the first ones.
+  A miner may train on fewer: the first of them.
   """
   optim = config.optim
   return optim.most_sequences or optim.inner_steps * optim.inner.batch_size
@@ -33,28 +32,28 @@ def assign(
   count: int,
   num_sequences: int,
 ) -> np.ndarray:
-  """The ids of the `count` training sequences of `uid` in a round.
+  """Returns the ids of the training sequences of a uid in a round.
 
-  A keyed permutation of all ids is drawn for (seed, round); uid u owns its
-  positions [u * count, (u + 1) * count). So the uids of one round share
-  nothing, whoever they are, and `num_sequences // count` uids use all there
-  is. Rounds draw anew: an id can return in a later round.
+  Seed and round key a permutation of all ids, of which uid u has the positions
+  [u * count, (u + 1) * count). So the uids of a round have no sequence in
+  common, and `num_sequences // count` uids use all of the split. Every round
+  has another permutation: an id can return in a later round.
 
   >>> assign(seed=0, uid=2, round_index=7, count=4, num_sequences=1000)
   array([862, 720, 349, 980])
 
   Args:
-    seed: The run's seed, 0 or more, or bytes such as a block hash.
-    uid: The miner, 0 or more.
-    round_index: 0 or more.
-    count: Sequences a miner and round, 1 or more.
-    num_sequences: Of the training split, 2**40 at most.
+    seed: the run's seed, 0 or more, or bytes such as a block hash.
+    uid: the uid of the miner, 0 or more.
+    round_index: the round, 0 or more.
+    count: sequences per miner and round, 1 or more.
+    num_sequences: sequences of the training split, 2**40 at most.
 
   Returns:
-    int64 [count], all different. Time and memory are O(count).
+    Distinct ids, int64 [count]. Time and memory are O(count).
 
   Raises:
-    ValueError: An argument is out of its range, or there are fewer than
+    ValueError: an argument is out of range, or there are fewer than
       (uid + 1) * count sequences.
   """
   # Python's integers: NumPy's would overflow in (uid + 1) * count.
@@ -74,13 +73,13 @@ def assign(
 
 
 def evaluation(num_sequences: int, count: int) -> np.ndarray:
-  """Held-out sequences to evaluate on: evenly spaced, the same every round.
+  """Returns evenly spaced ids of held-out sequences to evaluate on.
 
   >>> evaluation(num_sequences=10, count=4)
   array([0, 2, 5, 7])
 
   Returns:
-    int64 [min(count, num_sequences)], rising.
+    Ascending ids, int64 [min(count, num_sequences)].
   """
   if num_sequences < 1 or count < 1:
     raise ValueError(
@@ -98,7 +97,7 @@ def _bounded(name: str, value: int, low: int = 0, high: int = 2**63 - 1) -> int:
 
 
 def _keys(seed: int | bytes, round_index: int) -> np.ndarray:
-  """Eight round keys, uint64. Round and tag have fixed lengths: injective."""
+  """Returns eight round keys, uint64 [8]."""
   if isinstance(seed, bytes):
     material = b'b' + seed
   else:
@@ -112,13 +111,13 @@ def _keys(seed: int | bytes, round_index: int) -> np.ndarray:
 
 
 def _permute(x: np.ndarray, keys: np.ndarray, size: int) -> np.ndarray:
-  """A permutation of [0, size) at the points x.
+  """Evaluates a permutation of [0, size) at the points x.
 
   A Feistel network on pairs (left, right), left below `rows` and right below
   `columns`, by modular addition (generalized Feistel; Black and Rogaway,
   Ciphers with Arbitrary Finite Domains, 2002). It permutes
-  [0, rows * columns), which exceeds `size` by less than `rows`; a point that
-  lands outside walks on until it is back inside, which few have to.
+  [0, rows * columns), which exceeds `size` by less than `rows`; the few points
+  that land outside are mapped again until they are inside.
   """
   rows = max(math.isqrt(size - 1), 1)
   columns = -(-size // rows)
@@ -142,9 +141,9 @@ def _feistel(
 
 
 def _mix(x: np.ndarray, key: np.uint64) -> np.ndarray:
-  """64 bits that depend on all bits of x and key (finalizer of splitmix64).
+  """Mixes x and key into 64 bits (finalizer of splitmix64).
 
-  Not a cipher: data is public, keys too; only balance is asked for.
+  It is no cipher: the data and the keys are public; it only has to balance.
   """
   x = x ^ key
   for shift, multiplier in zip((30, 27), _MULTIPLIERS, strict=True):

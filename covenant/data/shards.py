@@ -1,11 +1,11 @@
 """Pre-tokenized shards: a folder that is written once and never changed.
 
-  manifest.json    what is inside, with digests (manifest.py)
+  manifest.json    the names, sizes and digests of the shards (manifest.py)
   tokenizer.json   the tokenizer (.model for SentencePiece, none for bytes)
-  train-00000/     a zarr3 array of tokens, uint16 or uint32, one file of
-  heldout-00000/   chunks that are read alone and carry their CRC-32C
+  train-00000/     a zarr3 array of tokens, uint16 or uint32, in one file of
+  heldout-00000/   chunks, each readable alone and with its CRC-32C
 
-See tokens.py for the order of the tokens.
+The order of the tokens is that of tokens.py.
 """
 
 import hashlib
@@ -24,9 +24,9 @@ from covenant.data import tokenizer as tokenizer_lib
 from covenant.data import tokens as tokens_lib
 
 _TOKENIZER_FILES = {'bpe': 'tokenizer.json', 'sentencepiece': 'tokenizer.model'}
-_CHUNK = 2**14  # tokens: 32 KiB of uint16, what one read fetches
-_VERIFY = 2**22  # tokens read at a time
-_CACHE = 2**26  # bytes a folder; keeps the indices of the chunks at hand
+_CHUNK = 2**14  # tokens per chunk and read: 32 KiB of uint16
+_VERIFY = 2**22  # tokens per read of a verification
+_CACHE = 2**26  # bytes of cache per folder, for the indices of chunks
 
 
 def write(
@@ -35,18 +35,18 @@ def write(
   tokenizer: tokenizer_lib.Tokenizer,
   shard_tokens: int = 2**26,
 ) -> None:
-  """Tokenizes a corpus into a new folder, which appears whole or not at all.
+  """Tokenizes a corpus into a new folder, atomically.
 
-  At any time one document and one shard are in memory.
+  One document and one shard are in memory at a time.
 
   Args:
-    directory: Must not exist.
-    corpus: Both of its splits need a document.
-    tokenizer: Its definition is stored too.
-    shard_tokens: Tokens a shard, but for the last; documents are cut.
+    directory: a folder that does not exist.
+    corpus: documents in both splits.
+    tokenizer: the tokenizer; its definition is stored as well.
+    shard_tokens: tokens per shard except the last; documents may be cut.
 
   Raises:
-    ValueError: The folder exists, a split is empty, `shard_tokens` is below 1.
+    ValueError: the folder exists, a split is empty, `shard_tokens` is below 1.
   """
   directory = pathlib.Path(directory).resolve()
   if directory.exists():
@@ -86,12 +86,12 @@ def _cut(
   """Yields the tokens of each shard and their bytes of text."""
   parts, room, shard_bytes = [], shard_tokens, 0
   for document in documents:
-    tokens = tokens_lib.encode(document, tokenizer)
+    tokens = tokenizer_lib.encode(document, tokenizer)
     total, start = document.num_bytes, 0
     while start < len(tokens):
       stop = min(start + room, len(tokens))
       parts.append(tokens[start:stop])
-      # In proportion, and rounded so that the document's parts add up.
+      # In proportion, rounded so that the parts of a document add up.
       shard_bytes += total * stop // len(tokens) - total * start // len(tokens)
       room -= stop - start
       start = stop
@@ -140,12 +140,12 @@ def open_shards(
 
   Args:
     directory: `data.path`.
-    verify: Reads everything once and compares digests and the range of ids.
-      Without it, a damaged chunk is an error when it is read.
+    verify: True reads everything once and checks digests and ids. Otherwise a
+      damaged chunk is an error when it is read.
 
   Raises:
-    ConfigError: No such folder, a manifest that is not one, or a shard or
-      tokenizer that is missing or not what the manifest says.
+    ConfigError: the folder does not exist, its manifest is invalid, or a shard
+      or tokenizer is missing or differs from the manifest.
   """
   if not str(directory):
     raise config.ConfigError(
@@ -188,7 +188,7 @@ def _open_shard(
   }
   try:
     store = ts.open(spec, context=context, open=True, read=True).result()
-  except ValueError as error:  # TensorStore raises no other
+  except ValueError as error:  # TensorStore raises nothing else
     raise manifest_lib.broken(path, f'cannot be opened: {error}') from error
   if store.dtype not in (ts.uint16, ts.uint32) or store.rank != 1:
     raise manifest_lib.broken(
@@ -229,7 +229,7 @@ def _verify_shard(
     raise manifest_lib.broken(
       path,
       f'expected tokens of the digest {shard.digest}, as in the manifest, got '
-      f'{digest.hexdigest()}; fetch or write the shards anew',
+      f'{digest.hexdigest()}; fetch or write the shards again',
     )
 
 

@@ -1,4 +1,4 @@
-"""Text to token ids and back: bytes, byte-level BPE, SentencePiece."""
+"""Tokenizers: bytes, byte-level BPE and SentencePiece."""
 
 import pathlib
 from collections.abc import Iterable, Sequence
@@ -15,18 +15,18 @@ from covenant import config
 from covenant.data import corpus as corpus_lib
 
 END_OF_TEXT = '<|endoftext|>'
-# The names that published tokenizers give to it: GPT, Llama 3, Llama 2, Gemma.
+# Its names in published tokenizers: GPT, Llama 3, Llama 2, Gemma.
 _END_NAMES = (END_OF_TEXT, '<|end_of_text|>', '</s>', '<eos>')
 _NUM_BYTES = 256
 
 
 class Tokenizer(Protocol):
-  """What the rest of the project knows of a tokenizer.
+  """The interface of a tokenizer.
 
   Attributes:
     kind: 'bytes', 'bpe' or 'sentencepiece', as in `data.tokenizer`.
-    vocab_size: All ids are below it.
-    end_of_text: The id that ends a document. `encode` never makes it.
+    vocab_size: the bound of all ids.
+    end_of_text: the id that ends a document; `encode` never returns it.
   """
 
   kind: str
@@ -34,17 +34,17 @@ class Tokenizer(Protocol):
   end_of_text: int
 
   def encode(self, text: str) -> np.ndarray:
-    """The ids of `text`: int32 [n], without an end of text."""
+    """Returns the ids of a text without an end of text: int32 [n]."""
 
   def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-    """The text of `ids`, an end of text included."""
+    """Returns the text of ids, ends of text included."""
 
   def definition(self) -> bytes:
-    """What makes this tokenizer this one; shards carry it and its digest."""
+    """Returns the content of its file, which shards store with a digest."""
 
 
 class Bytes:
-  """UTF-8 bytes as ids. Id 0, which text must not contain, ends a text.
+  """A tokenizer whose ids are UTF-8 bytes; id 0 is the end of text.
 
   >>> Bytes().encode('hé').tolist()
   [104, 195, 169]
@@ -64,7 +64,7 @@ class Bytes:
     return content.astype(np.int32)
 
   def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-    """A cut character becomes U+FFFD."""
+    """Returns the text; an incomplete character becomes U+FFFD."""
     return bytes(np.asarray(ids, np.uint8)).decode(errors='replace')
 
   def definition(self) -> bytes:
@@ -75,7 +75,7 @@ class BPE:
   """A tokenizer of the `tokenizers` library, from the text of its JSON.
 
   Raises:
-    ValueError: Not such JSON, or it has no end of text.
+    ValueError: the JSON is no tokenizer, or has no end of text.
   """
 
   kind = 'bpe'
@@ -86,8 +86,8 @@ class BPE:
     except Exception as error:  # the library raises bare Exceptions
       raise ValueError(f'not a tokenizer.json: {error}') from error
     self._json = json
-    # A document that says '<|endoftext|>' must not end there. The JSON does
-    # not keep this switch.
+    # '<|endoftext|>' in a document must not end it. The JSON does not store
+    # this switch.
     self._tokenizer.encode_special_tokens = True
     vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
     ends = [vocabulary[name] for name in _END_NAMES if name in vocabulary]
@@ -101,7 +101,7 @@ class BPE:
 
   @classmethod
   def train(cls, texts: Iterable[str], vocab_size: int) -> 'BPE':
-    """A byte-level BPE of at most `vocab_size` ids; same texts, same ids.
+    """Trains a byte-level BPE of at most `vocab_size` ids, deterministically.
 
     Raises:
       ValueError: `vocab_size` is below 257, the bytes and the end of text.
@@ -133,7 +133,7 @@ class BPE:
     )
 
   def to_json(self) -> str:
-    """A tokenizer.json, for `data.tokenizer_path` and other libraries."""
+    """Returns a tokenizer.json for `data.tokenizer_path`."""
     return self._json
 
   def definition(self) -> bytes:
@@ -144,8 +144,8 @@ class SentencePiece:
   """A SentencePiece model, from the bytes of its .model file.
 
   Raises:
-    ConfigError: The package sentencepiece is not installed.
-    ValueError: Not such a model, or it has no end of text.
+    ConfigError: the package sentencepiece is not installed.
+    ValueError: the bytes are no such model, or it has no end of text.
   """
 
   kind = 'sentencepiece'
@@ -181,20 +181,36 @@ class SentencePiece:
     return self._model
 
 
+def token_dtype(vocab_size: int) -> np.dtype:
+  """Returns the dtype of stored ids: little-endian uint16 or uint32.
+
+  >>> token_dtype(65536), token_dtype(65537)
+  (dtype('uint16'), dtype('uint32'))
+  """
+  return np.dtype('<u2' if vocab_size <= 2**16 else '<u4')
+
+
+def encode(document: corpus_lib.Document, tokenizer: Tokenizer) -> np.ndarray:
+  """Returns the tokens of a document with its end of text: [n]."""
+  dtype = token_dtype(tokenizer.vocab_size)
+  ids = tokenizer.encode(document.text).astype(dtype)
+  return np.append(ids, dtype.type(tokenizer.end_of_text))
+
+
 def make(
   data: config.Data, vocab_size: int, corpus: corpus_lib.Corpus
 ) -> Tokenizer:
-  """The tokenizer `data` asks for.
+  """Makes the tokenizer of a config.
 
   Args:
-    data: `tokenizer` and `tokenizer_path` are used. 'bpe' without a path is
-      trained on the training documents, and on them only.
-    vocab_size: `model.vocab_size`, the ids that the model has room for.
-    corpus: Where a BPE learns.
+    data: the config of the data. 'bpe' without a path is trained on the
+      training documents alone.
+    vocab_size: `model.vocab_size`, the number of ids of the model.
+    corpus: the documents of the run.
 
   Raises:
-    ConfigError: The file is missing or wrong, or needs more than `vocab_size`
-      ids.
+    ConfigError: the file is missing or invalid, or needs more than
+      `vocab_size` ids.
   """
   tokenizer = _make(data, vocab_size, corpus)
   if tokenizer.vocab_size > vocab_size:

@@ -11,8 +11,8 @@ from absl.testing import parameterized
 from covenant import config
 from covenant.data import assignment
 from covenant.data import corpus
+from covenant.data import dataset
 from covenant.data import tokenizer
-from covenant.data import tokens
 
 SEEDS = st.integers(0, 2**31 - 1) | st.binary(max_size=40)
 ROUNDS = st.integers(0, 2**40)
@@ -138,7 +138,7 @@ class AssignTest(parameterized.TestCase):
 
   def test_heldout_plays_are_never_trained(self):
     plays = corpus.load(config.Data(), seed=0)
-    data = tokens.tokenize(plays, tokenizer.Bytes())
+    data = dataset.tokenize(plays, tokenizer.Bytes())
     context, count = 256, 500
     limit = data.train.num_sequences(context)
     trained = set()

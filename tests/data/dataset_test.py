@@ -71,5 +71,19 @@ class LoadTest(parameterized.TestCase):
       dataset.load(make(255, source='shards', path=path, context=4))
 
 
+class TokenizeTest(parameterized.TestCase):
+  def test_end_of_text_follows_each_document(self):
+    documents = [corpus.Document(name, name) for name in ('ab', 'é', 'c')]
+    text = corpus.Corpus(train=tuple(documents[:2]), heldout=(documents[2],))
+    data = dataset.tokenize(text, tokenizer.Bytes())
+    self.assertEqual((data.vocab_size, data.end_of_text), (256, 0))
+    self.assertEqual(
+      data.train.read([0], 5).tolist(), [[97, 98, 0, 195, 169, 0]]
+    )
+    self.assertEqual(data.heldout.read([0], 1).tolist(), [[99, 0]])
+    self.assertEqual((data.train.num_tokens, data.train.num_bytes), (6, 4))
+    self.assertAlmostEqual(data.train.bytes_per_token, 4 / 6)
+
+
 if __name__ == '__main__':
   absltest.main()

@@ -12,9 +12,9 @@ from absl.testing import parameterized
 
 from covenant import config
 from covenant.data import corpus
+from covenant.data import dataset
 from covenant.data import shards
 from covenant.data import tokenizer
-from covenant.data import tokens
 
 TEXTS = ('the cat sat on the mat; ' * 20, 'é' * 100, '', 'the hat\n' * 9)
 DOCUMENTS = tuple(corpus.Document(str(i), t) for i, t in enumerate(TEXTS))
@@ -55,7 +55,7 @@ class RoundTripTest(ShardsCase):
   def test_same_as_in_memory(self, encoder, shard_tokens, verify):
     directory = self.write(encoder, shard_tokens)
     got = shards.open_shards(directory, verify)
-    expected = tokens.tokenize(CORPUS, encoder)
+    expected = dataset.tokenize(CORPUS, encoder)
     self.assertEqual(got[2:], expected[2:])
     for a, b in zip(got[:2], expected[:2], strict=True):
       self.assertEqual(a.num_tokens, b.num_tokens)

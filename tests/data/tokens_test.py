@@ -7,8 +7,6 @@ import tensorstore as ts
 from absl.testing import absltest
 from absl.testing import parameterized
 
-from covenant.data import corpus
-from covenant.data import tokenizer
 from covenant.data import tokens
 
 
@@ -114,20 +112,6 @@ class PrefetchTest(parameterized.TestCase):
   def test_depth_too_small(self):
     with self.assertRaisesRegex(ValueError, 'depth: expected 1 or more, got 0'):
       next(tokens.prefetch(split(9), [[0]], 4, depth=0))
-
-
-class TokenizeTest(parameterized.TestCase):
-  def test_end_of_text_follows_each_document(self):
-    documents = [corpus.Document(name, name) for name in ('ab', 'é', 'c')]
-    text = corpus.Corpus(train=tuple(documents[:2]), heldout=(documents[2],))
-    data = tokens.tokenize(text, tokenizer.Bytes())
-    self.assertEqual((data.vocab_size, data.end_of_text), (256, 0))
-    self.assertEqual(
-      data.train.read([0], 5).tolist(), [[97, 98, 0, 195, 169, 0]]
-    )
-    self.assertEqual(data.heldout.read([0], 1).tolist(), [[99, 0]])
-    self.assertEqual((data.train.num_tokens, data.train.num_bytes), (6, 4))
-    self.assertAlmostEqual(data.train.bytes_per_token, 4 / 6)
 
 
 if __name__ == '__main__':
