@@ -30,6 +30,7 @@ from covenant.optim import sparseloco
 from covenant.protocol import checkpoint as checkpoint_lib
 from covenant.train import local as local_lib
 from covenant.train import shared_state as shared_state_lib
+from covenant.train import trainer as trainer_lib
 
 Future = future_lib.Future
 MinerState = local_lib.MinerState
@@ -129,7 +130,7 @@ class DevicePool:
     self._process_group = process_group
     self.places = places(config)
     self._rows = {
-      index: _Row(local_lib.Trainer(config, shared_model, data, place.mesh))
+      index: _Row(trainer_lib.Trainer(config, shared_model, data, place.mesh))
       for index, place in enumerate(self.places)
       if place.rank == process_group.index
     }
@@ -278,7 +279,7 @@ class Slot:
     device_pool: DevicePool,
     index: int,
     row: '_Row | None',
-    trainer: local_lib.Trainer,
+    trainer: trainer_lib.Trainer,
   ):
     self._device_pool = device_pool
     self._index = index
@@ -308,7 +309,7 @@ class Slot:
 class _Row:
   """Devices of this process, which train one miner at a time."""
 
-  def __init__(self, trainer: local_lib.Trainer):
+  def __init__(self, trainer: trainer_lib.Trainer):
     self.trainer = trainer
     self.pool = concurrent.futures.ThreadPoolExecutor(1, 'row')
     self._closed = False

@@ -23,6 +23,7 @@ from covenant.protocol import round as round_lib
 from covenant.protocol import run_storage as run_storage_lib
 from covenant.train import island as island_lib
 from covenant.train import local as local_lib
+from covenant.train import trainer as trainer_lib
 
 Command = round_lib.Command
 Contribution = local_lib.Contribution
@@ -36,7 +37,7 @@ TrainedRound = local_lib.TrainedRound
 class Slot(Protocol):
   """The devices that a miner trains on."""
 
-  trainer: local_lib.Trainer
+  trainer: trainer_lib.Trainer
 
   def init(self, params: ct.Params, round_index: int) -> MinerState:
     """Returns the state of a miner that joins in a round."""
@@ -57,7 +58,7 @@ class Slot(Protocol):
 class LocalSlot:
   """The devices of this process: training is over when `train` returns."""
 
-  def __init__(self, trainer: local_lib.Trainer):
+  def __init__(self, trainer: trainer_lib.Trainer):
     self.trainer = trainer
 
   def init(self, params: ct.Params, round_index: int) -> MinerState:

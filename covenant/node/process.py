@@ -34,6 +34,7 @@ from covenant.protocol import checkpoint as checkpoint_lib
 from covenant.train import local as local_lib
 from covenant.train import placement
 from covenant.train import shared_state as shared_state_lib
+from covenant.train import trainer as trainer_lib
 from covenant.wire import manifest as manifest_lib
 
 _POLL = 0.5  # of a block, at most, between two looks at the chain
@@ -200,7 +201,7 @@ def _miner(
   mesh: jax.sharding.Mesh | None,
 ) -> miner_lib.Miner:
   config = context.config
-  trainer = local_lib.Trainer(config, context.shared_model, data, mesh)
+  trainer = trainer_lib.Trainer(config, context.shared_model, data, mesh)
   # One step compiles the programs before the first round begins.
   params, task = start.shared.params, local_lib.Task(0, 0, b'', bytes(32))
   batches = itertools.islice(trainer.batches(task), 1)

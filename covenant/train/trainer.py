@@ -100,33 +100,6 @@ class Trainer:
         return
       yield x_BxL1
 
-  def contribute(
-    self,
-    params: ct.Params,
-    state: local_lib.MinerState,
-    task: local_lib.Task,
-    sign: payload.Sign,
-    late: Callable[[], bool] = lambda: False,
-    begun: local_lib.RoundInProgress | None = None,
-  ) -> tuple[local_lib.Contribution, local_lib.MinerState]:
-    """Trains a round and signs the contribution.
-
-    Args:
-      params: the shared parameters at the start of the round.
-      state: the miner's own state; consumed.
-      task: the assignment.
-      sign: signs by the miner's hotkey.
-      late: see `batches`.
-      begun: see `begin`.
-
-    Raises:
-      DivergedError: a loss is not finite; names the uid, the round and the
-        step.
-    """
-    batches = self.batches(task, late)
-    trained, state = self.train(params, state, task, batches, begun)
-    return self.seal(trained, task, sign), state
-
   def train(
     self,
     params: ct.Params,
@@ -135,7 +108,19 @@ class Trainer:
     batches: Iterable[np.ndarray],
     begun: local_lib.RoundInProgress | None = None,
   ) -> tuple[local_lib.TrainedRound, local_lib.MinerState]:
-    """Trains a round on `batches`, one per step; otherwise as `contribute`."""
+    """Trains a round of a miner.
+
+    Args:
+      params: the shared parameters at the start of the round.
+      state: the miner's own state; consumed.
+      task: the assignment.
+      batches: the tokens of each step, int32 [B, L + 1].
+      begun: the round as `begin` began it; one of another round is ignored.
+
+    Raises:
+      DivergedError: a loss is not finite; names the uid, the round and the
+        step.
+    """
     replica = self._replica(task)
     if self._config.optim.overlap:
       if begun is None or begun.task.round != task.round:
