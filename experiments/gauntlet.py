@@ -84,18 +84,18 @@ COLUMNS = (
   'undetected', 'evaluated', 'validator_seconds', 'seconds',
 )  # fmt: skip
 Row = dict[str, Any]
-Verdict = checks.Verdict
+Finding = checks.Finding
 
 
 class Anything(checks.Checker):
   """Takes all that can be read, whatever its size and whoever made it."""
 
-  def check(self, *args: Any, **kwargs: Any) -> checks.Report:
+  def check(self, *args: Any, **kwargs: Any) -> checks.CheckReport:
     report = super().check(*args, **kwargs)
-    judged = (Verdict.TINY, Verdict.HUGE, Verdict.COPY, Verdict.TWIN)
+    judged = (Finding.TINY, Finding.HUGE, Finding.COPY, Finding.TWIN)
     found = {
-      uid: check._replace(verdict=Verdict.VALID)
-      if check.verdict in judged
+      uid: check._replace(finding=Finding.VALID)
+      if check.finding in judged
       else check
       for uid, check in report.checks.items()
     }

@@ -60,7 +60,7 @@ def run(seed: int, sets: Sequence[str]) -> list[Row]:
   for r in range(config.rounds):
     host.round()
     sketch_RxW = sketcher.sketch(witness.messages, b'C15')
-    pairs = similarity.overlaps(sketch_RxW, sketch_RxW)
+    pairs = similarity.shared_fractions(sketch_RxW, sketch_RxW)
     pairs = pairs[np.triu_indices(len(pairs), 1)]
     found.append((r + 1, round(pairs.mean(), 5), round(pairs.max(), 5)))
   seconds = round(time.process_time() - began, 1)

@@ -190,7 +190,7 @@ class Host:
     block: int,
     place: apply.Position,
     private: dict[int, local_lib.MinerState],
-    standings: dict[int, ratings.State],
+    standings: dict[int, ratings.Ratings],
   ) -> None:
     """Puts all nodes at one place, at one block."""
     self.chain = chain
@@ -237,7 +237,7 @@ class Host:
     self,
     name: str,
     place: apply.Position,
-    standings: ratings.State | None = None,
+    standings: ratings.Ratings | None = None,
     observe: node_lib.Observe | None = None,
     wrap: Wrap = lambda policy: policy,
   ) -> validator_lib.Validator:
@@ -248,7 +248,7 @@ class Host:
       place,
       validator_lib.ValidatorRole(
         self.judge,
-        standings or ratings.State(),
+        standings or ratings.Ratings(),
         lambda verdict: self.announce(int(name), verdict),
       ),
       validator_lib.handlers(policy),

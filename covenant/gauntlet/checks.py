@@ -1,8 +1,8 @@
-"""What a round's submissions are worth before anything is evaluated.
+"""The checks of a round's submissions before any message is evaluated.
 
-Ordered cheap to dear. Every uid gets one verdict of a closed list and a line
-that its operator can act on. A verdict is a function of what the chain and
-the stores showed, so two validators that saw the same say the same.
+The cheapest check comes first. Every uid gets one finding of a closed list and
+a line that its operator can act on. A finding is a function of the data on the
+chain and in the stores, so validators with the same data find the same.
 """
 
 import enum
@@ -13,20 +13,21 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from covenant import typing as ct
 from covenant.gauntlet import similarity
 from covenant.optim import aggregate
 from covenant.optim import compression as compression_lib
 from covenant.wire import payload
 
-# Of a message's L2 norm to the round's median. Newcomers have no error
-# feedback yet and send several times less: tiny is only what holds nothing.
+# Ratios of a message's L2 norm to the round's median. Newcomers have no error
+# feedback yet and send several times less, so only next to nothing is tiny.
 LARGEST_NORM = 10.0
 SMALLEST_NORM = 0.01
-_FEW = 3  # messages without which there is no median to speak of
+_FEW = 3  # messages below which a median means nothing
 
 
-class Verdict(enum.Enum):
-  """A closed list; the value is for people."""
+class Finding(enum.Enum):
+  """The closed list of findings; each value is a text for people."""
 
   VALID = 'valid'
   MISSING = 'no commitment of this round'
@@ -48,79 +49,85 @@ class Verdict(enum.Enum):
 
 
 class Submission(NamedTuple):
-  """What a validator holds of one uid at the close of the put window."""
+  """The data of one uid that a validator has when the put window closes."""
 
   uid: int
-  block: int | None = None  # of this round's commitment; None: there is none
-  committed: bytes = b''  # the digest that it holds
-  twice: bool = False  # this round had another commitment with another digest
-  # Why no payload came: 'absent', the store says that there is none; 'failed',
-  # the store gave no answer or an error; '' where one came or none was sought.
+  block: int | None = None  # block of this round's commitment; None: no one
+  committed: bytes = b''  # digest in the commitment
+  twice: bool = False  # True if it committed to two digests in this round
+  # The reason for a missing payload: 'absent' if the store has none, 'failed'
+  # if the store gave an error or no answer; '' if it came or was not requested.
   fetch: str = ''
-  detail: str = ''  # what the store said, for people
-  digest: bytes = b''  # of the payload that came, to compare with `committed`
+  detail: str = ''  # the store's answer, for people
+  digest: bytes = b''  # digest of the fetched payload
   decoded: payload.Payload | payload.PayloadError | None = None
 
 
 class Expected(NamedTuple):
-  """What this round's submissions must be."""
+  """The requirements on this round's submissions."""
 
   opens: int  # first block of the put window
-  closes: int  # first block after it
-  root: bytes  # of the history that the round began with
-  # uid -> the receipt of as much assigned data as its header says; who is not
-  # in it passes.
+  closes: int  # first block after the put window
+  root: bytes  # history root at the start of the round
+  # Receipt of as much assigned data as the header declares, by uid; a uid
+  # without one passes.
   receipts: Mapping[int, bytes]
-  sequences: int  # that were assigned to each
-  # Of earlier rounds, latest first, whose parameters are not yet too old.
+  sequences: int  # sequences assigned to each uid
+  # Roots of earlier rounds, latest first, whose parameters are not too old.
   older: Sequence[bytes] = ()
 
 
-class Check(NamedTuple):
-  """The outcome for one uid. None: it did not get so far."""
+class CheckResult(NamedTuple):
+  """The outcome for one uid; None where the checks ended before."""
 
-  verdict: Verdict
+  finding: Finding
   detail: str = ''  # for people
-  block: int | None = None  # of the commitment
-  relative_norm: float | None = None  # L2 of the message over the median
-  similarity: float | None = None  # to whom of those not later it is most like
-  twin: int | None = None  # that peer; see `overlap`
-  staleness: int = 0  # of a payload that is valid: how old its parameters were
+  block: int | None = None  # block of the commitment
+  relative_norm: float | None = None  # L2 norm of the message over the median
+  similarity: float | None = None  # largest, to messages committed no later
+  twin: int | None = None  # uid of that message
+  staleness: int = 0  # age in rounds of a valid payload's start parameters
 
   @property
   def valid(self) -> bool:
-    return self.verdict is Verdict.VALID
+    return self.finding is Finding.VALID
 
 
-class Report(NamedTuple):
+class CheckReport(NamedTuple):
   """The checks of one round."""
 
-  checks: dict[int, Check]  # of all submissions, by uid
-  fault: bool  # most payloads could not be fetched: nobody pays for it
+  checks: dict[int, CheckResult]  # of all submissions, by uid
+  fault: bool  # True if most payloads could not be fetched: all are excused
 
   @property
   def valid(self) -> list[int]:
-    """The uids that may count, rising."""
+    """The uids that may count, in order."""
     return sorted(u for u, c in self.checks.items() if c.valid)
 
 
 class Checker:
   """The checks of one run, compiled once.
 
-  Cost of R readable messages, besides their norms: R^2 intersections of at
-  most 32 blocks' bits, and as many with the round before: 0.4 s each for 256
-  peers and blocks of 4096 elements, on one core.
+  Besides the norms, R readable messages cost R^2 intersections of at most 32
+  blocks' bits, and as many with the messages of the previous round.
+
+  Args:
+    abstract_params: the shapes and dtypes of the parameters.
+    compression: the compression of the messages.
   """
 
-  def __init__(self, like: Any, compression: compression_lib.Compression):
-    """Of parameters shaped like `like`, sent by `compression`."""
-    self._sketcher = similarity.Sketcher(like, compression)
-    # Signs are alike more often than sparse indices are, by an unknown amount.
+  def __init__(
+    self,
+    abstract_params: ct.Params,
+    compression: compression_lib.Compression,
+  ):
+    self._sketcher = similarity.Sketcher(abstract_params, compression)
+    # Signs agree more often than sparse indices do, by an unknown amount.
     sparse = isinstance(compression, compression_lib.TopK)
     self._least = 0.0 if sparse else 0.9
     self._norms = jax.jit(
       functools.partial(
-        aggregate.message_norms, like=like, compression=compression
+        aggregate.message_norms, like=abstract_params, compression=compression
       )
     )
 
@@ -129,29 +136,29 @@ class Checker:
     submissions: Sequence[Submission],
     expected: Expected,
     seed: bytes,
-    previous: Mapping[int, Any] | None = None,
+    previous: Mapping[int, ct.Message] | None = None,
     threshold: float = 0.5,
-  ) -> Report:
-    """The verdicts of a round.
+  ) -> CheckReport:
+    """Checks the submissions of a round.
 
     Args:
-      submissions: one a uid, of all uids that should have sent something.
-      expected: what they must be.
+      submissions: one per uid, for all uids that should have sent a message.
+      expected: the requirements on them.
       seed: unknown before the put window closed, such as the hash of block
-        `expected.closes`: decides which blocks of the messages are compared.
-      previous: messages of the round before, by uid, to find copies of these;
+        `expected.closes`; draws the blocks of the messages to compare.
+      previous: messages of the previous round, by uid, to find copies of them;
         None or {} compares within the round only.
-      threshold: the similarity from which on a message is a copy; 0.9 at
-        least of messages that send every value.
+      threshold: the similarity from which on a message is a copy; at least 0.9
+        for messages that send every value.
     """
     threshold = max(threshold, self._least)
     ordered = sorted(submissions, key=lambda s: s.uid)
     checks = {s.uid: first_check(s, expected) for s in ordered}
     sought = [s for s in ordered if s.fetch or s.digest]
-    failed = [u for u, c in checks.items() if c.verdict is Verdict.UNREACHABLE]
+    failed = [u for u, c in checks.items() if c.finding is Finding.UNREACHABLE]
     fault = 2 * len(failed) > len(sought)
     if fault:
-      checks |= {u: checks[u]._replace(verdict=Verdict.EXCUSED) for u in failed}
+      checks |= {u: checks[u]._replace(finding=Finding.EXCUSED) for u in failed}
     messages = {
       s.uid: s.decoded.message
       for s in ordered
@@ -164,101 +171,101 @@ class Checker:
     }
     messages = {u: m for u, m in messages.items() if checks[u].valid}
     self._find_copies(checks, messages, previous or {}, seed, threshold)
-    return Report(checks, fault)
+    return CheckReport(checks, fault)
 
   def _find_copies(
     self,
-    checks: dict[int, Check],
-    messages: Mapping[int, Any],
-    previous: Mapping[int, Any],
+    checks: dict[int, CheckResult],
+    messages: Mapping[int, ct.Message],
+    previous: Mapping[int, ct.Message],
     seed: bytes,
     threshold: float,
   ) -> None:
-    """Edits `checks`."""
+    """Replaces the findings of copies in `checks`."""
     sketch_RxW = self._sketcher.sketch(messages, seed)
     before_SxW = self._sketcher.sketch(previous, seed)
     if not sketch_RxW.size:
       return
     uids, old_uids = list(messages), list(previous)
     others = ~np.eye(len(uids), dtype=bool)
-    alike_RxR = similarity.similarities(
-      similarity.overlaps(sketch_RxW, sketch_RxW), others
+    similarity_RxR = similarity.similarities(
+      similarity.shared_fractions(sketch_RxW, sketch_RxW), others
     )
-    judge_copies(checks, uids, alike_RxR, threshold)
+    judge_copies(checks, uids, similarity_RxR, threshold)
     if before_SxW.size:
-      overlap_RxS = similarity.overlaps(sketch_RxW, before_SxW)
-      alike_RxS = similarity.similarities(
-        overlap_RxS, np.ones_like(overlap_RxS, bool)
+      shared_RxS = similarity.shared_fractions(sketch_RxW, before_SxW)
+      similarity_RxS = similarity.similarities(
+        shared_RxS, np.ones_like(shared_RxS, bool)
       )
-      for uid, alike_S in zip(uids, alike_RxS, strict=True):
-        nearest = int(np.argmax(alike_S))
-        if checks[uid].valid and alike_S[nearest] >= threshold:
-          whose = old_uids[nearest]
+      for uid, similarity_S in zip(uids, similarity_RxS, strict=True):
+        nearest = int(np.argmax(similarity_S))
+        if checks[uid].valid and similarity_S[nearest] >= threshold:
+          source = old_uids[nearest]
           checks[uid] = checks[uid]._replace(
-            verdict=Verdict.COPY,
-            detail=f'it is the message of uid {whose} of the round before',
-            similarity=float(alike_S[nearest]),
-            twin=whose,
+            finding=Finding.COPY,
+            detail=f'it is the message of uid {source} of the previous round',
+            similarity=float(similarity_S[nearest]),
+            twin=source,
           )
 
 
-def first_check(s: Submission, expected: Expected) -> Check:
-  """The verdict on one submission by itself, cheapest question first."""
+def first_check(s: Submission, expected: Expected) -> CheckResult:
+  """Checks one submission by itself, the cheapest question first."""
 
-  def no(verdict: Verdict, detail: str = '') -> Check:
-    return Check(verdict, detail, s.block)
+  def reject(finding: Finding, detail: str = '') -> CheckResult:
+    return CheckResult(finding, detail, s.block)
 
   window = f'the window is blocks {expected.opens} to {expected.closes - 1}'
   if s.block is None:
-    return no(Verdict.MISSING)
+    return reject(Finding.MISSING)
   if s.block < expected.opens:
-    return no(Verdict.EARLY, f'in block {s.block}; {window}')
+    return reject(Finding.EARLY, f'in block {s.block}; {window}')
   if s.block >= expected.closes:
-    return no(Verdict.LATE, f'in block {s.block}; {window}')
+    return reject(Finding.LATE, f'in block {s.block}; {window}')
   if s.twice:
-    return no(Verdict.TWICE, 'one payload a round: commit once')
+    return reject(Finding.TWICE, 'one payload a round: commit once')
   if s.fetch:
     absent = s.fetch == 'absent'
-    return no(Verdict.ABSENT if absent else Verdict.UNREACHABLE, s.detail)
+    return reject(Finding.ABSENT if absent else Finding.UNREACHABLE, s.detail)
   if s.digest != s.committed:
-    return no(
-      Verdict.DIGEST,
+    return reject(
+      Finding.DIGEST,
       f'committed {s.committed.hex()[:16]}, found {s.digest.hex()[:16]}',
     )
   if s.decoded is None:
     raise ValueError(f'uid {s.uid}: a payload came but was not decoded')
   if isinstance(s.decoded, payload.PayloadError):
     root = s.decoded.reason is payload.Reason.ROOT
-    return no(
-      Verdict.UNSYNCHRONIZED if root else Verdict.REFUSED, str(s.decoded)
+    return reject(
+      Finding.UNSYNCHRONIZED if root else Finding.REFUSED, str(s.decoded)
     )
   header = s.decoded.header
-  # What is older still has been refused as such.
+  # Payloads from older parameters have been refused before.
   root = (expected.root, *expected.older)[header.staleness]
   if header.root != root:
-    return no(
-      Verdict.UNSYNCHRONIZED,
+    return reject(
+      Finding.UNSYNCHRONIZED,
       f'its root is {header.root.hex()}, not {root.hex()}',
     )
-  # Fewer are no lie: who says so is paid for what they gain.
+  # Fewer are allowed: they are paid for their gain.
   if not 1 <= header.sequences <= expected.sequences:
-    return no(
-      Verdict.RECEIPT,
+    return reject(
+      Finding.RECEIPT,
       f'{header.sequences} sequences; {expected.sequences} were assigned',
     )
   if header.receipt != expected.receipts.get(s.uid, header.receipt):
-    return no(
-      Verdict.RECEIPT,
+    return reject(
+      Finding.RECEIPT,
       f'its receipt is {header.receipt.hex()}, '
       f'not {expected.receipts[s.uid].hex()}',
     )
-  return Check(Verdict.VALID, '', s.block, staleness=header.staleness)
+  return CheckResult(Finding.VALID, '', s.block, staleness=header.staleness)
 
 
 def judge_norms(norms: Mapping[int, float]) -> dict[int, dict[str, Any]]:
-  """What to replace in the checks of messages of these norms, by uid.
+  """Returns the fields to replace in the results of these norms, by uid.
 
-  >>> judge_norms({0: 1.0, 1: 1.0, 2: 0.0})[2]['verdict'].name
+  >>> judge_norms({0: 1.0, 1: 1.0, 2: 0.0})[2]['finding'].name
   'TINY'
   """
   ordered = sorted(norms.values())
@@ -269,28 +276,28 @@ def judge_norms(norms: Mapping[int, float]) -> dict[int, dict[str, Any]]:
     found[uid] = {'relative_norm': relative}
     text = f'L2 norm {norm:.3g}, median {median:.3g}'
     if norm == 0 or (relative is not None and relative < SMALLEST_NORM):
-      found[uid] |= {'verdict': Verdict.TINY, 'detail': text}
+      found[uid] |= {'finding': Finding.TINY, 'detail': text}
     elif relative is not None and relative > LARGEST_NORM:
-      found[uid] |= {'verdict': Verdict.HUGE, 'detail': text}
+      found[uid] |= {'finding': Finding.HUGE, 'detail': text}
   return found
 
 
 def judge_copies(
-  checks: dict[int, Check],
+  checks: dict[int, CheckResult],
   uids: Sequence[int],
-  alike_RxR: np.ndarray,
+  similarity_RxR: np.ndarray,
   threshold: float,
 ) -> None:
-  """Blames who came later of two that are alike; of one block, both.
+  """Blames the later of two similar messages, or both of one block.
 
-  A miner uploads once its commitment is in a block, so a copy is committed to
-  in a later one. Who are alike in one block have made it together.
+  A miner uploads once its commitment is in a block, so a copy is committed in
+  a later block. Similar messages of one block were made together.
 
   Args:
-    checks: of the uids; edited.
-    uids: whose messages were compared.
-    alike_RxR: their similarities.
-    threshold: from which on they are alike.
+    checks: results by uid; changed in place.
+    uids: the uids of the compared messages.
+    similarity_RxR: their similarities.
+    threshold: the similarity from which on a message is a copy.
   """
   if len(uids) < 2:
     return
@@ -298,7 +305,7 @@ def judge_copies(
   for row, uid in enumerate(uids):
     earlier = [
       (float(a), v)
-      for v, a in zip(uids, alike_RxR[row], strict=True)
+      for v, a in zip(uids, similarity_RxR[row], strict=True)
       if v != uid and blocks[v] <= blocks[uid]
     ]
     if not earlier:
@@ -311,7 +318,7 @@ def judge_copies(
     same = block == blocks[uid]
     detail = f'of uid {source}, in block {block}; this in {blocks[uid]}'
     checks[uid] = checks[uid]._replace(
-      verdict=Verdict.TWIN if same else Verdict.COPY,
+      finding=Finding.TWIN if same else Finding.COPY,
       detail=f'{detail}; similarity {share:.2f}',
       twin=source,
     )

@@ -1,4 +1,4 @@
-"""A validator's records in words, for a miner's operator."""
+"""The records of a validator in words, for the operator of a miner."""
 
 import pathlib
 from collections.abc import Iterable, Mapping
@@ -6,7 +6,7 @@ from typing import Any
 
 from covenant import files
 
-_LINES = 10  # rounds that are told one by one
+_LINES = 10  # last rounds that get a line each
 
 
 def decisions(path: pathlib.Path) -> list[Mapping[str, Any]]:
@@ -22,12 +22,12 @@ def decisions(path: pathlib.Path) -> list[Mapping[str, Any]]:
 
 
 def explain(decisions: Iterable[Mapping[str, Any]], uid: int) -> str:
-  """Why a uid has its score: its standing, then its last rounds.
+  """Explains the score of a uid: its standing, then its last rounds.
 
   Args:
-    decisions: records of `ratings.update`, oldest first, of any uids; what
-      else they hold is ignored, but for `weight`, which is told if there.
-    uid: whom to explain.
+    decisions: records of `rating_update.update`, oldest first, of any uids. Other
+      fields are ignored, except `weight`, which is shown if present.
+    uid: the uid to explain.
   """
   records = [d for d in decisions if d['uid'] == uid]
   if not records:
@@ -40,7 +40,7 @@ def explain(decisions: Iterable[Mapping[str, Any]], uid: int) -> str:
     f'  score {now["score"]:.3f}' + _weight(last),
     f'  = average gain {now["gain"]:.3f} of the median peer'
     f' x penalties {now["penalty"]:.3g}'
-    f' x {_ratio(now["score"], now["merit"]):.2f} for proof of work',
+    f' x {_ratio(now["score"], now["raw_score"]):.2f} for proof of work',
     f'  rating {now["rating"]:.1f} ({now["mu"]:.1f} - 3 x {now["sigma"]:.1f}),'
     ' which decides whether it is heard',
     f'  {sum(d["verdict"] == "VALID" for d in mine)} of {len(mine)} rounds '

@@ -1,4 +1,4 @@
-"""From scores to weights.
+"""The weights of the uids from their scores.
 
 'gain' pays in proportion to score ** power, with no cut-off. Model: a worker
 with effort e that it splits as e = e_1 + ... + e_n over n uids gains g(e_i)
@@ -14,20 +14,21 @@ like the first.
 from covenant import config as config_lib
 from covenant.gauntlet import ratings
 
-RESERVES = 10  # of 'ramp': who comes after the contributors
+RESERVES = 10  # of 'ramp': uids after the contributors that are paid as well
 
 
 def weights(
-  state: ratings.State, config: config_lib.Gauntlet
+  state: ratings.Ratings, config: config_lib.Gauntlet
 ) -> dict[int, float]:
-  """What each uid deserves; the weights sum to 1, or there are none.
+  """Returns the weight of each uid; they sum to 1, or there are none.
 
-  Uids that deserve nothing are left out. `config.burn` of the whole goes to
-  `config.burn_uid`, all of it if nobody deserves anything. Until proof of work
+  Uids with nothing are left out. A part `config.burn` goes to
+  `config.burn_uid`, or all of it if no uid has a score. Until proof of work
   is common (`State.proven`), merit is paid instead of the score.
   """
   deserved = {
-    u: s.score if state.proven else s.merit for u, s in state.standings.items()
+    u: s.score if state.has_proof else s.raw_score
+    for u, s in state.standings.items()
   }
   deserved = {u: x for u, x in deserved.items() if x > 0}
   if config.burn:
@@ -47,7 +48,7 @@ def weights(
 
 
 def ramp(scores: dict[int, float], places: int) -> dict[int, float]:
-  """By rank: the first `places` from 2 to 1, the next ten half of the former.
+  """Pays by rank: the first `places` from 2 to 1, each of the next ten half.
 
   >>> ramp({0: 3.0, 1: 9.0, 2: 5.0, 3: 1.0}, places=2)
   {1: 2.0, 2: 1.0, 0: 0.5, 3: 0.25}

@@ -1,8 +1,8 @@
-"""What a peer's update does to the loss, on its own data and on others'.
+"""The effect of a peer's update on the loss, on its own data and on other data.
 
-A function of (parameters, message, sequences) alone: two validators that hold
-the same reach the same numbers, bit for bit. Every difference is paired: the
-same sequence before and after, so that what makes one sequence hard cancels.
+A score is a function of (parameters, message, sequences) alone: validators
+with the same inputs get the same numbers, bit for bit. Every difference is
+paired: it compares a sequence before and after, so that its difficulty cancels.
 """
 
 import dataclasses
@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from covenant import config as config_lib
+from covenant import typing as ct
 from covenant.data import assignment
 from covenant.models import llama
 from covenant.models import loss as loss_lib
@@ -24,37 +25,37 @@ from covenant.optim import aggregate
 from covenant.optim import method as method_lib
 from covenant.optim import weight as weight_lib
 
-# Nats a token: a loss that overflowed counts as this much worse than before.
+# Nats per token: a loss that overflowed counts as this much worse than before.
 _WORST = 100.0
 _WHOLE = weight_lib.Weight()
-_ALIKE: Mapping[int, weight_lib.Weight] = types.MappingProxyType({})
+_EQUAL: Mapping[int, weight_lib.Weight] = types.MappingProxyType({})
 
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-  """Of one peer's message in one round, in nats a token.
+  """The score of one peer's message in one round, in nats per token.
 
-  Each gain is the mean over n sequences of the loss before minus after the
-  peer's update, each error the standard error of its mean.
+  Each gain is the mean over n sequences of the loss before minus the loss after
+  the peer's update; each error is the standard error of that mean.
   """
 
-  loss_random: float  # before, on data that nobody was assigned
-  loss_own: float  # before, on data that the peer was assigned
+  loss_random: float  # before the update, on data that no peer was assigned
+  loss_own: float  # before the update, on data that the peer was assigned
   gain: float  # on random data
   gain_error: float
   own_gain: float  # on own data
   own_gain_error: float
-  proof: float  # how much more the update fits own data than random data
+  proof: float  # own_gain - gain
   proof_error: float
-  effort: float = 1.0  # see the function of this name
+  work_fraction: float = 1.0  # see the function of this name
 
 
-class Round(NamedTuple):
-  """What the evaluations of one round share. Made by `Scorer.open`."""
+class RoundBaseline(NamedTuple):
+  """The data that all evaluations of one round share; see `Scorer.open`."""
 
-  params: Any
-  median_P: jax.Array  # norm of each tensor; inf: nothing is clipped
-  median_size: float  # what the median peer trained on, see `weight.Weight`
+  params: ct.Params
+  median_P: jax.Array  # median norm of each tensor; inf: nothing is clipped
+  median_size: float  # training data of the median peer, see `weight.Weight`
   random_NxL1: jax.Array
   before_N: jax.Array  # losses of params on the random sequences
 
@@ -63,7 +64,7 @@ class Scorer:
   """Evaluates messages; compiled once for a run, holds no state.
 
   Cost, in forward passes over one sequence, with n = gauntlet.sequences:
-  n a round and 3 n a peer evaluated. A miner's training is about
+  n per round and 3 n per evaluated peer. A miner's training is about
   3 * inner_steps * batch_size of them.
   """
 
@@ -83,20 +84,20 @@ class Scorer:
 
   def open(
     self,
-    params: Any,
-    messages: Mapping[int, Any],
+    params: ct.Params,
+    messages: Mapping[int, ct.Message],
     random_NxL1: np.ndarray,
-    weights: Mapping[int, weight_lib.Weight] = _ALIKE,
-  ) -> Round:
+    weights: Mapping[int, weight_lib.Weight] = _EQUAL,
+  ) -> RoundBaseline:
     """Starts the evaluations of a round.
 
     Args:
       params: the shared parameters before the outer step.
-      messages: of those in the manifest, by uid. A peer evaluated is clipped
-        to the median of their norms, as in the outer step (reference/
-        templar.md 3.11). May be empty: then nothing is clipped.
+      messages: the messages of the manifest, by uid. An evaluated message is
+        clipped to the median of their norms, as in the outer step. Empty:
+        nothing is clipped.
       random_NxL1: the sequences `random_ids`, int32.
-      weights: of the messages, by uid; who has none counts whole.
+      weights: the weights of the messages, by uid; the default is whole.
 
     Raises:
       ValueError: the loss of `params` is not finite: nothing can be compared.
@@ -117,18 +118,18 @@ class Scorer:
         'diverged: go back to a checkpoint and lower the learning rates'
       )
     random = jnp.asarray(random_NxL1)
-    return Round(params, median_P, median_size, random, before_N)
+    return RoundBaseline(params, median_P, median_size, random, before_N)
 
   def score(
     self,
-    shared: Round,
-    message: Any,
+    shared: RoundBaseline,
+    message: ct.Message,
     own_NxL1: np.ndarray,
     weight: weight_lib.Weight = _WHOLE,
   ) -> Score:
-    """Of one peer's message; `own_NxL1` are its sequences `own_ids`.
+    """Scores one peer's message on its sequences `own_ids`.
 
-    Its weight says how long it may be, not how far it moves here.
+    Its weight limits its norm, but does not scale its step here.
     """
     reach = aggregate.reach(np.float32(weight.size), shared.median_size)
     losses_3xN = np.asarray(
@@ -151,8 +152,10 @@ class Scorer:
       proof_error=float(np.hypot(gain_error, own_gain_error)),
     )
 
-  def _sequence_losses(self, params: Any, tokens_NxL1: jax.Array) -> jax.Array:
-    """Nats a token of each sequence, float32 [N]."""
+  def _sequence_losses(
+    self, params: ct.Params, tokens_NxL1: jax.Array
+  ) -> jax.Array:
+    """Returns the nats per token of each sequence, float32 [N]."""
     inputs_NxL = jnp.maximum(tokens_NxL1[:, :-1], 0)
     logits_NxLxV = llama.apply(self._model, params, inputs_NxL)
 
@@ -163,9 +166,13 @@ class Scorer:
     return jax.vmap(sequence)(logits_NxLxV, tokens_NxL1)
 
   def _evaluate_message(
-    self, shared: Round, message: Any, own_NxL1: jax.Array, reach: jax.Array
+    self,
+    shared: RoundBaseline,
+    message: ct.Message,
+    own_NxL1: jax.Array,
+    reach: jax.Array,
   ) -> jax.Array:
-    """Float32 [3, N]: losses on own data before and after, random after."""
+    """Returns losses on own data before and after, random after: [3, N]."""
     compression = self._method.compression
     norms_P = aggregate.message_norms(message, self._like, compression)
     factors_P = reach * shared.median_P / (norms_P + 1e-8)
@@ -194,17 +201,18 @@ def own_ids(
   seed: bytes,
   claimed: int | None = None,
 ) -> np.ndarray:
-  """Which of a peer's assigned sequences to evaluate it on.
+  """Draws the assigned sequences on which to evaluate a peer.
 
   Args:
-    config: of the run: its sizes decide what is assigned.
+    config: the config of the run, whose sizes determine the assignment.
     uid: the peer.
-    round_index: which round.
-    num_sequences: of the training split.
+    round_index: the round.
+    num_sequences: the number of sequences of the training split.
     assigned_by: the seed of the round's assignment.
     seed: unknown while the peer trained, such as a later block's hash.
-    claimed: sequences that it says it trained on, the first ones; None: all.
-      Who claims more than that has seen a part of what it is evaluated on.
+    claimed: the number of sequences that the peer declares, the first ones of
+      the assignment; None: all. A peer that trained on fewer has not seen all
+      of the drawn ones.
 
   Returns:
     int64 [n], all different, n = gauntlet.sequences or all if fewer.
@@ -232,13 +240,13 @@ def random_ids(
   assigned_by: int | bytes,
   seed: bytes,
 ) -> np.ndarray:
-  """Training sequences that nobody was assigned in this round.
+  """Draws training sequences that no peer was assigned in this round.
 
   Args:
-    config: of the run.
+    config: the config of the run.
     uids: an upper bound of all registered uids, plus 1.
-    round_index: which round.
-    num_sequences: of the training split.
+    round_index: the round.
+    num_sequences: the number of sequences of the training split.
     assigned_by: the seed of the round's assignment.
     seed: unknown while the peers trained.
 
@@ -269,10 +277,10 @@ def random_ids(
   return np.concatenate(ids)
 
 
-def effort(config: config_lib.Config, claimed: int) -> float:
-  """The usual work, of which a peer says that it has done so much; 1 at most.
+def work_fraction(config: config_lib.Config, claimed: int) -> float:
+  """Returns the declared fraction of the usual work, at most 1.
 
-  Usual are inner_steps * batch_size sequences, whoever else there is.
+  The usual work is inner_steps * batch_size sequences.
   """
   optim = config.optim
   return min(claimed / (optim.inner_steps * optim.inner.batch_size), 1.0)
@@ -285,11 +293,11 @@ def _generator(seed: bytes, *what: str | int) -> np.random.Generator:
 
 
 def _bounded(after_N: np.ndarray, before_N: np.ndarray) -> np.ndarray:
-  """Losses that are at worst `_WORST` above before; so is what overflowed."""
+  """Returns losses of at most `_WORST` above before, overflows included."""
   worst_N = before_N + _WORST
   return np.where(np.isfinite(after_N), np.minimum(after_N, worst_N), worst_N)
 
 
 def _mean(x_N: np.ndarray) -> tuple[float, float]:
-  """Mean and its standard error."""
+  """Returns the mean and its standard error."""
   return float(x_N.mean()), float(x_N.std(ddof=1) / np.sqrt(x_N.size))

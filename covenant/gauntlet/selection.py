@@ -1,4 +1,4 @@
-"""Who counts in a round, and who is evaluated."""
+"""The selection of the uids that count in a round, and of those to evaluate."""
 
 import hashlib
 import math
@@ -8,38 +8,40 @@ from typing import NamedTuple
 from covenant import config as config_lib
 from covenant.gauntlet import ratings
 
-NEWCOMER = 3  # a uid with fewer evaluations is one
-_BARRED = 0.25  # from this penalty on a uid is not heard
-_USEFUL = 0.1  # average gain below which it is not: noise is around 0
+NEWCOMER = 3  # evaluations below which a uid is a newcomer
+_BARRED = 0.25  # penalty factor up to which a uid is excluded
+_USEFUL = 0.1  # average gain below which it is excluded: noise is around 0
 
 
 class Selection(NamedTuple):
-  uids: list[int]  # who counts, rising
-  reserves: list[int]  # who would be next, best first
-  reasons: dict[int, str]  # of every uid asked for, for people
+  """The uids whose messages count in a round."""
+
+  uids: list[int]  # selected, in order
+  reserves: list[int]  # next in line, best first
+  reasons: dict[int, str]  # reason for every eligible uid, for people
 
 
 def contributors(
-  state: ratings.State,
+  state: ratings.Ratings,
   eligible: Iterable[int],
   config: config_lib.Gauntlet,
   round_index: int,
   seed: bytes,
 ) -> Selection:
-  """Whose messages the manifest lists: `config.contributors` at most.
+  """Selects the messages of the manifest, at most `config.contributors`.
 
-  The best rated; a share of the places is for newcomers, by lot. A place that
-  one side leaves is the other's. Not heard are uids whose last evaluation was
-  clearly negative, whose average gain is next to none, or who are under a
-  heavy penalty. If that leaves nobody, the best rated of all is heard: the
-  round must not be empty while someone honest is there.
+  The best rated uids are selected; a share of the places goes to newcomers, by
+  lot. Places that one group leaves go to the other. Uids are excluded if their
+  last evaluation was clearly negative, their average gain is next to none, or
+  they are under a heavy penalty. If that excludes all, the best rated of all
+  is selected: a round must not be empty while an honest uid is there.
 
   Args:
-    state: of `ratings.admit` in this round.
-    eligible: uids with a valid submission (`checks.Report.valid`), all of
+    state: the ratings, after `ratings.admit` in this round.
+    eligible: uids with a valid submission (`checks.CheckReport.valid`), all of
       them in `state`.
     config: the section of the run's config.
-    round_index: which round.
+    round_index: the round.
     seed: for the lots; must be unknown before the put window closed.
   """
   standings = state.standings
@@ -68,47 +70,46 @@ def contributors(
   for uid in chosen:
     reasons[uid] = 'counts' + (', as a newcomer' if uid in new else '')
   for uid in reserves:
-    reasons[uid] = f'not among the {places} who count this round'
+    reasons[uid] = f'not among the {places} that count this round'
   return Selection(sorted(chosen), reserves, reasons)
 
 
 def to_evaluate(
-  state: ratings.State,
+  state: ratings.Ratings,
   uids: Iterable[int],
   count: int,
   round_index: int,
   seed: bytes,
 ) -> list[int]:
-  """Who is evaluated this round: at most `count` of `uids`, rising.
+  """Selects at most `count` of `uids` to evaluate this round, in order.
 
-  Half of the places, rounded up, go to those not evaluated the longest, the
-  others by lot, in proportion to sigma squared. So, with n uids registered,
-  none of them sends more than ceil(n / ceil(count / 2)) valid messages without
-  one being evaluated: who waits longer goes first, a uid that registers
-  queues behind those who wait, so at most n - 1 are ever before it, and every
-  round serves ceil(count / 2) of these.
+  Half of the places, rounded up, go to the uids that have waited longest for
+  an evaluation, the others by lot in proportion to sigma squared. So none of n
+  registered uids sends more than ceil(n / ceil(count / 2)) valid messages
+  without one being evaluated: a new uid queues behind those that wait, so at
+  most n - 1 are ever before it, and every round serves ceil(count / 2) of them.
 
   Args:
-    state: of `ratings.admit` in this round.
-    uids: with a valid message, all of them in `state`.
-    count: how many; 0 is none.
-    round_index: which round.
-    seed: for the lots. Unknown before the put window closed: who knows that
-      its message will not be looked at can send anything.
+    state: the ratings, after `ratings.admit` in this round.
+    uids: uids with a valid message, all of them in `state`.
+    count: the number of places; may be 0.
+    round_index: the round.
+    seed: for the lots. Unknown before the put window closed: a miner that
+      knows that its message will not be evaluated could send anything.
   """
   standings = state.standings
   lots = {u: _lot(seed, round_index, u) for u in uids}
   queue = sorted(lots, key=lambda u: (standings[u].evaluated, u))
   first = min(count, -(-count // 2))
   chosen, rest = queue[:first], queue[first:]
-  # Of weighted lots without replacement: the largest lot ** (1 / weight).
+  # Weighted lots without replacement: the largest lot ** (1 / weight) first.
   rest.sort(key=lambda u: (math.log(lots[u]) / -(standings[u].sigma ** 2), u))
   return sorted(chosen + rest[: count - len(chosen)])
 
 
 def _barred(s: ratings.Standing, round_index: int) -> str:
-  """Why a uid is not heard; '' if it is."""
-  if s.signs and s.signs[-1] < 0:
+  """Returns the reason to exclude a uid, or ''."""
+  if s.gain_signs and s.gain_signs[-1] < 0:
     return 'its last evaluation was clearly negative'
   if s.evaluations and s.gain < _USEFUL:
     return f'its average gain is below {_USEFUL} of the median'
@@ -119,7 +120,7 @@ def _barred(s: ratings.Standing, round_index: int) -> str:
 
 
 def _lot(seed: bytes, round_index: int, uid: int) -> float:
-  """Uniform in (0, 1), drawn for a uid."""
+  """Draws a uid's lot, uniform in (0, 1)."""
   text = f'{round_index}/{uid}'.encode()
   digest = hashlib.blake2b(seed, digest_size=8, key=text).digest()
   return ((int.from_bytes(digest, 'little') >> 12) + 0.5) / 2**52

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from covenant.chain import interface as chain_lib
 from covenant.gauntlet import checks as checks_lib
 from covenant.gauntlet import incentives
-from covenant.gauntlet import ratings
+from covenant.gauntlet import rating_update
 from covenant.gauntlet import scores as scores_lib
 from covenant.gauntlet import selection
 from covenant.node import validator_role as role_lib
@@ -37,7 +37,7 @@ def score(node: Validator, command: round_lib.Command, head: int) -> None:
 def _judge(node: Validator, round_index: int, collected: Collected) -> None:
   role, gauntlet = node.role, node.config.gauntlet
   report = _with_late(node, round_index, collected)
-  role.standings, decisions = ratings.update(
+  role.standings, decisions = rating_update.update(
     role.standings,
     round_index,
     role_lib.identities(collected.membership),
@@ -60,17 +60,17 @@ def _judge(node: Validator, round_index: int, collected: Collected) -> None:
 
 def _with_late(
   node: Validator, round_index: int, collected: Collected
-) -> checks_lib.Report:
+) -> checks_lib.CheckReport:
   """Returns the report with LATE for commitments after the window."""
   block = node.schedule.decision_block(round_index)
   after = membership_lib.read(node.chain, block)
   checks = dict(collected.report.checks)
   for uid, check in checks.items():
     commitment = after.commitments.get(uid)
-    if check.verdict is checks_lib.Verdict.MISSING and commitment:
+    if check.finding is checks_lib.Finding.MISSING and commitment:
       if commitment.round == round_index:
         checks[uid] = check._replace(
-          verdict=checks_lib.Verdict.LATE, block=after.committed[uid]
+          finding=checks_lib.Finding.LATE, block=after.committed[uid]
         )
   return collected.report._replace(checks=checks)
 
@@ -79,7 +79,7 @@ def _scores(
   node: Validator,
   round_index: int,
   collected: Collected,
-  report: checks_lib.Report,
+  report: checks_lib.CheckReport,
 ) -> Mapping[int, scores_lib.Score]:
   """Returns the scores of this round's turn of uids, on the state before it."""
   config, judge = node.config, node.role.judge
@@ -115,6 +115,6 @@ def _scores(
     score = judge.scorer.score(
       evaluation, found[uid].message, split.read(own, context), weights[uid]
     )
-    effort = scores_lib.effort(config, claimed)
-    scores[uid] = dataclasses.replace(score, effort=effort)
+    work_fraction = scores_lib.work_fraction(config, claimed)
+    scores[uid] = dataclasses.replace(score, work_fraction=work_fraction)
   return scores

@@ -32,7 +32,7 @@ class Collected(NamedTuple):
   before: apply.Position  # the state that the round started from
   entries: Mapping[int, manifest_lib.Entry]  # by uid, committed in time
   payloads: Mapping[int, payload_lib.Payload]  # by uid, readable
-  report: checks_lib.Report
+  report: checks_lib.CheckReport
   chosen: list[int]  # the uids that should count, in this validator's eyes
 
 
@@ -60,7 +60,9 @@ class ValidatorRole:
   """
 
   judge: Judge
-  standings: ratings.State = dataclasses.field(default_factory=ratings.State)
+  standings: ratings.Ratings = dataclasses.field(
+    default_factory=ratings.Ratings
+  )
   announce: Callable[[Verdict], None] = lambda verdict: None
   collected: Collected | None = None
   to_score: Collected | None = None

@@ -278,7 +278,7 @@ def digest(node: node_lib.Node) -> str:
   for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
     found.update(jax.tree_util.keystr(path).encode())
     if isinstance(leaf, str):
-      found.update(re.sub(r'alike\W+[-+.\de]+', '', leaf).encode())
+      found.update(re.sub(r'similarity_avg\W+[-+.\de]+', '', leaf).encode())
     else:
       found.update(np.asarray(leaf).tobytes())
   return found.hexdigest()

@@ -118,10 +118,10 @@ class ZooTest(parameterized.TestCase):
     config, host, _ = everybody()
     cast = registry.names(config)
     standings = host.validators[0].role.standings.standings
-    least = min(standings[u].merit for u in range(HONEST))
+    least = min(standings[u].raw_score for u in range(HONEST))
     for name in ('noise', 'flipped', 'little', 'inner-product'):
       (uid,) = [u for u, n in cast.items() if n == name]
-      self.assertLess(standings[uid].merit, least, name)
+      self.assertLess(standings[uid].raw_score, least, name)
 
   def test_a_harmful_message_is_not_heard_again(self):
     config, host, _ = everybody()

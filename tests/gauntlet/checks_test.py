@@ -8,7 +8,7 @@ from covenant.optim import compression as compression_lib
 from covenant.optim import sparseloco
 from covenant.wire import payload
 
-Verdict = checks.Verdict
+Finding = checks.Finding
 LIKE = {'w': np.zeros((64, 64), np.float32)}
 COMPRESSION = compression_lib.TopK(k=8, block=(16, 16))
 ROOT = b'r' * 16
@@ -43,42 +43,42 @@ class ChecksTest(parameterized.TestCase):
     return self.checker.check(submissions, EXPECTED, b'seed', **kwargs)
 
   @parameterized.parameters(
-    ({}, Verdict.VALID),
-    ({'block': None}, Verdict.MISSING),
-    ({'block': 99}, Verdict.EARLY),
-    ({'block': 100}, Verdict.VALID),
-    ({'block': 109}, Verdict.VALID),
-    ({'block': 110}, Verdict.LATE),
-    ({'twice': True}, Verdict.TWICE),
-    ({'fetch': 'absent', 'digest': b''}, Verdict.ABSENT),
-    ({'fetch': 'failed', 'digest': b''}, Verdict.UNREACHABLE),
-    ({'digest': b'y'}, Verdict.DIGEST),
+    ({}, Finding.VALID),
+    ({'block': None}, Finding.MISSING),
+    ({'block': 99}, Finding.EARLY),
+    ({'block': 100}, Finding.VALID),
+    ({'block': 109}, Finding.VALID),
+    ({'block': 110}, Finding.LATE),
+    ({'twice': True}, Finding.TWICE),
+    ({'fetch': 'absent', 'digest': b''}, Finding.ABSENT),
+    ({'fetch': 'failed', 'digest': b''}, Finding.UNREACHABLE),
+    ({'digest': b'y'}, Finding.DIGEST),
     (
       {'decoded': payload.PayloadError(payload.Reason.LENGTH, 'short')},
-      Verdict.REFUSED,
+      Finding.REFUSED,
     ),
     (
       {'decoded': payload.PayloadError(payload.Reason.ROOT, 'old')},
-      Verdict.UNSYNCHRONIZED,
+      Finding.UNSYNCHRONIZED,
     ),
-    ({'header': {'root': b'z' * 16}}, Verdict.UNSYNCHRONIZED),
-    ({'header': {'receipt': b'z' * 16}}, Verdict.RECEIPT),
-    ({'header': {'sequences': 39}}, Verdict.VALID),
-    ({'header': {'sequences': 41}}, Verdict.RECEIPT),
-    ({'header': {'sequences': 0}}, Verdict.RECEIPT),
-    ({'content': message(0, 0.0)}, Verdict.TINY),
-    ({'content': message(0, 1e-3)}, Verdict.TINY),
-    ({'content': message(0, 0.1)}, Verdict.VALID),
-    ({'content': message(0, 100.0)}, Verdict.HUGE),
+    ({'header': {'root': b'z' * 16}}, Finding.UNSYNCHRONIZED),
+    ({'header': {'receipt': b'z' * 16}}, Finding.RECEIPT),
+    ({'header': {'sequences': 39}}, Finding.VALID),
+    ({'header': {'sequences': 41}}, Finding.RECEIPT),
+    ({'header': {'sequences': 0}}, Finding.RECEIPT),
+    ({'content': message(0, 0.0)}, Finding.TINY),
+    ({'content': message(0, 1e-3)}, Finding.TINY),
+    ({'content': message(0, 0.1)}, Finding.VALID),
+    ({'content': message(0, 100.0)}, Finding.HUGE),
   )
-  def test_verdict_is_of_one_uid_only(self, changes, verdict):
+  def test_verdict_is_of_one_uid_only(self, changes, finding):
     others = [submission(uid) for uid in range(1, 6)]
     report = self.check(submission(0, **changes), *others)
-    self.assertEqual(report.checks[0].verdict, verdict)
-    if verdict not in (Verdict.VALID, Verdict.MISSING):
+    self.assertEqual(report.checks[0].finding, finding)
+    if finding not in (Finding.VALID, Finding.MISSING):
       self.assertTrue(report.checks[0].detail or 'fetch' in changes)
-    others = {report.checks[uid].verdict for uid in range(1, 6)}
-    self.assertEqual(others, {Verdict.VALID})
+    others = {report.checks[uid].finding for uid in range(1, 6)}
+    self.assertEqual(others, {Finding.VALID})
     self.assertFalse(report.fault)
 
   def test_the_order_of_submissions_does_not_matter(self):
@@ -94,8 +94,8 @@ class ChecksTest(parameterized.TestCase):
       *(submission(uid, **failed) for uid in range(3)), submission(4)
     )
     self.assertTrue(report.fault)
-    verdicts = [report.checks[uid].verdict for uid in (0, 1, 2, 4)]
-    self.assertEqual(verdicts, [Verdict.EXCUSED] * 3 + [Verdict.VALID])
+    verdicts = [report.checks[uid].finding for uid in (0, 1, 2, 4)]
+    self.assertEqual(verdicts, [Finding.EXCUSED] * 3 + [Finding.VALID])
 
   def test_who_committed_nothing_cannot_make_a_fault(self):
     report = self.check(
@@ -105,7 +105,7 @@ class ChecksTest(parameterized.TestCase):
       submission(7),
     )
     self.assertFalse(report.fault)
-    self.assertEqual(report.checks[6].verdict, Verdict.UNREACHABLE)
+    self.assertEqual(report.checks[6].finding, Finding.UNREACHABLE)
 
   def test_the_later_of_two_is_the_copy(self):
     report = self.check(
@@ -113,7 +113,7 @@ class ChecksTest(parameterized.TestCase):
       submission(1, message(0), block=104),
       *(submission(uid) for uid in range(2, 6)),
     )
-    self.assertEqual(report.checks[0].verdict, Verdict.COPY)
+    self.assertEqual(report.checks[0].finding, Finding.COPY)
     self.assertEqual(report.checks[0].twin, 1)
     self.assertIn('uid 1', report.checks[0].detail)
     self.assertEqual(report.valid, [1, 2, 3, 4, 5])
@@ -126,8 +126,8 @@ class ChecksTest(parameterized.TestCase):
       *(submission(uid) for uid in range(3, 7)),
     )
     self.assertEqual(report.valid, [3, 4, 5, 6])
-    verdicts = [report.checks[uid].verdict for uid in range(3)]
-    self.assertEqual(verdicts, [Verdict.TWIN, Verdict.TWIN, Verdict.COPY])
+    verdicts = [report.checks[uid].finding for uid in range(3)]
+    self.assertEqual(verdicts, [Finding.TWIN, Finding.TWIN, Finding.COPY])
     self.assertEqual([report.checks[uid].twin for uid in range(3)], [1, 0, 0])
 
   def test_only_who_came_first_or_with_it_is_resembled(self):
@@ -150,11 +150,11 @@ class ChecksTest(parameterized.TestCase):
       previous=previous,
     )
     self.assertEqual(report.valid, [0, 1, 2, 3, 4])
-    self.assertEqual(report.checks[5].verdict, Verdict.COPY)
+    self.assertEqual(report.checks[5].finding, Finding.COPY)
     self.assertEqual(report.checks[5].twin, 2)
 
   def test_nobody(self):
-    self.assertEqual(self.check(), checks.Report({}, False))
+    self.assertEqual(self.check(), checks.CheckReport({}, False))
 
 
 if __name__ == '__main__':

@@ -17,11 +17,11 @@ positive = st.floats(1e-3, 10)
 def pay(scores, config=CONFIG):
   standings = {
     uid: dataclasses.replace(
-      ratings.Standing(f'{uid}', 0, 0), score=x, merit=max(x, 0.0)
+      ratings.Standing(f'{uid}', 0, 0), score=x, raw_score=max(x, 0.0)
     )
     for uid, x in enumerate(scores)
   }
-  return incentives.weights(ratings.State(0, standings, True), config)
+  return incentives.weights(ratings.Ratings(0, standings, True), config)
 
 
 class IncentivesTest(parameterized.TestCase):
@@ -96,10 +96,10 @@ class IncentivesTest(parameterized.TestCase):
       self.assertAlmostEqual(weights[uid], share / 3.75)
 
   def test_merit_is_paid_until_proof_is_common(self):
-    standing = ratings.Standing('a', 0, 0, merit=1.0)
+    standing = ratings.Standing('a', 0, 0, raw_score=1.0)
     both = {0: standing, 1: dataclasses.replace(standing, score=0.5)}
-    before = incentives.weights(ratings.State(0, both, False), CONFIG)
-    after = incentives.weights(ratings.State(0, both, True), CONFIG)
+    before = incentives.weights(ratings.Ratings(0, both, False), CONFIG)
+    after = incentives.weights(ratings.Ratings(0, both, True), CONFIG)
     self.assertEqual(before, {0: 0.5, 1: 0.5})
     self.assertEqual(after, {1: 1.0})
 

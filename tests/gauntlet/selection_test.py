@@ -18,7 +18,7 @@ KNOWN = {'evaluations': 9, 'gain': 1.0, 'sigma': 2.0}
 
 def state(**standings):
   """State of uid -> changes; by default each is known and helps."""
-  return ratings.State(
+  return ratings.Ratings(
     9,
     {
       int(name[1:]): dataclasses.replace(
@@ -62,7 +62,7 @@ class ContributorsTest(parameterized.TestCase):
     self.assertIn(0, choose(standings).uids)
 
   @parameterized.parameters(
-    {'signs': (1, 1, -1)},
+    {'gain_signs': (1, 1, -1)},
     {'gain': -0.1},
     {'gain': 0.09},
     {'penalties': (ratings.Penalty('COPY', 0.25, 10),)},
@@ -77,7 +77,7 @@ class ContributorsTest(parameterized.TestCase):
     self.assertEqual(choose(state(u0={}, u1={'penalties': past})).uids, [0, 1])
 
   def test_never_empty(self):
-    bad = {'signs': (-1,)}
+    bad = {'gain_signs': (-1,)}
     standings = state(u0=bad, u1=bad | {'mu': 26.0}, u2=bad)
     self.assertEqual(choose(standings).uids, [1])
     self.assertEqual(choose(standings, eligible=[]).uids, [])
@@ -103,7 +103,7 @@ class ToEvaluateTest(absltest.TestCase):
     draw = np.random.default_rng(seed)
     keep_away = data.draw(st.floats(0, 0.6))
     bound = math.ceil(n / math.ceil(count / 2))
-    now = ratings.State()
+    now = ratings.Ratings()
     identity = {u: ratings.Identity(f'{u}', 0) for u in range(n)}
     sent = dict.fromkeys(range(n), 0)
     for r in range(40):
@@ -125,7 +125,7 @@ class ToEvaluateTest(absltest.TestCase):
         standings[uid] = dataclasses.replace(
           standings[uid], evaluated=r, sigma=float(draw.uniform(1, 8))
         )
-      now = ratings.State(r, standings)
+      now = ratings.Ratings(r, standings)
 
   def test_more_often_where_uncertain(self):
     uids = range(20)

@@ -41,7 +41,7 @@ class OverlapTest(absltest.TestCase):
     sketcher = similarity.Sketcher(LIKE, compression)
     sketch_RxW = sketcher.sketch(dict(enumerate(messages)), b'seed')
     others = ~np.eye(len(messages), dtype=bool)
-    shares = similarity.overlaps(sketch_RxW, sketch_RxW)
+    shares = similarity.shared_fractions(sketch_RxW, sketch_RxW)
     return shares, similarity.similarities(shares, others)
 
   def test_chance(self):

@@ -80,22 +80,19 @@ def plackett_luce(
   variances = [sigma**2 + tau**2 for _, sigma in ratings]
   c = math.sqrt(sum(v + beta**2 for v in variances))
   strengths = [math.exp(mu / c) for mu, _ in ratings]
-  process_group = [sum(other > s for other in scores) for s in scores]
-  tied = [process_group.count(rank) for rank in process_group]
+  ranks = [sum(other > s for other in scores) for s in scores]
+  tied = [ranks.count(rank) for rank in ranks]
   rest = [
-    sum(strengths[i] for i in players if process_group[i] >= process_group[q])
-    for q in players
+    sum(strengths[i] for i in players if ranks[i] >= ranks[q]) for q in players
   ]
   new = []
   for i in players:
     omega = delta = 0.0
     for q in players:
-      if process_group[q] > process_group[i]:
+      if ranks[q] > ranks[i]:
         continue
       p = strengths[i] / rest[q]
-      won = (
-        process_group[q] == process_group[i] if ties == 'inflate' else q == i
-      )
+      won = ranks[q] == ranks[i] if ties == 'inflate' else q == i
       omega += ((1 - p) if won else -p) / tied[q]
       delta += p * (1 - p) / tied[q]
     sigma = math.sqrt(variances[i])

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from openskill.models import PlackettLuce
 
-from covenant.gauntlet import templar_rules
+from experiments import templar_rules
 
 
 class TemplarTest(parameterized.TestCase):

@@ -1,0 +1,367 @@
+"""The update of a validator's memory by a round.
+
+Two memories answer two questions. Which uids are heard follows from a
+Plackett-Luce rating of the ranks by gain, which a single wild number cannot
+move far. Which uids are paid follows from the average gain itself: only a
+quantity that adds up can be divided such that posing as many uids does not pay
+(incentives.py). Both use data that no peer knew. A third memory, `proof`, says
+whether a peer trained on its own data.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from openskill.models import PlackettLuce
+
+from covenant import config as config_lib
+from covenant.gauntlet import checks as checks_lib
+from covenant.gauntlet import penalties as penalties_lib
+from covenant.gauntlet import ratings as ratings_lib
+from covenant.gauntlet import scores as scores_lib
+
+Finding = checks_lib.Finding
+
+_MODEL = PlackettLuce(
+  mu=ratings_lib.MU, sigma=ratings_lib.SIGMA, beta=7.0, tau=0.1
+)
+# A gain counts as at most this many medians of the round, an evaluation as at
+# most this many standard errors: one lucky draw must not carry a uid.
+LARGEST_GAIN, LARGEST_PROOF = 5.0, 6.0
+SIGNIFICANT = 2.0  # standard errors
+# Until one in so many uids with a raw score has proof, raw scores are paid: the
+# first to be certain, perhaps by luck, must not take all.
+ENOUGH = 2
+NO_PROOF = 0.25  # fraction of the usual proof up to which it counts as none
+HISTORY = 8  # evaluations whose signs are remembered
+SILENT = 3  # rounds without a valid message after which there is no pay
+_NOT_JUDGED = Finding.EXCUSED, Finding.AWAITED
+# Honest peers resemble another by chance, but not for long. If all of them do,
+# as dense gradients, a uid is punished from so many times the median on.
+SIMILAR_ROUNDS, MOST_SIMILAR, MANY_TIMES = 8, 0.15, 3.0
+
+
+class RatingsUpdate(NamedTuple):
+  """The ratings after a round, with a JSON object per uid that explains them.
+
+  docs/gauntlet.md describes these objects.
+  """
+
+  ratings: ratings_lib.Ratings
+  decisions: list[dict[str, Any]]
+
+
+def update(
+  old: ratings_lib.Ratings,
+  round_index: int,
+  identities: Mapping[int, ratings_lib.Identity],
+  report: checks_lib.CheckReport,
+  scores: Mapping[int, scores_lib.Score],
+  config: config_lib.Gauntlet,
+  staleness: int = 0,
+) -> RatingsUpdate:
+  """Returns the ratings after a round, and their explanation.
+
+  Args:
+    old: after an earlier round; `Ratings()` before the first.
+    round_index: later than `old.round`.
+    identities: all miners registered now, by uid.
+    report: the checks of the round. Uids that it lacks stay as they were.
+    scores: of the evaluated uids with a valid message, by uid.
+    config: the section of the run's config.
+    staleness: the largest age of a message's parameters, in rounds. A uid
+      without a message is waited for as long, and answers for these rounds by
+      a message that is as stale (and counts less); otherwise they become
+      misses. So it does not pay to skip rounds that look bad.
+
+  Raises:
+    ValueError: the round was counted already.
+  """
+  if round_index <= old.round:
+    raise ValueError(
+      f'expected a round after {old.round}, the last one counted, got '
+      f'{round_index}'
+    )
+  before = ratings_lib.admit(old, round_index, identities).standings
+  judged = {
+    uid: _awaited(check, before[uid], staleness)
+    for uid, check in sorted(report.checks.items())
+    if uid in before
+  }
+  rated = _rate(before, judged, scores)
+  scale = _scale(scores)
+  after, reasons = dict(before), {u: [] for u in judged}
+  for uid, check in judged.items():
+    mu, sigma = rated.get(uid, (before[uid].mu, before[uid].sigma))
+    new = dataclasses.replace(before[uid], mu=mu, sigma=sigma)
+    score = scores.get(uid)
+    after[uid] = _observe(
+      new, round_index, check, score, scale, config, reasons[uid]
+    )
+  usual = _usual_proof(after)
+  limit = _similarity_limit([after[uid].similarity_avg for uid in judged])
+  for uid, check in judged.items():
+    if check.valid and after[uid].similarity_avg > limit:
+      reasons[uid].append(
+        f'average similarity {after[uid].similarity_avg:.2f} to others, now '
+        f'to {check.twin}'
+      )
+      after[uid] = after[uid].punish(
+        penalties_lib.SIMILAR,
+        penalties_lib.SIMILAR_FACTOR,
+        round_index,
+        config,
+      )
+    after[uid] = _settle(
+      after[uid], round_index, check, usual, config, reasons[uid]
+    )
+  decisions = [
+    {
+      'round': round_index,
+      'uid': uid,
+      'hotkey': before[uid].hotkey,
+      'verdict': check.finding.name,
+      'detail': check.detail,
+      'block': check.block,
+      'relative_norm': check.relative_norm,
+      'similarity': check.similarity,
+      'twin': check.twin,
+      'evaluation': dataclasses.asdict(scores[uid]) if uid in scores else None,
+      'median_gain': scale,
+      'median_proof': usual,
+      'before': _numbers(before[uid], round_index),
+      'after': _numbers(after[uid], round_index),
+      'reasons': reasons[uid],
+    }
+    for uid, check in judged.items()
+  ]
+  earning = sum(s.raw_score > 0 for s in after.values())
+  scored = sum(s.score > 0 for s in after.values())
+  has_proof = old.has_proof or bool(0 < earning <= ENOUGH * scored)
+  return RatingsUpdate(
+    ratings_lib.Ratings(round_index, after, has_proof), decisions
+  )
+
+
+def _similarity_limit(averages: Sequence[float]) -> float:
+  """Returns the average similarity above which a uid is punished."""
+  ordered = sorted(averages) or [0.0]
+  median = ordered[(len(ordered) - 1) // 2]
+  return max(MOST_SIMILAR, MANY_TIMES * median)
+
+
+def _awaited(
+  check: checks_lib.CheckResult, standing: ratings_lib.Standing, staleness: int
+) -> checks_lib.CheckResult:
+  """Replaces MISSING by AWAITED while a message may still come."""
+  if check.finding is Finding.MISSING and standing.waiting < staleness:
+    return check._replace(finding=Finding.AWAITED)
+  return check
+
+
+def _rate(
+  standings: Mapping[int, ratings_lib.Standing],
+  checks: Mapping[int, checks_lib.CheckResult],
+  scores: Mapping[int, scores_lib.Score],
+) -> dict[int, tuple[float, float]]:
+  """Returns the new (mu, sigma) of the uids that were or should be evaluated.
+
+  Uids without a valid message are last, tied. Without this it would pay to
+  skip rounds that look bad.
+  """
+  values = {u: s.gain for u, s in scores.items() if u in standings}
+  last = min(values.values(), default=0.0) - 1.0
+  for uid, check in checks.items():
+    absent = not check.valid and check.finding not in _NOT_JUDGED
+    if absent and standings[uid].evaluations:
+      values[uid] = last
+  if not scores or len(values) < 2:
+    return {}
+  uids = sorted(values)
+  teams = [
+    [_MODEL.rating(mu=standings[u].mu, sigma=standings[u].sigma)] for u in uids
+  ]
+  rated = _MODEL.rate(teams, scores=[values[u] for u in uids])
+  return {u: (t[0].mu, t[0].sigma) for u, t in zip(uids, rated, strict=True)}
+
+
+def _scale(scores: Mapping[int, scores_lib.Score]) -> float | None:
+  """Returns the (lower) median of the positive gains.
+
+  None if no uid clearly gained: such a round says more about the model or the
+  learning rates than about the peers, and counts against none of them.
+  """
+  if not any(s.gain > SIGNIFICANT * s.gain_error for s in scores.values()):
+    return None
+  positive = sorted(s.gain for s in scores.values() if s.gain > 0)
+  return positive[(len(positive) - 1) // 2]
+
+
+def _observe(
+  old: ratings_lib.Standing,
+  round_index: int,
+  check: checks_lib.CheckResult,
+  score: scores_lib.Score | None,
+  scale: float | None,
+  config: config_lib.Gauntlet,
+  reasons: list[str],
+) -> ratings_lib.Standing:
+  """Returns the record with the round's observations; extends `reasons`."""
+  if check.finding in _NOT_JUDGED:
+    reasons.append(check.finding.value)
+    awaited = check.finding is Finding.AWAITED
+    return dataclasses.replace(old, waiting=old.waiting + awaited)
+  if not check.valid:
+    reasons.append(': '.join(filter(None, (check.finding.value, check.detail))))
+    new = dataclasses.replace(old, misses=old.misses + 1)
+    new = _average(new, 0.0, config) if old.gains else new
+    factor = penalties_lib.FACTORS.get(check.finding)
+    if factor is None:
+      return new
+    return new.punish(check.finding.name, factor, round_index, config)
+  difference = (check.similarity or 0.0) - old.similarity_avg
+  new = dataclasses.replace(
+    old,
+    misses=0,
+    waiting=0,
+    similarity_avg=old.similarity_avg + difference / SIMILAR_ROUNDS,
+  )
+  for _ in range(old.waiting - check.staleness):
+    reasons.append('sent no message in an earlier round, which counts now')
+    new = _average(new, 0.0, config) if old.gains else new
+  if score is None:
+    return new
+  decay = 1 - 1 / config.memory
+  sign = int(score.gain > 0)
+  if score.gain < -SIGNIFICANT * score.gain_error and scale is not None:
+    sign = -1
+  new = dataclasses.replace(
+    new,
+    proof_sum=decay * old.proof_sum
+    + _errors(score.proof, score.proof_error, LARGEST_PROOF),
+    proof_weight=decay * old.proof_weight + 1,
+    proof_variance=decay**2 * old.proof_variance + 1,
+    gain_signs=(*old.gain_signs, sign)[-HISTORY:],
+    work_fraction=old.work_fraction
+    + max(1 / (old.evaluations + 1), 1 / config.memory)
+    * (score.work_fraction - old.work_fraction),
+    evaluations=old.evaluations + 1,
+    evaluated=round_index,
+  )
+  reasons.append(
+    f'gained {score.gain:.2g} +- {score.gain_error:.1g} nats on random and '
+    f'{score.own_gain:.2g} +- {score.own_gain_error:.1g} on its own data'
+  )
+  if scale is None:
+    reasons.append('no uid clearly gained: this counts against none')
+    return new
+  relative = score.gain / scale
+  new = _average(new, min(max(relative, -1.0), LARGEST_GAIN), config)
+  if sign < 0 and new.gain_signs.count(-1) > 1:
+    new = new.punish(
+      penalties_lib.NEGATIVE,
+      penalties_lib.NEGATIVE_FACTOR,
+      round_index,
+      config,
+    )
+  return new
+
+
+def _settle(
+  standing: ratings_lib.Standing,
+  round_index: int,
+  check: checks_lib.CheckResult,
+  usual: float,
+  config: config_lib.Gauntlet,
+  reasons: list[str],
+) -> ratings_lib.Standing:
+  """Returns the record with its scores; adds each deduction to `reasons`."""
+  if not config.evaluate:
+    equal = float(check.valid) or (
+      standing.score if check.finding in _NOT_JUDGED else 0.0
+    )
+    return dataclasses.replace(standing, raw_score=equal, score=equal)
+  kept = penalties_lib.active(standing.penalties, round_index)
+  reasons.extend(penalty.text for penalty in kept)
+  raw_score = max(standing.gain, 0.0) * standing.factor(round_index)
+  if standing.work_fraction < 1:
+    # If one worker declares 1/n of the work under each of n uids, each of them
+    # gains like the whole, and together they are paid like one.
+    factor = standing.work_fraction ** (1 / config.power)
+    raw_score *= factor
+    reasons.append(
+      f'x {factor:.2f}: it declares to train on {standing.work_fraction:.0%} '
+      'of the usual sequences'
+    )
+  if standing.misses >= SILENT:
+    raw_score = 0.0
+    reasons.append(f'x 0: no valid message for {standing.misses} rounds')
+  elif standing.evaluations and standing.gain <= 0:
+    reasons.append('x 0: on average its updates do not help')
+  share = proof_share(standing, usual)
+  if share < 1 and standing.evaluations:
+    reasons.append(
+      f'x {share:.2f}: own data gains {standing.proof:.2f} standard errors '
+      f'more than other data, {usual:.2f} is usual; that is '
+      f'{standing.certainty:.1f} over all evaluations, pay begins at '
+      f'{SIGNIFICANT:g}'
+    )
+  return dataclasses.replace(
+    standing, penalties=kept, raw_score=raw_score, score=raw_score * share
+  )
+
+
+def _usual_proof(standings: Mapping[int, ratings_lib.Standing]) -> float:
+  """Returns the (lower) median of the certain proofs; 0 if there are none."""
+  certain = sorted(
+    s.proof for s in standings.values() if s.certainty > SIGNIFICANT
+  )
+  return certain[(len(certain) - 1) // 2] if certain else 0.0
+
+
+def proof_share(standing: ratings_lib.Standing, usual: float) -> float:
+  """Returns the proven fraction of the usual work on own data, 0 to 1.
+
+  The fraction is proportional, not a threshold: a worker that trains once on
+  the data of n uids and sends the result under all of them proves 1/n with
+  each, and a quarter of the usual proof counts as none. An uncertain proof
+  fades in from 2 to 3 standard errors: a copier's certainty is a standard
+  normal draw that changes slowly.
+  """
+  if usual <= 0:
+    return 0.0
+  certain = min(max(standing.certainty - SIGNIFICANT, 0.0), 1.0)
+  share = (standing.proof / usual - NO_PROOF) / (1 - NO_PROOF)
+  return certain * min(max(share, 0.0), 1.0)
+
+
+def _average(
+  old: ratings_lib.Standing, gain: float, config: config_lib.Gauntlet
+) -> ratings_lib.Standing:
+  """Adds a gain to the mean, which becomes a moving one of `config.memory`."""
+  weight = max(1 / (old.gains + 1), 1 / config.memory)
+  return dataclasses.replace(
+    old, gain=old.gain + weight * (gain - old.gain), gains=old.gains + 1
+  )
+
+
+def _errors(value: float, error: float, largest: float) -> float:
+  """Returns a value in standard errors, clipped to +- `largest`."""
+  errors = value / max(error, 1e-12)
+  return min(max(errors, -largest), largest)
+
+
+def _numbers(s: ratings_lib.Standing, round_index: int) -> dict[str, float]:
+  """Returns the numbers of a decision's 'before' and 'after'."""
+  return {
+    'rating': s.ordinal,
+    'mu': s.mu,
+    'sigma': s.sigma,
+    'gain': s.gain,
+    'proof': s.proof,
+    'certainty': s.certainty,
+    'similarity_avg': s.similarity_avg,
+    'penalty': s.factor(round_index),
+    'raw_score': s.raw_score,
+    'score': s.score,
+  }
