@@ -18,6 +18,7 @@ CHARTS = (
   'loss-tokens', 'loss-bytes', 'loss-simulated', 'loss-measured',
   'miner-losses', 'weights', 'scores',
 )  # fmt: skip
+HOSTILE = '<img src=x onerror=intrude()>'  # the name of a folder
 SCREENS = ((1280, 800, False), (390, 844, True))
 
 
@@ -39,7 +40,9 @@ class BrowserTest(parameterized.TestCase):
     )
     other = workdirs.write(root / 'b', rounds=8, miners=10)
     process = workdirs.events(root / 'c', error=long)
+    hostile = workdirs.write(root / HOSTILE, rounds=4, detail=HOSTILE)
     cls.pages = {
+      'hostile': comparison.write([other, hostile], root / 'e').page,
       'run': page.write(run),
       'process': page.write(process),
       'comparison': comparison.write([run, other], root / 'd').page,
@@ -311,6 +314,16 @@ class BrowserTest(parameterized.TestCase):
     shown = """[...document.querySelectorAll('#fields tbody tr')].filter(
         (row) => row.checkVisibility()).length"""
     self.assertEqual(self.browser.ask(shown), 1)
+
+  def test_hostile_names_stay_text_in_charts(self):
+    self.open('hostile')
+    key = 'held-out-loss-against-tokens'
+    self.browser.mouse('mouseMoved', *self.place(key, 0.1))
+    self.assertIn(HOSTILE, self.legend(key))
+    self.assertIn(HOSTILE, self.shown(key))
+    images = "document.querySelectorAll('img').length"
+    self.assertEqual(self.browser.ask(images), 0)
+    self.assertEqual(self.browser.errors(), [])
 
   def test_the_policy_of_the_page_lets_no_other_script_run(self):
     """The errors and requests tested above would show in this way."""
