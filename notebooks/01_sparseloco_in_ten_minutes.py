@@ -1,14 +1,14 @@
 # %% [markdown]
 # # SparseLoCo in ten minutes
 #
-# Some peers train one model over the internet. Each trains alone for a while
-# (H inner steps of AdamW), and then sends a small part of what it has learned:
-# of every 64 x 64 block of the change the 64 largest values, as a sign each.
-# What is not sent waits, and is offered again in the next round. So a round of
-# the model below costs a peer 2 kB, not the 460 kB that its parameters take.
+# Peers train one model over the internet. Each trains alone for a while (H
+# inner steps of AdamW) and then sends a small part of its change: the 64
+# largest values of every 64 x 64 block, each as a sign. The rest waits and is
+# added to the change of the next round. A round of the model below costs a peer
+# 2 kB instead of the 460 kB of its parameters.
 #
-# First one round by hand, then a whole run through the same code that
-# `python run.py` runs.
+# This notebook does one round by hand, then a whole run through the code of
+# `python run.py`.
 
 # %%
 import os
@@ -31,7 +31,7 @@ from covenant.models import loss as loss_lib
 from covenant.optim import sparseloco
 from covenant.report import progress
 
-QUICK = 'QUICK' in os.environ  # tests are; what is stored here was not
+QUICK = 'QUICK' in os.environ  # set by tests, not for the stored outputs
 plt.style.use('notebooks.mplstyle')
 cli.keep_compilations()
 config = config_lib.load(
@@ -46,8 +46,8 @@ config = config_lib.load(
 # %% [markdown]
 # ## One round by hand
 #
-# The parameters are a plain pytree and the model is a pure function. Two peers
-# start from the same parameters and train on their own text.
+# The parameters are a plain pytree, and the model is a pure function. Two peers
+# start from the same parameters, and each trains on its own text.
 
 # %%
 data = dataset.load(config)
@@ -71,9 +71,9 @@ for peer in range(2):
   trained.append(local)
 
 # %% [markdown]
-# Each peer's change is its pseudo-gradient. `compress` takes what is left over
-# from earlier rounds (nothing yet), decides what is sent, and says what is left
-# now.
+# Each peer's change is its pseudo-gradient. `compress` adds the error feedback
+# of earlier rounds (nothing yet) and returns a message and the new error
+# feedback: everything that the message leaves out.
 
 # %%
 topk = sparseloco.TopK(k=64, block=(64, 64), quantizer=sparseloco.Sign())
@@ -104,8 +104,8 @@ fig.colorbar(image, ax=panels, label='change of a parameter', shrink=0.8)
 plt.show()
 
 # %% [markdown]
-# The mean of the messages moves everybody to the same new parameters: the
-# outer step. Each element counts the peers that sent it.
+# The outer step moves all peers to the same new parameters, by the mean of
+# their messages.
 
 # %%
 outer = sparseloco.nesterov(1.0)
@@ -119,16 +119,16 @@ for name, tree in (
   ('all, after the exchange', new),
 ):
   nats = loss_lib.next_token_loss(config.model, tree, heldout).nats
-  print(f'{name:30} {nats:.3f} nats a token')
+  print(f'{name:30} {nats:.3f} nats per token')
 
 # %% [markdown]
-# One message carries little of a peer's change. But nothing is lost: what is
-# left comes again, and over some rounds nearly all arrives.
+# One message carries little of a peer's change, but nothing is lost: the rest
+# is sent in later rounds.
 #
 # ## A whole run
 #
-# Miners, validators, chain and store, all emulated in this process. A run has
-# a folder of its own; the same cell again would find nothing left to do.
+# Miners, validators, chain and store are emulated in this process. A run has
+# its own folder; a second call would find that it is finished.
 
 # %%
 workdir = pathlib.Path(tempfile.mkdtemp())
@@ -137,7 +137,7 @@ records = metrics.read(workdir / 'metrics.jsonl')
 print(progress.summary(records))
 
 # %% [markdown]
-# The metrics are lines of JSON; `Round` and `Evaluation` in
+# The metrics are lines of JSON. `Round` and `Evaluation` in
 # `covenant/metrics.py` document every field.
 
 # %%
@@ -145,7 +145,7 @@ rounds = [r for r in records if isinstance(r, metrics.Round)]
 evaluations = [r for r in records if isinstance(r, metrics.Evaluation)]
 last = rounds[-1]
 print(
-  f'in a round {len(last.uids)} peers send {last.bytes_round:,} bytes, '
+  f'{len(last.uids)} peers send {last.bytes_round:,} bytes per round, '
   f'{last.compression_ratio:.0f} times less than float32'
 )
 
@@ -161,16 +161,16 @@ left.plot(
   label='held out',
 )
 left.set(
-  xlabel='thousand tokens trained, all peers', ylabel='loss (nats a token)'
+  xlabel='thousand tokens trained, all peers', ylabel='loss (nats per token)'
 )
 left.legend()
 sends = [e.bytes_up / 1000 / len(last.uids) for e in evaluations]
 right.plot(sends[1:], [e.loss for e in evaluations[1:]], 'C1o--', ms=4)
-right.set(xlabel='kB that a peer has sent')
+right.set(xlabel='kB sent per peer')
 plt.show()
 
 # %% [markdown]
-# ## What did it learn?
+# ## Text from the trained model
 
 # %%
 context = config.data.context
@@ -187,6 +187,5 @@ for _ in range(10 if QUICK else 200):
 print(bytes(tokens[context - 5 :]).decode(errors='replace'))
 
 # %% [markdown]
-# Where to go on: `docs/sparseloco.md` has the algorithm and every choice,
-# notebook 3 looks into the compressor, notebook 6 puts SparseLoCo in a loop
-# of your own.
+# Next: `docs/sparseloco.md` describes the algorithm and its variants, notebook
+# 3 the compressor, and notebook 6 uses SparseLoCo in your own loop.

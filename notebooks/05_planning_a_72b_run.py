@@ -1,12 +1,12 @@
 # %% [markdown]
 # # Planning a 72B run
 #
-# What `configs/72b.py` takes of one peer, eight B200: memory in every phase of
-# a round, bytes on the links, and the share of the time in which the devices
+# The needs of `configs/72b.py` on one peer of eight B200: memory in every phase
+# of a round, bytes on the links, and the share of the time in which the devices
 # train. Nothing is compiled here; `python run.py --config=configs/72b.py
-# --role=plan` does that too, and prints all of this as a page.
+# --role=plan` also compiles, and prints all of this.
 #
-# What is marked with ~ is estimated or assumed.
+# A ~ marks numbers that are estimated or assumed.
 
 # %%
 import dataclasses
@@ -35,9 +35,9 @@ print(table.verdict(config))
 # %% [markdown]
 # ## Memory
 #
-# Parameters, moments, error feedback and outer momentum are float32 and cut
-# over all devices. What a phase does not need waits in host memory; with all
-# of it on the device the inner step would not fit.
+# Parameters, moments, error feedback and outer momentum are float32 and sharded
+# over all devices. State that a phase does not need is offloaded to host
+# memory; without that, the inner step would not fit.
 
 # %%
 PARTS = {
@@ -52,7 +52,7 @@ HATCHES = ('', '///', '', '...', '', 'xxx')
 
 
 def bars(ax, config, offload):
-  """Stacked bars of the phases, GB of a device."""
+  """Draws stacked bars of the phases, in GB per device."""
   phases = list(memory.phases(config, memory.shards(config), offload))
   names = [phase.name for phase in phases]
   left = np.zeros(len(phases))
@@ -79,19 +79,19 @@ fig, (above, below) = plt.subplots(2, 1, figsize=(8, 5.6), sharex=True)
 bars(above, config, offload=False)
 above.set_title('all on the device', loc='left', fontsize=10)
 bars(below, config, offload=True)
-below.set_title('what waits is in host memory', loc='left', fontsize=10)
+below.set_title('idle state is in host memory', loc='left', fontsize=10)
 below.set(
-  xlabel='GB of a device; dashed: what programs may have of 192', xlim=(0, 290)
+  xlabel='GB per device; dashed: limit for programs, of 192', xlim=(0, 290)
 )
 handles, labels = above.get_legend_handles_labels()
 fig.legend(handles, labels, loc='outside upper center', ncols=4)
 plt.show()
 
 # %% [markdown]
-# ## Would other hardware do?
+# ## Other hardware
 #
-# Each row is one peer with as many devices as its mesh has, parameters cut
-# over all of them.
+# Each row is one peer with this many devices and parameters sharded over all of
+# them.
 
 # %%
 for kind in ('8xB200', '8xB300', '16xH200', '32xH100', '64xA100', '64x4090'):
@@ -110,15 +110,15 @@ for kind in ('8xB200', '8xB300', '16xH200', '32xH100', '64xA100', '64x4090'):
   fits = 'fits' if advice.fits(other) else 'does not fit'
   print(
     f'{kind:8} {fits}: {worst.name} ~{worst.total / 1e9:.0f} of '
-    f'{advice.limit(other) / 1e9:.0f} GB; ~{seconds:.0f} s a step'
+    f'{advice.limit(other) / 1e9:.0f} GB; ~{seconds:.0f} s per step'
   )
 
 # %% [markdown]
 # ## A round
 #
-# Bandwidths are megabytes a second: only so do the published numbers of
-# Covenant-72B agree with each other. They report 20 minutes of computing and
-# 70 s of transfers, and 94.5 %; the same formula gives the utilization that
+# Bandwidths are in megabytes per second, the unit in which the published
+# numbers of Covenant-72B agree with each other: 20 minutes of computing, 70 s
+# of transfers, 94.5 % utilization. The same formula gives the utilization that
 # other runs reported.
 
 # %%
@@ -131,26 +131,26 @@ print(
   f'ours: {times.compute:.0f} s computing, {times.upload:.1f} s up, '
   f'{times.gather:.1f} s down: {times.utilization:.1%}'
 )
-print('published                computing  transfers  said   by formula')
+print('published                computing  transfers  reported  by formula')
 for name, run in links_lib.PUBLISHED.items():
   share = links_lib.utilization(run.compute, run.communication)
   print(
     f'  {name:20} {run.compute:10.0f} s {run.communication:8.0f} s '
-    f'{run.utilization:6.1%} {share:8.1%}'
+    f'{run.utilization:9.1%} {share:11.1%}'
   )
 
 # %% [markdown]
-# What if each gradient were exchanged (data-parallel), or the dense delta of
-# a round (DiLoCo)? All are of the same 20 minutes of steps, on the same links,
-# a peer hearing 19 others directly. An all-reduce would fetch less of what is
-# dense: 2 x 19/20 of one payload each way, so it is there as well.
+# Utilization if every gradient (data-parallel) or the dense delta of a round
+# (DiLoCo) were exchanged, for the same 20 minutes of steps on the same links,
+# with each peer fetching from 19 others. For dense messages an all-reduce would
+# fetch less, 2 x 19/20 of one payload each way, so it is shown as well.
 
 # %%
 dense = 4.0 * llama.num_params(config.model)
 steps = config.optim.inner_steps
 peers = config.plan.peers
 reduced = 2 * (peers - 1) / peers * dense
-slow = reduced / links.upload  # up and down at once: the slower link rules
+slow = reduced / links.upload  # up and down at once: the slower link decides
 
 
 def share(seconds):
@@ -176,8 +176,8 @@ plt.show()
 # %% [markdown]
 # ## More peers, slower links
 #
-# Everybody fetches everybody's payload, so what a peer fetches grows with
-# their number. `docs/scale.md` has two ways out.
+# Every peer fetches the payloads of all others, so its download grows with
+# their number. `docs/scale.md` has two remedies.
 
 # %%
 fig, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), sharey=True)
@@ -192,8 +192,8 @@ for h, style in zip((30, 60, 120), ('-', '--', ':'), strict=True):
   left.plot(counts, 100 * np.array(shares), style, label=f'{h} inner steps')
 left.axvline(peers, color='grey', lw=0.8)
 left.set(
-  xlabel='peers that count in a round',
-  ylabel='share that trains (%)',
+  xlabel='peers per round',
+  ylabel='share of training time (%)',
   xscale='log',
 )
 left.legend()

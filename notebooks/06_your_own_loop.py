@@ -1,10 +1,9 @@
 # %% [markdown]
 # # SparseLoCo in your own loop
 #
-# A training loop in JAX and optax, and three ways to put SparseLoCo in it: on
-# one device, with peers along an axis of `jax.vmap`, and with a device for
-# each peer under `jax.shard_map`. Nothing of this project but
-# `covenant.optim` is needed.
+# A training loop in JAX and optax, and three ways to use SparseLoCo in it: on
+# one device, with peers along an axis of `jax.vmap`, and with one device per
+# peer under `jax.shard_map`. Only `covenant.optim` is needed.
 
 # %%
 import os
@@ -16,16 +15,16 @@ import optax
 
 from covenant.optim.sparseloco import sparseloco
 
-QUICK = 'QUICK' in os.environ  # tests are; what is stored here was not
+QUICK = 'QUICK' in os.environ  # set by tests, not for the stored outputs
 PEERS, STEPS, INNER_STEPS = (2, 20, 10) if QUICK else (4, 600, 10)
 jax.config.update('jax_num_cpu_devices', PEERS)  # before JAX starts
 plt.style.use('notebooks.mplstyle')
 
 # %% [markdown]
-# ## The loop as it was
+# ## The original loop
 #
-# A small network learns what a larger, fixed one computes. Every step has a
-# fresh batch of noise.
+# A small network learns the function of a larger, fixed one. Every step has a
+# new batch of noise.
 
 
 # %%
@@ -71,7 +70,7 @@ def step(params, state, key):
 
 
 def run(step, params, state, keys):
-  """The held-out loss after every `INNER_STEPS` steps."""
+  """Returns the held-out loss after every `INNER_STEPS` steps."""
   losses = []
   for i, key in enumerate(keys, 1):
     params, state = step(params, state, key)
@@ -86,10 +85,10 @@ print(f'{losses["Adam, one peer"][-1]:.4f}')
 # %% [markdown]
 # ## One device
 #
-# The import, and the line that makes the optimizer: the loop stays as it is.
-# Every tenth update moves the parameters along what the compressor let
-# through; the rest waits in `state.error`. With one peer there is nothing to
-# gain, but everything to try: rates, compressors, error feedback.
+# Only the import and the line of the optimizer change. Every tenth update moves
+# the parameters by the decoded message; the rest stays in `state.error`. One
+# peer gains nothing from this, but it is enough to try rates, compressors and
+# error feedback.
 
 # %%
 tx = sparseloco(optax.adam(2e-3), inner_steps=INNER_STEPS)
@@ -108,14 +107,14 @@ print(f'{losses["SparseLoCo, one peer"][-1]:.4f}')
 # %% [markdown]
 # ## Peers along an axis of vmap
 #
-# `axis_name` says along which axis the peers are. Each has its own data, its
-# own Adam and its own error feedback. Data-parallel Adam, which averages the
-# gradient in every step, is beside it.
+# `axis_name` names the axis of the peers. Each has its own data, Adam state and
+# error feedback. Data-parallel Adam, which averages the gradient in every step,
+# is the comparison.
 #
-# Under `vmap` the step's number is an array like all else, and what is done
-# every tenth step is computed in each and then dropped. For peers that are
-# cheap this does not matter; `experiments/transformations.py` keeps the number
-# out of the map.
+# Under `vmap` the step number is an array with one entry per peer, so the
+# exchange is computed in every step and dropped in nine of ten. For a small
+# model this does not matter; `experiments/transformations.py` keeps the step
+# number out of the map.
 
 # %%
 AXIS = 'peers'
@@ -123,7 +122,7 @@ keys_TxR = jax.vmap(lambda key: jax.random.split(key, PEERS))(keys)
 
 
 def on_peers(tx, mean):
-  """Trains; the held-out loss of the first peer, whose parameters all have."""
+  """Trains all peers; returns the held-out losses of the first, and states."""
 
   def one(params, state, key):
     grads = jax.grad(loss)(params, batch(key))
@@ -151,27 +150,26 @@ for name, curve in losses.items():
   print(f'{name:20} {curve[-1]:.4f}')
 
 # %% [markdown]
-# `state.stats` says what the last exchange of each peer did.
+# `state.stats` describes the last exchange of each peer.
 
 # %%
 stats = state.stats
-print('share of the energy that was sent:', stats.energy_kept.round(3))
-print('norm of what waits:               ', stats.error_norm.round(3))
-print('times that each code was sent:\n', stats.code_counts)
+print('share of the energy sent:  ', stats.energy_kept.round(3))
+print('norm of the error feedback:', stats.error_norm.round(3))
+print('number of each code sent:\n', stats.code_counts)
 
 # %% [markdown]
 # ## A device for each peer
 #
-# The same transformation under `jax.shard_map`: the compressed messages, and
-# only these, cross the mesh axis, in an all-gather. Here the devices are four
-# of the CPU.
+# The same transformation under `jax.shard_map`: only the compressed messages
+# cross the mesh axis, in an all-gather. Here the devices are four CPU devices.
 
 # %%
 mesh = jax.make_mesh((PEERS,), (AXIS,), (jax.sharding.AxisType.Auto,))
 
 
 def mapped(f):
-  """`f` of one peer, on all: arrays have a leading axis with an entry each."""
+  """Maps `f` over peers, along a leading axis of all arrays."""
 
   def g(*trees):
     mine = jax.tree.map(lambda x: x[0], trees)
@@ -200,8 +198,8 @@ print('devices:', len(params[0].sharding.device_set))
 print(f'held-out loss {curve[-1]:.4f}')
 
 # %% [markdown]
-# What crosses can be read off the compiled program: all collectives, with
-# the shape of what each peer has after them.
+# The compiled program shows what crosses: all collectives, with the shapes of
+# their results.
 
 # %%
 shapes = [
@@ -210,7 +208,7 @@ shapes = [
   if ' all-gather(' in line
 ]
 elements = sum(w[0].size for w in params)
-print(f'{elements} parameters a peer; gathered from {PEERS} peers:')
+print(f'{elements} parameters per peer; gathered from {PEERS} peers:')
 for shape in shapes:
   print(' ', shape)
 
