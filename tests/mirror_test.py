@@ -15,8 +15,6 @@ WITHOUT = frozenset(
     'adversaries/messages',
     'adversaries/poisoning',
     'adversaries/protocol_violations',
-    'chain/interface',
-    'chain/ledger',
     'config/network',
     'config/optim',
     'config/schema',
@@ -40,9 +38,6 @@ WITHOUT = frozenset(
     'pool/lease_trainer',
     'pool/verification',
     'pool/worker',
-    'store/backend',
-    'store/bucket',
-    'store/reader',
     'train/placement',
   }
 )
