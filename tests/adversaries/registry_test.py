@@ -41,7 +41,7 @@ VERDICTS = {
 
 
 def zoo(names, miners=0, rounds=ROUNDS, **changes):
-  config = config_lib.load(f'{helpers.ROOT}/configs/tiny.py')
+  config = helpers.tiny()
   return dataclasses.replace(
     config,
     rounds=rounds,
@@ -135,7 +135,7 @@ class ZooTest(parameterized.TestCase):
 class ChurnerTest(absltest.TestCase):
   def test_any_uid_may_come_and_go_from_the_first_round_on(self):
     config = config_lib.load(
-      f'{helpers.ROOT}/configs/tiny.py',
+      f'{helpers.CONFIGS}/tiny.py',
       ['miners=4', f'adversaries={",".join(["churner"] * 4)}'],
     )
     host = host_lib.Host(config, dataset.load(config))

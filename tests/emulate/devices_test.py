@@ -1,13 +1,8 @@
 """Miners on many devices, and on those of several processes."""
 
-import base64
-import hashlib
-import json
 import os
 import pathlib
-import re
 import socket
-import sqlite3
 import subprocess
 import sys
 import types
@@ -31,18 +26,12 @@ from experiments.chaos import network as network_lib
 from tests import helpers
 
 Phase = round_lib.Phase
-TIMES = (
-  'seconds', 'tokens_per_second', 'train_seconds', 'exchange_seconds',
-  'outer_seconds', 'score_seconds',
-)  # fmt: skip
 # Two are honest; one trains from elsewhere; one spoils what it has learned.
 MINERS = ('miners=4', 'adversaries=desynchronized,scaled')
 # The third trains on other batches. These remember nothing that is not saved.
 FORGETFUL = (
   'miners=4', 'adversaries=little-data,scaled', 'gauntlet.evaluate=0',
 )  # fmt: skip
-# 'emulated-12-', as SQLite writes bytes.
-_BUCKET = re.compile(b'emulated-'.hex().upper() + '(3[0-9])+2D')
 
 
 def setUpModule():
@@ -56,30 +45,9 @@ def tearDownModule():
   jax.clear_caches()
 
 
-def tiny(*changes):
-  return config_lib.load(f'{helpers.ROOT}/configs/tiny.py', changes)
-
-
-def everything(state):
-  """Every bit of a state, but for the names of the buckets."""
-  protocol = json.loads(state.protocol)
-  chain = sqlite3.connect(':memory:')
-  chain.deserialize(base64.b64decode(protocol.pop('chain')))
-  rows = [_BUCKET.sub('', row) for row in chain.iterdump()]
-  chain.close()
-  leaves = jax.tree_util.tree_leaves_with_path(state._replace(protocol=None))
-  bits = [
-    (jax.tree_util.keystr(p), hashlib.sha256(np.asarray(x).tobytes()).digest())
-    for p, x in leaves
-  ]
-  return bits, protocol, rows
-
-
 def written(workdir):
   """What a run wrote, without what a clock did."""
-  lines = (workdir / 'metrics.jsonl').read_text().splitlines()
-  rows = [json.loads(line) for line in lines]
-  records = [{k: v for k, v in r.items() if k not in TIMES} for r in rows]
+  records = helpers.untimed(workdir / 'metrics.jsonl')
   return records, (workdir / 'verdicts.jsonl').read_text().splitlines()
 
 
@@ -90,10 +58,10 @@ class SideBySideTest(parameterized.TestCase):
   def outcome(self, peers):
     """All that a run leaves, and the devices that its miners are on."""
     workdir = self.workdir()
-    config = tiny('rounds=2', *MINERS, f'devices.peers={peers}')
+    config = helpers.tiny('rounds=2', *MINERS, f'devices.peers={peers}')
     state = host_lib.run(config, workdir).state
     used = {jax.tree.leaves(p)[1].device for p in state.miners.values()}
-    return everything(state), written(workdir), len(used)
+    return helpers.everything(state), written(workdir), len(used)
 
   @pytest.mark.slow
   def test_as_one_after_another(self):
@@ -106,7 +74,9 @@ class SideBySideTest(parameterized.TestCase):
     """While others train, before anything is saved, and after."""
     digests = []
     for peers in 1, 2:
-      config = tiny('miners=2', f'devices.peers={peers}', 'checkpoint.every=1')
+      config = helpers.tiny(
+        'miners=2', f'devices.peers={peers}', 'checkpoint.every=1'
+      )
       kills = [
         faults.Kill('1', 0, Phase.TRAIN, faults.AFTER),
         faults.Kill('0', 1, Phase.COMMIT, faults.BEFORE),
@@ -124,7 +94,7 @@ class SideBySideTest(parameterized.TestCase):
     self.assertEqual(*digests)
 
   def test_the_first_that_diverges_is_named(self):
-    config = tiny('optim.inner.learning_rate=1e30', 'devices.peers=2')
+    config = helpers.tiny('optim.inner.learning_rate=1e30', 'devices.peers=2')
     with self.assertRaisesRegex(
       local_lib.DivergedError, 'miner 0, round 0: the loss is .* inner step'
     ):
@@ -155,7 +125,7 @@ class PlacesTest(parameterized.TestCase):
     (8, [0, 1, 0, 1, 0, 1]), (3, [0, 1, 0]), (2, [0, 1])
   )  # fmt: skip
   def test_all_processes_have_miners(self, miners, want):
-    config = tiny(f'miners={miners}')
+    config = helpers.tiny(f'miners={miners}')
     got = self.places(config, 2, [0], [0], [0], [1], [1], [1])
     self.assertEqual(got, want)
 
@@ -163,27 +133,33 @@ class PlacesTest(parameterized.TestCase):
     with self.assertRaisesRegex(
       config_lib.ConfigError, r'devices.peers: 2 miners .* processes \[1, 2\]'
     ):
-      self.places(tiny(), 3, [0], [0])
+      self.places(helpers.tiny(), 3, [0], [0])
     with self.assertRaisesRegex(config_lib.ConfigError, r'as miners \(1\)'):
-      self.places(tiny('miners=1'), 2, [0], [1])
+      self.places(helpers.tiny('miners=1'), 2, [0], [1])
 
   def test_a_miner_on_two_processes_is_refused(self):
     with self.assertRaisesRegex(
       config_lib.ConfigError, r'2 devices .* processes \[0, 1\]; lower'
     ):
-      self.places(tiny(), 2, [0, 1])
+      self.places(helpers.tiny(), 2, [0, 1])
 
   def test_more_rows_than_devices_are_refused(self):
     with self.assertRaisesRegex(config_lib.ConfigError, 'devices.peers'):
-      devices_lib.places(tiny('devices.peers=9'))
+      devices_lib.places(helpers.tiny('devices.peers=9'))
 
   def test_0_is_as_many_as_there_are(self):
-    self.assertLen(devices_lib.places(tiny('miners=4', 'devices.peers=0')), 4)
-    self.assertLen(devices_lib.places(tiny('miners=9', 'devices.peers=0')), 8)
+    self.assertLen(
+      devices_lib.places(helpers.tiny('miners=4', 'devices.peers=0')), 4
+    )
+    self.assertLen(
+      devices_lib.places(helpers.tiny('miners=9', 'devices.peers=0')), 8
+    )
 
   def test_what_one_memory_holds(self):
-    self.assertEqual(devices_lib.most(tiny('miners=9')), 9)
-    self.assertEqual(devices_lib.most(tiny('miners=9', 'devices.peers=4')), 12)
+    self.assertEqual(devices_lib.most(helpers.tiny('miners=9')), 9)
+    self.assertEqual(
+      devices_lib.most(helpers.tiny('miners=9', 'devices.peers=4')), 12
+    )
 
 
 # One process of an emulation, which stops after a round.
@@ -218,7 +194,7 @@ class TwoProcessesTest(absltest.TestCase):
   def test_two_processes_do_as_one(self):
     """One begins, two go on from there, and one ends the run: the same bits."""
     folder = pathlib.Path(self.create_tempdir().full_path)
-    config = tiny('rounds=3', *FORGETFUL)
+    config = helpers.tiny('rounds=3', *FORGETFUL)
     want = host_lib.run(config, folder / 'whole')
     parts = folder / 'parts'
     host_lib.run(config, parts, stop=lambda: True)
@@ -249,7 +225,9 @@ class TwoProcessesTest(absltest.TestCase):
     steps = [int(p.name) for p in (parts / 'checkpoints').glob('*')]
     self.assertEqual(sorted(steps), [1, 2])
     got = host_lib.run(config, parts)
-    self.assertEqual(everything(got.state), everything(want.state))
+    self.assertEqual(
+      helpers.everything(got.state), helpers.everything(want.state)
+    )
     self.assertEqual(written(parts), written(folder / 'whole'))
 
 

@@ -1,11 +1,7 @@
-import base64
 import dataclasses
-import hashlib
 import json
 import pathlib
-import re
 import signal
-import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -30,46 +26,10 @@ from covenant.train import shared_state as shared_state_lib
 from tests import helpers
 
 TRACES = helpers.ROOT / 'tests' / 'golden' / 'traces.json'
-# 'emulated-12-', as SQLite writes bytes.
-_BUCKET = re.compile(b'emulated-'.hex().upper() + '(3[0-9])+2D')
-TIMES = (
-  'seconds', 'tokens_per_second', 'train_seconds', 'exchange_seconds',
-  'outer_seconds', 'score_seconds',
-)  # fmt: skip
 
 
 def tiny(variant='', **changes):
-  config = config_lib.load(
-    f'{helpers.ROOT}/configs/tiny.py:{variant}'.rstrip(':')
-  )
-  return dataclasses.replace(config, **changes)
-
-
-def untimed(path):
-  """The records of a metrics file without what a clock wrote."""
-  rows = [json.loads(line) for line in path.read_text().splitlines()]
-  return [{k: v for k, v in row.items() if k not in TIMES} for row in rows]
-
-
-def bits(tree):
-  """Digests of every bit of a tree; a difference is shown by its leaf."""
-  return [
-    (jax.tree_util.keystr(p), hashlib.sha256(np.asarray(x).tobytes()).digest())
-    for p, x in jax.tree_util.tree_leaves_with_path(tree)
-  ]
-
-
-def everything(state):
-  """Every bit of a state; of the chain every row.
-
-  But for the names of the buckets: a process never uses one twice.
-  """
-  protocol = json.loads(state.protocol)
-  chain = sqlite3.connect(':memory:')
-  chain.deserialize(base64.b64decode(protocol.pop('chain')))
-  rows = [_BUCKET.sub('', row) for row in chain.iterdump()]
-  chain.close()
-  return bits(state._replace(protocol=None)), protocol, rows
+  return dataclasses.replace(helpers.tiny(variant=variant), **changes)
 
 
 class RunTest(parameterized.TestCase):
@@ -141,18 +101,23 @@ class RunTest(parameterized.TestCase):
     self.assertFalse(first.finished)
     self.assertEqual(first.state.counters.round, 1)
     got = host_lib.run(config, parts)
-    self.assertEqual(everything(got.state), everything(want.state))
+    self.assertEqual(
+      helpers.everything(got.state), helpers.everything(want.state)
+    )
     standings = json.loads(got.state.protocol)['standings']
     self.assertEqual(list(standings), ['3', '4'])
     self.assertEqual(
-      untimed(parts / 'metrics.jsonl'), untimed(whole / 'metrics.jsonl')
+      helpers.untimed(parts / 'metrics.jsonl'),
+      helpers.untimed(whole / 'metrics.jsonl'),
     )
 
   def test_a_finished_run_is_not_run_again(self):
     before = (self.finished / 'metrics.jsonl').read_bytes()
     seen = []
     got = host_lib.run(tiny(), self.finished, seen.append)
-    self.assertEqual(everything(got.state), everything(self.outcome.state))
+    self.assertEqual(
+      helpers.everything(got.state), helpers.everything(self.outcome.state)
+    )
     self.assertEqual((self.finished / 'metrics.jsonl').read_bytes(), before)
     self.assertLen(seen, len(before.splitlines()))
 
@@ -208,9 +173,12 @@ class RunTest(parameterized.TestCase):
 
     got, want = run(parts), run(whole)
     self.assertEqual(want.state.counters.round, saved + 3)
-    self.assertEqual(everything(got.state), everything(want.state))
     self.assertEqual(
-      untimed(parts / 'metrics.jsonl'), untimed(whole / 'metrics.jsonl')
+      helpers.everything(got.state), helpers.everything(want.state)
+    )
+    self.assertEqual(
+      helpers.untimed(parts / 'metrics.jsonl'),
+      helpers.untimed(whole / 'metrics.jsonl'),
     )
 
   @pytest.mark.slow
@@ -252,7 +220,8 @@ class MinersTest(absltest.TestCase):
       miners.append(host.miners[0])
     first, alone = miners
     self.assertEqual(
-      bits(first.role.private.result()), bits(alone.role.private.result())
+      helpers.bits(first.role.private.result()),
+      helpers.bits(alone.role.private.result()),
     )
     made, also = (m.role.contribution.result() for m in miners)
     self.assertEqual(made.payload, also.payload)
@@ -341,11 +310,11 @@ class NodesTest(absltest.TestCase):
   def test_begins_anew(self):
     config = tiny()
     host = host_lib.Host(config, dataset.load(config))
-    before = everything(host.state())
+    before = helpers.everything(host.state())
     host.round()
-    self.assertNotEqual(everything(host.state()), before)
+    self.assertNotEqual(helpers.everything(host.state()), before)
     host.init()
-    self.assertEqual(everything(host.state()), before)
+    self.assertEqual(helpers.everything(host.state()), before)
 
 
 class CheckpointTest(absltest.TestCase):
@@ -358,14 +327,14 @@ class CheckpointTest(absltest.TestCase):
       for _ in range(3):
         host.round()
         checkpoints.save(host.state())
-    want, counters = everything(host.state()), host.state().counters
+    want, counters = helpers.everything(host.state()), host.state().counters
     host.init()
     with checkpoint.Checkpoints(directory, config.checkpoint) as checkpoints:
       got = checkpoints.restore(host.state())
-    self.assertEqual(everything(got), want)
+    self.assertEqual(helpers.everything(got), want)
     self.assertEqual(got.counters, counters)
     host.load(got)
-    self.assertEqual(everything(host.state()), want)
+    self.assertEqual(helpers.everything(host.state()), want)
     self.assertEqual(_steps(pathlib.Path(directory).parent, directory), [2, 3])
 
 

@@ -18,7 +18,7 @@ from tests import helpers
 
 
 def tiny(aggregation=None, optim=None, **changes):
-  config = config_lib.load(f'{helpers.ROOT}/configs/tiny.py')
+  config = helpers.tiny()
   aggregation = dataclasses.replace(
     config.optim.aggregation, **(aggregation or {})
   )

@@ -27,7 +27,7 @@ SCORED = ('uid', 'verdict', 'evaluation', 'after')
 def small(*changes):
   """The smoke network, smaller."""
   changes = ('rounds=2', 'miners=2', 'optim.inner.warmup_steps=5', *changes)
-  return config_lib.load(f'{helpers.ROOT}/configs/localnet.py:smoke', changes)
+  return config_lib.load(f'{helpers.CONFIGS}/localnet.py:smoke', changes)
 
 
 def decisions(path):
@@ -117,7 +117,7 @@ class LocalnetTest(absltest.TestCase):
         sys.executable,
         f'{helpers.ROOT}/run.py',
         '--role=localnet',
-        f'--config={helpers.ROOT}/configs/localnet.py:smoke',
+        f'--config={helpers.CONFIGS}/localnet.py:smoke',
         '--config.miners=1',
         '--config.validators=1',
         f'--workdir={workdir}',

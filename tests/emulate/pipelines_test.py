@@ -13,7 +13,7 @@ from tests import helpers
 class PipelinesTest(absltest.TestCase):
   def test_count_like_everybody(self):
     config = config_lib.load(
-      f'{helpers.ROOT}/configs/tiny.py',
+      f'{helpers.CONFIGS}/tiny.py',
       ['model.layers=2', 'miners=2', 'islands=1x ; 1x stages=2,rank=3'],
     )
     host = host_lib.Host(config, dataset.load(config))

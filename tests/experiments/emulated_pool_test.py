@@ -16,7 +16,7 @@ from tests import helpers
 @functools.cache
 def kit():
   config = config_lib.load(
-    f'{helpers.ROOT}/configs/tiny.py',
+    f'{helpers.CONFIGS}/tiny.py',
     [
       'miners=2',
       'optim.inner_steps=16',

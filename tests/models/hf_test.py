@@ -42,7 +42,7 @@ _TINY = config.Model(
   ffn_width=48,
   rope_theta=500_000.0,
 )
-_72B = config.load(f'{helpers.ROOT}/configs/72b.py').model
+_72B = config.load(f'{helpers.CONFIGS}/72b.py').model
 _SWITCHES = {'scan_layers': (False, True), 'tie_embeddings': (False, True)}
 
 

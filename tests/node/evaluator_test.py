@@ -18,9 +18,7 @@ from tests import helpers
 from tests.node.export_test import FILES
 from tests.node.export_test import names
 
-CONFIG = config_lib.load(
-  f'{helpers.ROOT}/configs/tiny.py', ['checkpoint.keep=2']
-)
+CONFIG = config_lib.load(f'{helpers.CONFIGS}/tiny.py', ['checkpoint.keep=2'])
 
 
 class EvaluatorProcessTest(absltest.TestCase):

@@ -20,9 +20,7 @@ from covenant.protocol import checkpoint
 from covenant.train import shared_state
 from tests import helpers
 
-CONFIG = config_lib.load(
-  f'{helpers.ROOT}/configs/tiny.py', ['checkpoint.keep=2']
-)
+CONFIG = config_lib.load(f'{helpers.CONFIGS}/tiny.py', ['checkpoint.keep=2'])
 FILES = [
   'config.json',
   'model-00001-of-00001.safetensors',
@@ -97,9 +95,7 @@ class ExportTest(absltest.TestCase):
     folder = self.workdir / 'hf' / '7'
     self.assertIn(f'after round 7 is in {folder}', printed.call_args.args[0])
     self.assertEqual(names(folder), FILES)
-    other = config_lib.load(
-      f'{helpers.ROOT}/configs/tiny.py', ['model.layers=2']
-    )
+    other = config_lib.load(f'{helpers.CONFIGS}/tiny.py', ['model.layers=2'])
     folder.rename(self.workdir / 'hf' / 'old')
     with self.assertRaisesRegex(config_lib.ConfigError, 'layers_1.*got none'):
       cli.ROLES['export'](other, str(self.workdir))

@@ -296,7 +296,7 @@ class SharedBatchTest(parameterized.TestCase):
 
   def trainer(self, variant, devices, *changes):
     config = config_lib.load(
-      f'{helpers.ROOT}/configs/tiny.py:{variant}',
+      f'{helpers.CONFIGS}/tiny.py:{variant}',
       ('optim.inner.batch_size=8', *changes),
     )
     shared_model = shared_state_lib.SharedModel(config)
@@ -446,7 +446,7 @@ class Network:
 
   def __init__(self, folder):
     self.folder = pathlib.Path(folder)
-    tiny = config_lib.load(f'{helpers.ROOT}/configs/tiny.py', ['rounds=3'])
+    tiny = config_lib.load(f'{helpers.CONFIGS}/tiny.py', ['rounds=3'])
     self.config = dataclasses.replace(
       tiny,
       miners=1,

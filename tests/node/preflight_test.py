@@ -24,7 +24,7 @@ class DoctorTest(parameterized.TestCase):
     folder = tempfile.TemporaryDirectory(prefix='covenant-')
     self.addCleanup(folder.cleanup)
     self.config = config_lib.load(
-      f'{helpers.ROOT}/configs/tiny.py', [f'network.path={folder.name}']
+      f'{helpers.CONFIGS}/tiny.py', [f'network.path={folder.name}']
     )
     self.chain = local.LocalChain.create(
       connect.chain_file(self.config), b'seed', ledger.Rules(block_seconds=1.0)

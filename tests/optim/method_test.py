@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import pytest
 from absl.testing import absltest
 from absl.testing import parameterized
 
@@ -25,18 +24,9 @@ MUON = 'optim.inner.kind=muon'
 
 
 def tiny(variant='', *overrides):
-  path = f'{helpers.ROOT}/configs/tiny.py:{variant}'.rstrip(':')
-  return config_lib.load(path, ['rounds=2', 'eval.every=1', *overrides])
+  return helpers.tiny('rounds=2', 'eval.every=1', *overrides, variant=variant)
 
 
-def bits(state):
-  """Of what the optimizers keep."""
-  kept = state.shared, state.miners
-  leaves = jax.tree_util.tree_leaves_with_path(kept)
-  return [(jax.tree_util.keystr(p), np.asarray(x).tobytes()) for p, x in leaves]
-
-
-@pytest.mark.slow
 class RunTest(parameterized.TestCase):
   def run_whole(self, config):
     """The last state, of a run whose loss falls in every round."""
@@ -59,7 +49,12 @@ class RunTest(parameterized.TestCase):
     asked = iter([True])
     host_lib.run(config, folder, stop=lambda: next(asked))
     got = host_lib.run(config, folder)
-    self.assertEqual(bits(got.state), bits(want))
+    # What the optimizers keep.
+    got = got.state
+    self.assertEqual(
+      helpers.bits((got.shared, got.miners)),
+      helpers.bits((want.shared, want.miners)),
+    )
 
   @parameterized.parameters('diloco', 'ddp')
   def test_other_methods_learn_by_muon(self, variant):

@@ -93,7 +93,7 @@ class PoolProcessTest(absltest.TestCase):
     self.folder = pathlib.Path(self.create_tempdir().full_path)
     (self.folder / 'network').mkdir()
     edits = [*EDITS, f'network.path={self.folder}/network']
-    self.config = config_lib.load(f'{helpers.ROOT}/configs/tiny.py', edits)
+    self.config = config_lib.load(f'{helpers.CONFIGS}/tiny.py', edits)
     (self.folder / 'config.json').write_text(config_lib.to_json(self.config))
     seed = self.config.seed
     self.chain = local.LocalChain.create(

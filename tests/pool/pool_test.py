@@ -32,7 +32,7 @@ VALID = pool_lib.LeaseVerdict.VALID
 @functools.cache
 def common():
   config = config_lib.load(
-    f'{helpers.ROOT}/configs/tiny.py', ['pool.subrounds=2', 'pool.steps=2']
+    f'{helpers.CONFIGS}/tiny.py', ['pool.subrounds=2', 'pool.steps=2']
   )
   merger = merge_lib.Merger(config, LIKE)
   inspector = verification.Inspector(config, LIKE, merger)

@@ -35,7 +35,7 @@ MINERS, VALIDATORS = ('0', '1', '2'), ('3', '4')
 def host():
   """Three miners, two validators; checkpoints every other round, two stay."""
   config = dataclasses.replace(
-    scenario.get_config(config_lib.load(f'{helpers.ROOT}/configs/tiny.py')),
+    scenario.get_config(helpers.tiny()),
     miners=len(MINERS),
     validators=len(VALIDATORS),
     checkpoint=config_lib.Checkpoint(every=1, keep=2, publish=2),

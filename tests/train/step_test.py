@@ -251,7 +251,7 @@ class Whole72BTest(absltest.TestCase):
 
   def test_lowers_without_devices_and_compiles_for_eight(self):
     config = config_lib.load(
-      f'{helpers.ROOT}/configs/72b.py',
+      f'{helpers.CONFIGS}/72b.py',
       ['devices.fsdp=8', 'model.attention=portable'],
     )
     model = config.model

@@ -22,7 +22,7 @@ from tests import helpers
 
 @functools.cache
 def _common(variant):
-  config = config_lib.load(f'{helpers.ROOT}/configs/tiny.py:{variant}')
+  config = config_lib.load(f'{helpers.CONFIGS}/tiny.py:{variant}')
   shared_model = shared_state_lib.SharedModel(config)
   return config, shared_model, dataset.load(config), shared_model.init().params
 
@@ -61,7 +61,7 @@ class PipelineTest(parameterized.TestCase):
     pipeline = 'stages=2,rank=4,bits=4'
     for islands in (pipeline, f'2x ; 1x {pipeline}'):
       config = config_lib.load(
-        f'{helpers.ROOT}/configs/tiny.py', [*changes, f'islands={islands}']
+        f'{helpers.CONFIGS}/tiny.py', [*changes, f'islands={islands}']
       )
       shared_model, data = (
         shared_state_lib.SharedModel(config),
@@ -84,7 +84,7 @@ class PipelineTest(parameterized.TestCase):
       'model.layers=2', 'optim.method=diloco', 'islands=stages=2,rank=3',
       'optim.inner.microbatch_size=2',
     )  # fmt: skip
-    config = config_lib.load(f'{helpers.ROOT}/configs/tiny.py', changes)
+    config = config_lib.load(f'{helpers.CONFIGS}/tiny.py', changes)
     shared_model, data = (
       shared_state_lib.SharedModel(config),
       dataset.load(config),

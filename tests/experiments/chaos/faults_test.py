@@ -9,7 +9,6 @@ import pytest
 from absl.testing import absltest
 from absl.testing import parameterized
 
-from covenant import config as config_lib
 from covenant.protocol import round as round_lib
 from experiments.chaos import faults
 from experiments.chaos import matrix
@@ -47,7 +46,7 @@ CHOSEN = (
 
 @functools.cache
 def suite():
-  base = config_lib.load(f'{helpers.ROOT}/configs/tiny.py')
+  base = helpers.tiny()
   return scenario_lib.Suite(scenario_lib.get_config(base))
 
 
