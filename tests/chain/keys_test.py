@@ -84,13 +84,13 @@ class KeysTest(parameterized.TestCase):
     other = signature[:32] + s.to_bytes(32, 'little')
     self.assertFalse(keys.verify(KEY.address, b'data', other))
 
-  @hypothesis.settings(max_examples=50, deadline=None)
+  @hypothesis.settings(deadline=None)
   @hypothesis.given(st.text(), st.binary(), st.binary(min_size=64, max_size=64))
   def test_noise_never_verifies(self, address, data, signature):
     self.assertFalse(keys.verify(address, data, signature))
     self.assertFalse(keys.verify(KEY.address, data, signature))
 
-  @hypothesis.settings(max_examples=50, deadline=None)
+  @hypothesis.settings(deadline=None)
   @hypothesis.given(st.binary(), st.integers(0, 511))
   def test_a_flipped_bit(self, data, bit):
     signature = KEY.sign(data)

@@ -25,7 +25,7 @@ from covenant.chain import local
 from tests import helpers
 
 RULES = ledger.Rules(block_seconds=12.0, tempo=5, emission=2.0, capacity=4)
-QUICK = hypothesis.settings(max_examples=40, deadline=None)
+QUICK = hypothesis.settings(deadline=None)
 
 
 def make_key(name):

@@ -266,7 +266,7 @@ MATRICES = hnp.arrays(
 STAKES = hnp.arrays(np.float64, SIZE, elements=st.integers(0, 9).map(float))
 BLOCKS = hnp.arrays(np.int64, SIZE, elements=st.integers(0, 30))
 MASKS = hnp.arrays(bool, SIZE)
-QUICK = hypothesis.settings(max_examples=60, deadline=None)
+QUICK = hypothesis.settings(deadline=None)
 
 
 class PropertiesTest(parameterized.TestCase):

@@ -24,7 +24,6 @@ class ReceiptTest(parameterized.TestCase):
   @hypothesis.given(
     st.lists(st.integers(0, 99), min_size=1, max_size=30), st.data()
   )
-  @hypothesis.settings(max_examples=50)
   def test_a_validator_finds_what_the_miner_says(self, ids, data):
     """In batches of any size, it is a receipt of the sequences in order."""
     cuts = sorted(data.draw(st.sets(st.integers(1, len(ids)))))

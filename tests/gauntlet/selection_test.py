@@ -94,7 +94,7 @@ class ContributorsTest(parameterized.TestCase):
 
 
 class ToEvaluateTest(absltest.TestCase):
-  @settings(max_examples=30, deadline=None)
+  @settings(deadline=None)
   @given(
     st.integers(1, 30), st.integers(1, 12), st.integers(0, 2**31), st.data()
   )

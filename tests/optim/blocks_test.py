@@ -14,7 +14,6 @@ _BLOCK = st.tuples(st.integers(1, 5), st.integers(1, 5))
 
 class BlocksTest(parameterized.TestCase):
   @hypothesis.given(_SHAPES, _BLOCK, st.sampled_from(blocks.LAYOUTS))
-  @hypothesis.settings(max_examples=60)
   def test_join_inverts_cut_and_no_element_is_lost_or_padded(
     self, shape, block, layout
   ):

@@ -30,7 +30,6 @@ def tied(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
 
 class TopKTest(parameterized.TestCase):
   @hypothesis.given(data=st.data(), n=st.integers(1, 3), size=st.integers(1, 9))
-  @hypothesis.settings(max_examples=60)
   def test_is_exact_and_ties_go_to_the_lowest_index(self, data, n, size):
     values = st.sampled_from(VALUES)
     x = np.array(

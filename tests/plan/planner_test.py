@@ -81,7 +81,7 @@ groups_of = st.lists(
 
 class SearchTest(parameterized.TestCase):
   @hypothesis.given(groups_of, st.integers(1, 4))
-  @hypothesis.settings(max_examples=40, deadline=None)
+  @hypothesis.settings(deadline=None)
   def test_near_the_best_of_all_partitions(self, pieces, peers):
     config = toy(', '.join(pieces), peers)
     bound = brute_force(config)
@@ -92,7 +92,7 @@ class SearchTest(parameterized.TestCase):
     self.assertLessEqual(len(plan.works), peers)
 
   @hypothesis.given(groups_of)
-  @hypothesis.settings(max_examples=15, deadline=None)
+  @hypothesis.settings(deadline=None)
   def test_what_is_promised_of_every_island(self, pieces):
     config = toy(', '.join(pieces))
     plan = planner.plan(config)

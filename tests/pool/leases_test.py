@@ -21,7 +21,6 @@ def queue(total, steps=4):
 
 class DeskTest(absltest.TestCase):
   @hypothesis.given(EVENTS, st.integers(1, 99), st.integers(1, 60))
-  @hypothesis.settings(max_examples=100)
   def test_no_sequence_is_lost_or_trained_twice(self, events, total, quota):
     table = queue(total)
     table.begin(quota, until=50.0)

@@ -51,7 +51,6 @@ class LedgerTest(parameterized.TestCase):
     return ledger
 
   @hypothesis.given(ROUNDS, st.floats(0, 1), st.integers(0, 10**15))
-  @hypothesis.settings(max_examples=25)
   def test_every_unit_is_somewhere(self, rounds, fee, threshold):
     """Over any rounds, forfeits, payouts and restarts."""
     path = pathlib.Path(self.create_tempdir().full_path, 'ledger.sqlite')

@@ -142,7 +142,6 @@ class SafetyTest(parameterized.TestCase):
     st.integers(0, 3),
     st.lists(st.sampled_from([1, 0, 2, 3, 7, 30]), max_size=40).filter(any),
   )
-  @hypothesis.settings(max_examples=100)
   def test_whatever_the_order_of_events(self, built, first, jumps):
     node, end = built
     node.state = round_lib.RoundState(first)
@@ -337,7 +336,6 @@ class RoundTest(parameterized.TestCase):
 
 class LivenessTest(absltest.TestCase):
   @hypothesis.given(nodes())
-  @hypothesis.settings(max_examples=50)
   def test_asleep_or_awake_is_the_same(self, built):
     """Who sleeps until `wake` is told the same at the same blocks."""
     node, end = built
@@ -347,7 +345,6 @@ class LivenessTest(absltest.TestCase):
     self.assertEqual(asleep.state, awake.state)
 
   @hypothesis.given(nodes(), st.integers(0, 2), st.integers(0, 9))
-  @hypothesis.settings(max_examples=50)
   def test_everybody_reaches_the_current_round(self, built, first, later):
     """Once all works again: within two rounds, and for good."""
     node, end = built
@@ -371,7 +368,6 @@ class LivenessTest(absltest.TestCase):
       self.assertContainsSubset(range(plan.round_at(ready) + 1, now), trained)
 
   @hypothesis.given(plans(), st.integers(2, 50))
-  @hypothesis.settings(max_examples=50)
   def test_who_comes_late_catches_up_once(self, plan, rounds):
     for can in ROLES:
       node = Node(plan, can, World())
@@ -384,7 +380,6 @@ class LivenessTest(absltest.TestCase):
 
 class ScheduleTest(absltest.TestCase):
   @hypothesis.given(plans(), st.integers(0, 1000))
-  @hypothesis.settings(max_examples=100)
   def test_phases_follow_each_other(self, plan, r):
     phases = parsed(plan.phases)
     turns = [
@@ -410,7 +405,6 @@ class ScheduleTest(absltest.TestCase):
     self.assertLess(applied, plan.put_opens(r + 1))
 
   @hypothesis.given(plans(), st.integers(0, 1000))
-  @hypothesis.settings(max_examples=100)
   def test_a_block_is_in_one_round(self, plan, block):
     r = plan.round_at(block)
     self.assertBetween(block, plan.start(r), plan.start(r + 1) - 1)

@@ -5,6 +5,7 @@ import functools
 
 import jax
 import numpy as np
+import pytest
 from absl.testing import absltest
 
 from covenant import config as config_lib
@@ -30,6 +31,7 @@ def own(tree, stage):
   return jax.device_put(part, jax.devices()[2 + stage])
 
 
+@pytest.mark.slow
 class StagewiseTest(absltest.TestCase):
   def test_equals_the_exchange_of_whole_models(self):
     """Bit for bit, even with statistics, of a tensor each."""
