@@ -2,8 +2,8 @@
 # # What the compressor does to a delta
 #
 # Four peers train the model of `configs/shakespeare.py`, twice as wide, for
-# some rounds. Then we look at one tensor: what a peer offers, what is sent of
-# it, what quantizers make of that, how much peers agree, and the bits.
+# a few rounds. Then we look at one tensor: the input of the compressor, the
+# message, the quantizers, the agreement between peers, and the bits.
 
 # %%
 import itertools
@@ -24,7 +24,7 @@ from covenant.wire import codec
 from covenant.wire import payload
 from covenant.wire import rice
 
-QUICK = 'QUICK' in os.environ  # tests are; what is stored here was not
+QUICK = 'QUICK' in os.environ  # set by tests, not for the stored outputs
 PEERS, ROUNDS = (2, 2) if QUICK else (4, 12)
 plt.style.use('notebooks.mplstyle')
 config = config_lib.load(
@@ -40,12 +40,12 @@ config = config_lib.load(
 )
 
 # %% [markdown]
-# ## Some rounds
+# ## A few rounds
 #
-# A peer's round: inner steps, then `compress` of what they moved. What is
-# offered to the compressor is the delta and what the error feedback has kept;
-# it equals what is sent plus what is left. The outer step is the mean of what
-# all sent.
+# In a round, a peer takes inner steps and compresses its delta. The input of
+# the compressor is the delta plus the decayed error feedback; it equals the
+# decoded message plus the new error feedback. The outer step applies the mean
+# of all messages.
 
 # %%
 shared_model = shared_state_lib.SharedModel(config)
@@ -63,12 +63,12 @@ def outer_step(params, outer, messages):
 
 @jax.jit
 def send(message, error):
-  """What a message stands for, and with what is left: what was offered."""
+  """Returns the decoded message and the input of the compressor."""
   sent = sparseloco.decompress(message, error, method.compression)
   return sent, jax.tree.map(lambda s, e: s + e, sent, error)
 
 
-history = []  # a round: the messages of all peers
+history = []  # messages of all peers, per round
 for r in range(ROUNDS):
   messages, before = [], jax.device_get(private[0].error)
   for uid in range(PEERS):
@@ -93,10 +93,10 @@ LEAF = names.index(f'layers_{config.model.layers - 1}.ffn.up')
 print(f'{sum(sizes):,} parameters, {sizes[LEAF]:,} in {names[LEAF]}')
 
 # %% [markdown]
-# ## What is offered, what is sent
+# ## Input and message
 #
-# Of each 64 x 64 block the 64 largest are sent, one in 64. They are not the
-# largest of the tensor: each block has its own threshold.
+# The 64 largest values of each 64 x 64 block are sent, one in 64. They are not
+# the largest of the tensor, since each block has its own threshold.
 
 # %%
 flat = [of[LEAF].ravel() for of in leaves]
@@ -105,7 +105,7 @@ fig, ax = plt.subplots()
 edges = np.linspace(*np.quantile(flat[1], (1e-4, 1 - 1e-4)), 121)
 for x, label in zip(
   (flat[0], flat[1], flat[1][chosen]),
-  ('delta of the round', 'with error feedback', 'of it chosen'),
+  ('delta of the round', 'with error feedback', 'chosen values of it'),
   strict=True,
 ):
   ax.hist(x, edges, histtype='step', lw=1.5, label=label)
@@ -118,12 +118,11 @@ plt.show()
 energy = np.square(flat[1][chosen]).sum() / np.square(flat[1]).sum()
 print(f'{chosen.mean():.2%} of the values have {energy:.0%} of the energy')
 norms = [float(np.linalg.norm(x)) for x in flat]
-print('norm of the delta, of what is offered, of what is sent:')
+print('norm of the delta, with error feedback, of the message:')
 print('  ' + ', '.join(f'{norm:.3f}' for norm in norms))
 
 # %% [markdown]
-# The first block of the tensor: what is offered, what is sent of it, and what
-# waits.
+# The first block of the tensor: input, message and new error feedback.
 
 # %%
 corner = [of[LEAF][:64, :64] for of in leaves[1:]]
@@ -132,7 +131,7 @@ fig, panels = plt.subplots(1, 3, figsize=(9, 3.2))
 for ax, x, title in zip(
   panels,
   (corner[0], corner[1], corner[0] - corner[1]),
-  ('offered', 'sent', 'left for later'),
+  ('input', 'message', 'new error feedback'),
   strict=True,
 ):
   image = ax.imshow(x, cmap='PuOr', vmin=-largest, vmax=largest)
@@ -145,11 +144,10 @@ plt.show()
 # %% [markdown]
 # ## Codebooks
 #
-# What the quantizers make of the chosen values of this tensor. Lines are the
-# values that can be decoded. Two of the quantizers have a magnitude for each
-# block, so that everything is shown relative to the mean magnitude of its
-# block; for the other two, which have one codebook a tensor, lines are where
-# that is in the mean.
+# The chosen values of this tensor under each quantizer. Lines are the decoded
+# values. Two of the quantizers have one magnitude per block, so all values are
+# shown relative to the mean magnitude of their block. For the other two, with
+# one codebook per tensor, a line is the mean over the blocks.
 
 # %%
 kept, *_ = sparseloco.TopK().keep(leaves[1][LEAF])
@@ -188,17 +186,17 @@ for ax in panels[:, 0]:
 plt.show()
 
 # %% [markdown]
-# ## How much peers agree
+# ## Agreement between peers
 #
 # The share of the indices of a block that two peers have in common, over all
 # blocks of matrices. Peers that chose at random would share one in 64. The
-# deployed system takes an overlap of 0.4 or more for a sign of copying
-# (claim C15: honest peers stay far below).
+# deployed system treats an overlap of 0.4 or more as a sign of copying; honest
+# peers stay far below.
 
 
 # %%
 def overlap(one, other):
-  """Of two messages: the share of common indices, over all whole blocks."""
+  """Returns the share of common indices of two messages, over whole blocks."""
   shared = [
     np.mean(
       [np.isin(i, j).mean() for i, j in zip(a.indices, b.indices, strict=True)]
@@ -243,11 +241,11 @@ for r, found in zip(rounds, between, strict=True):
 # %% [markdown]
 # ## The bits of one block
 #
-# 64 indices below 4096, sorted, as Elias-Fano: the low six bits of each as
-# they are, then a bitmap of 128 bits in which the j-th one, at position p, says
-# that the high bits of index j are p - j. Then one bit a value. These are the
-# very bits of the payload, dark for a one: each block takes 576 and can be
-# found and read alone.
+# 64 sorted indices below 4096 in Elias-Fano code: the low six bits of each,
+# then a bitmap of 128 bits, in which the j-th one, at position p, means that
+# the high bits of index j are p - j. Then one bit per value. These are the bits
+# of the payload, dark for a one. Each block takes 576 bits and can be located
+# and decoded alone.
 
 # %%
 indices_K = np.asarray(kept.indices[0])
@@ -284,14 +282,14 @@ for j in (0, 1, 63):
   )
 
 # %% [markdown]
-# Gaps between indices, Rice coded, take fewer bits and not always as many
-# (`optim.compression.codec=rice`); the bound is what uniform indices need.
+# Rice-coded gaps between indices (`optim.compression.codec=rice`) take fewer
+# bits, but not a fixed number. The bound is the entropy of uniform indices.
 
 # %%
 one = np.zeros((len(kept.indices), 64), np.uint8)
 gaps = rice.pack(np.asarray(kept.indices), one, 4096, 1)
 bound = sum(np.log2((4096 - i) / (64 - i)) for i in range(64)) / 64
-print(f'Elias-Fano {codec.index_bits(4096, 64) / 64:.2f} bits an index')
+print(f'Elias-Fano {codec.index_bits(4096, 64) / 64:.2f} bits per index')
 print(f'Rice       {8 * len(gaps) / one.size - 1:.2f}')
 print(f'bound      {bound:.2f}')
 spec = payload.make_spec(shared_model.abstract_params, method.compression)
