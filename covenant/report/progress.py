@@ -199,23 +199,7 @@ def summary(
     trained = sum(r.tokens_per_second * r.seconds for r in rounds)
     if seconds:
       rows.append(('tokens/s', human_count(trained / seconds)))
-  judged = [r for r in rounds if r.weights]
-  for uid, kind in sorted(adversaries.items()):
-    weights = [r.weights[uid] for r in judged if uid < len(r.weights)]
-    if weights:
-      best = max(range(len(weights)), key=weights.__getitem__)
-      text = (
-        f'uid {uid}, {kind}: {weights[-1]:.2%} of the weight, '
-        f'{weights[best]:.2%} at most (round {judged[best].round})'
-      )
-      rows.append(('adversary', text))
-  if judged and adversaries:
-    others = [
-      w for u, w in enumerate(judged[-1].weights) if u not in adversaries
-    ]
-    if others:
-      text = f'{min(others):.2%} to {max(others):.2%} of the weight each'
-      rows.append(('the others', text))
+  rows += _weights([r for r in rounds if r.weights], adversaries)
   if evaluations:
     waited = sum(e.seconds for e in evaluations)
     rows.append(('evaluation time', human_seconds(waited)))
@@ -223,3 +207,24 @@ def summary(
     return 'no rounds were run'
   width = max(len(name) for name, _ in rows)
   return '\n'.join(f'{name:<{width}}  {value}' for name, value in rows)
+
+
+def _weights(
+  judged: Sequence[metrics.Round], adversaries: Mapping[int, str]
+) -> list[tuple[str, str]]:
+  """Returns the weights of adversaries, and the range of the others."""
+  rows = []
+  for uid, kind in sorted(adversaries.items()):
+    present = [r for r in judged if uid < len(r.weights)]
+    if present:
+      best = max(present, key=lambda r, uid=uid: r.weights[uid])
+      text = (
+        f'uid {uid}, {kind}: {present[-1].weights[uid]:.2%} of the weight, '
+        f'{best.weights[uid]:.2%} at most (round {best.round})'
+      )
+      rows.append(('adversary', text))
+  last = judged[-1].weights if judged and adversaries else ()
+  if others := [w for uid, w in enumerate(last) if uid not in adversaries]:
+    text = f'{min(others):.2%} to {max(others):.2%} of the weight each'
+    rows.append(('the others', text))
+  return rows

@@ -136,6 +136,17 @@ class SummaryTest(absltest.TestCase):
       ],
     )
 
+  def test_an_adversary_that_registers_later(self):
+    records = [
+      _round(1, weights=(0.5, 0.5)),
+      _round(2, weights=(0.4, 0.4, 0.2)),
+      _round(3, weights=(0.45, 0.45, 0.1)),
+    ]
+    self.assertIn(
+      'uid 2, copier: 10.00% of the weight, 20.00% at most (round 2)',
+      progress.summary(records, {2: 'copier'}),
+    )
+
   def test_short_runs(self):
     self.assertEqual(progress.summary([]), 'no rounds were run')
     self.assertIn('1.5000', progress.summary([_evaluation(0, 1.5)]))
