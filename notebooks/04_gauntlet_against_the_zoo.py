@@ -1,11 +1,11 @@
 # %% [markdown]
-# # Gauntlet against the zoo
+# # Gauntlet against adversaries
 #
-# Anybody may mine, also those who want to be paid for nothing or to spoil the
-# model. Validators decide each round whom all hear, and what each deserves.
-# First what the study found with 40 % adversaries, then a small run of our
-# own: weights over rounds, and why a uid lost its points. `docs/gauntlet.md`
-# has every rule and the whole zoo.
+# Anybody may mine, including those who want to be paid for nothing or to spoil
+# the model. In each round, validators select the messages that count and set
+# the weights of the miners. First come the results of the study with 40 %
+# adversaries, then a small run: weights over rounds, and the reasons for them.
+# `docs/gauntlet.md` has every rule and all adversaries.
 
 # %%
 import csv
@@ -19,7 +19,7 @@ import textwrap
 import matplotlib.pyplot as plt
 import numpy as np
 
-sys.path.insert(0, str(pathlib.Path('..').resolve()))  # experiments/ is there
+sys.path.insert(0, str(pathlib.Path('..').resolve()))  # for experiments/
 
 from covenant import cli
 from covenant import config as config_lib
@@ -30,16 +30,16 @@ from covenant.gauntlet import explain
 from experiments import gauntlet
 from experiments import study
 
-QUICK = 'QUICK' in os.environ  # tests are; what is stored here was not
+QUICK = 'QUICK' in os.environ  # set by tests, not for the stored outputs
 plt.style.use('notebooks.mplstyle')
 cli.keep_compilations()
 
 # %% [markdown]
 # ## The study
 #
-# `python -m experiments.gauntlet`: 20 uids, 12 honest (five of them unlucky:
-# slow, late to join, with a small batch), eight adversaries, 60 rounds, three
-# seeds with other adversaries each. `plain mean` averages whatever can be read.
+# `python -m experiments.gauntlet`: 20 uids, 60 rounds, three seeds. Twelve are
+# honest, five of them slow, late or with a small batch; eight are adversaries,
+# other ones for each seed. `plain mean` averages every readable message.
 
 # %%
 with open(study.RESULTS / 'gauntlet.csv', newline='') as file:
@@ -51,7 +51,7 @@ for i, cell in enumerate(cells):
   ax.plot(found, [i] * len(found), 'o', ms=7)
   ax.plot([np.mean(found)], [i], 'k|', ms=22)
 ax.set(
-  xlabel='final held-out loss (nats a byte); a dot a seed, a line the mean',
+  xlabel='final held-out loss (nats per byte); dots: seeds, lines: means',
   ylim=(2.5, -0.5),
 )
 ax.set_yticks(
@@ -60,7 +60,7 @@ ax.set_yticks(
 plt.show()
 
 # %% [markdown]
-# Its criteria were written before the runs, and not all hold:
+# The criteria were written before the runs, and not all hold:
 
 # %%
 for verdict in gauntlet.judge(rows):
@@ -70,9 +70,9 @@ for verdict in gauntlet.judge(rows):
 # %% [markdown]
 # ## A run
 #
-# Six honest miners and four adversaries: one sends noise, one copies the best
-# paid as soon as it can read it, one sends its delta the other way round, and
-# one is honest until it is well paid, and turns then.
+# Six honest miners and four adversaries: one sends noise, one copies the
+# best-paid miner as soon as it can read its message, one flips the sign of its
+# delta, and one is honest until it is well paid.
 
 # %%
 ZOO = ('noise', 'copier-fast', 'flipped', 'sleeper')
@@ -98,10 +98,10 @@ evaluations = [r for r in records if isinstance(r, metrics.Evaluation)]
 print('held-out loss:', ' '.join(f'{e.nats_per_byte:.3f}' for e in evaluations))
 
 # %% [markdown]
-# What the validator would pay, round by round; the dotted line is an equal
-# share. Until enough uids have proven that they train on their own data, pay is
-# by gain alone. Then proof counts as well, and pay swings for some rounds, for
-# at first it is certain of few.
+# The weights of the validator per round; the dotted line is an equal share.
+# Until enough uids have proven that they train on their own data, pay depends
+# on the gain alone. Then proof counts as well, and the weights swing for some
+# rounds, while few proofs are certain.
 
 # %%
 bad = registry.names(config)
@@ -122,10 +122,10 @@ ax.legend()
 plt.show()
 
 # %% [markdown]
-# ## Why
+# ## Reasons
 #
-# A validator writes down all it finds. In words, as `--role=explain` says it,
-# of an honest miner and of those four, in short:
+# A validator records all its findings. The first and last lines of
+# `--role=explain` for an honest miner and for the four adversaries:
 
 # %%
 verdicts = [
@@ -140,10 +140,9 @@ for uid in (0, *sorted(bad)):
     print(textwrap.fill(line, 79, subsequent_indent='      '))
 
 # %% [markdown]
-# What the evaluations saw: how much a message lowers the loss on data that
-# nobody was given (gain), and how much more it does on the data that its
-# sender was given (proof of work). Means over all rounds; the bars are their
-# standard errors.
+# The evaluations: how much a message lowers the loss on data that no miner was
+# assigned (gain), and how much more on the data of its sender (proof of work).
+# Points are means over all rounds, bars their standard errors.
 
 # %%
 fig, ax = plt.subplots(figsize=(7, 4))
@@ -168,6 +167,6 @@ for uid in range(config.miners):
   )
 ax.axhline(0, color='k', lw=0.8)
 ax.axvline(0, color='k', lw=0.8)
-ax.set(xlabel='gain (nats a token)', ylabel='proof of work (nats a token)')
+ax.set(xlabel='gain (nats per token)', ylabel='proof of work (nats per token)')
 ax.legend()
 plt.show()
