@@ -123,6 +123,18 @@ class BrowserTest(parameterized.TestCase):
     self.browser.ask("dispatchEvent(new Event('afterprint'))")
     self.assertGreater(self.ink('loss-tokens').get('#e69f00', 0), 50)
 
+  def test_paper_has_all_content_and_no_buttons(self):
+    self.open('run', (790, 1100, True))
+    self.browser.send('Emulation.setEmulatedMedia', media='print')
+    wide, zoom, ground = self.browser.ask(
+      """[document.documentElement.scrollWidth,
+          getComputedStyle(document.querySelector('.zoom')).display,
+          getComputedStyle(document.body).backgroundColor]"""
+    )
+    self.assertLessEqual(wide, 790)
+    self.assertEqual(zoom, 'none')
+    self.assertEqual(ground, 'rgb(255, 255, 255)')
+
   def test_text_is_large_enough_on_a_phone(self):
     self.open('run', SCREENS[1])
     least = self.browser.ask(
