@@ -1,11 +1,13 @@
 """Adversaries that break the rules of the exchange itself."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
 
+from covenant import proxy
 from covenant.adversaries import base
 from covenant.adversaries import messages
 from covenant.node import base as node_lib
@@ -105,33 +107,17 @@ def serve_two_faced(reader: str, bucket: store_lib.Bucket) -> store_lib.Bucket:
   Validators that disagree about what is there cannot agree on a round.
   """
   odd = reader.isdecimal() and int(reader) % 2
-  return _Junk(bucket) if odd else bucket
+  return _junk(bucket) if odd else bucket
 
 
-class _Junk:
-  """A bucket in which every payload is another one of the same length."""
+def _junk(bucket: store_lib.Bucket) -> store_lib.Bucket:
+  """Returns a bucket whose payloads are replaced by zeros of their length."""
 
-  def __init__(self, bucket: store_lib.Bucket):
-    self._bucket = bucket
-    self.location = bucket.location
+  def call(method: str, *args: Any, **kwargs: Any) -> Any:
+    answer = getattr(bucket, method)(*args, **kwargs)
+    return bytes(len(answer)) if method == 'get' else answer
 
-  def __repr__(self) -> str:
-    return repr(self._bucket)
-
-  def put(self, key: str, data: bytes, *, replace: bool = False) -> None:
-    self._bucket.put(key, data, replace=replace)
-
-  def get(self, key: str, limit: int) -> bytes:
-    return bytes(len(self._bucket.get(key, limit)))
-
-  def head(self, key: str) -> store_lib.Info:
-    return self._bucket.head(key)
-
-  def list(self, prefix: str) -> Sequence[store_lib.Info]:
-    return self._bucket.list(prefix)
-
-  def delete(self, keys: Sequence[str]) -> None:
-    self._bucket.delete(keys)
+  return proxy.make(store_lib.Bucket, call, location=bucket.location)
 
 
 def malformed(policy: Policy) -> Policy:

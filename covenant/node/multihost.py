@@ -33,6 +33,7 @@ from jax._src import distributed
 
 from covenant import config as config_lib
 from covenant import errors
+from covenant import proxy
 from covenant.chain import interface as chain_lib
 from covenant.models import sharding
 from covenant.protocol import run_storage as run_storage_lib
@@ -147,7 +148,7 @@ class ProcessGroup:
 
   def chain(self, connect: Callable[[], chain_lib.Chain]) -> chain_lib.Chain:
     """The chain to which `connect` leads rank 0; raises as that."""
-    return RankedChain(self, connect) if self._links else connect()
+    return _ranked_chain(self, connect) if self._links else connect()
 
   def objects(
     self, run: bytes, connect: Callable[[], run_storage_lib.RunStorage]
@@ -303,98 +304,72 @@ def _unpack(data: bytes) -> Any:
   return msgpack.unpackb(data, use_list=False, strict_map_key=False)
 
 
-class RankedChain:
-  """A chain that rank 0 asks; see `chain_lib.Chain`."""
+def _ranked_chain(
+  process_group: ProcessGroup, connect: Callable[[], chain_lib.Chain]
+) -> chain_lib.Chain:
+  """Returns a chain that rank 0 asks."""
+  chain: chain_lib.Chain | None = None  # of rank 0
 
-  def __init__(
-    self, process_group: ProcessGroup, connect: Callable[[], chain_lib.Chain]
-  ):
-    self._process_group = process_group
-    self._chain: chain_lib.Chain | None = None  # of rank 0
+  def first() -> tuple[str, float]:
+    nonlocal chain
+    chain = connect()
+    return chain.hotkey, chain.block_seconds
 
-    def first() -> tuple[str, float]:
-      self._chain = connect()
-      return self._chain.hotkey, self._chain.block_seconds
-
-    self.hotkey, self.block_seconds = process_group.ask('chain', first)
-
-  def _ask(self, method: str, *args: Any) -> Any:
-    return self._process_group.ask(
-      ('chain', method, args), lambda: getattr(self._chain, method)(*args)
+  def call(method: str, *args: Any) -> Any:
+    if method == 'set_weights':
+      args = (dict(args[0]),)
+    answer = process_group.ask(
+      ('chain', method, args), lambda: getattr(chain, method)(*args)
     )
+    match method:
+      case 'peers':
+        return tuple(chain_lib.Peer(*peer) for peer in answer)
+      case 'commitments':
+        return {uid: chain_lib.Commitment(*c) for uid, c in answer.items()}
+    return answer
 
-  def head(self) -> int:
-    return self._ask('head')
-
-  def block_hash(self, block: int) -> bytes:
-    return self._ask('block_hash', block)
-
-  def timestamp(self, block: int) -> float:
-    return self._ask('timestamp', block)
-
-  def peers(self, block: int) -> tuple[chain_lib.Peer, ...]:
-    return tuple(chain_lib.Peer(*peer) for peer in self._ask('peers', block))
-
-  def commitments(self, block: int) -> dict[int, chain_lib.Commitment]:
-    found = self._ask('commitments', block)
-    return {uid: chain_lib.Commitment(*c) for uid, c in found.items()}
-
-  def commit(self, data: bytes) -> None:
-    self._ask('commit', data)
-
-  def set_weights(self, weights: Mapping[int, float]) -> None:
-    self._ask('set_weights', dict(weights))
-
-  def earned(self, block: int) -> dict[int, float]:
-    return self._ask('earned', block)
-
-  def sign(self, data: bytes) -> bytes:
-    return self._ask('sign', data)
-
-  def verify(self, hotkey: str, data: bytes, signature: bytes) -> bool:
-    return self._ask('verify', hotkey, data, signature)
+  hotkey, block_seconds = process_group.ask('chain', first)
+  return proxy.make(
+    chain_lib.Chain, call, hotkey=hotkey, block_seconds=block_seconds
+  )
 
 
-class RankedBucket:
-  """A bucket that rank 0 reads and writes; see `store_lib.Bucket`."""
+def _ranked_bucket(
+  process_group: ProcessGroup, connect: Callable[[], store_lib.Bucket | None]
+) -> store_lib.Bucket:
+  """Returns a bucket that rank 0 reads and writes.
 
-  def __init__(
-    self,
-    process_group: ProcessGroup,
-    connect: Callable[[], store_lib.Bucket | None],
-  ):
-    """Raises ValueError where `connect` finds none."""
-    self._process_group = process_group
-    self.bucket: store_lib.Bucket | None = None  # of rank 0
+  Its attribute `bucket` is a function that returns the bucket of rank 0.
 
-    def first() -> str:
-      self.bucket = connect()
-      if self.bucket is None:
-        raise ValueError('the location is of no use')
-      return self.bucket.location
+  Raises:
+    ValueError: `connect` finds none.
+  """
+  bucket: store_lib.Bucket | None = None  # of rank 0
 
-    self.location = process_group.ask('bucket', first)
+  def first() -> str:
+    nonlocal bucket
+    bucket = connect()
+    if bucket is None:
+      raise ValueError('expected the location of a bucket that can be opened')
+    return bucket.location
 
-  def _ask(self, method: str, *args: Any, **kwargs: Any) -> Any:
-    return self._process_group.ask(
-      (self.location, method, args, kwargs),
-      lambda: getattr(self.bucket, method)(*args, **kwargs),
+  location = process_group.ask('bucket', first)
+
+  def call(method: str, *args: Any, **kwargs: Any) -> Any:
+    answer = process_group.ask(
+      (location, method, args, kwargs),
+      lambda: getattr(bucket, method)(*args, **kwargs),
     )
+    match method:
+      case 'head':
+        return store_lib.Info(*answer)
+      case 'list':
+        return [store_lib.Info(*info) for info in answer]
+    return answer
 
-  def put(self, key: str, data: bytes, *, replace: bool = False) -> None:
-    self._ask('put', key, data, replace=replace)
-
-  def get(self, key: str, limit: int) -> bytes:
-    return self._ask('get', key, limit)
-
-  def head(self, key: str) -> store_lib.Info:
-    return store_lib.Info(*self._ask('head', key))
-
-  def list(self, prefix: str) -> Sequence[store_lib.Info]:
-    return [store_lib.Info(*info) for info in self._ask('list', prefix)]
-
-  def delete(self, keys: Sequence[str]) -> None:
-    self._ask('delete', keys)
+  return proxy.make(
+    store_lib.Bucket, call, location=location, bucket=lambda: bucket
+  )
 
 
 class RankedStorage(run_storage_lib.RunStorage):
@@ -416,9 +391,9 @@ class RankedStorage(run_storage_lib.RunStorage):
     location = process_group.ask('objects', first)
     super().__init__(
       run,
-      RankedBucket(process_group, lambda: self._real.bucket),
+      _ranked_bucket(process_group, lambda: self._real.bucket),
       location,
-      lambda data: RankedBucket(
+      lambda data: _ranked_bucket(
         process_group, lambda: self._real.bucket_at(data)
       ),
     )
@@ -437,7 +412,7 @@ class RankedStorage(run_storage_lib.RunStorage):
     limit: int,
   ) -> Mapping[bytes, bytes | store_lib.StoreError]:
     def answer() -> Mapping[bytes, Any]:
-      buckets = [mirror.bucket for mirror in mirrors]
+      buckets = [mirror.bucket() for mirror in mirrors]
       got = self._real.fetch(kind, round_index, refs, buckets, limit)
       return {
         digest: _to_plain(data) if isinstance(data, Exception) else data
@@ -455,7 +430,7 @@ class RankedStorage(run_storage_lib.RunStorage):
     self, digest: bytes, sources: Sequence[Any], limit: int
   ) -> bytes:
     def answer() -> bytes:
-      buckets = [source.bucket for source in sources]
+      buckets = [source.bucket() for source in sources]
       return self._real.fetch_chunk(digest, buckets, limit)
 
     return self._process_group.ask(('fetch_chunk', digest, limit), answer)

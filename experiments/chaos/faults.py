@@ -14,9 +14,10 @@ import collections
 import enum
 import hashlib
 import threading
-from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
+from covenant import proxy
 from covenant.chain import interface as chain_lib
 from covenant.emulate import host
 from covenant.protocol import round as round_lib
@@ -143,12 +144,19 @@ class Faults(host.World):
     self._first: dict[tuple[str, str], bytes] = {}
 
   def chain(self, name: str, chain: chain_lib.Chain) -> chain_lib.Chain:
-    return Chain(self, name, chain)
+    return proxy.make(
+      chain_lib.Chain,
+      _FaultyChain(self, name, chain).call,
+      hotkey=chain.hotkey,
+      block_seconds=chain.block_seconds,
+      faults=self,
+    )
 
   def bucket(
     self, name: str, owner: str, bucket: store_lib.Bucket
   ) -> store_lib.Bucket:
-    return Bucket(self, name, owner, bucket)
+    call = _FaultyBucket(self, name, owner, bucket).call
+    return proxy.make(store_lib.Bucket, call, location=bucket.location)
 
   def strikes(
     self, kind: Kind, name: str, owner: str = '', what: str = ''
@@ -218,96 +226,75 @@ def _kind(key: str) -> str:
   return key.split('/')[1]
 
 
-class Chain:
+class _FaultyChain:
   """A chain as one node sees it."""
 
   def __init__(self, faults: Faults, name: str, chain: chain_lib.Chain):
-    self.faults = faults
+    self._faults = faults
     self._name = name
     self._chain = chain
-    self.hotkey = chain.hotkey
-    self.block_seconds = chain.block_seconds
 
-  def head(self) -> int:
-    self._reach('head')
-    head = self._chain.head()
-    if fault := self.faults.strike(Kind.LAG, self._name):
-      return max(head - int(fault.amount), 0)
-    return head
-
-  def block_hash(self, block: int) -> bytes:
-    self._see(block)
-    answer = self._chain.block_hash(block)
-    if self._forked(block):
-      return hashlib.blake2b(answer, digest_size=32).digest()
+  def call(self, method: str, *args: Any) -> Any:
+    """Calls a method of the chain, unless a fault strikes."""
+    if method in ('sign', 'verify'):
+      return getattr(self._chain, method)(*args)
+    if method in ('head', 'commit', 'set_weights'):
+      self._reach(method)
+    else:
+      self._see(args[0])
+    if method == 'commit' and self._strike(Kind.ORPHAN):
+      return None
+    answer = getattr(self._chain, method)(*args)
+    match method:
+      case 'head':
+        if fault := self._strike(Kind.LAG):
+          return max(answer - int(fault.amount), 0)
+      case 'commit' | 'set_weights':
+        self._faults.wrote(self._name)
+        if method == 'commit' and self._strike(Kind.ANSWER):
+          raise chain_lib.ChainUnreachableError(
+            'injected: no answer, though it is done'
+          )
+      case 'block_hash' | 'peers' | 'commitments' if self._forked(args[0]):
+        return _other_fork(method, args[0], answer)
     return answer
 
-  def timestamp(self, block: int) -> float:
-    self._see(block)
-    return self._chain.timestamp(block)
-
-  def peers(self, block: int) -> tuple[chain_lib.Peer, ...]:
-    self._see(block)
-    answer = self._chain.peers(block)
-    if self._forked(block):
-      return tuple(p._replace(stake=p.stake + 1e6 * p.uid) for p in answer)
-    return answer
-
-  def commitments(self, block: int) -> dict[int, chain_lib.Commitment]:
-    self._see(block)
-    answer = self._chain.commitments(block)
-    if self._forked(block):
-      return {u: c for u, c in answer.items() if c.block < block}
-    return answer
-
-  def commit(self, data: bytes) -> None:
-    self._reach('commit')
-    if self.faults.strike(Kind.ORPHAN, self._name):
-      return
-    self._chain.commit(data)
-    self.faults.wrote(self._name)
-    if self.faults.strike(Kind.ANSWER, self._name):
-      raise chain_lib.ChainUnreachableError(
-        'injected: no answer, though it is done'
-      )
-
-  def set_weights(self, weights: Mapping[int, float]) -> None:
-    self._reach('set_weights')
-    self._chain.set_weights(weights)
-    self.faults.wrote(self._name)
-
-  def earned(self, block: int) -> dict[int, float]:
-    self._see(block)
-    return self._chain.earned(block)
-
-  def sign(self, data: bytes) -> bytes:
-    return self._chain.sign(data)
-
-  def verify(self, hotkey: str, data: bytes, signature: bytes) -> bool:
-    return self._chain.verify(hotkey, data, signature)
+  def _strike(self, kind: Kind) -> Fault | None:
+    return self._faults.strike(kind, self._name)
 
   def _reach(self, what: str) -> None:
-    if self.faults.strike(Kind.UNREACHABLE, self._name, what=what):
+    if self._faults.strike(Kind.UNREACHABLE, self._name, what=what):
       raise chain_lib.ChainUnreachableError(
         'injected: the chain does not answer'
       )
 
   def _see(self, block: int) -> None:
-    """Raises Refused for a block that has not come through to this node."""
+    """Raises ChainRejectedError for a block that this node does not see."""
     self._reach('state')
-    fault = self.faults.strikes(Kind.LAG, self._name)
+    fault = self._faults.strikes(Kind.LAG, self._name)
     if fault is not None and block > self._chain.head() - fault.amount:
       raise chain_lib.ChainRejectedError(
         f'injected: block {block} is not here yet'
       )
 
   def _forked(self, block: int) -> bool:
+    """Returns whether this node sees another fork; no fork has old blocks."""
     if block < self._chain.head():
-      return False  # it is settled
-    return self.faults.strike(Kind.FORK, self._name) is not None
+      return False
+    return self._strike(Kind.FORK) is not None
 
 
-class Bucket:
+def _other_fork(method: str, block: int, answer: Any) -> Any:
+  """Returns the answer of a fork that lost: other hash, stakes, commitments."""
+  match method:
+    case 'block_hash':
+      return hashlib.blake2b(answer, digest_size=32).digest()
+    case 'peers':
+      return tuple(p._replace(stake=p.stake + 1e6 * p.uid) for p in answer)
+  return {u: c for u, c in answer.items() if c.block < block}
+
+
+class _FaultyBucket:
   """A bucket as one node sees it."""
 
   def __init__(
@@ -316,53 +303,49 @@ class Bucket:
     self._faults = faults
     self._who = name, owner
     self._bucket = bucket
-    self.location = bucket.location
 
-  def put(self, key: str, data: bytes, *, replace: bool = False) -> None:
-    name, owner = self._who
+  def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
+    """Calls a method of the bucket, unless a fault strikes."""
+    (name, owner), first = self._who, args[0]
+    key = first if isinstance(first, str) else ' '.join(first)
     self._reach(key)
-    if self._faults.strike(Kind.FULL, name, owner, key):
+    if method in ('get', 'head') and self._strike(Kind.MISSING, key):
+      raise store_lib.MissingObjectError(f'injected: there is no {key}')
+    if method == 'put' and self._strike(Kind.FULL, key):
       raise store_lib.StoreError('injected: no space left on device')
-    self._bucket.put(key, data, replace=replace)
-    self._faults.remember(owner, key, data)
-    self._faults.wrote(name)
+    answer = getattr(self._bucket, method)(*args, **kwargs)
+    match method:
+      case 'put':
+        self._faults.remember(owner, key, args[1])
+        self._faults.wrote(name)
+      case 'delete':
+        self._faults.wrote(name)
+      case 'get':
+        return self._spoil(key, answer)
+      case 'list':
+        for kind in Kind.STALE, Kind.MISSING:
+          if answer and self._strike(kind, key):
+            return answer[:-1]
+    return answer
 
-  def get(self, key: str, limit: int) -> bytes:
-    self._reach(key)
-    self._find(key)
-    data = self._bucket.get(key, limit)
-    if self._faults.strike(Kind.CORRUPT, *self._who, key):
+  def _strike(self, kind: Kind, what: str) -> Fault | None:
+    return self._faults.strike(kind, *self._who, what)
+
+  def _spoil(self, key: str, data: bytes) -> bytes:
+    """Returns the data, with a flipped bit, or an older object instead."""
+    if self._strike(Kind.CORRUPT, key):
       middle = len(data) // 2
       return data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
     stale = self._faults.stale(self._who[1], key)
-    if stale is not None and stale != data:
-      if self._faults.strike(Kind.STALE, *self._who, key):
-        return stale
+    if stale is not None and stale != data and self._strike(Kind.STALE, key):
+      return stale
     return data
 
-  def head(self, key: str) -> store_lib.Info:
-    self._reach(key)
-    self._find(key)
-    return self._bucket.head(key)
-
-  def list(self, prefix: str) -> Sequence[store_lib.Info]:
-    self._reach(prefix)
-    found = self._bucket.list(prefix)
-    for kind in Kind.STALE, Kind.MISSING:
-      if found and self._faults.strike(kind, *self._who, prefix):
-        return found[:-1]
-    return found
-
-  def delete(self, keys: Sequence[str]) -> None:
-    self._reach(' '.join(keys))
-    self._bucket.delete(keys)
-    self._faults.wrote(self._who[0])
-
   def _reach(self, what: str) -> None:
-    if self._faults.strike(Kind.DOWN, *self._who, what):
+    if self._strike(Kind.DOWN, what):
       raise store_lib.StoreUnavailableError('injected: no connection')
-    if fault := self._faults.strike(Kind.SLOW, *self._who, what):
-      # Side by side, so all of a phase's calls take as long as one.
+    if fault := self._strike(Kind.SLOW, what):
+      # Calls of a phase run side by side, so they all take as long as one.
       name = self._who[0]
       self._faults.delay[name] = max(
         self._faults.delay[name], int(fault.amount)
@@ -370,7 +353,3 @@ class Bucket:
       raise store_lib.StoreUnavailableError(
         'injected: not there within the deadline'
       )
-
-  def _find(self, key: str) -> None:
-    if self._faults.strike(Kind.MISSING, *self._who, key):
-      raise store_lib.MissingObjectError(f'injected: there is no {key}')
