@@ -1,9 +1,10 @@
 # %% [markdown]
 # # Reproducing the loss curves
 #
-# One model, one text, as many tokens for all: what do the methods reach, and
-# what does each peer send for it? First the curves of the committed studies,
-# each method at its best rates, three seeds; then a small rerun here.
+# One model, one text, the same number of tokens: which loss does each method
+# reach, and how many bytes does each peer send? First come the curves of the
+# committed studies, with three seeds and the best rates of each method, then a
+# small rerun.
 
 # %%
 import os
@@ -15,24 +16,24 @@ import matplotlib.pyplot as plt
 from IPython.display import Image
 from IPython.display import display
 
-sys.path.insert(0, str(pathlib.Path('..').resolve()))  # experiments/ is there
+sys.path.insert(0, str(pathlib.Path('..').resolve()))  # for experiments/
 
 from covenant import cli
 from experiments import charts
 from experiments import study
 from experiments import transformations
 
-QUICK = 'QUICK' in os.environ  # tests are; what is stored here was not
+QUICK = 'QUICK' in os.environ  # set by tests, not for the stored outputs
 plt.style.use('notebooks.mplstyle')
 cli.keep_compilations()
 
 # %% [markdown]
-# ## What the studies found
+# ## The studies
 #
-# 115,136 parameters, eight peers, 2.3 million tokens. Lines are means over
-# seeds, bands a standard deviation. What was swept, and the criteria that were
-# written before the runs, are in the modules' docstrings; `docs/results.md` has
-# all verdicts.
+# 115,008 parameters, eight peers, 2.3 million tokens. Lines are means over
+# seeds, and bands are one standard deviation. The docstrings of the modules
+# have the sweeps and the criteria, which were written before the runs;
+# `docs/results.md` has the verdicts.
 
 # %%
 STUDIES = {
@@ -43,7 +44,7 @@ STUDIES = {
 for name, cells in STUDIES.items():
   path = study.RESULTS / f'{name}.csv'
   if not path.exists():
-    print(f'no results here yet: python -m experiments.{name} makes them')
+    print(f'no results yet: run python -m experiments.{name}')
     continue
   runs = study.read_csv(path, study.Run)
   with tempfile.TemporaryDirectory() as folder:
@@ -56,17 +57,17 @@ for name, cells in STUDIES.items():
 # ## A rerun
 #
 # Four peers and few steps, so that it takes minutes. All methods are optax
-# transformations in one loop (`experiments/transformations.py`): peers along
-# an axis of `jax.vmap`, the same data in the same order. The rates are those
-# that suit each at the length of the studies, not swept here.
+# transformations in one loop (`experiments/transformations.py`) with peers
+# along an axis of `jax.vmap` and the same data in the same order. The rates are
+# the best ones of the longer studies; they are not swept here.
 #
-# | method | what a peer sends, when |
+# | method | message of a peer |
 # | --- | --- |
 # | AdamW, data-parallel | its gradient, every step |
-# | DiLoCo | the delta of 15 steps |
-# | Streaming DiLoCo | a fifth of the delta every third step, two steps late |
-# | SparseLoCo | a bit and an index for every 64th value of such a delta |
-# | DeMo | 32 of 4096 cosine coefficients of a local momentum, every step |
+# | DiLoCo | its delta, every 15 steps |
+# | Streaming DiLoCo | a fifth of its delta, every third step, two steps late |
+# | SparseLoCo | a bit and an index for one in 64 values of its delta |
+# | DeMo | 32 of 4096 cosine coefficients of its momentum, every step |
 # | SPARTA | 0.5 % of its parameters, to be averaged, every step |
 
 # %%
@@ -113,8 +114,8 @@ for name in list(METHODS)[-3 if QUICK else 0 :]:
   curves[name] = program.run(config)
   last = curves[name][-1]
   print(
-    f'{name:20} {last.nats_per_byte:.3f} nats a byte, '
-    f'{last.bytes_up // config.miners:12,} bytes a peer'
+    f'{name:20} {last.nats_per_byte:.3f} nats per byte, '
+    f'{last.bytes_up // config.miners:12,} bytes per peer'
   )
 
 # %%
@@ -129,14 +130,14 @@ for (name, curve), marker in zip(curves.items(), charts.MARKERS, strict=False):
     ms=4,
   )
 left.set(
-  xlabel='tokens trained, all peers', ylabel='held-out loss (nats a byte)'
+  xlabel='tokens trained, all peers', ylabel='held-out loss (nats per byte)'
 )
-right.set(xlabel='bytes that a peer sends', xscale='log')
+right.set(xlabel='bytes sent per peer', xscale='log')
 left.legend(fontsize=8)
 plt.show()
 
 # %% [markdown]
-# SPARTA, and Streaming DiLoCo within a round, have other parameters at each
-# peer; the loss is that of their mean. Bytes are those of whole payloads, up.
-# Down, each peer fetches what all others send, or an all-reduce does better for
-# what is dense.
+# In SPARTA, and within a round of Streaming DiLoCo, the parameters of the peers
+# differ; the loss is that of their mean. Bytes are uploads of whole payloads.
+# Each peer also downloads the payloads of all others; for dense ones, an
+# all-reduce takes less.
