@@ -171,9 +171,9 @@ from covenant.node import multihost
 
 _, file, workdir, after, *changes = sys.argv
 config = config_lib.load(file, changes)
-ranks._SHUTDOWN_SECONDS = 5
+multihost._SHUTDOWN_SECONDS = 5
 seen = []
-with ranks.start(config.network) as own:
+with multihost.start(config.network) as own:
   outcome = host.run(
     config, workdir, seen.append, lambda: seen[-1].round == int(after), own
   )

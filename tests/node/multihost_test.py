@@ -430,7 +430,7 @@ def objects(config, run):
   return made
 
 connect.chain, connect.objects = chain, objects
-roles.ROLES[role](config_lib.load(file, changes), workdir)
+cli.ROLES[role](config_lib.load(file, changes), workdir)
 """
 _ENVIRONMENT = {
   'PYTHONPATH': str(helpers.ROOT),

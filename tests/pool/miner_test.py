@@ -48,14 +48,11 @@ EDITS = [
 ]
 # It sends every delta the other way round.
 CHEAT = """
-import sys
 import jax
-import run
-from absl import app
+from covenant import cli
 from covenant.pool import lease_trainer
-from tests import helpers
 
-train = workshop.Workshop.train
+train = lease_trainer.LeaseTrainer.train
 
 def flip(path, x):
   return x ^ 1 if getattr(path[-1], 'name', '') == 'codes' else x
@@ -64,8 +61,8 @@ def lie(self, params, job):
   message, loss = train(self, params, job)
   return jax.tree_util.tree_map_with_path(flip, message), loss
 
-workshop.Workshop.train = lie
-app.run(run.main, flags_parser=run._parse)
+lease_trainer.LeaseTrainer.train = lie
+cli.main()
 """
 
 

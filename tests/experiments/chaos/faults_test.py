@@ -162,19 +162,15 @@ class FaultsTest(parameterized.TestCase):
     self.assertBetween(np.mean(struck), 0.28, 0.32)
 
 
-@pytest.mark.network
-class FullDiskTest(absltest.TestCase):
-  def test_checkpoints_and_journal_say_so_and_go_on(self):
-    """A real limit on files, in a process of its own."""
-    program = f"""
-import pathlib, resource, signal
+_FULL_DISK = """
+import pathlib, resource, signal, sys
 import numpy as np
 from covenant import config
 from covenant.node import base, workdir
 from covenant.protocol import checkpoint
 
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-folder = pathlib.Path({str(self.create_tempdir().full_path)!r})
+folder = pathlib.Path(sys.argv[1])
 log = workdir.Workdir(folder, 'miner', '0')
 checkpoints = checkpoint.Checkpoints(
   folder / 'checkpoints', config.Checkpoint(every=1)
@@ -205,8 +201,14 @@ newest = again.restore_tree(dict(a=np.zeros(100, int)))['a'][0]
 again.__exit__()
 print(refused, newest, (folder / 'status.json').read_text())
 """
+
+
+@pytest.mark.network
+class FullDiskTest(absltest.TestCase):
+  def test_checkpoints_and_journal_say_so_and_go_on(self):
+    """A real limit on files, in a process of its own."""
     done = subprocess.run(
-      [sys.executable, '-c', program],
+      [sys.executable, '-c', _FULL_DISK, self.create_tempdir().full_path],
       capture_output=True,
       text=True,
       cwd=helpers.ROOT,
