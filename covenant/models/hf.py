@@ -1,4 +1,4 @@
-"""Parameters in and out of Hugging Face's Llama: safetensors and config.json.
+"""Export to and import from Hugging Face's Llama: safetensors, config.json.
 
 A folder as `transformers.LlamaForCausalLM.from_pretrained` loads it:
 
@@ -8,7 +8,8 @@ A folder as `transformers.LlamaForCausalLM.from_pretrained` loads it:
 
 Its matrices are [out, in] where ours are [in, out], and its layers are never
 stacked. Both pair dimension i of a head with i + K / 2 in rotary positions
-(llama.rotate), so no row is permuted. Written and read one tensor at a time.
+(llama.rotate), so no row is permuted. Tensors are written and read one at a
+time.
 """
 
 import contextlib
@@ -25,15 +26,14 @@ import numpy as np
 
 from covenant import config as config_lib
 from covenant import files as files_lib
+from covenant import typing as ct
 from covenant.models import hf_config
 from covenant.models import llama
 
 _INDEX = 'model.safetensors.index.json'
-_SINGLE = (
-  'model.safetensors'  # what transformers writes when one file is enough
-)
-_SLAB = 2**24  # bytes turned over at a time
-# Name in a layer -> the leaf here.
+_SINGLE = 'model.safetensors'  # written by transformers if one file is enough
+_SLAB = 2**24  # bytes transposed at a time
+# Name in their layer -> leaf of ours.
 _LAYER = {
   'input_layernorm': ('attention_norm', 'gain'),
   'self_attn.q_proj': ('attention', 'query'),
@@ -48,16 +48,16 @@ _LAYER = {
 
 
 class _Tensor(NamedTuple):
-  """One tensor there, and where it is here."""
+  """A tensor of the folder and its place in the parameters."""
 
-  shape: tuple[int, ...]  # there
-  leaf: tuple[str, ...]  # keys of the parameters
-  layer: int | None  # which of a stacked leaf
-  turned: bool  # transposed
+  shape: tuple[int, ...]  # shape in the folder
+  leaf: tuple[str, ...]  # keys in the parameters
+  layer: int | None  # index in a stacked leaf; None: not stacked
+  turned: bool  # True if ours is its transpose
 
 
 def names_and_shapes(model: config_lib.Model) -> dict[str, tuple[int, ...]]:
-  """Every tensor of the folder, in the order of the files.
+  """Returns the shape of every tensor, in the order of the files.
 
   >>> shapes = names_and_shapes(config_lib.Model(width=8, ffn_width=24))
   >>> shapes['model.layers.1.mlp.down_proj.weight']
@@ -92,30 +92,30 @@ def _tensors(model: config_lib.Model) -> dict[str, _Tensor]:
 def export(
   folder: str | os.PathLike[str],
   model: config_lib.Model,
-  params: Any,
+  params: ct.Params,
   *,
   context: int,
   end_of_text: int,
   files: Mapping[str, bytes],
   shard_bytes: int = 4 * 10**9,
 ) -> None:
-  """Writes parameters to a new folder, which appears whole or not at all.
+  """Writes parameters to a new folder, atomically.
 
   Beside the parameters, which may be sharded over the devices of this process,
-  one tensor is in memory at a time: a layer, where they are stacked.
+  one tensor is in memory at a time.
 
   Args:
-    folder: must not exist.
-    model: the parameters' architecture.
-    params: of `llama.init`, of NumPy or JAX arrays.
-    context: tokens a sequence in training, `data.context`.
+    folder: a folder that does not exist.
+    model: the architecture.
+    params: parameters of `llama.init`, NumPy or JAX arrays.
+    context: tokens per sequence in training, `data.context`.
     end_of_text: the id that ends a document.
-    files: more to write, such as the tokenizer's; name -> content.
-    shard_bytes: of a file, at most, unless one tensor has more.
+    files: the content of further files by name, such as the tokenizer's.
+    shard_bytes: the most bytes of a file, unless one tensor has more.
 
   Raises:
-    ConfigError: the parameters are not `model`'s, the folder exists, or the
-      disk has no room.
+    ConfigError: the parameters do not fit `model`, the folder exists, or the
+      disk has too little space.
   """
   _check_params(model, params)
   tensors = _tensors(model)
@@ -139,15 +139,15 @@ def export(
       (partial / file).write_bytes(content)
 
 
-def load(folder: str | os.PathLike[str], model: config_lib.Model) -> Any:
-  """The parameters in a folder, as `llama.init` lays them out.
+def load(folder: str | os.PathLike[str], model: config_lib.Model) -> ct.Params:
+  """Loads the parameters of a folder in the layout of `llama.init`.
 
-  Everything but the numbers is checked before the first is read; then one
+  Names, shapes and dtypes are checked before the first tensor is read. One
   tensor at a time is in memory beside the result.
 
   Args:
-    folder: of `export`, or of `save_pretrained`; float32 or bfloat16.
-    model: the architecture that is expected.
+    folder: a folder of `export` or `save_pretrained`, float32 or bfloat16.
+    model: the expected architecture.
 
   Returns:
     A tree of NumPy arrays, float32.
@@ -179,13 +179,13 @@ def load(folder: str | os.PathLike[str], model: config_lib.Model) -> Any:
   return params
 
 
-def _leaf(params: Any, tensor: _Tensor) -> Any:
+def _leaf(params: ct.Params, tensor: _Tensor) -> Any:
   for key in tensor.leaf:
     params = params[key]
   return params if tensor.layer is None else params[tensor.layer]
 
 
-def _check_params(model: config_lib.Model, params: Any) -> None:
+def _check_params(model: config_lib.Model, params: ct.Params) -> None:
   like = jax.eval_shape(lambda: llama.init(model, jax.random.key(0)))
   expected, got = (
     {
@@ -200,14 +200,14 @@ def _check_params(model: config_lib.Model, params: Any) -> None:
     here, there = expected.get(name, 'none'), got.get(name, 'none')
     if here != there:
       raise config_lib.ConfigError(
-        f'model: the parameters are of another one: {name}: expected {here}, '
-        f'got {there}'
+        f'model: the parameters have another architecture: {name}: expected '
+        f'{here}, got {there}'
       )
 
 
 @contextlib.contextmanager
 def _new_folder(folder: pathlib.Path, room: int) -> Iterator[pathlib.Path]:
-  """A folder to fill; it gets its name when that has succeeded."""
+  """Yields a folder to fill, which gets its name on success."""
   folder = folder.resolve()
   if folder.exists():
     raise config_lib.ConfigError(
@@ -227,7 +227,7 @@ def _new_folder(folder: pathlib.Path, room: int) -> Iterator[pathlib.Path]:
 
 
 def _cut(tensors: Mapping[str, _Tensor], shard_bytes: int) -> list[list[str]]:
-  """The names of each shard."""
+  """Divides the tensors into files; returns the names in each."""
   shards, room = [], 0
   for name, tensor in tensors.items():
     size = 4 * math.prod(tensor.shape)
@@ -240,11 +240,11 @@ def _cut(tensors: Mapping[str, _Tensor], shard_bytes: int) -> list[list[str]]:
 
 
 def _write_shard(
-  path: pathlib.Path, tensors: Mapping[str, _Tensor], params: Any
+  path: pathlib.Path, tensors: Mapping[str, _Tensor], params: ct.Params
 ) -> None:
-  """One file: the length of the header, the header, the numbers.
+  """Writes one file: the length of the header, the header, the tensors.
 
-  By hand, as the safetensors package wants all tensors of a file at once.
+  The safetensors package would need all tensors of a file at once.
   """
   header: dict[str, Any] = {'__metadata__': {'format': 'pt'}}
   end = 0
@@ -256,15 +256,15 @@ def _write_shard(
       'data_offsets': (start, end),
     }
   text = json.dumps(header).encode()
-  text += b' ' * (-len(text) % 8)  # the numbers start at a multiple of 8
+  text += b' ' * (-len(text) % 8)  # tensors start at a multiple of 8
   with open(path, 'wb') as file:
     file.write(len(text).to_bytes(8, 'little') + text)
     for tensor in tensors.values():
       _write_tensor(file, tensor, params)
 
 
-def _write_tensor(file: BinaryIO, tensor: _Tensor, params: Any) -> None:
-  # A copy, as JAX keeps what it fetched for as long as the array lives.
+def _write_tensor(file: BinaryIO, tensor: _Tensor, params: ct.Params) -> None:
+  # A copy: JAX keeps what it fetched for as long as the array lives.
   x = np.asarray(_leaf(params, tensor).copy())
   x = x.T if tensor.turned else x
   rows = max(1, _SLAB // x[0].nbytes)
@@ -280,7 +280,7 @@ def _write_json(path: pathlib.Path, content: Any) -> None:
 def _read_index(
   folder: pathlib.Path, tensors: Mapping[str, _Tensor]
 ) -> dict[pathlib.Path, list[str]]:
-  """The names in each file, after they are found to be the expected ones."""
+  """Returns the names of the tensors in each file, and checks them."""
   path = folder / _INDEX
   if not path.exists() and (folder / _SINGLE).exists():
     return {folder / _SINGLE: list(tensors)}
@@ -291,7 +291,7 @@ def _read_index(
   shards: dict[pathlib.Path, list[str]] = {}
   for name in tensors:
     file = where[name]
-    # It may come from a stranger, and must stay in the folder.
+    # Untrusted: a name must not lead out of the folder.
     if not isinstance(file, str) or pathlib.PurePath(file).name != file:
       raise config_lib.ConfigError(f'{path}: {name}: expected a file name')
     shards.setdefault(folder / file, []).append(name)
@@ -303,7 +303,7 @@ def _check_names(
 ) -> None:
   for what, names in (
     ('lacks', expected.keys() - set(there)),
-    ('has a tensor too many,', set(there) - expected.keys()),
+    ('has an unexpected tensor,', set(there) - expected.keys()),
   ):
     if names:
       more = f' and {len(names) - 1} more' if len(names) > 1 else ''
@@ -325,7 +325,7 @@ def _check_shard(path: pathlib.Path, tensors: Mapping[str, _Tensor]) -> None:
 
 @contextlib.contextmanager
 def _open(path: pathlib.Path) -> Iterator[Any]:
-  """A reader of a file whose header fits its length."""
+  """Yields a reader of a file."""
   try:
     import safetensors  # noqa: PLC0415  an optional dependency
   except ImportError:
@@ -339,7 +339,7 @@ def _open(path: pathlib.Path) -> Iterator[Any]:
     raise config_lib.ConfigError(f'{path}: no such file') from None
   except (safetensors.SafetensorError, OSError) as e:
     raise config_lib.ConfigError(
-      f'{path}: damaged or cut short: {e}; fetch it anew'
+      f'{path}: damaged or truncated: {e}; fetch it again'
     ) from e
   with reader:
     yield reader

@@ -1,4 +1,4 @@
-"""The config.json of a Llama of Hugging Face's: what it says, what it must."""
+"""The config.json of Hugging Face's Llama."""
 
 import json
 import pathlib
@@ -6,7 +6,7 @@ from typing import Any
 
 from covenant import config as config_lib
 
-# What LlamaConfig takes for a field that its file leaves out.
+# The defaults of LlamaConfig.
 _DEFAULTS = {
   'hidden_act': 'silu',
   'rms_norm_eps': 1e-6,
@@ -21,13 +21,13 @@ _DEFAULTS = {
 def make(
   model: config_lib.Model, context: int, end_of_text: int
 ) -> dict[str, Any]:
-  """The content of config.json; the arguments are those of `hf.export`."""
+  """Returns the content of config.json; the arguments are as in `hf.export`."""
   fields = {name: value for name, (value, _) in _fields(model).items()}
-  del fields['rope_type']  # no field of its own; it is the default
+  del fields['rope_type']  # the default, which has no field of its own
   return fields | {
     'architectures': ['LlamaForCausalLM'],
     'max_position_embeddings': context,
-    # Left out, these are of Llama 2's vocabulary.
+    # The defaults are ids of Llama 2's vocabulary.
     'bos_token_id': None,
     'eos_token_id': end_of_text,
     'pad_token_id': None,
@@ -36,9 +36,9 @@ def make(
 
 
 def check(path: pathlib.Path, model: config_lib.Model) -> None:
-  """Raises ConfigError unless the file is of `model`; names what differs."""
+  """Raises ConfigError if the file differs from `model`; names the fields."""
   there = read_json(path)
-  # transformers 5 writes the first, 4 the second, and neither where not needed.
+  # transformers 5 writes the first, 4 the second; defaults may be omitted.
   rope = there.get('rope_parameters') or there.get('rope_scaling') or {}
   if not isinstance(rope, dict):
     raise config_lib.ConfigError(f'{path}: rope_parameters: got {rope!r}')
@@ -46,7 +46,7 @@ def check(path: pathlib.Path, model: config_lib.Model) -> None:
   there['rope_type'] = rope.get('rope_type', rope.get('type', 'default'))
   if there.get('num_key_value_heads') is None:
     there['num_key_value_heads'] = there.get('num_attention_heads')
-  if there.get('head_dim') is None:  # then it follows from the others
+  if there.get('head_dim') is None:  # it follows from other fields
     there['head_dim'] = model.width // model.heads
   differ = []
   for name, (value, field) in _fields(model).items():
@@ -57,12 +57,12 @@ def check(path: pathlib.Path, model: config_lib.Model) -> None:
       differ.append(text)
   if differ:
     raise config_lib.ConfigError(
-      f'{path} is of another model: ' + '; '.join(differ)
+      f'{path} describes another model: ' + '; '.join(differ)
     )
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
-  """An object; raises ConfigError where there is none."""
+  """Reads a JSON object; raises ConfigError if there is none."""
   try:
     content = json.loads(path.read_bytes())
   except FileNotFoundError:
@@ -75,7 +75,7 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
 
 
 def _fields(model: config_lib.Model) -> dict[str, tuple[Any, str]]:
-  """What config.json must say, and the field of ours that says it."""
+  """Returns the required value and our field for each field of config.json."""
   m = model
   return {
     'model_type': ('llama', 'the architecture'),

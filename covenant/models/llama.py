@@ -4,16 +4,16 @@ Touvron et al, `LLaMA <https://arxiv.org/abs/2302.13971>`_, 2023: RMSNorm before
 each residual branch, rotary positions, grouped-query attention, SwiGLU.
 
 Parameters are nested dicts of float32 arrays. Every weight is a matrix
-[in, out], heads merged, since the compressor cuts matrices in blocks. With
+[in, out], heads merged, since the compressor divides matrices into blocks. With
 `scan_layers` the leaves under 'layers' gain a leading axis of length `layers`;
 without, there are 'layers_0', 'layers_1', ...
 
 Inside `jax.shard_map` over a miner's mesh every device sees its own sequences
-and shards (covenant/models/sharding.py), and says what it needs of the others.
+and shards, and asks for those of others (covenant/models/sharding.py).
 
 Shapes: B batch, L length, D width, V vocabulary, H heads, N key and value
-heads, G = H / N queries that share one, K = D / H head width, F ffn width; of
-what is cut, those of a shard.
+heads, G = H / N queries that share one, K = D / H head width, F ffn width; all
+of the shard where an array is sharded.
 """
 
 import dataclasses
@@ -27,17 +27,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from covenant import config
+from covenant import typing as ct
 from covenant.models import sharding
 
-# `initializer_range` of Hugging Face's LlamaConfig; GPT-2's before it.
-_STDDEV = 0.02
+_STDDEV = 0.02  # as in GPT-2 and Hugging Face's LlamaConfig
 
 
 def _linear(x_BxLxD: jax.Array, w_DxF: jax.Array, dtype=None) -> jax.Array:
-  """X @ w as a product of two matrices, in `dtype` if given.
+  """Returns x @ w as a product of two matrices, in `dtype` if given.
 
-  Flat, XLA's CPU backend runs the weight gradient without first transposing
-  the output gradient: a quarter of a training step.
+  With flat matrices XLA's CPU backend computes the gradient of the weight
+  without transposing that of the output first.
   """
   B, L, D = x_BxLxD.shape
   y_BLxF = jnp.matmul(
@@ -54,15 +54,15 @@ def product(
   axis: int = 0,
   dtype: Any = None,
 ) -> jax.Array:
-  """X @ w of a float32 shard, of which only the shard is kept for backward.
+  """Returns x @ w and keeps only the shard of w for the backward pass.
 
   Args:
-    x_BxLxD: in the compute dtype.
-    w_DxF: float32. It is cast to the dtype of x, then gathered; its gradient
-      is computed in float32, then scattered.
-    gathered: the mesh axes along which it is cut.
-    axis: the side of w that is cut.
-    dtype: of the result; that of x if None.
+    x_BxLxD: activations in the compute dtype.
+    w_DxF: a float32 shard. It is cast to the dtype of x, then gathered; its
+      gradient is computed in float32, then scattered.
+    gathered: the mesh axes over which w is sharded.
+    axis: the side of w that is sharded.
+    dtype: the dtype of the result; None is that of x.
   """
   w_DxF = sharding.gather(w_DxF.astype(x_BxLxD.dtype), gathered, axis)
   return _linear(x_BxLxD, w_DxF, dtype)
@@ -94,7 +94,7 @@ def _project(
   shape: tuple[int, int],
   stddev: float = _STDDEV,
 ) -> jax.Array:
-  """X @ w, of the parameter of that name and whole shape."""
+  """Returns x @ w for the parameter of a name, given its unsharded shape."""
   w_DxF = _weight(module, name, shape, stddev)
   sides = sharding.MATRICES[name]
   if not sharding.is_cut(*sides):
@@ -105,7 +105,7 @@ def _project(
 def _weight(
   module: nn.Module, name: str, shape: tuple[int, int], stddev: float = _STDDEV
 ) -> jax.Array:
-  """A float32 parameter, or this device's shard of it."""
+  """Returns a float32 parameter, or this device's shard of it."""
   sides = sharding.MATRICES[name]
   shard = tuple(
     n // sharding.size(side) for n, side in zip(shape, sides, strict=True)
@@ -114,15 +114,12 @@ def _weight(
 
 
 def _branch_stddev(model: config.Model) -> float:
-  """Keeps the residual stream's variance constant in depth.
-
-  Radford et al, GPT-2, 2019, section 2.3: 1 / sqrt(number of branches).
-  """
+  """Returns the scale of residual outputs (GPT-2, 2019, section 2.3)."""
   return _STDDEV / math.sqrt(2 * model.layers)
 
 
 class RMSNorm(nn.Module):
-  """Zhang & Sennrich, `RMSNorm <https://arxiv.org/abs/1910.07467>`_, 2019."""
+  """Root mean square normalization (Zhang & Sennrich, arXiv 1910.07467)."""
 
   model: config.Model
 
@@ -139,10 +136,9 @@ class RMSNorm(nn.Module):
 
 
 def rotate(x_BxHxLxK: jax.Array, theta: float) -> jax.Array:
-  """Rotary positions 0 to L - 1, on the pairs (i, i + K / 2).
+  """Applies rotary positions 0 to L - 1 to the pairs (i, i + K / 2).
 
-  Su et al, `RoFormer <https://arxiv.org/abs/2104.09864>`_, 2021, equation 34,
-  with the pairs as in GPT-NeoX and Hugging Face's Llama.
+  RoFormer (arXiv 2104.09864), eq. 34, with the pairs of Hugging Face's Llama.
   """
   length, half = x_BxHxLxK.shape[2], x_BxHxLxK.shape[3] // 2
   # In float64 on the host, so that far positions keep their precision.
@@ -164,12 +160,12 @@ def rotate(x_BxHxLxK: jax.Array, theta: float) -> jax.Array:
 def attend(
   q_BxHxLxK: jax.Array, k_BxNxLxK: jax.Array, v_BxNxLxK: jax.Array
 ) -> jax.Array:
-  """Causal attention of each query head to its group's key and value head."""
+  """Computes causal attention of query heads to their group's key and value."""
   B, H, L, K = q_BxHxLxK.shape
   N = k_BxNxLxK.shape[1]
   G = H // N
   # The G queries that share a key are rows of one product: Q = G * L. Heads
-  # come before positions, so that each product is of contiguous matrices.
+  # come before positions, so that each product has contiguous matrices.
   q_BxNxQxK = q_BxHxLxK.reshape(B, N, G * L, K) * (1 / math.sqrt(K))
   score_BxNxQxL = jnp.einsum(
     'bnqk,bnlk->bnql',
@@ -182,7 +178,7 @@ def attend(
   score_BxNxQxL = jnp.where(seen_QxL[None, None], score_BxNxQxL, -1e30)
   top_BxNxQx1 = jnp.max(score_BxNxQxL, axis=-1, keepdims=True)
   p_BxNxQxL = jnp.exp(score_BxNxQxL - jax.lax.stop_gradient(top_BxNxQx1))
-  # Softmax's division after the product: K wide, not L.
+  # The division of softmax follows the product, K wide instead of L.
   z_BxNxQx1 = jnp.sum(p_BxNxQxL, axis=-1, keepdims=True)
   y_BxNxQxK = jnp.einsum(
     'bnql,bnlk->bnqk',
@@ -197,7 +193,7 @@ def attend(
 def attend_fused(
   q_BxHxLxK: jax.Array, k_BxNxLxK: jax.Array, v_BxNxLxK: jax.Array
 ) -> jax.Array:
-  """As `attend`, by cuDNN; raises ConfigError where it cannot be."""
+  """Computes `attend` by cuDNN; raises ConfigError where that is missing."""
   if q_BxHxLxK.dtype != jnp.bfloat16:
     raise config.ConfigError(
       "model.attention: 'cudnn' needs model.compute_dtype='bfloat16', got "
@@ -216,10 +212,9 @@ def attend_fused(
 
 
 class Attention(nn.Module):
-  """Causal grouped-query attention.
+  """Causal grouped-query attention (Ainslie et al, arXiv 2305.13245).
 
-  Ainslie et al, `GQA <https://arxiv.org/abs/2305.13245>`_, 2023: `heads` query
-  heads; each group of heads / kv_heads shares one key and value head.
+  Each group of heads / kv_heads query heads shares one key and value head.
   """
 
   model: config.Model
@@ -229,7 +224,7 @@ class Attention(nn.Module):
     m = self.model
     B, L, D = x_BxLxD.shape
     H, N, K = m.heads, m.kv_heads, m.width // m.heads
-    # Once for the three, so that their gradients are summed at once.
+    # Once for all three, so that their gradients are summed together.
     x_BxLxD = sharding.vary(x_BxLxD, 'heads')
 
     def project(name, heads):
@@ -248,7 +243,7 @@ class Attention(nn.Module):
 
 
 class SwiGLU(nn.Module):
-  """Shazeer, `GLU variants <https://arxiv.org/abs/2002.05202>`_, 2020."""
+  """The gated feed-forward network (Shazeer, arXiv 2002.05202)."""
 
   model: config.Model
 
@@ -282,14 +277,12 @@ class Block(nn.Module):
 def _look_up(
   table_VxD: jax.Array, tokens_BxL: jax.Array, dtype: Any
 ) -> jax.Array:
-  """The rows of a table whose rows may be cut.
-
-  Cast after the look-up: the table's gradient is then summed in float32.
-  """
+  """Returns rows of a table that may be sharded by rows."""
+  # Cast after the look-up: the table's gradient is summed in float32.
   if not sharding.is_cut('vocab'):
     return table_VxD[tokens_BxL].astype(dtype)
-  # Each device looks up what it holds for all sequences along 'fsdp'. Of a
-  # row all others add zeros, which is exact in any dtype.
+  # Each device looks up its rows for all sequences along 'fsdp'. The others
+  # add zeros to them, which is exact in any dtype.
   along = sharding.axes('fsdp')
   tokens_BxL = sharding.gather(tokens_BxL, along, 0)
   row_BxL = tokens_BxL - sharding.index('vocab') * table_VxD.shape[0]
@@ -300,7 +293,7 @@ def _look_up(
 
 
 class Llama(nn.Module):
-  """tokens_BxL -> (x_BxLxD, w_DxV), whose product is the logits."""
+  """The decoder: tokens_BxL -> (x_BxLxD, w_DxV), with logits x @ w."""
 
   model: config.Model
 
@@ -334,41 +327,45 @@ class Llama(nn.Module):
     return x_BxLxD, _weight(self, 'unembedding', (m.width, m.vocab_size))
 
 
-def init(model: config.Model, seed_key: jax.Array) -> Any:
-  """Float32 parameters: normal(0.02), residual outputs scaled, gains 1."""
-  # Which must not ask for the kernels that the model will run on.
+def init(model: config.Model, seed_key: jax.Array) -> ct.Params:
+  """Returns float32 parameters: normal, residual outputs scaled, gains 1."""
+  # Initialization must not require the kernels of a GPU.
   model = dataclasses.replace(model, attention='portable')
   return Llama(model).init(seed_key, jnp.zeros((1, 1), jnp.int32))['params']
 
 
 def hidden(
-  model: config.Model, params: Any, tokens_BxL: jax.Array
+  model: config.Model, params: ct.Params, tokens_BxL: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-  """What the logits are the product of: x_BxLxD, and float32 w_DxV.
+  """Returns the factors of the logits: x_BxLxD and float32 w_DxV.
 
-  x is in the compute dtype, to which w is still to be cast. Inside
-  `jax.shard_map` over a miner's mesh: of this device's sequences, and its shard
-  of the vocabulary.
+  x is in the compute dtype, to which `logits` casts w. Inside `jax.shard_map`
+  over a miner's mesh they are of this device's sequences and its shard of the
+  vocabulary.
   """
   product: Any = Llama(model).apply({'params': params}, tokens_BxL)
   return product
 
 
-def embed(model: config.Model, params: Any, tokens_BxL: jax.Array) -> jax.Array:
-  """What the first layer takes."""
+def embed(
+  model: config.Model, params: ct.Params, tokens_BxL: jax.Array
+) -> jax.Array:
+  """Returns the input of the first layer."""
   return _look_up(params['embedding'], tokens_BxL, model.compute_dtype)
 
 
-def block(model: config.Model, layer: Any, x_BxLxD: jax.Array) -> jax.Array:
-  """One layer, of its own parameters."""
+def block(
+  model: config.Model, layer: ct.Params, x_BxLxD: jax.Array
+) -> jax.Array:
+  """Applies one layer with its own parameters."""
   y_BxLxD: Any = Block(model).apply({'params': layer}, x_BxLxD)
   return y_BxLxD
 
 
 def product_of(
-  model: config.Model, params: Any, x_BxLxD: jax.Array
+  model: config.Model, params: ct.Params, x_BxLxD: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-  """`hidden` from what the last layer gives."""
+  """Returns the factors of the logits, given the output of the last layer."""
   gain = {'params': params['final_norm']}
   y_BxLxD: Any = RMSNorm(model).apply(gain, x_BxLxD)
   tied = model.tie_embeddings
@@ -378,17 +375,19 @@ def product_of(
 def logits(
   model: config.Model, x_BxLxD: jax.Array, w_DxV: jax.Array
 ) -> jax.Array:
-  """Float32, of what `hidden` gives, on one device."""
+  """Multiplies the factors that `hidden` returns, on one device, in float32."""
   return _linear(x_BxLxD, w_DxV.astype(model.compute_dtype), jnp.float32)
 
 
-def apply(model: config.Model, params: Any, tokens_BxL: jax.Array) -> jax.Array:
-  """The float32 logits_BxLxV that predict the token after each position."""
+def apply(
+  model: config.Model, params: ct.Params, tokens_BxL: jax.Array
+) -> jax.Array:
+  """Returns float32 logits_BxLxV of the token after each position."""
   return logits(model, *hidden(model, params, tokens_BxL))
 
 
 def num_params(model: config.Model) -> int:
-  """The number of parameters, exactly, without building the model."""
+  """Returns the exact number of parameters without building the model."""
   m = model
   kv_width = m.width // m.heads * m.kv_heads
   attention = 2 * m.width * (m.width + kv_width)

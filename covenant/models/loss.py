@@ -1,30 +1,35 @@
-"""Next-token cross-entropy in nats a token, and its gradient.
+"""Next-token cross-entropy in nats per token, and its gradient.
+
+A target below zero is ignored; the end of a text is an ordinary target.
 
 Shapes: B batch, L length, C positions of a chunk, D width, V vocabulary, L1 =
-L + 1; of what is cut, those of a shard. A target below zero is ignored; the end
-of a text is an ordinary token, and predicting it counts.
+L + 1; all of the shard where an array is sharded.
 """
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from covenant import config
+from covenant import typing as ct
 from covenant.models import llama
 from covenant.models import sharding
 
-Hidden = Callable[[config.Model, Any, jax.Array], tuple[jax.Array, jax.Array]]
+Hidden = Callable[
+  [config.Model, ct.Params, jax.Array], tuple[jax.Array, jax.Array]
+]
 
 
 class Loss(NamedTuple):
-  """Scalars over the targets of a batch that count.
+  """Scalars over the targets of a batch that are not ignored.
 
-  total: what to differentiate, nats plus the z-loss. float32
-  nats: mean cross-entropy in nats a token; 0 if no target counts. float32
-  tokens: how many targets count. int32
+  Attributes:
+    total: the objective, nats plus the z-loss; float32.
+    nats: the mean cross-entropy in nats per token, 0 without targets; float32.
+    tokens: the number of targets; int32.
   """
 
   total: jax.Array
@@ -35,7 +40,7 @@ class Loss(NamedTuple):
 def cross_entropy(
   logits_BxLxV: jax.Array, targets_BxL: jax.Array, z_loss: float = 0.0
 ) -> Loss:
-  """Mean cross-entropy, plus `z_loss` * mean(logsumexp(logits)^2).
+  """Computes mean cross-entropy plus `z_loss` * mean(logsumexp(logits)^2).
 
   The z-loss keeps the logits from drifting: Chowdhery et al, `PaLM
   <https://arxiv.org/abs/2204.02311>`_, 2022, section 5, with 1e-4.
@@ -58,15 +63,20 @@ def cross_entropy(
 
 def next_token_loss(
   model: config.Model,
-  params: Any,
+  params: ct.Params,
   tokens_BxL1: jax.Array,
   hidden: Hidden = llama.hidden,
 ) -> Loss:
-  """The loss of predicting tokens 1 to L from tokens 0 to L - 1.
+  """Computes the loss of predicting tokens 1 to L from tokens 0 to L - 1.
 
-  Negative tokens are padding: never a target, and read as token 0. Inside
-  `jax.shard_map` over a miner's mesh: of this device's sequences. `hidden` may
-  be another way to what `llama.hidden` gives.
+  Inside `jax.shard_map` over a miner's mesh it is that of this device's
+  sequences.
+
+  Args:
+    model: the architecture.
+    params: parameters of `llama.init`.
+    tokens_BxL1: tokens; negative ones are padding, no targets and read as 0.
+    hidden: another implementation of `llama.hidden`.
   """
   inputs_BxL = jnp.maximum(tokens_BxL1[:, :-1], 0)
   x_BxLxD, w_DxV = hidden(model, params, inputs_BxL)
@@ -79,7 +89,7 @@ def _of_product(
   w_DxV: jax.Array,
   targets_BxL: jax.Array,
 ) -> Loss:
-  """The loss of the logits that `llama.hidden` leads to."""
+  """Computes the loss of the logits x @ w."""
   chunk = model.loss_chunk or x_BxLxD.shape[1]
   if sharding.is_cut('vocab') or chunk < x_BxLxD.shape[1]:
     return _chunked(x_BxLxD, w_DxV, targets_BxL, chunk, model.z_loss)
@@ -94,10 +104,10 @@ def _chunked(
   chunk: int,
   z_loss: float,
 ) -> Loss:
-  """`cross_entropy` of the logits x @ w, of so many positions at once.
+  """Computes `cross_entropy` of the logits x @ w, chunk by chunk of positions.
 
-  Neither pass holds more logits than those of one chunk, and of them a device
-  only what its shard of w leads to, for all sequences along 'fsdp'.
+  Neither pass holds more logits than those of one chunk. Each device holds
+  those of its shard of w, for all sequences along 'fsdp'.
   """
   padding = -x_BxLxD.shape[1] % chunk
   x_BxLxD = jnp.pad(x_BxLxD, ((0, 0), (0, padding), (0, 0)))
@@ -109,7 +119,7 @@ def _chunked(
 
   @jax.checkpoint
   def sums(x_BxCxD, targets_BxC):
-    """The sums over the targets that count: nats, squares of log z, ones."""
+    """Sums nats, squares of log z and ones over the targets."""
     along = sharding.axes('fsdp')
     x_BxCxD = sharding.vary(sharding.gather(x_BxCxD, along, 0), 'vocab')
     logits_BxCxV = llama.product(x_BxCxD, w_DxV, dtype=jnp.float32)
@@ -123,7 +133,7 @@ def _chunked(
     is_target_BxCxV = (
       token_V[None, None] == sharding.gather(targets_BxC, along, 0)[..., None]
     )
-    # Of all sequences along 'fsdp' a part; then of its own the sums.
+    # Parts of the sums of all sequences along 'fsdp', then sums of its own.
     z_BxC = jnp.sum(jnp.exp(logits_BxCxV), axis=-1)
     hit_BxC = jnp.sum(logits_BxCxV, axis=-1, where=is_target_BxCxV)
     log_z_BxC = jnp.log(
@@ -153,16 +163,16 @@ def _chunked(
 
 def next_token_gradient(
   model: config.Model,
-  params: Any,
+  params: ct.Params,
   tokens_BxL1: jax.Array,
   microbatch: int | None = None,
   hidden: Hidden = llama.hidden,
-) -> tuple[Loss, Any]:
-  """`next_token_loss` and the gradient of its total.
+) -> tuple[Loss, ct.Grads]:
+  """Computes `next_token_loss` and the gradient of its total.
 
   Args:
     model: the architecture.
-    params: of `llama.init`.
+    params: parameters of `llama.init`.
     tokens_BxL1: negative tokens are padding.
     microbatch: sequences in flight at once, a divisor of B; None is all. The
       result is the same up to rounding. Activations take B / microbatch times
@@ -171,9 +181,9 @@ def next_token_gradient(
 
   Returns:
     The loss over the whole batch, and its gradient, like `params`. Inside
-    `jax.shard_map` over a miner's mesh: the loss over the batches of all
-    devices, and of its gradient what this device adds to it, along the axes of
-    the batch where `params` are typed as its own.
+    `jax.shard_map` over a miner's mesh the loss is over the batches of all
+    devices. The gradient is the part of this device, not yet summed over the
+    axes of the batch along which `params` are cast to each device's own.
   """
   batch = tokens_BxL1.shape[0]
   microbatch = microbatch or batch
@@ -186,7 +196,7 @@ def next_token_gradient(
   divisor = jnp.maximum(tokens, 1).astype(jnp.float32)
 
   def share(loss):
-    """A slice's part of the batch's means."""
+    """Returns a slice's part of the means over the batch."""
     weight = loss.tokens.astype(jnp.float32) / divisor
     return loss.total * weight, loss.nats * weight
 
@@ -215,16 +225,16 @@ def next_token_gradient(
 
 def _add_gradient(
   model: config.Model,
-  params: Any,
+  params: ct.Params,
   tokens_MxL1: jax.Array,
   share: Callable[[Loss], tuple[jax.Array, jax.Array]],
-  sums: Any,
-) -> tuple[Any, tuple[jax.Array, jax.Array]]:
-  """Sums plus the gradient of `share`, a layer at a time.
+  sums: ct.Grads,
+) -> tuple[ct.Grads, tuple[jax.Array, jax.Array]]:
+  """Adds the gradient of `share` to sums, a layer at a time.
 
-  As `jax.grad` of stacked layers that are all computed again; but that would
-  have all of a slice's gradient at hand before adding it: as much memory as
-  the parameters take.
+  It computes the same as `jax.grad` of stacked layers with full
+  rematerialization. `jax.grad` would hold the whole gradient of a slice before
+  adding it, which takes as much memory as the parameters.
   """
   inputs_MxL = jnp.maximum(tokens_MxL1[:, :-1], 0)
   layers, rest = params['layers'], {**params}

@@ -1,25 +1,25 @@
-"""How one miner's devices share its model: the mesh, and who holds what.
+"""The mesh of one miner's devices, and how they share its model.
 
-A miner's mesh has three axes, all explicit, so that the type of an array says
-where its parts are:
+A miner's mesh has three explicit axes, so that the type of an array tells how
+it is sharded:
 
   data    copies of the parameters that share the sequences of a batch
-  fsdp    shards of the parameters, that share the sequences too
+  fsdp    shards of the parameters that share the sequences as well
   tensor  shards of the heads and of the feed-forward network
 
-That of a pipeline has the axis 'stage' before these, which then are all of one
-device (covenant/train/pipeline/gpipe.py).
+The mesh of a pipeline has the axis 'stage' before these, each of which then has
+one device (covenant/train/pipeline/gpipe.py).
 
-At rest every matrix is cut along 'fsdp' and 'tensor' (`specs`). The gradient is
-computed inside `jax.shard_map`, where a device sees its own shards and the
-functions from `axes` on say what crosses devices: each weight is cast to the
+At rest every matrix is sharded over 'fsdp' and 'tensor' (`specs`). The gradient
+is computed inside `jax.shard_map`, where a device sees its own shards and the
+functions from `axes` on communicate: each weight is cast to the
 compute dtype and then gathered along 'fsdp' where it is used (Zhao et al,
 `FSDP <https://arxiv.org/abs/2304.11277>`_, 2023), and its gradient is summed in
 float32 as it is scattered. Along 'tensor' activations are summed, in the
 compute dtype (Shoeybi et al, `Megatron-LM <https://arxiv.org/abs/1909.08053>`_,
-2019). By hand, because who communicates what is the point of it, and the
-compiled program is then the same for every backend. Without a mesh, or along
-axes of one device, these functions do nothing.
+2019). The collectives are explicit, so that they can be read here and the
+compiled program is the same for every backend. Without a mesh, or along axes of
+one device, these functions do nothing.
 """
 
 import math
@@ -30,13 +30,14 @@ import jax
 import numpy as np
 
 from covenant import config as config_lib
+from covenant import typing as ct
 
 ConfigError = config_lib.ConfigError
 AnyMesh = jax.sharding.Mesh | jax.sharding.AbstractMesh
 
 MESH_AXES = ('data', 'fsdp', 'tensor')
 
-# What may be cut, and along which axes of the mesh; or one axis by its name.
+# The mesh axes over which each logical axis is sharded; mesh axes by name.
 _AXES: dict[str | None, tuple[str, ...]] = {
   **{axis: (axis,) for axis in MESH_AXES},
   'batch': ('data', 'fsdp'),
@@ -47,7 +48,8 @@ _AXES: dict[str | None, tuple[str, ...]] = {
   None: (),
 }
 
-# Both sides of every matrix, by its name. What is not here is whole everywhere.
+# The logical axes of both sides of every matrix, by its name. Other leaves are
+# not sharded.
 MATRICES: dict[str, tuple[str | None, str | None]] = {
   'embedding': ('vocab', None),
   'unembedding': (None, 'vocab'),
@@ -64,10 +66,10 @@ MATRICES: dict[str, tuple[str | None, str | None]] = {
 def mesh(
   devices: config_lib.Devices, available: Sequence[jax.Device]
 ) -> jax.sharding.Mesh:
-  """The mesh of one miner, on the first of the devices that there are.
+  """Makes the mesh of one miner, on the first of the available devices.
 
   Raises:
-    ConfigError: they are too few, or cannot be shared out.
+    ConfigError: the devices are too few, or cannot be divided so.
   """
   data = devices.data or _fitting('data', devices, available)
   return _mesh(available[: data * _shards(devices)], data, devices)
@@ -76,10 +78,10 @@ def mesh(
 def rows(
   devices: config_lib.Devices, available: Sequence[jax.Device]
 ) -> list[jax.sharding.Mesh]:
-  """The meshes of miners side by side, each on its own devices.
+  """Makes the meshes of several miners, each on its own devices.
 
   Raises:
-    ConfigError: the devices are too few, or cannot be shared out.
+    ConfigError: the devices are too few, or cannot be divided so.
   """
   if not devices.peers and not devices.data:
     raise ConfigError(
@@ -111,7 +113,7 @@ def _fitting(
   devices: config_lib.Devices,
   available: Sequence[jax.Device],
 ) -> int:
-  """The value of a field that is 0: as many as there are devices for."""
+  """Returns the value of a field that is 0: as many as the devices allow."""
   each = _shards(devices) * (devices.data if field == 'peers' else 1)
   fitting, rest = divmod(len(available), each)
   if rest or not fitting:
@@ -142,7 +144,7 @@ def _mesh(
 
 
 def abstract_mesh(devices: config_lib.Devices) -> jax.sharding.AbstractMesh:
-  """The mesh of one miner without devices, to trace and lower for."""
+  """Makes the mesh of one miner without devices, for tracing and lowering."""
   shape = (devices.data or 1, devices.fsdp, devices.tensor)
   return jax.sharding.AbstractMesh(shape, MESH_AXES, _explicit())
 
@@ -153,18 +155,18 @@ def _explicit(
   return (jax.sharding.AxisType.Explicit,) * axes
 
 
-def specs(like: Any, mesh: AnyMesh) -> Any:
-  """How every leaf of a tree is cut: a tree of `jax.P`.
+def specs(like: ct.PyTree, mesh: AnyMesh) -> ct.PyTree:
+  """Returns how every leaf of a tree is sharded: a tree of `jax.P`.
 
   Args:
     like: parameters of `llama.init`, their shapes, or a tree whose leaves have
-      the names and ranks of these, as an optimizer's moments.
-    mesh: of one miner. Its axes of one device are not named.
+      their names and ranks, such as an optimizer's moments.
+    mesh: the mesh of one miner; its axes of one device are not named.
   """
 
   def spec(path: Any, x: Any) -> jax.P:
     sides = MATRICES.get(_name(path), ()) if x.ndim > 1 else ()
-    # Of full length, as JAX itself writes them: a step is compiled but once.
+    # Full length, as JAX itself writes specs: a step is compiled only once.
     whole = (None,) * (x.ndim - len(sides))
     return jax.P(*whole, *(_entry(side, mesh) for side in sides))
 
@@ -172,12 +174,12 @@ def specs(like: Any, mesh: AnyMesh) -> Any:
 
 
 def batch_spec(mesh: AnyMesh) -> jax.P:
-  """How the sequences of a batch [B, ...] are cut."""
+  """Returns how the sequences of a batch [B, ...] are sharded."""
   return jax.P(_entry('batch', mesh))
 
 
-def shardings(like: Any, mesh: AnyMesh) -> Any:
-  """`specs` as shardings on the mesh."""
+def shardings(like: ct.PyTree, mesh: AnyMesh) -> ct.PyTree:
+  """Returns `specs` as shardings on the mesh."""
   return jax.tree.map(
     lambda spec: jax.NamedSharding(mesh, spec),
     specs(like, mesh),
@@ -186,7 +188,7 @@ def shardings(like: Any, mesh: AnyMesh) -> Any:
 
 
 def split(logical: str, mesh: AnyMesh) -> tuple[str, ...]:
-  """The mesh axes of several devices along which `logical` is cut."""
+  """Returns the mesh axes of several devices that shard a logical axis."""
   return tuple(a for a in _AXES[logical] if mesh.shape.get(a, 1) > 1)
 
 
@@ -202,15 +204,15 @@ def _name(path: Any) -> Any:
 def check(
   model: config_lib.Model, block: tuple[int, int], mesh: AnyMesh
 ) -> None:
-  """Every shard must be whole: in heads, and in blocks of the compressor.
+  """Checks that every shard has whole heads and whole blocks.
 
   Args:
-    model: to be cut.
-    block: the sides of the blocks that matrices are compressed in.
-    mesh: of one miner.
+    model: the model to shard.
+    block: the sides of the compressor's blocks.
+    mesh: the mesh of one miner.
 
   Raises:
-    ConfigError: naming the field that does not divide, and what would.
+    ConfigError: a field does not divide; names it and the values that do.
   """
   head_width = model.width // model.heads
   block_side = math.lcm(*block)
@@ -237,11 +239,11 @@ def check(
     )
 
 
-# From here on: what one device does inside `jax.shard_map` over the mesh.
+# Functions of one device inside `jax.shard_map` over the mesh.
 
 
 def axes(logical: str | None) -> tuple[str, ...]:
-  """The mesh axes along which `logical` is cut here; none without a mesh."""
+  """Returns the manual mesh axes that shard a logical axis here."""
   here = jax.sharding.get_abstract_mesh()
   return tuple(
     a for a in _AXES[logical] if a in here.manual_axes and here.shape[a] > 1
@@ -249,49 +251,49 @@ def axes(logical: str | None) -> tuple[str, ...]:
 
 
 def is_cut(*logical: str | None) -> bool:
-  """Whether this device has but a shard of what has such a side."""
+  """Returns True if any of the logical axes is sharded here."""
   return any(axes(side) for side in logical)
 
 
 def size(logical: str | None) -> int:
-  """Into how many shards `logical` is cut here."""
+  """Returns the number of shards of a logical axis here."""
   return math.prod(jax.lax.axis_size(a) for a in axes(logical))
 
 
 def index(logical: str) -> jax.Array | int:
-  """Which of these shards this device has."""
+  """Returns the index of this device's shard of a logical axis."""
   found = axes(logical)
   return jax.lax.axis_index(found) if found else 0
 
 
-def total(x: Any, *logical: str) -> Any:
-  """The sum over the shards."""
+def total(x: ct.PyTree, *logical: str) -> ct.PyTree:
+  """Sums over the shards."""
   found = _union(logical)
   return jax.lax.psum(x, found) if found else x
 
 
 def largest(x: jax.Array, *logical: str) -> jax.Array:
-  """The maximum over the shards."""
+  """Returns the maximum over the shards."""
   found = _union(logical)
   return jax.lax.pmax(x, found) if found else x
 
 
 def gather(x: jax.Array, found: Sequence[str], axis: int) -> jax.Array:
-  """All shards along the mesh axes, side by side; innermost first."""
+  """Concatenates all shards along the mesh axes, innermost first."""
   for name in reversed(found):
     x = jax.lax.all_gather(x, name, axis=axis, tiled=True)
   return x
 
 
 def scatter(x: jax.Array, found: Sequence[str], axis: int) -> jax.Array:
-  """The sum over the mesh axes, of which each device keeps its shard."""
+  """Sums over the mesh axes; each device keeps its shard of the sum."""
   for name in found:
     x = jax.lax.psum_scatter(x, name, scatter_dimension=axis, tiled=True)
   return x
 
 
 def own(x: jax.Array, found: Sequence[str], axis: int) -> jax.Array:
-  """This device's part of what `gather` gave."""
+  """Returns this device's part of what `gather` returned."""
   if not found:
     return x
   size = x.shape[axis] // math.prod(jax.lax.axis_size(a) for a in found)
@@ -299,8 +301,8 @@ def own(x: jax.Array, found: Sequence[str], axis: int) -> jax.Array:
   return jax.lax.dynamic_slice_in_dim(x, first, size, axis)
 
 
-def vary(x: Any, *logical: str) -> Any:
-  """Types `x` as each shard's own; its gradient is summed over them."""
+def vary(x: ct.PyTree, *logical: str) -> ct.PyTree:
+  """Casts `x` to each shard's own; its gradient is summed over the shards."""
 
   def cast(x: jax.Array) -> jax.Array:
     varying = jax.typeof(x).manual_axis_type.varying

@@ -60,18 +60,18 @@ def of(config: config_lib.Config, uid: int) -> Island:
   needed, most = island.sequences, assignment.per_miner(config)
   if needed > most:
     raise config_lib.ConfigError(
-      f'islands: that of uid {uid} trains on {needed} sequences; expected at '
+      f'islands: the island of uid {uid} trains on {needed} sequences; expected at '
       f'most {most}, or set optim.most_sequences to what the largest needs'
     )
   if island.rounds - 1 > config.optim.staleness:
     raise config_lib.ConfigError(
-      f'islands: that of uid {uid} has rounds={island.rounds}; expected at '
+      f'islands: the island of uid {uid} has rounds={island.rounds}; expected at '
       f'most {config.optim.staleness + 1}, or set optim.staleness='
       f'{island.rounds - 1}'
     )
   if config.optim.method in ('ddp', 'demo') and island.steps > 1:
     raise config_lib.ConfigError(
-      f'islands: that of uid {uid} has steps={island.steps}; expected 1 with '
+      f'islands: the island of uid {uid} has steps={island.steps}; expected 1 with '
       f'optim.method={config.optim.method!r}'
     )
   return island

@@ -323,7 +323,7 @@ class LoadTest(FolderTest):
     content = shard.read_bytes()
     for damaged in (content[:-1], content[:100], content + b'\0', b''):
       shard.write_bytes(damaged)
-      self.broken(f'{shard.name}: damaged or cut short: .*; fetch it anew')
+      self.broken(f'{shard.name}: damaged or truncated: .*; fetch it again')
     shard.unlink()
     self.broken(f'{shard.name}: no such file')
     index = self.folder / 'model.safetensors.index.json'
@@ -357,7 +357,7 @@ class LoadTest(FolderTest):
     path = self.folder / 'config.json'
     there = json.loads(path.read_text())
     path.write_text(json.dumps(there | {'tie_word_embeddings': True}))
-    self.broken('has a tensor too many, lm_head.weight')
+    self.broken('has an unexpected tensor, lm_head.weight')
 
   def test_without_the_package(self):
     self.export(_TINY, _lively_params(_TINY))

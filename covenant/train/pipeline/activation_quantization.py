@@ -1,12 +1,11 @@
-"""Numbers as they pass between stages: in four or eight bits, and a scale.
+"""Quantization of the numbers that stages pass: four or eight bits and a scale.
 
-Of each position the numbers are sent as multiples of a step, that of the
-largest being 7 or 127; the step goes along in bfloat16. The gradient comes back
-in the same form. The rank of what passes and the bits of each number are two
-ways to send less (covenant/train/pipeline/subspace.py), and a few bits of many
-directions tell more than all bits of a few.
+The numbers of a position are sent as integer multiples of a step, such that the
+largest is 7 or 127; the step is sent in bfloat16. Gradients return in the same
+form. The rank (covenant/train/pipeline/subspace.py) and the bits are two ways
+to send less; few bits of many directions tell more than all bits of a few.
 
-Shapes: ... positions, K numbers of each.
+Shapes: ... positions, K numbers per position.
 """
 
 import functools
@@ -19,13 +18,15 @@ import jax.numpy as jnp
 BITS = (4, 8)
 
 
-class Coarse(NamedTuple):
-  codes: jax.Array  # int8 [..., K]; of four bits two in one uint8, [..., K / 2]
+class Quantized(NamedTuple):
+  """Numbers [..., K] as they are sent."""
+
+  codes: jax.Array  # int8 [..., K]; with four bits uint8 [..., K / 2]
   step: jax.Array  # bfloat16 [..., 1]
 
 
-def pack(c: jax.Array, bits: int) -> Coarse:
-  """Of numbers [..., K]; K is even with four bits."""
+def pack(c: jax.Array, bits: int) -> Quantized:
+  """Quantizes numbers [..., K]; K is even with four bits."""
   most = 2 ** (bits - 1) - 1
   c = c.astype(jnp.float32)
   step = (jnp.max(jnp.abs(c), -1, keepdims=True) / most).astype(jnp.bfloat16)
@@ -35,22 +36,22 @@ def pack(c: jax.Array, bits: int) -> Coarse:
   if bits == 4:
     nibbles = codes.astype(jnp.uint8) & 15
     codes = nibbles[..., ::2] | (nibbles[..., 1::2] << 4)
-  return Coarse(codes, step)
+  return Quantized(codes, step)
 
 
-def unpack(coarse: Coarse, dtype: jax.typing.DTypeLike) -> jax.Array:
-  """[..., K], of what `pack` gave."""
-  codes = coarse.codes
+def unpack(quantized: Quantized, dtype: jax.typing.DTypeLike) -> jax.Array:
+  """Returns the numbers [..., K] that `pack` quantized."""
+  codes = quantized.codes
   if codes.dtype == jnp.uint8:
     nibbles = jnp.stack([codes & 15, codes >> 4], -1)
     nibbles = nibbles.reshape(*codes.shape[:-1], -1)
     codes = (nibbles ^ 8).astype(jnp.int8) - 8
-  wide = coarse.step.astype(jnp.float32)
+  wide = quantized.step.astype(jnp.float32)
   return (codes.astype(jnp.float32) * wide).astype(dtype)
 
 
 def position_bytes(rank: int, bits: int, dtype: jax.typing.DTypeLike) -> int:
-  """What of one position passes a boundary, one way.
+  """Returns the bytes per position that pass a boundary one way.
 
   >>> position_bytes(20, 4, 'float32'), position_bytes(20, 0, 'float32')
   (12, 80)
@@ -71,13 +72,13 @@ def _stay(x: jax.Array) -> jax.Array:
 def passed(
   c: jax.Array, bits: int, forth: Move = _stay, back: Move = _stay
 ) -> jax.Array:
-  """What arrives of numbers [..., K], and of their gradient on its way back.
+  """Returns numbers [..., K] as they arrive; their gradient passes likewise.
 
   Args:
     c: the numbers.
-    bits: of each; 0: as they are.
-    forth: moves an array to where it arrives.
-    back: moves it back.
+    bits: bits per number; 0 leaves them as they are.
+    forth: moves an array to the receiver.
+    back: moves an array back to the sender.
   """
   if not bits:
     return forth(c)

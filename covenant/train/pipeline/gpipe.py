@@ -2,52 +2,55 @@
 
 Each device has the layers of one stage, their gradient and the state of their
 optimizer. Microbatches follow each other through the stages in the order of
-GPipe (Huang et al, arXiv 1811.06965): all forward, then all back. What passes
-from stage to stage are the coordinates of activations in a subspace, k numbers
-a position, and their gradients (subspace.py); besides there are sums of
-scalars. It computes what `subspace.next_token_gradient` does on one device.
+GPipe (Huang et al, arXiv 1811.06965): all forward, then all backward. Stages
+pass the coordinates of activations in a subspace, K numbers per position, and
+their gradients (subspace.py); only sums of scalars pass besides. The result is
+that of `subspace.next_token_gradient` on one device.
 
-With tied embeddings the last stage has the table, as it needs all of it for its
-logits. What of a token's embedding lies in the span it sends to the first stage
-as one more boundary, of a ring. Without, the first stage has its own.
+With tied embeddings the last stage has the table, all of which it needs for the
+logits, and sends the coordinates of embeddings to the first stage, so that the
+boundaries form a ring. Otherwise the first stage has a table of its own.
 
 Shapes: S stages, N layers of all of them, M microbatches of b sequences, B = M
-* b, L length, D width, K numbers a position, V vocabulary; L1 = L + 1.
+* b, L length, D width, K numbers per position, V vocabulary; L1 = L + 1.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from covenant import config as config_lib
+from covenant import typing as ct
 from covenant.models import llama
 from covenant.models import loss as loss_lib
 from covenant.train.pipeline import activation_quantization
-from covenant.train.pipeline import stage as stage_lib
 from covenant.train.pipeline import subspace
 
 AXIS = 'stage'
-_OWN = jax.P(AXIS)  # of the leaves of parameters that are split
+_OWN = jax.P(AXIS)  # the spec of split parameters
 
 
-def split(model: config_lib.Model, params: Any, mesh: jax.sharding.Mesh) -> Any:
-  """Parameters, each stage's on its device; in buffers of their own.
+def split(
+  model: config_lib.Model, params: ct.Params, mesh: jax.sharding.Mesh
+) -> ct.Params:
+  """Moves the parameters of each stage to its device, in new buffers.
 
   Args:
-    model: whose layers the stages share evenly.
-    params: of `llama.init`, or like them, on any one device.
-    mesh: with the axis 'stage'.
+    model: the model, whose layers the stages share evenly.
+    params: parameters of `llama.init`, or like them, on any one device.
+    mesh: a mesh with the axis 'stage'.
 
   Returns:
-    The layers stacked, [N, ...]. All else has a leading axis S, a copy a stage:
-    of them only that of the stage which has it is trained.
+    The layers stacked, [N, ...]. Other leaves have a leading axis S, a copy per
+    stage, of which only that of the stage that uses it is trained.
   """
   devices = list(mesh.devices.flat)
   depth = model.layers // len(devices)
 
-  def place(pieces: list[Any]) -> jax.Array:
-    """Arrays, one a stage, side by side along their first axis."""
+  def place(pieces: list[jax.Array]) -> jax.Array:
+    """Concatenates arrays, one per stage, along their first axis."""
     shape = (sum(x.shape[0] for x in pieces), *pieces[0].shape[1:])
     placed = [
       jax.device_put(x, device)
@@ -59,7 +62,7 @@ def split(model: config_lib.Model, params: Any, mesh: jax.sharding.Mesh) -> Any:
 
   stacks = []
   for first in range(0, model.layers, depth):
-    layers = stage_lib.layers(model, params, first, depth)
+    layers = subspace.stage_layers(model, params, first, depth)
     if isinstance(layers, tuple):
       layers = jax.tree.map(lambda *x: jnp.stack(x), *layers)
     stacks.append(layers)
@@ -72,11 +75,13 @@ def split(model: config_lib.Model, params: Any, mesh: jax.sharding.Mesh) -> Any:
   return found
 
 
-def join(model: config_lib.Model, parts: Any, device: jax.Device) -> Any:
-  """What was split, on one device again, as `llama.init` has it."""
+def join(
+  model: config_lib.Model, parts: ct.Params, device: jax.Device
+) -> ct.Params:
+  """Moves split parameters to one device, in the layout of `llama.init`."""
 
   def pieces(x: jax.Array) -> list[jax.Array]:
-    """Of each stage in turn, on the device."""
+    """Returns the piece of each stage in turn, on the device."""
     shards = sorted(x.addressable_shards, key=lambda s: s.index[0].start or 0)
     return [jax.device_put(shard.data, device) for shard in shards]
 
@@ -99,30 +104,33 @@ def join(model: config_lib.Model, parts: Any, device: jax.Device) -> Any:
 
 def next_token_gradient(
   model: config_lib.Model,
-  parts: Any,
+  parts: ct.Params,
   tokens_BxL1: jax.Array,
   fixed: subspace.Fixed,
   mesh: jax.sharding.Mesh,
   bits: int = 0,
   microbatch: int | None = None,
-) -> tuple[jax.Array, Any]:
-  """The loss in nats a token, and the gradient of its total, like `parts`.
+) -> tuple[jax.Array, ct.Grads]:
+  """Computes the loss in nats per token, and the gradient of its total.
 
   Args:
     model: the architecture.
-    parts: as `split` gives them.
-    tokens_BxL1: negative tokens are padding. On all devices.
-    fixed: on all devices.
-    mesh: with the axis 'stage'.
-    bits: of each number that passes; 0: as it was computed.
+    parts: parameters as `split` returns them.
+    tokens_BxL1: tokens on all devices; negative ones are padding.
+    fixed: the constants of the round, on all devices.
+    mesh: a mesh with the axis 'stage'.
+    bits: bits per number that passes; 0 is the compute dtype.
     microbatch: sequences that pass through a stage at once; None is all, and
       then only one stage computes at a time.
+
+  Returns:
+    The loss, and the gradient, like `parts`.
   """
 
   def local(
-    parts: Any, tokens_BxL1: jax.Array, fixed: subspace.Fixed
-  ) -> tuple[jax.Array, Any]:
-    def sums(own: Any) -> tuple[jax.Array, jax.Array]:
+    parts: ct.Params, tokens_BxL1: jax.Array, fixed: subspace.Fixed
+  ) -> tuple[jax.Array, ct.Grads]:
+    def sums(own: ct.Params) -> tuple[jax.Array, jax.Array]:
       return _stage(model, own, tokens_BxL1, fixed, bits, microbatch)
 
     own = _map_tables(parts, lambda x: x[0])
@@ -137,8 +145,10 @@ def next_token_gradient(
   )(parts, tokens_BxL1, fixed)
 
 
-def _map_tables(parts: Any, f: Any) -> Any:
-  """All but the layers changed, leaf by leaf."""
+def _map_tables(
+  parts: ct.Params, f: Callable[[jax.Array], jax.Array]
+) -> ct.Params:
+  """Maps the leaves of all but the layers."""
   return {
     name: part if name == 'layers' else jax.tree.map(f, part)
     for name, part in parts.items()
@@ -151,21 +161,24 @@ def _is_last() -> jax.Array:
 
 def _stage(
   model: config_lib.Model,
-  own: Any,
+  own: ct.Params,
   tokens_BxL1: jax.Array,
   fixed: subspace.Fixed,
   bits: int,
   microbatch: int | None,
 ) -> tuple[jax.Array, jax.Array]:
-  """What one stage adds to the loss, total and nats: the last, all of it.
+  """Runs one stage; returns its part of the loss, total and nats.
 
-  At tick t the stage s has the microbatch t - s - `lag`.
+  The last stage returns all of the loss, the others 0. At tick t stage s works
+  on microbatch t - s - `lag`.
   """
   S, s = jax.lax.axis_size(AXIS), jax.lax.axis_index(AXIS)
   L1 = tokens_BxL1.shape[1]
   slices_MxbxL1 = tokens_BxL1.reshape(-1, microbatch or len(tokens_BxL1), L1)
   M, b, _ = slices_MxbxL1.shape
-  lag = 1 if model.tie_embeddings else 0  # what the table takes to the first
+  lag = (
+    1 if model.tie_embeddings else 0
+  )  # ticks from the table to the first stage
   count = jnp.maximum(jnp.sum(tokens_BxL1[:, 1:] >= 0, dtype=jnp.int32), 1)
 
   turn = [(i, (i + 1) % S) for i in range(S)][: None if lag else -1]
@@ -215,11 +228,11 @@ def _stage(
       x_bxLxD = jax.lax.cond(
         s == 0, lambda _, x: embedded(x), received, c_bxLxK, tokens_bxL1
       )
-    x_bxLxD = stage_lib.apply(model, own['layers'], x_bxLxD)
+    x_bxLxD = subspace.apply_layers(model, own['layers'], x_bxLxD)
     ends = _is_last() & (i >= 0) & (i < M)
     zeros = jax.lax.pcast((jnp.float32(0),) * 2, AXIS, to='varying')
     loss = jax.lax.cond(ends, loss_of, lambda *_: zeros, x_bxLxD, tokens_bxL1)
-    # The last stage has nobody to send to but, with the table, the first.
+    # The last stage sends only embeddings, to the first, if it has the table.
     if model.tie_embeddings:
       c_bxLxK = jax.lax.cond(
         _is_last(),

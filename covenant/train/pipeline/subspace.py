@@ -1,47 +1,47 @@
-"""What crosses the boundaries of a pipeline, in a fixed subspace.
+"""Activations between the stages of a pipeline, in a subspace fixed per round.
 
-Between two stages of a pipeline pass activations, and their gradient back. Of
-the width D of a position only k numbers do, (X - X0) U, its coordinates along
-the columns of an orthonormal U [D, k], fixed for a round (reference/papers.md
-4.2). X0 is known on both sides, as it depends on the token alone. Nothing is
-lost if what the layers have added to the residual stream lies in the span of U
-but for X0. The weights are free, so as a rule some is; but what a pipeline
-sends of its weights is only what they have learned to write there (`learned`).
+Stages pass activations X forward and their gradient back. For every position
+only K of its D numbers pass: the coordinates (X - X0) U along the columns of an
+orthonormal U [D, K], which is fixed for a round, as in Protocol Models (arXiv
+2506.01260). X0 depends on the token alone, so that both sides know it. Nothing
+is lost if X - X0 lies in the span of U. The weights are not constrained to it,
+so that some of X is lost as a rule, but the delta of a pipeline contains only
+what its weights learned to write into the span (`learned`).
 
-X0 is what the activations of a token are on average: linear in its embedding,
-fitted anew each round, as is U, to what X0 leaves. In Protocol Models it is
-what the embedding has outside the span, and the weights that write are
-projected on it: of a model of width 64 trained on Shakespeare, cut in two with
-3 numbers a position, that makes 4.42 nats a byte of 1.69, this X0 2.25.
+X0 is the mean activation of a token, a linear function of its embedding. It is
+fitted every round, and U to what X0 leaves. Protocol Models instead takes the
+part of the embedding outside the span as X0, and projects the weights that
+write to the residual stream onto the span.
 
-Shapes: V vocabulary, D width, K numbers a position, S stages, B batch, L
-length; L1 = L + 1.
+Shapes: V vocabulary, D width, E = D + 1 features, K numbers per position, S
+stages, N layers, B batch, L length; L1 = L + 1.
 """
 
 import functools
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from covenant import config as config_lib
+from covenant import typing as ct
 from covenant.models import llama
 from covenant.models import loss as loss_lib
-from covenant.train import island as island_lib
 from covenant.train.pipeline import activation_quantization
-from covenant.train.pipeline import stage as stage_lib
 
-_HIGHEST = jax.lax.Precision.HIGHEST  # of what is fitted
-_WRITERS = (('attention', 'output'), ('ffn', 'down'))  # of a layer, [..., D]
-_RIDGE = 1e-2  # of a feature's own square; of few tokens little is told
-FITTED = 32  # sequences, at most, that a round's fit is to
-_FIT_BITS = 8  # of its numbers, as they are sent; U is sent in bfloat16
+_HIGHEST = jax.lax.Precision.HIGHEST  # precision of the fit
+# The weights of a layer that write to the residual stream, [..., D].
+_WRITERS = (('attention', 'output'), ('ffn', 'down'))
+_RIDGE = 1e-2  # regularization, relative to each feature's sum of squares
+FITTED = 32  # most sequences that a round's subspace is fitted to
+_FIT_BITS = 8  # bits per number of X0 as it is sent; U is sent in bfloat16
 
 
 class Fixed(NamedTuple):
-  """What does not change within a round: of the boundary into each stage.
+  """The constants of a round for the boundary into each stage.
 
-  The first stage's is that from the table to it, with tied embeddings.
+  With tied embeddings the first boundary is that from the table.
   """
 
   tokens_SxVxD: jax.Array  # X0 of each token
@@ -50,19 +50,19 @@ class Fixed(NamedTuple):
 
 def fix(
   model: config_lib.Model,
-  params: Any,
+  params: ct.Params,
   tokens_BxL1: jax.Array,
-  island: island_lib.Island,
+  island: config_lib.Island,
 ) -> Fixed:
-  """What is fixed for a round, from its parameters and some of its tokens.
+  """Fits the constants of a round to its parameters and some of its tokens.
 
-  Stage after stage: each fits what it gives and tells the next, and lets the
-  tokens pass on as compressed as they will be (`round_bytes`).
+  Stage by stage, each fits its output, sends the fit to the next, and passes
+  the tokens on as compressed as in training (`round_bytes`).
 
   Args:
     model: the architecture.
     params: the shared parameters.
-    tokens_BxL1: negative tokens are padding.
+    tokens_BxL1: tokens of the round; negative ones are padding.
     island: a pipeline with a rank, K.
   """
   tokens_BxL = jnp.maximum(tokens_BxL1[:, :-1], 0)
@@ -71,14 +71,16 @@ def fix(
   features_VxE = jnp.pad(table_VxD, ((0, 0), (0, 1)), constant_values=1)
   f_BxLxE = jnp.where(real_BxLx1, features_VxE[tokens_BxL], 0)
   gram_ExE = _sum_of_products(f_BxLxE, f_BxLxE)
-  own_E = jnp.maximum(jnp.diag(gram_ExE), 1e-6)  # of a feature that is nothing
+  own_E = jnp.maximum(
+    jnp.diag(gram_ExE), 1e-6
+  )  # for features that are always 0
   gram_ExE += _RIDGE * jnp.diag(own_E)
   x_BxLxD = table_VxD[tokens_BxL].astype(model.compute_dtype)
   found = []
   depth = model.layers // island.stages
   for first in range(0, model.layers - depth, depth):
-    layers = stage_lib.layers(model, params, first, depth)
-    x_BxLxD = stage_lib.apply(model, layers, x_BxLxD)
+    layers = stage_layers(model, params, first, depth)
+    x_BxLxD = apply_layers(model, layers, x_BxLxD)
     added_BxLxD = x_BxLxD.astype(jnp.float32) - table_VxD[tokens_BxL]
     map_ExD = jax.scipy.linalg.solve(
       gram_ExE, _sum_of_products(f_BxLxE, added_BxLxD), assume_a='pos'
@@ -95,7 +97,7 @@ def fix(
     basis_DxK = basis_DxK.astype(jnp.bfloat16).astype(jnp.float32)
     found.append((known_VxD, basis_DxK))
     x_BxLxD = cross(x_BxLxD, x0_BxLxD, basis_DxK, island.bits)
-  # The table's own lies where what it leads to does.
+  # The boundary from the table has the basis of the one after it.
   found = [(table_VxD, found[0][1]), *found]
   tokens, bases = zip(*found, strict=True)
   return Fixed(jnp.stack(tokens), jnp.stack(bases))
@@ -103,32 +105,32 @@ def fix(
 
 def learned(
   model: config_lib.Model,
-  start: Any,
-  end: Any,
-  island: island_lib.Island,
+  start: ct.Params,
+  end: ct.Params,
+  island: config_lib.Island,
   fixed: Fixed,
-) -> Any:
-  """The parameters that a round led to, as far as a pipeline can tell.
+) -> ct.Params:
+  """Reverts changes of a round that no gradient reached.
 
-  What weights before the last stage write outside the span did not arrive, so
-  no gradient said how to change it, and AdamW, which divides each number by
-  its own size, changes it all the same. It stays as it was: of four such
-  pipelines beside four full replicas (experiments/islands.py, `mixed`) 1.759
-  and 1.785 nats a byte against 1.779 and 1.886, on two seeds.
+  Before the last stage, what weights write outside the span is not passed on
+  and so has no gradient beyond noise. AdamW, which normalizes every number,
+  changes it nevertheless; it is set back to what it was at the start.
 
   Args:
     model: the architecture.
     start: the parameters at the start of the round.
-    end: those at its end.
+    end: the parameters at its end.
     island: a pipeline with a rank.
-    fixed: of the round.
+    fixed: the constants of the round.
   """
   depth = model.layers // island.stages
   confined = model.layers - depth
   basis_NxDxK = jnp.repeat(fixed.basis_SxDxK[1:], depth, 0)
 
-  def layers(start: Any, end: Any, change: Any) -> Any:
-    """Of a layer or a stack, at the end, the writers changed."""
+  def layers(
+    start: ct.Params, end: ct.Params, change: Callable[..., jax.Array]
+  ) -> ct.Params:
+    """Replaces the writers of a layer or of a stack of layers."""
     end = {**end}
     for part, name in _WRITERS:
       changed = change(start[part][name], end[part][name])
@@ -153,7 +155,7 @@ def learned(
 def _within(
   start: jax.Array, end: jax.Array, basis_DxK: jax.Array
 ) -> jax.Array:
-  """A weight [..., D] that has changed in the span alone."""
+  """Returns a weight [..., D] with its change projected onto the span."""
   moved = jnp.matmul(end - start, basis_DxK, precision=_HIGHEST)
   return start + jnp.matmul(moved, basis_DxK.T, precision=_HIGHEST)
 
@@ -165,7 +167,7 @@ def _sum_of_products(x_BxLxE: jax.Array, y_BxLxD: jax.Array) -> jax.Array:
 def cross(
   x_BxLxD: jax.Array, x0_BxLxD: jax.Array, basis_DxK: jax.Array, bits: int
 ) -> jax.Array:
-  """What is received of activations that are sent, and of their gradient."""
+  """Returns activations as they arrive; their gradient passes likewise."""
   c_BxLxK = activation_quantization.passed(
     send(x_BxLxD, x0_BxLxD, basis_DxK), bits
   )
@@ -175,10 +177,10 @@ def cross(
 def send(
   x_BxLxD: jax.Array, x0_BxLxD: jax.Array, basis_DxK: jax.Array
 ) -> jax.Array:
-  """What is sent of activations: [B, L, K], in their dtype.
+  """Returns the coordinates of activations, [B, L, K], in their dtype.
 
-  Its gradient is what is sent back, in full: of the activations' own gradient
-  the receiver's `receive` has kept only what lies in the span.
+  The gradient of the coordinates is sent back in full: `receive` reduces the
+  gradient of the activations to the span.
   """
   dtype = x_BxLxD.dtype
   return jnp.matmul(x_BxLxD - x0_BxLxD.astype(dtype), basis_DxK.astype(dtype))
@@ -187,22 +189,22 @@ def send(
 def receive(
   c_BxLxK: jax.Array, x0_BxLxD: jax.Array, basis_DxK: jax.Array
 ) -> jax.Array:
-  """The activations that `send` was of."""
+  """Returns the activations with the given coordinates."""
   dtype = c_BxLxK.dtype
   return jnp.matmul(c_BxLxK, basis_DxK.T.astype(dtype)) + x0_BxLxD.astype(dtype)
 
 
 def hidden(
   model: config_lib.Model,
-  params: Any,
+  params: ct.Params,
   tokens_BxL: jax.Array,
-  island: island_lib.Island,
+  island: config_lib.Island,
   fixed: Fixed,
 ) -> tuple[jax.Array, jax.Array]:
-  """`llama.hidden` as a pipeline computes it, on one device.
+  """Computes `llama.hidden` as a pipeline does, on one device.
 
-  The tokens' embedding enters the first stage as from another with tied
-  embeddings: the last stage has the table.
+  With tied embeddings the last stage has the table, and embeddings cross a
+  boundary to the first stage.
   """
   x_BxLxD = llama.embed(model, params, tokens_BxL)
   depth = model.layers // island.stages
@@ -211,20 +213,20 @@ def hidden(
       x0_BxLxD = fixed.tokens_SxVxD[s][tokens_BxL]
       basis_DxK = fixed.basis_SxDxK[s]
       x_BxLxD = cross(x_BxLxD, x0_BxLxD, basis_DxK, island.bits)
-    layers = stage_lib.layers(model, params, s * depth, depth)
-    x_BxLxD = stage_lib.apply(model, layers, x_BxLxD)
+    layers = stage_layers(model, params, s * depth, depth)
+    x_BxLxD = apply_layers(model, layers, x_BxLxD)
   return llama.product_of(model, params, x_BxLxD)
 
 
 def next_token_gradient(
   model: config_lib.Model,
-  params: Any,
+  params: ct.Params,
   tokens_BxL1: jax.Array,
-  island: island_lib.Island,
+  island: config_lib.Island,
   fixed: Fixed,
   microbatch: int | None = None,
-) -> tuple[loss_lib.Loss, Any]:
-  """As `loss.next_token_gradient`, of a pipeline."""
+) -> tuple[loss_lib.Loss, ct.Grads]:
+  """Computes `loss.next_token_gradient` of a pipeline, on one device."""
   return loss_lib.next_token_gradient(
     model,
     params,
@@ -234,30 +236,64 @@ def next_token_gradient(
   )
 
 
+def stage_layers(
+  model: config_lib.Model, params: ct.Params, first: int, count: int
+) -> ct.Params:
+  """Returns the parameters of `count` layers from `first` on.
+
+  They are stacked with `scan_layers`, otherwise a tuple.
+  """
+  if model.scan_layers:
+    return jax.tree.map(lambda x: x[first : first + count], params['layers'])
+  return tuple(params[f'layers_{i}'] for i in range(first, first + count))
+
+
+def apply_layers(
+  model: config_lib.Model, layers: ct.Params, x_BxLxD: jax.Array
+) -> jax.Array:
+  """Applies the layers of a stage."""
+  block = functools.partial(llama.block, model)
+  if model.remat != 'none':
+    dots = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+    block = jax.checkpoint(
+      block,
+      prevent_cse=isinstance(layers, tuple),
+      policy=dots if model.remat == 'dots' else None,
+    )
+  if isinstance(layers, tuple):
+    for layer in layers:
+      x_BxLxD = block(layer, x_BxLxD)
+    return x_BxLxD
+  x_BxLxD, _ = jax.lax.scan(
+    lambda x, layer: (block(layer, x), None), x_BxLxD, layers
+  )
+  return x_BxLxD
+
+
 def round_bytes(
   model: config_lib.Model,
-  island: island_lib.Island,
+  island: config_lib.Island,
   sequences: int,
   context: int,
 ) -> int:
-  """What passes between the stages of an island in a round, all boundaries.
+  """Returns the bytes that pass between the stages of an island per round.
 
-  Activations forward and gradients back; with tied embeddings the last stage
-  has the table, and from it to the first is one boundary more. With a rank
-  also what is fixed for the round (`fix`), and on all boundaries but the last
-  the tokens that it is fitted to. Stages draw the ids of tokens themselves,
-  and learn the embedding as all miners do, so neither is sent.
+  They are activations forward and gradients back over all boundaries, of which
+  tied embeddings add one, from the last stage to the first. With a rank, they
+  include the constants of the round (`fix`) and, on all boundaries but the
+  last, the activations of the tokens that these are fitted to. Stages know the
+  tokens and the embedding, so that neither is sent.
 
   Args:
     model: the architecture.
-    island: whose.
-    sequences: that it trained on.
-    context: positions of each.
+    island: the island.
+    sequences: the sequences it trained on.
+    context: positions per sequence.
 
   >>> model = config_lib.Model(width=64)
-  >>> round_bytes(model, island_lib.Island(stages=2), 45, 64)
+  >>> round_bytes(model, config_lib.Island(stages=2), 45, 64)
   2949120
-  >>> round_bytes(model, island_lib.Island(stages=2, rank=20, bits=4), 45, 64)
+  >>> round_bytes(model, config_lib.Island(stages=2, rank=20, bits=4), 45, 64)
   145090
   """
   stages = island.stages

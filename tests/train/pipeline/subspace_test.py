@@ -14,7 +14,6 @@ from covenant import config as config_lib
 from covenant.models import llama
 from covenant.models import loss as loss_lib
 from covenant.train import island as island_lib
-from covenant.train.pipeline import stage as stage_lib
 from covenant.train.pipeline import subspace
 
 # Wide enough for one number of a thousand; else as small as can be.
@@ -255,8 +254,8 @@ class FixTest(parameterized.TestCase):
     np.testing.assert_array_equal(fixed.tokens_SxVxD[0], params['embedding'])
     ids_n = tokens_BxL1[:, :-1].reshape(-1)
     x_BxLxD = llama.embed(model, params, tokens_BxL1[:, :-1])
-    layers = stage_lib.layers(model, params, 0, 2)
-    x_BxLxD = stage_lib.apply(model, layers, x_BxLxD)
+    layers = subspace.stage_layers(model, params, 0, 2)
+    x_BxLxD = subspace.apply_layers(model, layers, x_BxLxD)
     x_nxD = np.asarray(x_BxLxD, np.float64).reshape(-1, model.width)
 
     features_VxE = np.pad(table_VxD, ((0, 0), (0, 1)), constant_values=1)
