@@ -23,6 +23,7 @@ import pathlib
 from collections.abc import Iterator, Sequence
 
 from experiments import charts
+from experiments import runner
 from experiments import study
 
 SENDERS = 'mean over senders'
@@ -38,7 +39,10 @@ def plan(runs: Sequence[study.Run], seeds: int) -> Iterator[study.Cell]:
   yield from study.tuned(runs, ALL, (OVER_ALL,), seeds, (1.4, 2.8, 5.6))
 
 
-def judge(runs: Sequence[study.Run]) -> Iterator[study.Verdict]:
+def judge(
+  runs: Sequence[study.Run], results: pathlib.Path
+) -> Iterator[study.Verdict]:
+  del results
   gap = study.gap(runs, ALL, SENDERS)
   yield study.Verdict(
     'C18, own rate',
@@ -66,4 +70,4 @@ def draw(runs: Sequence[study.Run], path: pathlib.Path) -> None:
 STUDY = study.Study('aggregation', plan, judge, draw)
 
 if __name__ == '__main__':
-  study.main(STUDY, __doc__)
+  runner.main(STUDY, __doc__)

@@ -1,4 +1,4 @@
-"""The figures of studies: means over seeds, with their standard deviation."""
+"""The figures of studies: means and standard deviations over seeds."""
 
 import pathlib
 import statistics
@@ -9,7 +9,7 @@ from matplotlib import figure
 
 from experiments import study
 
-# Okabe and Ito's palette, which the colour-blind tell apart.
+# Okabe and Ito's palette, which color-blind readers can tell apart.
 COLORS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9')
 MARKERS = 'osD^vP'
 _HEADROOM = 1.25  # curves are shown up to this times the worst final loss
@@ -21,14 +21,14 @@ def curves(
   path: pathlib.Path,
   results: pathlib.Path | None = None,
 ) -> None:
-  """Held-out losses against tokens, and against the bytes that a peer sends.
+  """Draws held-out losses against tokens, and against a peer's bytes sent.
 
   Args:
-    runs: of a study.
-    cells: that are shown, in the order of the legend; those that are not done
-      are left out.
-    path: the PNG to write; the curves lie beside it.
-    results: where the curves are; the folder of `path` if omitted.
+    runs: the runs of a study.
+    cells: the cells to show, in the order of the legend; those that are not
+      finished are left out.
+    path: the PNG to write.
+    results: the folder that has curves/; the folder of `path` if omitted.
   """
   fig = figure.Figure(figsize=(10, 4), dpi=150, layout='constrained')
   left, right = fig.subplots(1, 2, sharey=True)
@@ -66,7 +66,7 @@ def curves(
         lw=0,
       )
   left.set(
-    xlabel='tokens trained, all peers', ylabel='held-out loss (nats a byte)'
+    xlabel='tokens trained, all peers', ylabel='held-out loss (nats per byte)'
   )
   right.set(xlabel='bytes that a peer sends', xscale='log')
   if finals:
@@ -86,15 +86,15 @@ def ends(
   log: bool = True,
   level: tuple[str, str] | None = None,
 ) -> None:
-  """Final held-out losses against what was varied.
+  """Draws final held-out losses against a parameter.
 
   Args:
-    runs: of a study.
-    lines: label -> what was varied -> cell.
+    runs: the runs of a study.
+    lines: for each label the cells by value of the parameter.
     path: the PNG to write.
-    xlabel: what was varied.
-    log: whether on a logarithmic axis.
-    level: label and cell of what to hold them against, as a line.
+    xlabel: the name of the parameter.
+    log: True for a logarithmic axis.
+    level: label and cell of a reference, drawn as a horizontal line.
   """
   fig = figure.Figure(figsize=(6.4, 4), dpi=150, layout='constrained')
   ax = fig.subplots()
@@ -130,7 +130,7 @@ def ends(
         color='#606060',
         fontsize=8,
       )
-  ax.set(xlabel=xlabel, ylabel='final held-out loss (nats a byte)')
+  ax.set(xlabel=xlabel, ylabel='final held-out loss (nats per byte)')
   if log:
     ax.set_xscale('log')
     ticks = sorted({x for cells in lines.values() for x in cells})

@@ -17,6 +17,7 @@ import pathlib
 from collections.abc import Iterator, Sequence
 
 from experiments import charts
+from experiments import runner
 from experiments import study
 
 STAY = '16 peers that stay'
@@ -33,7 +34,10 @@ def plan(runs: Sequence[study.Run], seeds: int) -> Iterator[study.Cell]:
     yield study.Cell(CHURN, seed, sets)
 
 
-def judge(runs: Sequence[study.Run]) -> Iterator[study.Verdict]:
+def judge(
+  runs: Sequence[study.Run], results: pathlib.Path
+) -> Iterator[study.Verdict]:
+  del results
   gap = study.gap(runs, CHURN, STAY)
   yield study.Verdict(
     'C11',
@@ -52,4 +56,4 @@ def draw(runs: Sequence[study.Run], path: pathlib.Path) -> None:
 STUDY = study.Study('churn', plan, judge, draw)
 
 if __name__ == '__main__':
-  study.main(STUDY, __doc__)
+  runner.main(STUDY, __doc__)

@@ -51,7 +51,7 @@ def verdicts() -> Iterator[tuple[str, float, study.Verdict]]:
   for module in STUDIES:
     runs = runs_of(module)
     minutes = sum(run.seconds for run in runs) / 60
-    for verdict in module.STUDY.judge(runs) if runs else ():
+    for verdict in module.STUDY.judge(runs, study.RESULTS) if runs else ():
       yield module.STUDY.name, minutes, verdict
   path = study.RESULTS / 'pools.csv'
   trials = study.read_csv(path, pools.Row) if path.exists() else []

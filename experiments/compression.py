@@ -25,6 +25,7 @@ import pathlib
 from collections.abc import Iterator, Sequence
 
 from experiments import charts
+from experiments import runner
 from experiments import study
 
 ONE_BIT = 'one bit a value'
@@ -64,7 +65,10 @@ def plan(runs: Sequence[study.Run], seeds: int) -> Iterator[study.Cell]:
     yield from study.tuned(runs, name, sets, seeds, (0.7, 1.0, 2.0))
 
 
-def judge(runs: Sequence[study.Run]) -> Iterator[study.Verdict]:
+def judge(
+  runs: Sequence[study.Run], results: pathlib.Path
+) -> Iterator[study.Verdict]:
+  del results
   for name, without, cell in (
     ('C2', FORGETS, ONE_BIT),
     ('C2, a quarter of the values', FORGETS_FEW, FEW),
@@ -117,4 +121,4 @@ def draw(runs: Sequence[study.Run], path: pathlib.Path) -> None:
 STUDY = study.Study('compression', plan, judge, draw)
 
 if __name__ == '__main__':
-  study.main(STUDY, __doc__)
+  runner.main(STUDY, __doc__)

@@ -20,6 +20,7 @@ import pathlib
 from collections.abc import Iterator, Sequence
 
 from experiments import charts
+from experiments import runner
 from experiments import study
 
 SENT = (16, 64, 256, 1024, 4096)
@@ -47,7 +48,10 @@ def plan(runs: Sequence[study.Run], seeds: int) -> Iterator[study.Cell]:
       yield from study.tuned(runs, _name(k, momentum), sets, seeds, rates)
 
 
-def judge(runs: Sequence[study.Run]) -> Iterator[study.Verdict]:
+def judge(
+  runs: Sequence[study.Run], results: pathlib.Path
+) -> Iterator[study.Verdict]:
+  del results
   between = study.best(runs, [_name(k) for k in SENT[1:-1]])
   for end in (SENT[0], SENT[-1]):
     gap = study.gap(runs, _name(end), between)
@@ -83,4 +87,4 @@ def draw(runs: Sequence[study.Run], path: pathlib.Path) -> None:
 STUDY = study.Study('density', plan, judge, draw)
 
 if __name__ == '__main__':
-  study.main(STUDY, __doc__)
+  runner.main(STUDY, __doc__)

@@ -52,6 +52,7 @@ from covenant.data import dataset
 from covenant.emulate import host as host_lib
 from covenant.gauntlet import checks
 from covenant.node import validator as validator_lib
+from experiments import runner
 from experiments import study
 
 ROOT = pathlib.Path(__file__).parent
@@ -471,7 +472,7 @@ def main() -> None:
     plain = 'no Gauntlet' in cell or 'plain' in cell
     name = f'{study.digest(config)}{"-plain" * plain}'
     wanted[cell, seed, name] = config, plain
-  with study.workers(arguments.jobs) as pool:
+  with runner.workers(arguments.jobs) as pool:
     futures = {
       pool.submit(run_cell, *what): key
       for key, what in wanted.items()

@@ -50,6 +50,7 @@ from covenant.plan import simulated_links
 from covenant.plan import wallclock
 from experiments import charts
 from experiments import pools
+from experiments import runner
 from experiments import study
 
 ALIKE = 'alike'
@@ -111,7 +112,9 @@ def _share(gap: study.Gap) -> str:
   return f'{gap.mean:+.2%} ± {gap.deviation:.2%} (n = {gap.n})'
 
 
-def judge(runs: Sequence[study.Run]) -> Iterator[study.Verdict]:
+def judge(
+  runs: Sequence[study.Run], results: pathlib.Path
+) -> Iterator[study.Verdict]:
   for cell, name in (('mixed', ''), ('mixed, by steps', ', by steps')):
     above = _above(runs, cell, ALIKE)
     yield study.Verdict(
@@ -176,8 +179,8 @@ def judge(runs: Sequence[study.Run]) -> Iterator[study.Verdict]:
     study.at_most(above, 0.005),
   )
   yield _utilization()
-  yield _wall_clock(runs, 'mixed', '')
-  yield _wall_clock(runs, 'mixed, by steps', ', by steps')
+  yield _wall_clock(runs, results, 'mixed', '')
+  yield _wall_clock(runs, results, 'mixed, by steps', ', by steps')
 
 
 def _utilization() -> study.Verdict:
@@ -194,12 +197,13 @@ def _utilization() -> study.Verdict:
   )
 
 
-def _curve(run: study.Run) -> list[tuple[float, float]]:
-  return [(p.tokens, p.nats_per_byte) for p in study.curve(run)]
+def _curve(run: study.Run, results: pathlib.Path) -> list[tuple[float, float]]:
+  points = study.curve(run, results)
+  return [(point.tokens, point.nats_per_byte) for point in points]
 
 
 def _wall_clock(
-  runs: Sequence[study.Run], cell: str, name: str
+  runs: Sequence[study.Run], results: pathlib.Path, cell: str, name: str
 ) -> study.Verdict:
   """How much sooner the unequal network is there, of each seed."""
   config = config_lib.load(LARGE, [f'plan.inventory={INVENTORY}'])
@@ -207,7 +211,7 @@ def _wall_clock(
   ratios = []
   for seed in sorted(study.losses(runs, 'few')):
     mixed, few = (
-      _curve(next(r for r in runs if (r.cell, r.seed) == (of, seed)))
+      _curve(next(r for r in runs if (r.cell, r.seed) == (of, seed)), results)
       for of in (cell, 'few')
     )
     loss = max(mixed[-1][1], few[-1][1])  # what both reach
@@ -266,6 +270,6 @@ def draw(runs: Sequence[study.Run], path: pathlib.Path) -> None:
 STUDY = study.Study('islands', plan, judge, draw)
 
 if __name__ == '__main__':
-  arguments = study.main(STUDY, __doc__)
+  arguments = runner.main(STUDY, __doc__)
   pools.main(arguments)
   print(gather_table())

@@ -31,6 +31,7 @@ import statistics
 from collections.abc import Iterator, Sequence
 
 from experiments import charts
+from experiments import runner
 from experiments import study
 
 INNER = (3e-3, 6e-3, 1.2e-2)
@@ -125,7 +126,9 @@ def _more(inner_steps: int) -> str:
   return f'{_at("SparseLoCo", inner_steps)}, {MORE[inner_steps][0]}'
 
 
-def judge(runs: Sequence[study.Run]) -> Iterator[study.Verdict]:
+def judge(
+  runs: Sequence[study.Run], results: pathlib.Path
+) -> Iterator[study.Verdict]:
   cells = [(_at('SparseLoCo', h), f'H = {h}', h) for h in STEPS]
   cells += [(_more(h), f'H = {h}, {MORE[h][0]}', h) for h in MORE]
   for cell, name, inner_steps in cells:
@@ -145,7 +148,9 @@ def judge(runs: Sequence[study.Run]) -> Iterator[study.Verdict]:
   for run in mine:
     goal = dense[run.seed]
     reached = [
-      p for p in study.curve(run) if p.nats_per_byte <= goal.nats_per_byte
+      p
+      for p in study.curve(run, results)
+      if p.nats_per_byte <= goal.nats_per_byte
     ]
     shares.append(reached[0].bytes_up / goal.bytes_up if reached else 1.0)
     above.append(run.nats_per_byte / adamw[run.seed] - 1)
@@ -190,4 +195,4 @@ def draw(runs: Sequence[study.Run], path: pathlib.Path) -> None:
 STUDY = study.Study('methods', plan, judge, draw)
 
 if __name__ == '__main__':
-  study.main(STUDY, __doc__)
+  runner.main(STUDY, __doc__)

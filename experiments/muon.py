@@ -16,6 +16,7 @@ import pathlib
 from collections.abc import Iterator, Sequence
 
 from experiments import charts
+from experiments import runner
 from experiments import study
 
 INNER = (3e-3, 6e-3, 1.2e-2)
@@ -37,7 +38,10 @@ def plan(runs: Sequence[study.Run], seeds: int) -> Iterator[study.Cell]:
     yield from study.swept(runs, name, cells, seeds)
 
 
-def judge(runs: Sequence[study.Run]) -> Iterator[study.Verdict]:
+def judge(
+  runs: Sequence[study.Run], results: pathlib.Path
+) -> Iterator[study.Verdict]:
+  del results
   gap = study.gap(runs, 'Muon inside', 'AdamW inside')
   yield study.Verdict(
     'Muon',
@@ -56,4 +60,4 @@ def draw(runs: Sequence[study.Run], path: pathlib.Path) -> None:
 STUDY = study.Study('muon', plan, judge, draw)
 
 if __name__ == '__main__':
-  study.main(STUDY, __doc__)
+  runner.main(STUDY, __doc__)

@@ -30,6 +30,7 @@ from covenant.data import dataset
 from covenant.emulate import host as host_lib
 from covenant.gauntlet import similarity
 from experiments import charts
+from experiments import runner
 from experiments import study
 
 WARM = 10  # rounds, in which the embedding's few rows are all that moves
@@ -114,7 +115,7 @@ def draw(rows: Sequence[Row], path: pathlib.Path) -> None:
 
 
 def main() -> None:
-  arguments = study.arguments(__doc__)
+  arguments = runner.arguments(__doc__)
   work, results, seeds = pathlib.Path(arguments.workdir), study.RESULTS, 1
   sets: tuple[str, ...] = ()
   if arguments.quick:

@@ -24,6 +24,7 @@ from collections.abc import Iterator, Sequence
 
 from experiments import charts
 from experiments import methods
+from experiments import runner
 from experiments import study
 
 PEERS = {4: 6, 8: 3, 24: 1}  # peers -> sequences of each
@@ -77,7 +78,10 @@ def _share(runs: Sequence[study.Run], width: int) -> list[float]:
   return [sparse[seed] / adamw[seed] - 1 for seed in sorted(sparse)]
 
 
-def judge(runs: Sequence[study.Run]) -> Iterator[study.Verdict]:
+def judge(
+  runs: Sequence[study.Run], results: pathlib.Path
+) -> Iterator[study.Verdict]:
+  del results
   for name, cell, batch in (
     ('24', _peers(24), ''),
     ('24, own rate', OWN, ''),
@@ -115,4 +119,4 @@ def draw(runs: Sequence[study.Run], path: pathlib.Path) -> None:
 STUDY = study.Study('peers', plan, judge, draw)
 
 if __name__ == '__main__':
-  study.main(STUDY, __doc__)
+  runner.main(STUDY, __doc__)

@@ -21,6 +21,7 @@ import pathlib
 from collections.abc import Iterator, Sequence
 
 from experiments import charts
+from experiments import runner
 from experiments import study
 
 DEFAULT = 'sign per block'
@@ -70,7 +71,10 @@ def _best(runs: Sequence[study.Run], quantizer: str) -> str:
   return study.best(runs, [_name(quantizer, rate) for rate in rates])
 
 
-def judge(runs: Sequence[study.Run]) -> Iterator[study.Verdict]:
+def judge(
+  runs: Sequence[study.Run], results: pathlib.Path
+) -> Iterator[study.Verdict]:
+  del results
   cells = {quantizer: _best(runs, quantizer) for quantizer in QUANTIZERS}
   for quantizer, cell in cells.items():
     if quantizer != DEFAULT:
@@ -96,4 +100,4 @@ def draw(runs: Sequence[study.Run], path: pathlib.Path) -> None:
 STUDY = study.Study('quantizers', plan, judge, draw)
 
 if __name__ == '__main__':
-  study.main(STUDY, __doc__)
+  runner.main(STUDY, __doc__)

@@ -1,44 +1,29 @@
-"""Runs that belong together: each done once, side by side, and judged.
+"""A study: runs that belong together, each done once, and judged.
 
-A study says which runs it needs, given those that are done: first the sweep
-of a learning rate, say, and then three seeds at the best. `main` runs what is
-missing, so that a study which was killed goes on where it was, and a run that
-two studies need is done once. It writes
+A study names the runs it needs, given those that are done: first the sweep of
+a learning rate, for example, and then three seeds at the best one.
+experiments/runner.py does the missing ones and writes
 
-  experiments/results/NAME.csv         a line a run
+  experiments/results/NAME.csv         a line per run
   experiments/results/curves/*.csv     the held-out losses of each run
-  experiments/results/NAME.png         what `draw` makes of them
+  experiments/results/NAME.png         the figure
 
-and prints a verdict for each claim. The name of a run is a digest of all that
-its config has otherwise than the defaults: tests/experiments_test.py holds
-the results against what the committed study asks for.
+A run is named by a digest of all fields of its config that are not the default.
+tests/experiments_test.py compares the results with the committed study. In
+tables and errors ± is a standard deviation over seeds.
 """
 
-import argparse
-import concurrent.futures
 import csv
 import hashlib
-import json
 import math
-import multiprocessing
-import os
 import pathlib
-import shutil
 import statistics
-import sys
-import time
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
-import jax
-from absl import logging
-
-from covenant import cli
 from covenant import config as config_lib
-from covenant import files
 from covenant import metrics
-from covenant.emulate import host
 
 ROOT = pathlib.Path(__file__).parent
 RESULTS = ROOT / 'results'
@@ -46,8 +31,8 @@ BASE = str(ROOT.parent / 'configs' / 'shakespeare.py')
 GOLDEN = ROOT.parent / 'tests' / 'golden' / 'traces.json'
 SEEDS = 3
 OUTER = (0.35, 0.7, 1.0)  # learning rates that are swept
-# What is the same in all studies: 115,136 parameters on 2.3 million tokens, 20
-# a parameter; eight honest miners who all count.
+# Common to all studies: 115,008 parameters on 2.3 million tokens, 20 per
+# parameter; eight honest miners, all of which count.
 COMMON = (
   'miners=8',
   'adversaries=',
@@ -56,8 +41,8 @@ COMMON = (
   'optim.inner_steps=15',
   'optim.inner.batch_size=3',
   'optim.inner.warmup_steps=75',
-  # Of the two best that experiments/methods.py finds for SparseLoCo, the one
-  # with the lower inner rate, which no seed has found unstable.
+  # The better of the two best inner rates that experiments/methods.py finds for
+  # SparseLoCo is 0.012; this one is stable with every seed.
   'optim.inner.learning_rate=0.006',
   'optim.outer.learning_rate=1',
   'eval.every=10',
@@ -67,13 +52,13 @@ _INDIFFERENT = ('name:', 'checkpoint.', 'devices.', 'network.', 'plan.')
 
 
 class Program(Protocol):
-  """Runs a config otherwise than the nodes do. Its text says all it does."""
+  """Runs a config without nodes. Its `str` names all that it does."""
 
   def run(self, config: config_lib.Config) -> list[metrics.Evaluation]: ...
 
 
 class Cell(NamedTuple):
-  """One run: what it is called in tables, its seed, and how it differs."""
+  """One run: its name in tables, its seed, and its overrides."""
 
   name: str
   seed: int
@@ -82,23 +67,23 @@ class Cell(NamedTuple):
 
 
 class Run(NamedTuple):
-  """A cell that is done. Bytes are of one peer over the whole run."""
+  """A finished cell. Bytes are those of one peer over the whole run."""
 
   cell: str
   seed: int
-  config: str  # digest
+  config: str  # digest of the config
   rounds: int
   tokens: int  # of all peers
   bytes_up: int
-  bytes_down: int  # it fetches all others' payloads
+  bytes_down: int  # all other peers' payloads
   nats_per_byte: float  # held-out, at the end
   seconds: float  # of one core
   device: str
-  code: str  # digest of the golden traces: what the code computed then
+  code: str  # digest of the golden traces of the code that ran it
 
 
 class Point(NamedTuple):
-  """Of a curve: an evaluation."""
+  """One evaluation of a curve."""
 
   round: int
   tokens: int
@@ -107,10 +92,10 @@ class Point(NamedTuple):
 
 
 class Verdict(NamedTuple):
-  """What became of a claim."""
+  """The outcome of a claim."""
 
-  claim: str  # its number
-  says: str
+  claim: str  # number
+  says: str  # the claim in words
   source: str
   criterion: str
   measured: str
@@ -118,19 +103,19 @@ class Verdict(NamedTuple):
 
 
 class Study(NamedTuple):
-  """What a module under experiments/ defines.
+  """A module under experiments/.
 
   Attributes:
-    name: of its results.
-    plan: (runs so far, seeds) -> all cells that these call for.
-    judge: runs -> verdicts.
+    name: the name of its results.
+    plan: (runs so far, number of seeds) -> all cells needed.
+    judge: (runs, folder that has their curves/) -> verdicts.
     draw: (runs, path of a PNG) -> None.
-    quick: overrides of a run that takes seconds.
+    quick: overrides for runs of seconds.
   """
 
   name: str
   plan: Callable[[Sequence[Run], int], Iterable[Cell]]
-  judge: Callable[[Sequence[Run]], Iterable[Verdict]]
+  judge: Callable[[Sequence[Run], pathlib.Path], Iterable[Verdict]]
   draw: Callable[[Sequence[Run], pathlib.Path], None]
   quick: tuple[str, ...] = (
     'rounds=4',
@@ -145,9 +130,9 @@ def make_config(cell: Cell, more: Iterable[str] = ()) -> config_lib.Config:
 
 
 def digest(config: config_lib.Config, program: Program | None = None) -> str:
-  """Names a run by all that its config has otherwise than the defaults.
+  """Names a run by all fields of its config that are not the default.
 
-  But for what changes no number of it.
+  Fields that change no number of the run are left out.
   """
   lines = [
     line
@@ -161,60 +146,8 @@ def digest(config: config_lib.Config, program: Program | None = None) -> str:
 
 
 def code() -> str:
-  """Names what the training methods compute (tests/emulate/host_test.py)."""
+  """Names the code by its golden traces (tests/emulate/host_test.py)."""
   return hashlib.blake2b(GOLDEN.read_bytes(), digest_size=4).hexdigest()
-
-
-def execute(cell: Cell, more: Sequence[str], work: pathlib.Path) -> Run:
-  """Runs a cell, or reads what it did when it ran; writes its curve.
-
-  A run that was interrupted goes on, or begins anew.
-  """
-  config = make_config(cell, more)
-  name = digest(config, cell.program)
-  folder = work / name
-  done = folder / 'run.json'
-  if done.exists():
-    run = Run(**json.loads(done.read_text()))
-    return run._replace(cell=cell.name)
-  began = time.process_time()
-  if cell.program is None:
-    evaluations = _emulate(config, folder)
-  else:
-    evaluations = cell.program.run(config)
-  seconds = time.process_time() - began
-  last = evaluations[-1]
-  write_csv(
-    work / 'curves' / f'{name}.csv',
-    [
-      Point(e.round, e.tokens, e.bytes_up // config.miners, e.nats_per_byte)
-      for e in evaluations
-    ],
-  )
-  run = Run(
-    cell.name,
-    cell.seed,
-    name,
-    last.round,
-    last.tokens,
-    last.bytes_up // config.miners,
-    last.bytes_up * (config.miners - 1) // config.miners,
-    round(last.nats_per_byte, 5),
-    round(seconds, 1),
-    jax.devices()[0].device_kind,
-    code(),
-  )
-  files.write(done, json.dumps(run._asdict()))
-  return run
-
-
-def _emulate(
-  config: config_lib.Config, folder: pathlib.Path
-) -> list[metrics.Evaluation]:
-  host.run(config, folder)
-  shutil.rmtree(folder / 'checkpoints')
-  records = metrics.read(folder / 'metrics.jsonl')
-  return [r for r in records if isinstance(r, metrics.Evaluation)]
 
 
 def write_csv(path: pathlib.Path, rows: Sequence[Any]) -> None:
@@ -227,7 +160,7 @@ def write_csv(path: pathlib.Path, rows: Sequence[Any]) -> None:
 
 
 def read_csv(path: pathlib.Path, kind: type[Any]) -> list[Any]:
-  """The rows of a file that `write_csv` wrote, as named tuples `kind`."""
+  """Reads the rows of a file that `write_csv` wrote, as named tuples `kind`."""
   types = typing.get_type_hints(kind)
   with open(path, newline='') as file:
     return [
@@ -236,20 +169,20 @@ def read_csv(path: pathlib.Path, kind: type[Any]) -> list[Any]:
     ]
 
 
-def curve(run: Run, results: pathlib.Path = RESULTS) -> list[Point]:
-  """The held-out losses of a run."""
+def curve(run: Run, results: pathlib.Path) -> list[Point]:
+  """Reads the held-out losses of a run from the folder of its results."""
   return read_csv(results / 'curves' / f'{run.config}.csv', Point)
 
 
 def losses(runs: Iterable[Run], cell: str) -> dict[int, float]:
-  """Seed -> final held-out loss in nats a byte."""
+  """Maps seeds to final held-out losses in nats per byte."""
   return {r.seed: r.nats_per_byte for r in runs if r.cell == cell}
 
 
 def best(runs: Sequence[Run], cells: Iterable[str]) -> str:
-  """Of the cells that are done the one with the least mean final loss.
+  """Returns the finished cell with the lowest mean final loss.
 
-  Of seed 0 alone if that is what all have in common.
+  The mean is over the seeds that all of them have.
   """
   found = {cell: losses(runs, cell) for cell in cells}
   found = {cell: of for cell, of in found.items() if of}
@@ -260,15 +193,15 @@ def best(runs: Sequence[Run], cells: Iterable[str]) -> str:
 
 
 class Gap(NamedTuple):
-  """How much higher one cell's loss is than another's, seed by seed."""
+  """The difference of two cells' losses, seed by seed."""
 
-  mean: float  # nats a byte
+  mean: float  # nats per byte
   deviation: float  # standard deviation over the seeds
   n: int
 
   @property
   def error(self) -> float:
-    """Standard error of the mean; not a number of a single seed."""
+    """Standard error of the mean; nan with a single seed."""
     return self.deviation / math.sqrt(self.n)
 
   def __str__(self) -> str:
@@ -286,24 +219,24 @@ def gap(runs: Iterable[Run], cell: str, other: str) -> Gap:
 
 
 def spread(values: Sequence[float]) -> Gap:
-  """Of one value a seed."""
+  """Returns the mean and the standard deviation of one value per seed."""
   n = len(values)
   deviation = statistics.stdev(values) if n > 1 else math.nan
   return Gap(statistics.mean(values), deviation, n)
 
 
 def at_most(found: Gap, bound: float = 0.0) -> str:
-  """Whether a gap is at most `bound`: two standard errors decide."""
+  """Decides if a gap is at most `bound`, by two standard errors."""
   return _decide(bound - found.mean, found.error)
 
 
 def more_than(found: Gap, bound: float = 0.0) -> str:
-  """Whether a gap is more than `bound`: two standard errors decide."""
+  """Decides if a gap is more than `bound`, by two standard errors."""
   return _decide(found.mean - bound, found.error)
 
 
 def _decide(margin: float, error: float) -> str:
-  if not abs(margin) > 2 * error:  # also of one seed, whose error is unknown
+  if not abs(margin) > 2 * error:  # also with one seed, whose error is nan
     return 'UNDECIDED'
   return 'PASS' if margin > 0 else 'FAIL'
 
@@ -315,7 +248,7 @@ def tuned(
   seeds: int,
   outer: Sequence[float] = OUTER,
 ) -> Iterator[Cell]:
-  """The cells of one that gets the best of some outer learning rates."""
+  """Yields the cells of a method at the best of some outer learning rates."""
   rates = {
     f'{name}, {rate:g}': (*sets, f'optim.outer.learning_rate={rate:g}')
     for rate in outer
@@ -329,9 +262,9 @@ def swept(
   candidates: Mapping[str, tuple[str, ...]],
   seeds: int,
 ) -> Iterator[Cell]:
-  """The cells of one that gets the best overrides of some.
+  """Yields the cells of a method at the best of some overrides.
 
-  They are run with seed 0; once that is done, `name` has all seeds.
+  All candidates run with seed 0; then the best one gets all seeds as `name`.
   """
   for cell, sets in candidates.items():
     yield Cell(cell, 0, sets)
@@ -341,8 +274,8 @@ def swept(
 
 
 def table(runs: Sequence[Run]) -> str:
-  """A line a cell: mean and deviation over its seeds."""
-  lines = ['cell | n | nats a byte | bytes up | bytes down | core seconds']
+  """Returns a line per cell: mean and standard deviation over its seeds."""
+  lines = ['cell | n | nats per byte | bytes up | bytes down | core seconds']
   for cell in dict.fromkeys(r.cell for r in runs):
     of = [r for r in runs if r.cell == cell]
     found = [r.nats_per_byte for r in of]
@@ -353,90 +286,6 @@ def table(runs: Sequence[Run]) -> str:
       f'{statistics.mean(r.seconds for r in of):.0f}'
     )
   return '\n'.join(lines)
-
-
-def _begin(cores: Any) -> None:
-  """A process for runs: one core is its own."""
-  index = cores.get()
-  if hasattr(os, 'sched_setaffinity'):
-    own = sorted(os.sched_getaffinity(0))
-    os.sched_setaffinity(0, {own[index % len(own)]})
-  logging.set_verbosity(logging.WARNING)  # Orbax is talkative
-  cli.keep_compilations()
-
-
-def workers(jobs: int) -> concurrent.futures.ProcessPoolExecutor:
-  """Processes for runs side by side, each on a core of its own."""
-  context = multiprocessing.get_context('spawn')
-  cores = context.Queue()
-  for index in range(jobs):
-    cores.put(index)
-  return concurrent.futures.ProcessPoolExecutor(
-    jobs, context, initializer=_begin, initargs=(cores,)
-  )
-
-
-def complete(
-  study: Study, seeds: int, more: Sequence[str], work: pathlib.Path, jobs: int
-) -> list[Run]:
-  """All runs of a study, in the order of its plan. Shows progress."""
-  done: dict[tuple[str, int], Run] = {}
-  began = time.monotonic()
-  with workers(jobs) as pool:
-    while True:
-      cells = list(study.plan(list(done.values()), seeds))
-      missing = [c for c in cells if (c.name, c.seed) not in done]
-      if not missing:
-        return [done[c.name, c.seed] for c in cells]
-      futures = {pool.submit(execute, c, more, work): c for c in missing}
-      for i, future in enumerate(concurrent.futures.as_completed(futures), 1):
-        cell, run = futures[future], future.result()
-        done[cell.name, cell.seed] = run
-        left = (time.monotonic() - began) / len(done) * (len(missing) - i)
-        print(
-          f'{study.name} {len(done)}/{len(done) + len(missing) - i}: '
-          f'{cell.name}, seed {cell.seed}: {run.nats_per_byte:.4f} nats a byte '
-          f'in {run.seconds:.0f} s; {left / 60:.0f} min left at least',
-          file=sys.stderr,
-          flush=True,
-        )
-
-
-def arguments(doc: str | None) -> argparse.Namespace:
-  """The flags that all studies have."""
-  parser = argparse.ArgumentParser(
-    description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
-  )
-  parser.add_argument('--quick', action='store_true', help='seconds a run')
-  parser.add_argument('--seeds', type=int, default=SEEDS)
-  parser.add_argument(
-    '--workdir', default='runs/study', help='where finished runs stay'
-  )
-  parser.add_argument(
-    '--jobs', type=int, default=os.cpu_count(), help='runs side by side'
-  )
-  return parser.parse_args()
-
-
-def main(study: Study, doc: str | None) -> argparse.Namespace:
-  """What `python -m experiments.NAME` does; returns its arguments."""
-  said = arguments(doc)
-  work, results = pathlib.Path(said.workdir), RESULTS
-  seeds, more = said.seeds, ()
-  if said.quick:
-    work = results = work / 'quick'
-    seeds, more = 1, study.quick
-  runs = complete(study, seeds, more, work, said.jobs)
-  write_csv(results / f'{study.name}.csv', runs)
-  if work != results:
-    (results / 'curves').mkdir(parents=True, exist_ok=True)
-    for run in runs:
-      name = f'{run.config}.csv'
-      shutil.copy(work / 'curves' / name, results / 'curves' / name)
-  study.draw(runs, results / f'{study.name}.png')
-  print(table(runs))
-  report(study.judge(runs))
-  return said
 
 
 def report(verdicts: Iterable[Verdict]) -> None:

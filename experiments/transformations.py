@@ -53,6 +53,7 @@ from covenant.optim import streaming
 from covenant.train import local
 from covenant.wire import payload
 from experiments import charts
+from experiments import runner
 from experiments import study
 
 AXIS = 'peers'
@@ -309,7 +310,10 @@ def plan(runs: Sequence[study.Run], seeds: int) -> Iterator[study.Cell]:
         yield best._replace(name=method, seed=seed)
 
 
-def judge(runs: Sequence[study.Run]) -> Iterator[study.Verdict]:
+def judge(
+  runs: Sequence[study.Run], results: pathlib.Path
+) -> Iterator[study.Verdict]:
+  del results
   bytes_up = {run.cell: run.bytes_up for run in runs}
   for method in METHODS:
     gap = study.gap(runs, 'SparseLoCo', method)
@@ -336,4 +340,4 @@ def draw(runs: Sequence[study.Run], path: pathlib.Path) -> None:
 STUDY = study.Study('transformations', plan, judge, draw)
 
 if __name__ == '__main__':
-  study.main(STUDY, __doc__)
+  runner.main(STUDY, __doc__)

@@ -15,6 +15,7 @@ from covenant.optim import sparseloco
 from covenant.train import local
 from experiments import claims
 from experiments import overlap
+from experiments import runner
 from experiments import study
 from experiments import transformations
 
@@ -52,7 +53,7 @@ class ResultsTest(parameterized.TestCase):
     self.assertEqual(seeds, study.SEEDS)
     for run in runs:
       self.assertEqual(run.code, study.code(), run.cell)
-      last = study.curve(run)[-1]
+      last = study.curve(run, study.RESULTS)[-1]
       self.assertEqual(round(last.nats_per_byte, 5), run.nats_per_byte)
       self.assertEqual((last.round, last.tokens), (run.rounds, run.tokens))
     self.assertTrue((study.RESULTS / f'{module.STUDY.name}.png').is_file())
@@ -81,12 +82,12 @@ class StudyTest(absltest.TestCase):
   def test_a_run_is_done_once(self):
     work = pathlib.Path(self.create_tempdir())
     cell = study.Cell('tiny', 0)
-    first = study.execute(cell, TINY, work)
+    first = runner.execute(cell, TINY, work)
     self.assertEqual(first.rounds, 2)
     self.assertEqual(first.bytes_down, first.bytes_up)  # of the other peer
     self.assertLen(study.curve(first, work), 3)
     before = (work / first.config / 'metrics.jsonl').stat().st_mtime_ns
-    again = study.execute(cell._replace(name='renamed'), TINY, work)
+    again = runner.execute(cell._replace(name='renamed'), TINY, work)
     self.assertEqual(again, first._replace(cell='renamed'))
     after = (work / first.config / 'metrics.jsonl').stat().st_mtime_ns
     self.assertEqual(after, before)
@@ -129,8 +130,8 @@ class TransformationsTest(absltest.TestCase):
     cell = study.Cell('tiny', 0)
     program = transformations.Configured()
     with mock.patch.object(local, 'assigned_ids', of_the_run):
-      nodes = study.execute(cell, TINY, work)
-      loop = study.execute(cell._replace(program=program), TINY, work)
+      nodes = runner.execute(cell, TINY, work)
+      loop = runner.execute(cell._replace(program=program), TINY, work)
     self.assertNotEqual(loop.config, nodes.config)
     self.assertAlmostEqual(loop.nats_per_byte, nodes.nats_per_byte, delta=2e-5)
     same = nodes._replace(
