@@ -1,10 +1,11 @@
 """150 M class: the smallest model of Templar's ladder, eight peers on one host.
 
-Source: reference numbers in templar.md 1.3: width 1024, 12 layers, 16 heads,
-LLaMA-2 vocabulary; the FFN is 2816 (2688 in their file, rounded up to a
-multiple of 256 by the code that reads it). That is 219,702,272 parameters,
-187 M without one of the two embedding tables. Recipe as the 512 M one, scaled:
-20 tokens a parameter, H = 15, k = 64 of 4096, 2 bits, error decay 0.95.
+Source: the code of Templar's nodes (github.com/one-covenant/templar): width
+1024, 12 layers, 16 heads, LLaMA-2 vocabulary; the FFN is 2816 (2688 in their
+file, rounded up to a multiple of 256 by the code that reads it). That is
+219,702,272 parameters, 187 M without one of the two embedding tables. The
+recipe is that of configs/512m.py, scaled: 20 tokens per parameter, H = 15,
+k = 64 of 4096, 2 bits, error decay 0.95.
 
   python run.py --config=configs/150m.py     (tokenize first: configs/512m.py)
 
@@ -42,6 +43,6 @@ def get_config(variant: str = '') -> config_lib.Config:
       compression=config_lib.Compression(k=64, quantizer='statistical'),
     ),
     eval=config_lib.Eval(every=10, sequences=1024),
-    devices=config_lib.Devices(peers=0),  # a peer on each that there is
+    devices=config_lib.Devices(peers=0),  # one peer per device
   )
   return config_lib.choose(variant, {'': base})

@@ -1,9 +1,10 @@
 """1.2 B parameters: the size of CCLoco and of Templar's first public runs.
 
-Source: reference numbers in papers.md 1.6 and templar.md 1.2: width 2048, 16
+Source: the CCLoco report and the code of Templar's nodes: width 2048, 16
 layers, 8 heads, FFN 8192, LLaMA-2 vocabulary, 1,204,881,408 parameters; 158
 rounds of H = 15 (2370 steps, 9.94 B tokens), inner rate 8e-4, k = 32 of 4096
-(0.78 %). Error decay and quantizer are those that followed it (0.95, 2 bits).
+(0.78 %). Error decay and quantizer are those of SparseLoCo, which followed it
+(0.95, 2 bits).
 
   python run.py --config=configs/1b.py       (tokenize first: configs/512m.py)
 
@@ -41,6 +42,6 @@ def get_config(variant: str = '') -> config_lib.Config:
       compression=config_lib.Compression(k=32, quantizer='statistical'),
     ),
     eval=config_lib.Eval(every=10, sequences=1024),
-    devices=config_lib.Devices(peers=0),  # a peer on each that there is
+    devices=config_lib.Devices(peers=0),  # one peer per device
   )
   return config_lib.choose(variant, {'': base})

@@ -1,23 +1,23 @@
-"""A trillion parameters: the plan of what no open run has done.
+"""A trillion parameters: the plan of a run that nobody has published.
 
-Nobody has published this one; it is a plan. The shape scales configs/72b.py up
-as Llama's family does: FFN 3.5 x width, heads of 128, 12 queries a key, the
-vocabulary and the data of 72b. Width and depth grow together: 130 layers, near
-the 126 of Llama 3's 405B, of width 24,576 = 384 blocks of 64, which 8, 16, 32,
-64 and 128 devices divide. 1,001,002,229,760 parameters, tied.
+The shape scales configs/72b.py up as Llama's family does: FFN 3.5 x width,
+heads of 128, 12 queries per key, the vocabulary and the data of 72b. Width and
+depth grow together: 130 layers, near the 126 of Llama 3's 405B, of width 24,576
+= 384 blocks of 64, which 8, 16, 32, 64 and 128 devices divide.
+1,001,002,229,760 parameters, with tied embeddings.
 
 One peer is 64 hosts of eight B200: heads and FFN are split over the eight of a
-host, whose link is 18 times as fast as that between hosts; FSDP goes over the
-hosts. 16 hosts would hold the state, but every microbatch gathers all weights
-over the slow link, so a device needs eight sequences at once for the gather to
-hide behind the arithmetic, and memory for their activations.
+host, whose link is 18 times as fast as the link between hosts; FSDP goes over
+the hosts. 16 hosts would hold the state, but every microbatch gathers all
+weights over the slow link, so a device needs eight sequences at once to hide
+the gather behind arithmetic, and memory for their activations.
 
-The recipe is 72b's, with what the size asks for: 512 sequences a peer and step,
-H = 100 (as INTELLECT-1 had), so that a round of this size spends its time
-computing, one bit a value, links of 10 Gbit/s both ways (1250 MB/s), and half
-the peak rate, 6e-5. Not trained, not tuned, and a miner cannot yet have one
-copy of the parameters on several hosts. docs/scale.md has the plan's tables,
-and what changes at this size.
+The recipe is 72b's, adapted to the size: 512 sequences per peer and step, H =
+100 (as INTELLECT-1), so that a round spends its time computing, one bit per
+value, links of 10 Gbit/s both ways (1250 MB/s), and half the peak learning
+rate, 6e-5. It is not trained and not tuned, and a miner cannot yet spread one
+copy of the parameters over several hosts. docs/scale.md has the plan's tables,
+and all that changes at this size.
 
   python run.py --config=configs/1t.py --role=plan
 """

@@ -1,9 +1,9 @@
 """The SparseLoCo paper's 512 M experiment: 8 peers, H = 15, k = 128 of 4096.
 
-Source: the authors' final sweep (arXiv 2508.15706; reference numbers in
-papers.md 1.6): Llama of 512,398,848 parameters, 256 sequences of 2048 a peer
-and inner step, 163 rounds = 10.26 B tokens (20 a parameter), DCLM-baseline in
-the LLaMA-2 vocabulary. The loss they reached is not published as a number.
+Source: the authors' final sweep (SparseLoCo, arXiv 2508.15706): a Llama of
+512,398,848 parameters, 256 sequences of 2048 tokens per peer and inner step,
+163 rounds = 10.26 B tokens (20 per parameter), DCLM-baseline in the LLaMA-2
+vocabulary. The final loss is not published as a number.
 
 Their data does not come with this project. Tokenize yours, then train:
 
@@ -50,7 +50,7 @@ def get_config(variant: str = '') -> config_lib.Config:
       compression=config_lib.Compression(k=128, quantizer='statistical'),
     ),
     eval=config_lib.Eval(every=10, sequences=1024),
-    devices=config_lib.Devices(peers=0),  # a peer on each that there is
+    devices=config_lib.Devices(peers=0),  # one peer per device
   )
   diloco = dataclasses.replace(
     base.optim,

@@ -1,34 +1,33 @@
 """Covenant-72B: 80 layers, width 8192, H = 30, k = 64 of 4096, 2 bits.
 
-Source: arXiv 2603.08163 and the code of its nodes (reference numbers in
-papers.md 2, templar.md 1 and 6): 70,599,843,840 parameters with embeddings
-tied over 262,144 tokens; 192 sequences of 2048 a peer and inner step, AdamW,
-1500 steps of warm-up, a cosine of 140,000 that stands still from step 82,200
-for 13,500 and ends at a tenth of the peak, and an anneal after round 6,100: up
-to a quarter in 100 steps, down to zero in 4,500, of which the published model
-has seen 90 rounds. The peak is that of the code, 1.17e-4; the paper says
-1.2e-4. Error decay 0.95. About 17 peers a round, 20 at most, 1.1 T tokens, each
-peer on eight B200: 20 minutes of computing and 70 s of transfers a round.
+Source: arXiv 2603.08163 and the code of its nodes: 70,599,843,840 parameters
+with embeddings tied over 262,144 tokens; 192 sequences of 2048 tokens per peer
+and inner step, AdamW, 1500 steps of warm-up, a cosine of 140,000 steps that
+pauses at step 82,200 for 13,500 and ends at a tenth of the peak, and an anneal
+after round 6,100: up to a quarter in 100 steps, down to zero in 4,500, of which
+the published model has seen 90 rounds. The peak is that of the code, 1.17e-4;
+the paper says 1.2e-4. Error decay 0.95. About 17 peers per round, 20 at most,
+1.1 T tokens, each peer on eight B200: 20 minutes of computing and 70 s of
+transfers per round.
 
   python run.py --config=configs/72b.py --role=plan     does it fit; 20 seconds
   python run.py --config=configs/72b.py --role=miner    docs/operating.md
   python run.py --config=configs/72b.py:smoke           15 seconds, here
 
-Without the hardware the plain command prints the plan and says what is missing.
+Without the hardware the plain command prints the plan and what is missing.
 
 Outer Nesterov is the default, at momentum 0.3 and a rate of 0.7, so that a
 delta that persists moves the parameters by the published 1.0. On top of error
-feedback more of it harms: with 115 thousand parameters 0.9 costs 0.48 nats, 0.5
-costs 0.024 (experiments/density.py, three seeds), 0.3 cost 0.5 % on one seed.
-`:published` is plain outer SGD at 1.0; the run lowered its rate by hand later,
+feedback more momentum harms a small model (experiments/density.py).
+`:published` is plain outer SGD at 1.0; that run lowered its rate by hand later,
 to 0.65 by the paper, to 0.4 by the code. Without momentum a device holds 35 GB
 less.
 
-Chosen by us: the length of a round, 125 blocks of 12 s (published: 115), since
-here training stops before payloads are due; `put_blocks`, in which a commitment
-becomes final (one minute) and a payload of 1.4 GB arrives.
+Chosen by us: the length of a round, 125 blocks of 12 s (published: 115),
+because here training stops before payloads are due; and `put_blocks`, in which
+a commitment becomes final (one minute) and a payload of 1.4 GB arrives.
 
-`:smoke` is the same program in the small: scan, remat, chunks of the loss,
+`:smoke` is the same program at a small size: scan, remat, chunks of the loss,
 bfloat16, two-bit messages, the schedule with its pause and its anneal.
 """
 

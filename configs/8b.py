@@ -1,17 +1,17 @@
-"""8 B parameters: the run before Covenant-72B, of which a row of times is left.
+"""8 B parameters: the run before Covenant-72B, known by one row of a table.
 
-Source: the 8B row of Covenant's table of times (arXiv 2603.08163, section 4.3;
-reference numbers in papers.md 1.6 and 2): 15 peers, H = 30, eight H200 a peer,
-4.5 minutes of computing and 12 s of transfers a round, 95.7 % of the time spent
-computing; about 200 B tokens.
+Source: the 8B row of Covenant's table of times (arXiv 2603.08163, section 4.3):
+15 peers, H = 30, eight H200 per peer, 4.5 minutes of computing and 12 s of
+transfers per round, 95.7 % of the time spent computing; about 200 B tokens.
 
-Not published, and chosen: Llama 3's 8B layers (width 4096, 32 layers, 32 and 8
-heads, FFN 14,336); the vocabulary and tied embeddings of configs/72b.py, so
-that both read the same token shards and eight devices hold whole blocks of it
-(Llama 3's 128,256 tokens are 2004 blocks of 64, which eight do not divide).
-Together 8,053,329,920 parameters. Batch and compression are those of 72b; the
-peak rate is that of Llama models of this size, 3e-4. 1,130 rounds of 15 peers
-are 200 B tokens. The plan's share of the peak, 0.285, is what 4.5 minutes take.
+Chosen, because it is not published: Llama 3's 8B layers (width 4096, 32 layers,
+32 and 8 heads, FFN 14,336); the vocabulary and tied embeddings of
+configs/72b.py, so that both read the same token shards and eight devices hold
+whole blocks of it (Llama 3's 128,256 tokens are 2004 blocks of 64, which eight
+do not divide). Together 8,053,329,920 parameters. Batch and compression are
+those of 72b; the peak rate is that of Llama models of this size, 3e-4. 1,130
+rounds of 15 peers are 200 B tokens. The plan's share of the peak, 0.285,
+corresponds to 4.5 minutes.
 
   python run.py --config=configs/8b.py --role=plan
   python run.py --config=configs/8b.py --role=miner     docs/operating.md

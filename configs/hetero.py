@@ -1,19 +1,19 @@
 """Nine unequal islands train on Shakespeare: full replicas and pipelines.
 
 The devices are fictitious, as slow as the model is small: 5 to 40 MFLOP/s, and
-links of some kb/s. What is like the real thing is what they cannot do: a device
-of 4.2 MB does not hold the model, which takes 4.4 MB and more, and its link is
-too slow to pass activations whole. Half of the arithmetic is in such devices.
+links of some kb/s. Their limits are realistic: a device of 4.2 MB does not hold
+the model, which takes 4.4 MB and more, and its link is too slow to pass whole
+activations. Half of the arithmetic is in such devices.
 
-  python run.py --config=configs/hetero.py --role=plan    who does what
+  python run.py --config=configs/hetero.py --role=plan    the assignment
   python run.py --config=configs/hetero.py
   python run.py --config=configs/hetero.py:smoke
 
-The plan makes five replicas and four pipelines of two stages of it, whose
-boundaries pass 13 bytes a position in place of 256, 22 numbers of four bits and
-a step; their speeds are 8 to 1. Each does as many steps, on as large a batch,
-as it can in 18 minutes, and counts by its tokens. `islands` is what the plan
-printed; a test holds them together.
+The plan makes five replicas and four pipelines of two stages, whose boundaries
+pass 13 bytes per position instead of 256, 22 numbers of four bits and a step;
+their speeds spread 8:1. Each does as many steps, on as large a batch, as it can
+in 18 minutes, and counts by its tokens. ISLANDS is the output of the plan; a
+test compares them.
 """
 
 import dataclasses
@@ -54,7 +54,7 @@ def get_config(variant: str = '') -> config_lib.Config:
       inner=config_lib.Inner(learning_rate=1e-2, warmup_steps=50),
       outer=config_lib.Outer(learning_rate=0.7),
       aggregation=config_lib.Aggregation(weight='tokens'),
-      most_sequences=210,  # those of the largest island
+      most_sequences=210,  # of the largest island
     ),
     gauntlet=config_lib.Gauntlet(evaluate=4),
     checkpoint=config_lib.Checkpoint(publish=50),

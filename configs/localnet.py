@@ -6,9 +6,9 @@ folder of buckets, and nothing else. On two cores:
   python run.py --config=configs/localnet.py --role=localnet        6 minutes
   python run.py --config=configs/localnet.py:smoke --role=localnet  1 minute
 
-`:smoke` does three rounds. Both end with a line that says whether all hold the
-same history and the same parameters; the exit status says so too. To see the
-same run in virtual time: --role=emulate, bit for bit the same parameters.
+`:smoke` has three rounds. Both end with a line, and an exit status, that say if
+all members hold the same history and the same parameters. --role=emulate does
+the same run in virtual time, with the same parameters bit for bit.
 """
 
 import dataclasses

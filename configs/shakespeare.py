@@ -1,19 +1,19 @@
 """SparseLoCo on the plays of Shakespeare: the first run, and the default.
 
 Eight emulated miners train one byte-level Llama; each sends one bit and one
-index for every 64th parameter of its delta. Two more only pretend: one copies
-the best paid as soon as it can read it, the other is honest until it is well
-paid and then sends its delta the other way round.
-The Gauntlet finds them out (docs/gauntlet.md). On two cores:
+index for every 64th value of its delta. Two more are adversaries: one copies
+the best paid miner as soon as it can read its payload, the other is honest
+until it is well paid and then flips the signs of its delta. Gauntlet finds both
+(docs/gauntlet.md). On two cores:
 
   python run.py --config=configs/shakespeare.py           5 minutes, 1.55
   python run.py --config=configs/shakespeare.py:smoke     20 seconds
   python run.py --config=configs/shakespeare.py:diloco    4 minutes, 1.58
   python run.py --config=configs/shakespeare.py:ddp       6 minutes, 1.58
 
-The numbers are held-out losses in nats a byte. `:diloco` sends every delta
-dense (202 times the bytes), `:ddp` every gradient (2019 times); these two
-have the eight honest miners alone.
+The numbers are held-out losses in nats per byte. `:diloco` sends every delta
+dense (202 times the bytes), `:ddp` every gradient (2019 times); both have the
+eight honest miners only.
 """
 
 import dataclasses
@@ -34,7 +34,7 @@ def get_config(variant: str = '') -> config_lib.Config:
       inner=config_lib.Inner(learning_rate=1e-2, warmup_steps=50),
       outer=config_lib.Outer(learning_rate=0.7),
     ),
-    # 208 forward passes of a sequence a round, where training takes 2400.
+    # Sequences per round and validator: 208 forward passes; training has 2400.
     gauntlet=config_lib.Gauntlet(evaluate=4),
     checkpoint=config_lib.Checkpoint(publish=50),
   )

@@ -1,12 +1,12 @@
-"""The smallest complete run, for tests: a few seconds, and nothing to learn.
+"""The smallest complete run, for tests: a few seconds.
 
   python run.py --config=configs/tiny.py
   python run.py --config=configs/tiny.py:diloco
   python run.py --config=configs/tiny.py:demo
   python run.py --config=configs/tiny.py:ddp
 
-Text with a known entropy (covenant/data/corpus.py), so that a loss can be
-held against what is possible: about 1.6 nats a byte.
+The text has a known entropy (covenant/data/corpus.py), about 1.6 nats per byte,
+so that a loss can be compared with the optimum.
 """
 
 import dataclasses

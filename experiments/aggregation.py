@@ -1,22 +1,22 @@
-"""Whose mean: of the peers that sent an element, or of all?
+"""The divisor of the mean: the peers that sent an element, or all peers.
 
   python -m experiments.aggregation             about 10 core minutes
   python -m experiments.aggregation --quick     1 minute
 
-The paper divides the sum by the number of peers; its code by the number that
-sent the element, which with nearly disjoint choices is up to as many times
-more (reference/papers.md 1.5). Both get the best of their outer learning rates
-on seed 0 (experiments/study.py).
+The SparseLoCo paper (arXiv 2508.15706) divides the sum of an element by the
+number of peers; its code divides by the number of peers that sent the element,
+which with nearly disjoint choices is up to that many times larger. Both get the
+best of their outer learning rates on seed 0 (experiments/study.py).
 
-The paper's code multiplies the outer rate into the error feedback too. As
-choosing and quantizing keep proportions, that is the same run at the square of
-the rate (tests/experiments_test.py), so it has no cell.
+The code of the paper also multiplies the outer learning rate into the error
+feedback. Because choosing and quantizing keep proportions, that equals a run at
+the square of the rate (tests/experiments_test.py), so it has no cell.
 
-Criteria, written before the runs; n = 3 seeds, compared seed by seed, two
+Criteria, written before the runs; n = 3 seeds, compared seed by seed; two
 standard errors decide:
   C18 At the best rate of each, the mean over all is at most 0.01 nats worse.
   C18 At the rate of the mean over senders it is more than 0.01 nats worse:
-      the two need their own.
+      each needs its own rate.
 """
 
 import pathlib
@@ -48,7 +48,7 @@ def judge(
     'C18, own rate',
     'either mean is as good as the other',
     'SparseLoCo, paper against code',
-    'over all at most 0.01 nats worse',
+    'over all at most 0.01 nats per byte worse',
     str(gap),
     study.at_most(gap, 0.01),
   )

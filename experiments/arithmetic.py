@@ -1,13 +1,13 @@
-"""Claims that need no training: real bytes against formulas, and time.
+"""Claims that need no training: bytes of real payloads, and time.
 
   python -m experiments.arithmetic     seconds
 
 Criteria, written before the run:
-  C10 A tensor at the published settings (12-bit indices in pairs, two bits a
-      value, 64 of 4,096) takes exactly 14 bits a value beside its scales; a
-      payload of ours at most 9.25 with a scale a block.
-  C12 The share of a round that computes is, to the digit, what the published
-      runs report.
+  C10 A tensor at the published settings (12-bit indices in pairs, two bits per
+      value, 64 of 4,096 values) takes exactly 14 bits per value beside its
+      scales; a payload of ours takes at most 9.25 with a scale per block.
+  C12 The compute share of a round equals what the published runs report, to
+      the digit.
 """
 
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ from covenant.plan import links
 from covenant.wire import payload
 from experiments import study
 
-_SIDE = 1024  # of the matrix that is sent: 256 blocks
+_SIDE = 1024  # rows and columns of the matrix: 256 blocks
 
 
 def published_bits() -> float:
@@ -54,13 +54,13 @@ def _matrix() -> jax.Array:
 def judge() -> Iterator[study.Verdict]:
   published = published_bits()
   values = 64 * _SIDE**2 / 4096
-  scales = 8 * 4 * 5 / values  # a shift and four means a tensor, float32
+  scales = 8 * 4 * 5 / values  # a shift and four means per tensor, float32
   ours = our_bits()
   yield study.Verdict(
     'C10',
     'bytes are what the formula says',
     'Covenant-72B, 2.1',
-    '14 bits a value and five floats a tensor as published; ours at most 9.25',
+    '14 bits per value, five floats per tensor as published; ours at most 9.25',
     f'{published:.4f} with {scales:.4f} for the floats; ours {ours:.4f}',
     'PASS' if published == 14 + scales and ours <= 9.25 else 'FAIL',
   )
@@ -74,7 +74,7 @@ def judge() -> Iterator[study.Verdict]:
   )
   yield study.Verdict(
     'C12',
-    'the share of a round that computes',
+    'the compute share of a round',
     'Covenant-72B, 4.3',
     'as reported, to the digit',
     ', '.join(f'{name} {share:.1%}' for name, share in found.items()),

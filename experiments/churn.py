@@ -3,14 +3,14 @@
   python -m experiments.churn             about 6 core minutes
   python -m experiments.churn --quick     1 minute
 
-Each of the 24 is away a third of the time, in spells of six rounds, and comes
-back without moments or error feedback (covenant/adversaries/honest_but_slow.py). At most
-20 count in a round, as in Covenant-72B. A peer has two sequences a step, so
-that both cells see about 2.4 million tokens (experiments/study.py).
+Each of the 24 is away a third of the time, in spells of six rounds, and returns
+without moments or error feedback (covenant/adversaries/honest_but_slow.py). At
+most 20 count in a round, as in Covenant-72B. A peer has two sequences per step,
+so that both cells see about 2.4 million tokens (experiments/study.py).
 
-Criterion, written before the runs; n = 3 seeds, compared seed by seed, two
+Criterion, written before the runs; n = 3 seeds, compared seed by seed; two
 standard errors decide:
-  C11 With churn the loss is at most 0.02 nats higher.
+  C11 With churn the loss is at most 0.02 nats per byte higher.
 """
 
 import pathlib

@@ -1,6 +1,6 @@
-"""Every claim in one table: docs/results.md, from the results that are there.
+"""A table of all claims: writes docs/results.md from experiments/results/.
 
-python -m experiments.claims     seconds; reads experiments/results/
+python -m experiments.claims     seconds
 """
 
 import csv
@@ -13,7 +13,7 @@ from experiments import arithmetic
 from experiments import churn
 from experiments import compression
 from experiments import density
-from experiments import gauntlet
+from experiments import gauntlet_report
 from experiments import islands
 from experiments import methods
 from experiments import muon
@@ -41,13 +41,13 @@ STUDIES: tuple[types.ModuleType, ...] = (
 
 
 def runs_of(module: types.ModuleType) -> list[study.Run]:
-  """The committed runs of a study; none if it never ran."""
+  """Returns the committed runs of a study; none if it never ran."""
   path = study.RESULTS / f'{module.STUDY.name}.csv'
   return study.read_csv(path, study.Run) if path.exists() else []
 
 
 def verdicts() -> Iterator[tuple[str, float, study.Verdict]]:
-  """Yields (module, minutes of a core that its runs took, verdict)."""
+  """Yields (module, core minutes of its runs, verdict)."""
   for module in STUDIES:
     runs = runs_of(module)
     minutes = sum(run.seconds for run in runs) / 60
@@ -61,7 +61,7 @@ def verdicts() -> Iterator[tuple[str, float, study.Verdict]]:
   with open(study.RESULTS / 'gauntlet.csv', newline='') as file:
     rows = list(csv.DictReader(file))
   minutes = sum(float(row['seconds'] or 0) for row in rows) / 60
-  for verdict in gauntlet.judge(rows):
+  for verdict in gauntlet_report.judge(rows):
     yield 'gauntlet', minutes, verdict
   path = study.RESULTS / 'overlap.csv'
   shares = study.read_csv(path, overlap.Row) if path.exists() else []
@@ -87,7 +87,7 @@ def table() -> str:
 
 
 def page() -> str:
-  """docs/results.md with the table as it should be."""
+  """Returns docs/results.md with the table made anew."""
   text = PAGE.read_text(encoding='utf-8')
   head, rest = text.split(BEGIN)
   _, tail = rest.split(END)

@@ -1,24 +1,24 @@
-"""What may be lost on the way: which values are sent, how, and what is kept.
+"""What compression may lose: the choice of values, their bits, error feedback.
 
   python -m experiments.compression             about 35 core minutes
   python -m experiments.compression --quick     2 minutes
 
 All cells send k = 64 of 4,096 values (experiments/study.py), at the learning
-rates that experiments/methods.py found for the default: one bit a value and a
-scale a block. Without error feedback and at random the outer rate is swept
-anew, for these move less.
+rates that experiments/methods.py found for the default: one bit per value and a
+scale per block. Cells without error feedback and with random values have outer
+rates of their own, because they move less.
 
 Error feedback turned out to matter little in 100 rounds of 64 values. A
-follow-up, written after that was seen, sends 16 of 4,096, with and without.
+follow-up, written after that, sends 16 of 4,096, with and without it.
 
-Criteria, written before the runs; n = 3 seeds, compared seed by seed, two
+Criteria, written before the runs; n = 3 seeds, compared seed by seed; two
 standard errors decide:
   C2  Without error feedback the loss is more than 0.05 nats higher; the
-      follow-up is held against the same.
+      follow-up has the same criterion.
   C4  Two bits with a codebook cost at most 0.01 nats over 32; two bits on a
       line, and two bits without error feedback, cost more than that.
   C5  One bit costs at most 0.01 nats over two bits with a codebook.
-  C7  Values chosen at random are more than 0.05 nats worse than the largest.
+  C7  Random values are more than 0.05 nats worse than the largest.
 """
 
 import pathlib
@@ -28,11 +28,11 @@ from experiments import charts
 from experiments import runner
 from experiments import study
 
-ONE_BIT = 'one bit a value'
+ONE_BIT = 'one bit per value'
 FLOAT = '32 bits'
 CODEBOOK = 'two bits, codebook'
 LINE = 'two bits, on a line'
-TENSOR = 'one bit, a scale a tensor'
+TENSOR = 'one bit, a scale per tensor'
 RANDOM = 'one bit, at random'
 FORGETS = 'one bit, no error feedback'
 FORGETS_TWO = 'two bits, no error feedback'
@@ -97,7 +97,7 @@ def judge(
     yield study.Verdict(
       f'C5, {cell}',
       'is as good as two bits',
-      'ours (reference/papers.md 1.4)',
+      'ours',
       'at most 0.01 nats over two bits with a codebook',
       str(gap),
       study.at_most(gap, 0.01),

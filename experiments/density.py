@@ -1,17 +1,17 @@
-"""How many values to send, and whether to add momentum to what is sent.
+"""The number of values to send, and momentum in the outer step.
 
   python -m experiments.density             about 50 core minutes
   python -m experiments.density --quick     2 minutes
 
-Cells send k of each 4,096 values, as 32 bits, so that density alone differs
+Cells send k of each 4,096 values, as 32 bits, so that only density differs
 (experiments/study.py); all 4,096 with error feedback are plain averaging. The
 outer learning rate of every cell is the best of three on seed 0: 0.35, 0.7
 and 1, and a third of these with momentum, whose steps add up.
 
-Criteria, written before the runs; n = 3 seeds, compared seed by seed, two
+Criteria, written before the runs; n = 3 seeds, compared seed by seed; two
 standard errors decide:
-  C3  The best density is neither the least nor all: sending everything is
-      worse than the best of what lies between.
+  C3  The best density is neither the lowest nor the highest: both ends are
+      worse than the best between them.
   C6  Outer Nesterov momentum of 0.5 and 0.9 raises the loss at 1.6 % and
       lowers it at 100 %.
 """

@@ -1,42 +1,48 @@
-"""Islands of unequal hardware in one run: what they cost, what they save.
+"""Islands of unequal hardware in one run: their cost and their gain.
 
   python -m experiments.islands             about 35 core minutes
   python -m experiments.islands --quick     4 minutes
 
 The setting is that of experiments/study.py, and all cells see the same tokens.
-`alike` are eight full replicas of 15 steps of 3 sequences a round. `mixed`
-have 12 steps of 8, 4, 2 and 1 sequences, which is 8:1 and as many in all,
-twice: as full replicas, and as pipelines of two stages between which 20 numbers
-of four bits a position pass, 12 bytes in place of 256 (95.3 %; with what is
-fixed for a round 95.1 %); weights are by tokens. The planner too gives fast
-islands large batches before many steps; `mixed, by steps` gives them 32, 16, 8
-and 4 steps of 3 instead. A first version of pipelines passed 3 whole numbers in
-those bytes, in a subspace on which weights were projected, as in Protocol
-Models: `mixed` was 8.2 % above `alike` (three seeds), which is why they were
-made anew. At the compressions of C17 whole numbers pass: 8, 3 and 1. `few` are
-three full replicas, which is how many of 72b's islands are left without devices
-below an H100, by their tokens. In `overlap` the first of 15 steps of a round is
-trained while the last one is exchanged; in Covenant-72B's setting 70 s of
-exchange are 0.9 of 15.
+
+  alike            eight full replicas of 15 steps of 3 sequences per round
+  mixed            12 steps of 8, 4, 2 and 1 sequences, the same total, twice:
+                   as full replicas, and as pipelines of two stages that pass 20
+                   numbers of four bits per position, 12 bytes instead of 256
+                   (95.3 % less; 95.1 % with the fixed bytes of a round).
+                   Weights are by tokens. The planner, too, gives fast islands
+                   large batches before many steps.
+  mixed, by steps  32, 16, 8 and 4 steps of 3 sequences instead
+  few              three full replicas, the share of 72b's tokens that remains
+                   without devices below an H100
+  overlap          the first of 15 steps of a round runs during the exchange of
+                   the last round; in Covenant-72B's setting 70 s of exchange
+                   are 0.9 steps of 15
+
+A first version of pipelines passed 3 whole numbers in those bytes, in a
+subspace that weights were projected on, as in Protocol Models: `mixed` was 8.2
+% above `alike` (three seeds), and pipelines were redesigned. At the
+compressions of C17 whole numbers pass: 8, 3 and 1.
 
 Pools (experiments/pools.py) have bars of their own, and run after these cells.
 
-Bars, written before the runs; n = 3 seeds, compared seed by seed, two standard
+Bars, written before the runs; n = 3 seeds, compared seed by seed; two standard
 errors decide where there is an error:
-  mixed       The loss is at most 1.5 % above that of `alike`. The same of
-              `mixed, by steps`, a bar added when this had the lower loss, as it
-              was to `wall-clock`.
-  C16         Eight pipelines that pass 8 of 64 numbers a position are at most
-              1.5 % above `alike`. (That nothing is lost where what is written
-              lies in the span is tests/islands/subspace_test.py.)
+  mixed       The loss is at most 1.5 % above that of `alike`. The same bar for
+              `mixed, by steps` was added when it had the lower loss, as was the
+              one for `wall-clock`.
+  C16         Eight pipelines that pass 8 of 64 numbers per position are at most
+              1.5 % above `alike`. (tests/train/pipeline/subspace_test.py shows
+              that nothing is lost if all outputs lie in the span.)
   C17         Half of eight equal islands compressed are better than all of
-              them, at 87.5, 95.3 and 98.4 %, and the more so at 98.4 than at
+              them, at 87.5, 95.3 and 98.4 %, and by more at 98.4 than at
               87.5 %.
   wall-clock  72b's inventory of unequal hardware reaches the final loss of
               `mixed` 1.8 times as fast, by its plan and the link model, as
-              without all below an H100, which follows the curve of `few`.
+              without all devices below an H100, which follows the curve of
+              `few`.
   overlap     In Covenant-72B's setting at least 99 % of a round compute, and
-              the loss is at most 0.5 % above waiting for the exchange.
+              the loss is at most 0.5 % above that with waiting.
 """
 
 import dataclasses
@@ -54,10 +60,10 @@ from experiments import runner
 from experiments import study
 
 ALIKE = 'alike'
-BATCHES = (8, 4, 2, 1)  # in 12 steps a round
-STEPS = (32, 16, 8, 4)  # of 3 sequences
+BATCHES = (8, 4, 2, 1)  # sequences, in 12 steps per round
+STEPS = (32, 16, 8, 4)  # steps per round, of 3 sequences
 RANKS = {8: '87.5 %', 3: '95.3 %', 1: '98.4 %'}
-MOST = f'optim.most_sequences={12 * max(BATCHES)}'  # as 3 * max(STEPS)
+MOST = f'optim.most_sequences={12 * max(BATCHES)}'  # equals 3 * max(STEPS)
 FEW = ('miners=3', 'rounds=266', 'eval.every=14')
 LARGE = str(study.ROOT.parent / 'configs' / '72b.py')
 INVENTORY = '8xB200, 16xH100, 64xA100 in pairs, 400x4090 on 200 Mb/s'
@@ -66,7 +72,7 @@ PEERS = (20, 100, 1000)
 
 
 def _mixed(kinds: Sequence[str]) -> tuple[str, str]:
-  """Each of the kinds as a full replica, and as a compressed pipeline."""
+  """The overrides for a replica and a compressed pipeline of each kind."""
   pipelines = [f'{kind},stages=2,rank=20,bits=4' for kind in kinds]
   entries = '; '.join(f'1x {kind}' for kind in (*kinds, *pipelines))
   return f'islands={entries}', MOST
@@ -103,7 +109,7 @@ def plan(runs: Sequence[study.Run], seeds: int) -> Iterator[study.Cell]:
 
 
 def _above(runs: Sequence[study.Run], cell: str, other: str) -> study.Gap:
-  """The loss of a cell over that of another, as a share, seed by seed."""
+  """The relative difference of two cells' losses, seed by seed."""
   here, there = study.losses(runs, cell), study.losses(runs, other)
   return study.spread([here[seed] / there[seed] - 1 for seed in here])
 
@@ -205,7 +211,7 @@ def _curve(run: study.Run, results: pathlib.Path) -> list[tuple[float, float]]:
 def _wall_clock(
   runs: Sequence[study.Run], results: pathlib.Path, cell: str, name: str
 ) -> study.Verdict:
-  """How much sooner the unequal network is there, of each seed."""
+  """Judges how much sooner the unequal network reaches a loss."""
   config = config_lib.load(LARGE, [f'plan.inventory={INVENTORY}'])
   fast = wallclock.without(config, H100)
   ratios = []
@@ -214,7 +220,7 @@ def _wall_clock(
       _curve(next(r for r in runs if (r.cell, r.seed) == (of, seed)), results)
       for of in (cell, 'few')
     )
-    loss = max(mixed[-1][1], few[-1][1])  # what both reach
+    loss = max(mixed[-1][1], few[-1][1])  # the loss that both reach
     ratios.append(
       wallclock.seconds_to(fast, few, loss)
       / wallclock.seconds_to(config, mixed, loss)
@@ -231,7 +237,7 @@ def _wall_clock(
 
 
 def gather_table() -> str:
-  """Bytes and seconds of hearing everybody, 72b."""
+  """Returns a table of the bytes and seconds of a gather in 72b."""
   config = config_lib.load(LARGE)
   payload = memory.shards(
     dataclasses.replace(config, devices=config_lib.Devices())

@@ -4,25 +4,24 @@
   python -m experiments.methods --quick     2 minutes
 
 Every method sees the same tokens (experiments/study.py). Its learning rates
-are swept with seed 0 at 15 inner steps: inner ones of 3e-3, 6e-3 and 1.2e-2,
-and outer ones of 0.15, 0.35, 0.7 and 1 where there are some. DiLoCo has
-Nesterov momentum 0.9, SparseLoCo sends one bit and an index for every 64th
-value. AdamW that exchanges every gradient is swept as one miner who has
-everybody's batch, which is the same on other batches, and has five rates on
-the same grid, as it has no outer one. Other numbers of inner steps use the
-rates found at 15.
+are swept with seed 0 at 15 inner steps: inner rates of 3e-3, 6e-3 and 1.2e-2,
+and outer rates of 0.15, 0.35, 0.7 and 1 for methods with an outer step. DiLoCo
+has Nesterov momentum 0.9; SparseLoCo sends one bit and an index for every 64th
+value. AdamW that exchanges every gradient is swept as one miner with the batch
+of all miners, which is equivalent but for the order of data, at five rates on
+the same grid. Other numbers of inner steps use the rates found at 15.
 
-With as many tokens, 30 and 60 steps are 50 and 25 rounds, and each sends 1.6 %
-of the values: 60 steps can move 39 % of the parameters once. SparseLoCo lost to
-DiLoCo there. A follow-up, written after that was seen, sends twice and four
-times as many a round, as many in all as with 15 steps.
+With the same number of tokens, 30 and 60 steps are 50 and 25 rounds, each of
+which sends 1.6 % of the values: 60 steps can move 39 % of the parameters once.
+SparseLoCo lost to DiLoCo there. A follow-up, written after that, sends twice
+and four times as many values per round, the same total as with 15 steps.
 
 Criteria, written before the runs; n = 3 seeds, compared seed by seed:
   C1  SparseLoCo's final held-out loss minus DiLoCo's is at most 0, for each
       number of inner steps; two standard errors decide.
   C8  SparseLoCo's bytes to reach DiLoCo's final loss are at most 1 % of
       DiLoCo's; and its final loss is at most 3 % above that of AdamW.
-      The follow-up is held against the same.
+      The follow-up has the same criteria.
   C9  From 5 to 60 inner steps SparseLoCo's loss grows less than DiLoCo's.
 """
 
@@ -41,7 +40,7 @@ MORE = {30: ('twice the values', 128), 60: ('four times the values', 256)}
 TOTAL = 1500  # inner steps of a miner
 SPARSELOCO = ('optim.outer.momentum=0',)
 DILOCO = ('optim.method=diloco', 'optim.outer.momentum=0.9')
-# One miner with the batch of eight, and no outer step to speak of.
+# One miner with the batch of eight; its outer step changes nothing.
 ALONE = (
   'optim.method=diloco',
   'optim.outer.momentum=0',
@@ -66,7 +65,7 @@ def rates(inner: float, outer: float | None = None) -> tuple[str, ...]:
 
 
 def sweep(method: str) -> dict[str, tuple[str, ...]]:
-  """Name of a cell -> its overrides, of all rates that a method may have."""
+  """Maps cells to overrides, for all learning rates of a method."""
   if method == 'AdamW':
     return {
       f'AdamW, {inner:g}, one miner': (*ALONE, *rates(inner))
@@ -80,7 +79,7 @@ def sweep(method: str) -> dict[str, tuple[str, ...]]:
 
 
 def tuned(runs: Sequence[study.Run], method: str) -> tuple[str, ...] | None:
-  """The overrides of a method at its best rates, once they are known."""
+  """Returns the overrides of a method at its best rates; None before."""
   cells = sweep(method)
   if not cells.keys() <= {r.cell for r in runs}:
     return None
@@ -91,7 +90,7 @@ def tuned(runs: Sequence[study.Run], method: str) -> tuple[str, ...] | None:
 
 
 def steps(sets: tuple[str, ...], inner_steps: int) -> tuple[str, ...]:
-  """The same on as many tokens, with other inner steps."""
+  """Returns overrides for as many tokens, with other inner steps."""
   rounds = TOTAL // inner_steps
   return (
     *sets,

@@ -3,11 +3,11 @@
   python -m experiments.muon             about 20 core minutes
   python -m experiments.muon --quick     1 minute
 
-Both get the best of the same learning rates on seed 0: inner ones of 3e-3,
-6e-3 and 1.2e-2, outer ones of 0.7 and 1 (experiments/study.py). Muon is for
-matrices, by its own constants; embeddings and gains have AdamW.
+Both get the best of the same learning rates on seed 0: inner rates of 3e-3,
+6e-3 and 1.2e-2, outer rates of 0.7 and 1 (experiments/study.py). Muon updates
+matrices, with constants of its own; AdamW updates embeddings and gains.
 
-Criterion, written before the runs; n = 3 seeds, compared seed by seed, two
+Criterion, written before the runs; n = 3 seeds, compared seed by seed; two
 standard errors decide:
   Muon  The final loss is lower than with AdamW.
 """

@@ -1,14 +1,14 @@
-"""How much of what they send honest peers have in common.
+"""The share of indices that honest peers have in common.
 
   python -m experiments.overlap             3 core minutes
   python -m experiments.overlap --quick     some seconds
 
-Gauntlet takes two payloads with many indices in common for copies of each
-other, as the deployed system does from a share of 0.4 on. In the setting of
-experiments/study.py the honest have no reason to agree but that they train the
-same model. A validator's sketch of the indices (covenant/gauntlet/similarity.py)
-says of each pair of peers in each round what share of them both sent. Chance is
-one in 64.
+Gauntlet takes two payloads with many common indices for copies of each other,
+as the deployed system does from a share of 0.4. In the setting of
+experiments/study.py honest peers have no reason to agree but that they train
+the same model. For each pair of peers and each round, a validator's sketches of
+the indices (covenant/gauntlet/similarity.py) give the share that both sent.
+Chance is one in 64.
 
 Criterion, written before the runs; n = 3 seeds:
   C15  After the first ten rounds, no pair of any round of any seed reaches 0.4.
@@ -33,20 +33,20 @@ from experiments import charts
 from experiments import runner
 from experiments import study
 
-WARM = 10  # rounds, in which the embedding's few rows are all that moves
+WARM = 10  # rounds, in which little but a few embeddings moves
 LIMIT = 0.4
 
 
 class Row(NamedTuple):
-  """A round of a run."""
+  """One round of a run."""
 
   seed: int
   round: int
-  mean: float  # of all pairs of peers
-  most: float
+  mean: float  # share of common indices, over all pairs of peers
+  most: float  # the largest share
   config: str
   code: str
-  seconds: float  # of one core, of the whole run
+  seconds: float  # of one core, for the whole run
 
 
 def run(seed: int, sets: Sequence[str]) -> list[Row]:

@@ -1,4 +1,4 @@
-"""How the gap to AdamW grows: with more peers, and with a larger model.
+"""The gap to AdamW with more peers, and with a larger model.
 
   python -m experiments.peers             about 40 core minutes
   python -m experiments.peers --quick     2 minutes
@@ -6,16 +6,16 @@
 Peers share the batch of a step, so that cells see the same tokens: 4 peers of 6
 sequences, 8 of 3 and 24 of one in 100 rounds; 4 of 16 and 64 of one, which is a
 larger batch, in 38 rounds (experiments/study.py). Learning rates are those of 8
-peers. At these 24 and 64 peers of one sequence were far worse than 4; a
-follow-up, written after that was seen, gives 24 peers the best of three inner
-rates on seed 0.
+peers. With them, 24 and 64 peers of one sequence were far worse than 4; a
+follow-up, written after that, gives 24 peers the best of three inner rates on
+seed 0.
 
-Criteria, written before the runs; n = 3 seeds, compared seed by seed, two
+Criteria, written before the runs; n = 3 seeds, compared seed by seed; two
 standard errors decide:
-  Peers  24 peers are at most 0.05 nats worse than 4, and of the larger batch 64
-         than 4. The follow-up is held against the same.
-  Size   The gap of SparseLoCo to AdamW, as a share of the loss, is at width 96
-         at most what it is at width 32.
+  Peers  24 peers are at most 0.05 nats worse than 4, and with the larger batch
+         64 than 4. The follow-up has the same criterion.
+  Size   The gap of SparseLoCo to AdamW, relative to the loss, is at width 96 at
+         most that at width 32.
 """
 
 import pathlib
@@ -27,13 +27,13 @@ from experiments import methods
 from experiments import runner
 from experiments import study
 
-PEERS = {4: 6, 8: 3, 24: 1}  # peers -> sequences of each
+PEERS = {4: 6, 8: 3, 24: 1}  # peers -> sequences of each peer
 OWN = '24 peers, own rate'
 SLOWER = (1.5e-3, 3e-3, 6e-3)
-MANY = {4: 16, 64: 1}  # of the larger batch
+MANY = {4: 16, 64: 1}  # the same with the larger batch
 LARGER = ', batch of 64'
 FEWER = ('rounds=38', 'eval.every=2')
-WIDTHS = {32: 96, 64: 192, 96: 288}  # width -> of the feed-forward layer
+WIDTHS = {32: 96, 64: 192, 96: 288}  # width -> width of the ffn
 
 
 def _peers(peers: int, batch: str = '') -> str:
@@ -72,7 +72,7 @@ def _own() -> dict[str, tuple[str, ...]]:
 
 
 def _share(runs: Sequence[study.Run], width: int) -> list[float]:
-  """The gap to AdamW as a share of its loss, of each seed."""
+  """The gap to AdamW relative to its loss, per seed."""
   sparse = study.losses(runs, _wide(width, 'SparseLoCo'))
   adamw = study.losses(runs, _wide(width, 'AdamW'))
   return [sparse[seed] / adamw[seed] - 1 for seed in sorted(sparse)]

@@ -1,21 +1,21 @@
 """Pools of small machines, some of them faulty or cheating.
 
-  python -m experiments.islands             runs these too
+  python -m experiments.islands             includes these
   python -m experiments.islands --quick     16 workers, 3 rounds, 1 seed
 
-Two miners of one network are pools of 64 workers, whose speeds spread 8:1. Of
-one 30 % are bad, in all the ways of experiments/emulated_pool.py: noise, copies,
-one step for many, zeros, old parameters, twenty times as far, the other way,
-malformed; and of the merely faulty: who crash, and who are late. All of the
-other's are honest. Both begin each round at the same parameters; a validator
-scores both payloads.
+Two miners of one network are pools of 64 workers, whose speeds spread 8:1. In
+one of them 30 % of the workers are bad, in all ways of
+experiments/pool_workers.py: noise, copies, one step instead of many, zeros, old
+parameters, messages scaled by 20, flipped signs, malformed messages; and merely
+faulty ones that crash or are late. The other has honest workers only. Both
+begin each round at the same parameters; a validator scores both payloads.
 
 Bars, written before the runs:
-  payload  Over all rounds of each seed, the bad pool's payload gains what the
-           honest one's does: the mean difference is not below zero by two
+  payload  Over all rounds of each seed, the bad pool's payload gains as much as
+           the honest one's: the mean difference is not below zero by two
            standard errors.
-  pay      No cheater is paid a unit. What is in the accounts is what was
-           earned, to the last unit.
+  pay      No cheater is paid a unit. The accounts sum to the earnings, to the
+           last unit.
 """
 
 import argparse
@@ -37,7 +37,7 @@ BAD = 0.3
 
 
 class Row(NamedTuple):
-  """A trial. Gains are nats a token, means over rounds; amounts are rao."""
+  """A trial. Gains are means over rounds in nats per token; amounts are rao."""
 
   seed: int
   workers: int
@@ -92,8 +92,8 @@ def judge(rows: Sequence[Row]) -> Iterator[study.Verdict]:
     'a pool of which 30 % are faulty or cheat sends what an honest one sends',
     'ours',
     'on every seed the gain is not lower by two standard errors',
-    ', '.join(f'{gap:+.4f} ± {error:.4f}' for gap, error in gaps)
-    + f' nats, of {statistics.mean(r.honest_gain for r in rows):.4f}',
+    ', '.join(f'{gap:+.4f} (error {error:.4f})' for gap, error in gaps)
+    + f' nats per token, of {statistics.mean(r.honest_gain for r in rows):.4f}',
     'PASS' if all(gap > -2 * error for gap, error in gaps) else 'FAIL',
   )
   paid = sum(r.paid_cheats for r in rows)
@@ -111,7 +111,7 @@ def judge(rows: Sequence[Row]) -> Iterator[study.Verdict]:
 
 
 def main(arguments: argparse.Namespace) -> None:
-  """Trials that are not done yet; prints the verdicts."""
+  """Runs the trials that are missing and prints the verdicts."""
   work, results, seeds = pathlib.Path(arguments.workdir), study.RESULTS, 1
   workers, rounds = 16, 3
   if arguments.quick:

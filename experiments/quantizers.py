@@ -1,20 +1,20 @@
-"""Which quantizer is best at equal bits? This decides the default.
+"""The best quantizer at equal bits, which decides the default.
 
   python -m experiments.quantizers             about 60 core minutes
   python -m experiments.quantizers --quick     2 minutes
 
 Each quantizer has the largest k that keeps one 64 x 64 block within 656 bits,
-what k = 64 takes with the costliest 2-bit quantizer (10.25 bits a value).
-Some decode to larger values than others, which is in part a larger outer
-rate; so each gets the same outer rates, and stands for itself at the rate
-with its lowest mean. The lowest and the highest are of one seed: on it none
-was best at either. These runs are of twice the tokens of other studies
-(experiments/study.py): eight sequences a step, ten steps a round.
+the size of k = 64 with the costliest 2-bit quantizer (10.25 bits per value).
+Some decode to larger values than others, which partly acts as a larger outer
+rate; so all get the same outer rates, and each is judged at the rate with its
+lowest mean. The lowest and the highest rate have one seed: on it no quantizer
+was best at either. These runs have twice the tokens of other studies
+(experiments/study.py): eight sequences per step, ten steps per round.
 
 Criterion, written before the runs; n = 3 seeds, compared seed by seed: the
 best has the lowest mean final held-out loss; the default is the smallest
-payload among it and those within one standard error of the mean difference
-from it. What became of it is in docs/sparseloco.md.
+payload among the best and those within one standard error of the mean
+difference from it. docs/sparseloco.md says how it was decided.
 """
 
 import pathlib
@@ -66,7 +66,7 @@ def plan(runs: Sequence[study.Run], seeds: int) -> Iterator[study.Cell]:
 
 
 def _best(runs: Sequence[study.Run], quantizer: str) -> str:
-  """The cell of a quantizer at its rate, of those that all seeds have."""
+  """Returns a quantizer's cell at its best rate that all seeds have."""
   rates = [rate for rate in RATES if rate not in FIRST_SEED_ONLY]
   return study.best(runs, [_name(quantizer, rate) for rate in rates])
 

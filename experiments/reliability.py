@@ -1,19 +1,19 @@
-"""Does anything that goes wrong divide the nodes, stop them or lose work?
+"""Faults: no fault divides the nodes, stops them or loses work.
 
   python -m experiments.reliability              the fault matrix, 5 minutes
   python -m experiments.reliability --quick      a part of it, 1 minute
   python -m experiments.reliability --soak=30    30 minutes of real processes
 
 The matrix is experiments/chaos/matrix.py: the code of the real nodes in
-virtual time, in a world where things go wrong. It writes
+virtual time, with injected faults. It is written to
 experiments/results/reliability.csv.
 
-The soak starts configs/localnet.py as real processes and kills one of them
-(SIGKILL), by lot, every few seconds, until the run is over; Localnet starts
-them again, as an operator's supervisor would. What is killed, and when, is a
-function of --seed; what that does depends on the machine.
+The soak starts configs/localnet.py as real processes and kills a random one
+(SIGKILL) every few seconds until the run is over; Localnet restarts them, as an
+operator's supervisor would. The victims and the times are a function of --seed;
+the effect depends on the machine.
 
-Either passes if everything holds; the exit status says so.
+Both pass if every check holds; the exit status says so.
 """
 
 import argparse
@@ -47,11 +47,11 @@ HEADER = (
   'bits of a run without faults',
   'verdict',
 )
-QUICK = 4  # every so many scenarios
+QUICK = 4  # stride through the scenarios
 
 
 def main(argv: list[str]) -> bool:
-  """Whether everything holds."""
+  """Runs the matrix or the soak; returns True if every check holds."""
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
@@ -66,7 +66,7 @@ def main(argv: list[str]) -> bool:
 
 
 def run_matrix(quick: bool, seed: int) -> bool:
-  """Prints a row a scenario as it ends, as a table of Markdown."""
+  """Prints a Markdown table, a row per scenario as it ends."""
   base = config_lib.load(str(CONFIGS / 'tiny.py'))
   suite = scenario_lib.Suite(scenario_lib.get_config(base))
   chosen = matrix.scenarios()
@@ -108,12 +108,12 @@ def _line(cells: list[str] | tuple[str, ...]) -> str:
 
 
 class _Killer:
-  """Kills members of a network by lot, seen by seen.
+  """Kills random members of a network.
 
   Args:
-    network: not yet running.
-    mean: seconds from one death to the next.
-    seed: of the lots.
+    network: the network, not yet running.
+    mean: mean time between kills, in seconds.
+    seed: seed of the draws.
   """
 
   def __init__(self, network: localnet.Localnet, mean: float, seed: int):
@@ -126,7 +126,7 @@ class _Killer:
     self._said = -1
 
   def look(self, sights: list[localnet.Sight]) -> None:
-    """Called twice a second."""
+    """Kills a member if one is due; called twice per second."""
     now = time.monotonic()
     self._say(sights)
     rounds = [sight.status.get('round') or 0 for sight in sights]
@@ -145,7 +145,7 @@ class _Killer:
       self.deaths += 1
 
   def _wait(self) -> float:
-    """Seconds: exponential, as of what has no memory."""
+    """Draws an exponential waiting time, in seconds."""
     lot = faults.draw(self._seed, 'when', self.deaths)
     return -self._mean * math.log(1 - lot)
 
@@ -157,7 +157,16 @@ class _Killer:
 
 
 def soak(minutes: float, mean: float, seed: int) -> bool:
-  """Real processes, killed at random; prints what became of them."""
+  """Runs real processes and kills some; prints their final state.
+
+  Args:
+    minutes: length of the run.
+    mean: mean time between kills, in seconds.
+    seed: seed of the draws.
+
+  Returns:
+    True if all members ended equal and at least one was killed.
+  """
   base = config_lib.load(str(CONFIGS / 'localnet.py'))
   seconds = base.phases.round_blocks * base.network.block_seconds
   config = dataclasses.replace(base, rounds=round(60 * minutes / seconds))
@@ -191,7 +200,9 @@ def soak(minutes: float, mean: float, seed: int) -> bool:
     evaluations = list(csv.DictReader(file))
   for row in evaluations[0], evaluations[-1]:
     nats = float(row['nats_per_token'])
-    print(f'held-out loss after round {row["round"]}: {nats:.3f} nats a token')
+    print(
+      f'held-out loss after round {row["round"]}: {nats:.3f} nats per token'
+    )
   agreed = 'equal' if outcome.equal else 'NOT EQUAL'
   print(
     f'after {(time.monotonic() - began) / 60:.1f} minutes and {killer.deaths} '

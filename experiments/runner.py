@@ -136,8 +136,8 @@ def complete(
         left = (time.monotonic() - began) / len(done) * (len(missing) - i)
         print(
           f'{study.name} {len(done)}/{len(done) + len(missing) - i}: '
-          f'{cell.name}, seed {cell.seed}: {run.nats_per_byte:.4f} nats per byte '
-          f'in {run.seconds:.0f} s; {left / 60:.0f} min left at least',
+          f'{cell.name}, seed {cell.seed}: {run.nats_per_byte:.4f} nats per '
+          f'byte in {run.seconds:.0f} s; at least {left / 60:.0f} min left',
           file=sys.stderr,
           flush=True,
         )

@@ -3,23 +3,23 @@
   python -m experiments.transformations             about 20 core minutes
   python -m experiments.transformations --quick     some minutes
 
-SPARTA and Streaming DiLoCo exchange inside a round and leave every peer with
-other parameters, so they are optax transformations only. Here they, DeMo and
-SparseLoCo train the same model on the same data in one plain loop, peers
-along an axis of `jax.vmap`. The held-out loss is that of the mean of all
-peers' parameters, which for methods that end a round equal is anybody's.
+SPARTA and Streaming DiLoCo exchange inside a round and leave peers with unequal
+parameters, so they are optax transformations only. Here they, DeMo and
+SparseLoCo train the same model on the same data in one plain loop, with peers
+along an axis of `jax.vmap`. The held-out loss is that of the mean of all peers'
+parameters, which is any peer's own where a method ends a round with equal ones.
 
 Every method sees the same tokens (experiments/study.py). DeMo and SPARTA have
-five learning rates, swept with seed 0, Streaming DiLoCo three inner and three
-outer ones, with Nesterov momentum 0.9; SparseLoCo has those of
+five learning rates, swept with seed 0; Streaming DiLoCo has three inner and
+three outer ones, with Nesterov momentum 0.9; SparseLoCo has those of
 experiments/methods.py. DeMo sends 32 of 4096 coefficients, SPARTA 0.5 % of the
-parameters, each every step; Streaming DiLoCo five fragments, each every 15
-steps, applied two steps late and mixed half and half.
+parameters, each in every step; Streaming DiLoCo sends five fragments, each
+every 15 steps, applied two steps late and mixed half and half.
 
-Bytes are of whole payloads, headers and signatures counted, with values in
-float32 where the method sends such. What SPARTA sends needs no indices, as all
-peers draw the same. Each peer fetches those of all others, as between nodes;
-an all-reduce of what is dense would fetch less.
+Bytes are those of whole payloads with headers and signatures, and with float32
+values for methods that send dense values. SPARTA needs no indices, because all
+peers draw the same ones. Each peer fetches all other peers' payloads, as nodes
+do; an all-reduce of dense values would fetch less.
 
 Criterion, written before the runs; n = 3 seeds, compared seed by seed:
 SparseLoCo's final held-out loss minus the other's is at most 0; two standard
@@ -57,7 +57,7 @@ from experiments import runner
 from experiments import study
 
 AXIS = 'peers'
-Sent = Callable[[int], int]  # inner steps so far -> bytes that a peer has sent
+Sent = Callable[[int], int]  # inner steps so far -> bytes sent by a peer
 
 
 def train(
@@ -65,14 +65,14 @@ def train(
   config: config_lib.Config,
   sent: Sent = lambda step: 0,
 ) -> list[metrics.Evaluation]:
-  """Trains `config.miners` peers side by side; the held-out losses.
+  """Trains `config.miners` peers side by side; returns held-out losses.
 
   Args:
-    tx: exchanges along the axis `AXIS`. What it keeps is a peer's own, but for
-      its counts of steps: these are equal on all peers.
-    config: of the model, the data, how many steps, and when to evaluate; of
-      `config.optim`, no more than these.
-    sent: what the evaluations say was sent.
+    tx: a transformation that exchanges along the axis `AXIS`. Its state is per
+      peer, but for scalar counts of steps, which are equal on all peers.
+    config: the model, the data, the numbers of steps, and the evaluation; all
+      else of `config.optim` is ignored.
+    sent: the bytes to report in the evaluations.
   """
   data = dataset.load(config)
   evaluator = evaluator_lib.Evaluator(config, data)
@@ -80,7 +80,7 @@ def train(
     jax.random.key(config.seed)
   )
   state = tx.init(params)
-  # Mapped counts would turn each `lax.cond` on them into doing both branches.
+  # With mapped counts, each `lax.cond` on them would compute both branches.
   axes = jax.tree.map(lambda x: None if _is_count(x) else 0, state)
 
   def everywhere(x: jax.Array) -> jax.Array:
@@ -125,7 +125,7 @@ def _is_count(x: jax.Array) -> bool:
 
 
 def _tokens(config: config_lib.Config) -> int:
-  """Of all peers, in one inner step."""
+  """The number of tokens of all peers in one inner step."""
   batch = config.optim.inner.batch_size
   return config.miners * batch * config.data.context
 
@@ -133,7 +133,7 @@ def _tokens(config: config_lib.Config) -> int:
 def _batches(
   config: config_lib.Config, data: tokens_lib.TokenData, round_index: int
 ) -> Iterator[np.ndarray]:
-  """The tokens of every inner step of a round: int32 [R, B, L + 1]."""
+  """Yields the tokens of every inner step of a round: int32 [R, B, L + 1]."""
   tasks = [
     local.Task(uid, round_index, config.seed, b'')
     for uid in range(config.miners)
@@ -147,7 +147,7 @@ def _batches(
 
 
 def inner(config: config_lib.Config) -> optax.GradientTransformation:
-  """The inner optimizer at the rates of its schedule."""
+  """Returns the inner optimizer with its learning rate schedule."""
   optim = config.optim
   total = config.rounds * optim.inner_steps
   schedule = inner_lib.schedule(optim.inner, total_steps=total)
@@ -157,12 +157,12 @@ def inner(config: config_lib.Config) -> optax.GradientTransformation:
 
 
 def shapes(config: config_lib.Config) -> Any:
-  """Of the parameters."""
+  """Returns the shapes of the parameters."""
   return jax.eval_shape(lambda: llama.init(config.model, jax.random.key(0)))
 
 
 def dense_bytes(values: int) -> int:
-  """A payload of so many float32 values in an order that all know."""
+  """Bytes of a payload of float32 values in an order that all know."""
   one = jax.ShapeDtypeStruct((values,), jnp.float32)
   spec = payload.make_spec({'values': one}, compression_lib.Dense())
   return spec.payload_bytes
@@ -170,7 +170,7 @@ def dense_bytes(values: int) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Configured:
-  """What `optim.method` says, as a transformation."""
+  """The method that `optim.method` names, as a transformation."""
 
   def transformation(
     self, config: config_lib.Config
@@ -207,7 +207,7 @@ class Configured:
 
 @dataclasses.dataclass(frozen=True)
 class Sparta(Configured):
-  """The inner optimizer, and a share of the parameters averaged every step."""
+  """The inner optimizer, with a share of parameters averaged every step."""
 
   p: float = 0.005
 
@@ -224,7 +224,7 @@ class Sparta(Configured):
 
 @dataclasses.dataclass(frozen=True)
 class Streaming(Configured):
-  """DiLoCo in fragments, `overlap` steps late."""
+  """DiLoCo in fragments that are applied `overlap` steps late."""
 
   fragments: int = 5
   overlap: int = 2
@@ -251,7 +251,7 @@ class Streaming(Configured):
     steps = config.optim.inner_steps
 
     def times(step: int, p: int) -> int:
-      """How often fragment p has been sent; not at step 0."""
+      """The number of times that fragment p was sent; 0 at step 0."""
       offset = p * steps // self.fragments
       return (step - offset) // steps + (offset > 0)
 
@@ -271,7 +271,7 @@ DEMO = (
   'optim.compression.quantizer=none',
   'optim.compression.error_decay=0.999',
 )
-# Name -> its program, its overrides, its inner and its outer learning rates.
+# Name -> program, overrides, inner and outer learning rates.
 METHODS: dict[str, tuple[Configured, tuple[str, ...], Any, Any]] = {
   'DeMo': (Configured(), DEMO, (4e-4, 8e-4, 1.5e-3, 3e-3, 6e-3), (None,)),
   'SPARTA': (Sparta(), (), (1.5e-3, *INNER, 2.4e-2), (None,)),
@@ -285,7 +285,7 @@ METHODS: dict[str, tuple[Configured, tuple[str, ...], Any, Any]] = {
 
 
 def sweep(method: str) -> Iterator[study.Cell]:
-  """Seed 0 of a method at all its rates."""
+  """Yields the cells of a method at all its rates, with seed 0."""
   program, sets, inners, outers = METHODS[method]
   for rate in inners:
     for outer in outers:
@@ -330,7 +330,7 @@ def judge(
 
 def draw(runs: Sequence[study.Run], path: pathlib.Path) -> None:
   cells = ['SparseLoCo', *METHODS]
-  if path.parent == study.RESULTS:  # and those that nodes run: all in one
+  if path.parent == study.RESULTS:  # with methods that nodes run
     nodes = study.read_csv(study.RESULTS / 'methods.csv', study.Run)
     cells += ['DiLoCo', 'AdamW']
     runs = [*runs, *(run for run in nodes if run.cell in cells[-2:])]

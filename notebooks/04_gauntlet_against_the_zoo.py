@@ -27,7 +27,7 @@ from covenant import metrics
 from covenant.adversaries import registry
 from covenant.emulate import host
 from covenant.gauntlet import explain
-from experiments import gauntlet
+from experiments import gauntlet_report
 from experiments import study
 
 QUICK = 'QUICK' in os.environ  # set by tests, not for the stored outputs
@@ -63,7 +63,7 @@ plt.show()
 # The criteria were written before the runs, and not all hold:
 
 # %%
-for verdict in gauntlet.judge(rows):
+for verdict in gauntlet_report.judge(rows):
   print(f'{verdict.outcome:9} {verdict.claim}: {verdict.says}')
   print(f'{"":10}{verdict.criterion}: {verdict.measured}')
 
