@@ -92,7 +92,7 @@ def judge(rows: Sequence[Row]) -> Iterator[study.Verdict]:
     'a pool of which 30 % are faulty or cheat sends what an honest one sends',
     'ours',
     'on every seed the gain is not lower by two standard errors',
-    ', '.join(f'{gap:+.4f} (error {error:.4f})' for gap, error in gaps)
+    ', '.join(f'{gap:+.4f} (standard error {error:.4f})' for gap, error in gaps)
     + f' nats per token, of {statistics.mean(r.honest_gain for r in rows):.4f}',
     'PASS' if all(gap > -2 * error for gap, error in gaps) else 'FAIL',
   )
