@@ -4,6 +4,7 @@ import importlib
 import importlib.util
 import pathlib
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 from covenant import errors
@@ -37,6 +38,25 @@ def load(reference: str) -> Any:
   if not hasattr(found, attribute):
     raise PluginError(f'{reference!r}: {module} has no {attribute}')
   return getattr(found, attribute)
+
+
+def choose(field: str, known: Mapping[str, Any], name: str) -> Any:
+  """Returns the known object of a name, or the one that it refers to.
+
+  Args:
+    field: of the config, for errors.
+    known: objects by name.
+    name: one of these names, or a reference.
+
+  Raises:
+    PluginError: it is neither.
+  """
+  if name in known:
+    return known[name]
+  try:
+    return load(name)
+  except PluginError as e:
+    raise PluginError(f'{field}: {e}') from e
 
 
 def _module(name: str) -> Any:

@@ -42,8 +42,11 @@ class Phases(schema.Section):
 class Network(schema.Section):
   """The addresses of a process. They do not change what a run computes."""
 
-  # local: a file that processes of one machine share.
-  chain: str = schema.bounded('local', choices=('local', 'bittensor'))
+  # local: a file that processes of one machine share; or a function of this
+  # section that returns a chain.
+  chain: str = schema.bounded(
+    'local', choices=('local', 'bittensor'), plugin=True
+  )
   name: str = 'finney'  # bittensor: finney, test, or ws://HOST:PORT
   netuid: int = schema.bounded(3, low=0)
   wallet: str = 'default'
@@ -53,6 +56,9 @@ class Network(schema.Section):
   # Own bucket, such as s3://...; empty: a folder under `path`. {hotkey} in it
   # is replaced.
   bucket: str = ''
+  # (name, write) -> bucket, of 'file.py:attribute'; it opens the buckets of all
+  # nodes by their names: `bucket`, or the hotkey. Empty: as `bucket` says.
+  store: str = schema.bounded('', choices=('',), plugin=True)
   # Address of process 0, if several share a miner (covenant/node/multihost.py):
   # HOST:PORT, or auto where JAX finds out, as under Slurm; empty: one process.
   coordinator: str = ''

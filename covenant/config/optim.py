@@ -53,8 +53,10 @@ class Inner(schema.Section):
 
 @dataclasses.dataclass(frozen=True)
 class Outer(schema.Section):
-  """SGD with Nesterov momentum on the aggregated delta."""
+  """The optimizer that descends the aggregated delta."""
 
+  # SGD with Nesterov momentum, or (learning_rate, momentum) -> optax.
+  kind: str = schema.bounded('nesterov', choices=('nesterov',), plugin=True)
   learning_rate: float = schema.positive(1.0)
   momentum: float = schema.bounded(0.0, low=0.0, high=0.999999)
 
@@ -63,8 +65,11 @@ class Outer(schema.Section):
 class Compression(schema.Section):
   """k values of every block of an error-fed delta, and a quantizer."""
 
-  # Choice: the k largest, k at random, the k largest of a cosine transform.
-  kind: str = schema.bounded('topk', choices=('topk', 'randomk', 'dct'))
+  # Choice: the k largest, k at random, the k largest of a cosine transform; or
+  # (k, block, quantizer, layout) -> compression.Compression.
+  kind: str = schema.bounded(
+    'topk', choices=('topk', 'randomk', 'dct'), plugin=True
+  )
   k: int = schema.positive(64)  # values per block
   block: tuple[int, int] = (64, 64)  # rows and columns
   # tiles: of `block`, at one density; divisors: as deployed by Templar, where
@@ -82,6 +87,7 @@ class Compression(schema.Section):
       'statistical',
       'linear',
     ),
+    plugin=True,  # a quantize.Quantizer
   )
   error_decay: float = schema.fraction(0.95)  # per round; 0: no error feedback
 

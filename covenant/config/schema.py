@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from covenant import errors
+from covenant import plugins
 
 _TINY = 5e-324  # the smallest positive float: the bound of "more than 0"
 
@@ -46,9 +47,12 @@ class Text(NamedTuple):
   show: Callable[[Any], str]
 
 
-def bounded(default, *, low=None, high=None, choices=None):
-  """A dataclass field with inclusive bounds; `choices` is a closed list."""
-  metadata = {'low': low, 'high': high, 'choices': choices}
+def bounded(default, *, low=None, high=None, choices=None, plugin=False):
+  """A dataclass field with inclusive bounds; `choices` is a closed list.
+
+  With `plugin` it may also be 'file.py:attribute' (covenant/plugins.py).
+  """
+  metadata = {'low': low, 'high': high, 'choices': choices, 'plugin': plugin}
   return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -225,8 +229,12 @@ def _tuple(path: str, value: Any, kinds: tuple[Any, ...]) -> tuple[Any, ...]:
 
 def _check_bounds(path: str, value: Any, bounds: Mapping[str, Any]) -> None:
   choices = bounds.get('choices')
-  if choices is not None and value not in choices:
-    raise ConfigError(f'{path}: expected one of {choices}, got {value!r}')
+  is_plugin = bounds.get('plugin') and plugins.is_reference(value)
+  if choices is not None and value not in choices and not is_plugin:
+    other = " or 'file.py:attribute'" if bounds.get('plugin') else ''
+    raise ConfigError(
+      f'{path}: expected one of {choices}{other}, got {value!r}'
+    )
   low, high = bounds.get('low'), bounds.get('high')
   if isinstance(value, float) and not math.isfinite(value):
     raise ConfigError(f'{path}: expected a finite number, got {value!r}')

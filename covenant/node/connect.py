@@ -9,6 +9,7 @@ import hashlib
 import pathlib
 
 from covenant import config as config_lib
+from covenant import plugins
 from covenant.chain import bittensor
 from covenant.chain import interface as chain_lib
 from covenant.chain import keys
@@ -42,14 +43,25 @@ def _folder(config: config_lib.Config) -> pathlib.Path:
 
 
 def chain(config: config_lib.Config) -> chain_lib.Chain:
-  """The chain of a run as its own hotkey sees it; raises ChainError."""
-  network = config.network
-  if network.chain == 'local':
+  """Returns the chain of a run as this node's hotkey sees it.
+
+  Raises:
+    ChainError: it cannot be reached, or refuses the hotkey.
+    PluginError: `network.chain` names no chain.
+  """
+
+  def connect_local(network: config_lib.Network) -> chain_lib.Chain:
     key = local_key(config.seed, network.hotkey)
     return local.LocalChain.open(chain_file(config), key)
-  return bittensor.BittensorChain(
-    network.netuid, network.name, network.wallet, network.hotkey
-  )
+
+  def connect_bittensor(network: config_lib.Network) -> chain_lib.Chain:
+    return bittensor.BittensorChain(
+      network.netuid, network.name, network.wallet, network.hotkey
+    )
+
+  known = {'local': connect_local, 'bittensor': connect_bittensor}
+  connect = plugins.choose('network.chain', known, config.network.chain)
+  return connect(config.network)
 
 
 def objects(
@@ -67,6 +79,15 @@ def objects(
     ValueError: `network.bucket` is not a location.
   """
   network = config.network
+  if network.store:
+    open_named = plugins.choose('network.store', {}, network.store)
+    name = network.bucket or network.hotkey
+    return run_storage_lib.RunStorage(
+      run,
+      open_named(name, writes),
+      name.encode() if writes else b'',
+      lambda data: open_named(data.decode(), False),
+    )
 
   def beside(name: str) -> location_lib.Location:
     folder = _folder(config) / 'buckets' / name

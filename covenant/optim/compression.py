@@ -135,7 +135,7 @@ class TopK:
     kept = []
     for blocks_NxL in blocks.cut(x, self.block, self.layout):
       size = blocks_NxL.shape[1]
-      indices_NxK = self._select(blocks_NxL, self.block_k(size))
+      indices_NxK = self.select(blocks_NxL, self.block_k(size))
       values_NxK = jnp.take_along_axis(blocks_NxL, indices_NxK, axis=1)
       indices_NxK = indices_NxK.astype(blocks.index_dtype(size))
       kept.append(Kept(indices_NxK, values_NxK))
@@ -209,7 +209,7 @@ class TopK:
   def join(self, parts: Sequence[jax.Array], shape: Sequence[int]) -> jax.Array:
     return blocks.join(parts, shape, self.block, self.layout)
 
-  def _select(self, blocks_NxL: jax.Array, k: int) -> jax.Array:
+  def select(self, blocks_NxL: jax.Array, k: int) -> jax.Array:
     """int32 [N, k]: which elements of each block are sent, ascending."""
     return topk.select(blocks_NxL, k)
 

@@ -14,11 +14,13 @@ other parameters at every peer; they are transformations only (streaming.py,
 sparta.py).
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import optax
 
 from covenant import config as config_lib
+from covenant import plugins
 from covenant.optim import compression as compression_lib
 from covenant.optim import dct
 from covenant.optim import demo
@@ -39,6 +41,9 @@ _COMPRESSIONS: dict[str, type[compression_lib.TopK]] = {
   'topk': compression_lib.TopK,
   'randomk': randomk.RandomK,
   'dct': dct.DCTTopK,
+}
+_OUTERS: dict[str, Callable[[float, float], optax.GradientTransformation]] = {
+  'nesterov': outer_lib.nesterov,
 }
 
 
@@ -64,7 +69,8 @@ def make(config: config_lib.Config) -> Method:
   if optim.method == 'ddp':
     outer = optax.chain(inner, optax.scale_by_schedule(schedule))
     return Method(None, schedule, dense, None, outer, 'all', 'none')
-  outer = outer_lib.nesterov(optim.outer.learning_rate, optim.outer.momentum)
+  make_outer = plugins.choose('optim.outer.kind', _OUTERS, optim.outer.kind)
+  outer = make_outer(optim.outer.learning_rate, optim.outer.momentum)
   if optim.method == 'diloco':
     return Method(
       inner,
@@ -77,8 +83,14 @@ def make(config: config_lib.Config) -> Method:
       weight=optim.aggregation.weight,
     )
   sparse = optim.compression
-  compression = _COMPRESSIONS[sparse.kind](
-    sparse.k, sparse.block, _QUANTIZERS[sparse.quantizer], sparse.layout
+  quantizer = plugins.choose(
+    'optim.compression.quantizer', _QUANTIZERS, sparse.quantizer
+  )
+  make_compression = plugins.choose(
+    'optim.compression.kind', _COMPRESSIONS, sparse.kind
+  )
+  compression = make_compression(
+    sparse.k, sparse.block, quantizer, sparse.layout
   )
   if optim.method == 'demo':
     outer = demo.signed(schedule, optim.inner.weight_decay)

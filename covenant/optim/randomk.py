@@ -23,7 +23,7 @@ class RandomK(compression.TopK):
   L / k to be unbiased: with error feedback, the rest is sent later.
   """
 
-  def _select(self, blocks_NxL: jax.Array, k: int) -> jax.Array:
+  def select(self, blocks_NxL: jax.Array, k: int) -> jax.Array:
     return select(blocks_NxL, k)
 
 
