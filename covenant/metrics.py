@@ -12,7 +12,7 @@ import operator
 import os
 import pathlib
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, ClassVar
 
 from covenant import errors
@@ -197,6 +197,16 @@ def read(path: str | os.PathLike[str]) -> list[Record]:
   if not path.exists():
     raise MetricsError(f'{path}: expected the metrics of a run, found no file')
   return [record for _, record in _lines(path)]
+
+
+def rounds(records: Iterable[Record]) -> list[Round]:
+  """Returns the rounds among the records."""
+  return [r for r in records if isinstance(r, Round)]
+
+
+def evaluations(records: Iterable[Record]) -> list[Evaluation]:
+  """Returns the evaluations among the records."""
+  return [r for r in records if isinstance(r, Evaluation)]
 
 
 class MetricsWriter:

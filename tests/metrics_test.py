@@ -139,6 +139,11 @@ class MetricsTest(parameterized.TestCase):
     with self.assertRaisesRegex(metrics.MetricsError, message):
       _round(1, **changes)
 
+  def test_records_of_one_kind(self):
+    records = [_evaluation(0), _round(1), _evaluation(1)]
+    self.assertEqual(metrics.rounds(records), [records[1]])
+    self.assertEqual(metrics.evaluations(records), [records[0], records[2]])
+
   def test_resume_drops_what_came_after_the_checkpoint(self):
     first = [_evaluation(0)] + [_round(r) for r in (1, 2, 3)] + [_evaluation(3)]
     self._write(*first)

@@ -123,8 +123,8 @@ def read(workdir: str | os.PathLike[str]) -> Run:
   return Run(
     folder=folder,
     config=_config(folder),
-    rounds=[r for r in records if isinstance(r, metrics.Round)],
-    evaluations=[r for r in records if isinstance(r, metrics.Evaluation)],
+    rounds=metrics.rounds(records),
+    evaluations=metrics.evaluations(records),
     verdicts={v['round']: v for v in verdicts if v.get('validator') == uid},
     uid=uid,
     events=events,

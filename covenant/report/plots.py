@@ -90,7 +90,7 @@ def compare(
   for i, (name, records) in enumerate(runs.items()):
     points = [
       (_position(record, axis), record.nats_per_byte)
-      for record in _evaluations(records)
+      for record in metrics.evaluations(records)
     ]
     _curve(
       ax,
@@ -104,7 +104,7 @@ def compare(
     )
   _finish(ax, axis)
   curves = [
-    [record.nats_per_byte for record in _evaluations(records)]
+    [record.nats_per_byte for record in metrics.evaluations(records)]
     for records in runs.values()
   ]
   top = _HEADROOM * max((curve[-1] for curve in curves if curve), default=0.0)
@@ -115,21 +115,13 @@ def compare(
   return path
 
 
-def _rounds(records: Sequence[metrics.Record]) -> list[metrics.Round]:
-  return [r for r in records if isinstance(r, metrics.Round)]
-
-
-def _evaluations(records: Sequence[metrics.Record]) -> list[metrics.Evaluation]:
-  return [r for r in records if isinstance(r, metrics.Evaluation)]
-
-
 def _position(record: metrics.Record, axis: Axis) -> int:
   return record.tokens if axis == 'tokens' else record.bytes_up
 
 
 def _loss(records: Sequence[metrics.Record], axis: Axis) -> figure.Figure:
   fig, ax = _figure(_LABELS[axis], 'loss (nats per token)')
-  rounds, evaluations = _rounds(records), _evaluations(records)
+  rounds, evaluations = metrics.rounds(records), metrics.evaluations(records)
   _curve(
     ax,
     [(_position(r, axis), r.loss) for r in rounds],
@@ -158,7 +150,7 @@ def _loss(records: Sequence[metrics.Record], axis: Axis) -> figure.Figure:
 def _miner_losses(records: Sequence[metrics.Record]) -> figure.Figure:
   fig, ax = _figure('round', 'training loss (nats per token)')
   # Rounds in which nobody trained have no loss.
-  rounds = [r for r in _rounds(records) if r.uids]
+  rounds = [r for r in metrics.rounds(records) if r.uids]
   x = [r.round for r in rounds]
   losses = [dict(zip(r.uids, r.miner_losses, strict=True)) for r in rounds]
   uids = sorted({uid for of_round in losses for uid in of_round})
@@ -187,7 +179,7 @@ def _weights(
   records: Sequence[metrics.Record], adversaries: Mapping[int, str]
 ) -> figure.Figure:
   fig, ax = _figure('round', 'weight')
-  rounds = [r for r in _rounds(records) if r.weights]
+  rounds = [r for r in metrics.rounds(records) if r.weights]
   x = [r.round for r in rounds]
   uids = range(max((len(r.weights) for r in rounds), default=0))
   honest = [u for u in uids if u not in adversaries]

@@ -170,8 +170,8 @@ def summary(
     records: records of one run, in order.
     adversaries: uid -> kind; their weights are shown apart from the others.
   """
-  rounds = [r for r in records if isinstance(r, metrics.Round)]
-  evaluations = [r for r in records if isinstance(r, metrics.Evaluation)]
+  rounds = metrics.rounds(records)
+  evaluations = metrics.evaluations(records)
   rows: list[tuple[str, str]] = []
   if rounds:
     last = rounds[-1]
