@@ -18,7 +18,6 @@ WITHOUT = frozenset(
     'config/network',
     'config/optim',
     'config/schema',
-    'data/manifest',
     'gauntlet/standing',
     'node/base',
     'node/collect',
@@ -38,7 +37,6 @@ WITHOUT = frozenset(
     'pool/lease_trainer',
     'pool/verification',
     'pool/worker',
-    'train/placement',
   }
 )
 

@@ -1,4 +1,4 @@
-"""Where a miner's state lies: at rest, and while its devices train.
+"""The placement of a miner's state: at rest, and while its devices train.
 
 At rest everything is on a miner's home: the first of the mesh's copies of the
 parameters that this process owns. In training every copy has all of it, or, in
@@ -6,7 +6,6 @@ a pipeline, every stage has its own layers.
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -228,11 +227,11 @@ class PipelinePlacement:
 def _map_params(
   tree: ct.PyTree,
   of_params: Callable[[ct.Params], ct.Params],
-  of_leaf: Callable[[Any], Any],
+  of_leaf: Callable[[jax.Array], jax.Array],
 ) -> ct.PyTree:
   """Maps subtrees that are like the parameters as a whole, and other leaves."""
 
-  def is_params(x: Any) -> bool:
+  def is_params(x: object) -> bool:
     return isinstance(x, dict) and 'embedding' in x
 
   return jax.tree.map(

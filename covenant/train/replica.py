@@ -141,25 +141,9 @@ def pipeline(
     ConfigError: the miners have several devices per stage, or stages on
       devices of their own with another optimizer than AdamW.
   """
-  if placement.mesh is not None:
-    raise config_lib.ConfigError(
-      'islands: a stage of a miner with a rank is one device; expected '
-      'devices.data, devices.fsdp and devices.tensor to be 1'
-    )
-  if stages is not None and stages.size != island.stages:
-    stages = None
-  if stages is not None and config.optim.inner.kind != 'adamw':
-    raise config_lib.ConfigError(
-      "devices.stage: expected optim.inner.kind='adamw' with more than one, "
-      f'got {config.optim.inner.kind!r}'
-    )
-  model, load, offload = (
-    config.model,
-    placement.host.load,
-    placement.host.offload,
-  )
+  stages = _stages(config, island, placement, stages)
+  model, load = config.model, placement.host.load
   fit = jax.jit(functools.partial(subspace.fix, model, island=island))
-
   learned = jax.jit(
     lambda start, end, fixed: subspace.learned(
       model, start, end, island, fixed
@@ -196,9 +180,31 @@ def pipeline(
     begin_round,
     devices.shard_batch,
     step_lib.inner_step(_with_batch(config, island), stages, island),
-    lambda inner: offload(devices.gather(inner)),
+    lambda inner: placement.host.offload(devices.gather(inner)),
     end_round,
   )
+
+
+def _stages(
+  config: config_lib.Config,
+  island: island_lib.Island,
+  placement: placement_lib.Placement,
+  stages: jax.sharding.Mesh | None,
+) -> jax.sharding.Mesh | None:
+  """Returns the devices of a pipeline's stages; None: it is emulated on one."""
+  if placement.mesh is not None:
+    raise config_lib.ConfigError(
+      'islands: a stage of a miner with a rank is one device; expected '
+      'devices.data, devices.fsdp and devices.tensor to be 1'
+    )
+  if stages is None or stages.size != island.stages:
+    return None
+  if config.optim.inner.kind != 'adamw':
+    raise config_lib.ConfigError(
+      "devices.stage: expected optim.inner.kind='adamw' with more than one, "
+      f'got {config.optim.inner.kind!r}'
+    )
+  return stages
 
 
 def gradient(
