@@ -18,7 +18,6 @@ WITHOUT = frozenset(
     'config/network',
     'config/optim',
     'config/schema',
-    'gauntlet/standing',
     'node/base',
     'node/collect',
     'node/connect',
