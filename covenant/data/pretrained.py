@@ -18,6 +18,7 @@ from tokenizers import normalizers
 from tokenizers import pre_tokenizers
 
 from covenant import config as config_lib
+from covenant import typing as ct
 from covenant.data import corpus
 from covenant.data import shard_manifest
 from covenant.data import tokenizer as tokenizer_lib
@@ -116,7 +117,7 @@ def check(
       )
 
 
-def _dump(content: Any) -> bytes:
+def _dump(content: ct.Json) -> bytes:
   return json.dumps(content, ensure_ascii=False, indent=2).encode() + b'\n'
 
 

@@ -1,6 +1,6 @@
 """Pre-tokenized shards: a folder that is written once and never changed.
 
-  manifest.json    the names, sizes and digests of the shards (shard_manifest.py)
+  manifest.json    the names, sizes and digests of shards (shard_manifest.py)
   tokenizer.json   the tokenizer (.model for SentencePiece, none for bytes)
   train-00000/     a zarr3 array of tokens, uint16 or uint32, in one file of
   heldout-00000/   chunks, each readable alone and with its CRC-32C

@@ -179,7 +179,7 @@ def load(folder: str | os.PathLike[str], model: config_lib.Model) -> ct.Params:
   return params
 
 
-def _leaf(params: ct.Params, tensor: _Tensor) -> Any:
+def _leaf(params: ct.Params, tensor: _Tensor) -> ct.Array:
   for key in tensor.leaf:
     params = params[key]
   return params if tensor.layer is None else params[tensor.layer]
@@ -273,7 +273,7 @@ def _write_tensor(file: BinaryIO, tensor: _Tensor, params: ct.Params) -> None:
     file.write(slab.data)
 
 
-def _write_json(path: pathlib.Path, content: Any) -> None:
+def _write_json(path: pathlib.Path, content: ct.Json) -> None:
   path.write_text(json.dumps(content, indent=2) + '\n')
 
 

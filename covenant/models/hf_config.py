@@ -5,6 +5,7 @@ import pathlib
 from typing import Any
 
 from covenant import config as config_lib
+from covenant import typing as ct
 
 # The defaults of LlamaConfig.
 _DEFAULTS = {
@@ -18,9 +19,7 @@ _DEFAULTS = {
 }
 
 
-def make(
-  model: config_lib.Model, context: int, end_of_text: int
-) -> dict[str, Any]:
+def make(model: config_lib.Model, context: int, end_of_text: int) -> ct.Json:
   """Returns the content of config.json; the arguments are as in `hf.export`."""
   fields = {name: value for name, (value, _) in _fields(model).items()}
   del fields['rope_type']  # the default, which has no field of its own

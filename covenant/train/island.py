@@ -19,7 +19,7 @@ Island = config_lib.Island
 def of(config: config_lib.Config, uid: int) -> Island:
   """Returns the island of a uid, with the steps and batch of the run filled in.
 
-  A list of one island is everybody's.
+  A list of one island is that of every uid.
 
   Raises:
     ConfigError: the list has neither one entry nor one per miner, or the
@@ -36,6 +36,19 @@ def of(config: config_lib.Config, uid: int) -> Island:
   ends = itertools.accumulate(counts)
   place = min(uid, total - 1)
   island = next(i for i, end in zip(listed, ends, strict=True) if place < end)
+  _check_model(config, island)
+  island = dataclasses.replace(
+    island,
+    count=1,
+    steps=island.steps or config.optim.inner_steps,
+    batch=island.batch or config.optim.inner.batch_size,
+  )
+  _check_work(config, uid, island)
+  return island
+
+
+def _check_model(config: config_lib.Config, island: Island) -> None:
+  """Raises ConfigError unless the island can split the model."""
   if config.model.layers % island.stages:
     raise config_lib.ConfigError(
       f'islands: stages={island.stages}: expected a divisor of model.layers = '
@@ -51,27 +64,25 @@ def of(config: config_lib.Config, uid: int) -> Island:
       f'islands: rank={island.rank}: expected 0 with optim.method='
       f'{config.optim.method!r}, which has no inner optimizer'
     )
-  island = dataclasses.replace(
-    island,
-    count=1,
-    steps=island.steps or config.optim.inner_steps,
-    batch=island.batch or config.optim.inner.batch_size,
-  )
+
+
+def _check_work(config: config_lib.Config, uid: int, island: Island) -> None:
+  """Raises ConfigError if the island does more than the run allows."""
+  who = f'islands: the island of uid {uid}'
   needed, most = island.sequences, assignment.per_miner(config)
   if needed > most:
     raise config_lib.ConfigError(
-      f'islands: the island of uid {uid} trains on {needed} sequences; expected at '
-      f'most {most}, or set optim.most_sequences to what the largest needs'
+      f'{who} trains on {needed} sequences; expected at most {most}, or set '
+      'optim.most_sequences to what the largest needs'
     )
   if island.rounds - 1 > config.optim.staleness:
     raise config_lib.ConfigError(
-      f'islands: the island of uid {uid} has rounds={island.rounds}; expected at '
-      f'most {config.optim.staleness + 1}, or set optim.staleness='
+      f'{who} has rounds={island.rounds}; expected at most '
+      f'{config.optim.staleness + 1}, or set optim.staleness='
       f'{island.rounds - 1}'
     )
   if config.optim.method in ('ddp', 'demo') and island.steps > 1:
     raise config_lib.ConfigError(
-      f'islands: the island of uid {uid} has steps={island.steps}; expected 1 with '
-      f'optim.method={config.optim.method!r}'
+      f'{who} has steps={island.steps}; expected 1 with optim.method='
+      f'{config.optim.method!r}'
     )
-  return island

@@ -16,7 +16,6 @@ Shapes: S stages, N layers of all of them, M microbatches of b sequences, B = M
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -209,7 +208,9 @@ def _stage(
   def embedded(tokens_bxL1: jax.Array) -> jax.Array:
     return look_up(own['embedding'], tokens_bxL1)
 
-  def loss_of(x_bxLxD: jax.Array, tokens_bxL1: jax.Array) -> Any:
+  def loss_of(
+    x_bxLxD: jax.Array, tokens_bxL1: jax.Array
+  ) -> tuple[jax.Array, jax.Array]:
     loss = loss_lib.next_token_loss(
       model,
       own,
@@ -219,7 +220,9 @@ def _stage(
     weight = loss.tokens.astype(jnp.float32) / count.astype(jnp.float32)
     return loss.total * weight, loss.nats * weight
 
-  def tick(c_bxLxK: jax.Array, t: jax.Array) -> tuple[jax.Array, Any]:
+  def tick(
+    c_bxLxK: jax.Array, t: jax.Array
+  ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     i = t - s - lag
     tokens_bxL1 = slice_of(i)
     if model.tie_embeddings:
