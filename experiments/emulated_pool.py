@@ -1,24 +1,20 @@
 """A pool with many workers in one process, in virtual time.
 
-The pool is that of the real one (covenant/pool/pool.py), the leases are
-trained by the same program; only the clock, the wire and the workers are this
-module's. Some workers are slow, some fail, some cheat; see `KINDS`.
+The pool (covenant/pool/pool.py) and the program that trains leases are the real
+ones; only the clock, the wire and the workers are emulated. Some workers are
+slow, some fail, some cheat (experiments/pool_workers.py).
 """
 
-import dataclasses
 import heapq
 import math
-from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from covenant import config as config_lib
 from covenant.chain import keys
 from covenant.data import tokens as tokens_lib
 from covenant.gauntlet import scores
-from covenant.node import connect
 from covenant.pool import lease_trainer as lease_trainer_lib
 from covenant.pool import ledger as ledger_lib
 from covenant.pool import merge as merge_lib
@@ -27,212 +23,15 @@ from covenant.pool import verification
 from covenant.train import local as local_lib
 from covenant.train import shared_state as shared_state_lib
 from covenant.train import trainer as trainer_lib
+from experiments import pool_workers
 
 _ROUND_SECONDS = 1000.0
-_SLOWEST, _FASTEST = 1.0, 8.0  # sequences a second
-_AGAIN_SECONDS = 0.25  # until a worker who got no lease asks again
-_INCOME = 10**9 + 7  # rao a round
-
-
-class Member(NamedTuple):
-  """One worker of an emulated pool."""
-
-  key: keys.Key
-  kind: str  # of `KINDS`; 'honest'
-  speed: float  # sequences a second
-
-
-@dataclasses.dataclass
-class Sent:
-  """What a worker does with a lease: what it returns, and how late."""
-
-  data: bytes | None  # None: nothing
-  seconds: float  # times those that its speed takes
-
-
-class Scene(NamedTuple):
-  """What those who do not work may use instead."""
-
-  trainer_of_leases: lease_trainer_lib.LeaseTrainer
-  like: Any
-  draw: np.random.Generator
-  seen: dict[str, Any]  # what cheaters keep for later
-
-
-def _scaled(message: Any, factor: float) -> Any:
-  def packet(path: Any, x: Any) -> Any:
-    if getattr(path[-1], 'name', '') != 'scales':
-      return x
-    # The first two scales are levels, which multiply the others.
-    y = np.array(x)
-    y[:2] = (y[:2].astype(np.float32) * factor).astype(y.dtype)
-    return y
-
-  return jax.tree_util.tree_map_with_path(packet, message)
-
-
-def _flipped(message: Any) -> Any:
-  def packet(path: Any, x: Any) -> Any:
-    return x ^ 1 if getattr(path[-1], 'name', '') == 'codes' else x
-
-  return jax.tree_util.tree_map_with_path(packet, message)
-
-
-def _noise(message: Any, draw: np.random.Generator) -> Any:
-  def packet(path: Any, x: Any) -> Any:
-    if getattr(path[-1], 'name', '') != 'codes':
-      return x
-    return draw.integers(0, 4, x.shape, np.uint8)
-
-  return jax.tree_util.tree_map_with_path(packet, message)
-
-
-class _Honest:
-  """Does what the lease says."""
-
-  def __init__(self, member: Member, scene: Scene):
-    self._member = member
-    self._scene = scene
-
-  def work(self, params: Any, job: pool_lib.Job) -> Sent:
-    message, loss = self._scene.trainer_of_leases.train(params, job)
-    del loss
-    return Sent(self._encode(job, self._lie(message, params, job)), 1.0)
-
-  def _lie(self, message: Any, params: Any, job: pool_lib.Job) -> Any:
-    return message
-
-  def _encode(self, job: pool_lib.Job, message: Any) -> bytes:
-    return self._scene.trainer_of_leases.encode(
-      job, message, self._member.key.sign
-    )
-
-
-class _Crashes(_Honest):
-  """Takes every other lease to its grave."""
-
-  _turn = 0
-
-  def work(self, params: Any, job: pool_lib.Job) -> Sent:
-    self._turn += 1
-    if self._turn % 2:
-      return Sent(None, 50.0)
-    return super().work(params, job)
-
-
-class _Late(_Honest):
-  """Gives everything back ten times too late."""
-
-  def work(self, params: Any, job: pool_lib.Job) -> Sent:
-    return Sent(super().work(params, job).data, 10.0)
-
-
-class _Malformed(_Honest):
-  """Some bytes of what it sends are others."""
-
-  def work(self, params: Any, job: pool_lib.Job) -> Sent:
-    data = bytearray(super().work(params, job).data or b'')
-    data[len(data) // 2] ^= 0xFF
-    return Sent(bytes(data), 1.0)
-
-
-class _Noise(_Honest):
-  """Random signs at the right places, of the right size."""
-
-  def _lie(self, message: Any, params: Any, job: pool_lib.Job) -> Any:
-    return _noise(message, self._scene.draw)
-
-
-class _Flipped(_Honest):
-  """The other way."""
-
-  def _lie(self, message: Any, params: Any, job: pool_lib.Job) -> Any:
-    return _flipped(message)
-
-
-class _Scaled(_Honest):
-  """Twenty times as far."""
-
-  def _lie(self, message: Any, params: Any, job: pool_lib.Job) -> Any:
-    return _scaled(message, 20.0)
-
-
-class _Lazy(_Honest):
-  """Trains one step of each lease, and makes it as long as all."""
-
-  def work(self, params: Any, job: pool_lib.Job) -> Sent:
-    first = job._replace(steps=1, tokens_NxL1=job.tokens_NxL1[: job.batch])
-    message, _ = self._scene.trainer_of_leases.train(params, first)
-    return Sent(
-      self._encode(job, _scaled(message, float(job.steps))), 1 / job.steps
-    )
-
-
-class _Zeros(_Honest):
-  """Sends nothing, well formed."""
-
-  def _lie(self, message: Any, params: Any, job: pool_lib.Job) -> Any:
-    return _scaled(message, 0.0)
-
-
-class _Copier(_Honest):
-  """One copier trains once a round, on what it likes; all send that."""
-
-  def work(self, params: Any, job: pool_lib.Job) -> Sent:
-    kept = self._scene.seen.get('copy')
-    if kept is None or kept[0] != job.round:
-      other = job._replace(tokens_NxL1=job.tokens_NxL1[::-1])
-      kept = job.round, self._scene.trainer_of_leases.train(params, other)[0]
-      self._scene.seen['copy'] = kept
-    return Sent(self._encode(job, kept[1]), 0.5)
-
-
-class _Stale(_Honest):
-  """Trains from the first parameters that it ever got."""
-
-  def work(self, params: Any, job: pool_lib.Job) -> Sent:
-    old = self._scene.seen.setdefault('stale', params)
-    message, _ = self._scene.trainer_of_leases.train(old, job)
-    return Sent(self._encode(job, message), 1.0)
-
-
-KINDS: Mapping[str, Callable[[Member, Scene], _Honest]] = {
-  'honest': _Honest,
-  'noise': _Noise,
-  'copier': _Copier,
-  'lazy': _Lazy,
-  'zeros': _Zeros,
-  'stale': _Stale,
-  'scaled': _Scaled,
-  'flipped': _Flipped,
-  'malformed': _Malformed,
-  'crashes': _Crashes,
-  'late': _Late,
-}
-FAULTY = ('crashes', 'late')  # they do no harm, and are paid for what counts
-CHEATS = tuple(k for k in KINDS if k not in ('honest', *FAULTY))
-
-
-def members(count: int, bad: float, seed: int) -> list[Member]:
-  """Workers whose speeds spread 8:1, a share of whom is bad, in all kinds."""
-  draw = np.random.default_rng(seed)
-  chosen = draw.permutation(count)[: round(bad * count)]
-  kinds = [*CHEATS, *FAULTY]
-  kind = {int(i): kinds[n % len(kinds)] for n, i in enumerate(chosen)}
-  spread = np.linspace(0, math.log(_FASTEST / _SLOWEST), count)
-  speeds_W = _SLOWEST * np.exp(draw.permutation(spread))
-  return [
-    Member(
-      connect.local_key(seed, f'worker-{i}'),
-      kind.get(i, 'honest'),
-      float(speeds_W[i]),
-    )
-    for i in range(count)
-  ]
+_AGAIN_SECONDS = 0.25  # between requests of a worker without a lease
+_INCOME = 10**9 + 7  # rao per round
 
 
 class Kit:
-  """What all emulated pools of a run share, compiled once."""
+  """The compiled programs that all emulated pools of a run share."""
 
   def __init__(self, config: config_lib.Config, data: tokens_lib.TokenData):
     self.config = config
@@ -252,22 +51,22 @@ class Emulation:
   """One pool and its workers.
 
   Args:
-    kit: of the run.
-    uid: of the pool.
+    kit: the programs of the run.
+    uid: the uid of the pool.
     crowd: the workers.
-    seed: of what cheaters draw, and of the audits.
+    seed: seed of the cheaters and of the audits.
   """
 
-  def __init__(self, kit: Kit, uid: int, crowd: list[Member], seed: int = 0):
+  def __init__(
+    self, kit: Kit, uid: int, crowd: list[pool_workers.Member], seed: int = 0
+  ):
     self._kit = kit
     self._uid = uid
-    scene = Scene(
-      kit.trainer_of_leases,
-      kit.shared_model.abstract_params,
-      np.random.default_rng([seed, 0]),
-      {},
-    )
-    self._workers = {m.key.address: KINDS[m.kind](m, scene) for m in crowd}
+    draw = np.random.default_rng([seed, 0])
+    scene = pool_workers.Scene(kit.trainer_of_leases, draw, {})
+    self._workers = {
+      m.key.address: pool_workers.Worker(m, scene) for m in crowd
+    }
     self._speeds = {m.key.address: m.speed for m in crowd}
     self._pool = pool_lib.Pool(
       kit.config,
@@ -288,7 +87,7 @@ class Emulation:
   def round(
     self, shared: shared_state_lib.SharedState, round_index: int, seed: bytes
   ) -> tuple[local_lib.TrainedRound, pool_lib.PoolResult]:
-    """One round of the uid: what it sends, and how that came about."""
+    """Does one round; returns the pool's message and how it was made."""
     kit, config = self._kit, self._kit.config
     task = local_lib.Task(self._uid, round_index, seed, bytes(32))
     split, context = kit.data.train, config.data.context
@@ -328,7 +127,7 @@ class Emulation:
     return work, outcome
 
   def _run(self) -> None:
-    """Lets the workers do what they do until the round is over."""
+    """Lets the workers work until the round is over."""
     turn = [(self.now, i, address) for i, address in enumerate(self._workers)]
     heapq.heapify(turn)
     under_way: dict[str, tuple[int, bytes | None]] = {}
@@ -360,14 +159,14 @@ class Emulation:
 class Trial(NamedTuple):
   """A pool with bad workers beside an honest one, of the same size."""
 
-  gains: list[float]  # of the pool's payloads on random data, nats a token
-  honest_gains: list[float]  # of the honest pool's, from the same parameters
-  errors: list[float]  # standard errors of both gains of a round together
-  kinds: dict[str, str]  # of the pool's workers, by address
-  paid: dict[str, int]  # rao, of the pool's workers, by address
-  held: dict[str, int]
-  totals: dict[str, int]  # of the pool's ledger
-  refused: dict[str, dict[str, int]]  # by kind: verdicts and how often
+  gains: list[float]  # bad pool's, per round, nats per token of random data
+  honest_gains: list[float]  # honest pool's, from the same parameters
+  errors: list[float]  # standard error of the difference of both, per round
+  kinds: dict[str, str]  # worker address -> kind, in the bad pool
+  paid: dict[str, int]  # worker address -> rao due and paid
+  held: dict[str, int]  # worker address -> rao held back
+  totals: dict[str, int]  # sums of the bad pool's ledger, rao
+  refused: dict[str, dict[str, int]]  # kind -> verdict -> number of leases
 
 
 def trial(
@@ -375,18 +174,18 @@ def trial(
 ) -> Trial:
   """Runs two pools as the two miners of a network, round after round.
 
-  Both begin each round at the same parameters, on sequences of their own; both
-  payloads make the next ones. Each is scored as a validator scores it.
+  Both begin each round at the same parameters, on sequences of their own, and
+  both payloads make the next parameters. A validator's scorer scores each.
 
   Args:
-    kit: of a run with two miners or more.
-    workers: of each pool; their speeds spread 8:1.
-    bad: share of the first pool's that are bad, in all of `KINDS`.
-    rounds: how many.
-    seed: of everything that is drawn.
+    kit: the programs of a run with two miners or more.
+    workers: the number of workers per pool; their speeds spread 8:1.
+    bad: the share of bad workers in the first pool, in all kinds.
+    rounds: the number of rounds.
+    seed: the seed of all draws.
   """
   config, split = kit.config, kit.data.train
-  crowds = members(workers, bad, seed), members(workers, 0.0, seed)
+  crowds = [pool_workers.members(workers, b, seed) for b in (bad, 0.0)]
   pools = [Emulation(kit, u, c, seed + u) for u, c in enumerate(crowds)]
   shared = kit.shared_model.init()
   kinds = {m.key.address: m.kind for m in crowds[0]}

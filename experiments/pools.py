@@ -31,6 +31,7 @@ from typing import NamedTuple
 from covenant import files
 from covenant.data import dataset
 from experiments import emulated_pool
+from experiments import pool_workers
 from experiments import study
 
 BAD = 0.3
@@ -72,9 +73,9 @@ def run(seed: int, workers: int, rounds: int) -> Row:
     round(statistics.mean(found.gains), 6),
     round(statistics.mean(found.honest_gains), 6),
     round(math.hypot(*found.errors) / len(found.errors), 6),
-    sum(kind in emulated_pool.CHEATS for kind in found.kinds.values()),
-    paid(*emulated_pool.CHEATS),
-    paid(*emulated_pool.FAULTY),
+    sum(kind in pool_workers.CHEATS for kind in found.kinds.values()),
+    paid(*pool_workers.CHEATS),
+    paid(*pool_workers.FAULTY),
     paid('honest'),
     earned,
     sum(found.totals.values()) - earned,

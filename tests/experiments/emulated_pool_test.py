@@ -10,6 +10,7 @@ from covenant import config as config_lib
 from covenant.data import dataset
 from covenant.train import local as local_lib
 from experiments import emulated_pool as emulated_pool_lib
+from experiments import pool_workers
 from tests import helpers
 
 
@@ -35,7 +36,7 @@ def kit():
 
 class PoolTest(absltest.TestCase):
   def test_cheaters_are_paid_nothing_and_spoil_nothing(self):
-    kinds = list(emulated_pool_lib.KINDS)
+    kinds = list(pool_workers.KINDS)
     found = emulated_pool_lib.trial(kit(), workers=30, bad=0.34, rounds=2)
     self.assertEqual(set(found.kinds.values()), set(kinds))
     self.assertGreater(sum(found.gains), 0.85 * sum(found.honest_gains))
@@ -43,7 +44,7 @@ class PoolTest(absltest.TestCase):
     self.assertGreater(earned, 2 * 10**9)
     self.assertEqual(sum(found.totals.values()), earned)
     for worker, kind in found.kinds.items():
-      if kind in emulated_pool_lib.CHEATS:
+      if kind in pool_workers.CHEATS:
         self.assertEqual(found.paid[worker], 0, kind)
     paid = sum(n for w, n in found.paid.items() if found.kinds[w] == 'honest')
     self.assertGreater(paid, 0)
@@ -56,7 +57,7 @@ class PoolTest(absltest.TestCase):
   def test_to_the_network_a_pool_is_a_miner(self):
     """Its work says what a miner's would, and is the same every time."""
     shared = kit().shared_model.init()
-    crowd = emulated_pool_lib.members(4, bad=0.0, seed=1)
+    crowd = pool_workers.members(4, bad=0.0, seed=1)
     pool = emulated_pool_lib.Emulation(kit(), 1, crowd)
     work, outcome = pool.round(shared, 0, b'seed')
     again, _ = emulated_pool_lib.Emulation(kit(), 1, crowd).round(
