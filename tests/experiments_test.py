@@ -6,6 +6,7 @@ from unittest import mock
 
 import jax
 import numpy as np
+import pytest
 from absl.testing import absltest
 from absl.testing import parameterized
 
@@ -79,6 +80,7 @@ class ResultsTest(parameterized.TestCase):
 
 
 class StudyTest(absltest.TestCase):
+  @pytest.mark.slow
   def test_a_run_is_done_once(self):
     work = pathlib.Path(self.create_tempdir())
     cell = study.Cell('tiny', 0)
@@ -119,6 +121,7 @@ class StudyTest(absltest.TestCase):
 
 
 class TransformationsTest(absltest.TestCase):
+  @pytest.mark.slow
   def test_the_loop_does_what_nodes_do(self):
     """On the same data: to rounding the loss, to the byte what is sent."""
     assigned = local.assigned_ids

@@ -70,6 +70,7 @@ class SideBySideTest(parameterized.TestCase):
     self.assertEqual([one[-1], three[-1]], [1, 3])
     self.assertEqual(three[:-1], one[:-1])
 
+  @pytest.mark.slow
   def test_miners_that_are_killed(self):
     """While others train, before anything is saved, and after."""
     digests = []

@@ -4,6 +4,7 @@ import functools
 
 import jax
 import numpy as np
+import pytest
 from absl.testing import absltest
 
 from covenant import config as config_lib
@@ -35,6 +36,7 @@ def kit():
 
 
 class PoolTest(absltest.TestCase):
+  @pytest.mark.slow
   def test_cheaters_are_paid_nothing_and_spoil_nothing(self):
     kinds = list(pool_workers.KINDS)
     found = emulated_pool_lib.trial(kit(), workers=30, bad=0.34, rounds=2)
