@@ -21,10 +21,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from covenant.optim import aggregate
 from covenant.optim import blocks
 from covenant.optim import compression as compression_lib
 from covenant.optim import quantize
+from covenant.optim import reduce
 from covenant.optim import sparseloco
 from covenant.optim import topk
 from covenant.wire import payload
@@ -219,13 +219,11 @@ def report_aggregation(
   def unpack(data: bytes) -> Any:
     return payload.decode(data, _HEADER, like, spec, verify).message
 
-  factors_P = jnp.ones(1)
-  sums = aggregate.start(like, compression)
+  factor = np.float32(1)
+  sums = compression.start(like.shape)
   message = unpack(datas[0])
   step = jax.jit(
-    lambda sums, message: aggregate.add(
-      sums, message, factors_P, like, compression
-    ),
+    lambda sums, message: reduce.add(sums, message, factor, compression),
     donate_argnums=0,
   )
   plan: Any = step.lower(sums, message).compile().memory_analysis()

@@ -35,7 +35,7 @@ import optax
 
 from covenant import config as config_lib
 from covenant.models import llama
-from covenant.optim import method as method_lib
+from covenant.optim import algorithm as algorithm_lib
 from covenant.plan import hardware
 from covenant.plan import work
 from covenant.train import step as step_lib
@@ -109,7 +109,7 @@ def plain_step(config: config_lib.Config) -> tuple[Callable[..., Any], Any]:
 
 def our_step(config: config_lib.Config) -> tuple[Callable[..., Any], Any]:
   """The step of a miner (covenant/train/step.py), as `plain_step`."""
-  method = method_lib.make(config)
+  method = algorithm_lib.make(config)
   step = step_lib.inner_step(config)
   number, joined = np.int32(1), np.int32(0)
   return lambda p, s, t: step(p, s, t, number, joined), method.inner

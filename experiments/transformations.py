@@ -43,13 +43,13 @@ from covenant.data import tokens as tokens_lib
 from covenant.models import llama
 from covenant.models import loss as loss_lib
 from covenant.node import evaluator as evaluator_lib
+from covenant.optim import algorithm as algorithm_lib
 from covenant.optim import compression as compression_lib
-from covenant.optim import demo
 from covenant.optim import inner as inner_lib
-from covenant.optim import method as method_lib
 from covenant.optim import sparseloco
-from covenant.optim import sparta
-from covenant.optim import streaming
+from covenant.optim.baselines import demo
+from covenant.optim.baselines import sparta
+from covenant.optim.baselines import streaming
 from covenant.train import local
 from covenant.wire import payload
 from experiments import charts
@@ -175,7 +175,7 @@ class Configured:
   def transformation(
     self, config: config_lib.Config
   ) -> optax.GradientTransformation:
-    method, optim = method_lib.make(config), config.optim
+    method, optim = algorithm_lib.make(config), config.optim
     if optim.method == 'ddp':
       mean = optax.stateless(lambda grads, _: jax.lax.pmean(grads, AXIS))
       return optax.chain(mean, inner(config))
@@ -196,7 +196,7 @@ class Configured:
   def sent(self, config: config_lib.Config) -> Sent:
     spec = payload.make_spec(
       shapes(config),
-      method_lib.make(config).compression,
+      algorithm_lib.make(config).compression,
       config.optim.compression.codec,
     )
     return lambda step: step // config.optim.inner_steps * spec.payload_bytes
@@ -235,7 +235,7 @@ class Streaming(Configured):
   ) -> optax.GradientTransformation:
     return streaming.streaming_diloco(
       inner(config),
-      method_lib.make(config).outer,
+      algorithm_lib.make(config).outer,
       config.optim.inner_steps,
       self.fragments,
       self.overlap,

@@ -8,8 +8,8 @@ import numpy as np
 
 from covenant import typing as ct
 from covenant.node import miner as miner_lib
-from covenant.optim import aggregate
 from covenant.optim import compression as compression_lib
+from covenant.optim import reduce
 from covenant.optim import sparseloco
 from covenant.train import local as local_lib
 
@@ -109,4 +109,4 @@ def _norms(
   like: ct.Params,
   compression: compression_lib.Compression,
 ) -> jax.Array:
-  return aggregate.message_norms(message, like, compression)
+  return reduce.message_norms(message, like, compression)

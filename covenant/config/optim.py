@@ -108,7 +108,7 @@ class Compression(schema.Section):
 
 @dataclasses.dataclass(frozen=True)
 class Aggregation(schema.Section):
-  """The mean of the peers' deltas (covenant/optim/aggregate.py)."""
+  """The mean of the peers' deltas (covenant/optim/reduce.py)."""
 
   # Divisor of an element's sum: the peers that sent it, or all peers.
   mean: str = schema.bounded('senders', choices=('senders', 'all'))

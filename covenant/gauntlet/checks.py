@@ -15,8 +15,8 @@ import numpy as np
 
 from covenant import typing as ct
 from covenant.gauntlet import similarity
-from covenant.optim import aggregate
 from covenant.optim import compression as compression_lib
+from covenant.optim import reduce
 from covenant.wire import payload
 
 # Ratios of a message's L2 norm to the round's median. Newcomers have no error
@@ -127,7 +127,9 @@ class Checker:
     self._least = 0.0 if sparse else 0.9
     self._norms = jax.jit(
       functools.partial(
-        aggregate.message_norms, like=abstract_params, compression=compression
+        reduce.message_norms,
+        abstract_params=abstract_params,
+        compression=compression,
       )
     )
 

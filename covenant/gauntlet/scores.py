@@ -10,7 +10,7 @@ import functools
 import hashlib
 import types
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,8 +21,8 @@ from covenant import typing as ct
 from covenant.data import assignment
 from covenant.models import llama
 from covenant.models import loss as loss_lib
-from covenant.optim import aggregate
-from covenant.optim import method as method_lib
+from covenant.optim import algorithm as algorithm_lib
+from covenant.optim import reduce
 from covenant.optim import weight as weight_lib
 
 # Nats per token: a loss that overflowed counts as this much worse than before.
@@ -54,7 +54,7 @@ class RoundBaseline(NamedTuple):
   """The data that all evaluations of one round share; see `Scorer.open`."""
 
   params: ct.Params
-  median_P: jax.Array  # median norm of each tensor; inf: nothing is clipped
+  median_P: ct.Array  # median norm of each tensor; inf: nothing is clipped
   median_size: float  # training data of the median peer, see `weight.Weight`
   random_NxL1: jax.Array
   before_N: jax.Array  # losses of params on the random sequences
@@ -69,16 +69,23 @@ class Scorer:
   """
 
   def __init__(
-    self, config: config_lib.Config, method: method_lib.Method, like: Any
+    self,
+    config: config_lib.Config,
+    method: algorithm_lib.Algorithm,
+    abstract_params: ct.Params,
   ):
     self._model = config.model
     self._method = method
-    self._like = like
+    self._abstract_params = abstract_params
     # As plain SGD: a momentum is the run's, not the peer's.
     outer = config.optim.outer
-    self._rate = config.gauntlet.step_fraction * outer.learning_rate
-    rules = {'like': like, 'compression': method.compression}
-    self._norms = jax.jit(functools.partial(aggregate.message_norms, **rules))
+    rate = config.gauntlet.step_fraction * outer.learning_rate
+    self._outer = reduce.nesterov(rate)
+    rules = {
+      'abstract_params': abstract_params,
+      'compression': method.compression,
+    }
+    self._norms = jax.jit(functools.partial(reduce.message_norms, **rules))
     self._losses = jax.jit(self._sequence_losses)
     self._evaluate = jax.jit(self._evaluate_message)
 
@@ -102,15 +109,15 @@ class Scorer:
     Raises:
       ValueError: the loss of `params` is not finite: nothing can be compared.
     """
-    tensors = len(jax.tree.leaves(self._like))
+    tensors = len(jax.tree.leaves(self._abstract_params))
     median_P = jnp.full((tensors,), jnp.inf, jnp.float32)
     median_size = 1.0
     if messages and self._method.clip != 'none':
       norms_RxP = jnp.stack([self._norms(m) for m in messages.values()])
-      median_P = aggregate.lower_median(norms_RxP)
+      median_P = reduce.lower_median(norms_RxP)
       weighed = [weights.get(uid, weight_lib.Weight()) for uid in messages]
-      _, sizes_R = aggregate.columns(weighed)
-      median_size = float(aggregate.lower_median(sizes_R))
+      _, sizes_R = weight_lib.columns(weighed)
+      median_size = float(reduce.lower_median(sizes_R))
     before_N = self._losses(params, random_NxL1)
     if not np.isfinite(before_N).all():
       raise ValueError(
@@ -131,7 +138,7 @@ class Scorer:
 
     Its weight limits its norm, but does not scale its step here.
     """
-    reach = aggregate.reach(np.float32(weight.size), shared.median_size)
+    reach = reduce.reach(np.float32(weight.size), shared.median_size)
     losses_3xN = np.asarray(
       self._evaluate(shared, message, own_NxL1, reach), np.float64
     )
@@ -173,16 +180,14 @@ class Scorer:
     reach: jax.Array,
   ) -> jax.Array:
     """Returns losses on own data before and after, random after: [3, N]."""
-    compression = self._method.compression
-    norms_P = aggregate.message_norms(message, self._like, compression)
-    factors_P = reach * shared.median_P / (norms_P + 1e-8)
-    factors_P = jnp.minimum(1.0, factors_P)
-    sums = aggregate.start(self._like, compression)
-    sums = aggregate.add(sums, message, factors_P, self._like, compression)
-    delta = aggregate.mean(sums, aggregate.Peers(), self._like, compression)
-    after = jax.tree.map(
-      lambda p, d: (p - self._rate * d).astype(p.dtype), shared.params, delta
+    delta = reduce.single_delta(
+      message,
+      reach * shared.median_P,
+      self._abstract_params,
+      self._method.compression,
     )
+    state = self._outer.init(shared.params)
+    after, _ = reduce.outer_update(self._outer, delta, state, shared.params)
     return jnp.stack(
       [
         self._sequence_losses(shared.params, own_NxL1),

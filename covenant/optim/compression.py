@@ -7,15 +7,15 @@ to add such parts up without ever holding more than one peer's dense values.
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import jax
 import jax.numpy as jnp
 
+from covenant import typing as ct
 from covenant.optim import blocks
 from covenant.optim import quantize
 from covenant.optim import topk
-from covenant.optim import weight
 
 
 class Packet(NamedTuple):
@@ -36,11 +36,15 @@ class Kept(NamedTuple):
   values: jax.Array  # float32 [N, K]
 
 
-class Sums(NamedTuple):
-  """A running aggregate of one leaf, in the compressor's own layout."""
+# An array per region, in the compressor's own layout.
+Regions: TypeAlias = tuple[jax.Array, ...]
 
-  total: tuple[jax.Array, ...]  # float32
-  senders: tuple[jax.Array, ...]  # uint16: weights of who sent each element
+
+class Sums(NamedTuple):
+  """The sums of one leaf over the peers added so far (reduce.py)."""
+
+  total: Regions  # float32
+  senders: Regions  # uint16: weights of the peers that sent each element
 
 
 class Compression(Protocol):
@@ -54,8 +58,11 @@ class Compression(Protocol):
     """The float32 leaf that a part of a message stands for."""
     ...
 
-  def norm(self, part: Any) -> jax.Array:
-    """L2 norm of what `part` decompresses to."""
+  def values(self, part: Any) -> list[jax.Array]:
+    """Returns the float32 values in `part`, region by region.
+
+    Their L2 norm is that of the leaf that `part` stands for.
+    """
     ...
 
   @property
@@ -68,24 +75,23 @@ class Compression(Protocol):
     ...
 
   def start(self, shape: Sequence[int]) -> Sums:
-    """The aggregate of no peer."""
+    """Returns the sums of no peers for a leaf of `shape`."""
     ...
 
-  def add(
-    self,
-    sums: Sums,
-    part: Any,
-    factor: jax.Array,
-    parts: int | jax.Array = weight.WHOLE,
-  ) -> Sums:
-    """The aggregate with one more peer, scaled by `factor`.
-
-    As a sender it counts for `parts` (weight.py).
-    """
+  def scatter_add(
+    self, total: Regions, part: Any, values: Sequence[jax.Array]
+  ) -> Regions:
+    """Returns `total` plus one value for each value in `part`."""
     ...
 
-  def join(self, parts: Sequence[jax.Array], shape: Sequence[int]) -> jax.Array:
-    """From the layout of `Sums` back to the leaf."""
+  def count(self, senders: Regions, part: Any, weight: ct.Scalar) -> Regions:
+    """Returns `senders` with a weight added at each element that was sent."""
+    ...
+
+  def join(
+    self, regions: Sequence[jax.Array], shape: Sequence[int]
+  ) -> jax.Array:
+    """Returns the leaf whose values `regions` holds in the layout of `Sums`."""
     ...
 
 
@@ -159,13 +165,12 @@ class TopK:
       return jnp.zeros(tuple(shape))
     corner = regions[-1]
     x_SxRxC = jnp.zeros((corner.stack, corner.rows[1], corner.columns[1]))
-    for r, p, v in zip(regions, part, self._values(part), strict=True):
+    for r, p, v in zip(regions, part, self.values(part), strict=True):
       x_SxRxC = x_SxRxC.at[_locate(r, p.indices)].add(v)
     return x_SxRxC.reshape(tuple(shape))
 
-  def norm(self, part: tuple[Packet, ...]) -> jax.Array:
-    values = self._values(part)
-    return jnp.sqrt(sum((jnp.sum(v * v) for v in values), jnp.float32(0)))
+  def values(self, part: tuple[Packet, ...]) -> list[jax.Array]:
+    return [self.quantizer.decode(p.codes, p.scales) for p in part]
 
   @property
   def num_codes(self) -> int:
@@ -191,30 +196,37 @@ class TopK:
     senders = tuple(jnp.zeros_like(z, jnp.uint16) for z in zeros)
     return Sums(zeros, senders)
 
-  def add(
+  def scatter_add(
     self,
-    sums: Sums,
+    total: Regions,
     part: tuple[Packet, ...],
-    factor: jax.Array,
-    parts: int | jax.Array = weight.WHOLE,
-  ) -> Sums:
-    values = self._values(part)
-    shares = [jnp.full_like(v, parts, jnp.uint16) for v in values]
-    values = [factor * v for v in values]
-    return Sums(
-      _scatter_add(sums.total, part, values),
-      _scatter_add(sums.senders, part, shares),
+    values: Sequence[jax.Array],
+  ) -> Regions:
+    # Neither order nor uniqueness is promised to XLA: what the wire accepts has
+    # both, but a message built by hand (the deployed system allows duplicates,
+    # and counts each) must not be undefined behavior.
+    return tuple(
+      x.at[jnp.arange(x.shape[0])[:, None], p.indices].add(v)
+      for x, p, v in zip(total, part, values, strict=True)
     )
 
-  def join(self, parts: Sequence[jax.Array], shape: Sequence[int]) -> jax.Array:
-    return blocks.join(parts, shape, self.block, self.layout)
+  def count(
+    self,
+    senders: Regions,
+    part: tuple[Packet, ...],
+    weight: ct.Scalar,
+  ) -> Regions:
+    weights = [jnp.full(p.indices.shape, weight, jnp.uint16) for p in part]
+    return self.scatter_add(senders, part, weights)
+
+  def join(
+    self, regions: Sequence[jax.Array], shape: Sequence[int]
+  ) -> jax.Array:
+    return blocks.join(regions, shape, self.block, self.layout)
 
   def select(self, blocks_NxL: jax.Array, k: int) -> jax.Array:
     """int32 [N, k]: which elements of each block are sent, ascending."""
     return topk.select(blocks_NxL, k)
-
-  def _values(self, part: tuple[Packet, ...]) -> list[jax.Array]:
-    return [self.quantizer.decode(p.codes, p.scales) for p in part]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -228,8 +240,8 @@ class Dense:
     del shape
     return part
 
-  def norm(self, part: jax.Array) -> jax.Array:
-    return jnp.sqrt(jnp.sum(part * part))
+  def values(self, part: jax.Array) -> list[jax.Array]:
+    return [part]
 
   @property
   def num_codes(self) -> int:
@@ -243,21 +255,23 @@ class Dense:
     zeros = jnp.zeros(tuple(shape), jnp.float32)
     return Sums((zeros,), (jnp.zeros((), jnp.uint16),))
 
-  def add(
-    self,
-    sums: Sums,
-    part: jax.Array,
-    factor: jax.Array,
-    parts: int | jax.Array = weight.WHOLE,
-  ) -> Sums:
-    return Sums(
-      (sums.total[0] + factor * part,),
-      (sums.senders[0] + jnp.asarray(parts, jnp.uint16),),
-    )
+  def scatter_add(
+    self, total: Regions, part: jax.Array, values: Sequence[jax.Array]
+  ) -> Regions:
+    del part
+    return (total[0] + values[0],)
 
-  def join(self, parts: Sequence[jax.Array], shape: Sequence[int]) -> jax.Array:
+  def count(
+    self, senders: Regions, part: jax.Array, weight: ct.Scalar
+  ) -> Regions:
+    del part
+    return (senders[0] + jnp.asarray(weight, jnp.uint16),)
+
+  def join(
+    self, regions: Sequence[jax.Array], shape: Sequence[int]
+  ) -> jax.Array:
     del shape
-    return parts[0]
+    return regions[0]
 
 
 def _locate(
@@ -274,21 +288,4 @@ def _locate(
     block_Nx1 // (down * across),
     top_Nx1 + indices_NxK // r.width,
     left_Nx1 + indices_NxK % r.width,
-  )
-
-
-def _scatter_add(
-  onto: Sequence[jax.Array],
-  packets: Sequence[Packet],
-  values: Sequence[jax.Array],
-) -> tuple[jax.Array, ...]:
-  """Adds each region's values to its `[N, L]` array at the sent indices.
-
-  Neither order nor uniqueness is promised to XLA: what the wire accepts has
-  both, but a message built by hand (the reference allows duplicates, and
-  counts each) must not be undefined behaviour.
-  """
-  return tuple(
-    x.at[jnp.arange(x.shape[0])[:, None], p.indices].add(v)
-    for x, p, v in zip(onto, packets, values, strict=True)
   )

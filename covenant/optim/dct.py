@@ -89,8 +89,10 @@ class DCTTopK(compression.TopK):
     # `TopK` writes straight into the leaf, not by way of `join`.
     return idct(super().decompress(part, shape), self.block, self.layout)
 
-  def join(self, parts: Sequence[jax.Array], shape: Sequence[int]) -> jax.Array:
-    return idct(super().join(parts, shape), self.block, self.layout)
+  def join(
+    self, regions: Sequence[jax.Array], shape: Sequence[int]
+  ) -> jax.Array:
+    return idct(super().join(regions, shape), self.block, self.layout)
 
 
 def _each_block(

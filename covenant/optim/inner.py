@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from covenant import config
-from covenant.optim import exchange
+from covenant.optim import collectives
 
 
 def make(inner: config.Inner) -> optax.GradientTransformation:
@@ -67,7 +67,7 @@ def _matrices(params: Any) -> Any:
     name = jax.tree_util.keystr(path)
     if x.ndim < 2 or 'embedding' in name:
       return None
-    if axes := exchange.shard_axes(x, None):
+    if axes := collectives.shard_axes(x, None):
       raise ValueError(
         f'optim.inner.kind: muon orthogonalizes whole matrices, and {name} is '
         f'sharded on {axes}; use adamw'

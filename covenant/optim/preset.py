@@ -63,8 +63,8 @@ import jax.numpy as jnp
 import optax
 
 from covenant.optim import compression as compression_lib
-from covenant.optim import outer as outer_lib
 from covenant.optim import quantize
+from covenant.optim import reduce
 
 
 class Preset(NamedTuple):
@@ -88,7 +88,7 @@ def templar() -> Preset:
       layout='divisors',
     ),
     error_decay=0.95,
-    outer=optax.chain(_skip_nonfinite(), outer_lib.nesterov(0.4)),
+    outer=optax.chain(_skip_nonfinite(), reduce.nesterov(0.4)),
     mean_over='senders',
     clip='median',
     inner_steps=30,
@@ -102,7 +102,7 @@ def paper() -> Preset:
       k=64, block=(64, 64), quantizer=quantize.Statistical(bits=2)
     ),
     error_decay=0.95,
-    outer=outer_lib.nesterov(1.0),
+    outer=reduce.nesterov(1.0),
     mean_over='all',
     clip='none',
     inner_steps=30,

@@ -7,27 +7,28 @@ of whole rows of blocks, so that what is needed on top of the leaf is a few
 times a slice. Only statistics of a whole tensor cross devices.
 
 Messages have one form, whatever the mesh: blocks in row-major order of matrix
-in the stack, row and column. `Leaf.deal` gives every shard the blocks that are
-its own.
+in the stack, row and column. `Leaf.scatter_slice` gives every shard its own
+blocks.
 """
 
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from covenant import typing as ct
 from covenant.optim import compression as compression_lib
 from covenant.optim import quantize
 
 BUDGET = 1 << 26  # elements of a slice on one device
 
 
-class Sheet(NamedTuple):
+class SplitPacket(NamedTuple):
   """A packet, taken apart into what has one row a block and what has not."""
 
   rows: Any  # a tuple: indices, codes and a block's own scales, [N, ...]
@@ -36,19 +37,19 @@ class Sheet(NamedTuple):
 
 def split(
   packet: compression_lib.Packet, quantizer: quantize.Quantizer
-) -> Sheet:
-  """The sheet of a packet, of NumPy or JAX arrays."""
+) -> SplitPacket:
+  """The packet of a packet, of NumPy or JAX arrays."""
   first = quantizer.scale_shape(0)[0]
   rows = (packet.indices, packet.codes)
   if quantizer.scale_shape(1)[0] > first:
     rows += (packet.scales[first:],)
-  return Sheet(rows, packet.scales[:first])
+  return SplitPacket(rows, packet.scales[:first])
 
 
-def join(sheet: Sheet, concatenate: Any = jnp.concatenate) -> Any:
-  """The packet of a sheet; `concatenate` is NumPy's for NumPy arrays."""
-  indices, codes, *own = sheet.rows
-  scales = concatenate([sheet.shared, *own]) if own else sheet.shared
+def join(packet: SplitPacket, concatenate: Any = jnp.concatenate) -> Any:
+  """The packet of a packet; `concatenate` is NumPy's for NumPy arrays."""
+  indices, codes, *own = packet.rows
+  scales = concatenate([packet.shared, *own]) if own else packet.shared
   return compression_lib.Packet(indices, codes, scales)
 
 
@@ -88,7 +89,7 @@ class Leaf:
     return stack * rows // self.slices, columns
 
   @property
-  def like(self) -> jax.ShapeDtypeStruct:
+  def abstract_slice(self) -> jax.ShapeDtypeStruct:
     """A slice, local."""
     return jax.ShapeDtypeStruct(self.slice_shape, jnp.float32)
 
@@ -187,12 +188,12 @@ class Leaf:
       return body(0, carry)
     return jax.lax.fori_loop(0, self.slices, body, carry)
 
-  def take_sheet(self, sheet: Sheet, index: Any) -> Sheet:
-    """Slice `index` of a local sheet, as `grid` made it."""
-    rows = tuple(x.reshape(-1, x.shape[-1]) for x in sheet.rows)
+  def take_packet(self, packet: SplitPacket, index: Any) -> SplitPacket:
+    """Slice `index` of a local packet, as `grid` made it."""
+    rows = tuple(x.reshape(-1, x.shape[-1]) for x in packet.rows)
     if self.slices > 1:
       rows = tuple(_take_rows(x, index, self.slices) for x in rows)
-    return sheet._replace(rows=rows)
+    return packet._replace(rows=rows)
 
   def put_rows(self, rows: Any, part: Any, index: Any) -> Any:
     """A tree of local arrays [N, ...] with the blocks of slice `index`."""
@@ -200,18 +201,18 @@ class Leaf:
       return part
     return jax.tree.map(lambda x, p: _put_rows(x, p, index), rows, part)
 
-  def grid(self, sheet: Sheet) -> Sheet:
-    """A local sheet, its blocks where they are in the leaf: [S, R, C, ...].
+  def grid(self, packet: SplitPacket) -> SplitPacket:
+    """A local packet, its blocks where they are in the leaf: [S, R, C, ...].
 
     So the whole of it, flattened, is in the one order of messages.
     """
     if not self.axes:
-      return sheet
+      return packet
     grid = self._local_grid
-    rows = tuple(x.reshape(*grid, x.shape[-1]) for x in sheet.rows)
-    return sheet._replace(rows=rows)
+    rows = tuple(x.reshape(*grid, x.shape[-1]) for x in packet.rows)
+    return packet._replace(rows=rows)
 
-  def deal(self, part: Any, index: int, quantizer: Any) -> Any:
+  def scatter_slice(self, part: Any, index: int, quantizer: Any) -> Any:
     """Slice `index` of a received part of a message, put on the mesh.
 
     Args:
@@ -220,22 +221,22 @@ class Leaf:
       quantizer: of the packets; None where the part is dense.
 
     Returns:
-      A tuple of sheets, one a region, of arrays by the spec `stacked`; or an
+      A tuple of packets, one a region, of arrays by the spec `stacked`; or an
       array.
     """
     if quantizer is None:
-      return self._deal(part, index, self.slice_shape)
-    sheets = []
+      return self._scatter(part, index, self.slice_shape)
+    packets = []
     for packet in part:
-      sheet = split(packet, quantizer)
+      whole = split(packet, quantizer)
       rows = tuple(
-        self._deal(x, index, (self._slice_blocks, x.shape[-1]))
-        for x in sheet.rows
+        self._scatter(x, index, (self._slice_blocks, x.shape[-1]))
+        for x in whole.rows
       )
-      sheets.append(Sheet(rows, self._copied(sheet.shared)))
-    return tuple(sheets)
+      packets.append(SplitPacket(rows, self._copied(whole.shared)))
+    return tuple(packets)
 
-  def _deal(self, x: Any, index: int, shape: tuple[int, ...]) -> Any:
+  def _scatter(self, x: Any, index: int, shape: tuple[int, ...]) -> Any:
     """Slice `index` of an array in the order of messages; `shape` is local."""
     x = np.asarray(x)
     if self.slices == 1 and not self.axes:
@@ -283,7 +284,7 @@ def put(x: jax.Array, part: jax.Array, index: Any, leaf: Leaf) -> jax.Array:
 
 
 def leaves(
-  like: Any,
+  abstract_params: Any,
   compression: compression_lib.Compression,
   mesh: Any = None,
   specs: Any = None,
@@ -292,7 +293,7 @@ def leaves(
   """How the leaves of a tree are worked through, in leaf order.
 
   Args:
-    like: the parameters or their shapes.
+    abstract_params: the parameters or their shapes.
     compression: what makes the messages.
     mesh: of one miner; None is one device.
     specs: how each leaf is sharded, a tree of `jax.P`.
@@ -302,11 +303,11 @@ def leaves(
   Raises:
     ValueError: a shard is not of whole blocks; names the leaf.
   """
-  named = jax.tree_util.tree_leaves_with_path(like)
+  named = jax.tree_util.tree_leaves_with_path(abstract_params)
   if mesh is None:
     sharded = [jax.P()] * len(named)
   else:
-    sharded = jax.tree.structure(like).flatten_up_to(specs)
+    sharded = jax.tree.structure(abstract_params).flatten_up_to(specs)
   found = []
   for (path, x), spec in zip(named, sharded, strict=True):
     try:
@@ -315,11 +316,6 @@ def leaves(
       name = jax.tree_util.keystr(path)
       raise ValueError(f'{name} of shape {tuple(x.shape)}: {e}') from e
   return found
-
-
-def largest(leaves: Sequence[Leaf]) -> Leaf:
-  """The leaf of which a device has most."""
-  return max(leaves, key=lambda x: math.prod(x.local_shape))
 
 
 def _leaf(
@@ -378,9 +374,9 @@ def matrices(shape: tuple[int, ...]) -> tuple[int, int, int]:
   return math.prod(shape[:-2]), rows, columns
 
 
-def size(like: Any) -> int:
+def num_elements(tree: ct.PyTree) -> int:
   """Elements of all leaves."""
-  return sum(math.prod(x.shape) for x in jax.tree.leaves(like))
+  return sum(math.prod(x.shape) for x in jax.tree.leaves(tree))
 
 
 def _names(entry: Any) -> tuple[str, ...]:

@@ -20,20 +20,19 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from covenant.optim import aggregate as aggregate_lib
+from covenant.optim import collectives
 from covenant.optim import compression as compression_lib
-from covenant.optim import error_feedback
-from covenant.optim import exchange as exchange_lib
-from covenant.optim import outer as outer_lib
+from covenant.optim import compressor
 from covenant.optim import quantize
+from covenant.optim import reduce
 
-aggregate = aggregate_lib.aggregate
+aggregate = reduce.aggregate
 Compression = compression_lib.Compression
 Dense = compression_lib.Dense
 Exact = quantize.Exact
 Linear = quantize.Linear
-nesterov = outer_lib.nesterov
-outer_update = outer_lib.outer_update
+nesterov = reduce.nesterov
+outer_update = reduce.outer_update
 Sign = quantize.Sign
 SignMagnitude = quantize.SignMagnitude
 Statistical = quantize.Statistical
@@ -42,9 +41,7 @@ TopK = compression_lib.TopK
 
 def pseudo_gradient(start: Any, end: Any) -> Any:
   """`start - end` in float32: the direction to subtract from `start`."""
-  return jax.tree.map(
-    lambda s, e: s.astype(jnp.float32) - e.astype(jnp.float32), start, end
-  )
+  return jax.tree.map(compressor.difference, start, end)
 
 
 def init_error(params: Any) -> Any:
@@ -72,12 +69,15 @@ def compress(
   """
   if error is None or error_decay is None:
     return jax.tree.map(compression.compress, delta), None
-  offered = jax.tree.map(
-    lambda e, d: error_feedback.accumulate(e, d, error_decay), error, delta
-  )
-  message = jax.tree.map(compression.compress, offered)
-  sent = decompress(message, delta, compression)
-  return message, jax.tree.map(error_feedback.residual, offered, sent)
+  treedef = jax.tree.structure(delta)
+  pairs = [
+    compressor.compress(d, e, compression, error_decay)
+    for d, e in zip(
+      jax.tree.leaves(delta), treedef.flatten_up_to(error), strict=True
+    )
+  ]
+  message, error = zip(*pairs, strict=True) if pairs else ((), ())
+  return treedef.unflatten(message), treedef.unflatten(error)
 
 
 def decompress(message: Any, like: Any, compression: Compression) -> Any:
@@ -123,7 +123,7 @@ def measure(
     products = (left * left, offered * offered, sent * sent, offered * sent)
     sums_4 = jnp.stack([jnp.sum(x) for x in products])
     counts = compression.code_counts(part)
-    return aggregate_lib.over_shards((sums_4, counts), axes)
+    return collectives.sum_over((sums_4, counts), axes)
 
   sums_4 = jnp.zeros(4, jnp.float32)
   counts = jnp.zeros(compression.num_codes, jnp.int32)
@@ -236,25 +236,24 @@ def sparseloco(
         code_counts=jnp.zeros(compression.num_codes, jnp.int32),
       ),
     )
-    return exchange_lib.varying(state, axis_name)
+    return collectives.varying(state, axis_name)
 
   def transmit(delta: Any, error: Any, shards: Any) -> tuple[Any, Any, Stats]:
     message, error = compress(delta, error, compression, error_decay)
-    aggregated = exchange_lib.exchange(
-      message, delta, compression, axis_name, mean_over, clip, shards
+    messages = collectives.gather(message, axis_name)
+    aggregated = aggregate(
+      messages, delta, compression, mean_over, clip, shards
     )
     residual = error
     if residual is None:
       sent = decompress(message, delta, compression)
-      residual = jax.tree.map(error_feedback.residual, delta, sent)
+      residual = jax.tree.map(compressor.residual, delta, sent)
     return aggregated, error, measure(message, residual, compression, shards)
 
   def synchronize(local: Any, state: SparseLoCoState) -> tuple[Any, Any]:
     delta = pseudo_gradient(state.anchor, local)
-    shards = jax.tree.map(
-      lambda x: exchange_lib.shard_axes(x, axis_name), delta
-    )
-    aggregated, error, stats = exchange_lib.on_shards(
+    shards = jax.tree.map(lambda x: collectives.shard_axes(x, axis_name), delta)
+    aggregated, error, stats = collectives.on_shards(
       functools.partial(transmit, shards=shards),
       (delta, state.error),
       axis_name,
@@ -265,7 +264,7 @@ def sparseloco(
     state = state._replace(
       anchor=anchor, error=error, outer=outer_state, stats=stats
     )
-    return exchange_lib.varying((anchor, state), axis_name)
+    return collectives.varying((anchor, state), axis_name)
 
   def update(
     updates: Any, state: Any, params: Any = None, **extra_args: Any
@@ -281,7 +280,7 @@ def sparseloco(
       state.count % inner_steps == 0,
       synchronize,
       lambda local, state: (local, state),
-      *exchange_lib.varying((local, state), axis_name),
+      *collectives.varying((local, state), axis_name),
     )
     return jax.tree.map(lambda n, p: n - p, new, params), state
 

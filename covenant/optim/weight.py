@@ -7,36 +7,48 @@
           if every sequence had one vote (the p_i of FedAvg and FedNova)
 
 A weight is a function of one payload's header, counted in parts of a whole, and
-the same on every node. What a header claims is bounded by what was
-assigned. Who claims more than it trained on is heard more, up to that; it is
-evaluated on what it claims (covenant/gauntlet/scores.py), of which it has seen
-a part only, so it proves and is paid as much less.
+the same on every node. The sequences that a header declares are bounded by
+those assigned to its peer. A peer that declares more than it trained on gets a
+larger weight, up to that bound; but validators evaluate it on the sequences it
+declares (covenant/gauntlet/scores.py), so its proof and its pay fall.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
+
+import numpy as np
+
+from covenant import typing as ct
 
 WHOLE = 64  # parts; sums of 1023 peers' fit the uint16 of `Sums.senders`
 MOST_PEERS = (2**16 - 1) // WHOLE
 
 
 class Weight(NamedTuple):
-  """Of one message."""
+  """The weight of one message."""
 
-  parts: int = WHOLE  # from 1
-  # Sequences it was trained on, where a longer delta is what they lead to.
+  parts: int = WHOLE  # of a whole, from 1
+  # Sequences it was trained on, where a longer delta is expected of more.
   size: int = 1
+
+
+class Totals(NamedTuple):
+  """Weights of a round's messages, float32; a whole message weighs 1."""
+
+  total: ct.Scalar = np.float32(1)
+  average: ct.Scalar = np.float32(1)
 
 
 def weigh(
   rule: str, sequences: int, assigned: int, discount: float = 1.0
 ) -> Weight:
-  """The weight of a message.
+  """Returns the weight of a message.
 
   Args:
     rule: 'equal' or 'tokens'.
-    sequences: that it says it was trained on.
-    assigned: the most that it may.
-    discount: what else lessens it, 0 to 1.
+    sequences: the number that the message declares to be trained on.
+    assigned: the largest number that it may declare.
+    discount: a further factor of the weight, 0 to 1.
 
   >>> weigh('tokens', sequences=20, assigned=80)
   Weight(parts=16, size=20)
@@ -47,3 +59,29 @@ def weigh(
   by_tokens = rule == 'tokens'
   share = discount * (sequences / assigned if by_tokens else 1.0)
   return Weight(max(round(WHOLE * share), 1), sequences if by_tokens else 1)
+
+
+def columns(weights: Sequence[Weight]) -> tuple[np.ndarray, np.ndarray]:
+  """Returns the parts, uint16 [R], and the sizes, float32 [R], of R weights.
+
+  Raises:
+    ValueError: more weights than the sums can count.
+  """
+  if len(weights) > MOST_PEERS:
+    raise ValueError(
+      f'expected at most {MOST_PEERS} messages, got {len(weights)}'
+    )
+  parts_R = np.array([w.parts for w in weights], np.uint16)
+  return parts_R, np.array([w.size for w in weights], np.float32)
+
+
+def totals(parts_R: np.ndarray) -> Totals:
+  """Returns the total and mean weight; without messages, those of one."""
+  total = parts_R.sum(dtype=np.int64) / WHOLE
+  average = total / len(parts_R) if len(parts_R) else 1.0
+  return Totals(np.float32(total), np.float32(average))
+
+
+def wholes(parts_R: np.ndarray) -> np.ndarray:
+  """Returns weights as factors: float32 [R]."""
+  return parts_R.astype(np.float32) / np.float32(WHOLE)

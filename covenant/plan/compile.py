@@ -25,13 +25,13 @@ from jax.experimental import topologies
 from covenant import config as config_lib
 from covenant.models import llama
 from covenant.models import sharding
-from covenant.optim import method as method_lib
-from covenant.optim import receiver
-from covenant.optim import sender
+from covenant.optim import algorithm as algorithm_lib
+from covenant.optim import compressor as compressor_lib
+from covenant.optim import outer_step as outer_step_lib
 from covenant.plan import table
 from covenant.train import step as step_lib
 
-# Programs for the largest leaf; a small model compresses in one program.
+# Programs for the largest leaf, or for all leaves of a small model.
 _SENDING = ('compress', 'subtract sent')
 _RECEIVING = ('add a message', 'outer step')
 _CONFIG_ERROR = 3  # exit status of the subprocess
@@ -53,15 +53,27 @@ def lower(
   Raises:
     ConfigError: the mesh cannot shard the model or the batch.
   """
-  method = method_lib.make(config)
+  method = algorithm_lib.make(config)
   if method.inner is not None:
     step = step_lib.inner_step(config, mesh)
     yield 'inner step', step.lower(*step_lib.arguments(config, mesh))
   like = jax.eval_shape(lambda: llama.init(config.model, jax.random.key(0)))
   specs = None if mesh is None else sharding.specs(like, mesh)
-  parts = like, method, mesh, specs
-  yield from zip(_SENDING, sender.Sender(*parts).lower(), strict=False)
-  yield from zip(_RECEIVING, receiver.Receiver(*parts).lower(), strict=True)
+  compressor = compressor_lib.Compressor(
+    like, method.compression, method.error_decay, mesh, specs
+  )
+  sending = compressor.lower(of_gradients=method.inner is None)
+  yield from zip(_SENDING, sending, strict=False)
+  outer_step = outer_step_lib.OuterStep(
+    like,
+    method.compression,
+    method.outer,
+    method.mean_over,
+    method.clip,
+    mesh,
+    specs,
+  )
+  yield from zip(_RECEIVING, outer_step.lower(), strict=True)
 
 
 def collectives(text: str) -> dict[str, tuple[int, int]]:

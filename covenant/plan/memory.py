@@ -17,7 +17,7 @@ import jax
 from covenant import config as config_lib
 from covenant.models import llama
 from covenant.models import sharding
-from covenant.optim import method as method_lib
+from covenant.optim import algorithm as algorithm_lib
 from covenant.optim import sharded_leaf
 from covenant.wire import payload
 
@@ -53,7 +53,7 @@ def shards(config: config_lib.Config) -> Shards:
       carry them.
   """
   mesh = sharding.abstract_mesh(config.devices)
-  compression = method_lib.make(config).compression
+  compression = algorithm_lib.make(config).compression
   sharding.check(config.model, config.optim.compression.block, mesh)
   like = _like(config.model)
   try:

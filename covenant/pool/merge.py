@@ -7,17 +7,17 @@ workers come and go. That is bought with bandwidth: a quarter of all elements
 travel, with two bits each, where a pool's own payload has one in 64.
 """
 
-import functools
 from collections.abc import Sequence
-from typing import Any
 
-import jax
 import numpy as np
 
 from covenant import config as config_lib
-from covenant.optim import aggregate
+from covenant import typing as ct
 from covenant.optim import compression as compression_lib
+from covenant.optim import outer_step
 from covenant.optim import quantize
+from covenant.optim import reduce
+from covenant.optim import weight
 from covenant.wire import payload
 
 _SENT = 4  # of so many elements one travels
@@ -33,59 +33,59 @@ def compression(config: config_lib.Config) -> compression_lib.TopK:
   )
 
 
-def spec(config: config_lib.Config, like: Any) -> payload.Spec:
+def spec(config: config_lib.Config, abstract_params: ct.Params) -> payload.Spec:
   """The layout of the payloads inside a pool."""
-  return payload.make_spec(like, compression(config))
+  return payload.make_spec(abstract_params, compression(config))
 
 
 class Merger:
-  """Compiled once for a run; holds no state."""
+  """Merges deltas into parameters; compiled once for a run, holds no state."""
 
-  def __init__(self, config: config_lib.Config, like: Any):
-    rules = {'like': like, 'compression': compression(config)}
-    self._start = jax.jit(functools.partial(aggregate.start, **rules))
-    self._add = jax.jit(functools.partial(aggregate.add, **rules))
-    self._norms = jax.jit(functools.partial(aggregate.message_norms, **rules))
+  def __init__(self, config: config_lib.Config, abstract_params: ct.Params):
+    self._outer = reduce.nesterov(1.0)
+    self._step = outer_step.OuterStep(
+      abstract_params,
+      compression(config),
+      self._outer,
+      mean_over='all',
+    )
 
-    def move(params: Any, sums: Any) -> Any:
-      delta = aggregate.mean(sums, aggregate.Peers(), **rules, over='all')
-      return jax.tree.map(lambda p, d: (p - d).astype(p.dtype), params, delta)
-
-    self._move = jax.jit(move)
-
-  def norms(self, message: Any) -> np.ndarray:
-    """L2 norm of each tensor of a message: float32 [P]."""
-    return np.asarray(self._norms(message))
+  def norms(self, message: ct.Message) -> np.ndarray:
+    """Returns the L2 norm of each tensor of a message: float32 [P]."""
+    return self._step.norms([message])[0]
 
   def merge(
     self,
-    params: Any,
-    messages: Sequence[Any],
+    params: ct.Params,
+    messages: Sequence[ct.Message],
     sequences: Sequence[int],
     scale: float = 1.0,
-  ) -> Any:
-    """The parameters moved by the mean delta, weighted by sequences.
+  ) -> ct.Params:
+    """Returns the parameters moved by the mean delta, weighted by sequences.
 
     Each tensor of a message is clipped to the (lower) median norm, as in the
     outer step of the network.
 
     Args:
-      params: at which all deltas begin.
-      messages: one a lease, in the order of their sequences: who merges the
-        same gets the same bits.
-      sequences: that each was trained on.
-      scale: of the mean.
+      params: the parameters at which all deltas begin.
+      messages: one per lease, in the order of their sequences: whoever merges
+        the same gets the same bits.
+      sequences: the number that each was trained on.
+      scale: a factor of the mean.
     """
     if not messages:
       return params
     weights_R = np.asarray(sequences, np.float32) / np.float32(sum(sequences))
     weights_R *= np.float32(scale)
-    # As `aggregate.clip_factors`, but not compiled for every number of leases.
-    norms_RxP = np.stack([self.norms(m) for m in messages])
-    median_P = np.sort(norms_RxP, axis=0)[(len(messages) - 1) // 2]
-    clip_RxP = np.minimum(np.float32(1), median_P / (norms_RxP + 1e-8))
-    factors_RxP = clip_RxP.astype(np.float32) * weights_R[:, None]
-    sums = self._start()
-    for message, factors_P in zip(messages, factors_RxP, strict=True):
-      sums = self._add(sums, message, factors_P)
-    return self._move(params, sums)
+    clip_RxP = reduce.clip_factors(self._step.norms(messages))
+    factors_RxP = clip_RxP * weights_R[:, None]
+    whole_R = np.full(len(messages), weight.WHOLE, np.uint16)
+    # The factors hold the weights, so the divisor is that of one message.
+    return self._step.apply_sum(
+      params,
+      self._outer.init(params),
+      messages,
+      factors_RxP,
+      whole_R,
+      weight.Totals(),
+    ).params

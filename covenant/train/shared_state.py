@@ -22,8 +22,8 @@ from covenant.data import assignment
 from covenant.models import hf
 from covenant.models import llama
 from covenant.models import sharding
-from covenant.optim import method as method_lib
-from covenant.optim import receiver as receiver_lib
+from covenant.optim import algorithm as algorithm_lib
+from covenant.optim import outer_step as outer_step_lib
 from covenant.optim import weight
 from covenant.train import placement
 from covenant.wire import payload
@@ -68,7 +68,7 @@ class SharedModel:
     mesh: jax.sharding.Mesh | None = None,
     offload: bool = False,
   ):
-    self.method = method_lib.make(config)
+    self.method = algorithm_lib.make(config)
     self.abstract_params = jax.eval_shape(
       lambda: llama.init(config.model, jax.random.key(0))
     )
@@ -81,9 +81,12 @@ class SharedModel:
       self.spec = payload.make_spec(
         self.abstract_params, self.method.compression, compression.codec
       )
-      self.receiver = receiver_lib.Receiver(
+      self.outer_step = outer_step_lib.OuterStep(
         self.abstract_params,
-        self.method,
+        self.method.compression,
+        self.method.outer,
+        self.method.mean_over,
+        self.method.clip,
         mesh,
         self.specs,
         # The outer optimizer of ddp clips the norm of all tensors together.
@@ -191,11 +194,11 @@ class SharedModel:
     weighed = [weights.get(uid, weight.Weight()) for uid in sorted(messages)]
     consume = consume or placement.is_offloaded(shared)  # loaded copies
     here = self.host.load(shared)
-    moved = self.receiver.advance(
+    new = self.outer_step.apply(
       here.params, here.outer, ordered, consume, weighed
     )
-    after = self.host.offload(SharedState(moved.params, moved.outer))
-    return after, moved.delta_norm
+    after = self.host.offload(SharedState(new.params, new.outer))
+    return after, new.delta_norm
 
 
 def fingerprint(

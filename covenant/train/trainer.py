@@ -15,7 +15,7 @@ from covenant import typing as ct
 from covenant.data import receipt as receipt_lib
 from covenant.data import tokens as tokens_lib
 from covenant.models import sharding
-from covenant.optim import sender as sender_lib
+from covenant.optim import compressor as compressor_lib
 from covenant.optim import sparseloco
 from covenant.train import island as island_lib
 from covenant.train import local as local_lib
@@ -62,9 +62,12 @@ class Trainer:
     self._replicas = replica_lib.make(
       config, islands, self._placement, self.split, stages
     )
-    home, like = self._placement.home_mesh, shared_model.abstract_params
-    specs = None if home is None else sharding.specs(like, home)
-    self._sender = sender_lib.Sender(like, shared_model.method, home, specs)
+    home, abstract = self._placement.home_mesh, shared_model.abstract_params
+    specs = None if home is None else sharding.specs(abstract, home)
+    method = shared_model.method
+    self._compressor = compressor_lib.Compressor(
+      abstract, method.compression, method.error_decay, home, specs
+    )
 
   def init(
     self, params: ct.Params, round_index: int = 0
@@ -238,7 +241,7 @@ class Trainer:
   ) -> local_lib.Compressed:
     """Compresses a delta with the error feedback that the miner keeps."""
     place = self._placement
-    sent = self._sender.compress(
+    sent = self._compressor.compress(
       start, end, place.to_home(place.host.load(error))
     )
     error = place.host.offload(sent.error)

@@ -11,7 +11,7 @@ from covenant.data import assignment
 from covenant.gauntlet import scores
 from covenant.models import llama
 from covenant.models import loss as loss_lib
-from covenant.optim import method as method_lib
+from covenant.optim import algorithm as algorithm_lib
 from covenant.optim import sparseloco
 
 SEQUENCES = 1000
@@ -30,7 +30,7 @@ class ScoresTest(absltest.TestCase):
         compression=config_lib.Compression(k=16, block=(16, 16))
       ),
     )
-    cls.method = method_lib.make(cls.config)
+    cls.method = algorithm_lib.make(cls.config)
     init = functools.partial(llama.init, cls.config.model)
     cls.params = jax.jit(init)(jax.random.key(0))
     cls.scorer = scores.Scorer(cls.config, cls.method, cls.params)

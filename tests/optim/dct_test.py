@@ -6,6 +6,7 @@ from absl.testing import absltest
 
 from covenant.optim import blocks
 from covenant.optim import dct
+from covenant.optim import reduce
 from covenant.optim import sparseloco as sl
 
 P = jax.P
@@ -121,7 +122,7 @@ class DCTTopKTest(absltest.TestCase):
         for message, (x, compressor) in zip(messages, pairs, strict=True)
       ]
       norms = [
-        compressor.norm(message)
+        reduce.norm(message, compressor)
         for message, (_, compressor) in zip(messages, pairs, strict=True)
       ]
       return sent, norms

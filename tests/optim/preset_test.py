@@ -15,10 +15,10 @@ import pytest
 from absl.testing import absltest
 from absl.testing import parameterized
 
-from covenant.optim import aggregate
 from covenant.optim import blocks
 from covenant.optim import compression as compression_lib
 from covenant.optim import preset
+from covenant.optim import reduce
 from covenant.optim import sparseloco
 from tests import helpers
 
@@ -129,7 +129,7 @@ class TemplarTest(parameterized.TestCase):
           for n in 'bw'
         }
       )
-    norms = [aggregate.message_norms(m, like, exact) for m in messages]
+    norms = [reduce.message_norms(m, like, exact) for m in messages]
     for p, n in enumerate('bw'):
       assert_close([x[p] for x in norms], z[f'n{peers}_{n}_norms'])
     delta = sparseloco.aggregate(

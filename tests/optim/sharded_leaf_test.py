@@ -69,7 +69,7 @@ class LeavesTest(parameterized.TestCase):
 
 
 class DealTest(parameterized.TestCase):
-  """What a message says of each block is dealt to who has the block."""
+  """What a message says of each block is scattered to who has the block."""
 
   @parameterized.product(
     spec=(
@@ -94,11 +94,11 @@ class DealTest(parameterized.TestCase):
       self.assertGreater(found.slices, 1)
       is_dense = compression is not TILES
 
-      def compare(x, dealt, index, found=found, is_dense=is_dense):
+      def compare(x, scattered, index, found=found, is_dense=is_dense):
         own = found.take(x, index)
         if not is_dense:
           (own,) = blocks.cut(own, (4, 4))
-        return jnp.all(own == dealt)[None]
+        return jnp.all(own == scattered)[None]
 
       specs = found.spec, found.stacked, P()
       compare = jax.jit(found.on_shards(compare, specs, found.stacked))
@@ -107,15 +107,15 @@ class DealTest(parameterized.TestCase):
         x = jax.device_put(x, jax.NamedSharding(found.mesh, found.spec))
       for index in range(found.slices):
         if is_dense:
-          dealt = found.deal(whole, index, None)
+          scattered = found.scatter_slice(whole, index, None)
         else:
-          (sheet,) = found.deal((packet,), index, TILES.quantizer)
-          self.assertEqual(sheet.shared.shape, (0, 0))
-          _, dealt = sheet.rows
-        self.assertTrue(np.all(compare(x, dealt, np.int32(index))))
+          (split,) = found.scatter_slice((packet,), index, TILES.quantizer)
+          self.assertEqual(split.shared.shape, (0, 0))
+          _, scattered = split.rows
+        self.assertTrue(np.all(compare(x, scattered, np.int32(index))))
 
 
-class SheetTest(parameterized.TestCase):
+class SplitPacketTest(parameterized.TestCase):
   @parameterized.parameters(
     quantize.Exact(),
     quantize.Sign(),
@@ -133,9 +133,9 @@ class SheetTest(parameterized.TestCase):
     )
     compression = compression_lib.TopK(3, (4, 4), quantizer)
     packet = jax.device_get(jax.jit(compression.encode)(kept))
-    sheet = sharded_leaf.split(packet, quantizer)
-    self.assertEqual({x.shape[0] for x in sheet.rows}, {6})
-    again = sharded_leaf.join(sheet, np.concatenate)
+    split = sharded_leaf.split(packet, quantizer)
+    self.assertEqual({x.shape[0] for x in split.rows}, {6})
+    again = sharded_leaf.join(split, np.concatenate)
     jax.tree.map(np.testing.assert_array_equal, again, packet)
 
 

@@ -18,11 +18,11 @@ from absl.testing import parameterized
 
 from covenant import config as config_lib
 from covenant.optim import dct
-from covenant.optim import demo
 from covenant.optim import inner as inner_lib
 from covenant.optim import sparseloco as sl
-from covenant.optim import sparta
-from covenant.optim import streaming
+from covenant.optim.baselines import demo
+from covenant.optim.baselines import sparta
+from covenant.optim.baselines import streaming
 
 P = jax.P
 AUTO = jax.sharding.AxisType.Auto

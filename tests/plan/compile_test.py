@@ -7,7 +7,7 @@ from absl.testing import parameterized
 
 from covenant import config as config_lib
 from covenant.models import sharding
-from covenant.optim import method as method_lib
+from covenant.optim import algorithm as algorithm_lib
 from covenant.plan import compile
 from covenant.plan import memory
 from covenant.train import step
@@ -26,7 +26,7 @@ class LowerTest(parameterized.TestCase):
   def test_inner_step_of_every_size_without_any_device(self, name):
     """All layers are one scan: a deeper model has no more products."""
     config = load(name)
-    method = method_lib.make(config)
+    method = algorithm_lib.make(config)
     mesh = sharding.abstract_mesh(config.devices)
     with jax.sharding.use_abstract_mesh(mesh):
       traced = step.inner_step(config, method, mesh).trace(

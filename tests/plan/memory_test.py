@@ -9,7 +9,7 @@ from covenant import config as config_lib
 from covenant.models import llama
 from covenant.models import sharding
 from covenant.node import preflight
-from covenant.optim import method as method_lib
+from covenant.optim import algorithm as algorithm_lib
 from covenant.plan import memory
 from covenant.train import step
 from tests import helpers
@@ -42,7 +42,7 @@ class StateTest(parameterized.TestCase):
   def test_is_what_the_inner_step_takes(self, name):
     config = load(name)
     mesh = sharding.abstract_mesh(config.devices)
-    params, state, *_ = step.arguments(config, method_lib.make(config), mesh)
+    params, state, *_ = step.arguments(config, algorithm_lib.make(config), mesh)
     work = phases(config)['inner step'].device
     self.assertEqual(on_a_device(params), work['parameters of this round'])
     count = 4  # how many updates there were

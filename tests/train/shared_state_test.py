@@ -4,7 +4,7 @@ from absl.testing import absltest
 
 from covenant import config as config_lib
 from covenant.models import sharding
-from covenant.optim import method as method_lib
+from covenant.optim import algorithm as algorithm_lib
 from covenant.optim import sparseloco
 from covenant.train import shared_state as shared_state_lib
 
@@ -117,7 +117,7 @@ class MeshTest(absltest.TestCase):
         np.asarray, shared_state_lib.SharedModel(self.config).init().params
       ),
       None,
-      method_lib.make(self.config).compression,
+      algorithm_lib.make(self.config).compression,
       None,
     )
     messages = {1: jax.device_get(message)}

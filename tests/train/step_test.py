@@ -15,7 +15,7 @@ from absl.testing import parameterized
 from covenant import config as config_lib
 from covenant.models import llama
 from covenant.models import sharding
-from covenant.optim import method as method_lib
+from covenant.optim import algorithm as algorithm_lib
 from covenant.train import step as step_lib
 from tests import helpers
 
@@ -165,7 +165,7 @@ class InnerStepTest(parameterized.TestCase):
   @pytest.mark.rows(1)
   def test_equals_one_devices_and_keeps_its_types(self, **sizes):
     config, mesh = config_of(), mesh_of(**sizes)
-    method = method_lib.make(config)
+    method = algorithm_lib.make(config)
     ends = []
     for where in (None, mesh):
       params = put(random_params(config.model), where)
@@ -221,7 +221,7 @@ class InnerStepTest(parameterized.TestCase):
     curves = []
     for dtype in ('float32', 'bfloat16'):
       config = config_of(compute_dtype=dtype, microbatch=0)
-      method, mesh = method_lib.make(config), mesh_of(fsdp=2)
+      method, mesh = algorithm_lib.make(config), mesh_of(fsdp=2)
       params = put(random_params(config.model), mesh)
       state = put(method.inner.init(params), mesh)
       step, losses = step_lib.inner_step(config, mesh), []

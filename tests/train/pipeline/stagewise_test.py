@@ -10,9 +10,9 @@ from absl.testing import absltest
 
 from covenant import config as config_lib
 from covenant.models import llama
-from covenant.optim import method as method_lib
-from covenant.optim import receiver as receiver_lib
-from covenant.optim import sender as sender_lib
+from covenant.optim import algorithm as algorithm_lib
+from covenant.optim import compressor as compressor_lib
+from covenant.optim import outer_step as outer_step_lib
 
 CONFIG = config_lib.Config(
   model=config_lib.Model(
@@ -41,7 +41,7 @@ class StagewiseTest(absltest.TestCase):
         k=8, block=(16, 16), quantizer='statistical'
       ),
     )
-    method = method_lib.make(dataclasses.replace(CONFIG, optim=optim))
+    method = algorithm_lib.make(dataclasses.replace(CONFIG, optim=optim))
     params = jax.jit(functools.partial(llama.init, CONFIG.model))(
       jax.random.key(0)
     )
@@ -56,16 +56,25 @@ class StagewiseTest(absltest.TestCase):
     def exchange(part):
       """Of three peers: messages, errors left, parameters after."""
       like = part(params)
-      sender = sender_lib.Sender(like, method)
+      compressor = compressor_lib.Compressor(
+        like, method.compression, method.error_decay
+      )
       sent = [
-        sender.compress(
+        compressor.compress(
           like,
           jax.tree.map(np.add, like, part(random_like(peer, 2.0**peer))),
           part(random_like(9 + peer, 0.1)),
         )
         for peer in range(3)
       ]
-      moved = receiver_lib.Receiver(like, method).advance(
+      outer_step = outer_step_lib.OuterStep(
+        like,
+        method.compression,
+        method.outer,
+        method.mean_over,
+        method.clip,
+      )
+      moved = outer_step.apply(
         like, method.outer.init(like), [s.message for s in sent]
       )
       for x in jax.tree.leaves((moved.params, [s.error for s in sent])):

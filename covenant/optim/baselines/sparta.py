@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from covenant.optim import exchange
+from covenant.optim import collectives
 
 
 class SpartaState(NamedTuple):
@@ -101,8 +101,10 @@ def sparta(
       updates, state.inner, params, **extra_args
     )
     if axis_name is not None:
-      shards = jax.tree.map(lambda x: exchange.shard_axes(x, axis_name), params)
-      updates, *_ = exchange.on_shards(
+      shards = jax.tree.map(
+        lambda x: collectives.shard_axes(x, axis_name), params
+      )
+      updates, *_ = collectives.on_shards(
         functools.partial(average, shards=shards),
         (updates, params, state.count),
         axis_name,

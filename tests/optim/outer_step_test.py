@@ -8,12 +8,12 @@ from absl.testing import parameterized
 from covenant import config as config_lib
 from covenant.models import llama
 from covenant.models import sharding
+from covenant.optim import algorithm as algorithm_lib
 from covenant.optim import compression as compression_lib
 from covenant.optim import dct
-from covenant.optim import method as method_lib
-from covenant.optim import outer
+from covenant.optim import outer_step as outer_step_lib
 from covenant.optim import quantize
-from covenant.optim import receiver as receiver_lib
+from covenant.optim import reduce
 from covenant.optim import sharded_leaf
 from covenant.optim import weight
 from tests.optim import trees
@@ -33,12 +33,12 @@ COMPRESSIONS = {
 
 
 def method(compression, outer_=None):
-  return method_lib.Method(
+  return algorithm_lib.Algorithm(
     optax.sgd(0.1),
     lambda step: 0.1,
     compression,
     0.9,
-    outer_ or outer.nesterov(0.7, 0.9),
+    outer_ or reduce.nesterov(0.7, 0.9),
     'senders',
     'median',
   )
@@ -56,8 +56,26 @@ def received(shapes, compression, peers=4):
   ]
 
 
+def make_step(params, algorithm, on=None, cut=None, *arguments, **options):
+  return outer_step_lib.OuterStep(
+    params,
+    algorithm.compression,
+    algorithm.outer,
+    algorithm.mean_over,
+    algorithm.clip,
+    on,
+    cut,
+    *arguments,
+    **options,
+  )
+
+
+def slices(step):
+  return [leaf.slices for group in step._groups for leaf in group.leaves]
+
+
 class Node:
-  """A receiver, and the state that it moves."""
+  """An outer step, and the state that it moves."""
 
   def __init__(self, shapes, method, on=None, budget=sharded_leaf.BUDGET):
     cut = trees.specs(shapes, on) if on else None
@@ -69,10 +87,10 @@ class Node:
         cut,
       )
     self.state = params, method.outer.init(params)
-    self.receiver = receiver_lib.Receiver(params, method, on, cut, budget)
+    self.step = make_step(params, method, on, cut, budget)
 
   def advance(self, messages, consume=False, weights=None):
-    *state, self.delta_norm = self.receiver.advance(
+    *state, self.delta_norm = self.step.apply(
       *self.state, messages, consume, weights
     )
     self.state = tuple(state)
@@ -83,7 +101,7 @@ def assert_equal(got, want):
   jax.tree.map(np.testing.assert_array_equal, got, want)
 
 
-class ReceiverTest(parameterized.TestCase):
+class OuterStepTest(parameterized.TestCase):
   @pytest.mark.slow
   def test_nodes_of_all_meshes_agree_bit_for_bit(self):
     """Over rounds with clipped norms."""
@@ -94,9 +112,9 @@ class ReceiverTest(parameterized.TestCase):
       Node(trees.SHAPES, method(SIGN), trees.mesh(4, 1)),
       Node(trees.SHAPES, method(SIGN), trees.mesh(2, 2), budget=70),
     ]
-    self.assertTrue(nodes[0].receiver._moves_all)
+    self.assertTrue(nodes[0].step._groups.is_one)
     self.assertEqual(
-      [[x.slices for x in n.receiver._leaves] for n in nodes],
+      [slices(n.step) for n in nodes],
       [[1] * 4, [1, 12, 8, 1], [1] * 4, [1, 6, 2, 1]],
     )
     for some in (messages, messages[1:], messages[:1]):
@@ -116,7 +134,7 @@ class ReceiverTest(parameterized.TestCase):
     one = Node(trees.STACK, method(compression))
     want = one.advance(messages, weights=weights)
     node = Node(trees.STACK, method(compression), trees.mesh(2, 2), budget=150)
-    self.assertGreater(node.receiver._leaves[0].slices, 1)
+    self.assertGreater(slices(node.step)[0], 1)
     assert_equal(node.advance(messages, weights=weights), want)
 
   def test_a_counter_in_the_outer_state_is_of_rounds(self):
@@ -152,14 +170,14 @@ class ReceiverTest(parameterized.TestCase):
   def test_an_optimizer_of_all_leaves_at_once_has_no_mesh(self):
     arguments = trees.random_tree(trees.STACK, 0), method(SIGN)
     with self.assertRaisesRegex(ValueError, 'all tensors at once'):
-      receiver_lib.Receiver(
+      make_step(
         *arguments,
         trees.mesh(4, 1),
         trees.specs(trees.STACK, trees.mesh(4, 1)),
         per_leaf=False,
       )
-    receiver = receiver_lib.Receiver(*arguments, budget=10, per_leaf=False)
-    self.assertTrue(receiver._moves_all)
+    step = make_step(*arguments, budget=10, per_leaf=False)
+    self.assertTrue(step._groups.is_one)
 
 
 class LargeTest(absltest.TestCase):
@@ -169,16 +187,16 @@ class LargeTest(absltest.TestCase):
     config = config_lib.load('configs/72b.py')
     shapes = jax.eval_shape(lambda: llama.init(config.model, jax.random.key(0)))
     on = trees.mesh(8, 1)
-    with_momentum = method_lib.make(config)._replace(
-      outer=outer.nesterov(0.7, 0.9)
+    with_momentum = algorithm_lib.make(config)._replace(
+      outer=reduce.nesterov(0.7, 0.9)
     )
-    receiver = receiver_lib.Receiver(
+    outer_step = make_step(
       shapes, with_momentum, on, sharding.specs(shapes, on)
     )
-    leaf = sharded_leaf.largest(receiver._leaves)
+    leaf = outer_step._groups.largest.leaves[0]
     self.assertEqual(sorted(leaf.shape), [80, 8192, 28672])
     slice_bytes = 4 * np.prod(leaf.slice_shape)
-    add, step = (x.compile() for x in receiver.lower())
+    add, step = (x.compile() for x in outer_step.lower())
     self.assertNotIn('all-', add.as_text())
     # In place; a total of float32, and senders of uint16.
     memory = add.memory_analysis()
@@ -202,7 +220,7 @@ class LargeTest(absltest.TestCase):
       on,
       {'x': spec},
     )
-    part = leaf.abstract_stacked(leaf.like)
+    part = leaf.abstract_stacked(leaf.abstract_slice)
     index = jax.ShapeDtypeStruct((), np.int32)
     put = sharded_leaf.put.lower(
       leaf.abstract, part, index, leaf=leaf

@@ -8,9 +8,9 @@ import pytest
 from absl.testing import absltest
 from absl.testing import parameterized
 
-from covenant.optim import diloco
 from covenant.optim import sparseloco as sl
-from covenant.optim import streaming
+from covenant.optim.baselines import diloco
+from covenant.optim.baselines import streaming
 
 P = jax.P
 

@@ -10,13 +10,13 @@ from absl.testing import parameterized
 from covenant import config as config_lib
 from covenant.models import llama
 from covenant.models import sharding
+from covenant.optim import algorithm as algorithm_lib
 from covenant.optim import compression as compression_lib
+from covenant.optim import compressor as compressor_lib
 from covenant.optim import dct
-from covenant.optim import method as method_lib
-from covenant.optim import outer
 from covenant.optim import quantize
 from covenant.optim import randomk
-from covenant.optim import sender as sender_lib
+from covenant.optim import reduce
 from covenant.optim import sharded_leaf
 from tests.optim import trees
 
@@ -42,12 +42,12 @@ STATISTICS = {
 
 
 def method(compression, error_decay=0.9, inner=True):
-  return method_lib.Method(
+  return algorithm_lib.Algorithm(
     optax.sgd(0.1) if inner else None,
     lambda step: 0.1,
     compression,
     error_decay,
-    outer.nesterov(1.0),
+    reduce.nesterov(1.0),
     'senders',
     'median',
   )
@@ -61,7 +61,7 @@ def like(shapes):
 
 
 def send(shapes, method, on=None, budget=sharded_leaf.BUDGET, start=True):
-  """What is sent of a random round, and its sender."""
+  """Returns what is sent of a random round, and its compressor."""
   cut = trees.specs(shapes, on) if on else None
 
   def put(seed):
@@ -72,25 +72,27 @@ def send(shapes, method, on=None, budget=sharded_leaf.BUDGET, start=True):
       lambda x, spec: jax.device_put(x, jax.NamedSharding(on, spec)), tree, cut
     )
 
-  sender = sender_lib.Sender(like(shapes), method, on, cut, budget)
+  compressor = compressor_lib.Compressor(
+    like(shapes), method.compression, method.error_decay, on, cut, budget
+  )
   error = None if method.error_decay is None else put(2)
-  sent = sender.compress(put(0) if start else None, put(1), error)
-  return sent, sender
+  sent = compressor.compress(put(0) if start else None, put(1), error)
+  return sent, compressor
 
 
 def assert_equal(got, want):
   jax.tree.map(np.testing.assert_array_equal, got, jax.device_get(want))
 
 
-class SenderTest(parameterized.TestCase):
+class CompressorTest(parameterized.TestCase):
   @parameterized.parameters(*EXACT)
   @pytest.mark.rows(2)
   def test_a_mesh_sends_what_one_device_does(self, name):
     want, _ = send(trees.STACK, method(EXACT[name]))
-    got, sender = send(
+    got, compressor = send(
       trees.STACK, method(EXACT[name]), trees.mesh(2, 2), budget=150
     )
-    self.assertGreater(sender._leaves[0].slices, 1)
+    self.assertGreater(compressor._groups[0].slices, 1)
     assert_equal(got.message, want.message)
     assert_equal(got.error, want.error)
     self.assertAlmostEqual(got.error_norm, want.error_norm, 3)
@@ -145,14 +147,19 @@ class LargeTest(absltest.TestCase):
     config = config_lib.load('configs/72b.py')
     shapes = jax.eval_shape(lambda: llama.init(config.model, jax.random.key(0)))
     on = trees.mesh(8, 1)
-    sender = sender_lib.Sender(
-      shapes, method_lib.make(config), on, sharding.specs(shapes, on)
+    algorithm = algorithm_lib.make(config)
+    compressor = compressor_lib.Compressor(
+      shapes,
+      algorithm.compression,
+      algorithm.error_decay,
+      on,
+      sharding.specs(shapes, on),
     )
-    leaf = sharded_leaf.largest(sender._leaves)
+    leaf = compressor._groups.largest.leaves[0]
     self.assertEqual(sorted(leaf.shape), [80, 8192, 28672])
     slice_bytes = 4 * np.prod(leaf.slice_shape)
     self.assertLess(slice_bytes, 4 * sharded_leaf.BUDGET)
-    select, subtract = (x.compile() for x in sender.lower())
+    select, subtract = (x.compile() for x in compressor.lower())
     bins = 2**2  # of the quantizer
     for program in (select, subtract):
       found = collectives(program.as_text())

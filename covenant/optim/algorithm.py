@@ -23,11 +23,11 @@ from covenant import config as config_lib
 from covenant import plugins
 from covenant.optim import compression as compression_lib
 from covenant.optim import dct
-from covenant.optim import demo
 from covenant.optim import inner as inner_lib
-from covenant.optim import outer as outer_lib
 from covenant.optim import quantize
 from covenant.optim import randomk
+from covenant.optim import reduce
+from covenant.optim.baselines import demo
 
 _QUANTIZERS: dict[str, quantize.Quantizer] = {
   'none': quantize.Exact(),
@@ -43,11 +43,11 @@ _COMPRESSIONS: dict[str, type[compression_lib.TopK]] = {
   'dct': dct.DCTTopK,
 }
 _OUTERS: dict[str, Callable[[float, float], optax.GradientTransformation]] = {
-  'nesterov': outer_lib.nesterov,
+  'nesterov': reduce.nesterov,
 }
 
 
-class Method(NamedTuple):
+class Algorithm(NamedTuple):
   inner: optax.GradientTransformation | None  # None: send the gradient
   schedule: optax.Schedule  # inner step of the run -> learning rate
   compression: compression_lib.Compression
@@ -58,7 +58,7 @@ class Method(NamedTuple):
   weight: str = 'equal'  # see weight.py
 
 
-def make(config: config_lib.Config) -> Method:
+def make(config: config_lib.Config) -> Algorithm:
   """The method that `config.optim` describes."""
   optim = config.optim
   schedule = inner_lib.schedule(
@@ -68,11 +68,11 @@ def make(config: config_lib.Config) -> Method:
   dense = compression_lib.Dense()
   if optim.method == 'ddp':
     outer = optax.chain(inner, optax.scale_by_schedule(schedule))
-    return Method(None, schedule, dense, None, outer, 'all', 'none')
+    return Algorithm(None, schedule, dense, None, outer, 'all', 'none')
   make_outer = plugins.choose('optim.outer.kind', _OUTERS, optim.outer.kind)
   outer = make_outer(optim.outer.learning_rate, optim.outer.momentum)
   if optim.method == 'diloco':
-    return Method(
+    return Algorithm(
       inner,
       schedule,
       dense,
@@ -94,10 +94,10 @@ def make(config: config_lib.Config) -> Method:
   )
   if optim.method == 'demo':
     outer = demo.signed(schedule, optim.inner.weight_decay)
-    return Method(
+    return Algorithm(
       None, schedule, compression, sparse.error_decay, outer, 'senders', 'none'
     )
-  return Method(
+  return Algorithm(
     inner,
     schedule,
     compression,

@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from covenant.optim import exchange
+from covenant.optim import collectives
 from covenant.optim import sparseloco
 
 
@@ -97,7 +97,7 @@ def streaming_diloco(
   inner = optax.with_extra_args_support(inner)
   outer = outer if outer is not None else sparseloco.nesterov(0.7, momentum=0.9)
   # Branches of `lax.cond` must agree on which values differ between peers.
-  varying = functools.partial(exchange.varying, axis_name=axis_name)
+  varying = functools.partial(collectives.varying, axis_name=axis_name)
 
   def init(params: Any) -> StreamingState:
     leaves = len(jax.tree.leaves(params))
@@ -131,7 +131,7 @@ def streaming_diloco(
     delta = sparseloco.pseudo_gradient(fragment.anchor, local)
     if axis_name is not None:
       # Of each shard alone, where the types say that there are shards.
-      delta, _ = exchange.on_shards(mean, (delta,), axis_name)
+      delta, _ = collectives.on_shards(mean, (delta,), axis_name)
     return local, fragment._replace(pending=varying(delta))
 
   def receive(local: Any, fragment: Fragment) -> tuple[Any, Fragment]:

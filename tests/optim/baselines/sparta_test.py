@@ -6,7 +6,7 @@ import pytest
 from absl.testing import absltest
 from absl.testing import parameterized
 
-from covenant.optim import sparta
+from covenant.optim.baselines import sparta
 
 P = jax.P
 

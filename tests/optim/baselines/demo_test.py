@@ -7,8 +7,8 @@ from absl.testing import absltest
 from absl.testing import parameterized
 
 from covenant.optim import dct
-from covenant.optim import demo
 from covenant.optim import sparseloco as sl
+from covenant.optim.baselines import demo
 
 P = jax.P
 

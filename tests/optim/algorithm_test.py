@@ -13,10 +13,10 @@ from absl.testing import parameterized
 from covenant import config as config_lib
 from covenant import metrics
 from covenant.emulate import host as host_lib
-from covenant.optim import demo
+from covenant.optim import algorithm as algorithm_lib
 from covenant.optim import inner as inner_lib
-from covenant.optim import method as method_lib
 from covenant.optim import preset
+from covenant.optim.baselines import demo
 from covenant.train import shared_state as shared_state_lib
 from tests import helpers
 
@@ -70,7 +70,7 @@ class MethodTest(parameterized.TestCase):
       'optim.compression.layout=divisors',
       'optim.compression.quantizer=statistical',
     )
-    method, deployed = method_lib.make(config), preset.templar()
+    method, deployed = algorithm_lib.make(config), preset.templar()
     self.assertEqual(method.compression, deployed.compression)
     self.assertEqual(method.error_decay, deployed.error_decay)
 

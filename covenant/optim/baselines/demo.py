@@ -19,9 +19,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from covenant.optim import collectives
 from covenant.optim import compression as compression_lib
 from covenant.optim import dct
-from covenant.optim import exchange
 from covenant.optim import quantize
 from covenant.optim import sparseloco
 
@@ -82,14 +82,19 @@ def demo(
 
   def init(params: Any) -> DemoState:
     # Typed as after an update, which a scan in `jax.shard_map` insists on.
-    error = exchange.varying(sparseloco.init_error(params), axis_name)
+    error = collectives.varying(sparseloco.init_error(params), axis_name)
     return DemoState(jnp.zeros((), jnp.int32), error)
 
   def transmit(delta: Any, error: Any, shards: Any) -> tuple[Any, Any, Any]:
     message, error = sparseloco.compress(delta, error, compression, error_decay)
     # Not clipped, and the mean is taken of coefficients: joined afterwards.
-    mean = exchange.exchange(
-      message, delta, compression, axis_name, 'senders', 'none', shards
+    mean = sparseloco.aggregate(
+      collectives.gather(message, axis_name),
+      delta,
+      compression,
+      'senders',
+      'none',
+      shards,
     )
     return mean, error, ()
 
@@ -102,8 +107,8 @@ def demo(
       rate = rate(state.count)
     rate = jnp.asarray(rate, jnp.float32)
     delta = jax.tree.map(lambda g: rate * g.astype(jnp.float32), updates)
-    shards = jax.tree.map(lambda x: exchange.shard_axes(x, axis_name), delta)
-    mean, error, _ = exchange.on_shards(
+    shards = jax.tree.map(lambda x: collectives.shard_axes(x, axis_name), delta)
+    mean, error, _ = collectives.on_shards(
       functools.partial(transmit, shards=shards),
       (delta, state.error),
       axis_name,

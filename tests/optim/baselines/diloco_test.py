@@ -4,7 +4,7 @@ import numpy as np
 import optax
 from absl.testing import absltest
 
-from covenant.optim import diloco
+from covenant.optim.baselines import diloco
 
 
 class DilocoTest(absltest.TestCase):

@@ -1,0 +1,1 @@
+"""Rivals of SparseLoCo, as optax transformations."""

@@ -1,0 +1,123 @@
+"""Groups of leaves that one program works on together.
+
+A small model on one device is one group. On a mesh, or where a model is large,
+every leaf is a group of its own: leaves of one shape share their programs, and
+each leaf is worked on slice by slice (sharded_leaf.py), so that memory beside
+the model is a few slices.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+
+from covenant import typing as ct
+from covenant.optim import compression as compression_lib
+from covenant.optim import sharded_leaf
+
+_LEAF = jax.tree.structure(0)
+
+
+class Group(NamedTuple):
+  """The leaves of one group; hashable, so that it can select a program."""
+
+  treedef: Any  # the structure of the group's part of a model
+  leaves: tuple[sharded_leaf.Leaf, ...]  # several only without a mesh
+
+  @property
+  def slices(self) -> int:
+    """The number of slices of each leaf; 1 if there are several leaves."""
+    return self.leaves[0].slices if self.leaves else 1
+
+  @property
+  def axes(self) -> tuple[str, ...]:
+    """The mesh axes that the group's leaf is sharded on."""
+    return self.leaves[0].axes if self.leaves else ()
+
+  @property
+  def local_size(self) -> int:
+    """The number of elements on one device."""
+    return sum(math.prod(leaf.local_shape) for leaf in self.leaves)
+
+  def map(self, f: Callable[..., Any], *trees: ct.PyTree) -> ct.PyTree:
+    """Returns the tree of `f(leaf, x, ...)` over the leaves of `trees`.
+
+    A tree may be None: then so is x.
+    """
+    columns = [
+      [None] * len(self.leaves) if t is None else self.treedef.flatten_up_to(t)
+      for t in trees
+    ]
+    return self.treedef.unflatten(map(f, self.leaves, *columns))
+
+  def on_shards(
+    self, f: Callable[..., Any], in_specs: Any, out_specs: Any
+  ) -> Callable[..., Any]:
+    """Returns `f`, which takes and returns shards, as a function of wholes."""
+    if not self.leaves:
+      return f
+    return self.leaves[0].on_shards(f, in_specs, out_specs)
+
+
+class Groups(Sequence[Group]):
+  """The groups of a model, in leaf order.
+
+  Args:
+    abstract_params: the parameters or their shapes.
+    compression: the compressor that makes the messages.
+    mesh: that of the node; None is one device.
+    specs: how each leaf is sharded on it, a tree of `jax.P`.
+    budget: elements of a slice, see `sharded_leaf.leaves`; a model of one
+      device with at most as many is one group.
+    per_leaf: whether leaves may be worked on alone; False needs `mesh` None.
+
+  Raises:
+    ValueError: a shard does not consist of whole blocks; names the leaf.
+  """
+
+  def __init__(
+    self,
+    abstract_params: ct.Params,
+    compression: compression_lib.Compression,
+    mesh: jax.sharding.Mesh | None = None,
+    specs: ct.PyTree = None,
+    budget: int = sharded_leaf.BUDGET,
+    per_leaf: bool = True,
+  ):
+    self.treedef = jax.tree.structure(abstract_params)
+    leaves = sharded_leaf.leaves(
+      abstract_params, compression, mesh, specs, budget
+    )
+    self.is_small = sharded_leaf.num_elements(abstract_params) <= budget
+    self.is_one = mesh is None and (self.is_small or not per_leaf)
+    if self.is_one:
+      whole = (dataclasses.replace(leaf, slices=1) for leaf in leaves)
+      self._groups = [Group(self.treedef, tuple(whole))]
+    else:
+      self._groups = [Group(_LEAF, (leaf,)) for leaf in leaves]
+
+  def __len__(self) -> int:
+    return len(self._groups)
+
+  def __getitem__(self, index: Any) -> Any:
+    return self._groups[index]
+
+  def __iter__(self) -> Iterator[Group]:
+    return iter(self._groups)
+
+  @property
+  def largest(self) -> Group:
+    """The group that has the most elements on a device."""
+    return max(self._groups, key=lambda group: group.local_size)
+
+  def split(self, tree: ct.PyTree) -> list[ct.PyTree]:
+    """Returns the part of each group of a tree; of None, as many None."""
+    if tree is None:
+      return [None] * len(self)
+    return [tree] if self.is_one else self.treedef.flatten_up_to(tree)
+
+  def merge(self, parts: Sequence[ct.PyTree]) -> ct.PyTree:
+    """Returns the tree that `split` takes apart."""
+    return parts[0] if self.is_one else self.treedef.unflatten(parts)

@@ -1,0 +1,295 @@
+"""The one sum of messages: from many peers' messages to a delta and a step.
+
+A leaf, or a slice of one, is reduced in three steps: `Compression.start` gives
+empty sums, `add` adds one peer's part of a message times its factor, `finish`
+divides by those who sent each element. `outer_update` moves the parameters by
+the result. Peers are added one at a time and in the order given: memory does
+not grow with their number, and every node that adds the same list gets the same
+bits.
+
+Per tensor, each peer is scaled down to the median norm of all peers; then an
+element is the mean over the peers that sent it or, as in SparseLoCo (arXiv
+2508.15706), over all peers, by their weights (weight.py).
+
+All arithmetic of the mean is in this module: products, sums, norms, clip
+factors and the outer step. `outer_step.py` runs it where parameters lie.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from covenant import typing as ct
+from covenant.optim import collectives
+from covenant.optim import compression as compression_lib
+from covenant.optim import weight as weight_lib
+
+Compression = compression_lib.Compression
+Sums = compression_lib.Sums
+Weight = weight_lib.Weight
+
+
+def add(
+  sums: Sums,
+  part: ct.Message,
+  factor: ct.Scalar,
+  compression: Compression,
+  parts: ct.Scalar = weight_lib.WHOLE,
+) -> Sums:
+  """Returns the sums of a leaf with one more peer.
+
+  Args:
+    sums: those of the peers before.
+    part: the leaf's part of the peer's message.
+    factor: the peer's clip factor times its weight.
+    compression: the compressor that made the message.
+    parts: the peer's weight as a sender, in parts of a whole (weight.py).
+  """
+  values = [factor * v for v in compression.values(part)]
+  return Sums(
+    compression.scatter_add(sums.total, part, values),
+    compression.count(sums.senders, part, parts),
+  )
+
+
+def finish(
+  sums: Sums,
+  totals: weight_lib.Totals,
+  shape: Sequence[int],
+  compression: Compression,
+  mean_over: str = 'senders',
+) -> jax.Array:
+  """Returns the mean delta of a leaf, float32; zeros if nothing was added.
+
+  An element whose senders together weigh less than the average peer moves by
+  proportionally less. Otherwise weights would have no effect on elements that
+  one peer alone sends, which are most of them.
+
+  Args:
+    sums: those of all peers.
+    totals: the weights of all peers, together and on average.
+    shape: that of the leaf.
+    compression: the compressor that made the messages.
+    mean_over: 'senders' divides each element by the weight of the peers that
+      sent it, 'all' by the weight of all peers.
+  """
+  if mean_over not in ('senders', 'all'):
+    raise ValueError(
+      f"mean over: expected 'senders' or 'all', got {mean_over!r}"
+    )
+
+  def region(total: jax.Array, senders: jax.Array) -> jax.Array:
+    weight = totals.total
+    if mean_over == 'senders':
+      weight = senders.astype(jnp.float32) / weight_lib.WHOLE
+    return total / jnp.maximum(jnp.asarray(weight, jnp.float32), totals.average)
+
+  regions = [region(*x) for x in zip(sums.total, sums.senders, strict=True)]
+  return compression.join(regions, shape)
+
+
+def reduce(
+  parts: Sequence[ct.Message],
+  factors_R: ct.Array,
+  parts_R: np.ndarray,
+  shape: Sequence[int],
+  compression: Compression,
+  mean_over: str = 'senders',
+) -> jax.Array:
+  """Returns the mean delta of a leaf from its parts of R messages."""
+  sums = compression.start(shape)
+  for part, factor, weight in zip(parts, factors_R, parts_R, strict=True):
+    sums = add(sums, part, factor, compression, weight)
+  totals = weight_lib.totals(parts_R)
+  return finish(sums, totals, shape, compression, mean_over)
+
+
+def aggregate(
+  messages: Sequence[ct.Message],
+  abstract_params: ct.Params,
+  compression: Compression,
+  mean_over: str = 'senders',
+  clip: str = 'median',
+  shards: ct.PyTree = None,
+  weights: Sequence[Weight] | None = None,
+) -> ct.Delta:
+  """Returns the mean delta of messages, float32 shaped like the parameters.
+
+  One tensor is reduced after another, so that the sums of only one exist.
+
+  Args:
+    messages: one message per peer, in uid order; none give zeros.
+    abstract_params: the parameters or their shapes.
+    compression: the compressor that made the messages.
+    mean_over: see `finish`.
+    clip: see `clip_factors`.
+    shards: the mesh axes of each tensor, a pytree of tuples, where `messages`
+      and `abstract_params` are of one shard in `jax.shard_map`. Norms are those
+      of whole tensors.
+    weights: one per message; None: all count alike.
+
+  Raises:
+    ValueError: more messages than the sums can count.
+  """
+  parts_R, sizes_R = weight_lib.columns(weights or [Weight()] * len(messages))
+  if shards is None:
+    shards = jax.tree.map(lambda _: (), abstract_params)
+
+  def norms(_: Any, axes: tuple[str, ...], *parts: ct.Message) -> jax.Array:
+    norms_R = jnp.stack([norm(part, compression) for part in parts])
+    if not axes:
+      return norms_R
+    return jnp.sqrt(collectives.sum_over(jnp.square(norms_R), axes))
+
+  treedef = jax.tree.structure(abstract_params)
+  factors = [()] * treedef.num_leaves
+  if messages and factors:
+    norms_P = jax.tree.leaves(
+      jax.tree.map(norms, abstract_params, shards, *messages)
+    )
+    factors_RxP = clip_factors(jnp.stack(norms_P, axis=1), clip, sizes_R)
+    factors = list((factors_RxP * weight_lib.wholes(parts_R)[:, None]).T)
+
+  def leaf(x: Any, factors_R: Any, *parts: ct.Message) -> jax.Array:
+    return reduce(parts, factors_R, parts_R, x.shape, compression, mean_over)
+
+  return jax.tree.map(
+    leaf, abstract_params, treedef.unflatten(factors), *messages
+  )
+
+
+def single_delta(
+  message: ct.Message,
+  limits_P: ct.Array,
+  abstract_params: ct.Params,
+  compression: Compression,
+) -> ct.Delta:
+  """Returns the delta of one message, each tensor clipped to a norm.
+
+  Args:
+    message: one peer's.
+    limits_P: the largest norm of each tensor, in leaf order.
+    abstract_params: the parameters or their shapes.
+    compression: the compressor that made the message.
+  """
+  norms_P = message_norms(message, abstract_params, compression)
+  factors_P = _clip(norms_P, limits_P)
+  treedef = jax.tree.structure(abstract_params)
+  whole = np.full(1, weight_lib.WHOLE, np.uint16)
+  leaves = [
+    reduce([part], factors_P[p : p + 1], whole, x.shape, compression)
+    for p, (x, part) in enumerate(
+      zip(
+        jax.tree.leaves(abstract_params),
+        treedef.flatten_up_to(message),
+        strict=True,
+      )
+    )
+  ]
+  return treedef.unflatten(leaves)
+
+
+def norm(part: ct.Message, compression: Compression) -> jax.Array:
+  """Returns the L2 norm of the values in a leaf's part of a message."""
+  squares = (jnp.sum(v * v) for v in compression.values(part))
+  return jnp.sqrt(sum(squares, jnp.float32(0)))
+
+
+def message_norms(
+  message: ct.Message, abstract_params: ct.Params, compression: Compression
+) -> jax.Array:
+  """Returns the norm of each tensor of a message: float32 [P]."""
+  parts = jax.tree.structure(abstract_params).flatten_up_to(message)
+  return jnp.stack([norm(part, compression) for part in parts])
+
+
+def lower_median(x_Rx: Any) -> Any:
+  """Returns the median along the first axis; of an even number the lower."""
+  xp = x_Rx.__array_namespace__()
+  return xp.sort(x_Rx, axis=0)[(x_Rx.shape[0] - 1) // 2]
+
+
+def clip_factors(
+  norms_RxP: Any, clip: str = 'median', sizes_R: np.ndarray | None = None
+) -> Any:
+  """Returns the factor of each peer's tensor: min(1, reach * median / norm).
+
+  The reach is 1, or more for peers that trained on more than the median peer:
+  their deltas are longer, nearly in proportion. It is not less than 1 for peers
+  that trained on less: their error feedback may come from fuller rounds.
+
+  NumPy arrays are computed on the host, without a program per number of peers.
+
+  Args:
+    norms_RxP: L2 norms of R peers' P tensors.
+    clip: 'median', or 'none', which gives ones.
+    sizes_R: sequences that each peer trained on; None: equally many.
+
+  Returns:
+    float32 [R, P], in [0, 1].
+
+  >>> clip_factors(np.array([[1], [2], [4], [8]], np.float32))[:, 0]
+  array([1.  , 1.  , 0.5 , 0.25], dtype=float32)
+  """
+  if clip == 'none':
+    return norms_RxP.__array_namespace__().ones_like(norms_RxP)
+  if clip != 'median':
+    raise ValueError(f"clip: expected 'median' or 'none', got {clip!r}")
+  limits_RxP = lower_median(norms_RxP)[None]
+  if sizes_R is not None:
+    limits_RxP = limits_RxP * reach(sizes_R, lower_median(sizes_R))[:, None]
+  return _clip(norms_RxP, limits_RxP)
+
+
+def reach(size: ct.Scalar, median: ct.Scalar) -> Any:
+  """Returns the largest norm of a delta, in medians, by its sequences."""
+  return np.maximum(np.float32(1), size / median)
+
+
+def _clip(norms: Any, limits: Any) -> Any:
+  """Returns the factors that bring norms down to their limits."""
+  return norms.__array_namespace__().minimum(1.0, limits / (norms + 1e-8))
+
+
+def nesterov(
+  learning_rate: float, momentum: float = 0.0
+) -> optax.GradientTransformation:
+  """Returns SGD with Nesterov momentum; 0 is plain SGD, without state.
+
+  m <- momentum * m + delta;  theta <- theta - lr * (delta + momentum * m)
+
+  DiLoCo uses (0.7, 0.9); SparseLoCo as published is (1.0, 0).
+  """
+  return optax.sgd(learning_rate, momentum=momentum or None, nesterov=True)
+
+
+def outer_update(
+  outer: optax.GradientTransformation,
+  delta: ct.Delta,
+  state: ct.OptState,
+  params: ct.Params,
+) -> tuple[ct.Params, ct.OptState]:
+  """Returns parameters and optimizer state after one outer step.
+
+  Args:
+    outer: an optax transformation, such as `nesterov`.
+    delta: the aggregated pseudo-gradient (start minus end), like `params`.
+    state: the state of `outer`.
+    params: the parameters at which the round started.
+
+  Returns:
+    The new parameters, in their own dtypes, and the new state.
+  """
+  delta = jax.tree.map(lambda d, p: d.astype(p.dtype), delta, params)
+  updates, state = outer.update(delta, state, params)
+  return optax.apply_updates(params, updates), state
+
+
+def square_sum(tree: ct.PyTree) -> jax.Array:
+  """Returns the sum of the squares of all elements, leaf after leaf."""
+  squares = (jnp.sum(x * x) for x in jax.tree.leaves(tree))
+  return sum(squares, jnp.float32(0))
