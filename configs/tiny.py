@@ -32,6 +32,7 @@ def get_config(variant: str = '') -> config_lib.Config:
     ),
     eval=config_lib.Eval(every=2, sequences=32),
     checkpoint=config_lib.Checkpoint(every=2),
+    devices=config_lib.Devices(peers=1),  # each further device compiles anew
   )
   diloco = config_lib.Optim(
     method='diloco',

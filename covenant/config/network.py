@@ -92,8 +92,9 @@ class Devices(schema.Section):
   It does not change what a run computes.
   """
 
-  # Emulated miners side by side; 0: one per group of devices.
-  peers: int = schema.bounded(1, low=0)
+  # Emulated miners that train at the same time; 0: as many as there are
+  # devices for, which on a CPU are its cores.
+  peers: int = schema.bounded(0, low=0)
   # Replicas of a miner's parameters, which share its batch; 0: as many as fit.
   data: int = schema.bounded(1, low=0)
   fsdp: int = schema.positive(1)  # shards of parameters and of the batch

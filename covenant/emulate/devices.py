@@ -1,19 +1,22 @@
-"""Who trains where: the miners of an emulation, on many devices and hosts.
+"""The miners of an emulation, spread over cores, devices and hosts.
 
 The devices are a mesh with an outer axis, `peers`, whose rows are the meshes of
 one miner each (covenant/models/sharding.py). A row trains one miner after
-another, all rows train at the same time. The program of a row is the one that
-a miner alone would run, so it computes the same bits; one program over all
-rows, with the miners as a mapped axis, would not.
+another, all rows train at the same time. A single CPU device is the row of
+several threads, one per core, which share its compiled programs. A row runs
+the program that a single miner would run, so it computes the same bits; one
+program over all rows, with the miners as a mapped axis, would not.
 
-Several processes with rows of their own emulate one run side by side: all do
-everything, but each trains only in its own rows. What that led to is sent to
-the others (covenant/node/multihost.py); what is private stays where it is,
-until a checkpoint asks for it.
+Several processes, each with rows of its own, can emulate one run: every
+process emulates all nodes, but trains only in its own rows. It sends the
+trained rounds to the others (covenant/node/multihost.py). The private state of
+a miner stays in its process until a checkpoint needs it.
 """
 
 import concurrent.futures
 import itertools
+import os
+import threading
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -47,16 +50,17 @@ class Place(NamedTuple):
 
 
 def places(config: config_lib.Config) -> tuple[Place, ...]:
-  """The rows of `config.devices` on which miners train, at most one a miner.
+  """Returns the rows of `config.devices`, at most one per miner.
 
-  They are of each process in turn.
+  The processes own them in turn.
 
   Raises:
     ConfigError: the devices are too few, or a process has no row.
   """
   rows: dict[int, list[Place]] = {r: [] for r in range(jax.process_count())}
   devices = sorted(jax.devices(), key=lambda d: (d.process_index, d.id))
-  for mesh in sharding.rows(config.devices, devices):
+  meshes = sharding.rows(config.devices, devices)
+  for mesh in meshes * _threads(config, devices):
     rank, *others = {device.process_index for device in mesh.devices.flat}
     if others:
       raise config_lib.ConfigError(
@@ -78,28 +82,30 @@ def places(config: config_lib.Config) -> tuple[Place, ...]:
 
 
 def describe(config: config_lib.Config) -> str:
-  """Where the miners train, for people; nothing if one device trains all.
+  """Describes for people where the miners train; '' if in turn on one device.
 
   Raises:
-    ConfigError: as `places`.
+    ConfigError: see `places`.
   """
   found = places(config)
-  devices = sum(place.mesh.size for place in found)
-  if devices == 1:
+  devices = len({d for place in found for d in place.mesh.devices.flat})
+  if len(found) == devices == 1:
     return ''
   kind = found[0].mesh.devices.flat[0].device_kind
   hosts = max(place.rank for place in found) + 1
+  cores = f'{len(found)} cores of ' if devices < len(found) else ''
   return (
     f'{len(found)} of {config.miners} miners train at the same time, on '
-    f'{devices} devices ({kind}) of {hosts} process{"es" * (hosts > 1)}'
+    f'{cores}{devices} device{"s" * (devices > 1)} ({kind}) of {hosts} '
+    f'process{"es" * (hosts > 1)}'
   )
 
 
 def most(config: config_lib.Config) -> int:
-  """The miners that one memory holds, on the first device or beside it.
+  """Returns how many miners the first device, or its host's memory, holds.
 
   Raises:
-    ConfigError: as `places`.
+    ConfigError: see `places`.
   """
   here = [place for place in places(config) if not place.rank]
   host = here[0].mesh.devices.flat[0].platform == 'cpu'
@@ -117,7 +123,7 @@ class DevicePool:
     process_group: the processes.
 
   Raises:
-    ConfigError: as `places`, and as `trainer.Trainer`.
+    ConfigError: see `places` and `trainer.Trainer`.
   """
 
   def __init__(
@@ -129,12 +135,17 @@ class DevicePool:
   ):
     self._process_group = process_group
     self.places = places(config)
+    own = [place for place in self.places if place.rank == process_group.index]
+    trainers = {
+      mesh: _Trainer(trainer_lib.Trainer(config, shared_model, data, mesh))
+      for mesh in {place.mesh: None for place in own}
+    }
     self._rows = {
-      index: _Row(trainer_lib.Trainer(config, shared_model, data, place.mesh))
+      index: _Row(trainers[place.mesh])
       for index, place in enumerate(self.places)
       if place.rank == process_group.index
     }
-    # What a message looks like, for what comes of it as bare bytes.
+    # The shapes of a message, which other processes send as bytes.
     compression = shared_model.method.compression
     self.message = jax.eval_shape(
       lambda like: sparseloco.compress(like, None, compression, None)[0],
@@ -142,7 +153,7 @@ class DevicePool:
     )
 
   def slot(self, name: str) -> 'Slot':
-    """Where the miner of a name trains; uids take the rows in turn."""
+    """Returns the slot of the miner of a name; uids take the rows in turn."""
     index = self._index(int(name)) if name.isdecimal() else 0
     first = next(iter(self._rows.values()))
     return Slot(self, index, self._rows.get(index), first.trainer)
@@ -198,14 +209,15 @@ class DevicePool:
     return Future(wait)
 
   def close(self) -> None:
-    """Ends what is still under way, without its results."""
+    """Stops all training; its results are lost."""
     for row in self._rows.values():
       row.close()
 
   def whole(self, state: State) -> State:
-    """A state with what all miners know, for rank 0 to save.
+    """Returns a state with the private state of all miners, for rank 0 to save.
 
-    All processes must call this. On the others all of it is hollow.
+    All processes must call this. On the others the private state has shapes
+    only.
     """
     if self._process_group.alone:
       return state
@@ -229,7 +241,7 @@ class DevicePool:
     return state._replace(miners=miners)
 
   def wanted(self, state: State) -> State:
-    """What of a state this process is to load; `...` is left out."""
+    """Returns a state with `...` for all that this process must not load."""
     if self._process_group.alone:
       return state
     like = self._example(state)
@@ -243,7 +255,7 @@ class DevicePool:
     return state._replace(miners=miners)
 
   def loaded(self, state: State) -> State:
-    """A state as `wanted`, once it is loaded, without what is left out."""
+    """Returns a loaded `wanted` state with None for what was not loaded."""
     miners = {
       uid: private
       if self._index(uid) in self._rows
@@ -259,7 +271,10 @@ class DevicePool:
     return self.places[self._index(uid)].rank
 
   def _example(self, state: State) -> MinerState:
-    """What a miner of this process knows; those of others are alike."""
+    """Returns the private state of a miner of this process.
+
+    That of miners elsewhere has the same shapes.
+    """
     return next(
       private
       for uid, private in state.miners.items()
@@ -268,10 +283,10 @@ class DevicePool:
 
 
 class Slot:
-  """Where one miner trains.
+  """The row of one miner.
 
   Attributes:
-    trainer: for all but training itself.
+    trainer: a trainer of this process, for everything but the training.
   """
 
   def __init__(
@@ -286,8 +301,8 @@ class Slot:
     self._row = row
     self.trainer = trainer
 
-  def init(self, params: Any, round_index: int) -> MinerState:
-    """As `trainer.Trainer.init`; of another process only what all know."""
+  def init(self, params: ct.Params, round_index: int) -> MinerState:
+    """Returns the state of a joiner, without arrays in other processes."""
     if self._row is None:
       return MinerState(np.int32(round_index), None, None)
     return self._row.trainer.init(params, round_index)
@@ -306,11 +321,35 @@ class Slot:
     )
 
 
-class _Row:
-  """Devices of this process, which train one miner at a time."""
+class _Trainer:
+  """The trainer of all rows on one mesh.
+
+  Attributes:
+    trainer: what they share.
+  """
 
   def __init__(self, trainer: trainer_lib.Trainer):
     self.trainer = trainer
+    self._first = threading.Lock()
+    self._is_compiled = False
+
+  def train(self, *args: Any) -> tuple[TrainedRound, MinerState]:
+    """Trains; the first call compiles, and others wait for it."""
+    if not self._is_compiled:
+      with self._first:
+        if not self._is_compiled:
+          made = self.trainer.train(*args)
+          self._is_compiled = True
+          return made
+    return self.trainer.train(*args)
+
+
+class _Row:
+  """A thread of this process, which trains one miner at a time."""
+
+  def __init__(self, trainer: _Trainer):
+    self._shared = trainer
+    self.trainer = trainer.trainer
     self.pool = concurrent.futures.ThreadPoolExecutor(1, 'row')
     self._closed = False
 
@@ -324,20 +363,42 @@ class _Row:
   ) -> tuple[TrainedRound, MinerState]:
     """Trains until the row is closed; see `trainer.Trainer.train`."""
     batches = self._open(batches)
-    return self.trainer.train(params, private, task, batches, begun)
+    return self._shared.train(params, private, task, batches, begun)
 
   def close(self) -> None:
     self._closed = True
     self.pool.shutdown(wait=False, cancel_futures=True)
 
   def _open(self, batches: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-    """The batches until the row is closed."""
+    """Yields the batches until the row is closed."""
     for tokens_BxL1 in batches:
       if self._closed:
         raise concurrent.futures.CancelledError
       yield tokens_BxL1
 
 
+def _threads(config: config_lib.Config, devices: list[jax.Device]) -> int:
+  """Returns the number of rows per device.
+
+  The cores of a CPU are the default. Programs of several devices cannot share
+  them, and several processes must agree on the rows.
+  """
+  mesh = config.devices
+  is_one = mesh.data == mesh.fsdp == mesh.tensor == mesh.stage == 1
+  if mesh.peers or not is_one or devices[0].platform != 'cpu':
+    return 1
+  if jax.process_count() > 1:
+    return 1
+  return max(_cores() // len(devices), 1)
+
+
+def _cores() -> int:
+  """Returns the number of cores that this process may use."""
+  if hasattr(os, 'sched_getaffinity'):
+    return len(os.sched_getaffinity(0))
+  return os.cpu_count() or 1
+
+
 def _hollow(x: Any) -> np.ndarray:
-  """Of the shape of `x`, without the memory."""
+  """Returns an array of the shape of `x` that takes no memory."""
   return np.broadcast_to(np.zeros((), x.dtype), x.shape)

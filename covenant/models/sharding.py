@@ -71,7 +71,7 @@ def mesh(
   Raises:
     ConfigError: the devices are too few, or cannot be divided so.
   """
-  data = devices.data or _fitting('data', devices, available)
+  data = devices.data or _fitting_data(devices, available)
   return _mesh(available[: data * _shards(devices)], data, devices)
 
 
@@ -80,24 +80,24 @@ def rows(
 ) -> list[jax.sharding.Mesh]:
   """Makes the meshes of several miners, each on its own devices.
 
+  With `devices.peers` of 0 there are as many as fit, and devices may be left
+  over; with `devices.data` of 0 as well, one miner has all devices.
+
   Raises:
     ConfigError: the devices are too few, or cannot be divided so.
   """
-  if not devices.peers and not devices.data:
-    raise ConfigError(
-      'devices.data: expected a number with devices.peers=0: one of the two '
-      'takes the devices that are left'
-    )
-  if not devices.data:
-    each, rest = divmod(len(available), devices.peers)
+  peers = devices.peers
+  if devices.data:
+    each = devices.data * _shards(devices)
+    peers = peers or max(len(available) // each, 1)
+  else:
+    peers = peers or 1
+    each, rest = divmod(len(available), peers)
     if rest or not each:
       raise ConfigError(
         f'devices.peers: expected a divisor of the {len(available)} devices '
-        f'with devices.data=0, got {devices.peers}'
+        f'with devices.data=0, got {peers}'
       )
-  else:
-    each = devices.data * _shards(devices)
-  peers = devices.peers or _fitting('peers', devices, available)
   _require(peers * each, len(available), 'devices.peers')
   return [
     mesh(devices, available[i * each : (i + 1) * each]) for i in range(peers)
@@ -108,17 +108,15 @@ def _shards(devices: config_lib.Devices) -> int:
   return devices.fsdp * devices.tensor * devices.stage
 
 
-def _fitting(
-  field: str,
-  devices: config_lib.Devices,
-  available: Sequence[jax.Device],
+def _fitting_data(
+  devices: config_lib.Devices, available: Sequence[jax.Device]
 ) -> int:
-  """Returns the value of a field that is 0: as many as the devices allow."""
-  each = _shards(devices) * (devices.data if field == 'peers' else 1)
+  """Returns the number of replicas of one miner on all devices."""
+  each = _shards(devices)
   fitting, rest = divmod(len(available), each)
   if rest or not fitting:
     raise ConfigError(
-      f'devices.{field}: 0 shares out all {len(available)} devices, which '
+      f'devices.data: 0 shares out all {len(available)} devices, which '
       f'must be a multiple of the {each} that each of them takes'
     )
   return fitting

@@ -69,6 +69,14 @@ class SideBySideTest(parameterized.TestCase):
     one, three = map(self.outcome, (1, 3))  # the first has two of the miners
     self.assertEqual([one[-1], three[-1]], [1, 3])
     self.assertEqual(three[:-1], one[:-1])
+    first = jax.devices()[:1]
+    with (
+      mock.patch.object(jax, 'devices', lambda: first),
+      mock.patch.object(devices_lib, '_cores', lambda: 3),
+    ):
+      cores = self.outcome(0)
+    self.assertEqual(cores[-1], 1)
+    self.assertEqual(cores[:-1], one[:-1])
 
   @pytest.mark.slow
   def test_miners_that_are_killed(self):
@@ -161,6 +169,40 @@ class PlacesTest(parameterized.TestCase):
     self.assertEqual(
       devices_lib.most(helpers.tiny('miners=9', 'devices.peers=4')), 12
     )
+
+
+class AllCoresTest(parameterized.TestCase):
+  def places(self, *changes, cores=5, devices=1):
+    """Returns the rows on some CPU devices of a machine with `cores`."""
+    config = tiny('devices.peers=0', 'miners=9', *changes)
+    available = jax.devices()[:devices]
+    with (
+      mock.patch.object(jax, 'devices', lambda: available),
+      mock.patch.object(devices_lib, '_cores', lambda: cores),
+    ):
+      return devices_lib.places(config), devices_lib.describe(config)
+
+  def test_a_row_per_core(self):
+    self.assertEqual(config_lib.Config().devices.peers, 0)
+    places, text = self.places()
+    self.assertLen(places, 5)
+    self.assertLen(set(places), 1)
+    self.assertStartsWith(
+      text, '5 of 9 miners train at the same time, on 5 cores of 1 device (cpu)'
+    )
+
+  @parameterized.parameters(
+    (1, 'devices.peers=1'),
+    (3, 'miners=3'),
+    (1, 'devices.data=0'),
+  )
+  def test_a_choice_of_the_user_holds(self, rows, change):
+    self.assertLen(self.places(change)[0], rows)
+
+  def test_devices_come_first(self):
+    self.assertLen(self.places(devices=2)[0], 4)  # of two cores each
+    self.assertLen(self.places(devices=8)[0], 8)
+    self.assertLen(self.places('devices.fsdp=2', devices=2)[0], 1)
 
 
 # One process of an emulation, which stops after a round.

@@ -65,11 +65,14 @@ class MeshTest(parameterized.TestCase):
       sharding.mesh(devices(**changes), jax.devices()[:there])
 
   @parameterized.parameters(
-    (dict(), 1, (1, 1, 1)),
+    (dict(), 8, (1, 1, 1)),
+    (dict(peers=1), 1, (1, 1, 1)),
     (dict(peers=3, fsdp=2), 3, (1, 2, 1)),
     (dict(peers=0), 8, (1, 1, 1)),
     (dict(peers=0, data=2, tensor=2), 2, (2, 1, 2)),
     (dict(peers=2, data=0, fsdp=2), 2, (2, 2, 1)),
+    (dict(fsdp=3), 2, (1, 3, 1)),
+    (dict(data=0), 1, (8, 1, 1)),
   )
   def test_rows_are_apart(self, changes, peers, shape):
     rows = sharding.rows(devices(**changes), jax.devices())
@@ -78,10 +81,10 @@ class MeshTest(parameterized.TestCase):
     self.assertEqual(found, jax.devices()[: len(found)])
 
   @parameterized.parameters(
-    (dict(peers=0, data=0), r'devices\.data: expected a number with .*peers=0'),
     (dict(peers=3, data=0), r'devices\.peers: expected a divisor of the 8'),
     (dict(peers=5, fsdp=2), r'devices\.peers: .* 10 devices, there are 8'),
-    (dict(peers=0, fsdp=3), r'devices\.peers: 0 .* all 8 .* of the 3 '),
+    (dict(fsdp=9), r'devices\.peers: .* 9 devices, there are 8'),
+    (dict(data=0, fsdp=3), r'devices\.data: 0 .* all 8 .* of the 3 '),
   )
   def test_rows_refuse(self, changes, message):
     with self.assertRaisesRegex(config_lib.ConfigError, message):
