@@ -14,6 +14,7 @@ _TEST = [
   'moto[server]>=5.2,<6',
   'pytest>=8,<10',
   'pytest-xdist>=3.6,<4',
+  'tensorboardX>=2.6,<3',  # reads what we write
 ]
 # torch is pinned: the CPU build is of this version, others pull gigabytes.
 _HF = [
@@ -52,7 +53,6 @@ setuptools.setup(
     'openskill>=6.2,<7',
     'optax>=0.2.8,<0.3',
     'orbax-checkpoint>=0.12,<0.13',
-    'tensorboardX>=2.6,<3',
     'tensorstore>=0.1.80,<0.2',
     'tokenizers>=0.20,<1',
     'tqdm>=4.66,<5',

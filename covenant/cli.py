@@ -45,10 +45,8 @@ from covenant.plan import planner
 from covenant.plan import table
 from covenant.pool import miner as miner_lib
 from covenant.pool import worker as worker_lib
-from covenant.report import comparison
 from covenant.report import members
 from covenant.report import page
-from covenant.report import plots
 from covenant.report import progress
 from covenant.train import shared_state
 
@@ -101,6 +99,8 @@ def _watch(
     outcome = host.run(
       config, workdir, observe, stop, process_group, _flag('profile')
     )
+  from covenant.report import plots  # matplotlib starts slowly
+
   bad = registry.dishonest(config)
   figures = plots.write_figures(records, f'{workdir}/figures', bad)
   print(f'\n{config.name}\n{progress.summary(records, bad)}')
@@ -253,6 +253,8 @@ def report(config: config_lib.Config, workdir: str) -> None:
 def compare(config: config_lib.Config, workdir: str) -> None:
   """Writes a page that compares the runs in --workdirs."""
   del config
+  from covenant.report import comparison  # matplotlib starts slowly
+
   made = comparison.write(_flag('workdirs'), workdir)
   print(made.table)
   print('figures:', *made.figures)
@@ -290,7 +292,8 @@ def keep_compilations() -> None:
     cache = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
     path = pathlib.Path(cache, 'covenant', 'compiled')
     jax.config.update('jax_compilation_cache_dir', str(path))
-    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
+    # Small programs as well: there are many, and to read one is faster.
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
 
 
 @contextlib.contextmanager

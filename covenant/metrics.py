@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 
 from covenant import errors
 from covenant import files
+from covenant import tensorboard
 
 
 class MetricsError(errors.CovenantError):
@@ -235,20 +236,13 @@ class MetricsWriter:
     *,
     resume: int | None = None,
   ):
-    import tensorboardX  # imports torch where it is installed: seconds
-
     self._path = pathlib.Path(path)
     kept = _lines(self._path) if resume is not None else []
     lines = [line for line, record in kept if record.round <= (resume or 0)]
     files.write_lines(path, lines, durable=True)
     self._is_open = True
     purge = 0 if resume is None else resume + 1
-    self._tensorboard = tensorboardX.SummaryWriter(
-      str(tensorboard_dir),
-      purge_step=purge,
-      # Otherwise two event files of one second would have one name.
-      filename_suffix=f'.from{purge}',
-    )
+    self._tensorboard = tensorboard.EventWriter(tensorboard_dir, purge)
 
   def write(self, record: Record) -> None:
     """Appends one record and hands it to the operating system."""

@@ -14,7 +14,12 @@ from tests import helpers
 # is a module or a package; the longest name that fits a module is its room.
 LEVELS = (
   ('covenant.errors', 'covenant.typing'),
-  ('covenant.files', 'covenant.plugins', 'covenant.proxy'),
+  (
+    'covenant.files',
+    'covenant.plugins',
+    'covenant.proxy',
+    'covenant.tensorboard',
+  ),
   ('covenant.config', 'covenant.metrics'),
   ('covenant.chain', 'covenant.store'),
   ('covenant.models', 'covenant.data', 'covenant.optim'),
