@@ -174,7 +174,7 @@ class PlacesTest(parameterized.TestCase):
 class AllCoresTest(parameterized.TestCase):
   def places(self, *changes, cores=5, devices=1):
     """Returns the rows on some CPU devices of a machine with `cores`."""
-    config = tiny('devices.peers=0', 'miners=9', *changes)
+    config = helpers.tiny('devices.peers=0', 'miners=9', *changes)
     available = jax.devices()[:devices]
     with (
       mock.patch.object(jax, 'devices', lambda: available),
