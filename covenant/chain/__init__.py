@@ -1,1 +1,1 @@
-"""Who is who, when it is, and what was promised: the chain as nodes use it."""
+"""The chain as nodes use it: identities, blocks, commitments and weights."""

@@ -1,8 +1,8 @@
-"""A subnet of Bittensor, through SDK 11, seen by one hotkey of a wallet.
+"""A subnet of Bittensor, through SDK 11, as one hotkey of a wallet sees it.
 
-Only final blocks are spoken of: `head` is the newest one (some 30 seconds
-behind the newest of all), and what was written is there once the call returns.
-So the chain never takes back what it answered.
+Only final blocks count: `head` is the newest final one (some 30 seconds behind
+the newest of all), and a write is final once the call returns. So no answer is
+ever taken back.
 
 Stake and pay are in the subnet's own token, alpha; on the root subnet in TAO.
 Fees are paid by the coldkey that owns the hotkey.
@@ -15,7 +15,7 @@ from typing import Any
 from covenant.chain import connection
 from covenant.chain import interface
 
-# `bittensor` takes 0.6 s to import: only those who talk to a chain do.
+# `bittensor` is slow to import, so only functions that talk to a chain do.
 
 
 class BittensorChain:
@@ -30,10 +30,10 @@ class BittensorChain:
     wallet_path: folder of all wallets.
     patience: deadlines.
     dial: opens a connection, a `bittensor.Substrate`. By default to the
-      network, and to its public fallbacks and archives where it has any.
+      network, and to its public fallbacks and archives if it has any.
 
   Raises:
-    ChainRejectedError: no such key, network or subnet, in one line that says which.
+    ChainRejectedError: no such key, network or subnet; one line says which.
     ChainUnreachableError: the network does not answer.
   """
 
@@ -50,7 +50,7 @@ class BittensorChain:
     self._netuid = netuid
     self._keypair = _read_hotkey(wallet_name, hotkey_name, wallet_path)
     self.hotkey: str = self._keypair.ss58_address
-    self._final = -1  # the newest block known to be final
+    self._final = -1  # newest block known to be final
     self._connection = connection.Connection(network, patience, dial)
     try:
       self.block_seconds: float = self._connection.read(
@@ -61,28 +61,28 @@ class BittensorChain:
       raise
 
   def close(self) -> None:
-    """Hangs up; nothing can be asked any more."""
+    """Closes the connection for good."""
     self._connection.close()
 
   def head(self) -> int:
-    async def ask(link: connection.Link) -> int:
-      self._final = max(self._final, await link.client.finalized_block())
+    async def ask(session: connection.Session) -> int:
+      self._final = max(self._final, await session.client.finalized_block())
       return self._final
 
     return self._connection.read('head', ask)
 
   def block_hash(self, block: int) -> bytes:
-    async def ask(link: connection.Link) -> bytes:
-      await self._require(link, block)
-      text = await link.substrate.block_hash(block)
+    async def ask(session: connection.Session) -> bytes:
+      await self._require(session, block)
+      text = await session.substrate.block_hash(block)
       return bytes.fromhex(text.removeprefix('0x'))
 
     return self._connection.read(f'hash of block {block}', ask)
 
   def timestamp(self, block: int) -> float:
-    async def ask(link: connection.Link) -> float:
-      await self._require(link, block)
-      return (await link.client.timestamp(block=block)).timestamp()
+    async def ask(session: connection.Session) -> float:
+      await self._require(session, block)
+      return (await session.client.timestamp(block=block)).timestamp()
 
     return self._connection.read(f'time of block {block}', ask)
 
@@ -99,11 +99,13 @@ class BittensorChain:
     )
 
   def commitments(self, block: int) -> dict[int, interface.Commitment]:
-    """Leaves out what is not one plain field, as none of us commits that."""
+    """See the interface; leaves out those that are not one plain field."""
 
-    async def ask(link: connection.Link) -> dict[int, interface.Commitment]:
-      await self._require(link, block)
-      view = await link.client.at(block)
+    async def ask(
+      session: connection.Session,
+    ) -> dict[int, interface.Commitment]:
+      await self._require(session, block)
+      view = await session.client.at(block)
       found = {}
       for entry in (await view.subnets.commitments(self._netuid)).values():
         data = _plain(entry.fields)
@@ -114,7 +116,7 @@ class BittensorChain:
     return self._connection.read(f'commitments at block {block}', ask)
 
   def commit(self, data: bytes) -> None:
-    """As the interface says, and final: it takes about a minute."""
+    """See the interface. The commitment is final: about a minute."""
     import bittensor as bt
 
     if len(data) > interface.MAX_COMMITMENT:
@@ -125,16 +127,16 @@ class BittensorChain:
     info: Any = {'fields': [{f'Raw{len(data)}': '0x' + data.hex()}]}
     call = bt.calls.Commitments.set_commitment(netuid=self._netuid, info=info)
 
-    def send(link: connection.Link) -> Awaitable[Any]:
-      return link.client.submit_call(
+    def send(session: connection.Session) -> Awaitable[Any]:
+      return session.client.submit_call(
         call, self._keypair, period=connection.VALID_BLOCKS
       )
 
-    self.uid()  # says clearly what is wrong, and mends the connection
+    self.uid()  # names the problem if there is one, and reconnects
     self._connection.write('commitment', send)
 
   def set_weights(self, weights: Mapping[int, float]) -> None:
-    """As the interface says; sealed first where the subnet wants that."""
+    """See the interface; sealed first if the subnet requires that."""
     import bittensor as bt
 
     for uid, weight in weights.items():
@@ -144,8 +146,8 @@ class BittensorChain:
         )
     intent = bt.SetWeights(netuid=self._netuid, weights=dict(weights))
 
-    def send(link: connection.Link) -> Awaitable[Any]:
-      return link.client.execute(
+    def send(session: connection.Session) -> Awaitable[Any]:
+      return session.client.execute(
         intent, self._keypair, period=connection.VALID_BLOCKS
       )
 
@@ -153,15 +155,15 @@ class BittensorChain:
     self._connection.write('weights', send)
 
   def earned(self, block: int) -> dict[int, float]:
-    """The pay of the last epoch, in alpha."""
+    """Returns the pay of the last epoch, in alpha."""
     return {n.uid: n.emission.amount for n in self._neurons(block)}
 
   def sign(self, data: bytes) -> bytes:
-    """64 bytes of sr25519: others every time."""
+    """Signs with sr25519; 64 bytes that differ every time."""
     return self._keypair.sign(bytes(data))
 
   def verify(self, hotkey: str, data: bytes, signature: bytes) -> bool:
-    """As wallets do, takes one of b'<Bytes>' + data + b'</Bytes>' as well."""
+    """See the interface; accepts b'<Bytes>' + data + b'</Bytes>' as well."""
     from bittensor import sp_core
 
     try:
@@ -170,15 +172,15 @@ class BittensorChain:
       return False
 
   def uid(self) -> int:
-    """The own uid, at the newest block.
+    """Returns the own uid at the newest block.
 
     Raises:
       ChainRejectedError: the hotkey is not registered on the subnet.
     """
     import bittensor as bt
 
-    async def ask(link: connection.Link) -> int:
-      uid = await link.client.query(
+    async def ask(session: connection.Session) -> int:
+      uid = await session.client.query(
         bt.storage.SubtensorModule.Uids, [self._netuid, self.hotkey]
       )
       if uid is None:
@@ -192,9 +194,9 @@ class BittensorChain:
     return self._connection.read('registration', ask)
 
   def _neurons(self, block: int) -> list[Any]:
-    async def ask(link: connection.Link) -> list[Any]:
-      await self._require(link, block)
-      view = await link.client.at(block)
+    async def ask(session: connection.Session) -> list[Any]:
+      await self._require(session, block)
+      view = await session.client.at(block)
       graph = await view.subnets.metagraph(self._netuid, commitments=False)
       if graph is None:
         raise self._no_subnet(f' at block {block}')
@@ -202,14 +204,14 @@ class BittensorChain:
 
     return self._connection.read(f'peers at block {block}', ask)
 
-  async def _open(self, link: connection.Link) -> float:
-    """Seconds per block, of a network that has the subnet."""
+  async def _open(self, session: connection.Session) -> float:
+    """Returns the seconds per block; checks that the subnet exists."""
     import bittensor as bt
 
     item = bt.storage.SubtensorModule.NetworksAdded
-    if not await link.client.query(item, [self._netuid]):
+    if not await session.client.query(item, [self._netuid]):
       raise self._no_subnet('')
-    return await link.client.block_time()
+    return await session.client.block_time()
 
   def _no_subnet(self, when: str) -> interface.ChainRejectedError:
     return interface.ChainRejectedError(
@@ -217,10 +219,10 @@ class BittensorChain:
       'see btcli subnets list'
     )
 
-  async def _require(self, link: connection.Link, block: int) -> None:
-    """The SDK would answer for blocks that may yet be taken back."""
+  async def _require(self, session: connection.Session, block: int) -> None:
+    """Raises ChainRejectedError unless the block is final."""
     if block > self._final:
-      self._final = max(self._final, await link.client.finalized_block())
+      self._final = max(self._final, await session.client.finalized_block())
     if not 0 <= block <= self._final:
       raise interface.ChainRejectedError(
         f'block {block} of {self._connection.where} is not there yet; '
@@ -229,7 +231,7 @@ class BittensorChain:
 
 
 def _read_hotkey(wallet: str, hotkey: str, path: str) -> Any:
-  """The key of a file; no refusal quotes what is in it."""
+  """Reads the key of a file; no error quotes its content."""
   import bittensor as bt
 
   for name in (wallet, hotkey):
@@ -268,7 +270,7 @@ def _read_hotkey(wallet: str, hotkey: str, path: str) -> Any:
 
 
 def _plain(fields: list[Any]) -> bytes | None:
-  """The bytes of a commitment that is one `Raw` field, else None."""
+  """Returns the bytes of a commitment with one `Raw` field, else None."""
   if len(fields) != 1 or not isinstance(fields[0], dict):
     return None
   ((kind, value),) = fields[0].items()

@@ -1,7 +1,8 @@
-"""A connection to a Bittensor network that is mended when it breaks.
+"""A connection to a Bittensor network that reconnects when it breaks.
 
 Every call has a deadline. Reads are repeated on new connections until then,
-writes are sent once. What the SDK raises becomes one line of `interface`.
+writes are sent once. Errors of the SDK become one line of an error of
+`interface`.
 """
 
 import asyncio
@@ -14,12 +15,12 @@ from typing import Any, NamedTuple, TypeVar
 
 from covenant.chain import interface
 
-# `bittensor` takes 0.6 s to import: only those who talk to a chain do.
+# `bittensor` is slow to import, so only functions that talk to a chain do.
 
 _T = TypeVar('_T')
 
-# What is sent is valid for so many blocks: past them it cannot be included, so
-# whoever got no answer knows when to look.
+# A transaction is valid for so many blocks. After them it cannot be included,
+# so a caller without an answer knows when to look.
 VALID_BLOCKS = 16
 # Lost on a fork or in the pool, or two processes sign with one hotkey.
 _PASSING = {
@@ -37,7 +38,7 @@ _PASSING = {
 
 
 class Patience(NamedTuple):
-  """How long calls may take, in seconds."""
+  """The deadlines of calls, in seconds."""
 
   read: float = 120.0  # all attempts and the pauses between them
   attempt: float = 40.0  # the SDK gives each of three endpoints ten to open
@@ -45,19 +46,21 @@ class Patience(NamedTuple):
   pause: float = 0.5  # before the second attempt; doubles from there
 
 
-class Link(NamedTuple):
+class Session(NamedTuple):
+  """One open connection."""
+
   client: Any  # bittensor.Client
-  substrate: Any  # bittensor.Substrate; has what the client does not pass on
+  substrate: Any  # bittensor.Substrate; for calls that the client lacks
 
 
 class Connection:
-  """To one network, for any thread; ends with `close`.
+  """The connection to one network, for any thread; ends with `close`.
 
   Args:
     network: a name the SDK knows, or the ws:// or wss:// address of a node.
     patience: deadlines.
     dial: opens a `bittensor.Substrate`. By default to the network, and to its
-      public fallbacks and archives where it has any.
+      public fallbacks and archives if it has any.
 
   Raises:
     ChainRejectedError: no such network.
@@ -73,7 +76,7 @@ class Connection:
     self._network = network
     self._patience = patience or Patience()
     self._dial = dial or default
-    self._link: asyncio.Task[Link] | None = None
+    self._session: asyncio.Task[Session] | None = None
     # The SDK is asynchronous, and must answer the node's pings between calls.
     self._loop = asyncio.new_event_loop()
     self._thread = threading.Thread(
@@ -82,7 +85,7 @@ class Connection:
     self._thread.start()
 
   def close(self) -> None:
-    """Hangs up; nothing can be asked any more."""
+    """Closes the connection for good."""
     if self._loop.is_closed():
       return
     self._run('closing', self._end(), 10)
@@ -90,11 +93,11 @@ class Connection:
     self._thread.join()
     self._loop.close()
 
-  def read(self, what: str, ask: Callable[[Link], Awaitable[_T]]) -> _T:
-    """The answer, asked for again on new connections while there is time.
+  def read(self, what: str, ask: Callable[[Session], Awaitable[_T]]) -> _T:
+    """Returns the answer, repeating the call on new connections in time.
 
     Raises:
-      ChainRejectedError: the block is pruned, or `ask` says so.
+      ChainRejectedError: the block is pruned, or `ask` raises it.
       ChainUnreachableError: no answer in time.
     """
     import bittensor as bt
@@ -118,10 +121,10 @@ class Connection:
               'give the address of an archive node'
             ) from e
           if reason is None or str(e):
-            reason = e  # that time ran out in the end says less
+            reason = e  # says more than the timeout at the end
           # An endpoint that says it is asked too often is not asked again.
-          fed_up = isinstance(e, bt.RpcPolicyError)
-          if fed_up or self._loop.time() + pause > stop:
+          too_often = isinstance(e, bt.RpcPolicyError)
+          if too_often or self._loop.time() + pause > stop:
             raise self._unreachable(
               what, reason, 'check the connection, or name another node'
             ) from e
@@ -130,11 +133,11 @@ class Connection:
 
     return self._run(what, attempts(), patience.read)
 
-  def write(self, what: str, send: Callable[[Link], Awaitable[Any]]) -> None:
-    """Sends once, as what got no answer may have been included.
+  def write(self, what: str, send: Callable[[Session], Awaitable[Any]]) -> None:
+    """Sends once: without an answer it may have been included.
 
     Raises:
-      ChainRejectedError: by the chain, or by the SDK before sending.
+      ChainRejectedError: the chain, or the SDK before sending, rejected it.
       ChainUnreachableError: it may or may not have been included.
     """
     import bittensor as bt
@@ -160,33 +163,33 @@ class Connection:
 
     self._run(what, attempt(), seconds)
 
-  async def _once(self, ask: Callable[[Link], Awaitable[_T]]) -> _T:
-    """One attempt. A connection that gave no answer is not used again."""
-    if self._link is None:
-      self._link = asyncio.create_task(_connect(self._network, self._dial()))
-    task = self._link
+  async def _once(self, ask: Callable[[Session], Awaitable[_T]]) -> _T:
+    """Makes one attempt; drops a connection that gave no answer."""
+    if self._session is None:
+      self._session = asyncio.create_task(_connect(self._network, self._dial()))
+    task = self._session
     try:
       # The SDK goes from endpoint to endpoint; running out of patience here
       # does not make it begin with the first again.
-      link = await asyncio.shield(task)
+      session = await asyncio.shield(task)
     except BaseException:
       if task.done():
         self._forget(task)
       raise
     try:
-      return await ask(link)
+      return await ask(session)
     except BaseException as e:
       if not _is_answer(e):
         self._forget(task)
-        await _hang_up(link)
+        await _hang_up(session)
       raise
 
-  def _forget(self, task: asyncio.Task[Link]) -> None:
-    if self._link is task:  # else somebody has dialed again
-      self._link = None
+  def _forget(self, task: asyncio.Task[Session]) -> None:
+    if self._session is task:  # else another attempt has reconnected
+      self._session = None
 
   async def _end(self) -> None:
-    task = self._link
+    task = self._session
     if task is not None and task.done() and task.exception() is None:
       await _hang_up(task.result())
     rest = asyncio.all_tasks() - {asyncio.current_task()}
@@ -197,7 +200,7 @@ class Connection:
   def _run(self, what: str, work: Coroutine[Any, Any, _T], limit: float) -> _T:
     future = asyncio.run_coroutine_threadsafe(work, self._loop)
     try:
-      # A little more than it gives itself: the SDK might hold up the loop.
+      # Longer than its own deadline: the SDK might block the loop.
       return future.result(limit + 15)
     except (TimeoutError, concurrent.futures.CancelledError) as e:
       future.cancel()
@@ -212,7 +215,7 @@ class Connection:
     )
 
 
-async def _connect(network: str, substrate: Any) -> Link:
+async def _connect(network: str, substrate: Any) -> Session:
   import bittensor as bt
 
   client = bt.Client(network, substrate=substrate)
@@ -222,16 +225,16 @@ async def _connect(network: str, substrate: Any) -> Link:
     with contextlib.suppress(Exception):
       await client.close()
     raise
-  return Link(client, substrate)
+  return Session(client, substrate)
 
 
-async def _hang_up(link: Link) -> None:
+async def _hang_up(session: Session) -> None:
   with contextlib.suppress(Exception):
-    await asyncio.wait_for(link.client.close(), 5)
+    await asyncio.wait_for(session.client.close(), 5)
 
 
 def _resolve(network: str) -> tuple[str, Callable[[], Any]]:
-  """What to call a network, and what dials it."""
+  """Returns the name of a network, and a function that opens it."""
   import bittensor as bt
   from bittensor import settings
 
@@ -243,7 +246,7 @@ def _resolve(network: str) -> tuple[str, Callable[[], Any]]:
       f'or a ws:// or wss:// address, got {network!r}'
     ) from None
   if label not in settings.NETWORKS:
-    # What else is in an address may be a secret of its provider.
+    # Other parts of an address may be a secret of its provider.
     label = urllib.parse.urlsplit(address).hostname or 'the given address'
 
   def dial() -> Any:
@@ -257,12 +260,12 @@ def _resolve(network: str) -> tuple[str, Callable[[], Any]]:
 
 
 def _is_pruned(error: Exception) -> bool:
-  # The SDK keeps what it knows of this to itself but for the words.
+  # The SDK tells this only by the words of its errors.
   return str(error).startswith(('State discarded', 'no block at height'))
 
 
 def _is_answer(error: BaseException) -> bool:
-  """Whether somebody said no, where else nobody said anything."""
+  """Returns whether the error is a rejection, not a lost connection."""
   import bittensor as bt
 
   if isinstance(error, bt.ChainError):

@@ -1,8 +1,8 @@
-"""What a node asks of a chain. Every implementation passes one contract.
+"""The interface of a chain. Every implementation passes one contract.
 
-Time is counted in blocks. What was true at a block that is past stays true:
-`peers`, `commitments` and `block_hash` of one block give every node the same
-answer whenever it asks, which is how nodes agree without talking.
+Time is counted in blocks. Answers about a past block never change: `peers`,
+`commitments` and `block_hash` of a block are the same for every node whenever
+it asks. That is how nodes agree without talking to each other.
 """
 
 from collections.abc import Mapping
@@ -10,67 +10,71 @@ from typing import NamedTuple, Protocol
 
 from covenant import errors
 
-MAX_COMMITMENT = 128  # bytes; what Bittensor's Raw128 holds
+MAX_COMMITMENT = 128  # bytes; the size of Bittensor's Raw128
 
 
 class ChainError(errors.CovenantError):
-  """The chain did not do what was asked; the message says what and why."""
+  """The chain did not execute a call; the message says which and why."""
 
 
 class ChainUnreachableError(ChainError):
-  """No answer in time. Asking again later may help."""
+  """The chain did not answer in time. A later call may succeed."""
 
 
 class ChainRejectedError(ChainError):
-  """The chain answered no: not registered, too often, too large."""
+  """The chain rejected a call: not registered, too often, too large."""
 
 
 class Peer(NamedTuple):
+  """A registered hotkey."""
+
   uid: int
   hotkey: str  # ss58 address
   stake: float  # in the chain's own unit: only ratios count
   validator: bool  # may set weights and lead
-  registered: int  # block: another one is another peer, though the uid be old
+  registered: int  # block; another block is another peer with the same uid
 
 
 class Commitment(NamedTuple):
-  block: int  # that included it
+  """The last data that a peer put on the chain."""
+
+  block: int  # block that included it
   data: bytes  # MAX_COMMITMENT at most
 
 
 class Chain(Protocol):
-  """One subnet, seen by one hotkey."""
+  """One subnet, as one hotkey sees it."""
 
   hotkey: str  # own ss58 address
   block_seconds: float  # nominal
 
   def head(self) -> int:
-    """The newest block that can be asked about."""
+    """Returns the newest block that has a state; -1 before the first."""
     ...
 
   def block_hash(self, block: int) -> bytes:
-    """32 bytes that nobody knew before the block.
+    """Returns 32 bytes that were unpredictable before the block.
 
     Raises:
-      ChainRejectedError: the block is not there yet, or too old to ask for.
+      ChainRejectedError: the block does not exist yet, or is too old.
     """
     ...
 
   def timestamp(self, block: int) -> float:
-    """Unix seconds of a block. Raises as `block_hash`."""
+    """Returns the Unix seconds of a block. Raises like `block_hash`."""
     ...
 
   def peers(self, block: int) -> tuple[Peer, ...]:
-    """Who was registered at the end of a block, by uid.
+    """Returns the peers registered at the end of a block, in order of uid.
 
-    Raises as `block_hash`.
+    Raises like `block_hash`.
     """
     ...
 
   def commitments(self, block: int) -> dict[int, Commitment]:
-    """The last commitment of every uid at the end of a block.
+    """Returns the last commitment of every uid at the end of a block.
 
-    Raises as `block_hash`.
+    Raises like `block_hash`.
     """
     ...
 
@@ -84,24 +88,25 @@ class Chain(Protocol):
     ...
 
   def set_weights(self, weights: Mapping[int, float]) -> None:
-    """What each uid deserves, in the own eyes; only ratios count.
+    """Votes for the pay of each uid; only ratios of weights count.
 
     Raises:
-      ChainRejectedError: not a validator, too often, or a weight below 0 or not finite.
+      ChainRejectedError: not a validator, too often, or a weight that is
+        negative or not finite.
     """
     ...
 
   def earned(self, block: int) -> dict[int, float]:
-    """What each uid has been paid by the end of a block, in the chain's unit.
+    """Returns the pay of each uid until a block's end, in the chain's unit.
 
     Bittensor does not keep sums: there it is the pay of the last epoch.
     """
     ...
 
   def sign(self, data: bytes) -> bytes:
-    """64 bytes, by the own hotkey."""
+    """Signs with the own hotkey; 64 bytes."""
     ...
 
   def verify(self, hotkey: str, data: bytes, signature: bytes) -> bool:
-    """Whether `hotkey` signed `data`. False for anything malformed."""
+    """Returns whether `hotkey` signed `data`; False for malformed input."""
     ...

@@ -15,7 +15,7 @@ SEED_BYTES = 32
 
 @final
 class Key:
-  """Signs as one hotkey. Neither printing nor pickling gives the secret."""
+  """The key of one hotkey. Neither printing nor pickling shows the secret."""
 
   __slots__ = ('_pair', 'address')
 
@@ -25,7 +25,7 @@ class Key:
 
   @classmethod
   def from_seed(cls, seed: bytes) -> 'Key':
-    """The key of a secret; the same seed is the same key.
+    """Returns the key of a secret seed; equal seeds give equal keys.
 
     >>> Key.from_seed(bytes(32))
     Key(5DQcDYQ3wwobcrJ5aE5CzGp34ZWYNeYfYZ1yLbPiU2RcSvwm)
@@ -43,7 +43,7 @@ class Key:
     return cls(_core.Keypair.from_seed(bytes(seed), _ED25519))
 
   def sign(self, data: bytes) -> bytes:
-    """64 bytes, the same every time."""
+    """Signs data; 64 bytes, the same every time."""
     return self._pair.sign(bytes(data))
 
   def __repr__(self) -> str:
@@ -51,10 +51,10 @@ class Key:
 
 
 def verify(address: str, data: bytes, signature: bytes) -> bool:
-  """Whether the key of `address` signed `data`. False for what is malformed.
+  """Returns whether the key of `address` signed `data`.
 
-  As wallets do, it takes a signature of b'<Bytes>' + data + b'</Bytes>' for
-  one of `data`; sign nothing of that form.
+  Malformed input gives False. Like wallets, it accepts a signature of
+  b'<Bytes>' + data + b'</Bytes>' as one of `data`; sign nothing of that form.
   """
   if not (
     isinstance(address, str)

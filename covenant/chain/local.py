@@ -1,11 +1,11 @@
 """A chain in one SQLite file: for one machine, for tests, and for emulation.
 
 Any number of processes open the file; no process runs the chain. Blocks pass
-by the clock alone: block n begins at genesis + n * block_seconds. What is due
-at a block (an epoch's pay) is computed by whoever first needs a later one.
+by the clock alone: block n begins at genesis + n * block_seconds. The pay of an
+epoch is computed by the process that first needs a later block.
 
-A block whose state somebody has read is sealed (see `ledger`), so a change is
-in the newest block or in the one after it.
+A block whose state a process has read is sealed (see `storage`), so a change
+belongs to the newest block or to the one after it.
 """
 
 import copy
@@ -19,29 +19,29 @@ import numpy as np
 
 from covenant.chain import interface
 from covenant.chain import keys
-from covenant.chain import ledger as ledger_lib
+from covenant.chain import storage as storage_lib
 from covenant.chain import yuma
 
 
 class LocalChain:
-  """The chain as one hotkey sees it (`interface.Chain`), and its levers.
+  """The chain as one hotkey sees it (`interface.Chain`), and its controls.
 
-  Without a key it can be read, and changed by `register` and the like, but
-  nothing can be signed. Safe to use from several threads.
+  Without a key it can be read, and changed by `register` and the like, but it
+  cannot sign. Safe to use from several threads.
   """
 
   def __init__(
     self,
-    ledger: ledger_lib.Ledger,
+    storage: storage_lib.ChainStorage,
     key: keys.Key | None = None,
     clock: Callable[[], float] = time.time,
   ):
-    self._ledger = ledger
+    self._storage = storage
     self._key = key
     self._clock = clock
     self._newest = -1
-    self.rules = ledger.rules
-    self.block_seconds = ledger.rules.block_seconds
+    self.rules = storage.rules
+    self.block_seconds = storage.rules.block_seconds
     self.hotkey = key.address if key else ''
 
   @classmethod
@@ -49,27 +49,27 @@ class LocalChain:
     cls,
     path: str | os.PathLike[str],
     seed: bytes,
-    rules: ledger_lib.Rules,
+    rules: storage_lib.ChainRules,
     key: keys.Key | None = None,
     clock: Callable[[], float] = time.time,
   ) -> 'LocalChain':
-    """A new chain that has not begun.
+    """Creates a chain that has not begun.
 
     Args:
-      path: of the file; or ':memory:', which only `seen_by` shares.
-      seed: what block hashes derive from. Same seed, same hashes.
-      rules: of this chain, for good.
-      key: whose view this is.
-      clock: Unix seconds.
+      path: the file; or ':memory:', which only `seen_by` shares.
+      seed: the seed of the block hashes.
+      rules: the rules of the chain, which never change.
+      key: the key of this view.
+      clock: returns Unix seconds.
 
     Raises:
-      ChainError: there is a chain at `path`, or none can be made there.
+      ChainError: there is a chain at `path`, or none can be created there.
       ValueError: a rule is out of its range.
     """
     for name in ('block_seconds', 'tempo', 'capacity'):
       if not getattr(rules, name) > 0:
         raise ValueError(f'{name}: expected more than 0, got {rules}')
-    return cls(ledger_lib.Ledger.create(path, seed, rules), key, clock)
+    return cls(storage_lib.ChainStorage.create(path, seed, rules), key, clock)
 
   @classmethod
   def open(
@@ -79,18 +79,19 @@ class LocalChain:
     clock: Callable[[], float] = time.time,
     timeout: float = 5.0,
   ) -> 'LocalChain':
-    """The chain in a file, for one process.
+    """Opens the chain in a file, for one process.
 
     Args:
-      path: where `create` made it.
-      key: whose view this is.
-      clock: Unix seconds.
-      timeout: seconds to wait for other processes before Unreachable.
+      path: the file that `create` made.
+      key: the key of this view.
+      clock: returns Unix seconds.
+      timeout: seconds to wait for other processes before a
+        ChainUnreachableError.
 
     Raises:
       ChainError: there is no chain.
     """
-    return cls(ledger_lib.Ledger.open(path, timeout), key, clock)
+    return cls(storage_lib.ChainStorage.open(path, timeout), key, clock)
 
   @classmethod
   def load(
@@ -99,26 +100,26 @@ class LocalChain:
     key: keys.Key | None = None,
     clock: Callable[[], float] = time.time,
   ) -> 'LocalChain':
-    """The chain that `dump` wrote, in memory.
+    """Loads the image of a chain from `dump`, in memory.
 
     Raises:
-      ChainError: `data` is not one.
+      ChainError: `data` is no such image.
     """
-    return cls(ledger_lib.Ledger.load(data), key, clock)
+    return cls(storage_lib.ChainStorage.load(data), key, clock)
 
   def dump(self) -> bytes:
-    """All state, as an SQLite image. The clock and the key are not in it."""
-    return self._ledger.dump()
+    """Returns all state as an SQLite image, without the clock and the key."""
+    return self._storage.dump()
 
   def seen_by(self, key: keys.Key) -> 'LocalChain':
-    """The same chain for another hotkey, over the same connection."""
+    """Returns the same chain for another hotkey, over the same connection."""
     view = copy.copy(self)
     view._key, view.hotkey = key, key.address
     return view
 
   def close(self) -> None:
     """Closes the connection, which views made by `seen_by` share."""
-    self._ledger.close()
+    self._storage.close()
 
   def begin(self, at: float) -> None:
     """Sets the Unix time of block 0, once. Until then `head()` is -1.
@@ -130,17 +131,17 @@ class LocalChain:
       raise interface.ChainRejectedError(
         f'begin: expected Unix seconds, got {at}'
       )
-    with self._ledger.transaction():
-      ((genesis,),) = self._ledger.query('SELECT genesis FROM chain')
+    with self._storage.transaction():
+      ((genesis,),) = self._storage.query('SELECT genesis FROM chain')
       if genesis is None:
-        self._ledger.query('UPDATE chain SET genesis = ?', float(at))
+        self._storage.query('UPDATE chain SET genesis = ?', float(at))
       elif genesis != at:
         raise interface.ChainRejectedError(
           f'the chain began at {genesis}, not at {at}'
         )
 
   def head(self) -> int:
-    genesis = self._ledger.genesis
+    genesis = self._storage.genesis
     if genesis is None:
       return -1
     now, step = self._clock(), self.block_seconds
@@ -150,25 +151,25 @@ class LocalChain:
       block += 1
     while genesis + block * step > now:
       block -= 1
-    self._newest = max(self._newest, block)  # though clocks be set back
+    self._newest = max(self._newest, block)  # even if the clock is set back
     return self._newest
 
   def block_hash(self, block: int) -> bytes:
-    """See `interface.Chain`; all blocks that have begun can be asked for.
+    """See `interface.Chain`; every block that has begun has a hash.
 
-    It follows from the chain's seed, so whoever knows that knows the future:
-    emulator and real processes must get the same hashes.
+    Hashes follow from the chain's seed, since emulator and real processes must
+    get the same ones. So a node with the seed could predict them.
     """
     self._check_begun(block)
     return hashlib.blake2b(
-      block.to_bytes(8, 'little') + self._ledger.seed,
+      block.to_bytes(8, 'little') + self._storage.seed,
       digest_size=32,
       person=b'covenant.block',
     ).digest()
 
   def timestamp(self, block: int) -> float:
     self._check_begun(block)
-    genesis = self._ledger.genesis
+    genesis = self._storage.genesis
     assert genesis is not None
     return genesis + block * self.block_seconds
 
@@ -188,8 +189,8 @@ class LocalChain:
     return dict(rows)
 
   def weights(self) -> dict[int, dict[int, int]]:
-    """What each validator said last, as u16, for people to look at."""
-    rows = self._ledger.query('SELECT uid, weights FROM votes ORDER BY uid')
+    """Returns the last weights of each validator, as u16, for people."""
+    rows = self._storage.query('SELECT uid, weights FROM votes ORDER BY uid')
     said = {uid: np.frombuffer(blob, '<u2') for uid, blob in rows}
     return {
       uid: {int(j): int(w_N[j]) for j in np.flatnonzero(w_N)}
@@ -197,23 +198,23 @@ class LocalChain:
     }
 
   def commit(self, data: bytes) -> None:
-    """See `interface.Chain`; it is in the newest block or in the next."""
+    """See `interface.Chain`; included in the newest block or the next one."""
     self._signer('commit')
     if len(data) > interface.MAX_COMMITMENT:
       raise interface.ChainRejectedError(
         f'commit: expected {interface.MAX_COMMITMENT} bytes at most, got '
         f'{len(data)}'
       )
-    with self._ledger.writing(self.head) as block:
+    with self._storage.writing(self.head) as block:
       uid, _, _ = self._registered(self.hotkey)
-      last = self._ledger.query(
+      last = self._storage.query(
         'SELECT since FROM commitments WHERE uid = ? AND until = ?',
         uid,
-        ledger_lib.NOW,
+        storage_lib.NOW,
       )
       if last:
         _check_rate('commit', block, last[0][0], self.rules.commit_interval)
-      self._ledger.replace('commitments', uid, block, bytes(data))
+      self._storage.replace('commitments', uid, block, bytes(data))
 
   def set_weights(self, weights: Mapping[int, float]) -> None:
     self._signer('set_weights')
@@ -221,18 +222,18 @@ class LocalChain:
       values = yuma.quantize(weights)
     except ValueError as e:
       raise interface.ChainRejectedError(f'set_weights: {e}') from e
-    with self._ledger.writing(self.head) as block:
+    with self._storage.writing(self.head) as block:
       uid, validator, _ = self._registered(self.hotkey)
       if not validator:
         raise interface.ChainRejectedError(
           f'set_weights: uid {uid} is not a validator'
         )
-      last = self._ledger.query('SELECT block FROM votes WHERE uid = ?', uid)
+      last = self._storage.query('SELECT block FROM votes WHERE uid = ?', uid)
       if last:
         interval = self.rules.weights_interval
         _check_rate('set_weights', block, last[0][0], interval)
-      there = self._ledger.query(
-        'SELECT uid FROM peers WHERE until = ?', ledger_lib.NOW
+      there = self._storage.query(
+        'SELECT uid FROM peers WHERE until = ?', storage_lib.NOW
       )
       if unknown := sorted(set(weights) - {u for (u,) in there}):
         raise interface.ChainRejectedError(
@@ -240,7 +241,7 @@ class LocalChain:
         )
       weights_N = np.zeros(self.rules.capacity, '<u2')
       weights_N[list(values)] = list(values.values())
-      self._ledger.query(
+      self._storage.query(
         'INSERT INTO votes VALUES (?, ?, ?, ?) ON CONFLICT (uid) '
         'DO UPDATE SET block = excluded.block, weights = excluded.weights',
         uid,
@@ -263,43 +264,46 @@ class LocalChain:
   def register(self, hotkey: str, stake: float, validator: bool) -> int:
     """Gives a hotkey a uid: its own, else a free one, else a poor peer's.
 
-    Replaced is who has earned least and is not immune; of several, who came
-    first. Nothing of the old peer is left: another `registered`, no
-    commitment, no weights, no bonds, nothing earned.
+    The peer that has earned least and is not immune is replaced; of several,
+    the oldest. Nothing of it is left: no commitment, weights, bonds or pay.
 
     Raises:
-      ChainRejectedError: every uid is taken by a peer that is immune; or a bad stake.
+      ChainRejectedError: all uids belong to immune peers, or a bad stake.
     """
     _check_stake(stake)
-    with self._ledger.writing(self.head) as block:
-      rows = self._ledger.query(
-        'SELECT hotkey, uid FROM peers WHERE until = ?', ledger_lib.NOW
+    with self._storage.writing(self.head) as block:
+      rows = self._storage.query(
+        'SELECT hotkey, uid FROM peers WHERE until = ?', storage_lib.NOW
       )
       taken = dict(rows)
       if hotkey in taken:
         return taken[hotkey]
       free = set(range(self.rules.capacity)).difference(taken.values())
       uid = min(free) if free else self._poorest(block)
-      self._ledger.remove(uid, block)
-      self._ledger.replace(
+      self._storage.remove(uid, block)
+      self._storage.replace(
         'peers', uid, block, hotkey, float(stake), int(validator), block
       )
-      self._ledger.replace('earned', uid, block, 0.0)
+      self._storage.replace('earned', uid, block, 0.0)
     return uid
 
   def set_stake(self, hotkey: str, stake: float) -> None:
-    """Raises Refused where the hotkey is not registered or the stake bad."""
+    """Sets a stake.
+
+    Raises:
+      ChainRejectedError: the hotkey is not registered, or a bad stake.
+    """
     _check_stake(stake)
-    with self._ledger.writing(self.head) as block:
+    with self._storage.writing(self.head) as block:
       uid, validator, registered = self._registered(hotkey)
-      self._ledger.replace(
+      self._storage.replace(
         'peers', uid, block, hotkey, float(stake), validator, registered
       )
 
   def deregister(self, hotkey: str) -> None:
-    """Frees the uid. Raises Refused where the hotkey is not registered."""
-    with self._ledger.writing(self.head) as block:
-      self._ledger.remove(self._registered(hotkey)[0], block)
+    """Frees a uid; raises ChainRejectedError if it is not registered."""
+    with self._storage.writing(self.head) as block:
+      self._storage.remove(self._registered(hotkey)[0], block)
 
   def _signer(self, action: str) -> keys.Key:
     if self._key is None:
@@ -316,12 +320,12 @@ class LocalChain:
       )
 
   def _registered(self, hotkey: str) -> tuple[int, int, int]:
-    """Its uid, whether it is a validator, and since which block it is there."""
-    rows = self._ledger.query(
+    """Returns the uid, validator flag and registration block of a hotkey."""
+    rows = self._storage.query(
       'SELECT uid, validator, registered FROM peers '
       'WHERE hotkey = ? AND until = ?',
       hotkey,
-      ledger_lib.NOW,
+      storage_lib.NOW,
     )
     if not rows:
       raise interface.ChainRejectedError(f'hotkey {hotkey} is not registered')
@@ -329,14 +333,14 @@ class LocalChain:
 
   def _at(self, block: int, table: str, columns: str) -> list[tuple]:
     self._check_begun(block)
-    return self._ledger.rows_at(block, table, columns, self.head)
+    return self._storage.rows_at(block, table, columns, self.head)
 
   def _poorest(self, block: int) -> int:
-    rows = self._ledger.query(
+    rows = self._storage.query(
       'SELECT p.uid FROM peers p JOIN earned e ON e.uid = p.uid '
       'AND e.until = ?1 WHERE p.until = ?1 AND p.registered <= ?2 '
       'ORDER BY e.tao, p.registered, p.uid LIMIT 1',
-      ledger_lib.NOW,
+      storage_lib.NOW,
       block - self.rules.immunity,
     )
     if not rows:

@@ -1,4 +1,4 @@
-"""Yuma consensus: from what validators say to what each uid is paid.
+"""Yuma consensus: the pay of each uid from the validators' weights.
 
 The steps and defaults are those of Bittensor's `subtensor` pallet
 (pallets/subtensor/src/epoch/run_epoch.rs and docs/consensus.md of
@@ -6,7 +6,7 @@ opentensor/subtensor), with Yuma 3 and liquid alpha off, as they are by
 default. It computes with 32-bit fractions and stores 16-bit ones, this module
 with float64; its published numbers are met to about 1e-4.
 
-Axes: a matrix is [who says or holds, about whom], over N registered uids.
+Axes: a matrix is [voter or holder, subject], over N registered uids.
 """
 
 import math
@@ -20,21 +20,23 @@ U16 = 65535  # a weight that counts as 1
 # of the stake is a majority, whatever the rounding.
 KAPPA = 32767 / U16
 BONDS_ALPHA = 0.1  # 1 - bonds_moving_average, of 900,000 millionths
-ACTIVITY_CUTOFF = 5000  # blocks; stake that said nothing for longer is silent
+ACTIVITY_CUTOFF = 5000  # blocks without new weights after which stake is idle
 
 
 class Uids(NamedTuple):
+  """The registered uids."""
+
   stake_N: np.ndarray  # float64, in any unit, 0 or more
   validator_N: np.ndarray  # bool: has a validator permit
-  registered_N: np.ndarray  # int64: at which block
+  registered_N: np.ndarray  # int64: block of the registration
   updated_N: np.ndarray  # int64: block of the last weights, or registered
 
 
 class Epoch(NamedTuple):
-  """float64. What sums to 1 sums to 0 where nobody is to be paid."""
+  """The result of an epoch, float64. Shares sum to 0 if no uid is paid."""
 
   consensus_N: np.ndarray  # the weight that a majority of stake supports
-  trust_N: np.ndarray  # how much of a validator's weight was not clipped
+  trust_N: np.ndarray  # part of a validator's weight that was not clipped
   incentive_N: np.ndarray  # shares of the miners' half, sum 1
   dividends_N: np.ndarray  # shares of the validators' half, sum 1
   emission_N: np.ndarray  # shares of all that is paid, sum 1
@@ -48,21 +50,21 @@ def epoch(
   block: int,
   tempo: int,
 ) -> Epoch:
-  """One epoch of one subnet.
+  """Computes one epoch of one subnet.
 
   Args:
-    uids: who is registered.
+    uids: the registered uids.
     weights_NxN: 0 or more, in any unit per row.
-    bonds_NxN: of the last epoch; zeros at first.
-    block: the epoch's.
+    bonds_NxN: the bonds of the last epoch; zeros at first.
+    block: the block of the epoch.
     tempo: blocks since the last epoch.
   """
   stake_N = _normalized(uids.stake_N)
   heard_N = uids.validator_N & (uids.updated_N + ACTIVITY_CUTOFF >= block)
   active_N = _normalized(np.where(heard_N, stake_N, 0.0))
 
-  # Not counted: weights without a permit, on oneself, and weights that were
-  # meant for whoever had the uid before.
+  # Weights without a permit, on oneself, or meant for an earlier owner of the
+  # uid do not count.
   outdated_NxN = uids.updated_N[:, None] <= uids.registered_N[None, :]
   counted_NxN = uids.validator_N[:, None] & ~outdated_NxN
   counted_NxN &= ~np.eye(len(stake_N), dtype=bool)
@@ -92,18 +94,18 @@ def epoch(
 
 
 def stake_median(weights_NxN: np.ndarray, stake_N: np.ndarray) -> np.ndarray:
-  """The largest weight that at least KAPPA of the stake gives, per column.
+  """Returns the largest weight that KAPPA of the stake gives, per column.
 
   >>> weights_NxN = np.array([[0.6, 0.4], [0.1, 0.9], [0.5, 0.5]])
   >>> stake_median(weights_NxN, np.array([0.3, 0.2, 0.5]))
   array([0.5, 0.5])
 
   Args:
-    weights_NxN: of each validator, rows sum to 1 or 0.
-    stake_N: of each validator, sum 1 or 0.
+    weights_NxN: the weights of each validator; rows sum to 1 or 0.
+    stake_N: the stake of each validator; sums to 1 or 0.
 
   Returns:
-    float64 [N]: 0 where nobody has stake.
+    float64 [N]; zeros if no validator has stake.
   """
   staked_N = stake_N > 0
   if not staked_N.any():
@@ -111,19 +113,19 @@ def stake_median(weights_NxN: np.ndarray, stake_N: np.ndarray) -> np.ndarray:
   stake_V, weights_VxN = stake_N[staked_N], weights_NxN[staked_N]
   order_VxN = np.argsort(weights_VxN, axis=0, kind='stable')
   up_to_VxN = np.cumsum(stake_V[order_VxN], axis=0)
-  # Of the sorted weights, the first with more than 1 - KAPPA of the stake up
-  # to it, itself included.
+  # The first of the sorted weights with more than 1 - KAPPA of the stake up to
+  # and including it.
   first_N = (up_to_VxN <= stake_V.sum() - KAPPA).sum(axis=0)
   chosen_N = np.take_along_axis(order_VxN, first_N[None, :], axis=0)
   return np.take_along_axis(weights_VxN, chosen_N, axis=0)[0]
 
 
 def move_bonds(bonds_NxN: np.ndarray, bought_NxN: np.ndarray) -> np.ndarray:
-  """The moving average of shares in a uid: dividends reward early support.
+  """Returns the moving average of bonds: dividends reward early support.
 
   Args:
-    bonds_NxN: so far.
-    bought_NxN: clipped weight times stake, now.
+    bonds_NxN: the bonds so far.
+    bought_NxN: clipped weight times stake of this epoch.
 
   Returns:
     float64 [N, N], columns sum to 1 or 0.
@@ -136,13 +138,13 @@ def move_bonds(bonds_NxN: np.ndarray, bought_NxN: np.ndarray) -> np.ndarray:
 
 
 def quantize(weights: Mapping[int, float]) -> dict[int, int]:
-  """Weights as Bittensor's SDK submits them: the largest becomes 65535.
+  """Converts weights as Bittensor's SDK does: the largest becomes 65535.
 
   >>> quantize({4: 1.0, 5: 7.0, 6: 2.0, 7: 0.0})
   {4: 9362, 5: 65535, 6: 18724}
 
   Returns:
-    By uid, without those that round to 0.
+    Integers by uid, without those that round to 0.
 
   Raises:
     ValueError: a weight is below 0 or not finite, or none is above 0.
@@ -164,6 +166,6 @@ def quantize(weights: Mapping[int, float]) -> dict[int, int]:
 
 
 def _normalized(x: np.ndarray, axis: int | None = None) -> np.ndarray:
-  """Divided by its sum; as it is where that is 0."""
+  """Returns an array divided by its sum, or unchanged if that is 0."""
   total = x.sum(axis=axis, keepdims=True)
   return x / np.where(total > 0, total, 1.0)

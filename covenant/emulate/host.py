@@ -29,8 +29,8 @@ from covenant import metrics
 from covenant.adversaries import base as adversary
 from covenant.adversaries import registry
 from covenant.chain import interface as chain_lib
-from covenant.chain import ledger
 from covenant.chain import local
+from covenant.chain import storage as chain_storage
 from covenant.data import dataset
 from covenant.data import tokens
 from covenant.emulate import devices as devices_lib
@@ -169,7 +169,9 @@ class Host:
     chain = local.LocalChain.create(
       ':memory:',
       seed=chain_seed(config),
-      rules=ledger.Rules(block_seconds=config.network.block_seconds),
+      rules=chain_storage.ChainRules(
+        block_seconds=config.network.block_seconds
+      ),
       clock=lambda: self.now,
     )
     register(chain, config)

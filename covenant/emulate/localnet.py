@@ -20,8 +20,8 @@ from typing import IO, Any, NamedTuple
 from covenant import config as config_lib
 from covenant import errors
 from covenant import files
-from covenant.chain import ledger
 from covenant.chain import local
+from covenant.chain import storage as chain_storage
 from covenant.emulate import host
 from covenant.node import connect
 
@@ -111,7 +111,7 @@ class Localnet:
     self.chain = local.LocalChain.create(
       path,
       seed=host.chain_seed(config),
-      rules=ledger.Rules(block_seconds=network.block_seconds),
+      rules=chain_storage.ChainRules(block_seconds=network.block_seconds),
     )
     host.register(self.chain, config)
     self._file = self._workdir / 'config.json'

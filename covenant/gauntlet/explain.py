@@ -25,8 +25,8 @@ def explain(decisions: Iterable[Mapping[str, Any]], uid: int) -> str:
   """Explains the score of a uid: its standing, then its last rounds.
 
   Args:
-    decisions: records of `rating_update.update`, oldest first, of any uids. Other
-      fields are ignored, except `weight`, which is shown if present.
+    decisions: records of `rating_update.update`, oldest first, of any uids.
+      Other fields are ignored, except `weight`, which is shown if present.
     uid: the uid to explain.
   """
   records = [d for d in decisions if d['uid'] == uid]

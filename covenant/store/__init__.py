@@ -1,1 +1,1 @@
-"""How bytes move: buckets in memory, in a folder, or behind S3."""
+"""Buckets in memory, in a folder, or behind S3, with one interface."""

@@ -1,6 +1,6 @@
-"""What obstore needs to be told, and what its errors mean.
+"""The options and errors of obstore.
 
-obstore has one interface over memory, folders and S3; its quirks stay here.
+obstore has one interface for memory, folders and S3; its quirks stay here.
 """
 
 import dataclasses
@@ -20,8 +20,8 @@ from covenant.store import settings as settings_lib
 
 _memory = weakref.WeakValueDictionary()  # name -> store, while anyone has it
 
-# What a store answers is quoted in no message: its error pages echo requests,
-# and a stranger may have written them. Only these words are understood.
+# No message quotes the answer of a store: error pages echo requests, and an
+# untrusted server may have written them. Only these words are understood.
 _CODES = {
   'NoSuchBucket': 'there is no such bucket',
   'NoSuchUpload': 'the store forgot the upload before it was complete',
@@ -43,12 +43,12 @@ _NETWORK = {
 _TRANSIENT = (408, 409, 425, 429)  # and 500 to 599
 
 
-class Replaced(interface.StoreUnavailableError):
-  """It is not the object any more whose reading began."""
+class ObjectReplacedError(interface.StoreUnavailableError):
+  """The object was replaced since its reading began."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Key:
+class Credentials:
   """S3 credentials, never printed."""
 
   key_id: str = dataclasses.field(repr=False)
@@ -58,19 +58,19 @@ class Key:
 
 def connect(
   location: location_lib.Location,
-  key: Key | None,
+  key: Credentials | None,
   make_folder: bool,
-  settings: settings_lib.Settings,
+  settings: settings_lib.StoreSettings,
   retries: int,
 ) -> Any:
-  """The obstore store of a location.
+  """Returns the obstore store of a location.
 
   Args:
-    location: where.
-    key: S3 credentials; None is to read anonymously.
-    make_folder: makes the folder of a 'file' that is not there.
-    settings: their deadline and stall hold for each request.
-    retries: of one request, by obstore itself.
+    location: the location.
+    key: S3 credentials; None reads anonymously.
+    make_folder: makes the missing folder of a 'file'.
+    settings: their deadline and stall time apply to each request.
+    retries: retries of one request by obstore itself.
 
   Raises:
     interface.MissingObjectError: there is no such folder.
@@ -92,9 +92,9 @@ def connect(
     endpoint = f'https://{location.account}.r2.cloudflarestorage.com'
     region, copy = 'auto', 'header: cf-copy-destination-if-none-match: *'
   endpoint = endpoint or f'https://s3.{region}.amazonaws.com'
-  # obstore takes every option that it is not told from AWS_* variables. The
-  # endpoints are told twice and credentials by a provider, so that neither
-  # requests nor the operator's session token go where they do not belong.
+  # obstore takes missing options from AWS_* variables. So both endpoints are
+  # set, and credentials by a provider: neither requests nor the operator's
+  # session token must go to another server.
   return obstore.store.S3Store(
     location.bucket,
     endpoint=endpoint,
@@ -121,7 +121,7 @@ def connect(
   )
 
 
-def _provider(key: Key):
+def _provider(key: Credentials):
   return lambda: {
     'access_key_id': key.key_id,
     'secret_access_key': key.secret,
@@ -131,10 +131,10 @@ def _provider(key: Key):
 
 
 def explain(error: Exception) -> interface.StoreError:
-  """Which of our errors one of obstore's is, and why, in few words.
+  """Converts an error of obstore into one of ours, with its reason.
 
-  `Unavailable` is what may be gone when tried again. What is no error of a
-  store is a bug, and raised.
+  A StoreUnavailableError may be gone on the next try. An error that does not
+  come from a store is a bug, and is raised.
   """
   if isinstance(error, ExceptionGroup):
     error = error.exceptions[0]
@@ -145,7 +145,7 @@ def explain(error: Exception) -> interface.StoreError:
   text = str(error)
   status = re.search(r'non-2xx status code: (\d{3})', text)
   if isinstance(error, obstore.exceptions.PreconditionError):
-    return Replaced('the object was replaced while it was read')
+    return ObjectReplacedError('the object was replaced while it was read')
   if isinstance(error, obstore.exceptions.AlreadyExistsError):
     # S3's 409 says that another write of the key is under way: ask again.
     if status is None or status[1] != '409':

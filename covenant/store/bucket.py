@@ -1,15 +1,12 @@
 """A bucket in memory, in a folder or behind S3, as `interface.Bucket`."""
 
 import asyncio
-import atexit
 import contextlib
 import dataclasses
 import functools
 import os
 import re
 import secrets
-import threading
-import time
 from collections.abc import (
   Awaitable,
   Callable,
@@ -24,6 +21,7 @@ import obstore
 import obstore.store
 
 from covenant.store import backend
+from covenant.store import event_loop
 from covenant.store import interface
 from covenant.store import location as location_lib
 from covenant.store import reader as reader_lib
@@ -32,7 +30,6 @@ from covenant.store import settings as settings_lib
 STAGING = '.staging/'  # uploads under way; old ones are left by killed nodes
 MAX_LISTED = 100_000  # objects
 MAX_KEY = 512  # characters
-_LET_GO_SECONDS = 0.05
 _MAX_PARTS = 10_000  # S3's
 _PART = r'(?!\.{1,2}(/|$))[A-Za-z0-9._-]{1,200}'
 _KEY = re.compile(f'{_PART}(/{_PART})*')
@@ -43,18 +40,18 @@ _T = TypeVar('_T')
 def open_bucket(
   location: location_lib.Location,
   environ: Mapping[str, str] = os.environ,
-  settings: settings_lib.Settings | None = None,
-) -> 'Bucket':
-  """The own bucket, to read and write; a folder is made.
+  settings: settings_lib.StoreSettings | None = None,
+) -> 'ObstoreBucket':
+  """Opens the own bucket, to read and write; makes a missing folder.
 
   Args:
-    location: the public one. What it holds to read with is not used here.
-    environ: for S3 and R2, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and, if
-      they are temporary, AWS_SESSION_TOKEN: credentials to write.
-    settings: see there.
+    location: the public location. Its credentials to read are not used.
+    environ: for S3 and R2 the credentials to write: AWS_ACCESS_KEY_ID,
+      AWS_SECRET_ACCESS_KEY and, if they are temporary, AWS_SESSION_TOKEN.
+    settings: deadlines and sizes.
 
   Raises:
-    Denied: the variables are not set.
+    AccessDeniedError: the variables are not set.
   """
   key = None
   if location.kind in ('s3', 'r2'):
@@ -64,32 +61,34 @@ def open_bucket(
         f'no credentials to write to {location.name}: set {" and ".join(names)}'
       )
     token = environ.get('AWS_SESSION_TOKEN')
-    key = backend.Key(environ[names[0]], environ[names[1]], token)
-  return Bucket(location, key, True, settings or settings_lib.Settings())
+    key = backend.Credentials(environ[names[0]], environ[names[1]], token)
+  return ObstoreBucket(
+    location, key, True, settings or settings_lib.StoreSettings()
+  )
 
 
 def open_for_reading(
   location: location_lib.Location,
   allow_local: bool = False,
   hosts: Collection[str] = (),
-  settings: settings_lib.Settings | None = None,
-) -> 'Bucket':
-  """A bucket that somebody else named, to read.
+  settings: settings_lib.StoreSettings | None = None,
+) -> 'ObstoreBucket':
+  """Opens another peer's bucket, to read.
 
-  A stranger's location leads nowhere but to Cloudflare's and Amazon's
-  servers. A server of his own could point back into this network, and
-  obstore buffers what an error page or a listing holds, however long.
+  Only servers of Cloudflare and Amazon are allowed. A peer's own server could
+  point back into this network, and obstore buffers error pages and listings of
+  any length.
 
   Args:
-    location: from the chain, say.
-    allow_local: it may also be memory, a folder, or any S3 server: for runs on
+    location: the location, such as from the chain.
+    allow_local: allows memory, folders and any S3 server as well, for runs on
       one machine.
-    hosts: S3 servers, as 'host' or 'host:port', that may be named too.
-    settings: see there.
+    hosts: further S3 servers to allow, as 'host' or 'host:port'.
+    settings: deadlines and sizes.
 
   Raises:
-    Denied: it may not be opened.
-    Missing: there is no such folder.
+    AccessDeniedError: the location is not allowed.
+    MissingObjectError: there is no such folder.
   """
   if not allow_local:
     if location.kind in ('memory', 'file'):
@@ -102,35 +101,37 @@ def open_for_reading(
         f'{location.name}: expected https and R2, Amazon or one of the '
         f'{len(hosts)} other S3 hosts that this run allows'
       )
-  key = backend.Key(location.key_id, location.secret)
+  key = backend.Credentials(location.key_id, location.secret)
   key = key if location.key_id else None
-  return Bucket(location, key, False, settings or settings_lib.Settings())
+  return ObstoreBucket(
+    location, key, False, settings or settings_lib.StoreSettings()
+  )
 
 
-class Bucket:
+class ObstoreBucket:
   """See `interface.Bucket`. Safe for many threads, not across a fork."""
 
   def __init__(
     self,
     location: location_lib.Location,
-    key: backend.Key | None,
+    key: backend.Credentials | None,
     own: bool,
-    settings: settings_lib.Settings,
+    settings: settings_lib.StoreSettings,
   ):
-    """Rather `open_bucket` or `open_for_reading`."""
+    """See `open_bucket` and `open_for_reading`."""
     self.location = str(location)
     self._name = location.name
     self._settings = settings
     self._s3 = location.kind in ('s3', 'r2')
-    # One layer retries. It is this one: it resumes a read where it broke, and
-    # knows when an upload of its own may have arrived. Only the parts of an
-    # upload are beyond its reach; obstore retries those, and nothing here.
+    # Only this layer retries: it resumes a read where it broke, and knows when
+    # an upload of its own may have arrived. The one exception are the parts of
+    # an upload, which obstore retries.
     connect = functools.partial(backend.connect, location, key, own, settings)
     self._store = connect(retries=0)
     self._parts_store = connect(retries=10) if self._s3 else None
     self._slots = asyncio.Semaphore(settings.requests)
-    self._uploads: set[asyncio.Task] = set()  # asyncio forgets them else
-    self._loop = _loop()
+    self._uploads: set[asyncio.Task] = set()  # asyncio keeps weak references
+    self._loop = event_loop.get()
 
   def __repr__(self) -> str:
     return f'Bucket({self._name!r})'
@@ -138,8 +139,9 @@ class Bucket:
   def put(self, key: str, data: bytes, *, replace: bool = False) -> None:
     """See `interface.Bucket.put`.
 
-    A large object goes up in parts; it appears, and its time counts, when the
-    last one has arrived. Identical bytes are no exception to `Exists`.
+    A large object is uploaded in parts; it appears, with the time of that
+    moment, when the last one has arrived. Identical bytes raise
+    ObjectExistsError, too.
     """
     _check_key(key)
     large = self._s3 and len(data) > self._settings.part_bytes
@@ -149,7 +151,7 @@ class Bucket:
     )
 
   def get(self, key: str, limit: int) -> bytes:
-    """See `interface.Bucket.get`. A read that breaks goes on where it was."""
+    """See `interface.Bucket.get`. A read that breaks is resumed."""
     _check_key(key)
     return self._run(
       'read', key, lambda call: self._get(call, key, limit), limit
@@ -166,9 +168,9 @@ class Bucket:
     return self._run('find', key, lambda call: self._retry(call, act))
 
   def list(self, prefix: str) -> Sequence[interface.Info]:
-    """See `interface.Bucket.list`; '' is everything but uploads under way.
+    """See `interface.Bucket.list`; '' lists all but unfinished uploads.
 
-    Objects whose keys no `put` would take are left out.
+    Objects with keys that `put` refuses are left out.
 
     Raises:
       ObjectTooLargeError: there are more than MAX_LISTED.
@@ -203,8 +205,8 @@ class Bucket:
         await obstore.delete_async(self._store, some)
 
     async def each(call):
-      # A thousand a request, where the store can; a folder stops at the first
-      # that is not there, and is asked one by one.
+      # S3 deletes a thousand per request. A folder stops at the first missing
+      # object, so its objects are deleted one by one.
       size = 1000 if self._s3 else 1
       for i in range(0, len(keys), size):
         some = list(keys[i : i + size])
@@ -228,7 +230,7 @@ class Bucket:
     await self._create(call, act, key, data)
 
   async def _create(self, call: '_Call', act, key: str, data: bytes):
-    """`act`, where an answer that got lost is not taken for another's put."""
+    """Runs `act`; a lost answer is not mistaken for another node's put."""
     tries = call.tries
     try:
       await self._retry(call, act)
@@ -247,9 +249,9 @@ class Bucket:
   async def _put_parts(
     self, call: '_Call', key: str, data: bytes, replace: bool
   ):
-    # Cancelled, obstore would leave the parts in the store for good; it aborts
-    # what fails. So at the deadline the upload is made to fail, and goes on to
-    # its end while nobody waits for it.
+    # A cancelled upload would leave its parts in the store for good, but
+    # obstore aborts an upload that fails. So at the deadline the upload is made
+    # to fail, and ends in the background.
     upload = self._upload if replace else self._upload_absent
     task = asyncio.ensure_future(upload(call, key, data))
     self._uploads.add(task)
@@ -259,11 +261,11 @@ class Bucket:
   def _end(self, task: asyncio.Task) -> None:
     self._uploads.discard(task)
     if not task.cancelled():
-      task.exception()  # asyncio logs one that nobody looked at
+      task.exception()  # asyncio logs exceptions that are not retrieved
 
   async def _upload_absent(self, call: '_Call', key: str, data: bytes) -> None:
-    # obstore cannot complete an upload only if there is no such object. It can
-    # copy so, and the copy's time is that of the end of the upload.
+    # obstore has no upload in parts that fails if the object exists, but such
+    # a copy. The copy's time is that of the end of the upload.
     if await self._there(call, key):
       raise interface.ObjectExistsError('there is one already')
     stage = STAGING + secrets.token_hex(16)
@@ -318,11 +320,13 @@ class Bucket:
 
   async def _get(self, call: '_Call', key: str, limit: int) -> bytes:
     part_bytes = self._settings.part_bytes
-    reader = reader_lib.Reader(self._store, key, limit, self._slots, part_bytes)
+    reader = reader_lib.ObjectReader(
+      self._store, key, limit, self._slots, part_bytes
+    )
     return await self._retry(call, reader.read)
 
   async def _retry(self, call: '_Call', act: Callable[[], Awaitable[_T]]) -> _T:
-    """What `act` answers, once it does not fail for a passing reason."""
+    """Repeats `act` while it fails for a transient reason."""
     settings, longest = self._settings, self._settings.backoff_seconds
     while True:
       call.tries += 1
@@ -343,7 +347,7 @@ class Bucket:
     act: Callable[['_Call'], Coroutine[Any, Any, _T]],
     size: int = 0,
   ) -> _T:
-    """Runs `act` on the loop, until the deadline; errors say all of it."""
+    """Runs `act` on the loop until the deadline; completes its errors."""
     call = _Call()
     seconds = self._settings.deadline_seconds
     seconds += size / self._settings.slowest_rate
@@ -364,8 +368,10 @@ class Bucket:
 
 @dataclasses.dataclass
 class _Call:
+  """The state of one call of a bucket."""
+
   tries: int = 0
-  last: str = 'no answer'  # why the last try failed
+  last: str = 'no answer'  # reason why the last try failed
   over: bool = False
 
 
@@ -382,24 +388,3 @@ def _info(meta: Mapping[str, Any]) -> interface.Info:
   return interface.Info(
     meta['path'], meta['size'], meta['last_modified'].timestamp()
   )
-
-
-@functools.cache
-def _loop() -> asyncio.AbstractEventLoop:
-  """Runs what buckets do, on a thread: callers may have a loop of their own.
-
-  obstore can be cancelled and told deadlines only from a loop.
-  """
-  loop = asyncio.new_event_loop()
-  thread = threading.Thread(target=loop.run_forever, name='store', daemon=True)
-  thread.start()
-
-  def end() -> None:
-    loop.call_soon_threadsafe(loop.stop)
-    thread.join()
-    # obstore's threads still let go of what they held; one that needs the
-    # interpreter after its end would abort the process.
-    time.sleep(_LET_GO_SECONDS)
-
-  atexit.register(end)
-  return loop

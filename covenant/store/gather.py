@@ -1,4 +1,4 @@
-"""Many objects from many buckets, side by side, before one deadline."""
+"""Fetches many objects from many buckets in parallel, before one deadline."""
 
 import collections
 import hashlib
@@ -14,32 +14,32 @@ _Name = TypeVar('_Name', bound=Hashable)
 
 
 class Request(NamedTuple):
-  """One object, in the first of the buckets that has it."""
+  """A request for one object, from the first bucket that has it."""
 
-  buckets: tuple[interface.Bucket, ...]  # the owner's, then mirrors
+  buckets: tuple[interface.Bucket, ...]  # bucket of the owner, then mirrors
   key: str
   limit: int  # bytes
-  digest: bytes | None = None  # blake2b, 32 bytes; None takes what comes
+  digest: bytes | None = None  # blake2b, 32 bytes; None accepts any bytes
 
 
 def fetch(
   requests: Mapping[_Name, Request], deadline_seconds: float, workers: int = 64
 ) -> dict[_Name, bytes | interface.StoreError]:
-  """The object of each request, or why there is none.
+  """Fetches the object of each request.
 
-  A bucket that fails, or whose bytes have another digest, is passed over at
-  once. One that is slow has its share of the time; then the next is asked
-  too, and the first good answer counts. Past its share a try holds up no
-  other request, so every request has its turn before the deadline.
+  A bucket that fails, or whose bytes have another digest, is skipped at once.
+  A slow bucket gets its share of the time; then the next is tried as well, and
+  the first good answer counts. After its share a try delays no other request,
+  so every request gets its turn before the deadline.
 
   Args:
-    requests: by name, a uid for instance.
-    deadline_seconds: of all of it. Reads that are still under way then end by
-      their buckets' own deadlines, unheard.
-    workers: tries at once that are within their share.
+    requests: the requests by name, such as a uid.
+    deadline_seconds: the time for all requests. Reads that are under way then
+      end by their buckets' own deadlines, unused.
+    workers: parallel tries within their share.
 
   Returns:
-    For each name the bytes, or an error with one reason a bucket.
+    The bytes of each name, or an error with one reason per bucket.
   """
   for name, request in requests.items():
     if not request.buckets:
@@ -92,7 +92,7 @@ def fetch(
       if not pending[name]:
         results[name] = _joined(errors[name])
     else:
-      raise answer  # a bug, in whatever bucket
+      raise answer  # a bug of a bucket
   late = interface.StoreUnavailableError(
     f'not there within {deadline_seconds:g} s'
   )
@@ -105,7 +105,7 @@ def fetch(
 def _try(
   answers: queue.SimpleQueue, name: Any, index: int, request: Request
 ) -> None:
-  """Puts bytes with the right digest on `answers`, or the exception."""
+  """Puts the bytes, if their digest is right, or the error on `answers`."""
   try:
     bucket = request.buckets[index]
     data = bucket.get(request.key, request.limit)
@@ -121,7 +121,7 @@ def _try(
 
 
 def _joined(errors: list[interface.StoreError]) -> interface.StoreError:
-  """One error of all; of their class if they have only one."""
+  """Joins errors into one, of their class if they share it."""
   kinds = {type(e) for e in errors}
   kind = kinds.pop() if len(kinds) == 1 else interface.StoreUnavailableError
   return kind('; '.join(map(str, errors)))

@@ -1,8 +1,8 @@
-"""What a node asks of an object store. Every implementation passes a contract.
+"""The interface of an object store. Every implementation passes a contract.
 
-An object is whole or not there. Every call ends before a deadline, having
-retried what may help; nothing that a stranger stored costs more memory than
-the caller allowed.
+An object is whole or not there. Every call ends before a deadline, after
+retries where they may help. An object of another peer never takes more memory
+than the caller allows.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from covenant import errors
 
 
 class StoreError(errors.CovenantError):
-  """The store did not do what was asked; the message says what and why."""
+  """The store did not execute a call; the message says which and why."""
 
 
 class MissingObjectError(StoreError):
@@ -20,7 +20,7 @@ class MissingObjectError(StoreError):
 
 
 class ObjectExistsError(StoreError):
-  """There is one already, and it was not to be replaced."""
+  """There is such an object already, and it must not be replaced."""
 
 
 class ObjectTooLargeError(StoreError):
@@ -28,14 +28,16 @@ class ObjectTooLargeError(StoreError):
 
 
 class AccessDeniedError(StoreError):
-  """The credentials are wrong, or lack the right."""
+  """The credentials are wrong, or lack a permission."""
 
 
 class StoreUnavailableError(StoreError):
-  """No answer before the deadline, retries included."""
+  """The store did not answer before the deadline, retries included."""
 
 
 class Info(NamedTuple):
+  """An object without its data."""
+
   key: str
   size: int  # bytes
   modified: float  # Unix seconds, by the store's clock
@@ -44,33 +46,34 @@ class Info(NamedTuple):
 class Bucket(Protocol):
   """Objects by key: relative paths of [A-Za-z0-9._/-], no empty parts."""
 
-  location: str  # what others open to read it
+  location: str  # public address, for others to read it
 
   def put(self, key: str, data: bytes, *, replace: bool = False) -> None:
     """Stores an object, whole or not at all.
 
     Raises:
       ObjectExistsError: there is one, and `replace` is False.
-      Denied, StoreUnavailableError: nothing is promised.
+      AccessDeniedError, StoreUnavailableError: it may or may not be stored.
     """
     ...
 
   def get(self, key: str, limit: int) -> bytes:
-    """An object of at most `limit` bytes.
+    """Returns an object of at most `limit` bytes.
 
     Raises:
-      Missing, TooLarge, Denied, Unavailable.
+      MissingObjectError, ObjectTooLargeError, AccessDeniedError,
+      StoreUnavailableError.
     """
     ...
 
   def head(self, key: str) -> Info:
-    """Raises Missing, Denied, Unavailable."""
+    """Returns an object's size and time; raises as `get`."""
     ...
 
   def list(self, prefix: str) -> Sequence[Info]:
-    """All objects whose key starts with the folder `prefix`, by key."""
+    """Returns all objects in the folder `prefix`, in order of their keys."""
     ...
 
   def delete(self, keys: Sequence[str]) -> None:
-    """Deletes what is there of `keys`."""
+    """Deletes objects; missing ones are no error."""
     ...

@@ -1,7 +1,7 @@
-"""Where a bucket is and how others read it, as text and as chain bytes.
+"""The location of a bucket and how others read it, as text and chain bytes.
 
-A location is public: it goes on the chain. The read-only credentials in it
-are public by design; credentials to write are never part of it.
+A location is public: it goes on the chain. Its read-only credentials are
+public by design; credentials to write are never part of it.
 """
 
 import base64
@@ -40,7 +40,7 @@ _ASCII, _HEX, _BASE64 = range(3)  # how a field is packed
 
 @dataclasses.dataclass(frozen=True)
 class Location:
-  """A bucket. Fields that its kind does not have are empty.
+  """The location of a bucket. Fields that its kind lacks are empty.
 
   >>> Location.parse('s3://runs?endpoint=https://s3.example.org')
   Location(kind='s3', bucket='runs', endpoint='https://s3.example.org')
@@ -88,14 +88,14 @@ class Location:
 
   @property
   def name(self) -> str:
-    """For people: which bucket this is, without any credentials."""
+    """The name of the bucket for people, without any credentials."""
     if self.kind == 'r2':
       return f'r2://{self.account}/{self.bucket}'
     at = f' at {self.endpoint}' if self.endpoint else ''
     return f'{self.kind}://{self.bucket}{at}'
 
   def __str__(self) -> str:
-    """The public text, read-only credentials included. See `parse`."""
+    """Returns the public text, with read-only credentials; see `parse`."""
     query = {k: getattr(self, k) for k in _QUERY[self.kind] if getattr(self, k)}
     path = urllib.parse.quote(self.bucket)
     path = f'{self.account}/{path}' if self.kind == 'r2' else path
@@ -104,18 +104,18 @@ class Location:
 
   @classmethod
   def parse(cls, text: str) -> 'Location':
-    """A location from its text, in one of these forms.
+    """Parses the text of a location, in one of these forms.
 
         file:///absolute/folder
         memory://NAME
         s3://BUCKET?endpoint=https://HOST&region=R&key_id=K&secret=S
         r2://ACCOUNT/BUCKET?key_id=K&secret=S
 
-    Everything after the question mark may be left out of s3: then it is
-    Amazon's us-east-1, read anonymously. R2 has no anonymous reading.
+    The part after the question mark of s3 is optional; the default is Amazon's
+    us-east-1, read anonymously. R2 has no anonymous reading.
 
     Raises:
-      ValueError: it is anything else; says what, and repeats no value.
+      ValueError: the text is malformed; names the field and repeats no value.
     """
     if len(text) > _MAX_TEXT or not text.isprintable():
       raise ValueError(
@@ -135,10 +135,12 @@ class Location:
     return cls(kind, urllib.parse.unquote(path), **fields)
 
   def to_bytes(self) -> bytes:
-    """At most 84 bytes, for the chain: R2 takes 65 and the bucket's name.
+    """Encodes the location for the chain: at most MAX_BYTES bytes.
+
+    R2 takes 65 bytes and the bucket's name.
 
     Raises:
-      ValueError: it does not fit; a shorter name or path will.
+      ValueError: it does not fit; take a shorter name or path.
     """
     if self.kind == 'r2':
       packed = bytes.fromhex(self.account + self.key_id + self.secret)
@@ -161,10 +163,10 @@ class Location:
 
   @classmethod
   def from_bytes(cls, data: bytes) -> 'Location':
-    """The location whose `to_bytes` is exactly `data`.
+    """Decodes the location whose `to_bytes` is exactly `data`.
 
     Raises:
-      ValueError: there is none.
+      ValueError: there is no such location.
     """
     if not 2 <= len(data) <= MAX_BYTES or data[0] >= len(_KINDS):
       raise ValueError(
@@ -196,7 +198,7 @@ class Location:
 
 
 def _check(location: Location, **forms: tuple[str, str]) -> None:
-  """Each field has its form; one that is not told is empty."""
+  """Checks that each field has its form; fields without one are empty."""
   for field in dataclasses.fields(location):
     value = getattr(location, field.name)
     pattern, words = forms.get(field.name, _NONE)
@@ -208,7 +210,7 @@ def _check(location: Location, **forms: tuple[str, str]) -> None:
 
 
 def _pack(text: str) -> bytes:
-  """A header byte (form, length) and the shortest form: keys are hex or so."""
+  """Encodes a text: a header byte (form, length), then its shortest form."""
   forms = [(len(text), _ASCII, text.encode())]
   if re.fullmatch(r'([0-9a-f]{2})+', text):
     forms.append((len(text) // 2, _HEX, bytes.fromhex(text)))
@@ -221,7 +223,7 @@ def _pack(text: str) -> bytes:
 
 
 def _unpack(data: bytes) -> tuple[str, bytes]:
-  """The first packed field, and what follows it."""
+  """Returns the first packed field, and the bytes after it."""
   form, end = data[0] >> 6, 1 + (data[0] & 63)
   packed, rest = data[1:end], data[end:]
   match form:

@@ -1,4 +1,4 @@
-"""A large object is read in parts; a read that broke goes on where it was."""
+"""Reads a large object in parts; a read that broke is resumed."""
 
 import asyncio
 import io
@@ -11,11 +11,11 @@ from covenant.store import backend
 from covenant.store import interface
 
 PARTS_AT_ONCE = 4  # of one object
-_CHUNK_BYTES = 2**16  # what a break may cost
+_CHUNK_BYTES = 2**16  # bytes that a break may lose
 
 
-class Reader:
-  """One object being read in parts, and what has been read of it so far."""
+class ObjectReader:
+  """The reader of one object, with the parts read so far."""
 
   def __init__(
     self,
@@ -38,10 +38,10 @@ class Reader:
     self._parts = [bytearray()]
 
   async def read(self) -> bytes:
-    """The whole object; after a failure, call again to go on from there."""
+    """Returns the whole object; after a failure, call again to resume."""
     try:
-      # Without a range: for what is small one request is enough, and of what
-      # is not it tells the size.
+      # Without a range: one request is enough for a small object, and tells the
+      # size of a large one.
       await self._fill(0)
       count = max(1, -(-self._size // self._part_bytes))
       self._parts += [bytearray() for _ in range(count - len(self._parts))]
@@ -51,7 +51,7 @@ class Reader:
           group.create_task(self._fill_in_turn(index, turns))
     except Exception as e:
       error = backend.explain(e)
-      if isinstance(error, backend.Replaced):
+      if isinstance(error, backend.ObjectReplacedError):
         self._restart()
       raise error from None
     whole = io.BytesIO()  # gives its bytes away without a copy
@@ -80,7 +80,7 @@ class Reader:
       result = await obstore.get_async(self._store, self._key, options=options)
       self._meet(result.meta)
       end = min(end, self._size)
-      # What comes is counted, whatever was announced.
+      # Received bytes are counted, whatever length was announced.
       async for chunk in result.stream(_CHUNK_BYTES):
         part += chunk[: end - at]
         at = min(at + len(chunk), end)
@@ -94,7 +94,9 @@ class Reader:
   def _meet(self, meta: Mapping[str, Any]) -> None:
     identity = meta['size'], meta['e_tag'], meta['last_modified']
     if self._identity not in (None, identity):
-      raise backend.Replaced('the object was replaced while it was read')
+      raise backend.ObjectReplacedError(
+        'the object was replaced while it was read'
+      )
     if meta['size'] > self._limit:
       raise interface.ObjectTooLargeError(
         f'it has {meta["size"]} bytes, {self._limit} are allowed'

@@ -13,8 +13,8 @@ from absl.testing import parameterized
 
 from covenant.chain import interface
 from covenant.chain import keys
-from covenant.chain import ledger
 from covenant.chain import local
+from covenant.chain import storage as chain_storage
 from tests.chain import control
 
 
@@ -35,7 +35,7 @@ class LocalControl:
     self._test = test
     self._path = os.path.join(test.create_tempdir().full_path, 'chain.sqlite')
     self._now = 1e9
-    rules = ledger.Rules(
+    rules = chain_storage.ChainRules(
       block_seconds=12.0,
       tempo=self.tempo,
       commit_interval=commit_interval,

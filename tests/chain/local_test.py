@@ -20,11 +20,13 @@ from absl.testing import parameterized
 
 from covenant.chain import interface
 from covenant.chain import keys
-from covenant.chain import ledger
 from covenant.chain import local
+from covenant.chain import storage as chain_storage
 from tests import helpers
 
-RULES = ledger.Rules(block_seconds=12.0, tempo=5, emission=2.0, capacity=4)
+RULES = chain_storage.ChainRules(
+  block_seconds=12.0, tempo=5, emission=2.0, capacity=4
+)
 QUICK = hypothesis.settings(deadline=None)
 
 
@@ -203,19 +205,19 @@ class LocalTest(parameterized.TestCase):
       self.clock.to(block)
       ann.commit(str(block).encode())
       seen[block] = ann.commitments(block)
-    for block in range(599 - ledger.HISTORY, 600):
+    for block in range(599 - chain_storage.HISTORY, 600):
       self.assertEqual(chain.commitments(block), seen[block])
       self.assertLen(chain.peers(block), 1)
     for read in (chain.commitments, chain.peers, chain.earned):
       with self.assertRaisesRegex(
         interface.ChainRejectedError, '342: .* 256 .* 343 on'
       ):
-        read(599 - ledger.HISTORY - 1)
+        read(599 - chain_storage.HISTORY - 1)
     self.assertLen(chain.block_hash(0), 32)  # joiners replay old rounds
     with contextlib.closing(sqlite3.connect(self.path)) as file:
       for table in ('commitments', 'earned'):
         ((rows,),) = file.execute(f'SELECT count(*) FROM {table}').fetchall()
-        self.assertLess(rows, ledger.HISTORY + 5)
+        self.assertLess(rows, chain_storage.HISTORY + 5)
 
   # Registration.
 
@@ -383,7 +385,7 @@ class LocalTest(parameterized.TestCase):
       self.clock.to(8)
       view.seen_by(make_key('ann')).commit(b'more')  # 8 was read: in 9
       self.clock.to(400)
-    for block in range(400 - ledger.HISTORY, 401):
+    for block in range(400 - chain_storage.HISTORY, 401):
       self.assertEqual(copy.commitments(block), chain.commitments(block))
       self.assertEqual(copy.earned(block), chain.earned(block))
       self.assertEqual(copy.peers(block), chain.peers(block))

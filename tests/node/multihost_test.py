@@ -21,8 +21,8 @@ from absl.testing import parameterized
 
 from covenant import config as config_lib
 from covenant.chain import interface as chain_lib
-from covenant.chain import ledger
 from covenant.chain import local
+from covenant.chain import storage as chain_storage
 from covenant.data import dataset
 from covenant.models import sharding
 from covenant.node import connect
@@ -197,7 +197,10 @@ class RanksTest(parameterized.TestCase):
   def test_a_chain(self):
     """Every method says what that of rank 0 does, in the same types."""
     chain = local.LocalChain.create(
-      ':memory:', b'', ledger.Rules(commit_interval=2), clock=lambda: 100.0
+      ':memory:',
+      b'',
+      chain_storage.ChainRules(commit_interval=2),
+      clock=lambda: 100.0,
     )
     self.addCleanup(chain.close)
     for key in (MINER, VALIDATOR):
@@ -471,7 +474,7 @@ class Network:
     self.chain = local.LocalChain.create(
       connect.chain_file(self.config),
       seed=b'seed',
-      rules=ledger.Rules(block_seconds=_BLOCK_SECONDS),
+      rules=chain_storage.ChainRules(block_seconds=_BLOCK_SECONDS),
       clock=lambda: float(self._clock.read_text()),
     )
     for name, stake in (('0', 0.0), ('1', 100.0)):

@@ -8,8 +8,8 @@ from absl.testing import absltest
 from absl.testing import parameterized
 
 from covenant import config as config_lib
-from covenant.chain import ledger
 from covenant.chain import local
+from covenant.chain import storage as chain_storage
 from covenant.node import connect
 from covenant.node import preflight
 from covenant.store import bucket as bucket_lib
@@ -27,7 +27,9 @@ class DoctorTest(parameterized.TestCase):
       f'{helpers.CONFIGS}/tiny.py', [f'network.path={folder.name}']
     )
     self.chain = local.LocalChain.create(
-      connect.chain_file(self.config), b'seed', ledger.Rules(block_seconds=1.0)
+      connect.chain_file(self.config),
+      b'seed',
+      chain_storage.ChainRules(block_seconds=1.0),
     )
     self.addCleanup(self.chain.close)
     for name, validator in ('0', False), ('1', True):
@@ -82,12 +84,12 @@ class DoctorTest(parameterized.TestCase):
     self.assertIn('AWS_ACCESS_KEY_ID', found['bucket'].text)
 
   def test_a_bucket_that_replaces_what_must_stay(self):
-    put = bucket_lib.Bucket.put
+    put = bucket_lib.ObstoreBucket.put
 
     def careless(bucket, key, data, *, replace=False):
       put(bucket, key, data, replace=True)
 
-    with mock.patch.object(bucket_lib.Bucket, 'put', careless):
+    with mock.patch.object(bucket_lib.ObstoreBucket, 'put', careless):
       found = self.examine('0')
     self.assertFalse(found['bucket'].well)
     self.assertIn('If-None-Match', found['bucket'].text)

@@ -13,8 +13,8 @@ from absl.testing import absltest
 
 from covenant import config as config_lib
 from covenant.chain import keys
-from covenant.chain import ledger
 from covenant.chain import local
+from covenant.chain import storage as chain_storage
 from covenant.data import dataset
 from covenant.data import receipt as receipt_lib
 from covenant.node import connect
@@ -96,7 +96,7 @@ class PoolProcessTest(absltest.TestCase):
     self.chain = local.LocalChain.create(
       connect.chain_file(self.config),
       seed=b'seed',
-      rules=ledger.Rules(block_seconds=0.25, tempo=4),
+      rules=chain_storage.ChainRules(block_seconds=0.25, tempo=4),
       key=connect.local_key(seed, 'validator'),
     )
     self.addCleanup(self.chain.close)

@@ -5,8 +5,8 @@ from absl.testing import parameterized
 
 from covenant import config as config_lib
 from covenant.chain import keys
-from covenant.chain import ledger
 from covenant.chain import local
+from covenant.chain import storage as chain_storage
 from covenant.optim import sparseloco
 from covenant.protocol import apply
 from covenant.protocol import run_storage as run_storage_lib
@@ -24,7 +24,9 @@ class OuterStepTest(parameterized.TestCase):
     cls.shared_model = shared_state_lib.SharedModel(
       config_lib.load('configs/tiny.py')
     )
-    cls.chain = local.LocalChain.create(':memory:', b'', ledger.Rules())
+    cls.chain = local.LocalChain.create(
+      ':memory:', b'', chain_storage.ChainRules()
+    )
     root = manifest_lib.genesis(cls.shared_model.run)
     cls.place = apply.Position(0, root, cls.shared_model.init())
     cls.payloads = {uid: cls.payload(uid) for uid in KEYS}

@@ -12,7 +12,7 @@ from absl.testing import parameterized
 
 from covenant import config as config_lib
 from covenant.chain import interface as chain_lib
-from covenant.chain import ledger
+from covenant.chain import storage as chain_storage
 from covenant.data import dataset
 from covenant.emulate import host as host_lib
 from covenant.protocol import apply
@@ -136,7 +136,7 @@ class JoinTest(absltest.TestCase):
       range(ROUND + 2, 5 * ROUND + 2),
       frozenset('0'),
     )
-    with mock.patch.object(ledger, 'HISTORY', 45):
+    with mock.patch.object(chain_storage, 'HISTORY', 45):
       network = begin(
         faults=faults.Faults([away]),
         script={5 * ROUND + 5: lambda network: network.join('10')},

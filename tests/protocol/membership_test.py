@@ -2,8 +2,8 @@ from absl.testing import absltest
 
 from covenant.chain import interface
 from covenant.chain import keys
-from covenant.chain import ledger
 from covenant.chain import local
+from covenant.chain import storage as chain_storage
 from covenant.protocol import membership as membership_lib
 from covenant.wire import commitment as commitment_lib
 
@@ -17,7 +17,10 @@ class RosterTest(absltest.TestCase):
     super().setUp()
     self.now = 0.0
     self.chain = local.LocalChain.create(
-      ':memory:', b'', ledger.Rules(block_seconds=1.0), clock=lambda: self.now
+      ':memory:',
+      b'',
+      chain_storage.ChainRules(block_seconds=1.0),
+      clock=lambda: self.now,
     )
     self.addCleanup(self.chain.close)
     for uid, (stake, validator) in PEERS.items():

@@ -44,7 +44,7 @@ class ExplainTest(parameterized.TestCase):
      'the connection failed'),
     (_GENERIC('unheard of'), interface.StoreError,
      'the answer of the store is malformed'),
-    (obstore.exceptions.PreconditionError('x'), backend.Replaced,
+    (obstore.exceptions.PreconditionError('x'), backend.ObjectReplacedError,
      'the object was replaced while it was read'),
     (obstore.exceptions.AlreadyExistsError('x'), interface.ObjectExistsError,
      'there is one already'),
@@ -85,7 +85,7 @@ class ExplainTest(parameterized.TestCase):
 class ConnectTest(absltest.TestCase):
   def connect(self, location, make_folder=False):
     return backend.connect(
-      location, None, make_folder, settings_lib.Settings(), retries=0
+      location, None, make_folder, settings_lib.StoreSettings(), retries=0
     )
 
   def test_memory_is_one_store_per_name_while_anyone_has_it(self):
@@ -119,7 +119,7 @@ class ConnectTest(absltest.TestCase):
     )
 
   def test_credentials_are_not_printed(self):
-    key = backend.Key('id-of-key', 'secret', 'token')
+    key = backend.Credentials('id-of-key', 'secret', 'token')
     for text in repr(key), str(key):
       for word in 'id-of-key', 'secret', 'token':
         self.assertNotIn(word, text.replace('Key(', ''))

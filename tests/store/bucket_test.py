@@ -25,7 +25,7 @@ from covenant.store import settings as settings_lib
 _ENVIRON = {'AWS_ACCESS_KEY_ID': 'own', 'AWS_SECRET_ACCESS_KEY': 'secret'}
 _KINDS = ('memory', 'file', 's3')
 _NUMBERS = itertools.count()
-_SMALL_PARTS = settings_lib.Settings(part_bytes=1000)
+_SMALL_PARTS = settings_lib.StoreSettings(part_bytes=1000)
 _UPLOAD = 5 * 2**20  # the least that S3 takes as a part
 
 _RACE = """
@@ -93,7 +93,7 @@ class ContractTest(parameterized.TestCase):
       kind, self.name, '', self.endpoint, key_id='reader', secret='public'
     )
 
-  def open(self, kind: str, settings=None) -> bucket_lib.Bucket:
+  def open(self, kind: str, settings=None) -> bucket_lib.ObstoreBucket:
     return bucket_lib.open_bucket(self.location(kind), _ENVIRON, settings)
 
   @parameterized.parameters(*_KINDS)
@@ -273,7 +273,7 @@ class ContractTest(parameterized.TestCase):
 
   @parameterized.parameters(False, True)
   def test_uploads_in_parts(self, replace):
-    settings = settings_lib.Settings(part_bytes=_UPLOAD)
+    settings = settings_lib.StoreSettings(part_bytes=_UPLOAD)
     own = self.open('s3', settings)
     data = os.urandom(2 * _UPLOAD + 17)
     own.put('run/a', data, replace=replace)
@@ -286,7 +286,7 @@ class ContractTest(parameterized.TestCase):
     self.assertEqual(own.get('run/a', len(data)), data[:-1])
 
   def test_of_two_uploads_in_parts_exactly_one_stays(self):
-    settings = settings_lib.Settings(part_bytes=_UPLOAD)
+    settings = settings_lib.StoreSettings(part_bytes=_UPLOAD)
     own = self.open('s3', settings)
 
     def put(i):

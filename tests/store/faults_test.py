@@ -225,9 +225,9 @@ class FaultsTest(parameterized.TestCase):
 
   def settings(self, **changes):
     changes = {'sleep': self.sleep, 'rng': random.Random(0)} | changes
-    return settings_lib.Settings(**changes)
+    return settings_lib.StoreSettings(**changes)
 
-  def open(self, **changes) -> bucket_lib.Bucket:
+  def open(self, **changes) -> bucket_lib.ObstoreBucket:
     return bucket_lib.open_bucket(
       self.location, _ENVIRON, self.settings(**changes)
     )
@@ -317,8 +317,8 @@ class FaultsTest(parameterized.TestCase):
         self.assertNotIn(word_of_it, told)
       self.assertNotIn('\n', str(e.exception))
     self.assertLen(self.store.log, len(acts))
-    self.assertNotIn(_SECRET, repr(backend.Key(_KEY_ID, _SECRET)))
-    self.assertNotIn(_KEY_ID, repr(backend.Key(_KEY_ID, _SECRET)))
+    self.assertNotIn(_SECRET, repr(backend.Credentials(_KEY_ID, _SECRET)))
+    self.assertNotIn(_KEY_ID, repr(backend.Credentials(_KEY_ID, _SECRET)))
 
   def test_a_put_whose_answer_was_lost_is_a_put(self):
     self.store.fault(lose_answer)

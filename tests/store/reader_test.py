@@ -60,7 +60,7 @@ class ReaderTest(parameterized.TestCase):
     """What a reader has in the end, after so many tries."""
 
     async def act():
-      reader = reader_lib.Reader(
+      reader = reader_lib.ObjectReader(
         None, 'key', limit, asyncio.Semaphore(slots), _PART
       )
       for _ in range(tries - 1):
@@ -88,13 +88,13 @@ class ReaderTest(parameterized.TestCase):
     store = Store(b'a' * 250, cuts=[30])
 
     async def act():
-      reader = reader_lib.Reader(
+      reader = reader_lib.ObjectReader(
         None, 'key', 10**6, asyncio.Semaphore(8), _PART
       )
       with self.assertRaises(interface.StoreUnavailableError):
         await reader.read()
       store.data, store.tag = b'b' * 250, 'second'
-      with self.assertRaises(backend.Replaced):
+      with self.assertRaises(backend.ObjectReplacedError):
         await reader.read()
       return await reader.read()
 

@@ -7,38 +7,38 @@ from absl.testing import absltest
 from absl.testing import parameterized
 
 from covenant.chain import interface
-from covenant.chain import ledger as ledger_lib
+from covenant.chain import storage as storage_lib
 
-_RULES = ledger_lib.Rules(tempo=5, emission=2.0, capacity=4)
+_RULES = storage_lib.ChainRules(tempo=5, emission=2.0, capacity=4)
 
 
-class LedgerTest(parameterized.TestCase):
+class ChainStorageTest(parameterized.TestCase):
   def setUp(self):
     super().setUp()
     self.path = os.path.join(self.create_tempdir().full_path, 'chain.db')
     self.head = 0
-    self.ledger = ledger_lib.Ledger.create(self.path, b'seed', _RULES)
-    self.addCleanup(self.ledger.close)
+    self.storage = storage_lib.ChainStorage.create(self.path, b'seed', _RULES)
+    self.addCleanup(self.storage.close)
 
-  def commit(self, data, block=None, ledger=None):
+  def commit(self, data, block=None, storage=None):
     """Writes a commitment of uid 0; returns the block that it belongs to."""
-    ledger = ledger or self.ledger
+    storage = storage or self.storage
     self.head = self.head if block is None else block
-    with ledger.writing(lambda: self.head) as at:
-      ledger.replace('commitments', 0, at, data)
+    with storage.writing(lambda: self.head) as at:
+      storage.replace('commitments', 0, at, data)
     return at
 
-  def at(self, block, ledger=None):
+  def at(self, block, storage=None):
     """The commitments at the end of a block."""
-    rows = (ledger or self.ledger).rows_at(
+    rows = (storage or self.storage).rows_at(
       block, 'commitments', 'uid, data', lambda: self.head
     )
     return rows
 
   def test_all_connections_have_the_rules_and_the_seed(self):
-    other = ledger_lib.Ledger.open(self.path, timeout=5.0)
+    other = storage_lib.ChainStorage.open(self.path, timeout=5.0)
     self.addCleanup(other.close)
-    for one in self.ledger, other:
+    for one in self.storage, other:
       self.assertEqual((one.seed, one.rules), (b'seed', _RULES))
       self.assertIsNone(one.genesis)
 
@@ -54,7 +54,7 @@ class LedgerTest(parameterized.TestCase):
     self.commit(b'a', 1)
     self.commit(b'b', 1)
     self.assertEqual(self.at(1), [(0, b'b')])
-    count = self.ledger.query('SELECT COUNT(*) FROM commitments')
+    count = self.storage.query('SELECT COUNT(*) FROM commitments')
     self.assertEqual(count, [(2,)])  # the first ended where it began
 
   def test_what_was_read_stays_as_it_is(self):
@@ -66,7 +66,7 @@ class LedgerTest(parameterized.TestCase):
     self.assertEqual(self.at(3), [(0, b'b')])
 
   def test_another_connection_s_reads_count_too(self):
-    other = ledger_lib.Ledger.open(self.path, timeout=5.0)
+    other = storage_lib.ChainStorage.open(self.path, timeout=5.0)
     self.addCleanup(other.close)
     self.commit(b'a', 1)
     self.assertEqual(self.at(1, other), [(0, b'a')])
@@ -75,8 +75,8 @@ class LedgerTest(parameterized.TestCase):
   def test_a_change_that_raises_is_undone(self):
     self.commit(b'a', 1)
     with self.assertRaises(ZeroDivisionError):
-      with self.ledger.writing(lambda: 2) as at:
-        self.ledger.replace('commitments', 0, at, b'b')
+      with self.storage.writing(lambda: 2) as at:
+        self.storage.replace('commitments', 0, at, b'b')
         raise ZeroDivisionError
     self.head = 2
     self.assertEqual(self.at(2), [(0, b'a')])
@@ -84,29 +84,29 @@ class LedgerTest(parameterized.TestCase):
 
   def test_nothing_is_left_of_one_that_was_removed(self):
     self.commit(b'a', 1)
-    with self.ledger.writing(lambda: 2) as at:
-      self.ledger.remove(0, at)
+    with self.storage.writing(lambda: 2) as at:
+      self.storage.remove(0, at)
     self.head = 3
     self.assertEqual(self.at(1), [(0, b'a')])
     self.assertEqual(self.at(2), [])
 
   def test_history_is_kept_for_so_many_blocks(self):
     self.commit(b'a', 1)
-    last = ledger_lib.HISTORY + 2
+    last = storage_lib.HISTORY + 2
     self.commit(b'b', 2)
     self.head = last
     self.assertEqual(self.at(last), [(0, b'b')])
     self.assertEqual(self.at(2), [(0, b'b')])
     with self.assertRaisesRegex(
-      interface.ChainRejectedError, f'block 1: .* {ledger_lib.HISTORY} blocks'
+      interface.ChainRejectedError, f'block 1: .* {storage_lib.HISTORY} blocks'
     ):
       self.at(1)
-    rows = self.ledger.query('SELECT data FROM commitments')
+    rows = self.storage.query('SELECT data FROM commitments')
     self.assertEqual(rows, [(b'b',)])  # the other is gone from the file
 
   def test_an_image_is_a_ledger_of_its_own(self):
     self.commit(b'a', 1)
-    copy = ledger_lib.Ledger.load(self.ledger.dump())
+    copy = storage_lib.ChainStorage.load(self.storage.dump())
     self.addCleanup(copy.close)
     self.commit(b'b', 2)
     self.head = 3
@@ -119,19 +119,19 @@ class LedgerTest(parameterized.TestCase):
     with self.assertRaisesRegex(
       interface.ChainError, 'loaded: there is no chain here'
     ):
-      ledger_lib.Ledger.load(image)
+      storage_lib.ChainStorage.load(image)
 
   def test_a_file_has_one_chain(self):
     with self.assertRaisesRegex(interface.ChainError, 'cannot make a chain'):
-      ledger_lib.Ledger.create(self.path, b'other', _RULES)
+      storage_lib.ChainStorage.create(self.path, b'other', _RULES)
     with self.assertRaisesRegex(interface.ChainError, 'there is no chain here'):
-      ledger_lib.Ledger.open(f'{self.path}.other', timeout=5.0)
+      storage_lib.ChainStorage.open(f'{self.path}.other', timeout=5.0)
     self.assertFalse(os.path.exists(f'{self.path}.other'))
 
   def test_one_who_holds_the_file_is_waited_for_and_then_named(self):
-    other = ledger_lib.Ledger.open(self.path, timeout=0.0)
+    other = storage_lib.ChainStorage.open(self.path, timeout=0.0)
     self.addCleanup(other.close)
-    with self.ledger.transaction():
+    with self.storage.transaction():
       with self.assertRaisesRegex(
         interface.ChainUnreachableError, 'locked.*look whether it was made'
       ):
@@ -139,11 +139,11 @@ class LedgerTest(parameterized.TestCase):
     self.assertEqual(self.commit(b'a', 1, other), 1)
 
   def test_any_error_of_the_database_is_one_of_the_chain(self):
-    self.ledger.close()
+    self.storage.close()
     with self.assertRaisesRegex(
       interface.ChainUnreachableError, 'did not answer'
     ) as raised:
-      self.ledger.query('SELECT 1')
+      self.storage.query('SELECT 1')
     self.assertIsInstance(raised.exception.__cause__, sqlite3.Error)
 
 

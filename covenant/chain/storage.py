@@ -1,11 +1,11 @@
-"""What the embedded chain keeps, in SQLite: rows, and the blocks they hold at.
+"""The state of the embedded chain in SQLite: rows with their blocks.
 
-A row says from which block on it holds (`since`) and from which not (`until`).
-It is kept for HISTORY blocks beyond that, as by a node without an archive.
+A row is valid from block `since` until before block `until`. It is kept for
+HISTORY blocks beyond that, as by a node without an archive.
 
-A block that somebody has read is sealed: what is written afterwards belongs to
-a later one. What is due at a block, an epoch's pay, is computed by whoever
-first seals it. Both in exclusive transactions, so all processes agree.
+A block that a process has read is sealed: later writes belong to a later
+block. The pay of an epoch is computed by the process that first seals its
+block. Both happen in exclusive transactions, so all processes agree.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ from covenant.chain import interface
 from covenant.chain import yuma
 
 HISTORY = 256  # blocks; substrate's default for nodes without an archive
-NOW = 2**62  # `until` of what still holds
+NOW = 2**62  # `until` of rows that are still valid
 _HISTORIES = ('peers', 'commitments', 'earned')
 _TABLES = """
   BEGIN EXCLUSIVE;
@@ -43,22 +43,22 @@ _TABLES = """
 """
 
 
-class Rules(NamedTuple):
-  """What a chain is made with. Intervals and periods are in blocks."""
+class ChainRules(NamedTuple):
+  """The rules of a chain. Intervals and periods are in blocks."""
 
   block_seconds: float = 12.0
   tempo: int = 360  # from one epoch to the next
-  emission: float = 1.0  # TAO a block, half to miners, half to validators
+  emission: float = 1.0  # TAO per block, half to miners, half to validators
   capacity: int = 256  # uids
-  immunity: int = 4096  # how long a newcomer cannot be replaced
+  immunity: int = 4096  # time in which a newcomer cannot be replaced
   commit_interval: int = 0  # from one commitment to the next
   weights_interval: int = 0
 
 
-class Ledger:
+class ChainStorage:
   """One connection to the state of one chain.
 
-  Any sqlite3.Error in it becomes an interface.Unreachable.
+  Every sqlite3.Error becomes an interface.ChainUnreachableError.
   """
 
   def __init__(self, connection: sqlite3.Connection, where: str):
@@ -66,7 +66,7 @@ class Ledger:
     self._where = where
     self._lock = threading.RLock()  # a transaction is of one thread
     self._genesis: float | None = None
-    self.sealed = -1  # as last seen; it only rises
+    self.sealed = -1  # newest sealed block known; it only rises
     try:
       # A killed process loses nothing; a power cut may lose the newest blocks.
       connection.execute('PRAGMA synchronous = NORMAL')
@@ -75,12 +75,12 @@ class Ledger:
       connection.close()
       raise _no_chain(where, e) from e
     self.seed: bytes = row[0]
-    self.rules = Rules(**json.loads(row[1]))
+    self.rules = ChainRules(**json.loads(row[1]))
 
   @classmethod
   def create(
-    cls, path: str | os.PathLike[str], seed: bytes, rules: Rules
-  ) -> 'Ledger':
+    cls, path: str | os.PathLike[str], seed: bytes, rules: ChainRules
+  ) -> 'ChainStorage':
     """See `local.LocalChain.create`."""
     path = os.fspath(path)
     connection = _connect(path, timeout=5.0)
@@ -101,7 +101,7 @@ class Ledger:
     return cls(connection, path)
 
   @classmethod
-  def open(cls, path: str | os.PathLike[str], timeout: float) -> 'Ledger':
+  def open(cls, path: str | os.PathLike[str], timeout: float) -> 'ChainStorage':
     """See `local.LocalChain.open`."""
     path = os.fspath(path)
     uri = f'file:{urllib.parse.quote(path)}?mode=rw'  # never makes a file
@@ -112,14 +112,14 @@ class Ledger:
     return cls(connection, path)
 
   @classmethod
-  def load(cls, image: bytes) -> 'Ledger':
+  def load(cls, image: bytes) -> 'ChainStorage':
     """See `local.LocalChain.load`."""
     connection = _connect(':memory:', timeout=5.0)
     connection.deserialize(image or b'\0')  # of nothing it makes an error
     return cls(connection, 'what was loaded')
 
   def dump(self) -> bytes:
-    """An image that `load` takes."""
+    """Returns an image for `load`."""
     with self._lock, self._errors():
       image = bytearray(self._connection.serialize())
     # The file is in write-ahead mode, which memory cannot be: its header says
@@ -128,6 +128,7 @@ class Ledger:
     return bytes(image)
 
   def close(self) -> None:
+    """Closes the connection."""
     with self._lock:
       self._connection.close()
 
@@ -139,12 +140,13 @@ class Ledger:
     return self._genesis
 
   def query(self, sql: str, *values: Any) -> list[tuple]:
+    """Runs a statement and returns its rows."""
     with self._lock, self._errors():
       return self._connection.execute(sql, values).fetchall()
 
   @contextlib.contextmanager
   def transaction(self) -> Iterator[None]:
-    """Exclusive among all processes; undone where it raises."""
+    """Runs its block exclusively among all processes; undoes it on an error."""
     with self._lock:
       self.query('BEGIN IMMEDIATE')
       try:
@@ -156,10 +158,11 @@ class Ledger:
 
   @contextlib.contextmanager
   def writing(self, head: Callable[[], int]) -> Iterator[int]:
-    """A transaction. Yields the block that its changes belong to.
+    """Runs a transaction; yields the block that its changes belong to.
 
     Args:
-      head: asked inside, as the process may have slept until then.
+      head: returns the newest block; called inside, as the process may have
+        waited for the transaction.
     """
     with self.transaction():
       block = max(head(), self._read_seal() + 1)
@@ -169,10 +172,12 @@ class Ledger:
   def rows_at(
     self, block: int, table: str, columns: str, head: Callable[[], int]
   ) -> list[tuple]:
-    """Rows by uid at the end of a block, which stays as it is from now on.
+    """Returns the rows at the end of a block, by uid, and seals the block.
+
+    Callers check that the block has begun.
 
     Raises:
-      ChainRejectedError: the block is too old. That it has begun is for callers to check.
+      ChainRejectedError: the block is too old.
     """
     if self.sealed < block and self._read_seal() < block:
       with self.transaction():
@@ -192,7 +197,7 @@ class Ledger:
     return rows
 
   def replace(self, table: str, uid: int, block: int, *values: Any) -> None:
-    """In a transaction: another row of a uid, from `block` on."""
+    """Replaces the row of a uid from `block` on; needs a transaction."""
     self._end(table, uid, block)
     marks = ', ?' * len(values)
     self.query(
@@ -200,13 +205,13 @@ class Ledger:
     )
 
   def remove(self, uid: int, block: int) -> None:
-    """In a transaction: nothing of a uid holds from `block` on."""
+    """Removes the rows of a uid from `block` on; needs a transaction."""
     for table in _HISTORIES:
       self._end(table, uid, block)
     self.query('DELETE FROM votes WHERE uid = ?', uid)
 
   def _end(self, table: str, uid: int, block: int) -> None:
-    # A row of this very block ends where it begins: nobody ever sees it.
+    # A row of this very block ends where it begins, and is never visible.
     self.query(
       f'UPDATE {table} SET until = ? WHERE uid = ? AND until = ?',
       block,
@@ -219,11 +224,11 @@ class Ledger:
     return self.sealed
 
   def _seal(self, block: int) -> None:
-    """In a transaction: `block` and all before it are complete from now on."""
+    """Seals all blocks up to `block`; needs a transaction."""
     sealed, tempo = self._read_seal(), self.rules.tempo
     if block <= sealed:
       return
-    # All that is written so far holds at sealed + 1, hence at these as well.
+    # All rows so far are valid at sealed + 1, hence at these blocks as well.
     for due in range(max(sealed // tempo + 1, 1) * tempo, block + 1, tempo):
       self._pay(due)
     self.query('UPDATE chain SET sealed = ?', block)
@@ -231,7 +236,7 @@ class Ledger:
       self.query(f'DELETE FROM {table} WHERE until <= ?', block - HISTORY)
 
   def _pay(self, block: int) -> None:
-    """The epoch at the end of a block."""
+    """Pays the epoch that ends with a block."""
     rows = self.query(
       'SELECT p.uid, p.stake, p.validator, p.registered, e.tao, '
       'COALESCE(v.block, p.registered), v.weights, v.bonds FROM peers p '
@@ -286,7 +291,7 @@ def _matrix(
   uids_N: np.ndarray,
   capacity: int,
 ) -> np.ndarray:
-  """float64 [N, N] of N rows that were stored by uid; None is zeros."""
+  """Returns float64 [N, N] of N rows stored by uid; None is zeros."""
   matrix_NxC = np.zeros((len(blobs), capacity))
   for row_C, blob in zip(matrix_NxC, blobs, strict=True):
     if blob is not None:
