@@ -210,6 +210,7 @@ class LearningTest(absltest.TestCase):
 
 
 class MinersTest(absltest.TestCase):
+  @pytest.mark.slow
   def test_a_miner_trains_as_it_would_alone(self):
     """Bit for bit: who else is emulated on the host does not matter."""
     many, one = tiny(miners=3, rounds=1), tiny(miners=1, rounds=1)

@@ -7,6 +7,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from absl.testing import absltest
 from absl.testing import parameterized
 
@@ -187,6 +188,7 @@ class LlamaTest(parameterized.TestCase):
     dict(remat='dots'),
     dict(scan_layers=True, remat='block'),
   )
+  @pytest.mark.rows(1)
   def test_same_values_and_gradients_as_plain(self, **switches):
     model = _with(**switches)
     params = _lively_params(_TINY)
@@ -213,6 +215,7 @@ class LlamaTest(parameterized.TestCase):
     self.assertEqual(shape(params), shape(expected))
     self.assertEqual(_dtypes(params), {'float32'})
 
+  @pytest.mark.slow
   def test_bfloat16(self):
     model = _with(compute_dtype='bfloat16')
     params = _lively_params(_TINY)

@@ -6,6 +6,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from absl.testing import absltest
 from absl.testing import parameterized
 
@@ -154,6 +155,7 @@ class NextTokenTest(parameterized.TestCase):
     )
 
   @parameterized.parameters(1, 3, 8, 9)
+  @pytest.mark.rows(1)
   def test_chunks_of_positions(self, chunk):
     """Up to rounding the loss of all at once, whatever a chunk leaves over."""
     want, want_grads = _gradient(2)(self.params, self.tokens_BxL1)
@@ -169,6 +171,7 @@ class NextTokenTest(parameterized.TestCase):
     )
 
   @parameterized.parameters(True, False)
+  @pytest.mark.rows(1)
   def test_a_layer_at_a_time(self, tie_embeddings):
     """The gradient of layers that are all computed again, as by jax.grad."""
     model = dataclasses.replace(

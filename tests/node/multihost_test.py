@@ -329,7 +329,7 @@ class SharedBatchTest(parameterized.TestCase):
     ('diloco', 'optim.inner.microbatch_size=2', 'model.scan_layers=True'),
     ('ddp', 'optim.inner.microbatch_size=0', 'model.scan_layers=False'),
   )
-  @pytest.mark.rows(1)
+  @pytest.mark.slow
   def test_several_devices_do_as_one(self, variant, *changes):
     """Up to rounding, whatever is sent whole; in L2, as Adam magnifies it."""
     alone, _ = self.work(variant, 0, *changes)

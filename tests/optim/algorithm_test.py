@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 from absl.testing import absltest
 from absl.testing import parameterized
 
@@ -27,6 +28,7 @@ def tiny(variant='', *overrides):
   return helpers.tiny('rounds=2', 'eval.every=1', *overrides, variant=variant)
 
 
+@pytest.mark.slow
 class RunTest(parameterized.TestCase):
   def run_whole(self, config):
     """The last state, of a run whose loss falls in every round."""

@@ -311,7 +311,7 @@ class BaselinesTest(parameterized.TestCase):
     return lowered.compile(), arguments
 
   @parameterized.parameters('demo', 'sparta', 'streaming')
-  @pytest.mark.rows(1)
+  @pytest.mark.slow
   def test_nothing_leaves_a_shard_and_its_blocks_are_those_of_the_whole(
     self, name
   ):
@@ -362,6 +362,7 @@ class CompositionTest(parameterized.TestCase):
     self.assertEqual(step._cache_size(), 1)
     return params, state
 
+  @pytest.mark.slow
   def test_inject_hyperparams(self):
     inject = optax.inject_hyperparams(sl.sparseloco, static_args='inner_steps')
     arguments = dict(inner_steps=2, compression=SMALL)
@@ -404,6 +405,7 @@ class InnerTest(absltest.TestCase):
         ):
           tx.init(params)
 
+  @pytest.mark.slow
   def test_muon_descends(self):
     with jax.numpy_dtype_promotion('standard'):
       params = {'w': jnp.ones((8, 8)), 'b': jnp.ones(8)}

@@ -180,6 +180,7 @@ class LosslessTest(parameterized.TestCase):
     self.assertLess(gap(confined(DEEP, params, 2, u_DxK)), 1e-5)
     self.assertGreater(gap(params), 1e-2)
 
+  @pytest.mark.slow
   def test_few_bits_lose_a_little_both_ways(self):
     island = island_lib.Island(stages=2, rank=8)
     params, tokens_BxL1 = params_of(DEEP), tokens_of(DEEP)
