@@ -1,5 +1,5 @@
-"""Data: documents, tokenizers, token shards, and who trains on what.
+"""Data: documents, tokenizers, token shards, and their assignment to miners.
 
-`dataset.load(config)` is the door: it gives the tokens of a run as
-`tokens.TokenData`. `assignment.assign` says which of them a miner trains.
+`dataset.load(config)` returns the tokens of a run as `tokens.TokenData`.
+`assignment.assign` returns the sequences that a miner trains on.
 """

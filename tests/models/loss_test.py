@@ -157,7 +157,7 @@ class NextTokenTest(parameterized.TestCase):
   @parameterized.parameters(1, 3, 8, 9)
   @pytest.mark.rows(1)
   def test_chunks_of_positions(self, chunk):
-    """Up to rounding the loss of all at once, whatever a chunk leaves over."""
+    """Equal up to rounding to the loss of all at once, for any remainder."""
     want, want_grads = _gradient(2)(self.params, self.tokens_BxL1)
     model = dataclasses.replace(_TINY, loss_chunk=chunk)
     value, grads = jax.jit(

@@ -72,7 +72,7 @@ class ReplicaTest(absltest.TestCase):
     self.assertNotEqual(shared_state_lib.fingerprint(params), before)
 
   def test_a_fingerprint_is_of_what_was_asked_for(self):
-    """It remembers the last one only."""
+    """Only the last fingerprint is cached."""
     other, _ = self.shared_model.apply_round(self.shared, self.messages)
     for shared in (self.shared, other, other, self.shared):
       want = shared_state_lib.fingerprint(shared.params)

@@ -1,4 +1,4 @@
-"""The inner step on several devices, against the same on one."""
+"""Tests for covenant.train.step: the step on several devices and on one."""
 
 import dataclasses
 import functools
@@ -52,13 +52,13 @@ def config_of(microbatch=1, **model) -> config_lib.Config:
 
 @functools.cache
 def random_params(model: config_lib.Model):
-  """Twice as large as at the start, so that attention is no plain mean."""
+  """Returns large parameters, so that attention is no plain mean."""
   init = jax.jit(functools.partial(llama.init, model))
   return jax.tree.map(lambda x: np.asarray(2 * x), init(jax.random.key(0)))
 
 
 def random_tokens():
-  """With padding, unequal from device to device."""
+  """Returns tokens with padding that differs from device to device."""
   rng = np.random.default_rng(0)
   tokens_BxL1 = rng.integers(0, 128, (8, 13), np.int32)
   tokens_BxL1[0, 5:] = tokens_BxL1[3, 9:] = -1
@@ -98,7 +98,7 @@ def whole_gradient(config):
 
 
 def assert_close(one, two, tolerance=1e-5):
-  """Relative to the largest element of each leaf."""
+  """Compares leaves relative to their largest element."""
 
   def leaf(path, x, y):
     gap = np.max(np.abs(np.subtract(x, y))) / np.max(np.abs(x))
@@ -113,7 +113,7 @@ def distance(one, two) -> float:
 
 
 def collectives(text):
-  """(operation, shape) of each collective in a compiled program."""
+  """Returns (operation, shape) of each collective in a compiled program."""
   pattern = re.compile(
     r'= (.*?) (all-gather|all-reduce|all-to-all|collective-permute'
     r'|reduce-scatter)(?:-start)?\('
@@ -197,7 +197,7 @@ class InnerStepTest(parameterized.TestCase):
     self.assertLess(distance(want, got) / moved, 1e-4)
 
   def test_neither_the_table_nor_the_logits_exist_whole(self):
-    """With a vocabulary of 1,280 and a width of 64 that nothing else has."""
+    """Only the vocabulary is 1,280 here, and only the width is 64."""
     config = config_of(vocab_size=1280, microbatch=0)
     mesh = mesh_of(fsdp=4)
     compiled = (
@@ -214,7 +214,7 @@ class InnerStepTest(parameterized.TestCase):
     self.assertEqual(kinds, {'all-gather', 'all-reduce', 'reduce-scatter'})
 
   def test_bfloat16_learns_as_float32(self):
-    """Sequences that count up; the curves are those of one seed."""
+    """Trains on sequences that count up; the curves are of one seed."""
     rng = np.random.default_rng(0)
     starts = rng.integers(0, 128, (40, 8, 1))
     tokens = ((starts + np.arange(13)) % 128).astype(np.int32)
@@ -247,7 +247,7 @@ class InnerStepTest(parameterized.TestCase):
 
 
 class Whole72BTest(absltest.TestCase):
-  """configs/72b.py on eight devices that have no memory for it."""
+  """The step of configs/72b.py, compiled for eight devices."""
 
   def test_lowers_without_devices_and_compiles_for_eight(self):
     config = config_lib.load(

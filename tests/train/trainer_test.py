@@ -1,4 +1,4 @@
-"""A miner's rounds on several devices, against the same on one."""
+"""Tests for covenant.train.trainer: rounds on several devices and on one."""
 
 import dataclasses
 import functools
@@ -28,18 +28,18 @@ def _common(variant):
 
 
 def two_rounds(variant, mesh=None, offload=False):
-  """The works of a miner, its state at the end, from the same parameters."""
+  """Trains two rounds from the same parameters; returns rounds and state."""
   config, shared_model, data, params = _common(variant)
   devices = dataclasses.replace(config.devices, offload=offload)
   config = dataclasses.replace(config, devices=devices)
   trainer = trainer_lib.Trainer(config, shared_model, data, mesh)
-  private, works = trainer.init(params), []
+  state, rounds = trainer.init(params), []
   for r in range(2):
     task = local_lib.Task(1, r, b'seed', bytes(32))
-    work, private = trainer.train(params, private, task, trainer.batches(task))
-    works.append(work)
+    trained, state = trainer.train(params, state, task, trainer.batches(task))
+    rounds.append(trained)
   assert not any(x.is_deleted() for x in jax.tree.leaves(params))
-  return works, private
+  return rounds, state
 
 
 @functools.cache
@@ -57,7 +57,7 @@ class PipelineTest(parameterized.TestCase):
     changes = (
       'model.layers=2', 'optim.method=diloco', 'optim.compression.k=16',
     )  # fmt: skip
-    works = []
+    rounds = []
     pipeline = 'stages=2,rank=4,bits=4'
     for islands in (pipeline, f'2x ; 1x {pipeline}'):
       config = config_lib.load(
@@ -71,15 +71,15 @@ class PipelineTest(parameterized.TestCase):
       params = shared_model.init().params
       task = local_lib.Task(2, 0, b'seed', bytes(32))
       batches = trainer.batches(task)
-      works.append(
+      rounds.append(
         trainer.train(params, trainer.init(params), task, batches)[0]
       )
-    one, two = works
+    one, two = rounds
     jax.tree.map(np.testing.assert_array_equal, one.message, two.message)
     self.assertEqual(one.receipt, two.receipt)
 
   def test_on_its_stages_does_as_on_one_device(self):
-    """Up to rounding, as in `test_shards_do_as_one_device`."""
+    """Equal up to rounding, as in `test_shards_do_as_one_device`."""
     changes = (
       'model.layers=2', 'optim.method=diloco', 'islands=stages=2,rank=3',
       'optim.inner.microbatch_size=2',
@@ -94,55 +94,55 @@ class PipelineTest(parameterized.TestCase):
     ends = []
     for where in (None, mesh):
       trainer = trainer_lib.Trainer(config, shared_model, data, where)
-      private, works = trainer.init(params), []
+      state, rounds = trainer.init(params), []
       for r in range(2):
         task = local_lib.Task(1, r, b'seed', bytes(32))
         batches = trainer.batches(task)
-        work, private = trainer.train(params, private, task, batches)
-        works.append(work)
-      ends.append((works, private))
-    (works, private), (staged_works, staged) = ends
-    for one, two in zip(works, staged_works, strict=True):
+        trained, state = trainer.train(params, state, task, batches)
+        rounds.append(trained)
+      ends.append((rounds, state))
+    (rounds, state), (staged_rounds, staged) = ends
+    for one, two in zip(rounds, staged_rounds, strict=True):
       self.assertAlmostEqual(one.loss, two.loss, delta=1e-5)
       self.assertEqual(one.receipt, two.receipt)
       gap = jax.tree.map(np.subtract, one.message, two.message)
       self.assertLess(norm(gap) / norm(one.message), 1e-4)
     # At rest it is as if it had never been split.
     self.assertEqual(
-      jax.tree.map(np.shape, staged), jax.tree.map(np.shape, private)
+      jax.tree.map(np.shape, staged), jax.tree.map(np.shape, state)
     )
-    gap = jax.tree.map(np.subtract, private.inner, staged.inner)
-    self.assertLess(norm(gap) / norm(private.inner), 1e-4)
+    gap = jax.tree.map(np.subtract, state.inner, staged.inner)
+    self.assertLess(norm(gap) / norm(state.inner), 1e-4)
 
 
 class TrainerTest(parameterized.TestCase):
   @parameterized.parameters(dict(fsdp=4), dict(data=2, fsdp=2))
   @pytest.mark.rows(1)
   def test_shards_do_as_one_device(self, **sizes):
-    """Up to rounding, whatever is sent whole; in L2, as Adam magnifies it."""
+    """Equal up to rounding in L2, which Adam magnifies."""
     mesh = sharding.mesh(config_lib.Devices(**sizes), jax.devices())
-    works, private = two_rounds('diloco', mesh)
-    for one, two in zip(alone('diloco')[0], works, strict=True):
+    rounds, state = two_rounds('diloco', mesh)
+    for one, two in zip(alone('diloco')[0], rounds, strict=True):
       self.assertAlmostEqual(one.loss, two.loss, delta=1e-5)
       self.assertEqual(one.receipt, two.receipt)
       gap = jax.tree.map(np.subtract, one.message, two.message)
       self.assertLess(norm(gap) / norm(one.message), 1e-4)
     # The moments stay in their shards, on one copy of the parameters.
-    moment = private.inner[1].mu['embedding']
+    moment = state.inner[1].mu['embedding']
     self.assertEqual(moment.sharding.spec, jax.P('fsdp', None))
     self.assertLen(moment.sharding.device_set, sizes['fsdp'])
 
   @parameterized.parameters('', 'ddp')
   @pytest.mark.rows(1)
   def test_a_mesh_of_one_device_is_that_device(self, variant):
-    """Bit for bit, wherever the parameters are, and it all stays there."""
+    """Equal bit for bit, wherever the parameters are; all stays there."""
     there = jax.devices()[3]
     mesh = sharding.mesh(config_lib.Devices(), [there])
-    works, private = two_rounds(variant, mesh)
-    want_works, want = alone(variant)
-    jax.tree.map(np.testing.assert_array_equal, works, want_works)
-    jax.tree.map(np.testing.assert_array_equal, private, want)
-    for x in jax.tree.leaves(private._replace(joined=None)):
+    rounds, state = two_rounds(variant, mesh)
+    want_rounds, want = alone(variant)
+    jax.tree.map(np.testing.assert_array_equal, rounds, want_rounds)
+    jax.tree.map(np.testing.assert_array_equal, state, want)
+    for x in jax.tree.leaves(state._replace(joined=None)):
       self.assertEqual(x.devices(), {there})
 
   @parameterized.parameters(dict(sizes=None), dict(sizes=dict(fsdp=2)))
@@ -155,7 +155,7 @@ class TrainerTest(parameterized.TestCase):
       self.assertEqual(x.sharding.memory_kind, 'pinned_host')
 
   def test_who_runs_out_of_time_sends_what_it_has(self):
-    """As an island of as many steps, but for the learning rate's pace."""
+    """It trains like an island of fewer steps, at another learning rate."""
     config, shared_model, data, params = _common('')
     trainer = trainer_lib.Trainer(config, shared_model, data)
     task, asked = local_lib.Task(1, 0, b'seed', bytes(32)), []
@@ -164,13 +164,13 @@ class TrainerTest(parameterized.TestCase):
       asked.append(True)
       return len(asked) == 2
 
-    work, _ = trainer.train(
+    trained, _ = trainer.train(
       params, trainer.init(params), task, trainer.batches(task, late)
     )
-    self.assertEqual(work.sequences, 2 * config.optim.inner.batch_size)
-    ids = local_lib.assigned_ids(config, task, data.train)[: work.sequences]
+    self.assertEqual(trained.sequences, 2 * config.optim.inner.batch_size)
+    ids = local_lib.assigned_ids(config, task, data.train)[: trained.sequences]
     want = receipt.of_sequences(data.train, ids, config.data.context)
-    self.assertEqual(work.receipt, want)
+    self.assertEqual(trained.receipt, want)
 
   def test_islands_anneal_alike_and_share_programs(self):
     config, shared_model, data, params = _common('')
@@ -189,9 +189,9 @@ class TrainerTest(parameterized.TestCase):
       trainer._replicas[island] = replica._replace(step=noting)
     for uid in range(4):
       task = local_lib.Task(uid, 5, b'seed', bytes(32))
-      private = trainer.init(params)
-      work, _ = trainer.train(params, private, task, trainer.batches(task))
-      self.assertEqual(work.sequences, (12, 4, 12, 2)[uid])
+      state = trainer.init(params)
+      trained, _ = trainer.train(params, state, task, trainer.batches(task))
+      self.assertEqual(trained.sequences, (12, 4, 12, 2)[uid])
     self.assertEqual([s for b, s in steps if b == 4], [15, 16, 17, 15])
     self.assertEqual(
       [s for b, s in steps if b == 2], [15, 15, 16, 16, 17, 17, 15]
@@ -213,7 +213,7 @@ class TrainerTest(parameterized.TestCase):
   @parameterized.parameters(False, True)
   @pytest.mark.rows(1)
   def test_overlapped_steps_are_each_in_one_delta(self, early):
-    """What was sent and what is left of it are what all steps moved.
+    """Messages and error feedback add up to the changes of all steps.
 
     Begun before the exchange or after it: the same steps, bit for bit.
     """
@@ -237,20 +237,18 @@ class TrainerTest(parameterized.TestCase):
       return local, *others
 
     trainer._replicas[island] = replica._replace(step=noting)
-    shared, private, sent = shared_model.init(), trainer.init(params), []
+    shared, state, sent = shared_model.init(), trainer.init(params), []
     for r in range(3):
       task = local_lib.Task(1, r, b'seed', bytes(32))
       begun, batches = None, trainer.batches(task)
       if early:
-        begun, private = trainer.begin(private, task, batches)
+        begun, state = trainer.begin(state, task, batches)
         self.assertLen(begun.losses, 1)
-      work, private = trainer.train(
-        shared.params, private, task, batches, begun
-      )
-      self.assertEqual(work.sequences, 12)
+      trained, state = trainer.train(shared.params, state, task, batches, begun)
+      self.assertEqual(trained.sequences, 12)
       sent.append(
         sparseloco.decompress(
-          work.message,
+          trained.message,
           shared_model.abstract_params,
           shared_model.method.compression,
         )
@@ -258,10 +256,10 @@ class TrainerTest(parameterized.TestCase):
       # Others move the shared parameters, too.
       params = jax.tree.map(lambda x: x - 0.01, shared.params)
       shared, _ = shared_model.apply_round(
-        shared._replace(params=params), {1: work.message}
+        shared._replace(params=params), {1: trained.message}
       )
     self.assertLen(moved, 9)
-    total = jax.tree.map(lambda *x: sum(x), *sent, private.error)
+    total = jax.tree.map(lambda *x: sum(x), *sent, state.error)
     want = jax.tree.map(lambda *x: sum(x), *moved)
     jax.tree.map(
       lambda x, y: np.testing.assert_allclose(x, y, atol=2e-6), total, want

@@ -1,4 +1,4 @@
-"""What passes a boundary in few bits, and what arrives of it."""
+"""Tests for covenant.train.pipeline.activation_quantization."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Stages that exchange their own tensors with their like, against the whole."""
+"""Stages that exchange their own tensors with peers, against whole models."""
 
 import dataclasses
 import functools
@@ -26,7 +26,7 @@ STAGES = (
 
 
 def own(tree, stage):
-  """What a stage has of a tree, on its device."""
+  """Returns the part of a tree that a stage has, on its device."""
   part = {name: tree[name] for name in STAGES[stage]}
   return jax.device_put(part, jax.devices()[2 + stage])
 
@@ -34,7 +34,7 @@ def own(tree, stage):
 @pytest.mark.slow
 class StagewiseTest(absltest.TestCase):
   def test_equals_the_exchange_of_whole_models(self):
-    """Bit for bit, even with statistics, of a tensor each."""
+    """Equal bit for bit, even with statistics per tensor."""
     optim = config_lib.Optim(
       outer=config_lib.Outer(momentum=0.5),
       compression=config_lib.Compression(
@@ -54,7 +54,7 @@ class StagewiseTest(absltest.TestCase):
       )
 
     def exchange(part):
-      """Of three peers: messages, errors left, parameters after."""
+      """Returns messages, error feedback and new parameters of three peers."""
       like = part(params)
       compressor = compressor_lib.Compressor(
         like, method.compression, method.error_decay

@@ -1,4 +1,7 @@
-"""Nothing is lost at a compressed boundary, if the writers lie in the span."""
+"""Tests for covenant.train.pipeline.subspace.
+
+Nothing is lost at a compressed boundary if the writers lie in the span.
+"""
 
 import dataclasses
 import functools
@@ -44,7 +47,7 @@ def params_of(model):
 
 
 def tokens_of(model):
-  """With padding."""
+  """Returns tokens with padding."""
   tokens_BxL1 = np.random.default_rng(0).integers(
     0, model.vocab_size, (2, 9), np.int32
   )
@@ -53,7 +56,7 @@ def tokens_of(model):
 
 
 def untied(model, params):
-  """The same function, of an embedding and an unembedding."""
+  """Returns the same function with an embedding and an unembedding."""
   if not model.tie_embeddings:
     return model, params
   model = dataclasses.replace(model, tie_embeddings=False)
@@ -96,7 +99,7 @@ def confined(model, params, stages, u_DxK):
 
 
 def fixed_of(params, stages, u_DxK):
-  """As a token brings its embedding with it, and nothing else."""
+  """Returns constants whose X0 is a token's embedding alone."""
   return subspace.Fixed(
     jnp.stack([params['embedding']] * stages), jnp.stack([u_DxK] * stages)
   )
@@ -217,7 +220,7 @@ class LearnedTest(parameterized.TestCase):
   @parameterized.parameters(dict(), dict(scan_layers=True))
   @pytest.mark.rows(1)
   def test_is_what_was_written_within_the_span(self, **changes):
-    """Of each stage but the last, in that of the boundary that follows."""
+    """Projects the writers of each stage onto the boundary that follows."""
     model = dataclasses.replace(DEEP, **changes)
     start, stages = params_of(model), 4
     bases = [some_basis(seed, model.width, 5) for seed in range(stages)]
@@ -243,7 +246,7 @@ class FixTest(parameterized.TestCase):
   )
   @pytest.mark.rows(1)
   def test_is_a_linear_fit_and_what_it_leaves_most_of(self, **changes):
-    """By numpy, in float64, for the first of the boundaries."""
+    """The reference is NumPy in float64, for the first boundary."""
     model = dataclasses.replace(DEEP, **changes)
     params, rank = params_of(model), 5
     tokens_BxL1 = np.random.default_rng(1).integers(0, 32, (8, 33), np.int32)
