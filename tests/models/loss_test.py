@@ -138,6 +138,7 @@ class NextTokenTest(parameterized.TestCase):
     self.assertGreater(actual.total, actual.nats)
 
   @parameterized.parameters(None, 1, 2)
+  @pytest.mark.rows(1)
   def test_gradient(self, microbatch):
     @jax.jit
     @functools.partial(jax.value_and_grad, has_aux=True)
@@ -171,7 +172,7 @@ class NextTokenTest(parameterized.TestCase):
     )
 
   @parameterized.parameters(True, False)
-  @pytest.mark.rows(1)
+  @pytest.mark.slow
   def test_a_layer_at_a_time(self, tie_embeddings):
     """The gradient of layers that are all computed again, as by jax.grad."""
     model = dataclasses.replace(
