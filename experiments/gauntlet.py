@@ -81,7 +81,7 @@ COLUMNS = (
   'detected', 'undetected', 'evaluated', 'validator_seconds', 'seconds',
 )  # fmt: skip
 Row = dict[str, Any]
-Finding = checks.Finding
+Finding = checks.CheckFinding
 
 
 class Anything(checks.Checker):

@@ -1,6 +1,7 @@
 """The deployed scoring formulas, number for number, for comparison.
 
-Restated from reference/templar.md section 4; nothing here repairs anything.
+The formulas are restated as they are; the numbers in parentheses count the parts
+of the description that they follow. Nothing here repairs anything.
 What we do instead, and why, is in docs/gauntlet.md. Thresholds are inclusive
 exactly where the deployed ones are.
 """

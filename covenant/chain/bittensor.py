@@ -98,19 +98,19 @@ class BittensorChain:
       for neuron in self._neurons(block)
     )
 
-  def commitments(self, block: int) -> dict[int, interface.Commitment]:
+  def commitments(self, block: int) -> dict[int, interface.CommittedData]:
     """See the interface; leaves out those that are not one plain field."""
 
     async def ask(
       session: connection.Session,
-    ) -> dict[int, interface.Commitment]:
+    ) -> dict[int, interface.CommittedData]:
       await self._require(session, block)
       view = await session.client.at(block)
       found = {}
       for entry in (await view.subnets.commitments(self._netuid)).values():
         data = _plain(entry.fields)
         if entry.uid is not None and data is not None:
-          found[entry.uid] = interface.Commitment(entry.block, data)
+          found[entry.uid] = interface.CommittedData(entry.block, data)
       return dict(sorted(found.items()))
 
     return self._connection.read(f'commitments at block {block}', ask)

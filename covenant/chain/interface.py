@@ -35,7 +35,7 @@ class Peer(NamedTuple):
   registered: int  # block; another block is another peer with the same uid
 
 
-class Commitment(NamedTuple):
+class CommittedData(NamedTuple):
   """The last data that a peer put on the chain."""
 
   block: int  # block that included it
@@ -71,7 +71,7 @@ class Chain(Protocol):
     """
     ...
 
-  def commitments(self, block: int) -> dict[int, Commitment]:
+  def commitments(self, block: int) -> dict[int, CommittedData]:
     """Returns the last commitment of every uid at the end of a block.
 
     Raises like `block_hash`.

@@ -81,7 +81,7 @@ class ChainStorage:
   def create(
     cls, path: str | os.PathLike[str], seed: bytes, rules: ChainRules
   ) -> 'ChainStorage':
-    """See `local.LocalChain.create`."""
+    """See `local_chain.LocalChain.create`."""
     path = os.fspath(path)
     connection = _connect(path, timeout=5.0)
     try:
@@ -102,7 +102,7 @@ class ChainStorage:
 
   @classmethod
   def open(cls, path: str | os.PathLike[str], timeout: float) -> 'ChainStorage':
-    """See `local.LocalChain.open`."""
+    """See `local_chain.LocalChain.open`."""
     path = os.fspath(path)
     uri = f'file:{urllib.parse.quote(path)}?mode=rw'  # never makes a file
     try:
@@ -113,7 +113,7 @@ class ChainStorage:
 
   @classmethod
   def load(cls, image: bytes) -> 'ChainStorage':
-    """See `local.LocalChain.load`."""
+    """See `local_chain.LocalChain.load`."""
     connection = _connect(':memory:', timeout=5.0)
     connection.deserialize(image or b'\0')  # of nothing it makes an error
     return cls(connection, 'what was loaded')

@@ -29,7 +29,7 @@ from covenant import metrics
 from covenant.adversaries import base as adversary
 from covenant.adversaries import registry
 from covenant.chain import interface as chain_lib
-from covenant.chain import local
+from covenant.chain import local_chain
 from covenant.chain import storage as chain_storage
 from covenant.data import dataset
 from covenant.data import tokens
@@ -83,7 +83,7 @@ def chain_seed(config: config_lib.Config) -> bytes:
   return config.seed.to_bytes(8, 'little')
 
 
-def register(chain: local.LocalChain, config: config_lib.Config) -> None:
+def register(chain: local_chain.LocalChain, config: config_lib.Config) -> None:
   """Registers the miners, uids 0 to miners - 1, and then the validators."""
   for uid in range(config.miners + config.validators):
     rank = uid - config.miners
@@ -166,7 +166,7 @@ class Host:
   def init(self) -> None:
     """The run before its first round."""
     config = self._config
-    chain = local.LocalChain.create(
+    chain = local_chain.LocalChain.create(
       ':memory:',
       seed=chain_seed(config),
       rules=chain_storage.ChainRules(
@@ -188,7 +188,7 @@ class Host:
 
   def _populate(
     self,
-    chain: local.LocalChain,
+    chain: local_chain.LocalChain,
     block: int,
     place: apply.Position,
     private: dict[int, local_lib.MinerState],
@@ -427,7 +427,7 @@ class Host:
     """Goes on from a state of this run. Consumes it."""
     protocol = json.loads(state.protocol)
     self._counters = state.counters
-    chain = local.LocalChain.load(
+    chain = local_chain.LocalChain.load(
       base64.b64decode(protocol['chain']), clock=lambda: self.now
     )
     place = apply.Position(

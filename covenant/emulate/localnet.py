@@ -20,7 +20,7 @@ from typing import IO, Any, NamedTuple
 from covenant import config as config_lib
 from covenant import errors
 from covenant import files
-from covenant.chain import local
+from covenant.chain import local_chain
 from covenant.chain import storage as chain_storage
 from covenant.emulate import host
 from covenant.node import connect
@@ -108,7 +108,7 @@ class Localnet:
         'stopped and taken up again. Choose another --workdir'
       )
     path.parent.mkdir(parents=True, exist_ok=True)
-    self.chain = local.LocalChain.create(
+    self.chain = local_chain.LocalChain.create(
       path,
       seed=host.chain_seed(config),
       rules=chain_storage.ChainRules(block_seconds=network.block_seconds),

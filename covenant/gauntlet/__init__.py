@@ -1,1 +1,1 @@
-"""Who is heard and who is paid: pure functions, no I/O, the same for all."""
+"""Decides who is heard and who is paid: pure functions, no I/O."""

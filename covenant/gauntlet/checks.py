@@ -26,7 +26,7 @@ SMALLEST_NORM = 0.01
 _FEW = 3  # messages below which a median means nothing
 
 
-class Finding(enum.Enum):
+class CheckFinding(enum.Enum):
   """The closed list of findings; each value is a text for people."""
 
   VALID = 'valid'
@@ -80,7 +80,7 @@ class Expected(NamedTuple):
 class CheckResult(NamedTuple):
   """The outcome for one uid; None where the checks ended before."""
 
-  finding: Finding
+  finding: CheckFinding
   detail: str = ''  # for people
   block: int | None = None  # block of the commitment
   relative_norm: float | None = None  # L2 norm of the message over the median
@@ -90,7 +90,7 @@ class CheckResult(NamedTuple):
 
   @property
   def valid(self) -> bool:
-    return self.finding is Finding.VALID
+    return self.finding is CheckFinding.VALID
 
 
 class CheckReport(NamedTuple):
@@ -157,10 +157,14 @@ class Checker:
     ordered = sorted(submissions, key=lambda s: s.uid)
     checks = {s.uid: first_check(s, expected) for s in ordered}
     sought = [s for s in ordered if s.fetch or s.digest]
-    failed = [u for u, c in checks.items() if c.finding is Finding.UNREACHABLE]
+    failed = [
+      u for u, c in checks.items() if c.finding is CheckFinding.UNREACHABLE
+    ]
     fault = 2 * len(failed) > len(sought)
     if fault:
-      checks |= {u: checks[u]._replace(finding=Finding.EXCUSED) for u in failed}
+      checks |= {
+        u: checks[u]._replace(finding=CheckFinding.EXCUSED) for u in failed
+      }
     messages = {
       s.uid: s.decoded.message
       for s in ordered
@@ -204,7 +208,7 @@ class Checker:
         if checks[uid].valid and similarity_S[nearest] >= threshold:
           source = old_uids[nearest]
           checks[uid] = checks[uid]._replace(
-            finding=Finding.COPY,
+            finding=CheckFinding.COPY,
             detail=f'it is the message of uid {source} of the previous round',
             similarity=float(similarity_S[nearest]),
             twin=source,
@@ -214,24 +218,26 @@ class Checker:
 def first_check(s: Submission, expected: Expected) -> CheckResult:
   """Checks one submission by itself, the cheapest question first."""
 
-  def reject(finding: Finding, detail: str = '') -> CheckResult:
+  def reject(finding: CheckFinding, detail: str = '') -> CheckResult:
     return CheckResult(finding, detail, s.block)
 
   window = f'the window is blocks {expected.opens} to {expected.closes - 1}'
   if s.block is None:
-    return reject(Finding.MISSING)
+    return reject(CheckFinding.MISSING)
   if s.block < expected.opens:
-    return reject(Finding.EARLY, f'in block {s.block}; {window}')
+    return reject(CheckFinding.EARLY, f'in block {s.block}; {window}')
   if s.block >= expected.closes:
-    return reject(Finding.LATE, f'in block {s.block}; {window}')
+    return reject(CheckFinding.LATE, f'in block {s.block}; {window}')
   if s.twice:
-    return reject(Finding.TWICE, 'one payload a round: commit once')
+    return reject(CheckFinding.TWICE, 'one payload a round: commit once')
   if s.fetch:
     absent = s.fetch == 'absent'
-    return reject(Finding.ABSENT if absent else Finding.UNREACHABLE, s.detail)
+    return reject(
+      CheckFinding.ABSENT if absent else CheckFinding.UNREACHABLE, s.detail
+    )
   if s.digest != s.committed:
     return reject(
-      Finding.DIGEST,
+      CheckFinding.DIGEST,
       f'committed {s.committed.hex()[:16]}, found {s.digest.hex()[:16]}',
     )
   if s.decoded is None:
@@ -239,29 +245,32 @@ def first_check(s: Submission, expected: Expected) -> CheckResult:
   if isinstance(s.decoded, payload.PayloadError):
     root = s.decoded.reason is payload.Reason.ROOT
     return reject(
-      Finding.UNSYNCHRONIZED if root else Finding.REFUSED, str(s.decoded)
+      CheckFinding.UNSYNCHRONIZED if root else CheckFinding.REFUSED,
+      str(s.decoded),
     )
   header = s.decoded.header
   # Payloads from older parameters have been refused before.
   root = (expected.root, *expected.older)[header.staleness]
   if header.root != root:
     return reject(
-      Finding.UNSYNCHRONIZED,
+      CheckFinding.UNSYNCHRONIZED,
       f'its root is {header.root.hex()}, not {root.hex()}',
     )
   # Fewer are allowed: they are paid for their gain.
   if not 1 <= header.sequences <= expected.sequences:
     return reject(
-      Finding.RECEIPT,
+      CheckFinding.RECEIPT,
       f'{header.sequences} sequences; {expected.sequences} were assigned',
     )
   if header.receipt != expected.receipts.get(s.uid, header.receipt):
     return reject(
-      Finding.RECEIPT,
+      CheckFinding.RECEIPT,
       f'its receipt is {header.receipt.hex()}, '
       f'not {expected.receipts[s.uid].hex()}',
     )
-  return CheckResult(Finding.VALID, '', s.block, staleness=header.staleness)
+  return CheckResult(
+    CheckFinding.VALID, '', s.block, staleness=header.staleness
+  )
 
 
 def judge_norms(norms: Mapping[int, float]) -> dict[int, dict[str, Any]]:
@@ -278,9 +287,9 @@ def judge_norms(norms: Mapping[int, float]) -> dict[int, dict[str, Any]]:
     found[uid] = {'relative_norm': relative}
     text = f'L2 norm {norm:.3g}, median {median:.3g}'
     if norm == 0 or (relative is not None and relative < SMALLEST_NORM):
-      found[uid] |= {'finding': Finding.TINY, 'detail': text}
+      found[uid] |= {'finding': CheckFinding.TINY, 'detail': text}
     elif relative is not None and relative > LARGEST_NORM:
-      found[uid] |= {'finding': Finding.HUGE, 'detail': text}
+      found[uid] |= {'finding': CheckFinding.HUGE, 'detail': text}
   return found
 
 
@@ -320,7 +329,7 @@ def judge_copies(
     same = block == blocks[uid]
     detail = f'of uid {source}, in block {block}; this in {blocks[uid]}'
     checks[uid] = checks[uid]._replace(
-      finding=Finding.TWIN if same else Finding.COPY,
+      finding=CheckFinding.TWIN if same else CheckFinding.COPY,
       detail=f'{detail}; similarity {share:.2f}',
       twin=source,
     )

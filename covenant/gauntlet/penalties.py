@@ -13,7 +13,7 @@ import numpy as np
 from covenant import config as config_lib
 from covenant.gauntlet import checks as checks_lib
 
-Finding = checks_lib.Finding
+Finding = checks_lib.CheckFinding
 
 FACTORS = {
   Finding.TWICE: 0.5,
@@ -37,7 +37,7 @@ _TEXTS = {finding.name: finding.value for finding in Finding} | {
 class Penalty(NamedTuple):
   """A factor on the score, up to and including a round."""
 
-  reason: str  # the name of a `checks.Finding`, NEGATIVE or SIMILAR
+  reason: str  # the name of a `checks.CheckFinding`, NEGATIVE or SIMILAR
   factor: float
   until: int  # last round
 

@@ -20,7 +20,7 @@ from covenant.gauntlet import penalties as penalties_lib
 from covenant.gauntlet import ratings as ratings_lib
 from covenant.gauntlet import scores as scores_lib
 
-Finding = checks_lib.Finding
+Finding = checks_lib.CheckFinding
 
 _MODEL = PlackettLuce(
   mu=ratings_lib.MU, sigma=ratings_lib.SIGMA, beta=7.0, tau=0.1

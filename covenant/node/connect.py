@@ -13,7 +13,7 @@ from covenant import plugins
 from covenant.chain import bittensor
 from covenant.chain import interface as chain_lib
 from covenant.chain import keys
-from covenant.chain import local
+from covenant.chain import local_chain
 from covenant.protocol import run_storage as run_storage_lib
 from covenant.store import bucket as bucket_lib
 from covenant.store import interface as store_lib
@@ -52,7 +52,7 @@ def chain(config: config_lib.Config) -> chain_lib.Chain:
 
   def connect_local(network: config_lib.Network) -> chain_lib.Chain:
     key = local_key(config.seed, network.hotkey)
-    return local.LocalChain.open(chain_file(config), key)
+    return local_chain.LocalChain.open(chain_file(config), key)
 
   def connect_bittensor(network: config_lib.Network) -> chain_lib.Chain:
     return bittensor.BittensorChain(

@@ -325,7 +325,7 @@ def _ranked_chain(
       case 'peers':
         return tuple(chain_lib.Peer(*peer) for peer in answer)
       case 'commitments':
-        return {uid: chain_lib.Commitment(*c) for uid, c in answer.items()}
+        return {uid: chain_lib.CommittedData(*c) for uid, c in answer.items()}
     return answer
 
   hotkey, block_seconds = process_group.ask('chain', first)

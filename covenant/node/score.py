@@ -67,10 +67,10 @@ def _with_late(
   checks = dict(collected.report.checks)
   for uid, check in checks.items():
     commitment = after.commitments.get(uid)
-    if check.finding is checks_lib.Finding.MISSING and commitment:
+    if check.finding is checks_lib.CheckFinding.MISSING and commitment:
       if commitment.round == round_index:
         checks[uid] = check._replace(
-          finding=checks_lib.Finding.LATE, block=after.committed[uid]
+          finding=checks_lib.CheckFinding.LATE, block=after.committed[uid]
         )
   return collected.report._replace(checks=checks)
 

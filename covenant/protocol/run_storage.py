@@ -108,7 +108,7 @@ class RunStorage:
       sources = tuple(dict.fromkeys([*self.buckets_at(locations), *mirrors]))
       key = self.key(kind, round_index, digest)
       if sources:
-        requests[digest] = gather.Request(sources, key, limit, digest)
+        requests[digest] = gather.ObjectRequest(sources, key, limit, digest)
       else:
         missing[digest] = interface.MissingObjectError(
           f'{key}: no known peer says where it is'
@@ -121,7 +121,7 @@ class RunStorage:
   ) -> bytes:
     """Fetches a chunk from any of the sources; raises StoreError."""
     key = self.chunk_key(digest)
-    request = gather.Request(tuple(sources), key, limit, digest)
+    request = gather.ObjectRequest(tuple(sources), key, limit, digest)
     got = gather.fetch({digest: request}, _SECONDS, _WORKERS)[digest]
     if isinstance(got, interface.StoreError):
       raise got

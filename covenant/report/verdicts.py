@@ -12,10 +12,10 @@ _ROWS = 400  # rows of a table, at most
 _RANGES = 40  # ranges of rounds in a cell, at most
 _MARKS = 180  # marks of a timeline, at most: about one per pixel
 _CHARACTERS = 200  # characters of a text from a peer, at most
-_VALID = checks.Finding.VALID.name
+_VALID = checks.CheckFinding.VALID.name
 _PENALTY = 'PENALTY'
 _MEANING = {
-  **{verdict.name: verdict.value for verdict in checks.Finding},
+  **{verdict.name: verdict.value for verdict in checks.CheckFinding},
   _PENALTY: 'valid, but paid less: a penalty lasts',
 }
 

@@ -16,7 +16,7 @@ import obstore.store
 
 from covenant.store import interface
 from covenant.store import location as location_lib
-from covenant.store import settings as settings_lib
+from covenant.store import store_settings as settings_lib
 
 _memory = weakref.WeakValueDictionary()  # name -> store, while anyone has it
 

@@ -25,7 +25,7 @@ from covenant.store import event_loop
 from covenant.store import interface
 from covenant.store import location as location_lib
 from covenant.store import reader as reader_lib
-from covenant.store import settings as settings_lib
+from covenant.store import store_settings as settings_lib
 
 STAGING = '.staging/'  # uploads under way; old ones are left by killed nodes
 MAX_LISTED = 100_000  # objects

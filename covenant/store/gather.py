@@ -13,7 +13,7 @@ from covenant.store import interface
 _Name = TypeVar('_Name', bound=Hashable)
 
 
-class Request(NamedTuple):
+class ObjectRequest(NamedTuple):
   """A request for one object, from the first bucket that has it."""
 
   buckets: tuple[interface.Bucket, ...]  # bucket of the owner, then mirrors
@@ -23,7 +23,9 @@ class Request(NamedTuple):
 
 
 def fetch(
-  requests: Mapping[_Name, Request], deadline_seconds: float, workers: int = 64
+  requests: Mapping[_Name, ObjectRequest],
+  deadline_seconds: float,
+  workers: int = 64,
 ) -> dict[_Name, bytes | interface.StoreError]:
   """Fetches the object of each request.
 
@@ -103,7 +105,7 @@ def fetch(
 
 
 def _try(
-  answers: queue.SimpleQueue, name: Any, index: int, request: Request
+  answers: queue.SimpleQueue, name: Any, index: int, request: ObjectRequest
 ) -> None:
   """Puts the bytes, if their digest is right, or the error on `answers`."""
   try:

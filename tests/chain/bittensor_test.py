@@ -90,8 +90,8 @@ class ReadTest(control.ChainTestCase):
   def test_commitments_as_of_a_block(self):
     self.chain.commit(b'first')
     self.chain.commit(b'second')
-    first = interface.Commitment(4, b'first')
-    second = interface.Commitment(5, b'second')
+    first = interface.CommittedData(4, b'first')
+    second = interface.CommittedData(5, b'second')
     self.assertEqual(self.chain.commitments(3), {})
     self.assertEqual(self.chain.commitments(4), {0: first})
     self.assertEqual(self.chain.commitments(5), {0: second})
@@ -117,7 +117,7 @@ class ReadTest(control.ChainTestCase):
     self.subnet.state['revealed'] = {_BOB: [['0x0841', 3]]}
     self.subnet.step()
     self.assertEqual(
-      self.chain.commitments(4), {2: interface.Commitment(4, b'')}
+      self.chain.commitments(4), {2: interface.CommittedData(4, b'')}
     )
 
   def test_text_that_looks_like_hex_stays_as_it_is(self):

@@ -13,7 +13,7 @@ from absl.testing import parameterized
 
 from covenant.chain import interface
 from covenant.chain import keys
-from covenant.chain import local
+from covenant.chain import local_chain
 from covenant.chain import storage as chain_storage
 from tests.chain import control
 
@@ -41,7 +41,7 @@ class LocalControl:
       commit_interval=commit_interval,
       weights_interval=weights_interval,
     )
-    self._admin = local.LocalChain.create(
+    self._admin = local_chain.LocalChain.create(
       self._path, b'seed', rules, clock=lambda: self._now
     )
     test.addCleanup(self._admin.close)
@@ -51,7 +51,7 @@ class LocalControl:
   def view(self, name: str) -> interface.Chain:
     """The chain for the hotkey of that name, registered or not."""
     seed = hashlib.blake2b(name.encode(), digest_size=32).digest()
-    chain = local.LocalChain.open(
+    chain = local_chain.LocalChain.open(
       self._path, keys.Key.from_seed(seed), lambda: self._now, timeout=0.001
     )
     self._test.addCleanup(chain.close)

@@ -8,7 +8,7 @@ from covenant.optim import compression as compression_lib
 from covenant.optim import sparseloco
 from covenant.wire import payload
 
-Finding = checks.Finding
+Finding = checks.CheckFinding
 LIKE = {'w': np.zeros((64, 64), np.float32)}
 COMPRESSION = compression_lib.TopK(k=8, block=(16, 16))
 ROOT = b'r' * 16

@@ -30,7 +30,7 @@ class PenaltiesTest(absltest.TestCase):
     self.assertEqual(penalties.factor(some, 10), 2.0**-10)
 
   def test_text_names_factor_end_and_reason(self):
-    for reason in [*checks.Finding.__members__, 'NEGATIVE', 'SIMILAR']:
+    for reason in [*checks.CheckFinding.__members__, 'NEGATIVE', 'SIMILAR']:
       text = penalties.Penalty(reason, 0.25, 7).text
       self.assertStartsWith(text, 'x 0.25 until round 7: ')
 

@@ -15,7 +15,7 @@ from covenant.gauntlet import ratings
 from covenant.gauntlet import scores as scores_lib
 from covenant.gauntlet import selection
 
-Finding = checks.Finding
+Finding = checks.CheckFinding
 CONFIG = config_lib.Gauntlet(penalty_rounds=5, memory=10)
 
 

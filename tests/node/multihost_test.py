@@ -21,7 +21,7 @@ from absl.testing import parameterized
 
 from covenant import config as config_lib
 from covenant.chain import interface as chain_lib
-from covenant.chain import local
+from covenant.chain import local_chain
 from covenant.chain import storage as chain_storage
 from covenant.data import dataset
 from covenant.models import sharding
@@ -196,7 +196,7 @@ class RanksTest(parameterized.TestCase):
 
   def test_a_chain(self):
     """Every method says what that of rank 0 does, in the same types."""
-    chain = local.LocalChain.create(
+    chain = local_chain.LocalChain.create(
       ':memory:',
       b'',
       chain_storage.ChainRules(commit_interval=2),
@@ -405,7 +405,7 @@ import pathlib
 import sys
 from covenant import config as config_lib
 from covenant import cli
-from covenant.chain import local
+from covenant.chain import local_chain
 from covenant.node import connect
 from covenant.node import multihost
 from covenant.store import interface
@@ -417,7 +417,7 @@ real, left = connect.objects, [1]  # uploads that fail
 def chain(config):
   key = connect.local_key(config.seed, config.network.hotkey)
   now = pathlib.Path(clock).read_text
-  return local.LocalChain.open(
+  return local_chain.LocalChain.open(
     connect.chain_file(config), key, clock=lambda: float(now())
   )
 
@@ -471,7 +471,7 @@ class Network:
     self._began = time.time()
     self.to(0)
     (self.folder / 'network').mkdir()
-    self.chain = local.LocalChain.create(
+    self.chain = local_chain.LocalChain.create(
       connect.chain_file(self.config),
       seed=b'seed',
       rules=chain_storage.ChainRules(block_seconds=_BLOCK_SECONDS),

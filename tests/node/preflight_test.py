@@ -8,7 +8,7 @@ from absl.testing import absltest
 from absl.testing import parameterized
 
 from covenant import config as config_lib
-from covenant.chain import local
+from covenant.chain import local_chain
 from covenant.chain import storage as chain_storage
 from covenant.node import connect
 from covenant.node import preflight
@@ -26,7 +26,7 @@ class DoctorTest(parameterized.TestCase):
     self.config = config_lib.load(
       f'{helpers.CONFIGS}/tiny.py', [f'network.path={folder.name}']
     )
-    self.chain = local.LocalChain.create(
+    self.chain = local_chain.LocalChain.create(
       connect.chain_file(self.config),
       b'seed',
       chain_storage.ChainRules(block_seconds=1.0),

@@ -13,7 +13,7 @@ from absl.testing import absltest
 
 from covenant import config as config_lib
 from covenant.chain import keys
-from covenant.chain import local
+from covenant.chain import local_chain
 from covenant.chain import storage as chain_storage
 from covenant.data import dataset
 from covenant.data import receipt as receipt_lib
@@ -93,7 +93,7 @@ class PoolProcessTest(absltest.TestCase):
     self.config = config_lib.load(f'{helpers.CONFIGS}/tiny.py', edits)
     (self.folder / 'config.json').write_text(config_lib.to_json(self.config))
     seed = self.config.seed
-    self.chain = local.LocalChain.create(
+    self.chain = local_chain.LocalChain.create(
       connect.chain_file(self.config),
       seed=b'seed',
       rules=chain_storage.ChainRules(block_seconds=0.25, tempo=4),

@@ -5,7 +5,7 @@ from absl.testing import parameterized
 
 from covenant import config as config_lib
 from covenant.chain import keys
-from covenant.chain import local
+from covenant.chain import local_chain
 from covenant.chain import storage as chain_storage
 from covenant.optim import sparseloco
 from covenant.protocol import apply
@@ -24,7 +24,7 @@ class OuterStepTest(parameterized.TestCase):
     cls.shared_model = shared_state_lib.SharedModel(
       config_lib.load('configs/tiny.py')
     )
-    cls.chain = local.LocalChain.create(
+    cls.chain = local_chain.LocalChain.create(
       ':memory:', b'', chain_storage.ChainRules()
     )
     root = manifest_lib.genesis(cls.shared_model.run)

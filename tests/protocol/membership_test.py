@@ -2,7 +2,7 @@ from absl.testing import absltest
 
 from covenant.chain import interface
 from covenant.chain import keys
-from covenant.chain import local
+from covenant.chain import local_chain
 from covenant.chain import storage as chain_storage
 from covenant.protocol import membership as membership_lib
 from covenant.wire import commitment as commitment_lib
@@ -16,7 +16,7 @@ class RosterTest(absltest.TestCase):
   def setUp(self):
     super().setUp()
     self.now = 0.0
-    self.chain = local.LocalChain.create(
+    self.chain = local_chain.LocalChain.create(
       ':memory:',
       b'',
       chain_storage.ChainRules(block_seconds=1.0),

@@ -11,7 +11,7 @@ from absl.testing import parameterized
 from covenant.store import backend
 from covenant.store import interface
 from covenant.store import location as location_lib
-from covenant.store import settings as settings_lib
+from covenant.store import store_settings as settings_lib
 
 _GENERIC = obstore.exceptions.GenericError
 

@@ -20,7 +20,7 @@ from werkzeug import serving
 from covenant.store import bucket as bucket_lib
 from covenant.store import interface
 from covenant.store import location as location_lib
-from covenant.store import settings as settings_lib
+from covenant.store import store_settings as settings_lib
 
 _ENVIRON = {'AWS_ACCESS_KEY_ID': 'own', 'AWS_SECRET_ACCESS_KEY': 'secret'}
 _KINDS = ('memory', 'file', 's3')

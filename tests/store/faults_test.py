@@ -19,7 +19,7 @@ from covenant.store import backend
 from covenant.store import bucket as bucket_lib
 from covenant.store import interface
 from covenant.store import location as location_lib
-from covenant.store import settings as settings_lib
+from covenant.store import store_settings as settings_lib
 
 _KEY_ID, _SECRET = 'KEYIDKEYID', 'SECRETSECRET'
 _ENVIRON = {'AWS_ACCESS_KEY_ID': _KEY_ID, 'AWS_SECRET_ACCESS_KEY': _SECRET}

@@ -88,7 +88,7 @@ def digest(data):
 
 
 def request(*buckets, data=b'good'):
-  return gather.Request(buckets, 'key', 10, digest(data))
+  return gather.ObjectRequest(buckets, 'key', 10, digest(data))
 
 
 class GatherTest(parameterized.TestCase):
@@ -124,7 +124,7 @@ class GatherTest(parameterized.TestCase):
     self.assertEqual(found, {1: b'good'})
 
   def test_without_a_digest_what_comes_is_taken(self):
-    asked = gather.Request((self.lying,), 'key', 10)
+    asked = gather.ObjectRequest((self.lying,), 'key', 10)
     self.assertEqual(gather.fetch({1: asked}, 30), {1: b'evil'})
 
   def test_an_empty_object_has_a_digest_too(self):

@@ -20,7 +20,7 @@ from absl.testing import parameterized
 
 from covenant.chain import interface
 from covenant.chain import keys
-from covenant.chain import local
+from covenant.chain import local_chain
 from covenant.chain import storage as chain_storage
 from tests import helpers
 
@@ -54,7 +54,7 @@ class LocalTest(parameterized.TestCase):
     self.path = os.path.join(self.create_tempdir().full_path, 'a chain?.db')
 
   def create(self, path=':memory:', rules=RULES, begin=True, **changes):
-    chain = local.LocalChain.create(
+    chain = local_chain.LocalChain.create(
       path, b'seed', rules._replace(**changes), clock=self.clock
     )
     self.addCleanup(chain.close)
@@ -63,7 +63,7 @@ class LocalTest(parameterized.TestCase):
     return chain
 
   def open(self, name, clock=None):
-    chain = local.LocalChain.open(
+    chain = local_chain.LocalChain.open(
       self.path, make_key(name), clock or self.clock, timeout=0.001
     )
     self.addCleanup(chain.close)
@@ -109,7 +109,7 @@ class LocalTest(parameterized.TestCase):
   )
   def test_a_block_is_there_when_it_begins(self, genesis, step, block):
     clock = Clock()
-    chain = local.LocalChain.create(
+    chain = local_chain.LocalChain.create(
       ':memory:', b'', RULES._replace(block_seconds=step), clock=clock
     )
     with contextlib.closing(chain):
@@ -132,7 +132,7 @@ class LocalTest(parameterized.TestCase):
 
   def test_hashes_follow_from_the_seed(self):
     chain, same = self.create(), self.create(tempo=9)
-    other = local.LocalChain.create(':memory:', b'seeb', RULES)
+    other = local_chain.LocalChain.create(':memory:', b'seeb', RULES)
     self.addCleanup(other.close)
     other.begin(0.0)
     self.clock.to(1000)
@@ -155,7 +155,7 @@ class LocalTest(parameterized.TestCase):
     slow.commit(b'late')
     self.assertEqual(reader.commitments(9), {})
     self.clock.to(10)
-    want = {0: interface.Commitment(10, b'late')}
+    want = {0: interface.CommittedData(10, b'late')}
     self.assertEqual(reader.commitments(10), want)
     self.assertEqual(reader.commitments(9), {})
     self.assertEqual(self.open('third').commitments(10), want)
@@ -180,7 +180,7 @@ class LocalTest(parameterized.TestCase):
     writer.commit(b'in 4')
     self.assertEqual(seen, [{}])
     self.assertEqual(
-      reader.commitments(8), {0: interface.Commitment(4, b'in 4')}
+      reader.commitments(8), {0: interface.CommittedData(4, b'in 4')}
     )
 
   def test_a_commitment_in_the_same_block_replaces(self):
@@ -189,12 +189,16 @@ class LocalTest(parameterized.TestCase):
     self.clock.to(3)
     ann.commit(b'one')
     ann.commit(b'two')
-    self.assertEqual(ann.commitments(3), {0: interface.Commitment(3, b'two')})
+    self.assertEqual(
+      ann.commitments(3), {0: interface.CommittedData(3, b'two')}
+    )
     self.assertEqual(ann.commitments(2), {})
     ann.commit(b'three')  # block 3 was read
     self.assertEqual(ann.commitments(3)[0].data, b'two')
     self.clock.to(4)
-    self.assertEqual(ann.commitments(4), {0: interface.Commitment(4, b'three')})
+    self.assertEqual(
+      ann.commitments(4), {0: interface.CommittedData(4, b'three')}
+    )
 
   def test_history(self):
     chain = self.create(self.path)
@@ -336,7 +340,7 @@ class LocalTest(parameterized.TestCase):
     """Epochs are computed late, by whoever comes, and always the same."""
     clock = Clock()
     eager, lazy = chains = [
-      local.LocalChain.create(':memory:', b'', RULES, clock=clock)
+      local_chain.LocalChain.create(':memory:', b'', RULES, clock=clock)
       for _ in range(2)
     ]
     with contextlib.closing(eager), contextlib.closing(lazy):
@@ -377,7 +381,7 @@ class LocalTest(parameterized.TestCase):
     self.clock.to(8)
     chain.earned(8)
     image = chain.dump()
-    copy = local.LocalChain.load(image, clock=self.clock)
+    copy = local_chain.LocalChain.load(image, clock=self.clock)
     self.addCleanup(copy.close)
     self.assertEqual(copy.rules, chain.rules)
     self.assertEqual(copy.weights(), {0: {1: 65535}})
@@ -391,25 +395,25 @@ class LocalTest(parameterized.TestCase):
       self.assertEqual(copy.peers(block), chain.peers(block))
     self.assertEqual(copy.block_hash(400), chain.block_hash(400))
     self.assertEqual(copy.commitments(400)[1].block, 9)
-    again = local.LocalChain.load(image)
+    again = local_chain.LocalChain.load(image)
     self.addCleanup(again.close)
     self.assertEqual(again.dump(), image)
 
   @parameterized.parameters(b'', b'junk', bytes(4096))
   def test_not_a_dump(self, image):
     with self.assertRaisesRegex(interface.ChainError, 'there is no chain'):
-      local.LocalChain.load(image)
+      local_chain.LocalChain.load(image)
 
   # Files.
 
   def test_no_chain(self):
     with self.assertRaisesRegex(interface.ChainError, 'LocalChain.create'):
-      local.LocalChain.open(self.path)
+      local_chain.LocalChain.open(self.path)
     self.assertFalse(os.path.exists(self.path))
     pathlib.Path(self.path).write_bytes(b'not SQLite, but as long as a page')
     for door in (
-      local.LocalChain.open,
-      lambda path: local.LocalChain.create(path, b'', RULES),
+      local_chain.LocalChain.open,
+      lambda path: local_chain.LocalChain.create(path, b'', RULES),
     ):
       with self.assertRaisesRegex(interface.ChainError, 'chain here'):
         door(self.path)
@@ -418,7 +422,7 @@ class LocalTest(parameterized.TestCase):
     chain = self.create(self.path)
     self.join(chain, 'ann')
     with self.assertRaisesRegex(interface.ChainError, 'already exists'):
-      local.LocalChain.create(self.path, b'', RULES)
+      local_chain.LocalChain.create(self.path, b'', RULES)
     self.assertLen(chain.peers(0), 1)
 
   @parameterized.parameters('block_seconds', 'tempo', 'capacity')
@@ -498,7 +502,7 @@ class LocalTest(parameterized.TestCase):
   def test_processes(self):
     # Rounds of work, not time, end this; blocks pass meanwhile, few enough
     # that none is forgotten.
-    chain = local.LocalChain.create(
+    chain = local_chain.LocalChain.create(
       self.path, b'', RULES._replace(block_seconds=0.1, capacity=9)
     )
     self.addCleanup(chain.close)
@@ -508,7 +512,7 @@ import json, sys
 from covenant.chain import keys, local
 path, number = sys.argv[1:]
 key = keys.Key.from_seed(bytes([int(number)]) * 32)
-chain = local.LocalChain.open(path, key, timeout=60.0)
+chain = local_chain.LocalChain.open(path, key, timeout=60.0)
 chain.register(key.address, 1.0, True)
 seen = []
 for i in range(30):
@@ -543,7 +547,7 @@ def clock():
   return 0.0
 armed = False
 key = keys.Key.from_seed(bytes(32))
-chain = local.LocalChain.open(sys.argv[1], key, clock)
+chain = local_chain.LocalChain.open(sys.argv[1], key, clock)
 chain.register(key.address, 1.0, True)
 chain.commit(b'acknowledged')
 armed = True
@@ -553,7 +557,7 @@ chain.commit(b'not')
     worker.communicate(timeout=120)
     self.assertEqual(worker.returncode, -signal.SIGKILL)
     self.assertEqual(
-      chain.commitments(0), {0: interface.Commitment(0, b'acknowledged')}
+      chain.commitments(0), {0: interface.CommittedData(0, b'acknowledged')}
     )
     chain.register(make_key('ann').address, 0.0, False)  # nothing is locked
 

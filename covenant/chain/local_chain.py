@@ -180,9 +180,11 @@ class LocalChain:
       for uid, hotkey, stake, validator, registered in rows
     )
 
-  def commitments(self, block: int) -> dict[int, interface.Commitment]:
+  def commitments(self, block: int) -> dict[int, interface.CommittedData]:
     rows = self._at(block, 'commitments', 'uid, since, data')
-    return {uid: interface.Commitment(since, data) for uid, since, data in rows}
+    return {
+      uid: interface.CommittedData(since, data) for uid, since, data in rows
+    }
 
   def earned(self, block: int) -> dict[int, float]:
     rows = self._at(block, 'earned', 'uid, tao')
