@@ -57,14 +57,9 @@ def curves(
         marker=MARKERS[i % len(MARKERS)], ms=4,
         linestyle=('-', '--')[i // len(COLORS) % 2],
       )  # fmt: skip
-      ax.fill_between(
-        x[first:],
-        [m - s for m, s in zip(mean, spread, strict=True)][first:],
-        [m + s for m, s in zip(mean, spread, strict=True)][first:],
-        color=color,
-        alpha=0.2,
-        lw=0,
-      )
+      bounds = [(m - s, m + s) for m, s in zip(mean, spread, strict=True)]
+      low, high = zip(*bounds[first:], strict=True)
+      ax.fill_between(x[first:], low, high, color=color, alpha=0.2, lw=0)
   left.set(
     xlabel='tokens trained, all peers', ylabel='held-out loss (nats per byte)'
   )

@@ -1,4 +1,4 @@
-"""What compression may lose: the choice of values, their bits, error feedback.
+"""Losses by compression: the choice of values, their bits, error feedback.
 
   python -m experiments.compression             about 35 core minutes
   python -m experiments.compression --quick     2 minutes

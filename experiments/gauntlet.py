@@ -155,12 +155,7 @@ def run_cell(
   total = sum(pay.values()) or 1.0
   honest = [u for u in pay if u not in bad]
   standings = host.validators[0].role.standings.standings
-  decisions = [d for v in verdicts for d in v.decisions]
-  lost = {
-    d['uid']: min(d['after']['penalty'], 1.0)
-    for d in sorted(decisions, key=lambda d: -d['after']['penalty'])
-    if d['after']['penalty'] < 1 and d['uid'] not in bad
-  }
+  lost = _punished(verdicts, bad)
   rounds = {u: detected(verdicts, u, config.miners) for u in sorted(bad)}
   found = [r for r in rounds.values() if r is not None]
   row: Row = dict(
@@ -187,6 +182,18 @@ def run_cell(
     'names': registry.names(config),
   }
   return row, trace
+
+
+def _punished(
+  verdicts: list[validator_lib.Verdict], bad: set[int]
+) -> dict[int, float]:
+  """Returns the smallest penalty factor of every honest uid that had one."""
+  decisions = [d for v in verdicts for d in v.decisions]
+  return {
+    d['uid']: min(d['after']['penalty'], 1.0)
+    for d in sorted(decisions, key=lambda d: -d['after']['penalty'])
+    if d['after']['penalty'] < 1 and d['uid'] not in bad
+  }
 
 
 class Clock:

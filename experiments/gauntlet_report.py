@@ -41,7 +41,6 @@ def judge(rows: list[Row]) -> Iterator[study.Verdict]:
   by_cell: dict[str, dict[int, Row]] = {}
   for row in rows:
     by_cell.setdefault(row['cell'], {})[int(row['seed'])] = row
-  mixed = by_cell.get('mixed', {})
 
   def above(cell: str) -> list[float]:
     """The loss of a cell relative to that of the honest alone, per seed."""
@@ -52,22 +51,6 @@ def judge(rows: list[Row]) -> Iterator[study.Verdict]:
       if seed in alone
     ]
 
-  def mixed_values(column: str) -> list[float]:
-    return [float(row[column]) for row in mixed.values()]
-
-  gaps = [
-    least - most
-    for least, most in zip(
-      mixed_values('least_honest'), mixed_values('most_adversary'), strict=True
-    )
-  ]
-  bans = [float(r['banned']) for r in rows if r.get('banned') not in ('', None)]
-  times = [
-    float(row['validator_seconds'])
-    for uids in (255, 63)
-    for row in by_cell.get(f'crowd of {uids}, 20', {}).values()
-  ]
-  crowd = [times[0] / times[1]] if len(times) == 2 else []
   yield _bar(
     'C14, loss',
     'under attack by 40 % the model is as good as with the honest alone',
@@ -80,6 +63,40 @@ def judge(rows: list[Row]) -> Iterator[study.Verdict]:
     'in the mean more than 5 % above',
     above('mixed, plain mean'), statistics.mean, lambda x: x > 0.05, '{:+.1%}',
   )  # fmt: skip
+  yield from _judge_pay([*by_cell.get('mixed', {}).values()])
+  bans = [float(r['banned']) for r in rows if r.get('banned') not in ('', None)]
+  times = [
+    float(row['validator_seconds'])
+    for uids in (255, 63)
+    for row in by_cell.get(f'crowd of {uids}, 20', {}).values()
+  ]
+  crowd = [times[0] / times[1]] if len(times) == 2 else []
+  yield _bar(
+    'C13, bans',
+    'no honest uid is ever banned',
+    'none in any run',
+    bans, max, lambda x: x == 0, '{:.0f}',
+  )  # fmt: skip
+  yield _bar(
+    'Crowd',
+    'the cost of a validator grows with who is evaluated only',
+    '256 uids, 20 evaluated: below 1.5 times that with 64',
+    crowd, max, lambda x: x < 1.5, '{:.2f} times',
+  )  # fmt: skip
+
+
+def _judge_pay(mixed: list[Row]) -> Iterator[study.Verdict]:
+  """Yields the verdicts about pay under the mix of adversaries."""
+
+  def mixed_values(column: str) -> list[float]:
+    return [float(row[column]) for row in mixed]
+
+  gaps = [
+    least - most
+    for least, most in zip(
+      mixed_values('least_honest'), mixed_values('most_adversary'), strict=True
+    )
+  ]
   yield _bar(
     'C13, emissions',
     'adversaries together are paid nearly nothing',
@@ -97,18 +114,6 @@ def judge(rows: list[Row]) -> Iterator[study.Verdict]:
     'ratings tell the honest from adversaries',
     'on every seed at least 0.99',
     mixed_values('auc'), min, lambda x: x >= 0.99, '{:.4f}',
-  )  # fmt: skip
-  yield _bar(
-    'C13, bans',
-    'no honest uid is ever banned',
-    'none in any run',
-    bans, max, lambda x: x == 0, '{:.0f}',
-  )  # fmt: skip
-  yield _bar(
-    'Crowd',
-    'the cost of a validator grows with who is evaluated only',
-    '256 uids, 20 evaluated: below 1.5 times that with 64',
-    crowd, max, lambda x: x < 1.5, '{:.2f} times',
   )  # fmt: skip
 
 

@@ -150,6 +150,22 @@ def judge(
     _share(above),
     study.at_most(above, 0.015),
   )
+  yield from _judge_compression(runs)
+  above = _above(runs, 'overlap', ALIKE)
+  yield study.Verdict(
+    'Overlap, loss',
+    'an exchange beside the next round costs little',
+    'ours',
+    'at most 0.5 % over waiting for it',
+    _share(above),
+    study.at_most(above, 0.005),
+  )
+  yield _utilization()
+  yield _wall_clock(runs, results, 'mixed', '')
+  yield _wall_clock(runs, results, 'mixed, by steps', ', by steps')
+
+
+def _judge_compression(runs: Sequence[study.Run]) -> Iterator[study.Verdict]:
   gains = {}
   for rank, share in RANKS.items():
     whole, half = (_compressed(rank, who) for who in ('all', 'half'))
@@ -175,18 +191,6 @@ def judge(
     str(more),
     study.more_than(more),
   )
-  above = _above(runs, 'overlap', ALIKE)
-  yield study.Verdict(
-    'Overlap, loss',
-    'an exchange beside the next round costs little',
-    'ours',
-    'at most 0.5 % over waiting for it',
-    _share(above),
-    study.at_most(above, 0.005),
-  )
-  yield _utilization()
-  yield _wall_clock(runs, results, 'mixed', '')
-  yield _wall_clock(runs, results, 'mixed, by steps', ', by steps')
 
 
 def _utilization() -> study.Verdict:

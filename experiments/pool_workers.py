@@ -33,7 +33,7 @@ class Sent(NamedTuple):
 
 
 class Scene(NamedTuple):
-  """What all workers of a pool share."""
+  """The objects that all workers of a pool share."""
 
   trainer: lease_trainer_lib.LeaseTrainer
   draw: np.random.Generator

@@ -23,7 +23,7 @@ HISTORY = 8  # gathers or evaluations
 
 @dataclasses.dataclass(frozen=True)
 class Peer:
-  """What is kept of one peer; the defaults are what a reset leaves."""
+  """The state of one peer; the defaults are those after a reset."""
 
   final: float = 0.0
   average: float = 0.0  # moving average of own-beats-random
@@ -109,7 +109,7 @@ def steps_behind(
   step_sizes: Sequence[np.ndarray | None],
   outer_lr: float,
 ) -> float:
-  """How many outer steps a peer's parameters are away (4.4).
+  """The distance of a peer's parameters in outer steps (4.4).
 
   The mean, between the quartiles inclusive, of |difference| / step size.
 
@@ -221,7 +221,7 @@ def slash(peer: Peer, factor: float) -> Peer:
 
 
 def missing_factor(consecutive: int, success_rate: float) -> float:
-  """What a miss in the gather leaves: the `consecutive`-th, from 1 (4.8).
+  """The factor after the `consecutive`-th miss in the gather, from 1 (4.8).
 
   >>> [missing_factor(n, success_rate=0.4) for n in (1, 2, 3, 4)]
   [0.75, 0.5, 0.0, 0.0]
@@ -240,7 +240,7 @@ def mostly_missing(missed: Sequence[bool]) -> bool:
 
 
 def spared(gradient_scores: Sequence[float]) -> bool:
-  """Whether a round's 5th best score, or its last, is negative (4.8).
+  """True if a round's 5th best score, or its last, is negative (4.8).
 
   Then nobody's negative evaluations are held against them in this round.
   """
@@ -305,7 +305,7 @@ def overlap_level(share: float) -> str:
 def offender(
   first: int, second: int, uploaded: Mapping[int, float | None]
 ) -> int:
-  """Who of two alike is blamed: the later; `first` of a tie (4.9).
+  """The offender of two similar peers: the later; `first` of a tie (4.9).
 
   Args:
     first: the uid with the lower position in the list of peers.
