@@ -1,6 +1,6 @@
-"""A training method from its config: what a round does, as one value.
+"""A training algorithm from its config: the parts of a round as one value.
 
-All methods are one round with other parts in it:
+All algorithms are one round with different parts:
 
   sparseloco  H AdamW steps, top-k with error feedback, outer SGD or Nesterov
   diloco      H AdamW steps, the dense delta, outer Nesterov
@@ -48,6 +48,8 @@ _OUTERS: dict[str, Callable[[float, float], optax.GradientTransformation]] = {
 
 
 class Algorithm(NamedTuple):
+  """The parts of a round."""
+
   inner: optax.GradientTransformation | None  # None: send the gradient
   schedule: optax.Schedule  # inner step of the run -> learning rate
   compression: compression_lib.Compression
@@ -59,7 +61,7 @@ class Algorithm(NamedTuple):
 
 
 def make(config: config_lib.Config) -> Algorithm:
-  """The method that `config.optim` describes."""
+  """Returns the algorithm that `config.optim` describes."""
   optim = config.optim
   schedule = inner_lib.schedule(
     optim.inner, total_steps=config.rounds * optim.inner_steps

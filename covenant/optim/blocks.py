@@ -1,4 +1,4 @@
-"""How a tensor is cut into the blocks that are compressed one by one.
+"""The blocks of a tensor, which are compressed one by one.
 
 Of both layouts, a stack of matrices (layers under scan) is cut per matrix.
 
@@ -7,7 +7,7 @@ vector in runs of height * width elements. Where a side does not divide, the
 rest forms a region of smaller blocks of its own: a leaf has up to four
 regions, each a plain `[N, L]` array. All blocks have one density.
 
-'divisors', the deployed system's (reference/templar.md 3.3, 3.4): a side is
+'divisors', that of the deployed system (Templar): a side is
 cut by its largest divisor up to the block's, a vector by its largest divisor
 up to the block's width, and k is the same for blocks of any size. A leaf has
 one region, and a vector is in effect sent dense.
@@ -106,7 +106,7 @@ def block_k(
 
 
 def index_dtype(block_size: int) -> np.dtype:
-  """Of indices in a block: two bytes where they are enough.
+  """Returns the type of indices in a block: two bytes where they suffice.
 
   >>> index_dtype(64 * 64)
   dtype('uint16')

@@ -1,4 +1,4 @@
-"""What a peer sends of a tensor: compressors, one frozen object each.
+"""Compressors of a tensor, one frozen object each.
 
 A compressor turns one leaf into its part of a message and back, and knows how
 to add such parts up without ever holding more than one peer's dense values.
@@ -30,7 +30,7 @@ class Packet(NamedTuple):
 
 
 class Kept(NamedTuple):
-  """What is sent of one region, before it is quantized."""
+  """The values to send of one region, before they are quantized."""
 
   indices: jax.Array  # as of a packet
   values: jax.Array  # float32 [N, K]
@@ -51,11 +51,11 @@ class Compression(Protocol):
   """A frozen, hashable value object; every method can be jitted."""
 
   def compress(self, x: jax.Array) -> Any:
-    """A float32 leaf -> its part of the message."""
+    """Returns the part of the message of a float32 leaf."""
     ...
 
   def decompress(self, part: Any, shape: Sequence[int]) -> jax.Array:
-    """The float32 leaf that a part of a message stands for."""
+    """Returns the float32 leaf that a part of a message stands for."""
     ...
 
   def values(self, part: Any) -> list[jax.Array]:
@@ -67,7 +67,7 @@ class Compression(Protocol):
 
   @property
   def num_codes(self) -> int:
-    """How many codes a value can have; 0 where values are not coded."""
+    """The number of codes of a value; 0 where values are not coded."""
     ...
 
   def code_counts(self, part: Any) -> jax.Array:
@@ -97,7 +97,7 @@ class Compression(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class TopK:
-  """The k largest of every block, quantized (reference/papers.md 1.4).
+  """The k largest of every block, quantized (SparseLoCo, arXiv 2508.15706).
 
   Attributes:
     k: values kept of a full block.
@@ -123,7 +123,7 @@ class TopK:
       )
 
   def regions(self, shape: Sequence[int]) -> tuple[blocks.Region, ...]:
-    """Where a leaf of `shape` is cut; one packet of a message for each."""
+    """Returns the regions of a leaf, each of which becomes one packet."""
     return blocks.regions(shape, self.block, self.layout)
 
   def block_k(self, block_size: int) -> int:
@@ -134,7 +134,7 @@ class TopK:
     return tuple(self.encode(kept) for kept in self.keep(x))
 
   def keep(self, x: jax.Array) -> tuple[Kept, ...]:
-    """The first half of `compress`: what is sent of each region.
+    """Selects the values of each region: the first half of `compress`.
 
     No block has to do with any other.
     """
@@ -148,7 +148,7 @@ class TopK:
     return tuple(kept)
 
   def encode(self, kept: Kept, axes: quantize.Axes = ()) -> Packet:
-    """The other half: the packet of a region, or of one of its shards.
+    """Quantizes a region, or one of its shards: the other half of `compress`.
 
     Args:
       kept: of a whole region, or in `jax.shard_map` of one of its shards.

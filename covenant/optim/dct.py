@@ -79,7 +79,7 @@ class DCTTopK(compression.TopK):
 
   Attributes and messages are those of `TopK`; indices mean frequencies. `Sums`
   hold coefficients: peers are averaged before the inverse, frequency by
-  frequency over those who sent it (reference/papers.md 5).
+  frequency over those who sent it (DeMo, arXiv 2411.19870).
   """
 
   def keep(self, x: jax.Array) -> tuple[compression.Kept, ...]:

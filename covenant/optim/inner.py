@@ -17,14 +17,14 @@ from covenant.optim import collectives
 
 
 def make(inner: config.Inner) -> optax.GradientTransformation:
-  """What `inner.kind` says. Its updates are to be multiplied by the rate."""
+  """Returns the inner optimizer; its updates need multiplying by the rate."""
   return {'adamw': adamw, 'muon': muon}[inner.kind](inner)
 
 
 def adamw(inner: config.Inner) -> optax.GradientTransformation:
   """Clipped AdamW whose updates are still to be multiplied by the rate.
 
-  Weight decay covers all parameters, norms too (reference/templar.md 6).
+  Weight decay covers all parameters, norms too.
   """
   tx = optax.chain(
     optax.clip_by_global_norm(inner.clip_norm),
@@ -61,7 +61,7 @@ def muon(inner: config.Inner) -> optax.GradientTransformation:
 
 
 def _matrices(params: Any) -> Any:
-  """Which leaves are matrices [..., in, out] to Muon; None for others."""
+  """Marks the leaves that are matrices [..., in, out] to Muon; None: others."""
 
   def of(path: Any, x: Any) -> Any:
     name = jax.tree_util.keystr(path)
@@ -82,7 +82,7 @@ def schedule(inner: config.Inner, total_steps: int) -> optax.Schedule:
 
   Linear warm-up, then cosine, which stands still for `flat_steps`; from
   `anneal_start` on, linear up and linear down to zero. The published run had
-  all of it (reference/templar.md 6).
+  all of it.
 
   Args:
     inner: `decay_steps` counts the warm-up in, but not the pause; 0 means
@@ -132,10 +132,10 @@ def _pausing(rate: optax.Schedule, start: int, steps: int) -> optax.Schedule:
 def rejoin_factor(
   inner: config.Inner, step: jax.Array, first: jax.Array
 ) -> jax.Array:
-  """How much of the rate counts for a miner whose first step was `first`.
+  """Returns the factor of the rate for a miner whose first step was `first`.
 
   Its moments start at zero while the rate of the run may be at its peak: it
-  warms up over `rejoin_steps` (reference/templar.md 2.7). Who starts with the
+  warms up over `rejoin_steps`. Who starts with the
   run follows the schedule alone.
   """
   warm = (step - first + 1).astype(jnp.float32) / max(inner.rejoin_steps, 1)

@@ -5,20 +5,14 @@
   k of a block         64, all of a shorter one,    64 of 4096, one density
                        even, at least 2
   vectors              runs of <= 64, sent whole    runs of 4096, 1 of 64 sent
-                       templar.md 3.3, 3.4          papers.md 1.4, 1.5.3
   quantizer            statistical, per tensor      the same, per region
-                       templar.md 3.6               papers.md 1.4
   error decay          0.95, before the addition    0.95
-                       templar.md 3.2               papers.md 1.2
   mean over            who sent the element         all peers
-                       templar.md 3.9               papers.md 1.2, 1.5.1
   norm clip            to the lower median of the   none
                        peers, a tensor at a time
-                       templar.md 3.9               papers.md 1.2
   outer step           SGD, 0.4; a tensor that is   SGD, alpha = 1
                        not finite stays
-                       templar.md 3.9, 3.10         papers.md 1.2
-  inner steps          30 (templar.md 1.1)          30 (papers.md 2)
+  inner steps          30                           30
 
 The fields are the arguments of `sparseloco`:
 
@@ -51,7 +45,7 @@ and `t.compression.decompress(packets, x.shape)` what they stand for. Values
 from elsewhere aggregate with `dataclasses.replace(t.compression,
 quantizer=sl.Exact())` and `sl.TopK`'s packets of indices and float32 values,
 in any order. A round that trains nothing sends nothing and ends with
-`error = sl.init_error(params)` (templar.md 3.2). A stack of layers, which the
+`error = sl.init_error(params)`. A stack of layers, which the
 reference has not, is one tensor: its matrices share the quantizer's scales
 and the clip; where that matters, keep `scan_layers=False`.
 """
@@ -79,7 +73,7 @@ class Preset(NamedTuple):
 
 
 def templar() -> Preset:
-  """The deployed system (reference/templar.md 3), number for number."""
+  """Returns the deployed system, Templar, number for number."""
   return Preset(
     compression=compression_lib.TopK(
       k=64,
@@ -96,7 +90,7 @@ def templar() -> Preset:
 
 
 def paper() -> Preset:
-  """Covenant-72B, section 2.1, equations 1 and 2 (reference/papers.md 1.2)."""
+  """Returns Covenant-72B (arXiv 2603.08163), section 2.1, eqs. 1 and 2."""
   return Preset(
     compression=compression_lib.TopK(
       k=64, block=(64, 64), quantizer=quantize.Statistical(bits=2)

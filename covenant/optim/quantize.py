@@ -40,7 +40,7 @@ class Quantizer(Protocol):
 
   @property
   def bits(self) -> int:
-    """Of one code; 32 stands for the float32 value itself."""
+    """The number of bits per code; 32 stands for the float32 value itself."""
     ...
 
   @property
@@ -95,8 +95,7 @@ class Sign:
   """One bit a value and the mean magnitude, in bfloat16.
 
   After top-k the values of a block lie in two lobes, so a sign and one
-  magnitude say nearly all that the deployed two bits do (reference/papers.md
-  1.4).
+  magnitude say nearly all that the deployed two bits do.
 
   Attributes:
     per: 'block' or 'tensor': what shares one magnitude.
@@ -196,7 +195,7 @@ class Linear:
 
   The grid of `Statistical`, decoded to the grid itself. With two bits this
   loses a quarter of the energy sent: the codebook is what makes the deployed
-  quantizer nearly free (reference/papers.md 1.4). Scales are the mean and the
+  quantizer nearly free (SparseLoCo). Scales are the mean and the
   grid's width, in float32.
   """
 
@@ -225,7 +224,7 @@ class Statistical:
 
   The grid spans `span` standard deviations around the mean of all values of
   the tensor; each bin is decoded to the mean of what fell in it
-  (reference/templar.md 3.6, papers.md 1.4). Scales are the mean, then the
+  (the quantizer of Templar and SparseLoCo). Scales are the mean, then the
   2**bits bin means relative to it, in float32.
   """
 
@@ -261,7 +260,7 @@ def _check_per(per: str) -> None:
 
 
 def _over(collective: Callable[..., Any], x: Any, axes: Axes) -> Any:
-  """What `collective` makes of `x` over the shards along `axes`, if any."""
+  """Applies a collective over the shards along `axes`, if there are any."""
   return collective(x, axes) if axes else x
 
 

@@ -1,9 +1,9 @@
-"""Random-k: the ablation that says what top-k's choice is worth.
+"""Random-k: the ablation that measures the value of top-k's choice.
 
-The authors' code has it as a switch, each worker with a generator of its own
-(reference/papers.md 1.7). Here the choice is a function of the block's values:
-a compressor has no state and a node can replay what another one sent, yet
-peers, rounds and blocks choose differently because their values differ.
+The code of SparseLoCo (arXiv 2508.15706) has it as a switch, each worker with a
+generator of its own. Here the choice is a function of the block's values: a
+compressor has no state and a node can replay what another one sent, yet peers,
+rounds and blocks choose differently because their values differ.
 """
 
 import dataclasses

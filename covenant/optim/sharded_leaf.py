@@ -29,7 +29,7 @@ BUDGET = 1 << 26  # elements of a slice on one device
 
 
 class SplitPacket(NamedTuple):
-  """A packet, taken apart into what has one row a block and what has not."""
+  """A packet taken apart into arrays with one row per block and the rest."""
 
   rows: Any  # a tuple: indices, codes and a block's own scales, [N, ...]
   shared: Any  # scales of all blocks
@@ -38,7 +38,7 @@ class SplitPacket(NamedTuple):
 def split(
   packet: compression_lib.Packet, quantizer: quantize.Quantizer
 ) -> SplitPacket:
-  """The packet of a packet, of NumPy or JAX arrays."""
+  """Takes a packet apart, of NumPy or JAX arrays."""
   first = quantizer.scale_shape(0)[0]
   rows = (packet.indices, packet.codes)
   if quantizer.scale_shape(1)[0] > first:
@@ -47,7 +47,10 @@ def split(
 
 
 def join(packet: SplitPacket, concatenate: Any = jnp.concatenate) -> Any:
-  """The packet of a packet; `concatenate` is NumPy's for NumPy arrays."""
+  """Returns the packet that `split` took apart.
+
+  `concatenate` is NumPy's for NumPy arrays.
+  """
   indices, codes, *own = packet.rows
   scales = concatenate([packet.shared, *own]) if own else packet.shared
   return compression_lib.Packet(indices, codes, scales)
@@ -82,7 +85,7 @@ class Leaf:
 
   @property
   def slice_shape(self) -> tuple[int, ...]:
-    """Of a slice, local."""
+    """The shape of a slice, local."""
     if self.slices == 1:
       return self.local_shape
     stack, rows, columns = matrices(self.local_shape)
@@ -90,7 +93,7 @@ class Leaf:
 
   @property
   def abstract_slice(self) -> jax.ShapeDtypeStruct:
-    """A slice, local."""
+    """A slice without values, local."""
     return jax.ShapeDtypeStruct(self.slice_shape, jnp.float32)
 
   @property
@@ -100,7 +103,7 @@ class Leaf:
     return jax.ShapeDtypeStruct(self.shape, jnp.float32, sharding=sharding)
 
   def abstract_stacked(self, x: Any) -> jax.ShapeDtypeStruct:
-    """What local arrays like `x` are together, by the spec `stacked`."""
+    """Returns the array that local arrays like `x` form by `stacked`."""
     spec, shape = jax.P(), x.shape
     if self.axes and shape:
       spec = self.stacked
@@ -110,28 +113,28 @@ class Leaf:
 
   @property
   def stacked(self) -> jax.P:
-    """Of arrays whose first axis is the shards', one behind the other."""
+    """The spec of arrays that concatenate those of the shards."""
     return jax.P(self.axes) if self.axes else jax.P()
 
   @property
   def slice_spec(self) -> jax.P:
-    """Of a slice that is the whole leaf, or is `put` into it."""
+    """The spec of a slice that is the whole leaf, or is `put` into it."""
     return self.spec if self.slices == 1 else self.stacked
 
   @property
   def grid_spec(self) -> jax.P:
-    """Of `grid`."""
+    """The spec of the arrays that `grid` returns."""
     return jax.P(None, *self._sides, None) if self.axes else jax.P()
 
   @property
   def _sides(self) -> tuple[Any, Any]:
-    """What is said of rows and of columns."""
+    """The entries of the spec for rows and for columns."""
     *_, rows, columns = (None, None, *self.spec)
     return rows, columns
 
   @property
   def _shards(self) -> tuple[int, int]:
-    """How many there are down and across."""
+    """The number of shards down and across."""
     down, across = (
       math.prod(self.mesh.shape[name] for name in _names(side))
       for side in self._sides
@@ -140,7 +143,7 @@ class Leaf:
 
   @property
   def _slice_blocks(self) -> int:
-    """Of a slice, local; 0 if they are of several sizes."""
+    """The number of blocks of a slice, local; 0 if they differ in size."""
     return math.prod(self._local_grid) // self.slices if self.block else 0
 
   @property
@@ -153,7 +156,7 @@ class Leaf:
   def on_shards(
     self, f: Callable[..., Any], in_specs: Any, out_specs: Any
   ) -> Callable[..., Any]:
-    """`f` of local arrays, as a function of whole ones."""
+    """Returns `f`, a function of local arrays, as one of whole arrays."""
     if self.mesh is None:
       return f
     return jax.shard_map(
@@ -183,7 +186,7 @@ class Leaf:
     return part if self.slices == 1 else put(x, part, index, leaf=self)
 
   def each(self, body: Callable[[Any, Any], Any], carry: Any) -> Any:
-    """What `body(index, carry)` makes of it, slice after slice."""
+    """Returns `carry` after `body(index, carry)` of every slice."""
     if self.slices == 1:
       return body(0, carry)
     return jax.lax.fori_loop(0, self.slices, body, carry)
@@ -273,7 +276,11 @@ class Leaf:
 
 @functools.partial(jax.jit, static_argnames=('leaf',), donate_argnames=('x',))
 def put(x: jax.Array, part: jax.Array, index: Any, leaf: Leaf) -> jax.Array:
-  """As `Leaf.replace`. XLA copies what one program both reads and writes."""
+  """Puts a slice into a leaf in place, see `Leaf.replace`.
+
+  It is a program of its own: XLA copies an array that one program both reads
+  and writes.
+  """
 
   def local(x: jax.Array, part: jax.Array, index: Any) -> jax.Array:
     x_RxC = x.reshape(-1, x.shape[-1])
@@ -290,7 +297,7 @@ def leaves(
   specs: Any = None,
   budget: int = BUDGET,
 ) -> list[Leaf]:
-  """How the leaves of a tree are worked through, in leaf order.
+  """Returns the leaves of a tree with their slices, in leaf order.
 
   Args:
     abstract_params: the parameters or their shapes.
@@ -369,7 +376,7 @@ def _block(
 
 
 def matrices(shape: tuple[int, ...]) -> tuple[int, int, int]:
-  """How many matrices a leaf is a stack of, their rows and columns."""
+  """Returns the matrices in a leaf's stack, their rows and their columns."""
   rows, columns = (1, 1, *shape)[-2:]
   return math.prod(shape[:-2]), rows, columns
 

@@ -1,7 +1,7 @@
 """SparseLoCo: many local steps, then a sparse, quantized, error-fed exchange.
 
-One round of peer r (arXiv 2508.15706; Covenant-72B eqs. 1-2, restated in
-reference/papers.md 1.2), with beta = `error_decay`:
+One round of peer r (SparseLoCo, arXiv 2508.15706; Covenant-72B, arXiv
+2603.08163, eqs. 1 and 2), with beta = `error_decay`:
 
   delta_r = theta - theta_r            after `inner_steps` inner updates
   e_r     = beta * e_r + delta_r
@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from covenant import typing as ct
 from covenant.optim import collectives
 from covenant.optim import compression as compression_lib
 from covenant.optim import compressor
@@ -39,23 +40,23 @@ Statistical = quantize.Statistical
 TopK = compression_lib.TopK
 
 
-def pseudo_gradient(start: Any, end: Any) -> Any:
-  """`start - end` in float32: the direction to subtract from `start`."""
+def pseudo_gradient(start: ct.Params, end: ct.Params) -> ct.Delta:
+  """Returns `start - end` in float32, the direction to descend."""
   return jax.tree.map(compressor.difference, start, end)
 
 
-def init_error(params: Any) -> Any:
-  """Empty error feedback: float32 zeros, shaped and sharded like `params`."""
+def init_error(params: ct.Params) -> ct.PyTree:
+  """Returns empty error feedback: float32 zeros, sharded like `params`."""
   return jax.tree.map(lambda p: jnp.zeros_like(p, dtype=jnp.float32), params)
 
 
 def compress(
-  delta: Any,
-  error: Any,
+  delta: ct.Delta,
+  error: ct.PyTree,
   compression: Compression,
   error_decay: float | None,
-) -> tuple[Any, Any]:
-  """The message that carries `delta`, and what it leaves for later.
+) -> tuple[ct.Message, ct.PyTree]:
+  """Returns the message of `delta`, and the new error feedback.
 
   Args:
     delta: pseudo-gradient, a float32 pytree.
@@ -80,31 +81,37 @@ def compress(
   return treedef.unflatten(message), treedef.unflatten(error)
 
 
-def decompress(message: Any, like: Any, compression: Compression) -> Any:
-  """The float32 pytree, shaped like `like`, that `message` stands for."""
+def decompress(
+  message: ct.Message, abstract_params: ct.Params, compression: Compression
+) -> ct.Delta:
+  """Returns the float32 pytree that `message` stands for."""
   return jax.tree.map(
-    lambda x, part: compression.decompress(part, x.shape), like, message
+    lambda x, part: compression.decompress(part, x.shape),
+    abstract_params,
+    message,
   )
 
 
 class Stats(NamedTuple):
-  """What the last exchange of one peer did, over all its tensors.
+  """Statistics of the last exchange of one peer, over all its tensors.
 
   With x what was offered to the compressor and s what was sent of it:
   """
 
   relative_error: jax.Array  # |x - s| / |x|
-  energy_kept: (
-    jax.Array
-  )  # <x, s>^2 / (|x|^2 |s|^2); of exact top-k |s|^2 / |x|^2
+  # <x, s>^2 / (|x|^2 |s|^2); of exact top-k |s|^2 / |x|^2
+  energy_kept: jax.Array
   error_norm: jax.Array  # |x - s|, the norm of the error feedback left behind
   code_counts: jax.Array  # int32 [2**bits]: how often each code was sent
 
 
 def measure(
-  message: Any, residual: Any, compression: Compression, shards: Any = None
+  message: ct.Message,
+  residual: ct.PyTree,
+  compression: Compression,
+  shards: ct.PyTree = None,
 ) -> Stats:
-  """The statistics of `message`, which left `residual` (a pytree) behind.
+  """Returns the statistics of `message`, which left `residual` behind.
 
   Args:
     message: this peer's.
@@ -146,8 +153,8 @@ class SparseLoCoState(NamedTuple):
   """State of one peer. `anchor` and `outer` are the same on every peer."""
 
   count: jax.Array  # shape=(), dtype=jnp.int32: inner updates so far
-  anchor: Any  # the parameters at which the round started, exactly
-  error: Any  # float32, shaped like the parameters; None without feedback
+  anchor: ct.Params  # the parameters at which the round started, exactly
+  error: ct.PyTree  # float32, shaped like the parameters; None without feedback
   inner: optax.OptState
   outer: optax.OptState
   stats: Stats  # of the last exchange; zeros before the first

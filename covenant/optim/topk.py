@@ -1,4 +1,4 @@
-"""Which elements of a block are sent: the k of largest magnitude.
+"""Selection of the k elements of largest magnitude of every block.
 
 `lax.top_k` on the CPU keeps a heap, on one core. Where that takes long, a block
 is first reduced to the maxima of groups of neighbours, and no element moves:
@@ -48,7 +48,7 @@ def select(blocks_NxL: jax.Array, k: int) -> jax.Array:
 
 
 def select_by_groups(blocks_NxL: jax.Array, k: int) -> jax.Array:
-  """As `select`, faster for large inputs.
+  """Selects like `select`, faster for large inputs.
 
   Of a block's groups of 8 neighbours, only the k of largest maximum, ties to
   the lowest group, are searched. An element of any other group is preceded,

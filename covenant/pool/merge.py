@@ -24,7 +24,7 @@ _SENT = 4  # of so many elements one travels
 
 
 def compression(config: config_lib.Config) -> compression_lib.TopK:
-  """What a worker sends of a delta."""
+  """Returns the compressor of a worker's delta."""
   height, width = config.optim.compression.block
   return compression_lib.TopK(
     k=max(height * width // _SENT, 1),
@@ -34,7 +34,7 @@ def compression(config: config_lib.Config) -> compression_lib.TopK:
 
 
 def spec(config: config_lib.Config, abstract_params: ct.Params) -> payload.Spec:
-  """The layout of the payloads inside a pool."""
+  """Returns the layout of the payloads inside a pool."""
   return payload.make_spec(abstract_params, compression(config))
 
 

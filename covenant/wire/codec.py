@@ -97,7 +97,7 @@ def pack(
 def unpack(
   data: bytes | memoryview, num_blocks: int, block_size: int, k: int, bits: int
 ) -> tuple[np.ndarray, np.ndarray]:
-  """What `pack` packed: indices (`blocks.index_dtype`), uint8 codes.
+  """Returns what `pack` packed: indices (`blocks.index_dtype`), uint8 codes.
 
   Raises:
     CodecError: if `data` is not what `pack` would have made of any message.

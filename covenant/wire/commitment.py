@@ -1,4 +1,4 @@
-"""What a node writes on the chain: where its bucket is, what it stands for.
+"""A commitment on the chain: the place of a bucket, and a digest.
 
   version u8 | round u32 | digest 32 | location, the rest
 
@@ -24,7 +24,7 @@ class Commitment(NamedTuple):
 
 
 def digest(data: bytes) -> bytes:
-  """32 bytes that stand for an object: its BLAKE2b-256."""
+  """Returns the BLAKE2b-256 of an object, 32 bytes."""
   return hashlib.blake2b(data, digest_size=32).digest()
 
 
@@ -44,7 +44,7 @@ def encode(commitment: Commitment) -> bytes:
 
 
 def decode(data: bytes) -> Commitment | None:
-  """The commitment, or None for what is not one of ours."""
+  """Returns the commitment in bytes; None for bytes of another kind."""
   if len(data) < _FORMAT.size:
     return None
   version, number, committed = _FORMAT.unpack_from(data)

@@ -1,4 +1,4 @@
-"""Who counts in a round: signed, chained, and the same for everybody.
+"""The list of the peers that count in a round: signed, chained, equal for all.
 
 A manifest names the payloads that move the parameters, by uid and digest, and
 the state that they move: the history root and a fingerprint of the
@@ -42,7 +42,7 @@ class Manifest(NamedTuple):
 
 
 def genesis(run: bytes) -> bytes:
-  """The root before the first round of a run."""
+  """Returns the root before the first round of a run."""
   return _hash(b'genesis', run)
 
 
@@ -61,7 +61,7 @@ def extend(root: bytes, round_index: int, digest: bytes | None) -> bytes:
 
 
 def encode(manifest: Manifest, sign: Callable[[bytes], bytes]) -> bytes:
-  """The signed bytes, `sign` being that of `manifest.hotkey`."""
+  """Returns the signed bytes; `sign` is that of `manifest.hotkey`."""
   body = _body(manifest)
   return body + sign(_hash(b'body', body))
 
@@ -69,14 +69,14 @@ def encode(manifest: Manifest, sign: Callable[[bytes], bytes]) -> bytes:
 def decode(
   data: bytes, verify: Callable[[str, bytes, bytes], bool]
 ) -> Manifest:
-  """The manifest in bytes that may be a stranger's.
+  """Returns the manifest in bytes that may come from a stranger.
 
   Args:
     data: the bytes.
     verify: whether a hotkey signed some bytes: (hotkey, data, signature).
 
   Raises:
-    ManifestError: not canonical, not signed by the hotkey it names, or too long.
+    ManifestError: not canonical, not signed by its hotkey, or too long.
   """
   if not _SIGNATURE_BYTES < len(data) <= MAX_BYTES:
     raise ManifestError(f'manifest: {len(data)} bytes')

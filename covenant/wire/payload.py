@@ -30,6 +30,7 @@ import ml_dtypes
 import numpy as np
 
 from covenant import errors
+from covenant import typing as ct
 from covenant.optim import compression as compression_lib
 from covenant.optim import quantize
 from covenant.wire import codec as codec_lib
@@ -50,7 +51,7 @@ Verify = Callable[[bytes, bytes], bool]  # data, signature
 
 
 class Reason(enum.Enum):
-  """Why a payload was refused. A closed list; the value is for people."""
+  """The reasons to refuse a payload: a closed list, with texts for people."""
 
   LENGTH = 'wrong length'
   DIGEST = 'wrong digest'
@@ -75,7 +76,7 @@ class PayloadError(errors.CovenantError):
 
 
 class Header(NamedTuple):
-  """What a payload says of itself, signed."""
+  """The signed declarations of a payload."""
 
   run: bytes  # 16 bytes, see `run_id`
   round: int
@@ -88,7 +89,7 @@ class Header(NamedTuple):
 
 class Payload(NamedTuple):
   header: Header
-  message: Any  # of NumPy arrays
+  message: ct.Message  # of NumPy arrays
 
 
 class Region(NamedTuple):
@@ -115,7 +116,7 @@ class Spec:
 
   @property
   def quantizer(self) -> quantize.Quantizer:
-    """Of tensors that are not sent dense."""
+    """The quantizer of tensors that are not sent dense."""
     assert isinstance(self.compression, compression_lib.TopK)
     return self.compression.quantizer
 
@@ -126,29 +127,29 @@ class Spec:
 
   @property
   def payload_bytes(self) -> int:
-    """Of every payload; with the codec 'rice', of the longest."""
+    """The length of a payload; with the codec 'rice', of the longest."""
     return _around(sum(_section_bytes(self, t)[1] for t in self.tensors))
 
   @property
   def least_bytes(self) -> int:
-    """Of the shortest payload: `payload_bytes` but with the codec 'rice'."""
+    """The length of the shortest payload; differs only with 'rice'."""
     return _around(sum(_section_bytes(self, t)[0] for t in self.tensors))
 
   @property
   def dense_bytes(self) -> int:
-    """What float32 of every element would take: the ratio's numerator."""
+    """The bytes of all elements in float32: the numerator of the ratio."""
     return 4 * sum(int(np.prod(t.shape)) for t in self.tensors)
 
 
 def make_spec(
-  like: Any,
+  abstract_params: ct.Params,
   compression: compression_lib.Compression,
   codec: str = 'elias-fano',
 ) -> Spec:
-  """The layout for parameters shaped like `like`, in leaf order.
+  """Returns the layout of the payloads of a model, in leaf order.
 
   Args:
-    like: the parameters or their shapes.
+    abstract_params: the parameters or their shapes.
     compression: what makes the messages.
     codec: of the indices: 'elias-fano', or 'rice', which is smaller but of no
       fixed length.
@@ -169,28 +170,32 @@ def make_spec(
     name = jax.tree_util.keystr(path)
     return Tensor(name, tuple(leaf.shape), layout)
 
-  leaves = jax.tree_util.tree_leaves_with_path(like)
+  leaves = jax.tree_util.tree_leaves_with_path(abstract_params)
   return Spec(tuple(tensor(*leaf) for leaf in leaves), compression, codec)
 
 
 def run_id(text: str) -> bytes:
-  """16 bytes that name a run: the digest of what defines it."""
+  """Returns the 16 bytes that name a run: a digest of its definition."""
   return hashlib.blake2b(text.encode(), digest_size=16).digest()
 
 
 def encode(
-  header: Header, message: Any, like: Any, spec: Spec, sign: Sign
+  header: Header,
+  message: ct.Message,
+  abstract_params: ct.Params,
+  spec: Spec,
+  sign: Sign,
 ) -> bytes:
-  """The payload of a message.
+  """Returns the payload of a message.
 
   Args:
     header: who sends it, when, in which run.
     message: what `sparseloco.compress` returned; NumPy or JAX arrays.
-    like: the parameters or their shapes.
-    spec: `make_spec(like, compression)`.
+    abstract_params: the parameters or their shapes.
+    spec: `make_spec(abstract_params, compression)`.
     sign: the sender's signature of some bytes, 64 bytes.
   """
-  parts = jax.tree.structure(like).flatten_up_to(message)
+  parts = jax.tree.structure(abstract_params).flatten_up_to(message)
   chunks = [
     _HEADER.pack(
       _MAGIC,
@@ -215,30 +220,31 @@ def encode(
 def decode(
   data: bytes,
   expected: Header,
-  like: Any,
+  abstract_params: ct.Params,
   spec: Spec,
   verify: Verify,
   older: Sequence[bytes] = (),
 ) -> Payload:
-  """The content of a payload from a peer that may be hostile.
+  """Returns the content of a payload from a peer that may be hostile.
 
   Args:
     data: the payload.
     expected: the run, the round, the uid and the root it must be of; what it
       says of its data is for the caller to check.
-    like: the parameters or their shapes.
-    spec: `make_spec(like, compression)`.
+    abstract_params: the parameters or their shapes.
+    spec: `make_spec(abstract_params, compression)`.
     verify: whether the hotkey of `expected.uid` signed some bytes.
     older: the roots of earlier rounds whose parameters it may be trained from
       as well, the latest first: by its staleness.
 
   Returns:
     A header that equals `expected` in run, round and uid, and in the root but
-    for its staleness; and a message of NumPy arrays, structured for `like`.
+    for its staleness; and a message of NumPy arrays, structured like the
+    parameters.
 
   Raises:
-    PayloadError: with one reason; nothing was allocated beyond the payload's size
-      before length, digest, header and signature were found right.
+    PayloadError: with one reason. Nothing beyond the payload's size is
+      allocated before length, digest, header and signature are found right.
   """
   least, most = spec.least_bytes, spec.payload_bytes
   if not least <= len(data) <= most:
@@ -292,7 +298,7 @@ def decode(
     raise PayloadError(
       Reason.LENGTH, f'{len(body)} bytes after the last tensor'
     )
-  message = jax.tree.structure(like).unflatten(parts)
+  message = jax.tree.structure(abstract_params).unflatten(parts)
   header = Header(run, round_index, uid, root, receipt, sequences, staleness)
   return Payload(header, message)
 

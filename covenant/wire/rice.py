@@ -71,7 +71,7 @@ def length(
 def pack(
   indices_NxK: np.ndarray, codes_NxK: np.ndarray, block_size: int, bits: int
 ) -> bytes:
-  """As `codec.pack`; at most `section_bytes`."""
+  """Packs a region like `codec.pack`, in at most `section_bytes`."""
   k = indices_NxK.shape[1]
   low = low_bits(block_size, k)
   chunks = []
@@ -93,7 +93,7 @@ def pack(
 def unpack(
   data: bytes | memoryview, num_blocks: int, block_size: int, k: int, bits: int
 ) -> tuple[np.ndarray, np.ndarray]:
-  """As `codec.unpack`, and as strict."""
+  """Unpacks a region like `codec.unpack`, as strictly."""
   expected = length(data, num_blocks, block_size, k, bits)
   if len(data) != expected:
     raise codec.CodecError(f'expected {expected} bytes, got {len(data)}')

@@ -92,10 +92,6 @@ class AggregateTest(absltest.TestCase):
     )
     np.testing.assert_allclose(factors[:, 0], [1, 1, 0.25, 0.25], rtol=1e-6)
 
-  def test_more_messages_than_can_be_counted_are_refused(self):
-    with self.assertRaisesRegex(ValueError, 'at most 1023 messages, got 1024'):
-      weight.columns([weight.Weight()] * 1024)
-
   def test_nobody_moves_nothing(self):
     got = reduce.aggregate([], self.LIKE, EXACT)
     np.testing.assert_array_equal(got['w'], np.zeros(4))

@@ -1,6 +1,6 @@
 """DeMo (arXiv 2411.19870): momentum that stays here, its peaks that do not.
 
-One step of peer r, with beta = `error_decay` (reference/papers.md 5, DeMo):
+One step of peer r, with beta = `error_decay`:
 
   e_r    = beta * e_r + lr * gradient_r
   sent_r = the 32 largest DCT coefficients of each 64 x 64 block of e_r

@@ -3,7 +3,7 @@
 What crosses is parameters, not gradients, a fraction p = 0.005 of them, the
 same ones on all peers; there is no error feedback, as nothing is ever left
 unsent: a parameter that drifted is averaged when its turn comes, every 1 / p
-steps or so (reference/papers.md 5, SPARTA, from the authors' EXO Gym).
+steps or so (the code of the authors is EXO Gym).
 """
 
 import functools

@@ -28,7 +28,7 @@ from covenant.optim import sparseloco
 
 
 class Fragment(NamedTuple):
-  """What all peers know of one fragment: trees with None for other leaves."""
+  """The shared state of one fragment: trees with None for other leaves."""
 
   anchor: Any  # its shared parameters, exactly
   pending: Any  # float32: the mean delta last sent, applied tau steps later
@@ -58,8 +58,8 @@ def streaming_diloco(
   `diloco`. The deltas are dense float32 (the paper sends 4-bit floats).
 
   The mean is taken in the step that sends; the overlap is in what is computed,
-  as in other single-program versions (reference/jax_style.md b): it lets XLA,
-  not a thread of ours, hide the collective.
+  as in other single-program versions: XLA, not a thread of ours, may hide the
+  collective.
 
   Args:
     inner: the local optimizer, such as `optax.adamw(3e-4)`.
@@ -120,7 +120,7 @@ def streaming_diloco(
     )
 
   def due(step: jax.Array, p: int) -> jax.Array:
-    """Whether fragment p sends after inner step `step`, counted from 1."""
+    """Returns whether fragment p sends after inner step `step`, from 1."""
     offset = p * inner_steps // fragments
     return (step > 0) & ((step - offset) % inner_steps == 0)
 
