@@ -1,9 +1,8 @@
 """The deployed scoring formulas, number for number, for comparison.
 
-The formulas are restated as they are; the numbers in parentheses count the parts
-of the description that they follow. Nothing here repairs anything.
-What we do instead, and why, is in docs/gauntlet.md. Thresholds are inclusive
-exactly where the deployed ones are.
+The formulas are restated as they are, without repairs. docs/gauntlet.md says
+how ours differ, and why. Thresholds are inclusive exactly where the deployed
+ones are.
 """
 
 import dataclasses
@@ -23,7 +22,7 @@ HISTORY = 8  # gathers or evaluations
 
 @dataclasses.dataclass(frozen=True)
 class Peer:
-  """The state of one peer; the defaults are those after a reset."""
+  """The record of one peer; a reset leaves the defaults."""
 
   final: float = 0.0
   average: float = 0.0  # moving average of own-beats-random
@@ -33,14 +32,14 @@ class Peer:
 
 
 def gradient_score(before: float, after: float) -> float:
-  """Relative improvement of the loss; also of the one on own data (4.2)."""
+  """Relative improvement of the loss; also of the one on own data."""
   return (before - after) / before
 
 
 def moving_average(
   average: float, own: float, other: float, alpha: float = 0.05
 ) -> float:
-  """Moving average of +1 where own data improved more, else -1 (4.2).
+  """Moving average of +1 where own data improved more, else -1.
 
   Kept in float32, as deployed.
 
@@ -60,7 +59,7 @@ def plackett_luce(
   scores: Sequence[float],
   ties: str = 'average',
 ) -> list[tuple[float, float]]:
-  """New (mu, sigma) of single players after one game (4.3).
+  """New (mu, sigma) of single players after one game.
 
   Args:
     ratings: (mu, sigma) of each.
@@ -109,7 +108,7 @@ def steps_behind(
   step_sizes: Sequence[np.ndarray | None],
   outer_lr: float,
 ) -> float:
-  """The distance of a peer's parameters in outer steps (4.4).
+  """Returns the distance of a peer's parameters in outer steps.
 
   The mean, between the quartiles inclusive, of |difference| / step size.
 
@@ -138,7 +137,7 @@ def steps_behind(
 
 
 def sync_score(steps: float) -> float:
-  """From steps behind to a factor (4.4).
+  """Converts steps behind to a factor.
 
   >>> [round(sync_score(x), 3) for x in (0, 0.5, 1, 2, 3, math.inf)]
   [1.0, 0.634, 0.363, 0.064, 0.0, 0.0]
@@ -147,7 +146,7 @@ def sync_score(steps: float) -> float:
 
 
 def final_score(peer: Peer, rounds: int) -> float:
-  """(mu - 3 sigma) * average * sync, `rounds` after the start (4.5)."""
+  """(mu - 3 sigma) * average * sync, `rounds` after the start."""
   average = max(0.0, peer.average)
   if rounds >= WARMUP and average < 0.10:
     average = 0.0
@@ -155,7 +154,7 @@ def final_score(peer: Peer, rounds: int) -> float:
 
 
 def bins(ordinals: Mapping[int, float], count: int = 5) -> list[list[int]]:
-  """Peers in `count` bins of equal size, the best first (4.6).
+  """Peers in `count` bins of equal size, the best first.
 
   The first bins get one more where it does not divide; with fewer than
   20 peers a bin, there is one bin of all.
@@ -171,7 +170,7 @@ def bins(ordinals: Mapping[int, float], count: int = 5) -> list[list[int]]:
 def weighted_sample(
   waits: Mapping[int, float], count: int, draw: random.Random
 ) -> list[int]:
-  """`count` uids without replacement, in proportion to their waits (4.6)."""
+  """`count` uids without replacement, in proportion to their waits."""
   left, chosen = dict(waits), []
   while left and len(chosen) < count:
     (uid,) = draw.choices([*left], weights=[*left.values()])
@@ -181,7 +180,7 @@ def weighted_sample(
 
 
 def weights(scores: Mapping[int, float]) -> dict[int, float]:
-  """From final scores of all who were ever evaluated to weights (4.7).
+  """Converts final scores of all peers that were ever evaluated to weights.
 
   >>> weights({3: 5.0})
   {3: 0.5, 1: 0.5}
@@ -209,7 +208,7 @@ def weights(scores: Mapping[int, float]) -> dict[int, float]:
 
 
 def slash(peer: Peer, factor: float) -> Peer:
-  """Final score and average of a peer above zero, multiplied (4.8)."""
+  """Final score and average of a peer above zero, multiplied."""
   if peer.final <= 0:
     return peer
   final = peer.final * factor
@@ -221,7 +220,7 @@ def slash(peer: Peer, factor: float) -> Peer:
 
 
 def missing_factor(consecutive: int, success_rate: float) -> float:
-  """The factor after the `consecutive`-th miss in the gather, from 1 (4.8).
+  """Returns the factor of the `consecutive`-th miss in the gather, from 1.
 
   >>> [missing_factor(n, success_rate=0.4) for n in (1, 2, 3, 4)]
   [0.75, 0.5, 0.0, 0.0]
@@ -234,15 +233,15 @@ def missing_factor(consecutive: int, success_rate: float) -> float:
 
 
 def mostly_missing(missed: Sequence[bool]) -> bool:
-  """Half or more of the last 8 gathers, once there are 8: banned (4.8)."""
+  """Half or more of the last 8 gathers, once there are 8: banned."""
   last = missed[-HISTORY:]
   return len(last) == HISTORY and 2 * sum(last) >= HISTORY
 
 
 def spared(gradient_scores: Sequence[float]) -> bool:
-  """True if a round's 5th best score, or its last, is negative (4.8).
+  """Returns whether a round's 5th best score, or its last, is negative.
 
-  Then nobody's negative evaluations are held against them in this round.
+  Then negative evaluations of this round count against no peer.
   """
   ranked = sorted(gradient_scores, reverse=True)
   return bool(ranked) and ranked[min(4, len(ranked) - 1)] < 0
@@ -256,7 +255,7 @@ def negative_factor(negative: Sequence[bool]) -> float:
 
 
 def excluded(negative: Sequence[bool]) -> bool:
-  """Three negative evaluations in a row and no other since (4.8)."""
+  """Three negative evaluations in a row and no other since."""
   run, out = 0, False
   for bad in negative:
     run = run + 1 if bad else 0
@@ -265,7 +264,7 @@ def excluded(negative: Sequence[bool]) -> bool:
 
 
 def inactive(peer: Peer, rounds: int) -> Peer:
-  """After the `rounds`-th round of inactivity, from 1 (4.8)."""
+  """Returns a peer after the `rounds`-th round of inactivity, from 1."""
   if rounds > 3:
     return Peer()
   final = peer.final * 0.75 if peer.final > 0 else peer.final
@@ -273,7 +272,7 @@ def inactive(peer: Peer, rounds: int) -> Peer:
 
 
 def overlap(a: Sequence[np.ndarray], b: Sequence[np.ndarray]) -> float:
-  """Share of indices in common, vectors included, as deployed (4.9).
+  """Share of indices in common, vectors included, as deployed.
 
   Args:
     a: indices of each tensor of one peer, [chunks, k].
@@ -291,7 +290,7 @@ def overlap(a: Sequence[np.ndarray], b: Sequence[np.ndarray]) -> float:
 
 
 def overlap_level(share: float) -> str:
-  """'' below 0.4; 'high' halves, 'max' resets, 'mega' bans 20 rounds (4.8).
+  """'' below 0.4; 'high' halves, 'max' resets, 'mega' bans 20 rounds.
 
   >>> [overlap_level(x) for x in (0.39, 0.4, 0.5, 0.6)]
   ['', 'high', 'max', 'mega']
@@ -305,7 +304,7 @@ def overlap_level(share: float) -> str:
 def offender(
   first: int, second: int, uploaded: Mapping[int, float | None]
 ) -> int:
-  """The offender of two similar peers: the later; `first` of a tie (4.9).
+  """Returns the later of two similar peers; `first` in a tie.
 
   Args:
     first: the uid with the lower position in the list of peers.
