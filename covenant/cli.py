@@ -61,7 +61,7 @@ def emulate(config: config_lib.Config, workdir: str) -> None:
   signals = stoppable('stopping after this round, with a checkpoint')
   with multihost_lib.start(config.network) as process_group, signals as stop:
     # The default is named after the time, which processes read differently.
-    workdir = process_group.ask('workdir', lambda: workdir)
+    workdir = process_group.broadcast_from(0, 'workdir', lambda: workdir)
     if process_group.index:
       host.run(
         config, workdir, process_group=process_group, profile=_flag('profile')

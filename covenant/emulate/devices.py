@@ -186,7 +186,7 @@ class DevicePool:
     future = None
     if row is not None:
       future = row.pool.submit(row.train, params, private, task, batches, begun)
-      if self._process_group.alone:
+      if self._process_group.is_single:
         return Future(future.result)
 
     def answer() -> Any:
@@ -198,7 +198,7 @@ class DevicePool:
 
     def wait() -> tuple[TrainedRound, MinerState]:
       rank = self.places[index].rank
-      told = self._process_group.ask(('train', task), answer, rank)
+      told = self._process_group.broadcast_from(rank, ('train', task), answer)
       leaves, structure = jax.tree.flatten(self.message)
       message = [
         np.frombuffer(data, x.dtype).reshape(x.shape)
@@ -219,7 +219,7 @@ class DevicePool:
     All processes must call this. On the others the private state has shapes
     only.
     """
-    if self._process_group.alone:
+    if self._process_group.is_single:
       return state
     like = self._example(state)
     miners = {}
@@ -227,11 +227,11 @@ class DevicePool:
       rank = self._rank(uid)
       if rank and rank == self._process_group.index:
         for x in jax.tree.leaves(private):
-          self._process_group.collect(rank, np.asarray(x).tobytes)
+          self._process_group.gather(rank, np.asarray(x).tobytes)
       elif rank and not self._process_group.index:
         private = jax.tree.map(
           lambda x, rank=rank: np.frombuffer(
-            self._process_group.collect(rank, bytes), x.dtype
+            self._process_group.gather(rank, bytes), x.dtype
           ).reshape(x.shape),
           like,
         )
@@ -242,7 +242,7 @@ class DevicePool:
 
   def wanted(self, state: State) -> State:
     """Returns a state with `...` for all that this process must not load."""
-    if self._process_group.alone:
+    if self._process_group.is_single:
       return state
     like = self._example(state)
     absent = jax.tree.map(lambda x: ..., like)

@@ -519,7 +519,7 @@ def run(
     preflight.check(config, devices_lib.most(config))
     folder.check_owner(config)
 
-  process_group.ask('check', check)
+  process_group.broadcast_from(0, 'check', check)
   host = Host(config, dataset.load(config), process_group=process_group)
   device_pool, is_first = host.device_pool, not process_group.index
   with contextlib.ExitStack() as stack:
@@ -546,7 +546,9 @@ def run(
       if is_first:
         folder.log(record)
       # The root stands for all that a process could have done otherwise.
-      stopped = process_group.ask(('round', completed, host.root), stop)
+      stopped = process_group.broadcast_from(
+        0, ('round', completed, host.root), stop
+      )
       last = completed == config.rounds
       if is_first and (last or completed % config.eval.every == 0):
         folder.log(host.evaluate())

@@ -26,6 +26,7 @@ from covenant.node import base as node_lib
 from covenant.node import connect
 from covenant.node import miner as miner_lib
 from covenant.node import multihost as multihost_lib
+from covenant.node import ranked
 from covenant.node import validator as validator_lib
 from covenant.node import workdir as workdir_lib
 from covenant.optim import sparseloco
@@ -89,12 +90,14 @@ class Process:
     self.workdir = workdir_lib.Workdir(
       workdir, role, config.network.hotkey, process_group.index, profile
     )
-    self._chain = process_group.chain(lambda: connect.chain(config))
+    self._chain = ranked.chain(process_group, lambda: connect.chain(config))
     mesh = placement.Placement(process_group.mesh).home_mesh
     offload = role == 'miner' and config.devices.offload
     shared_model = shared_state_lib.SharedModel(config, mesh, offload)
     run = shared_model.run
-    objects = process_group.objects(run, lambda: connect.objects(config, run))
+    objects = ranked.storage(
+      process_group, run, lambda: connect.objects(config, run)
+    )
     self._checkpoints = checkpoint_lib.Checkpoints(
       pathlib.Path(workdir, 'checkpoints'), config.checkpoint
     )
@@ -115,7 +118,7 @@ class Process:
       self.node.load(saved)
     self._saved = self.node.state.round if saved is not None else None
     here = self.node.state.round, self.node.root, self.node.fingerprint()
-    process_group.ask(here, lambda: None)
+    process_group.broadcast_from(0, here, lambda: None)
     self._show('ready')
 
   def _validator(
@@ -141,7 +144,9 @@ class Process:
   def run(self, stop: Callable[[], bool]) -> None:
     """Follows the run until its last round, or until asked to stop."""
     node, rounds = self.node, self._config.rounds
-    while not self._process_group.ask('stop', stop) and not self._over(rounds):
+    while not self._process_group.broadcast_from(
+      0, 'stop', stop
+    ) and not self._over(rounds):
       try:
         head = self._chain.head()
       except chain_lib.ChainError as e:

@@ -27,6 +27,7 @@ from covenant.data import dataset
 from covenant.models import sharding
 from covenant.node import connect
 from covenant.node import multihost as multihost_lib
+from covenant.node import ranked as ranked_lib
 from covenant.protocol import run_storage as run_storage_lib
 from covenant.store import bucket as bucket_lib
 from covenant.store import interface as store_lib
@@ -83,7 +84,9 @@ class RanksTest(parameterized.TestCase):
         asked.append(process_group.index)
         return answer
 
-      return process_group.ask('what', ask), process_group.ask('and', lambda: 1)
+      return process_group.broadcast_from(
+        0, 'what', ask
+      ), process_group.broadcast_from(0, 'and', lambda: 1)
 
     self.assertEqual(run(program), [(answer, 1)] * 2)
     self.assertEqual(asked, [0])
@@ -100,15 +103,21 @@ class RanksTest(parameterized.TestCase):
         raise error('why')
 
       try:
-        process_group.ask('what', fail)
+        process_group.broadcast_from(0, 'what', fail)
       except error as e:
-        return type(e), str(e), process_group.ask('and', lambda: 7)
+        return (
+          type(e),
+          str(e),
+          process_group.broadcast_from(0, 'and', lambda: 7),
+        )
 
     self.assertEqual(run(program), [(error, 'why', 7)] * 2)
 
   @parameterized.parameters(lambda: 1 / 0, lambda: object(), lambda: {1j: 2})
   def test_a_bug_of_rank_0_ends_all(self, answer):
-    first, second = run(lambda process_group: process_group.ask('what', answer))
+    first, second = run(
+      lambda process_group: process_group.broadcast_from(0, 'what', answer)
+    )
     self.assertIsInstance(first, (ZeroDivisionError, TypeError))
     self.assertIsInstance(second, multihost_lib.MultihostError)
     self.assertIn(f'{type(first).__name__}: {first}', str(second))
@@ -116,8 +125,12 @@ class RanksTest(parameterized.TestCase):
   @parameterized.parameters(0, 1, 2)
   def test_another_rank_can_be_asked(self, asked):
     def program(process_group):
-      got = process_group.ask('what', lambda: process_group.index, asked)
-      return got, process_group.ask('and', lambda: 7 + process_group.index)
+      got = process_group.broadcast_from(
+        asked, 'what', lambda: process_group.index
+      )
+      return got, process_group.broadcast_from(
+        0, 'and', lambda: 7 + process_group.index
+      )
 
     self.assertEqual(run(program, three()), [(asked, 7)] * 3)
 
@@ -127,15 +140,18 @@ class RanksTest(parameterized.TestCase):
         raise local_lib.DivergedError('why')
 
       try:
-        process_group.ask('what', fail, 1)
+        process_group.broadcast_from(1, 'what', fail)
       except local_lib.DivergedError as e:
-        return str(e), process_group.ask('and', lambda: 7)
+        return str(e), process_group.broadcast_from(0, 'and', lambda: 7)
 
     self.assertEqual(run(program, three()), [('why', 7)] * 3)
 
   def test_a_bug_of_its_ends_all(self):
     got = run(
-      lambda process_group: process_group.ask('what', lambda: 1 / 0, 1), three()
+      lambda process_group: process_group.broadcast_from(
+        1, 'what', lambda: 1 / 0
+      ),
+      three(),
     )
     self.assertIsInstance(got[1], ZeroDivisionError)
     for other in got[0], got[2]:
@@ -144,20 +160,20 @@ class RanksTest(parameterized.TestCase):
 
   def test_who_drifts_from_it_ends(self):
     def program(process_group):
-      return process_group.ask(
-        ('work', process_group.index == 1), lambda: None, 1
+      return process_group.broadcast_from(
+        1, ('work', process_group.index == 1), lambda: None
       )
 
     first, second, third = run(program, three())
     self.assertIsNone(second)
     for other in first, third:
       self.assertIsInstance(other, multihost_lib.MultihostError)
-      self.assertIn('drifted from rank 1', str(other))
+      self.assertIn('diverged from rank 1', str(other))
 
   def test_rank_0_collects(self):
     def program(process_group):
       own = bytes([process_group.index])
-      return [process_group.collect(rank, lambda: own) for rank in (2, 1, 2)]
+      return [process_group.gather(rank, lambda: own) for rank in (2, 1, 2)]
 
     nothing = [b''] * 3
     want = [[b'\2', b'\1', b'\2'], nothing, nothing]
@@ -165,15 +181,15 @@ class RanksTest(parameterized.TestCase):
 
   def test_who_asks_something_else_ends(self):
     def program(process_group):
-      process_group.ask(('commit', b'same'), lambda: None)
-      return process_group.ask(
-        ('commit', bytes([process_group.index])), lambda: None
+      process_group.broadcast_from(0, ('commit', b'same'), lambda: None)
+      return process_group.broadcast_from(
+        0, ('commit', bytes([process_group.index])), lambda: None
       )
 
     first, second = run(program)
     self.assertIsNone(first)
     self.assertIsInstance(second, multihost_lib.MultihostError)
-    self.assertIn('rank 1 has drifted', str(second))
+    self.assertIn('rank 1 has diverged', str(second))
 
   @parameterized.parameters(0, 1)
   def test_nobody_waits_for_one_that_has_ended(self, gone):
@@ -181,7 +197,7 @@ class RanksTest(parameterized.TestCase):
       if process_group.index == gone:
         raise MemoryError('here alone')
       while True:
-        process_group.ask('what', lambda: None)
+        process_group.broadcast_from(0, 'what', lambda: None)
 
     outcomes = run(program)
     self.assertIsInstance(outcomes[gone], MemoryError)
@@ -190,9 +206,9 @@ class RanksTest(parameterized.TestCase):
 
   def test_one_process_asks_itself(self):
     process_group = multihost_lib.ProcessGroup()
-    self.assertIs(process_group.ask('what', lambda: self), self)
-    self.assertIs(process_group.chain(lambda: self), self)
-    self.assertIs(process_group.objects(b'run', lambda: self), self)
+    self.assertIs(process_group.broadcast_from(0, 'what', lambda: self), self)
+    self.assertIs(ranked_lib.chain(process_group, lambda: self), self)
+    self.assertIs(ranked_lib.storage(process_group, b'run', lambda: self), self)
 
   def test_a_chain(self):
     """Every method says what that of rank 0 does, in the same types."""
@@ -209,8 +225,8 @@ class RanksTest(parameterized.TestCase):
     own, head = chain.seen_by(VALIDATOR), chain.head()
 
     def program(process_group):
-      ranked = process_group.chain(
-        lambda: own if process_group.index == 0 else None
+      ranked = ranked_lib.chain(
+        process_group, lambda: own if process_group.index == 0 else None
       )
       ranked.commit(b'mine')
       with self.assertRaisesRegex(
@@ -261,8 +277,8 @@ class RanksTest(parameterized.TestCase):
     other.put_once(other.chunk_key(digests[b'b']), b'b')
 
     def program(process_group):
-      objects = process_group.objects(
-        b'run', lambda: own if not process_group.index else None
+      objects = ranked_lib.storage(
+        process_group, b'run', lambda: own if not process_group.index else None
       )
       objects.put_once(objects.key('history', 1), b'one')
       objects.put_once(objects.key('history', 1), b'one')

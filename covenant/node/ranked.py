@@ -1,0 +1,170 @@
+"""The chain and the store of several processes: rank 0 alone talks to them."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from covenant import proxy
+from covenant.chain import interface as chain_lib
+from covenant.node import multihost as multihost_lib
+from covenant.protocol import run_storage as run_storage_lib
+from covenant.store import interface as store_lib
+
+
+def chain(
+  process_group: multihost_lib.ProcessGroup,
+  connect: Callable[[], chain_lib.Chain],
+) -> chain_lib.Chain:
+  """Returns the chain that `connect` opens on rank 0; raises as that."""
+  if process_group.is_single:
+    return connect()
+  return _chain(process_group, connect)
+
+
+def storage(
+  process_group: multihost_lib.ProcessGroup,
+  run: bytes,
+  connect: Callable[[], run_storage_lib.RunStorage],
+) -> run_storage_lib.RunStorage:
+  """Returns the storage that `connect` opens on rank 0; raises as that."""
+  if process_group.is_single:
+    return connect()
+  return RankedStorage(process_group, run, connect)
+
+
+def _chain(
+  process_group: multihost_lib.ProcessGroup,
+  connect: Callable[[], chain_lib.Chain],
+) -> chain_lib.Chain:
+  """Returns a chain that rank 0 calls."""
+  chain: chain_lib.Chain | None = None  # of rank 0
+
+  def first() -> tuple[str, float]:
+    nonlocal chain
+    chain = connect()
+    return chain.hotkey, chain.block_seconds
+
+  def call(method: str, *args: Any) -> Any:
+    if method == 'set_weights':
+      args = (dict(args[0]),)
+    answer = process_group.broadcast_from(
+      0, ('chain', method, args), lambda: getattr(chain, method)(*args)
+    )
+    match method:
+      case 'peers':
+        return tuple(chain_lib.Peer(*peer) for peer in answer)
+      case 'commitments':
+        return {uid: chain_lib.CommittedData(*c) for uid, c in answer.items()}
+    return answer
+
+  hotkey, block_seconds = process_group.broadcast_from(0, 'chain', first)
+  return proxy.make(
+    chain_lib.Chain, call, hotkey=hotkey, block_seconds=block_seconds
+  )
+
+
+def _bucket(
+  process_group: multihost_lib.ProcessGroup,
+  connect: Callable[[], store_lib.Bucket | None],
+) -> store_lib.Bucket:
+  """Returns a bucket that rank 0 reads and writes.
+
+  Its attribute `bucket` is a function that returns the bucket of rank 0.
+
+  Raises:
+    ValueError: `connect` finds none.
+  """
+  bucket: store_lib.Bucket | None = None  # of rank 0
+
+  def first() -> str:
+    nonlocal bucket
+    bucket = connect()
+    if bucket is None:
+      raise ValueError('expected the location of a bucket that can be opened')
+    return bucket.location
+
+  location = process_group.broadcast_from(0, 'bucket', first)
+
+  def call(method: str, *args: Any, **kwargs: Any) -> Any:
+    answer = process_group.broadcast_from(
+      0,
+      (location, method, args, kwargs),
+      lambda: getattr(bucket, method)(*args, **kwargs),
+    )
+    match method:
+      case 'head':
+        return store_lib.Info(*answer)
+      case 'list':
+        return [store_lib.Info(*info) for info in answer]
+    return answer
+
+  return proxy.make(
+    store_lib.Bucket, call, location=location, bucket=lambda: bucket
+  )
+
+
+class RankedStorage(run_storage_lib.RunStorage):
+  """A run storage that rank 0 reads and writes."""
+
+  def __init__(
+    self,
+    process_group: multihost_lib.ProcessGroup,
+    run: bytes,
+    connect: Callable[[], run_storage_lib.RunStorage],
+  ):
+    self._process_group = process_group
+    self._objects: run_storage_lib.RunStorage | None = None  # of rank 0
+
+    def first() -> bytes:
+      self._objects = connect()
+      return self._objects.location
+
+    location = process_group.broadcast_from(0, 'objects', first)
+    super().__init__(
+      run,
+      _bucket(process_group, lambda: self._real.bucket),
+      location,
+      lambda data: _bucket(process_group, lambda: self._real.bucket_at(data)),
+    )
+
+  @property
+  def _real(self) -> run_storage_lib.RunStorage:
+    assert self._objects is not None
+    return self._objects
+
+  def fetch(
+    self,
+    kind: str,
+    round_index: int,
+    refs: Sequence[run_storage_lib.ObjectRef],
+    mirrors: Sequence[Any],
+    limit: int,
+  ) -> Mapping[bytes, bytes | store_lib.StoreError]:
+    def answer() -> Mapping[bytes, Any]:
+      buckets = [mirror.bucket() for mirror in mirrors]
+      got = self._real.fetch(kind, round_index, refs, buckets, limit)
+      return {
+        digest: multihost_lib.error_to_plain(data)
+        if isinstance(data, Exception)
+        else data
+        for digest, data in got.items()
+      }
+
+    label = ('fetch', kind, round_index, refs, limit)
+    got: dict[bytes, Any] = {}
+    for digest, data in self._process_group.broadcast_from(
+      0, label, answer
+    ).items():
+      is_error = isinstance(data, tuple)
+      got[digest] = multihost_lib.ERRORS[data[0]](data[1]) if is_error else data
+    return got
+
+  def fetch_chunk(
+    self, digest: bytes, sources: Sequence[Any], limit: int
+  ) -> bytes:
+    def answer() -> bytes:
+      buckets = [source.bucket() for source in sources]
+      return self._real.fetch_chunk(digest, buckets, limit)
+
+    return self._process_group.broadcast_from(
+      0, ('fetch_chunk', digest, limit), answer
+    )
