@@ -30,7 +30,6 @@ WITHOUT = frozenset(
     'node/vote',
     'optim/collectives',
     'optim/compression',
-    'optim/leaf_group',
     'plan/island_costs',
     'plan/island_table',
     'plan/partition',
