@@ -239,7 +239,7 @@ class LocalChain:
       )
       if unknown := sorted(set(weights) - {u for (u,) in there}):
         raise interface.ChainRejectedError(
-          f'set_weights: expected registered uids, got {unknown}'
+          f'set_weights: expected registered uids; got uids {unknown}'
         )
       weights_N = np.zeros(self.rules.capacity, '<u2')
       weights_N[list(values)] = list(values.values())
