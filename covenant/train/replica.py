@@ -138,16 +138,13 @@ def pipeline(
     stages: as in `make`.
 
   Raises:
-    ConfigError: the miners have several devices per stage, or stages on
-      devices of their own with another optimizer than AdamW.
+    ConfigError: the mesh or the optimizer does not fit a pipeline.
   """
   stages = _stages(config, island, placement, stages)
   model, load = config.model, placement.host.load
   fit = jax.jit(functools.partial(subspace.fix, model, island=island))
   learned = jax.jit(
-    lambda start, end, fixed: subspace.learned(
-      model, start, end, island, fixed
-    ),
+    functools.partial(subspace.learned, model, island=island),
     donate_argnames='end',
   )
   devices: placement_lib.Placement | placement_lib.PipelinePlacement = placement
@@ -174,7 +171,7 @@ def pipeline(
     (fixed,) = constants
     end = devices.gather(local)
     start = placement.to_home(load(params))
-    return start, learned(start, end, devices.gather(fixed))
+    return start, learned(start, end, fixed=devices.gather(fixed))
 
   return local_lib.Replica(
     begin_round,

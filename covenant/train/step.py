@@ -177,7 +177,9 @@ def _loss_and_gradient(
 
 
 def _pipeline(
-  config: config_lib.Config, island: island_lib.Island, mesh: Any
+  config: config_lib.Config,
+  island: island_lib.Island,
+  mesh: sharding.AnyMesh | None,
 ) -> Callable[
   [ct.Params, jax.Array, subspace.Fixed], tuple[jax.Array, ct.Grads]
 ]:

@@ -24,6 +24,7 @@ from covenant import config as config_lib
 from covenant import typing as ct
 from covenant.models import llama
 from covenant.models import loss as loss_lib
+from covenant.models import sharding
 from covenant.train.pipeline import activation_quantization
 from covenant.train.pipeline import subspace
 
@@ -106,7 +107,7 @@ def next_token_gradient(
   parts: ct.Params,
   tokens_BxL1: jax.Array,
   fixed: subspace.Fixed,
-  mesh: jax.sharding.Mesh,
+  mesh: sharding.AnyMesh,
   bits: int = 0,
   microbatch: int | None = None,
 ) -> tuple[jax.Array, ct.Grads]:
