@@ -509,7 +509,7 @@ class LocalTest(parameterized.TestCase):
     chain.begin(time.time())
     script = """
 import json, sys
-from covenant.chain import keys, local
+from covenant.chain import keys, local_chain
 path, number = sys.argv[1:]
 key = keys.Key.from_seed(bytes([int(number)]) * 32)
 chain = local_chain.LocalChain.open(path, key, timeout=60.0)
@@ -540,7 +540,7 @@ print(json.dumps(seen))
     chain = self.create(self.path)
     script = """
 import os, signal, sys
-from covenant.chain import keys, local
+from covenant.chain import keys, local_chain
 def clock():
   if armed:
     os.kill(os.getpid(), signal.SIGKILL)
