@@ -29,6 +29,7 @@ from covenant.data import dataset
 from covenant.data import shards
 from covenant.data import tokenizer
 from covenant.emulate import devices as devices_lib
+from covenant.emulate import emulation
 from covenant.emulate import host
 from covenant.emulate import localnet
 from covenant.gauntlet import explain
@@ -63,7 +64,7 @@ def emulate(config: config_lib.Config, workdir: str) -> None:
     # The default is named after the time, which processes read differently.
     workdir = process_group.broadcast_from(0, 'workdir', lambda: workdir)
     if process_group.index:
-      host.run(
+      emulation.run(
         config, workdir, process_group=process_group, profile=_flag('profile')
       )
     else:
@@ -96,7 +97,7 @@ def _watch(
       records.append(record)
       bar.update(record)
 
-    outcome = host.run(
+    outcome = emulation.run(
       config, workdir, observe, stop, process_group, _flag('profile')
     )
   from covenant.report import plots  # matplotlib starts slowly

@@ -23,7 +23,7 @@ from covenant import cli
 from covenant import config as config_lib
 from covenant import files
 from covenant import metrics
-from covenant.emulate import host
+from covenant.emulate import emulation
 from experiments import study as study_lib
 
 
@@ -82,7 +82,7 @@ def execute(
 def _emulate(
   config: config_lib.Config, folder: pathlib.Path
 ) -> list[metrics.Evaluation]:
-  host.run(config, folder)
+  emulation.run(config, folder)
   shutil.rmtree(folder / 'checkpoints')
   records = metrics.read(folder / 'metrics.jsonl')
   return [r for r in records if isinstance(r, metrics.Evaluation)]

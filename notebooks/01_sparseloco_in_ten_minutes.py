@@ -25,7 +25,7 @@ from covenant import cli
 from covenant import config as config_lib
 from covenant import metrics
 from covenant.data import dataset
-from covenant.emulate import host
+from covenant.emulate import emulation
 from covenant.models import llama
 from covenant.models import loss as loss_lib
 from covenant.optim import sparseloco
@@ -132,7 +132,7 @@ for name, tree in (
 
 # %%
 workdir = pathlib.Path(tempfile.mkdtemp())
-outcome = host.run(config, workdir)
+outcome = emulation.run(config, workdir)
 records = metrics.read(workdir / 'metrics.jsonl')
 print(progress.summary(records))
 

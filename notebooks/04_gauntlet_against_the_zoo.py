@@ -25,7 +25,7 @@ from covenant import cli
 from covenant import config as config_lib
 from covenant import metrics
 from covenant.adversaries import registry
-from covenant.emulate import host
+from covenant.emulate import emulation
 from covenant.gauntlet import explain
 from experiments import gauntlet_report
 from experiments import study
@@ -91,7 +91,7 @@ config = config_lib.load(
   ],
 )
 workdir = pathlib.Path(tempfile.mkdtemp())
-host.run(config, workdir)
+emulation.run(config, workdir)
 records = metrics.read(workdir / 'metrics.jsonl')
 rounds = [r for r in records if isinstance(r, metrics.Round)]
 evaluations = [r for r in records if isinstance(r, metrics.Evaluation)]

@@ -14,6 +14,7 @@ a miner stays in its process until a checkpoint needs it.
 """
 
 import concurrent.futures
+import contextlib
 import itertools
 import os
 import threading
@@ -335,13 +336,10 @@ class _Trainer:
 
   def train(self, *args: Any) -> tuple[TrainedRound, MinerState]:
     """Trains; the first call compiles, and others wait for it."""
-    if not self._is_compiled:
-      with self._first:
-        if not self._is_compiled:
-          made = self.trainer.train(*args)
-          self._is_compiled = True
-          return made
-    return self.trainer.train(*args)
+    with contextlib.nullcontext() if self._is_compiled else self._first:
+      made = self.trainer.train(*args)
+      self._is_compiled = True
+      return made
 
 
 class _Row:
@@ -385,18 +383,16 @@ def _threads(config: config_lib.Config, devices: list[jax.Device]) -> int:
   """
   mesh = config.devices
   is_one = mesh.data == mesh.fsdp == mesh.tensor == mesh.stage == 1
-  if mesh.peers or not is_one or devices[0].platform != 'cpu':
-    return 1
-  if jax.process_count() > 1:
+  is_alone = jax.process_count() == 1
+  if mesh.peers or not (is_one and is_alone) or devices[0].platform != 'cpu':
     return 1
   return max(_cores() // len(devices), 1)
 
 
 def _cores() -> int:
   """Returns the number of cores that this process may use."""
-  if hasattr(os, 'sched_getaffinity'):
-    return len(os.sched_getaffinity(0))
-  return os.cpu_count() or 1
+  own = getattr(os, 'sched_getaffinity', None)  # not everywhere
+  return len(own(0)) if own else os.cpu_count() or 1
 
 
 def _hollow(x: Any) -> np.ndarray:

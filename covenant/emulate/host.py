@@ -1,9 +1,9 @@
 """A whole run on one host, in virtual time.
 
-The miners and validators are those of the real network (covenant/node/); only
-their clock, their chain and their buckets are this host's. They are asked in
-turn what they have to do at a block, and when nobody has anything to do the
-clock jumps to the next block at which somebody may.
+The miners and validators are those of the real network (covenant/node/); the
+host replaces only their clock, chain and buckets. It polls the nodes in turn at
+each block; when none has anything to do, the clock jumps to the next block at
+which one may.
 
 A miner trains bit for bit as it would alone: one after another on a device, on
 several devices at the same time (covenant/emulate/devices.py). Between rounds a
@@ -12,31 +12,23 @@ them, are held once.
 """
 
 import base64
-import contextlib
 import itertools
 import json
-import os
-import pathlib
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
-
-import numpy as np
+from typing import Any
 
 from covenant import config as config_lib
-from covenant import files
 from covenant import metrics
 from covenant.adversaries import base as adversary
 from covenant.adversaries import registry
-from covenant.chain import interface as chain_lib
 from covenant.chain import local_chain
 from covenant.chain import storage as chain_storage
-from covenant.data import dataset
 from covenant.data import tokens
 from covenant.emulate import devices as devices_lib
-from covenant.emulate import stopwatch as stopwatch_lib
+from covenant.emulate import environment as environment_lib
+from covenant.emulate import measurements
 from covenant.gauntlet import checks
-from covenant.gauntlet import incentives
 from covenant.gauntlet import ratings
 from covenant.gauntlet import scores
 from covenant.node import base as node_lib
@@ -47,7 +39,6 @@ from covenant.node import miner as miner_lib
 from covenant.node import multihost as multihost_lib
 from covenant.node import preflight
 from covenant.node import validator as validator_lib
-from covenant.node import workdir as workdir_lib
 from covenant.protocol import apply
 from covenant.protocol import checkpoint as checkpoint_lib
 from covenant.protocol import round as round_lib
@@ -55,10 +46,8 @@ from covenant.protocol import run_storage as run_storage_lib
 from covenant.store import bucket as bucket_lib
 from covenant.store import interface as store_lib
 from covenant.store import location as location_lib
-from covenant.train import island as island_lib
 from covenant.train import local as local_lib
 from covenant.train import shared_state as shared_state_lib
-from covenant.train.pipeline import subspace
 from covenant.wire import manifest as manifest_lib
 from covenant.wire import payload as payload_lib
 
@@ -66,48 +55,12 @@ Phase = round_lib.Phase
 State = checkpoint_lib.RunState
 Wrap = Callable[[validator_lib.ValidatorPolicy], validator_lib.ValidatorPolicy]
 Announce = Callable[[int, validator_lib.Verdict], None]
-_STAKE = 1000.0  # TAO of the leader; each further validator has 1 less
 _WORLDS = itertools.count()  # so that no two find each other's objects
 _PATIENCE = 8  # rounds without progress before a bug is assumed
 
 
-class Outcome(NamedTuple):
-  """What a run ended with."""
-
-  state: State
-  finished: bool  # False: interrupted, to be resumed
-
-
-def chain_seed(config: config_lib.Config) -> bytes:
-  """What the block hashes of a run on one machine derive from."""
-  return config.seed.to_bytes(8, 'little')
-
-
-def register(chain: local_chain.LocalChain, config: config_lib.Config) -> None:
-  """Registers the miners, uids 0 to miners - 1, and then the validators."""
-  for uid in range(config.miners + config.validators):
-    rank = uid - config.miners
-    stake = max(_STAKE - rank, 1.0) if rank >= 0 else 0.0
-    address = connect.local_key(config.seed, str(uid)).address
-    chain.register(address, stake, validator=rank >= 0)
-
-
-class World:
-  """What a host puts between a node and the rest: nothing. Faults do more."""
-
-  def chain(self, name: str, chain: chain_lib.Chain) -> chain_lib.Chain:
-    """The chain as the node of a name sees it."""
-    return chain
-
-  def bucket(
-    self, name: str, owner: str, bucket: store_lib.Bucket
-  ) -> store_lib.Bucket:
-    """The bucket of `owner` as the node of a name sees it."""
-    return bucket
-
-
 class Host:
-  """The nodes of one run and the world they live in.
+  """The nodes of one run, with their clock, chain and buckets.
 
   Uids 0 to miners - 1 are the miners, the validators follow. A node's name is
   its uid, if it was there from the beginning.
@@ -115,7 +68,7 @@ class Host:
   Args:
     config: of the run.
     data: of the run.
-    world: what is between them.
+    environment: the chain and the buckets as the nodes see them.
     process_group: the processes that emulate the run; this one if omitted.
   """
 
@@ -123,11 +76,11 @@ class Host:
     self,
     config: config_lib.Config,
     data: tokens.TokenData,
-    world: World | None = None,
+    environment: environment_lib.Environment | None = None,
     process_group: multihost_lib.ProcessGroup | None = None,
   ):
     self._config = config
-    self.world = world or World()
+    self.environment = environment or environment_lib.Environment()
     self._cast = registry.names(config)
     preflight.check_sequences(
       config, data.train.num_sequences(config.data.context)
@@ -148,33 +101,33 @@ class Host:
       ),
       data.train,
     )
-    self._stopwatch = stopwatch_lib.Stopwatch()
+    self._stopwatch = measurements.Stopwatch()
     self.now = 0.0  # seconds since block 0
     self.announce: Announce = lambda uid, verdict: None
     self.init()
 
   @property
   def nodes(self) -> list[node_lib.Node]:
-    """By uid."""
+    """The nodes, in the order of their uids."""
     return [*self.miners, *self.validators]
 
   @property
   def root(self) -> bytes:
-    """Of the history so far."""
+    """The root of the history so far."""
     return self.validators[0].root
 
   def init(self) -> None:
-    """The run before its first round."""
+    """Creates the chain and the nodes of the first round."""
     config = self._config
     chain = local_chain.LocalChain.create(
       ':memory:',
-      seed=chain_seed(config),
+      seed=environment_lib.chain_seed(config),
       rules=chain_storage.ChainRules(
         block_seconds=config.network.block_seconds
       ),
       clock=lambda: self.now,
     )
-    register(chain, config)
+    environment_lib.register(chain, config)
     chain.begin(0.0)
     self._counters = checkpoint_lib.RunCounters(0, config.seed, 0, 0)
     self._before = b''  # the root before the last round
@@ -182,7 +135,7 @@ class Host:
     self._populate(chain, 0, self.genesis(), {}, {})
 
   def genesis(self) -> apply.Position:
-    """Where the run begins."""
+    """Returns the position before the first round."""
     root = manifest_lib.genesis(self.shared_model.run)
     return apply.Position(0, root, self.shared_model.init())
 
@@ -194,7 +147,7 @@ class Host:
     private: dict[int, local_lib.MinerState],
     standings: dict[int, ratings.Ratings],
   ) -> None:
-    """Puts all nodes at one place, at one block."""
+    """Creates all nodes at one position and one block."""
     self.chain = chain
     self.now = block * chain.block_seconds
     self._applied: dict[Any, apply.AppliedRound] = {}
@@ -218,7 +171,7 @@ class Host:
     private: local_lib.MinerState | None = None,
     observe: node_lib.Observe | None = None,
   ) -> miner_lib.Miner:
-    """A miner of this world. It does nothing unless it is asked."""
+    """Returns a miner of this host, which acts only when polled."""
     slot = self.device_pool.slot(name)
     role = miner_lib.role(slot, place)
     if private is not None:
@@ -243,7 +196,7 @@ class Host:
     observe: node_lib.Observe | None = None,
     wrap: Wrap = lambda policy: policy,
   ) -> validator_lib.Validator:
-    """Returns a validator of this world, whose policy `wrap` may change."""
+    """Returns a validator of this host, whose policy `wrap` may change."""
     policy = wrap(self._misbehave(name, validator_lib.HONEST))
     node = node_lib.Node(
       self._context(name, observe),
@@ -269,7 +222,7 @@ class Host:
     return registry.find(self._cast[uid]) if uid in self._cast else None
 
   def objects(self, name: str) -> run_storage_lib.RunStorage:
-    """The own bucket of a name, and the way to those of others."""
+    """Returns the storage of the run as the node of a name sees it."""
     location = location_lib.Location.parse(f'memory://{self._folder}{name}')
 
     def open_bucket(data: bytes) -> store_lib.Bucket:
@@ -279,9 +232,9 @@ class Host:
       kind = self._kind(owner)
       if kind is not None and kind.serve is not None:
         bucket = kind.serve(name, bucket)
-      return self.world.bucket(name, owner, bucket)
+      return self.environment.bucket(name, owner, bucket)
 
-    own = self.world.bucket(name, name, bucket_lib.open_bucket(location))
+    own = self.environment.bucket(name, name, bucket_lib.open_bucket(location))
     return run_storage_lib.RunStorage(
       self.shared_model.run, own, location.to_bytes(), open_bucket
     )
@@ -292,7 +245,7 @@ class Host:
     key = connect.local_key(self._config.seed, name)
     return node_lib.Context(
       self._config,
-      self.world.chain(name, self.chain.seen_by(key)),
+      self.environment.chain(name, self.chain.seen_by(key)),
       self.objects(name),
       self.shared_model,
       self._applied,
@@ -300,7 +253,7 @@ class Host:
     )
 
   def round(self) -> metrics.Round:
-    """One round of all nodes."""
+    """Runs one round of all nodes."""
     began = time.perf_counter()
     completed = self._counters.round + 1
     before = self.validators[0].root
@@ -317,60 +270,24 @@ class Host:
       for uid in self.validators[0].messages
       if uid in sent
     }
-    # Who sends without having trained has no loss to tell of.
-    worked = {uid: c for uid, c in sent.items() if c.tokens}
-    bytes_round = sum(len(c.payload) for c in sent.values())
-    dense_bytes = self.shared_model.spec.dense_bytes * len(sent)
-    trained = sum(c.tokens for c in worked.values())
     self._counters = self._counters._replace(
       round=completed,
-      tokens=self._counters.tokens + trained,
-      bytes_up=self._counters.bytes_up + bytes_round,
+      tokens=self._counters.tokens + sum(c.tokens for c in sent.values()),
+      bytes_up=self._counters.bytes_up
+      + sum(len(c.payload) for c in sent.values()),
     )
-    last_step = completed * self._config.optim.inner_steps - 1
-    seconds = time.perf_counter() - began
-    witness = self.validators[0]
-    return metrics.Round(
-      round=completed,
-      tokens=self._counters.tokens,
-      loss=float(np.mean([c.loss for c in worked.values()])),
-      miner_losses=tuple(c.loss for c in worked.values()),
-      uids=tuple(worked),
-      learning_rate=float(
-        np.asarray(self.shared_model.method.schedule(last_step))
-      ),
-      bytes_up=self._counters.bytes_up,
-      bytes_round=bytes_round,
-      dense_bytes_round=dense_bytes,
-      compression_ratio=dense_bytes / bytes_round,
-      delta_norm=witness.delta_norm,
-      error_norm=float(np.mean([c.error_norm for c in worked.values()])),
-      payloads=len(witness.messages),
-      seconds=seconds,
-      tokens_per_second=trained / seconds,
-      **self._stopwatch.lap(),
-      stage_bytes=sum(
-        subspace.round_bytes(
-          self._config.model,
-          island_lib.of(self._config, uid),
-          contribution.tokens // self._config.data.context,
-          self._config.data.context,
-        )
-        for uid, contribution in worked.items()
-      ),
-      weights=self._weights(),
+    return measurements.round_record(
+      self._config,
+      self._counters,
+      sent,
+      self.validators[0],
+      self.shared_model,
+      time.perf_counter() - began,
+      self._stopwatch.lap(),
     )
-
-  def _weights(self) -> tuple[float, ...]:
-    """What each miner deserves in the eyes of the first validator."""
-    standings = self.validators[0].role.standings
-    shares = incentives.weights(standings, self._config.gauntlet)
-    if not shares:
-      return ()
-    return tuple(shares.get(u, 0.0) for u in range(self._config.miners))
 
   def _run_until(self, completed: int) -> None:
-    """Lets every node do all it has to do for the rounds before `completed`."""
+    """Polls all nodes until the rounds before `completed` are done."""
     schedule = self.validators[0].schedule
     limit = schedule.start(completed + _PATIENCE)
     # Validators first: what they decode to check need not be decoded again.
@@ -393,7 +310,7 @@ class Host:
       self.now = max(min(wakes), head + 1) * self.chain.block_seconds
 
   def state(self) -> State:
-    """All that resuming takes. Valid until the next round."""
+    """Returns the state to resume from, valid until the next round."""
     place = self.validators[0].place
     protocol = {
       'block': self.chain.head(),
@@ -424,7 +341,7 @@ class Host:
     return State(self._counters, place.shared, private, json.dumps(protocol))
 
   def load(self, state: State) -> None:
-    """Goes on from a state of this run. Consumes it."""
+    """Continues from a state of this run, and consumes it."""
     protocol = json.loads(state.protocol)
     self._counters = state.counters
     chain = local_chain.LocalChain.load(
@@ -454,7 +371,7 @@ class Host:
       node.messages = messages
 
   def _message(self, uid: int, data: bytes) -> Any:
-    """What a payload of the last round held; it has been verified then."""
+    """Decodes a payload of the last round, which was verified then."""
     run, last = self.shared_model.run, self._counters.round - 1
     expected = payload_lib.Header(run, last, uid, self._before[:16], b'', 0)
     place = self.validators[0].place
@@ -466,103 +383,15 @@ class Host:
     ).message
 
   def evaluate(self) -> metrics.Evaluation:
+    """Evaluates the shared parameters on the held-out split."""
     began = time.perf_counter()
     heldout = self.evaluator.evaluate(self.validators[0].shared.params)
-    return metrics.Evaluation(
-      round=self._counters.round,
-      tokens=self._counters.tokens,
-      bytes_up=self._counters.bytes_up,
-      loss=heldout.nats_per_token,
-      nats_per_byte=heldout.nats_per_byte,
-      bits_per_byte=heldout.nats_per_byte / np.log(2),
-      sequences=heldout.sequences,
-      seconds=time.perf_counter() - began,
-    )
-
-
-def run(
-  config: config_lib.Config,
-  workdir: str | os.PathLike[str],
-  observe: Callable[[metrics.Record], None] = lambda record: None,
-  stop: Callable[[], bool] = lambda: False,
-  process_group: multihost_lib.ProcessGroup | None = None,
-  profile: int | None = None,
-) -> Outcome:
-  """Runs `config` in `workdir`, from its newest checkpoint if it has one.
-
-  Writes config.json, metrics.jsonl, verdicts.jsonl, tensorboard/ and
-  checkpoints/.
-
-  Args:
-    config: the experiment.
-    workdir: a folder; made when missing. Several processes must all see it.
-    observe: called with every record, those of earlier starts included.
-    stop: asked after every round; True ends the run with a checkpoint, from
-      which it can be resumed.
-    process_group: the processes that emulate the run together; this one if
-      omitted. Rank 0 alone writes, observes and is asked to stop. The outcome
-      of the others lacks what is private to miners elsewhere.
-    profile: a round to trace, see `workdir.Workdir`.
-
-  Raises:
-    ConfigError: the config cannot run here, or `workdir` has another one's.
-    DivergedError: training produced a number that is not one.
-    MultihostError: another process has ended.
-  """
-  process_group = process_group or multihost_lib.ProcessGroup()
-  workdir = pathlib.Path(workdir)
-  folder = workdir_lib.Workdir(
-    workdir, rank=process_group.index, profile=profile
-  )
-
-  def check() -> None:
-    preflight.check(config, devices_lib.most(config))
-    folder.check_owner(config)
-
-  process_group.broadcast_from(0, 'check', check)
-  host = Host(config, dataset.load(config), process_group=process_group)
-  device_pool, is_first = host.device_pool, not process_group.index
-  with contextlib.ExitStack() as stack:
-    stack.enter_context(files.lock(folder.path))
-    stack.callback(device_pool.close)
-    checkpoints = stack.enter_context(
-      checkpoint_lib.Checkpoints(workdir / 'checkpoints', config.checkpoint)
-    )
-    restored = checkpoints.restore(device_pool.wanted(host.state()))
-    if restored is not None:
-      host.load(device_pool.loaded(restored))
-    resume = restored.counters.round if restored else None
-    stack.enter_context(folder)
-    if is_first:
-      folder.open_run(config, resume, observe)
-      host.announce = folder.announce
-      if restored is None:
-        folder.log(host.evaluate())
-    completed = resume or 0
-    while completed < config.rounds:
-      folder.begin_round(completed)
-      record = host.round()
-      completed = record.round
-      if is_first:
-        folder.log(record)
-      # The root stands for all that a process could have done otherwise.
-      stopped = process_group.broadcast_from(
-        0, ('round', completed, host.root), stop
-      )
-      last = completed == config.rounds
-      if is_first and (last or completed % config.eval.every == 0):
-        folder.log(host.evaluate())
-      if last or stopped or checkpoints.due(completed):
-        if is_first:
-          folder.sync()  # a checkpoint has only rounds that are logged
-        checkpoints.save(device_pool.whole(host.state()))
-      if stopped:
-        break
-  return Outcome(host.state(), finished=completed == config.rounds)
+    seconds = time.perf_counter() - began
+    return measurements.evaluation_record(self._counters, heldout, seconds)
 
 
 def _done(node: node_lib.Node, completed: int) -> bool:
-  """Whether a node has nothing left to do for the rounds before one."""
+  """True if a node is done with the rounds before `completed`."""
   state = node.state
   # A miner would train for the next round before it tidies up.
   tidy = Phase.TRAIN in node.phases or state.previous_round_done(node.phases)

@@ -22,7 +22,7 @@ from covenant import errors
 from covenant import files
 from covenant.chain import local_chain
 from covenant.chain import storage as chain_storage
-from covenant.emulate import host
+from covenant.emulate import environment
 from covenant.node import connect
 
 _READY_SECONDS = 300.0
@@ -110,10 +110,10 @@ class Localnet:
     path.parent.mkdir(parents=True, exist_ok=True)
     self.chain = local_chain.LocalChain.create(
       path,
-      seed=host.chain_seed(config),
+      seed=environment.chain_seed(config),
       rules=chain_storage.ChainRules(block_seconds=network.block_seconds),
     )
-    host.register(self.chain, config)
+    environment.register(self.chain, config)
     self._file = self._workdir / 'config.json'
     files.write(self._file, config_lib.to_json(self._config))
     self._members = members(config)

@@ -1,13 +1,12 @@
-"""Faults as data: what goes wrong, for whom, in which blocks.
+"""Faults as data: what fails, for which nodes, in which blocks.
 
-Whether a fault strikes is a pure function of the plan, the seed, the block,
-who asks and what is asked, so a run with faults is as repeatable as one
-without. Every strike is counted, for a test of faults that struck nobody
-tests nothing.
+Whether a fault strikes is a pure function of the plan, the seed, the block, the
+node and the operation, so a run with faults is as repeatable as one without.
+Every strike is counted: a test whose faults never strike tests nothing.
 
-The faults of this module are those of the world: the chain and the buckets as
-one node sees them (`Faults` is a `host.World`). What befalls a node itself
-(it dies, its clock is off, its memory rots) is done by `network`.
+This module injects faults into the chain and the buckets as one node sees them
+(`Faults` is an `environment.Environment`). Faults of a node itself (it dies,
+its clock is off, its memory is corrupted) are injected by `network`.
 """
 
 import collections
@@ -19,13 +18,13 @@ from typing import Any, NamedTuple
 
 from covenant import proxy
 from covenant.chain import interface as chain_lib
-from covenant.emulate import host
+from covenant.emulate import environment
 from covenant.protocol import round as round_lib
 from covenant.store import interface as store_lib
 
 
 class Kind(enum.Enum):
-  """What can go wrong."""
+  """The kinds of faults."""
 
   # A node:
   KILL = 'killed'
@@ -52,7 +51,7 @@ class Kind(enum.Enum):
 
 
 class Fault(NamedTuple):
-  """One thing that goes wrong.
+  """One fault.
 
   `names` are the nodes that suffer it, `owners` those whose buckets it
   concerns; none means all.
@@ -68,7 +67,7 @@ class Fault(NamedTuple):
   def strikes(
     self, seed: int, block: int, name: str, owner: str = '', what: str = ''
   ) -> bool:
-    """Whether it does, on this occasion."""
+    """True if the fault strikes on this occasion."""
     if block not in self.blocks:
       return False
     if self.names and name not in self.names:
@@ -81,7 +80,7 @@ class Fault(NamedTuple):
 
 
 def draw(*occasion: object) -> float:
-  """A number in [0, 1), a function of the occasion.
+  """Returns a number in [0, 1) that is a function of the occasion.
 
   >>> draw(0, 'killed', 3, '1') == draw(0, 'killed', 3, '1')
   True
@@ -92,7 +91,7 @@ def draw(*occasion: object) -> float:
 
 
 class Kill(NamedTuple):
-  """The death of a node (kill -9), and for how long it is down."""
+  """The death of a node (kill -9) and the time that it is down."""
 
   name: str
   round: int
@@ -112,16 +111,16 @@ BEFORE, AFTER = 0, -1
 
 
 class Killed(BaseException):
-  """Ends a node in the middle of what it does. No code of ours catches it."""
+  """Ends a node in the middle of a phase. No code of nodes catches it."""
 
 
-class Faults(host.World):
-  """A world in which things go wrong.
+class Faults(environment.Environment):
+  """An environment with faults.
 
   Args:
-    plan: what does.
-    kills: who dies when; each dies once.
-    seed: of what happens by chance.
+    plan: the faults.
+    kills: the deaths of nodes, each of which happens once.
+    seed: of the random faults.
   """
 
   def __init__(
@@ -161,7 +160,7 @@ class Faults(host.World):
   def strikes(
     self, kind: Kind, name: str, owner: str = '', what: str = ''
   ) -> Fault | None:
-    """The fault of a kind that strikes now, if one does. Not yet counted."""
+    """Returns the fault that strikes now, if any, without counting it."""
     for fault in self.plan:
       if fault.kind is kind and fault.strikes(
         self._seed, self.block, name, owner, what
@@ -176,14 +175,14 @@ class Faults(host.World):
   def strike(
     self, kind: Kind, name: str, owner: str = '', what: str = ''
   ) -> Fault | None:
-    """As `strikes`, and counted."""
+    """Returns what `strikes` does, and counts the strike."""
     fault = self.strikes(kind, name, owner, what)
     if fault is not None:
       self.struck(kind)
     return fault
 
   def begin(self, name: str, command: round_lib.Command) -> None:
-    """A node begins with a phase; raises Killed if it dies before it."""
+    """Begins a phase of a node; raises Killed if the node dies before it."""
     self._writes[name] = 0
     self._armed.pop(name, None)
     for kill in self.kills:
@@ -194,12 +193,12 @@ class Faults(host.World):
     self._die(name, BEFORE)
 
   def end(self, name: str) -> None:
-    """It has done it; raises Killed if it dies now."""
+    """Ends the phase; raises Killed if the node dies after it."""
     if name in self._armed:
       self._die(name, self._armed[name].writes)
 
   def wrote(self, name: str) -> None:
-    """It has written; raises Killed if it dies at this."""
+    """Counts a write of a node; raises Killed if the node dies after it."""
     self._writes[name] += 1
     self._die(name, self._writes[name])
 
@@ -211,14 +210,14 @@ class Faults(host.World):
       raise Killed(kill)
 
   def remember(self, owner: str, key: str, data: bytes) -> None:
-    """Takes down what was put."""
+    """Records an object that was put."""
     copies = self.written.setdefault(key, [])
     if data not in copies:
       copies.append(data)
     self._first.setdefault((owner, _kind(key)), data)
 
   def stale(self, owner: str, key: str) -> bytes | None:
-    """An earlier object of the kind of a key."""
+    """Returns the first object of the kind of a key, if any."""
     return self._first.get((owner, _kind(key)))
 
 

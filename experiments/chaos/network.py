@@ -70,7 +70,7 @@ class Network:
     self._dishonest = dishonest or {}
     self._up_from: dict[str, int] = {}  # block
     self._saved: dict[str, tuple[int, Any]] = {}  # round, tree
-    host.world = self.faults
+    host.environment = self.faults
     host.init()
     self._genesis = host.genesis()
     self._validators = {

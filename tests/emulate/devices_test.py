@@ -17,6 +17,7 @@ from absl.testing import parameterized
 from covenant import config as config_lib
 from covenant.data import dataset
 from covenant.emulate import devices as devices_lib
+from covenant.emulate import emulation
 from covenant.emulate import host as host_lib
 from covenant.models import sharding
 from covenant.protocol import round as round_lib
@@ -59,7 +60,7 @@ class SideBySideTest(parameterized.TestCase):
     """All that a run leaves, and the devices that its miners are on."""
     workdir = self.workdir()
     config = helpers.tiny('rounds=2', *MINERS, f'devices.peers={peers}')
-    state = host_lib.run(config, workdir).state
+    state = emulation.run(config, workdir).state
     used = {jax.tree.leaves(p)[1].device for p in state.miners.values()}
     return helpers.everything(state), written(workdir), len(used)
 
@@ -107,7 +108,7 @@ class SideBySideTest(parameterized.TestCase):
     with self.assertRaisesRegex(
       local_lib.DivergedError, 'miner 0, round 0: the loss is .* inner step'
     ):
-      host_lib.run(config, self.workdir())
+      emulation.run(config, self.workdir())
 
 
 def meshes(*owners):
@@ -217,7 +218,7 @@ config = config_lib.load(file, changes)
 multihost._SHUTDOWN_SECONDS = 5
 seen = []
 with multihost.start(config.network) as own:
-  outcome = host.run(
+  outcome = emulation.run(
     config, workdir, seen.append, lambda: seen[-1].round == int(after), own
   )
   mine = [u for u, p in outcome.state.miners.items() if p.inner is not None]
@@ -238,9 +239,9 @@ class TwoProcessesTest(absltest.TestCase):
     """One begins, two go on from there, and one ends the run: the same bits."""
     folder = pathlib.Path(self.create_tempdir().full_path)
     config = helpers.tiny('rounds=3', *FORGETFUL)
-    want = host_lib.run(config, folder / 'whole')
+    want = emulation.run(config, folder / 'whole')
     parts = folder / 'parts'
-    host_lib.run(config, parts, stop=lambda: True)
+    emulation.run(config, parts, stop=lambda: True)
     cache = jax.config.jax_compilation_cache_dir  # what is compiled already
     with socket.socket() as free:
       free.bind(('127.0.0.1', 0))
@@ -267,7 +268,7 @@ class TwoProcessesTest(absltest.TestCase):
     self.assertEqual(lines, ['0 4 [0, 2]', '1 0 [1, 3]'])
     steps = [int(p.name) for p in (parts / 'checkpoints').glob('*')]
     self.assertEqual(sorted(steps), [1, 2])
-    got = host_lib.run(config, parts)
+    got = emulation.run(config, parts)
     self.assertEqual(
       helpers.everything(got.state), helpers.everything(want.state)
     )

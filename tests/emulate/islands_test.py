@@ -10,6 +10,7 @@ from absl.testing import absltest
 
 from covenant import config as config_lib
 from covenant.data import dataset
+from covenant.emulate import emulation
 from covenant.emulate import host as host_lib
 from covenant.protocol import round as round_lib
 from covenant.train import shared_state as shared_state_lib
@@ -99,14 +100,14 @@ class LateTest(absltest.TestCase):
   def test_resumed_equals_uninterrupted(self):
     """Stopped while the slow one is half done."""
     folder = self.create_tempdir().full_path
-    want = host_lib.run(self.config, f'{folder}/whole')
+    want = emulation.run(self.config, f'{folder}/whole')
     asked = iter([True])
-    first = host_lib.run(
+    first = emulation.run(
       self.config, f'{folder}/parts', stop=lambda: next(asked)
     )
     self.assertEqual(first.state.counters.round, 1)
     self.assertIn('2', json.loads(first.state.protocol)['contributions'])
-    got = host_lib.run(self.config, f'{folder}/parts')
+    got = emulation.run(self.config, f'{folder}/parts')
     for ours, theirs in zip(
       jax.tree.leaves(got.state.miners),
       jax.tree.leaves(want.state.miners),

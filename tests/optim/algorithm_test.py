@@ -13,7 +13,7 @@ from absl.testing import parameterized
 
 from covenant import config as config_lib
 from covenant import metrics
-from covenant.emulate import host as host_lib
+from covenant.emulate import emulation
 from covenant.optim import algorithm as algorithm_lib
 from covenant.optim import inner as inner_lib
 from covenant.optim import preset
@@ -33,7 +33,7 @@ class RunTest(parameterized.TestCase):
   def run_whole(self, config):
     """The last state, of a run whose loss falls in every round."""
     folder = pathlib.Path(self.create_tempdir().full_path)
-    state = host_lib.run(config, folder).state
+    state = emulation.run(config, folder).state
     losses = [
       record.loss
       for record in metrics.read(folder / 'metrics.jsonl')
@@ -49,8 +49,8 @@ class RunTest(parameterized.TestCase):
     folder = pathlib.Path(self.create_tempdir().full_path)
     want = self.run_whole(config)
     asked = iter([True])
-    host_lib.run(config, folder, stop=lambda: next(asked))
-    got = host_lib.run(config, folder)
+    emulation.run(config, folder, stop=lambda: next(asked))
+    got = emulation.run(config, folder)
     # What the optimizers keep.
     got = got.state
     self.assertEqual(

@@ -1,0 +1,108 @@
+"""A whole emulated run: rounds, evaluations, checkpoints and their folder."""
+
+import contextlib
+import os
+import pathlib
+from collections.abc import Callable
+from typing import NamedTuple
+
+from covenant import config as config_lib
+from covenant import files
+from covenant import metrics
+from covenant.data import dataset
+from covenant.emulate import devices as devices_lib
+from covenant.emulate import host as host_lib
+from covenant.node import multihost as multihost_lib
+from covenant.node import preflight
+from covenant.node import workdir as workdir_lib
+from covenant.protocol import checkpoint as checkpoint_lib
+
+
+class Outcome(NamedTuple):
+  """The end of a run."""
+
+  state: checkpoint_lib.RunState
+  finished: bool  # False: interrupted, to be resumed
+
+
+def run(
+  config: config_lib.Config,
+  workdir: str | os.PathLike[str],
+  observe: Callable[[metrics.Record], None] = lambda record: None,
+  stop: Callable[[], bool] = lambda: False,
+  process_group: multihost_lib.ProcessGroup | None = None,
+  profile: int | None = None,
+) -> Outcome:
+  """Runs `config` in `workdir`, from its newest checkpoint if it has one.
+
+  Writes config.json, metrics.jsonl, verdicts.jsonl, tensorboard/ and
+  checkpoints/.
+
+  Args:
+    config: the experiment.
+    workdir: a folder; made when missing. Several processes must all see it.
+    observe: called with every record, those of earlier starts included.
+    stop: asked after every round; True ends the run with a checkpoint, from
+      which it can be resumed.
+    process_group: the processes that emulate the run together; this one if
+      omitted. Rank 0 alone writes, observes and is asked to stop. The outcome
+      of the others lacks what is private to miners elsewhere.
+    profile: a round to trace, see `workdir.Workdir`.
+
+  Raises:
+    ConfigError: the config cannot run here, or `workdir` has another one's.
+    DivergedError: training produced a number that is not one.
+    MultihostError: another process has ended.
+  """
+  process_group = process_group or multihost_lib.ProcessGroup()
+  workdir = pathlib.Path(workdir)
+  folder = workdir_lib.Workdir(
+    workdir, rank=process_group.index, profile=profile
+  )
+
+  def check() -> None:
+    preflight.check(config, devices_lib.most(config))
+    folder.check_owner(config)
+
+  process_group.broadcast_from(0, 'check', check)
+  host = host_lib.Host(
+    config, dataset.load(config), process_group=process_group
+  )
+  device_pool, is_first = host.device_pool, not process_group.index
+  with contextlib.ExitStack() as stack:
+    stack.enter_context(files.lock(folder.path))
+    stack.callback(device_pool.close)
+    checkpoints = stack.enter_context(
+      checkpoint_lib.Checkpoints(workdir / 'checkpoints', config.checkpoint)
+    )
+    restored = checkpoints.restore(device_pool.wanted(host.state()))
+    if restored is not None:
+      host.load(device_pool.loaded(restored))
+    resume = restored.counters.round if restored else None
+    stack.enter_context(folder)
+    if is_first:
+      folder.open_run(config, resume, observe)
+      host.announce = folder.announce
+      if restored is None:
+        folder.log(host.evaluate())
+    completed = resume or 0
+    while completed < config.rounds:
+      folder.begin_round(completed)
+      record = host.round()
+      completed = record.round
+      if is_first:
+        folder.log(record)
+      # Processes that differ in anything differ in the root.
+      stopped = process_group.broadcast_from(
+        0, ('round', completed, host.root), stop
+      )
+      last = completed == config.rounds
+      if is_first and (last or completed % config.eval.every == 0):
+        folder.log(host.evaluate())
+      if last or stopped or checkpoints.due(completed):
+        if is_first:
+          folder.sync()  # a checkpoint has only rounds that are logged
+        checkpoints.save(device_pool.whole(host.state()))
+      if stopped:
+        break
+  return Outcome(host.state(), finished=completed == config.rounds)

@@ -1,0 +1,142 @@
+"""The record of an emulated round: losses, bytes, and where time went."""
+
+import collections
+import time
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from covenant import config as config_lib
+from covenant import metrics
+from covenant.gauntlet import incentives
+from covenant.node import base as node_lib
+from covenant.node import evaluator as evaluator_lib
+from covenant.node import validator as validator_lib
+from covenant.protocol import checkpoint as checkpoint_lib
+from covenant.protocol import round as round_lib
+from covenant.train import island as island_lib
+from covenant.train import local as local_lib
+from covenant.train import shared_state as shared_state_lib
+from covenant.train.pipeline import subspace
+
+Phase = round_lib.Phase
+# Phase -> the field of `metrics.Round` that counts it.
+_FIELDS = {
+  Phase.BEGIN: 'train_seconds',
+  Phase.TRAIN: 'train_seconds',
+  Phase.COMMIT: 'exchange_seconds',
+  Phase.UPLOAD: 'exchange_seconds',
+  Phase.COLLECT: 'exchange_seconds',
+  Phase.VOTE: 'exchange_seconds',
+  Phase.DECIDE: 'exchange_seconds',
+  Phase.APPLY: 'outer_seconds',
+  Phase.KEEP: 'outer_seconds',
+  Phase.CATCH_UP: 'outer_seconds',
+  Phase.SCORE: 'score_seconds',
+}
+
+
+class Stopwatch:
+  """Sums the seconds of all nodes of a host, which act one at a time."""
+
+  def __init__(self):
+    self._spent = collections.defaultdict[str, float](float)
+
+  def observe(self, event: node_lib.Event) -> None:
+    """Adds the time of one phase of a node."""
+    self._spent[_FIELDS[Phase(event.what)]] += event.seconds
+
+  def train(self, wait: Callable[[], None]) -> None:
+    """Waits for training that is under way, and adds the time."""
+    began = time.perf_counter()
+    wait()
+    self._spent['train_seconds'] += time.perf_counter() - began
+
+  def lap(self) -> dict[str, float]:
+    """Returns the seconds since the last lap, by field."""
+    spent = {field: self._spent[field] for field in _FIELDS.values()}
+    self._spent.clear()
+    return spent
+
+
+def round_record(
+  config: config_lib.Config,
+  counters: checkpoint_lib.RunCounters,
+  sent: Mapping[int, local_lib.Contribution],
+  witness: validator_lib.Validator,
+  shared_model: shared_state_lib.SharedModel,
+  seconds: float,
+  spent: Mapping[str, float],
+) -> metrics.Round:
+  """Returns the metrics of a round.
+
+  Args:
+    config: of the run.
+    counters: after the round.
+    sent: the contributions of the round, by uid.
+    witness: the validator whose view is recorded.
+    shared_model: of the run.
+    seconds: the duration of the round.
+    spent: the seconds of its parts; see `Stopwatch.lap`.
+  """
+  # A contribution without training has no loss.
+  trained = {uid: c for uid, c in sent.items() if c.tokens}
+  bytes_round = sum(len(c.payload) for c in sent.values())
+  dense_bytes = shared_model.spec.dense_bytes * len(sent)
+  last_step = counters.round * config.optim.inner_steps - 1
+  return metrics.Round(
+    round=counters.round,
+    tokens=counters.tokens,
+    loss=float(np.mean([c.loss for c in trained.values()])),
+    miner_losses=tuple(c.loss for c in trained.values()),
+    uids=tuple(trained),
+    learning_rate=float(np.asarray(shared_model.method.schedule(last_step))),
+    bytes_up=counters.bytes_up,
+    bytes_round=bytes_round,
+    dense_bytes_round=dense_bytes,
+    compression_ratio=dense_bytes / bytes_round,
+    delta_norm=witness.delta_norm,
+    error_norm=float(np.mean([c.error_norm for c in trained.values()])),
+    payloads=len(witness.messages),
+    seconds=seconds,
+    tokens_per_second=sum(c.tokens for c in trained.values()) / seconds,
+    **spent,
+    stage_bytes=sum(
+      subspace.round_bytes(
+        config.model,
+        island_lib.of(config, uid),
+        contribution.tokens // config.data.context,
+        config.data.context,
+      )
+      for uid, contribution in trained.items()
+    ),
+    weights=_weights(config, witness),
+  )
+
+
+def evaluation_record(
+  counters: checkpoint_lib.RunCounters,
+  heldout: evaluator_lib.HeldOut,
+  seconds: float,
+) -> metrics.Evaluation:
+  """Returns the metrics of an evaluation that took some seconds."""
+  return metrics.Evaluation(
+    round=counters.round,
+    tokens=counters.tokens,
+    bytes_up=counters.bytes_up,
+    loss=heldout.nats_per_token,
+    nats_per_byte=heldout.nats_per_byte,
+    bits_per_byte=heldout.nats_per_byte / np.log(2),
+    sequences=heldout.sequences,
+    seconds=seconds,
+  )
+
+
+def _weights(
+  config: config_lib.Config, witness: validator_lib.Validator
+) -> tuple[float, ...]:
+  """Returns the weight that a validator would give each miner."""
+  shares = incentives.weights(witness.role.standings, config.gauntlet)
+  if not shares:
+    return ()
+  return tuple(shares.get(u, 0.0) for u in range(config.miners))
