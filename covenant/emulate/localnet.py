@@ -47,7 +47,7 @@ class Member(NamedTuple):
 
 
 class Sight(NamedTuple):
-  """What can be seen of a member from outside."""
+  """The state of a member, as seen from outside."""
 
   member: Member
   status: dict[str, Any]  # its status.json
@@ -57,14 +57,14 @@ class Sight(NamedTuple):
 
 
 class Outcome(NamedTuple):
-  """What became of the network."""
+  """The end of a network."""
 
   sights: list[Sight]
   finished: bool  # False: asked to stop before the last round
 
   @property
   def equal(self) -> bool:
-    """Whether all hold the same history and the same parameters."""
+    """True if all members hold the same history and parameters."""
     held = {
       (s.status.get('round'), s.status.get('root'), s.status.get('fingerprint'))
       for s in self.sights
@@ -150,7 +150,7 @@ class Localnet:
     return Outcome(sights, finished)
 
   def sights(self) -> list[Sight]:
-    """Everybody, as of now."""
+    """Returns the present state of all members."""
     # Not the newest block: who reads that one defers what others write.
     head = self.chain.head() - 1
     peers = {p.uid: p for p in self.chain.peers(head)} if head >= 0 else {}
@@ -167,7 +167,7 @@ class Localnet:
     ]
 
   def process(self, member: Member) -> subprocess.Popen[bytes]:
-    """For tests that kill it."""
+    """Returns the process of a member, for tests that kill it."""
     return self._processes[member]
 
   def _folder(self, member: Member) -> pathlib.Path:
@@ -211,7 +211,7 @@ class Localnet:
     observe: Callable[[list[Sight]], None],
     stop: Callable[[], bool],
   ) -> bool:
-    """Whether all are ready, not asked to stop before."""
+    """Returns True once all are ready, False if asked to stop before."""
     deadline = time.monotonic() + _READY_SECONDS
     while not stop():
       phases = {m: self._status(m).get('phase') for m in self._members}
@@ -233,7 +233,7 @@ class Localnet:
     return False
 
   def _tend(self) -> bool:
-    """Starts again who died; whether anybody is still at work."""
+    """Restarts dead processes; returns True while any process runs."""
     for member, process in self._processes.items():
       code = process.poll()
       if code is None or code == 0:
@@ -251,7 +251,7 @@ class Localnet:
     return lines[-1] if lines else 'without a word'
 
   def _end(self) -> None:
-    """Asks everybody to stop, and sees to it."""
+    """Asks all processes to stop, and kills those that do not."""
     for process in self._processes.values():
       if process.poll() is None:
         process.send_signal(signal.SIGTERM)
@@ -265,7 +265,7 @@ class Localnet:
 
 
 def _shares(weights: dict[int, dict[int, int]]) -> dict[int, float]:
-  """The mean over validators of what each would give a uid."""
+  """Returns the mean weight over validators, by uid."""
   shares: dict[int, float] = {}
   for row in weights.values():
     total = sum(row.values())

@@ -82,7 +82,7 @@ class Network:
 
   @property
   def live(self) -> dict[str, node_lib.Node]:
-    """Who is up and honest, by name."""
+    """The honest nodes that are up, by name."""
     return {
       name: node
       for name, node in self.nodes.items()
@@ -192,7 +192,7 @@ class Network:
     return wake
 
   def _share(self, node: node_lib.Node) -> None:
-    """Who has the same bits holds them once, so that they are worked on once.
+    """Shares one copy of the state among nodes with equal bits.
 
     They are compared: two nodes of one host must not hide that they differ.
     """
@@ -205,7 +205,7 @@ class Network:
         return
 
   def _save(self, name: str, node: node_lib.Node) -> None:
-    """As `process.Process.run`."""
+    """Saves a node after a round, as `process.Process.run` does."""
     completed = node.state.round
     if not node.savable or completed % self.config.checkpoint.every:
       return
@@ -268,7 +268,7 @@ def audit(network: Network) -> dict[int, list[int]]:
 
 
 def digest(node: node_lib.Node) -> str:
-  """Of every bit that a node would save.
+  """Returns a digest of every bit that a node would save.
 
   But for who resembled whom: that asks who committed first, and a miner that
   was killed commits a block later.
@@ -314,7 +314,7 @@ def flipped(
 
 @contextlib.contextmanager
 def _clock_off(seconds: float) -> Iterator[None]:
-  """What a process whose clock is off reads from it."""
+  """Shifts the clock of this process by some seconds."""
   clock = time.time
   time.time = lambda: clock() + seconds
   try:

@@ -28,7 +28,7 @@ ROUND = 20  # blocks
 
 
 class Scenario(NamedTuple):
-  """What goes wrong in a run of some rounds, and what is expected of it."""
+  """The faults of a run of some rounds, and the expected result."""
 
   name: str
   plan: tuple[Fault, ...] = ()
@@ -45,7 +45,7 @@ class Scenario(NamedTuple):
 
 
 class Result(NamedTuple):
-  """What became of a scenario."""
+  """The result of a scenario."""
 
   name: str
   injected: Mapping[str, int]  # by what
