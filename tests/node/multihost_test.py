@@ -518,7 +518,7 @@ class TwoProcessesTest(absltest.TestCase):
     events = network.events('miner/events.jsonl')
     self.assertEqual(events, network.events('miner/rank-1/events.jsonl'))
     errors = [error for *_, error in events if error]
-    self.assertEqual(errors, ['Unavailable: injected'])
+    self.assertEqual(errors, ['StoreUnavailableError: injected'])
     published = [
       r for _, r, what, error in events
       if what == 'upload' and not error
