@@ -210,7 +210,7 @@ class AllCoresTest(parameterized.TestCase):
 _PROCESS = """
 import sys
 from covenant import config as config_lib
-from covenant.emulate import host
+from covenant.emulate import emulation
 from covenant.node import multihost
 
 _, file, workdir, after, *changes = sys.argv
