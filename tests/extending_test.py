@@ -42,7 +42,9 @@ def run(arguments, folder):
   return config
 
 
-class ExtendingTest(parameterized.TestCase):
+class PageTest(parameterized.TestCase):
+  """The files of the page in a folder of their own."""
+
   def setUp(self):
     super().setUp()
     self.folder = pathlib.Path(self.create_tempdir().full_path)
@@ -52,16 +54,8 @@ class ExtendingTest(parameterized.TestCase):
     os.chdir(self.folder)
     # Each role would set the folder of compiled programs, and draw figures.
     self.enterContext(mock.patch.object(cli, 'keep_compilations'))
-    self.enterContext(mock.patch.object(cli.plots, 'write_figures'))
-    self.enterContext(mock.patch.object(cli.page, 'write'))
-
-  def test_the_page_has_every_part(self):
-    self.assertEqual(
-      list(FILES),
-      ['shouter.py', 'balanced.py', 'rms_sign.py', 'lion.py',
-       'memory_chain.py', 'memory_store.py'],
-    )  # fmt: skip
-    self.assertLen(COMMANDS, 5)
+    self.enterContext(mock.patch('covenant.report.plots.write_figures'))
+    self.enterContext(mock.patch('covenant.report.page.write'))
 
   def check_learns(self, i):
     config = run(COMMANDS[i], self.folder / 'run')
@@ -70,17 +64,29 @@ class ExtendingTest(parameterized.TestCase):
     self.assertLess(losses[-1], losses[0])
     return config
 
+
+@pytest.mark.docs
+class OptimizerTest(PageTest):
+  @parameterized.parameters(1, 2, 3)
+  def test_a_part_of_the_optimizer(self, i):
+    self.check_learns(i)
+
+
+class ExtendingTest(PageTest):
+  def test_the_page_has_every_part(self):
+    self.assertEqual(
+      list(FILES),
+      ['shouter.py', 'balanced.py', 'rms_sign.py', 'lion.py',
+       'memory_chain.py', 'memory_store.py'],
+    )  # fmt: skip
+    self.assertLen(COMMANDS, 5)
+
   def test_an_adversary(self):
     config = self.check_learns(0)
     names = {3: 'shouter.py:shouter', 4: 'copier'}
     self.assertEqual(registry.dishonest(config), names)
     verdicts = (self.folder / 'run' / 'verdicts.jsonl').read_text()
     self.assertIn('HUGE', verdicts)
-
-  @pytest.mark.docs
-  @parameterized.parameters(1, 2, 3)
-  def test_parts_of_the_optimizer(self, i):
-    self.check_learns(i)
 
   def test_a_doctor_finds_chain_and_store_well(self):
     with mock.patch('sys.exit') as leave:
