@@ -13,8 +13,8 @@ An object that is named by its digest can come from any bucket.
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from covenant.store import gather
 from covenant.store import interface
+from covenant.store import reader
 from covenant.wire import commitment as commitment_lib
 
 Open = Callable[[bytes], interface.Bucket]  # a location from the chain
@@ -108,21 +108,21 @@ class RunStorage:
       sources = tuple(dict.fromkeys([*self.buckets_at(locations), *mirrors]))
       key = self.key(kind, round_index, digest)
       if sources:
-        requests[digest] = gather.ObjectRequest(sources, key, limit, digest)
+        requests[digest] = reader.ObjectRequest(sources, key, limit, digest)
       else:
         missing[digest] = interface.MissingObjectError(
           f'{key}: no known peer says where it is'
         )
     seconds = _SECONDS + len(requests) * limit / _RATE
-    return gather.fetch(requests, seconds, _WORKERS) | missing
+    return reader.fetch(requests, seconds, _WORKERS) | missing
 
   def fetch_chunk(
     self, digest: bytes, sources: Sequence[interface.Bucket], limit: int
   ) -> bytes:
     """Fetches a chunk from any of the sources; raises StoreError."""
     key = self.chunk_key(digest)
-    request = gather.ObjectRequest(tuple(sources), key, limit, digest)
-    got = gather.fetch({digest: request}, _SECONDS, _WORKERS)[digest]
+    request = reader.ObjectRequest(tuple(sources), key, limit, digest)
+    got = reader.fetch({digest: request}, _SECONDS, _WORKERS)[digest]
     if isinstance(got, interface.StoreError):
       raise got
     return got

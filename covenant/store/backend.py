@@ -1,14 +1,22 @@
-"""The options and errors of obstore.
+"""The settings, stores, errors and event loop of obstore.
 
 obstore has one interface for memory, folders and S3; its quirks stay here.
 """
 
+import asyncio
+import atexit
+import concurrent.futures
 import dataclasses
 import datetime
 import errno
+import functools
 import os
+import random
 import re
+import threading
+import time
 import weakref
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import obstore.exceptions
@@ -16,7 +24,29 @@ import obstore.store
 
 from covenant.store import interface
 from covenant.store import location as location_lib
-from covenant.store import store_settings as settings_lib
+
+
+@dataclasses.dataclass(frozen=True)
+class StoreSettings:
+  """Limits of one bucket, and its clock and dice, which tests replace.
+
+  The defaults carry a part over 9 Mbit/s, four at a time, before it stalls.
+  """
+
+  deadline_seconds: float = 60.0  # of a call, plus its bytes / slowest_rate
+  slowest_rate: float = 2.0**21  # bytes/s
+  stall_seconds: float = 30.0  # of silence, or of sending one part
+  part_bytes: int = 2**23  # larger objects are split into parts; S3 wants 5 MiB
+  requests: int = 8  # in parallel
+  backoff_seconds: float = 0.2  # longest first pause; doubles from there
+  backoff_limit_seconds: float = 5.0
+  rng: random.Random = dataclasses.field(default_factory=random.Random)
+  sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+  # Returns the result of a call, or raises TimeoutError after these seconds.
+  wait: Callable[[concurrent.futures.Future, float], Any] = (
+    concurrent.futures.Future.result
+  )
+
 
 _memory = weakref.WeakValueDictionary()  # name -> store, while anyone has it
 
@@ -60,7 +90,7 @@ def connect(
   location: location_lib.Location,
   key: Credentials | None,
   make_folder: bool,
-  settings: settings_lib.StoreSettings,
+  settings: StoreSettings,
   retries: int,
 ) -> Any:
   """Returns the obstore store of a location.
@@ -183,3 +213,27 @@ def _of_status(status: int, text: str) -> interface.StoreError:
   if status == 404:
     return interface.MissingObjectError(known or 'there is no such object')
   return interface.StoreError(reason)
+
+
+_RELEASE_SECONDS = 0.05
+
+
+@functools.cache
+def event_loop() -> asyncio.AbstractEventLoop:
+  """Returns a loop that runs on a thread: callers may have their own loop.
+
+  obstore takes cancellations and deadlines only from a loop.
+  """
+  loop = asyncio.new_event_loop()
+  thread = threading.Thread(target=loop.run_forever, name='store', daemon=True)
+  thread.start()
+
+  def end() -> None:
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join()
+    # obstore's threads still release objects; one that needs the interpreter
+    # after its end would abort the process.
+    time.sleep(_RELEASE_SECONDS)
+
+  atexit.register(end)
+  return loop

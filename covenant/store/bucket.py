@@ -21,11 +21,9 @@ import obstore
 import obstore.store
 
 from covenant.store import backend
-from covenant.store import event_loop
 from covenant.store import interface
 from covenant.store import location as location_lib
-from covenant.store import reader as reader_lib
-from covenant.store import store_settings as settings_lib
+from covenant.store import reader
 
 STAGING = '.staging/'  # uploads under way; old ones are left by killed nodes
 MAX_LISTED = 100_000  # objects
@@ -40,7 +38,7 @@ _T = TypeVar('_T')
 def open_bucket(
   location: location_lib.Location,
   environ: Mapping[str, str] = os.environ,
-  settings: settings_lib.StoreSettings | None = None,
+  settings: backend.StoreSettings | None = None,
 ) -> 'ObstoreBucket':
   """Opens the own bucket, to read and write; makes a missing folder.
 
@@ -62,16 +60,14 @@ def open_bucket(
       )
     token = environ.get('AWS_SESSION_TOKEN')
     key = backend.Credentials(environ[names[0]], environ[names[1]], token)
-  return ObstoreBucket(
-    location, key, True, settings or settings_lib.StoreSettings()
-  )
+  return ObstoreBucket(location, key, True, settings or backend.StoreSettings())
 
 
 def open_for_reading(
   location: location_lib.Location,
   allow_local: bool = False,
   hosts: Collection[str] = (),
-  settings: settings_lib.StoreSettings | None = None,
+  settings: backend.StoreSettings | None = None,
 ) -> 'ObstoreBucket':
   """Opens another peer's bucket, to read.
 
@@ -104,7 +100,7 @@ def open_for_reading(
   key = backend.Credentials(location.key_id, location.secret)
   key = key if location.key_id else None
   return ObstoreBucket(
-    location, key, False, settings or settings_lib.StoreSettings()
+    location, key, False, settings or backend.StoreSettings()
   )
 
 
@@ -116,7 +112,7 @@ class ObstoreBucket:
     location: location_lib.Location,
     key: backend.Credentials | None,
     own: bool,
-    settings: settings_lib.StoreSettings,
+    settings: backend.StoreSettings,
   ):
     """See `open_bucket` and `open_for_reading`."""
     self.location = str(location)
@@ -131,7 +127,7 @@ class ObstoreBucket:
     self._parts_store = connect(retries=10) if self._s3 else None
     self._slots = asyncio.Semaphore(settings.requests)
     self._uploads: set[asyncio.Task] = set()  # asyncio keeps weak references
-    self._loop = event_loop.get()
+    self._loop = backend.event_loop()
 
   def __repr__(self) -> str:
     return f'Bucket({self._name!r})'
@@ -309,7 +305,7 @@ class ObstoreBucket:
           key,
           parts(),
           chunk_size=part_bytes,
-          max_concurrency=reader_lib.PARTS_AT_ONCE,
+          max_concurrency=reader.PARTS_AT_ONCE,
           use_multipart=True,
         )
     except Exception as e:
@@ -320,10 +316,10 @@ class ObstoreBucket:
 
   async def _get(self, call: '_Call', key: str, limit: int) -> bytes:
     part_bytes = self._settings.part_bytes
-    reader = reader_lib.ObjectReader(
+    parts = reader.ObjectReader(
       self._store, key, limit, self._slots, part_bytes
     )
-    return await self._retry(call, reader.read)
+    return await self._retry(call, parts.read)
 
   async def _retry(self, call: '_Call', act: Callable[[], Awaitable[_T]]) -> _T:
     """Repeats `act` while it fails for a transient reason."""

@@ -1,9 +1,14 @@
-"""Reads a large object in parts; a read that broke is resumed."""
+"""Reads one object in parts, and many from many buckets before a deadline."""
 
 import asyncio
+import collections
+import hashlib
 import io
-from collections.abc import Mapping
-from typing import Any
+import queue
+import threading
+import time
+from collections.abc import Hashable, Mapping
+from typing import Any, NamedTuple, TypeVar
 
 import obstore
 
@@ -102,3 +107,122 @@ class ObjectReader:
         f'it has {meta["size"]} bytes, {self._limit} are allowed'
       )
     self._size, self._identity = meta['size'], identity
+
+
+_Name = TypeVar('_Name', bound=Hashable)
+
+
+class ObjectRequest(NamedTuple):
+  """A request for one object, from the first bucket that has it."""
+
+  buckets: tuple[interface.Bucket, ...]  # bucket of the owner, then mirrors
+  key: str
+  limit: int  # bytes
+  digest: bytes | None = None  # blake2b, 32 bytes; None accepts any bytes
+
+
+def fetch(
+  requests: Mapping[_Name, ObjectRequest],
+  deadline_seconds: float,
+  workers: int = 64,
+) -> dict[_Name, bytes | interface.StoreError]:
+  """Fetches the object of each request.
+
+  A bucket that fails, or whose bytes have another digest, is skipped at once.
+  A slow bucket gets its share of the time; then the next is tried as well, and
+  the first good answer counts. After its share a try delays no other request,
+  so every request gets its turn before the deadline.
+
+  Args:
+    requests: the requests by name, such as a uid.
+    deadline_seconds: the time for all requests. Reads that are under way then
+      end by their buckets' own deadlines, unused.
+    workers: parallel tries within their share.
+
+  Returns:
+    The bytes of each name, or an error with one reason per bucket.
+  """
+  for name, request in requests.items():
+    if not request.buckets:
+      raise ValueError(f'request {name!r}: expected one bucket or more')
+  most = max((len(request.buckets) for request in requests.values()), default=1)
+  share = deadline_seconds / (most * max(1, -(-len(requests) // workers)))
+  deadline = time.monotonic() + deadline_seconds
+  answers = queue.SimpleQueue()  # (name, index of the bucket, what came)
+  waiting = collections.deque((name, 0) for name in requests)
+  within = {}  # (name, index) -> end of its share; they end in this order
+  pending = collections.Counter(requests.keys())  # tries that wait or run
+  asked = collections.Counter(requests.keys())  # and those that are over
+  errors = {name: [] for name in requests}
+  results = {}
+
+  def ask_next(name: _Name) -> None:
+    if asked[name] < len(requests[name].buckets):
+      waiting.append((name, asked[name]))
+      asked[name] += 1
+      pending[name] += 1
+
+  while len(results) < len(requests):
+    while waiting and len(within) < workers:
+      name, index = waiting.popleft()
+      if name not in results:
+        within[name, index] = time.monotonic() + share
+        args = answers, name, index, requests[name]
+        threading.Thread(target=_try, args=args, daemon=True).start()
+    until = min([deadline, *list(within.values())[:1]])
+    try:
+      left = max(0, until - time.monotonic())
+      name, index, answer = answers.get(timeout=left)
+    except queue.Empty:
+      if until == deadline:
+        break
+      slow = next(iter(within))
+      del within[slow]
+      ask_next(slow[0])
+      continue
+    pending[name] -= 1
+    in_time = within.pop((name, index), None) is not None
+    if name in results:
+      continue
+    if isinstance(answer, bytes):
+      results[name] = answer
+    elif isinstance(answer, interface.StoreError):
+      errors[name].append(answer)
+      if in_time:
+        ask_next(name)
+      if not pending[name]:
+        results[name] = _joined(errors[name])
+    else:
+      raise answer  # a bug of a bucket
+  late = interface.StoreUnavailableError(
+    f'not there within {deadline_seconds:g} s'
+  )
+  return {
+    name: results[name] if name in results else _joined([*errors[name], late])
+    for name in requests
+  }
+
+
+def _try(
+  answers: queue.SimpleQueue, name: Any, index: int, request: ObjectRequest
+) -> None:
+  """Puts the bytes, if their digest is right, or the error on `answers`."""
+  try:
+    bucket = request.buckets[index]
+    data = bucket.get(request.key, request.limit)
+    digest = hashlib.blake2b(data, digest_size=32).digest()
+    if request.digest is not None and request.digest != digest:
+      raise interface.StoreError(
+        f'{request.key} in {bucket!r}: expected bytes of digest '
+        f'{request.digest.hex()[:16]}, got {digest.hex()[:16]}'
+      )
+    answers.put((name, index, data))
+  except Exception as e:
+    answers.put((name, index, e))
+
+
+def _joined(errors: list[interface.StoreError]) -> interface.StoreError:
+  """Joins errors into one, of their class if they share it."""
+  kinds = {type(e) for e in errors}
+  kind = kinds.pop() if len(kinds) == 1 else interface.StoreUnavailableError
+  return kind('; '.join(map(str, errors)))

@@ -11,7 +11,6 @@ from absl.testing import parameterized
 from covenant.store import backend
 from covenant.store import interface
 from covenant.store import location as location_lib
-from covenant.store import store_settings as settings_lib
 
 _GENERIC = obstore.exceptions.GenericError
 
@@ -85,7 +84,7 @@ class ExplainTest(parameterized.TestCase):
 class ConnectTest(absltest.TestCase):
   def connect(self, location, make_folder=False):
     return backend.connect(
-      location, None, make_folder, settings_lib.StoreSettings(), retries=0
+      location, None, make_folder, backend.StoreSettings(), retries=0
     )
 
   def test_memory_is_one_store_per_name_while_anyone_has_it(self):

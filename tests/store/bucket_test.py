@@ -17,15 +17,15 @@ from absl.testing import parameterized
 from moto.moto_server import werkzeug_app
 from werkzeug import serving
 
+from covenant.store import backend
 from covenant.store import bucket as bucket_lib
 from covenant.store import interface
 from covenant.store import location as location_lib
-from covenant.store import store_settings as settings_lib
 
 _ENVIRON = {'AWS_ACCESS_KEY_ID': 'own', 'AWS_SECRET_ACCESS_KEY': 'secret'}
 _KINDS = ('memory', 'file', 's3')
 _NUMBERS = itertools.count()
-_SMALL_PARTS = settings_lib.StoreSettings(part_bytes=1000)
+_SMALL_PARTS = backend.StoreSettings(part_bytes=1000)
 _UPLOAD = 5 * 2**20  # the least that S3 takes as a part
 
 _RACE = """
@@ -273,7 +273,7 @@ class ContractTest(parameterized.TestCase):
 
   @parameterized.parameters(False, True)
   def test_uploads_in_parts(self, replace):
-    settings = settings_lib.StoreSettings(part_bytes=_UPLOAD)
+    settings = backend.StoreSettings(part_bytes=_UPLOAD)
     own = self.open('s3', settings)
     data = os.urandom(2 * _UPLOAD + 17)
     own.put('run/a', data, replace=replace)
@@ -286,7 +286,7 @@ class ContractTest(parameterized.TestCase):
     self.assertEqual(own.get('run/a', len(data)), data[:-1])
 
   def test_of_two_uploads_in_parts_exactly_one_stays(self):
-    settings = settings_lib.StoreSettings(part_bytes=_UPLOAD)
+    settings = backend.StoreSettings(part_bytes=_UPLOAD)
     own = self.open('s3', settings)
 
     def put(i):

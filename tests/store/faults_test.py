@@ -19,7 +19,6 @@ from covenant.store import backend
 from covenant.store import bucket as bucket_lib
 from covenant.store import interface
 from covenant.store import location as location_lib
-from covenant.store import store_settings as settings_lib
 
 _KEY_ID, _SECRET = 'KEYIDKEYID', 'SECRETSECRET'
 _ENVIRON = {'AWS_ACCESS_KEY_ID': _KEY_ID, 'AWS_SECRET_ACCESS_KEY': _SECRET}
@@ -225,7 +224,7 @@ class FaultsTest(parameterized.TestCase):
 
   def settings(self, **changes):
     changes = {'sleep': self.sleep, 'rng': random.Random(0)} | changes
-    return settings_lib.StoreSettings(**changes)
+    return backend.StoreSettings(**changes)
 
   def open(self, **changes) -> bucket_lib.ObstoreBucket:
     return bucket_lib.open_bucket(

@@ -1,7 +1,11 @@
-"""An object in parts, of a store that breaks off where it is told to."""
+"""Objects in parts from a breaking store, and from many buckets at once."""
 
 import asyncio
+import collections
 import datetime
+import hashlib
+import queue
+import threading
 import types
 from unittest import mock
 
@@ -11,7 +15,7 @@ from absl.testing import parameterized
 
 from covenant.store import backend
 from covenant.store import interface
-from covenant.store import reader as reader_lib
+from covenant.store import reader
 
 _PART = 100  # bytes
 
@@ -60,13 +64,13 @@ class ReaderTest(parameterized.TestCase):
     """What a reader has in the end, after so many tries."""
 
     async def act():
-      reader = reader_lib.ObjectReader(
+      parts = reader.ObjectReader(
         None, 'key', limit, asyncio.Semaphore(slots), _PART
       )
       for _ in range(tries - 1):
         with self.assertRaises(interface.StoreUnavailableError):
-          await reader.read()
-      return await reader.read()
+          await parts.read()
+      return await parts.read()
 
     with mock.patch.object(obstore, 'get_async', store.get):
       return asyncio.run(act())
@@ -88,15 +92,15 @@ class ReaderTest(parameterized.TestCase):
     store = Store(b'a' * 250, cuts=[30])
 
     async def act():
-      reader = reader_lib.ObjectReader(
+      parts = reader.ObjectReader(
         None, 'key', 10**6, asyncio.Semaphore(8), _PART
       )
       with self.assertRaises(interface.StoreUnavailableError):
-        await reader.read()
+        await parts.read()
       store.data, store.tag = b'b' * 250, 'second'
       with self.assertRaises(backend.ObjectReplacedError):
-        await reader.read()
-      return await reader.read()
+        await parts.read()
+      return await parts.read()
 
     with mock.patch.object(obstore, 'get_async', store.get):
       self.assertEqual(asyncio.run(act()), b'b' * 250)
@@ -113,7 +117,181 @@ class ReaderTest(parameterized.TestCase):
   def test_reads_no_more_at_once_than_it_may(self, slots):
     store = Store(bytes(2000))
     self.assertEqual(self.read(store, slots=slots), store.data)
-    self.assertEqual(store.most, min(slots, reader_lib.PARTS_AT_ONCE))
+    self.assertEqual(store.most, min(slots, reader.PARTS_AT_ONCE))
+
+
+class Clock:
+  """The time, threads and queue of `fetch`: it is later when all wait."""
+
+  Empty = queue.Empty
+
+  def __init__(self):
+    self._now = 0.0
+    self._changed = threading.Condition()
+    self._busy = 0  # tries that do not wait
+    self._waiting = collections.Counter()  # event -> tries that wait for it
+    self._answers = []
+
+  def wait(self, event):
+    """Waits in a try until `set` is called with the event."""
+    with self._changed:
+      if not event.is_set():
+        self._busy -= 1
+        self._waiting[event] += 1
+        self._changed.notify()
+    event.wait()
+
+  def set(self, event):
+    with self._changed:
+      self._busy += self._waiting.pop(event, 0)
+      event.set()
+
+  def monotonic(self):
+    return self._now
+
+  def Thread(self, **kwargs):  # noqa: N802
+    with self._changed:
+      self._busy += 1
+    return threading.Thread(**kwargs)
+
+  def SimpleQueue(self):  # noqa: N802
+    return self
+
+  def put(self, answer):
+    with self._changed:
+      self._busy -= 1
+      self._answers.append(answer)
+      self._changed.notify()
+
+  def get(self, timeout):
+    with self._changed:
+      self._changed.wait_for(lambda: self._answers or not self._busy)
+      if self._answers:
+        return self._answers.pop(0)
+      self._now += timeout
+      raise queue.Empty
+
+
+class Fake:
+  """A bucket that answers with bytes or an exception, after `wait()`."""
+
+  location = ''
+
+  def __init__(self, answer, wait=lambda: None):
+    self.answer = answer
+    self.wait = wait
+    self.asked = 0
+
+  def get(self, key, limit):
+    self.asked += 1
+    self.wait()
+    if isinstance(self.answer, Exception):
+      raise self.answer
+    return self.answer
+
+
+def digest(data):
+  return hashlib.blake2b(data, digest_size=32).digest()
+
+
+def request(*buckets, data=b'good'):
+  return reader.ObjectRequest(buckets, 'key', 10, digest(data))
+
+
+class GatherTest(parameterized.TestCase):
+  def setUp(self):
+    super().setUp()
+    self.clock, self.over = Clock(), threading.Event()
+    self.enterContext(
+      mock.patch.multiple(
+        reader, time=self.clock, threading=self.clock, queue=self.clock
+      )
+    )
+    self.addCleanup(self.clock.set, self.over)
+    self.slow = Fake(b'good', lambda: self.clock.wait(self.over))
+    self.missing = Fake(interface.MissingObjectError('no object'))
+    self.lying = Fake(b'evil')
+
+  def test_the_owner_is_asked_first_and_alone(self):
+    owner, mirror = Fake(b'good'), Fake(b'good')
+    self.assertEqual(
+      reader.fetch({7: request(owner, mirror)}, 30), {7: b'good'}
+    )
+    self.assertEqual((owner.asked, mirror.asked), (1, 0))
+
+  def test_nothing_asked_is_nothing_got(self):
+    self.assertEqual(reader.fetch({}, 30), {})
+    with self.assertRaisesRegex(ValueError, 'one bucket or more'):
+      reader.fetch({1: request()}, 30)
+
+  @parameterized.parameters('missing', 'lying')
+  def test_a_bad_bucket_is_passed_over(self, name):
+    bad = getattr(self, name)
+    found = reader.fetch({1: request(bad, self.lying, Fake(b'good'))}, 30)
+    self.assertEqual(found, {1: b'good'})
+
+  def test_without_a_digest_what_comes_is_taken(self):
+    asked = reader.ObjectRequest((self.lying,), 'key', 10)
+    self.assertEqual(reader.fetch({1: asked}, 30), {1: b'evil'})
+
+  def test_an_empty_object_has_a_digest_too(self):
+    found = reader.fetch({1: request(self.lying, Fake(b''), data=b'')}, 30)
+    self.assertEqual(found, {1: b''})
+
+  def test_one_request_says_why_it_failed_and_disturbs_no_other(self):
+    found = reader.fetch(
+      {
+        'a': request(self.missing, self.missing),
+        'b': request(Fake(b'good')),
+        'c': request(self.missing, self.lying),
+      },
+      30,
+    )
+    self.assertEqual(found['b'], b'good')
+    self.assertIsInstance(found['a'], interface.MissingObjectError)
+    self.assertEqual(str(found['a']), 'no object; no object')
+    self.assertIsInstance(found['c'], interface.StoreUnavailableError)
+    self.assertRegex(str(found['c']), 'no object; key in .* expected bytes of')
+    self.assertEqual(list(found), ['a', 'b', 'c'])
+
+  @parameterized.parameters(1, 2, 64)
+  def test_a_slow_bucket_has_a_share_of_the_time(self, workers):
+    asked = {i: request(self.slow, Fake(b'good')) for i in range(5)}
+    asked[5] = request(Fake(b'good'))
+    found = reader.fetch(asked, 1.5, workers)
+    self.assertEqual(found, {i: b'good' for i in range(6)})
+    self.assertEqual(self.slow.asked, 5)
+
+  def test_a_slow_answer_that_comes_first_counts(self):
+    mirror_asked = threading.Event()
+
+    def ask_mirror():
+      self.clock.set(mirror_asked)
+      self.clock.wait(self.over)
+
+    owner = Fake(b'good', lambda: self.clock.wait(mirror_asked))
+    mirror = Fake(b'good', ask_mirror)
+    found = reader.fetch({1: request(owner, mirror)}, 0.6)
+    self.assertEqual(found, {1: b'good'})
+    self.assertEqual(mirror.asked, 1)
+
+  def test_at_the_deadline_there_is_what_came(self):
+    found = reader.fetch(
+      {
+        1: request(Fake(b'good')),
+        2: request(self.slow),
+        3: request(self.missing, self.slow),
+      },
+      0.3,
+    )
+    self.assertEqual(found[1], b'good')
+    for name, reason in ((2, '^not there'), (3, '^no object; not there')):
+      self.assertIsInstance(found[name], interface.StoreUnavailableError)
+      self.assertRegex(str(found[name]), f'{reason} within 0.3 s')
+
+  def test_a_bug_is_not_taken_for_a_bad_bucket(self):
+    with self.assertRaisesRegex(ZeroDivisionError, 'bug'):
+      reader.fetch({1: request(Fake(ZeroDivisionError('bug')))}, 30)
 
 
 if __name__ == '__main__':
