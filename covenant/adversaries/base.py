@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from covenant import typing as ct
-from covenant.data import receipt as receipt_lib
+from covenant.data import assignment
 from covenant.node import future as future_lib
 from covenant.node import miner as miner_lib
 from covenant.node import validator as validator_lib
@@ -176,7 +176,7 @@ def pretended(
   """Returns `work` under the receipt of the first assigned `sequences`."""
   split, context = miner.role.slot.trainer.split, miner.config.data.context
   ids = local_lib.assigned_ids(miner.config, task, split)[:sequences]
-  receipt = receipt_lib.of_sequences(split, ids, context)
+  receipt = assignment.receipt_of(split, ids, context)
   return work._replace(receipt=receipt, sequences=len(ids))
 
 

@@ -1,7 +1,12 @@
-"""The assignment of training sequences to miners, as a pure function.
+"""The assignment of training sequences to miners, and receipts for them.
 
 Every node can compute the sequences of every miner without a message. All ids
 are of the training split; held-out sequences have no id here.
+
+A receipt is a miner's claim of the sequences it trained on: a digest of tokens,
+not of ids of sequences, because making it requires reading them. It does not
+prove that they were trained on; the loss on them shows that
+(covenant/gauntlet/scores.py).
 """
 
 import hashlib
@@ -11,9 +16,13 @@ import operator
 import numpy as np
 
 from covenant import config as config_lib
+from covenant.data import tokens as tokens_lib
 
 _MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)  # of splitmix64
 MAX_SEQUENCES = 2**40  # products below 2**63 with room to spare
+RECEIPT_BYTES = 16
+_PERSON = b'covenant.receipt'
+_AT_ONCE = 1024  # sequences per read
 
 
 def per_miner(config: config_lib.Config) -> int:
@@ -149,3 +158,33 @@ def _mix(x: np.ndarray, key: np.uint64) -> np.ndarray:
   for shift, multiplier in zip((30, 27), _MULTIPLIERS, strict=True):
     x = (x ^ (x >> np.uint64(shift))) * np.uint64(multiplier)
   return x ^ (x >> np.uint64(31))
+
+
+class Receipt:
+  """A digest that grows by the sequences trained on.
+
+  Attributes:
+    sequences: number of sequences so far.
+  """
+
+  def __init__(self):
+    self._digest = hashlib.blake2b(digest_size=RECEIPT_BYTES, person=_PERSON)
+    self.sequences = 0
+
+  def add(self, tokens_BxL1: np.ndarray) -> None:
+    """Adds one batch, in the order of training."""
+    self._digest.update(np.ascontiguousarray(tokens_BxL1, '<i4').data)
+    self.sequences += len(tokens_BxL1)
+
+  def digest(self) -> bytes:
+    """Returns the receipt, `NUM_BYTES` bytes."""
+    return self._digest.digest()
+
+
+def receipt_of(split: tokens_lib.Split, ids: np.ndarray, context: int) -> bytes:
+  """Returns the receipt of training on the sequences `ids`, [n]."""
+  receipt = Receipt()
+  batches = [ids[i : i + _AT_ONCE] for i in range(0, len(ids), _AT_ONCE)]
+  for tokens in tokens_lib.prefetch(split, batches, context):
+    receipt.add(tokens)
+  return receipt.digest()

@@ -5,7 +5,6 @@ from typing import NamedTuple
 
 from covenant import typing as ct
 from covenant.data import assignment
-from covenant.data import receipt as receipt_lib
 from covenant.gauntlet import checks as checks_lib
 from covenant.gauntlet import incentives
 from covenant.gauntlet import ratings
@@ -194,6 +193,6 @@ def _receipt(node: Validator, header: payload_lib.Header) -> bytes:
   seed = node.chain.block_hash(node.schedule.assignment_block(r))
   task = local_lib.Task(header.uid, r, seed, header.root)
   ids_n = local_lib.assigned_ids(node.config, task, split)
-  return receipt_lib.of_sequences(
+  return assignment.receipt_of(
     split, ids_n[: header.sequences], node.config.data.context
   )

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from covenant import config as config_lib
-from covenant.data import receipt as receipt_lib
+from covenant.data import assignment
 from covenant.pool import leases as leases_lib
 from covenant.pool import merge as merge_lib
 from covenant.pool import verification
@@ -44,7 +44,7 @@ class Job(NamedTuple):
 
   def header(self, run: bytes) -> payload.Header:
     """Returns the header that the delta's payload must have."""
-    receipt = receipt_lib.Receipt()
+    receipt = assignment.Receipt()
     receipt.add(self.tokens_NxL1)
     return payload.Header(
       run, self.round, self.number, self.base, receipt.digest(),

@@ -10,7 +10,6 @@ from covenant import config as config_lib
 from covenant import errors
 from covenant import typing as ct
 from covenant.data import assignment
-from covenant.data import receipt as receipt_lib
 from covenant.data import tokens as tokens_lib
 from covenant.train import island as island_lib
 
@@ -53,7 +52,7 @@ class RoundInProgress(NamedTuple):
   joined: np.int32  # inner step of the run at which the miner joined
   steps: int  # inner steps of this miner per round
   schedule_steps: int  # inner steps of the learning rate schedule per round
-  receipt: receipt_lib.Receipt  # of the sequences trained on
+  receipt: assignment.Receipt  # of the sequences trained on
   losses: list[jax.Array]  # nats per token, one per step
   origin: ct.Params | None = None  # the parameters before early steps
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from covenant import config as config_lib
 from covenant import typing as ct
-from covenant.data import receipt as receipt_lib
+from covenant.data import assignment
 from covenant.data import tokens as tokens_lib
 from covenant.models import sharding
 from covenant.optim import compressor as compressor_lib
@@ -174,7 +174,7 @@ class Trainer:
     start = place.to_home(place.host.load(params))
     sent = self._compress(start, place.to_home(local), state.error)
     context = self._config.data.context
-    receipt = receipt_lib.of_sequences(self.split, ids_N, context)
+    receipt = assignment.receipt_of(self.split, ids_N, context)
     trained = local_lib.TrainedRound(
       sent.message, receipt, len(ids_N), loss, sent.error_norm
     )
@@ -229,7 +229,7 @@ class Trainer:
       joined=state.joined * np.int32(schedule_steps),
       steps=island_lib.of(self._config, task.uid).steps,
       schedule_steps=schedule_steps,
-      receipt=receipt_lib.Receipt(),
+      receipt=assignment.Receipt(),
       losses=[],
     )
 

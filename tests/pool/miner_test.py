@@ -15,8 +15,8 @@ from covenant import config as config_lib
 from covenant.chain import keys
 from covenant.chain import local_chain
 from covenant.chain import storage as chain_storage
+from covenant.data import assignment
 from covenant.data import dataset
-from covenant.data import receipt as receipt_lib
 from covenant.node import connect
 from covenant.pool import ledger as accounts
 from covenant.pool import worker as worker_lib
@@ -230,7 +230,7 @@ class PoolProcessTest(absltest.TestCase):
     ids_N = ids_N[:sequences]
     self.assertEqual(found.header.sequences, sequences)
     context = self.config.data.context
-    receipt = receipt_lib.of_sequences(split, ids_N, context)
+    receipt = assignment.receipt_of(split, ids_N, context)
     self.assertEqual(found.header.receipt, receipt)
 
 

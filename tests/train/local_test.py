@@ -5,8 +5,8 @@ import numpy as np
 from absl.testing import absltest
 
 from covenant import config as config_lib
+from covenant.data import assignment
 from covenant.data import dataset
-from covenant.data import receipt as receipt_lib
 from covenant.train import local as local_lib
 from covenant.train import overlap
 from covenant.train import placement
@@ -22,7 +22,7 @@ def start(steps=3, schedule_steps=6, round_index=5):
     joined=np.int32(12),
     steps=steps,
     schedule_steps=schedule_steps,
-    receipt=receipt_lib.Receipt(),
+    receipt=assignment.Receipt(),
     losses=[],
   )
 
@@ -88,7 +88,7 @@ class TrainRoundTest(absltest.TestCase):
     self.assertEqual(trained.message, 3 + 8)
     self.assertEqual((trained.loss, trained.error_norm), (2.0, 0.5))
     self.assertEqual(trained.sequences, 6)
-    receipt = receipt_lib.Receipt()
+    receipt = assignment.Receipt()
     for batch in BATCHES:
       receipt.add(batch)
     self.assertEqual(trained.receipt, receipt.digest())

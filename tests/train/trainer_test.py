@@ -10,8 +10,8 @@ from absl.testing import absltest
 from absl.testing import parameterized
 
 from covenant import config as config_lib
+from covenant.data import assignment
 from covenant.data import dataset
-from covenant.data import receipt
 from covenant.models import sharding
 from covenant.optim import sparseloco
 from covenant.train import local as local_lib
@@ -169,7 +169,7 @@ class TrainerTest(parameterized.TestCase):
     )
     self.assertEqual(trained.sequences, 2 * config.optim.inner.batch_size)
     ids = local_lib.assigned_ids(config, task, data.train)[: trained.sequences]
-    want = receipt.of_sequences(data.train, ids, config.data.context)
+    want = assignment.receipt_of(data.train, ids, config.data.context)
     self.assertEqual(trained.receipt, want)
 
   def test_islands_anneal_alike_and_share_programs(self):
