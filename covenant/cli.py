@@ -32,7 +32,7 @@ from covenant.emulate import devices as devices_lib
 from covenant.emulate import emulation
 from covenant.emulate import host
 from covenant.emulate import localnet
-from covenant.gauntlet import explain
+from covenant.gauntlet import ratings as ratings_lib
 from covenant.node import evaluator as evaluator_lib
 from covenant.node import export as export_lib
 from covenant.node import multihost as multihost_lib
@@ -222,7 +222,7 @@ def explain_uid(config: config_lib.Config, workdir: str) -> None:
       '--workdir: expected that of a validator or of an emulated run; there is '
       f'no {path}'
     )
-  print(explain.explain(explain.decisions(path), _flag('uid')))
+  print(ratings_lib.explain(ratings_lib.read_decisions(path), _flag('uid')))
 
 
 def plan(config: config_lib.Config, workdir: str) -> None:

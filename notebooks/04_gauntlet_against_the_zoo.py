@@ -26,7 +26,7 @@ from covenant import config as config_lib
 from covenant import metrics
 from covenant.adversaries import registry
 from covenant.emulate import emulation
-from covenant.gauntlet import explain
+from covenant.gauntlet import ratings
 from experiments import gauntlet_report
 from experiments import study
 
@@ -135,7 +135,7 @@ verdicts = [
 decisions = [d for verdict in verdicts for d in verdict['decisions']]
 for uid in (0, *sorted(bad)):
   print(f'--- {bad.get(uid, "honest")}')
-  lines = explain.explain(decisions, uid).splitlines()
+  lines = ratings.explain(decisions, uid).splitlines()
   for line in lines[:6] + lines[-2:]:
     print(textwrap.fill(line, 79, subsequent_indent='      '))
 

@@ -16,7 +16,6 @@ from openskill.models import PlackettLuce
 
 from covenant import config as config_lib
 from covenant.gauntlet import checks as checks_lib
-from covenant.gauntlet import penalties as penalties_lib
 from covenant.gauntlet import ratings as ratings_lib
 from covenant.gauntlet import scores as scores_lib
 
@@ -107,8 +106,8 @@ def update(
         f'to {check.twin}'
       )
       after[uid] = after[uid].punish(
-        penalties_lib.SIMILAR,
-        penalties_lib.SIMILAR_FACTOR,
+        ratings_lib.SIMILAR,
+        ratings_lib.SIMILAR_FACTOR,
         round_index,
         config,
       )
@@ -215,7 +214,7 @@ def _observe(
     reasons.append(': '.join(filter(None, (check.finding.value, check.detail))))
     new = dataclasses.replace(old, misses=old.misses + 1)
     new = _average(new, 0.0, config) if old.gains else new
-    factor = penalties_lib.FACTORS.get(check.finding)
+    factor = ratings_lib.FACTORS.get(check.finding)
     if factor is None:
       return new
     return new.punish(check.finding.name, factor, round_index, config)
@@ -259,8 +258,8 @@ def _observe(
   new = _average(new, min(max(relative, -1.0), LARGEST_GAIN), config)
   if sign < 0 and new.gain_signs.count(-1) > 1:
     new = new.punish(
-      penalties_lib.NEGATIVE,
-      penalties_lib.NEGATIVE_FACTOR,
+      ratings_lib.NEGATIVE,
+      ratings_lib.NEGATIVE_FACTOR,
       round_index,
       config,
     )
@@ -281,7 +280,7 @@ def _settle(
       standing.score if check.finding in _NOT_JUDGED else 0.0
     )
     return dataclasses.replace(standing, raw_score=equal, score=equal)
-  kept = penalties_lib.active(standing.penalties, round_index)
+  kept = ratings_lib.active_penalties(standing.penalties, round_index)
   reasons.extend(penalty.text for penalty in kept)
   raw_score = max(standing.gain, 0.0) * standing.factor(round_index)
   if standing.work_fraction < 1:

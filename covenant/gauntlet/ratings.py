@@ -1,20 +1,96 @@
-"""The validator's memory of each uid.
+"""The validator's memory of each uid: its rating, its gains, its penalties.
 
 Plain numbers in frozen dataclasses: `rating_update.update` returns new ones,
 and they survive a restart to the last bit.
+
+A penalty is a factor on the score that lasts for some rounds. Only faults that
+no honest node commits twice are punished. Being late, absent, unreachable or
+out of step happens to honest nodes: it earns nothing while it lasts, no more.
 """
 
 import dataclasses
 import json
-from collections.abc import Mapping
-from typing import NamedTuple
+import pathlib
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from covenant import config as config_lib
-from covenant.gauntlet import penalties as penalties_lib
+from covenant import files
+from covenant.gauntlet import checks as checks_lib
 
-Penalty = penalties_lib.Penalty
+Finding = checks_lib.CheckFinding
+
+FACTORS = {
+  Finding.TWICE: 0.5,
+  Finding.DIGEST: 0.5,
+  Finding.REFUSED: 0.5,
+  Finding.RECEIPT: 0.5,
+  Finding.TINY: 0.5,
+  Finding.HUGE: 0.5,
+  Finding.COPY: 0.25,
+  Finding.TWIN: 0.25,
+}
+NEGATIVE, SIMILAR = 'NEGATIVE', 'SIMILAR'
+NEGATIVE_FACTOR, SIMILAR_FACTOR = 0.5, 0.25
+_WORST_FACTOR = 2.0**-10  # of one reason, however often
+_TEXTS = {finding.name: finding.value for finding in Finding} | {
+  NEGATIVE: 'its update recently made the model clearly worse, twice',
+  SIMILAR: 'its messages resemble those of others, round after round',
+}
+
+
+class Penalty(NamedTuple):
+  """A factor on the score, up to and including a round."""
+
+  reason: str  # the name of a `checks.CheckFinding`, NEGATIVE or SIMILAR
+  factor: float
+  until: int  # last round
+
+  @property
+  def text(self) -> str:
+    """The penalty for people, with its factor, its end and its reason."""
+    return (
+      f'x {self.factor:.3g} until round {self.until}: {_TEXTS[self.reason]}'
+    )
+
+
+def active_penalties(
+  penalties: Iterable[Penalty], round_index: int
+) -> tuple[Penalty, ...]:
+  """Returns the penalties that last in a round."""
+  return tuple(p for p in penalties if p.until >= round_index)
+
+
+def penalty_factor(penalties: Iterable[Penalty], round_index: int) -> float:
+  """Returns the product of the penalties that last in a round."""
+  return float(
+    np.prod([p.factor for p in active_penalties(penalties, round_index)])
+  )
+
+
+def add_penalty(
+  penalties: Iterable[Penalty],
+  reason: str,
+  new_factor: float,
+  round_index: int,
+  config: config_lib.Gauntlet,
+) -> tuple[Penalty, ...]:
+  """Returns the active penalties and one more.
+
+  The same offense again multiplies its factor and starts its rounds anew.
+  """
+  left = active_penalties(penalties, round_index)
+  new_factor *= float(np.prod([p.factor for p in left if p.reason == reason]))
+  new_factor = max(new_factor, _WORST_FACTOR)
+  until = round_index + config.penalty_rounds
+  others = (p for p in left if p.reason != reason)
+  return (*others, Penalty(reason, new_factor, until))
+
 
 MU, SIGMA = 25.0, 25 / 3  # of a uid that was never rated
+_LINES = 10  # last rounds of an explanation that get a line each
 
 
 class Identity(NamedTuple):
@@ -71,7 +147,7 @@ class Standing:
 
   def factor(self, round_index: int) -> float:
     """Returns the product of the penalties of a round."""
-    return penalties_lib.factor(self.penalties, round_index)
+    return penalty_factor(self.penalties, round_index)
 
   def punish(
     self,
@@ -80,10 +156,8 @@ class Standing:
     round_index: int,
     config: config_lib.Gauntlet,
   ) -> 'Standing':
-    """Returns the record with one more penalty; see `penalties.add`."""
-    penalties = penalties_lib.add(
-      self.penalties, reason, factor, round_index, config
-    )
+    """Returns the record with one more penalty; see `add_penalty`."""
+    penalties = add_penalty(self.penalties, reason, factor, round_index, config)
     return dataclasses.replace(self, penalties=penalties)
 
 
@@ -130,3 +204,54 @@ def from_json(text: str) -> Ratings:
       **fields, penalties=penalties, gain_signs=gain_signs
     )
   return Ratings(raw['round'], standings, raw['has_proof'])
+
+
+def read_decisions(path: pathlib.Path) -> list[Mapping[str, Any]]:
+  """Reads the decisions of the first validator in a verdicts.jsonl."""
+  verdicts = files.read_jsonl(path)
+  first = verdicts[0].get('validator') if verdicts else None
+  return [
+    decision
+    for verdict in verdicts
+    if verdict.get('validator') == first
+    for decision in verdict['decisions']
+  ]
+
+
+def explain(decisions: Iterable[Mapping[str, Any]], uid: int) -> str:
+  """Explains the score of a uid: its standing, then its last rounds.
+
+  Args:
+    decisions: records of `rating_update.update`, oldest first, of any uids.
+      Other fields are ignored, except `weight`, which is shown if present.
+    uid: the uid to explain.
+  """
+  records = [d for d in decisions if d['uid'] == uid]
+  if not records:
+    return f'uid {uid}: no validator of this run has judged it.'
+  last = records[-1]
+  mine = [d for d in records if d['hotkey'] == last['hotkey']]
+  now, weight = last['after'], last.get('weight')
+  proof = now['score'] / now['raw_score'] if now['raw_score'] else 0.0
+  lines = [
+    f'uid {uid}, hotkey {last["hotkey"]}, after round {last["round"]}:',
+    f'  score {now["score"]:.3f}'
+    + ('' if weight is None else f', weight {weight:.4f}'),
+    f'  = average gain {now["gain"]:.3f} of the median peer'
+    f' x penalties {now["penalty"]:.3g}'
+    f' x {proof:.2f} for proof of work',
+    f'  rating {now["rating"]:.1f} ({now["mu"]:.1f} - 3 x {now["sigma"]:.1f}),'
+    ' which decides whether it is heard',
+    f'  {sum(d["verdict"] == "VALID" for d in mine)} of {len(mine)} rounds '
+    f'valid, {sum(d["evaluation"] is not None for d in mine)} evaluated',
+  ]
+  if len(mine) < len(records):
+    lines.append('  an earlier hotkey held this uid; nothing was inherited')
+  lines.append('Last rounds:')
+  for d in mine[-_LINES:]:
+    moved = d['after']['score'] - d['before']['score']
+    why = '; '.join(d['reasons']) or 'valid, not evaluated'
+    lines.append(
+      f'  {d["round"]}: {d["after"]["score"]:.3f} ({moved:+.3f}) {why}'
+    )
+  return '\n'.join(lines)

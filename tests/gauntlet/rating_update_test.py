@@ -7,9 +7,7 @@ from absl.testing import parameterized
 
 from covenant import config as config_lib
 from covenant.gauntlet import checks
-from covenant.gauntlet import explain
 from covenant.gauntlet import incentives
-from covenant.gauntlet import penalties as penalties_lib
 from covenant.gauntlet import rating_update
 from covenant.gauntlet import ratings
 from covenant.gauntlet import scores as scores_lib
@@ -168,7 +166,7 @@ class RatingsTest(parameterized.TestCase):
     penalties = {u: s.penalties for u, s in state.standings.items()}
     self.assertEqual([penalties[u] for u in (0, 1, 3)], [()] * 3)
     (penalty,) = penalties[2]
-    self.assertEqual(penalty.reason, penalties_lib.SIMILAR)
+    self.assertEqual(penalty.reason, ratings.SIMILAR)
     text = '; '.join(update.decisions[2]['reasons'])
     self.assertIn('its messages resemble those of others', text)
 
@@ -186,7 +184,7 @@ class RatingsTest(parameterized.TestCase):
       ).ratings
     self.assertEqual([s.penalties for s in state.standings.values()], [()] * 4)
 
-  @parameterized.parameters(*penalties_lib.FACTORS.items())
+  @parameterized.parameters(*ratings.FACTORS.items())
   def test_a_penalty_outlives_recomputation(self, finding, factor):
     state = self.has_proof()
     good = dict.fromkeys(range(4), score())
@@ -330,7 +328,7 @@ class ExplainTest(absltest.TestCase):
       state, decisions = play(state, r, good, {3: finding})
       records += decisions
     records = json.loads(json.dumps(records, allow_nan=False))
-    text = explain.explain(records, 3)
+    text = ratings.explain(records, 3)
     for words in (
       'uid 3, hotkey hotkey3, after round 9',
       'score 0.000',
@@ -342,10 +340,10 @@ class ExplainTest(absltest.TestCase):
       '8 of 10 rounds valid, 8 evaluated',
     ):
       self.assertIn(words, text)
-    healthy = explain.explain(records, 0)
+    healthy = ratings.explain(records, 0)
     self.assertIn('score 1.000', healthy)
     self.assertNotIn(' x 0', healthy.split('Last rounds')[0])
-    self.assertIn('no validator', explain.explain(records, 9))
+    self.assertIn('no validator', ratings.explain(records, 9))
 
 
 class SimulationTest(absltest.TestCase):
