@@ -8,6 +8,7 @@ import numpy as np
 import optax
 
 Array: TypeAlias = jax.Array | np.ndarray
+AbstractArray: TypeAlias = Array | jax.ShapeDtypeStruct
 Scalar: TypeAlias = Any  # a number, or an array of shape ()
 PyTree: TypeAlias = Any  # nested containers of arrays
 Params: TypeAlias = PyTree  # a model's parameters

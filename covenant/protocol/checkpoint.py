@@ -85,7 +85,7 @@ class Checkpoints:
     """Starts to write a state; see `save_tree`."""
     self.save_tree(state.counters.round, _to_tree(state))
 
-  def save_tree(self, completed: int, tree: Any) -> None:
+  def save_tree(self, completed: int, tree: ct.PyTree) -> None:
     """Starts to write a tree; returns once training may go on.
 
     That is once the tree is in host memory or, if it does not fit there, once
@@ -131,7 +131,7 @@ class Checkpoints:
     abstract = jax.tree.map(_abstract, abstract_tree)
     folder = f'{self._directory}/{latest.step}'
     try:
-      stored: Any = self._checkpointer.metadata(latest).metadata
+      stored = self._checkpointer.metadata(latest).metadata
       # Metadata is None if its files cannot be read; then loading says why.
       differs = _difference(stored, abstract) if stored else ''
       if not differs:
@@ -167,7 +167,7 @@ class Checkpoints:
       raise CheckpointError(f'the last checkpoint: {e}') from e
 
 
-def _to_tree(state: RunState) -> dict[str, Any]:
+def _to_tree(state: RunState) -> ct.PyTree:
   return {
     'position': np.array(state.counters, np.int64),
     'shared': state.shared,
@@ -185,12 +185,12 @@ def writable(tree: ct.PyTree) -> ct.PyTree:
   """
   small = _total(tree) <= _IN_FLIGHT
 
-  def is_writable(x: Any) -> bool:
+  def is_writable(x: object) -> bool:
     if not isinstance(x, jax.Array) or jax.process_count() > 1:
       return isinstance(x, str)
     return not small or len(x.sharding.device_set) > 1
 
-  def convert(x: Any) -> Any:
+  def convert(x: ct.PyTree) -> ct.PyTree:
     if is_writable(x):
       return x
     if jax.process_index():
@@ -238,7 +238,7 @@ def reason(error: BaseException) -> str:
 class _InTurn(orbax_types.DefaultSerializationStatusCallback):
   """Moves each array to the host once those before it are written."""
 
-  def key_priority(self, _: Any) -> orbax_types.TransferPriority:
+  def key_priority(self, _: object) -> orbax_types.TransferPriority:
     return orbax_types.TransferPriority.ASYNCHRONOUS_DEPRIORITIZED
 
 
@@ -248,7 +248,7 @@ def _fits(tree: ct.PyTree) -> bool:
   return 2 * sum(staged) <= _free_bytes()
 
 
-def _on_host(x: Any) -> bool:
+def _on_host(x: ct.AbstractArray) -> bool:
   if not isinstance(x, jax.Array) or x.sharding.memory_kind == _HOST:
     return True
   return all(device.platform == 'cpu' for device in x.devices())
@@ -265,15 +265,15 @@ def _free_bytes() -> int:
   return os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
 
 
-def _arrays(tree: ct.PyTree) -> list[Any]:
+def _arrays(tree: ct.PyTree) -> list[ct.AbstractArray]:
   return [x for x in jax.tree.leaves(tree) if hasattr(x, 'shape')]
 
 
-def _bytes(x: Any) -> int:
+def _bytes(x: ct.AbstractArray) -> int:
   return x.size * x.dtype.itemsize
 
 
-def _shard_bytes(x: Any) -> int:
+def _shard_bytes(x: ct.AbstractArray) -> int:
   if not isinstance(x, jax.Array):
     return _bytes(x)
   return math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
@@ -295,21 +295,21 @@ def _difference(stored: ct.PyTree, abstract: ct.PyTree) -> str:
   return ''
 
 
-def _by_name(tree: ct.PyTree) -> dict[str, Any]:
+def _by_name(tree: ct.PyTree) -> dict[str, ct.PyTree]:
   return {
     jax.tree_util.keystr(path, simple=True, separator='.'): x
     for path, x in jax.tree_util.tree_leaves_with_path(tree)
   }
 
 
-def _form(leaves: dict[str, Any], name: str) -> str:
+def _form(leaves: dict[str, ct.PyTree], name: str) -> str:
   if name not in leaves:
     return 'missing'
   x = leaves[name]
   return f'{x.dtype}{list(x.shape)}' if hasattr(x, 'shape') else 'text'
 
 
-def _abstract(x: Any) -> Any:
+def _abstract(x: ct.PyTree) -> ct.PyTree:
   """Returns a leaf to restore: with its sharding, or NumPy as NumPy."""
   if isinstance(x, jax.Array):
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)

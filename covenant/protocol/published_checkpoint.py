@@ -9,11 +9,12 @@ import json
 import pathlib
 import tempfile
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 from orbax.checkpoint import v1 as ocp
 
+from covenant import typing as ct
 from covenant.models import sharding
 from covenant.protocol import apply
 from covenant.protocol import checkpoint as checkpoint_lib
@@ -134,7 +135,7 @@ def load(
     StoreError: a chunk cannot be had.
     apply.OutOfSyncError: the checkpoint differs from its index.
   """
-  abstract: Any = _abstract(shared_model)
+  abstract: ct.PyTree = _abstract(shared_model)
   # Orbax's own files take less than the arrays again: a liar fills no disk.
   budget = (1 << 20) + 2 * sum(
     x.size * x.dtype.itemsize for x in jax.tree.leaves(abstract)
@@ -155,7 +156,7 @@ def load(
           file.write(chunk)
     try:
       with checkpoint_lib.reading(abstract):
-        tree: Any = ocp.load(str(root), abstract._asdict())
+        tree: ct.PyTree = ocp.load(str(root), abstract._asdict())
     except Exception as e:  # any error of Orbax about untrusted files
       raise apply.OutOfSyncError(
         f'the checkpoint of round {index.round} cannot be read: '
