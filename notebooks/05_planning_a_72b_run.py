@@ -16,7 +16,6 @@ import numpy as np
 
 from covenant import config as config_lib
 from covenant.models import llama
-from covenant.plan import advice
 from covenant.plan import hardware as hardware_lib
 from covenant.plan import links as links_lib
 from covenant.plan import memory
@@ -70,7 +69,7 @@ def bars(ax, config, offload):
     for phase in phases
   ]
   ax.barh(names, np.array(rest) / 1e9, left=left, label='other', color='grey')
-  ax.axvline(advice.limit(config) / 1e9, color='k', ls='--', lw=1)
+  ax.axvline(memory.limit(config) / 1e9, color='k', ls='--', lw=1)
   ax.invert_yaxis()
   ax.grid(axis='y', visible=False)
 
@@ -102,15 +101,15 @@ for kind in ('8xB200', '8xB300', '16xH200', '32xH100', '64xA100', '64x4090'):
     plan=dataclasses.replace(config.plan, hardware=kind),
   )
   try:
-    worst = advice.most(other)
+    worst = memory.largest_phase(other)
   except config_lib.ConfigError as e:
     print(f'{kind:8} {e}')
     continue
   seconds = work.step(other, hardware_lib.check(other)).total
-  fits = 'fits' if advice.fits(other) else 'does not fit'
+  fits = 'fits' if memory.fits(other) else 'does not fit'
   print(
     f'{kind:8} {fits}: {worst.name} ~{worst.total / 1e9:.0f} of '
-    f'{advice.limit(other) / 1e9:.0f} GB; ~{seconds:.0f} s per step'
+    f'{memory.limit(other) / 1e9:.0f} GB; ~{seconds:.0f} s per step'
   )
 
 # %% [markdown]

@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 from covenant import config as config_lib
 from covenant.models import llama
-from covenant.plan import advice
 from covenant.plan import hardware
 from covenant.plan import inventory
 from covenant.plan import links
@@ -185,7 +184,7 @@ def shared_model(
     for size in sorted(sizes, reverse=True):
       own = replica_config(config, fsdp, size, group.size)
       try:
-        needs = advice.most(own).total
+        needs = memory.largest_phase(own).total
       except config_lib.ConfigError:  # blocks do not divide
         continue
       if needs > limit:

@@ -1,4 +1,4 @@
-"""Device and host memory in every phase of a round.
+"""Device and host memory in every phase of a round, and edits that make it fit.
 
 The state is exact: the arguments and results of a node's programs, sharded by
 `covenant/models/sharding.py`; tests compare it with the compiled programs.
@@ -10,18 +10,29 @@ All numbers are bytes per device unless stated otherwise.
 import functools
 import math
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 
 from covenant import config as config_lib
+from covenant import typing as ct
 from covenant.models import llama
 from covenant.models import sharding
 from covenant.optim import algorithm as algorithm_lib
 from covenant.optim import sharded_leaf
+from covenant.plan import hardware as hardware_lib
 from covenant.wire import payload
 
 _FLOAT = 4  # bytes; state between steps is float32
+# Edits that save memory, cheapest first.
+_KNOBS = (
+  'devices.offload=true',
+  'optim.inner.microbatch_size=1',
+  'model.loss_chunk=512',
+  'model.remat=block',
+  'model.attention=cudnn',
+)
+_MOST_DEVICES = 4096
 
 
 class Phase(NamedTuple):
@@ -72,7 +83,7 @@ def shards(config: config_lib.Config) -> Shards:
 
 
 @functools.cache
-def _like(model: config_lib.Model) -> Any:
+def _like(model: config_lib.Model) -> ct.Params:
   return jax.eval_shape(lambda: llama.init(model, jax.random.key(0)))
 
 
@@ -216,3 +227,79 @@ def checkpoint_bytes(config: config_lib.Config) -> float:
   optim = config.optim
   values = 1 + moments(optim) + errors(optim) + outer_moments(optim)
   return _FLOAT * llama.num_params(config.model) * values
+
+
+def limit(config: config_lib.Config) -> float:
+  """Returns the bytes per device that programs may use."""
+  device = hardware_lib.parse(config.plan.hardware).device
+  return config.plan.memory_fraction * device.memory
+
+
+def largest_phase(config: config_lib.Config) -> Phase:
+  """Returns the phase that needs the most device memory.
+
+  Raises:
+    ConfigError: the mesh cannot shard the parameters.
+  """
+  found = phases(config, shards(config), config.devices.offload)
+  return max(found, key=lambda phase: phase.total)
+
+
+def fits(config: config_lib.Config) -> bool:
+  return largest_phase(config).total <= limit(config)
+
+
+def knobs(config: config_lib.Config) -> list[str]:
+  """Returns config edits that make the model fit; empty if none do.
+
+  Tries one of `_KNOBS`, then all useful ones together, then more devices.
+  """
+  known = [(knob, edited(config, [knob])) for knob in _KNOBS]
+  useful = [
+    knob
+    for knob, other in known
+    if other is not None
+    and largest_phase(other).total < largest_phase(config).total
+  ]
+  for knob, other in known:
+    if other is not None and fits(other):
+      return [knob]
+  together = edited(config, useful)
+  if together is None:
+    return []
+  if fits(together):
+    return useful
+  for more, larger in _larger(config):
+    if fits(larger):
+      return more
+    both = edited(larger, useful)
+    if both is not None and fits(both):
+      return [*useful, *more]
+  return []
+
+
+def edited(
+  config: config_lib.Config, edits: list[str]
+) -> config_lib.Config | None:
+  """Applies `--config.` edits; returns None if the result is invalid."""
+  try:
+    other = config_lib.edit(config, edits)
+    shards(other)
+  except config_lib.ConfigError:
+    return None
+  return other
+
+
+def _larger(
+  config: config_lib.Config,
+) -> Iterator[tuple[list[str], config_lib.Config]]:
+  """Yields edits that double the number of shards, while they divide."""
+  hardware = hardware_lib.parse(config.plan.hardware)
+  count, fsdp = hardware.count, config.devices.fsdp
+  while count < _MOST_DEVICES:
+    count, fsdp = 2 * count, 2 * fsdp
+    edits = [f'devices.fsdp={fsdp}', f'plan.hardware={count}x{hardware.name}']
+    other = edited(config, edits)
+    if other is None or config.optim.inner.batch_size % fsdp:
+      return
+    yield edits, other

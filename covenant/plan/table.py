@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 from covenant import config as config_lib
 from covenant.models import llama
-from covenant.plan import advice
 from covenant.plan import hardware as hardware_lib
 from covenant.plan import links as links_lib
 from covenant.plan import memory
@@ -82,13 +81,13 @@ def text(config: config_lib.Config, programs: Sequence[Program] = ()) -> str:
 
 def verdict(config: config_lib.Config) -> str:
   """Returns one sentence: whether the config fits, or what would help."""
-  worst, limit = advice.most(config), advice.limit(config)
+  worst, limit = memory.largest_phase(config), memory.limit(config)
   needs = (
     f'{worst.name} needs ~{_gb(worst.total)} of the {_gb(limit)} GB of a device'
   )
   if worst.total <= limit:
     return f'{config.name} FITS on {config.plan.hardware}: {needs}.'
-  knobs = advice.knobs(config)
+  knobs = memory.knobs(config)
   help_ = 'With ' + ' '.join(f'--config.{knob}' for knob in knobs) + ' it fits.'
   return f'{config.name} DOES NOT FIT on {config.plan.hardware}: {needs}. ' + (
     help_ if knobs else 'No knob helps: it needs larger devices.'
@@ -146,7 +145,7 @@ def _memory(plan: _Plan) -> Iterator[str]:
   config = plan.config
   there = list(memory.phases(config, plan.cut, offload=False))
   away = list(memory.phases(config, plan.cut, offload=True))
-  limit, offload = advice.limit(config), config.devices.offload
+  limit, offload = memory.limit(config), config.devices.offload
   yield 'GB of a device    all on it   with offload   and in host memory'
   for kept, moved in zip(there, away, strict=True):
     marks = [_mark(p.total, limit) for p in (kept, moved)]
@@ -155,7 +154,7 @@ def _memory(plan: _Plan) -> Iterator[str]:
       f'{"~" + _gb(moved.total):>9} {marks[1]}   '
       f'{_gb(sum(moved.host.values())):>15}'
     )
-  worst = advice.most(config)
+  worst = memory.largest_phase(config)
   parts = [f'{k} {_gb(v)}' for k, v in worst.device.items() if v]
   yield from _wrapped(f'  {worst.name}{", offloaded" * offload}: ', parts)
   parts = [f'{k} {_gb(v)}' for k, v in memory.activations(config).items()]

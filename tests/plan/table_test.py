@@ -4,7 +4,7 @@ from absl.testing import absltest
 from absl.testing import parameterized
 
 from covenant import config as config_lib
-from covenant.plan import advice
+from covenant.plan import memory
 from covenant.plan import table
 from tests import helpers
 
@@ -99,23 +99,23 @@ class ProgramsTest(absltest.TestCase):
 class AdviceTest(parameterized.TestCase):
   @parameterized.parameters(*LADDER)
   def test_the_ladder_fits_on_the_hardware_that_it_names(self, name):
-    self.assertTrue(advice.fits(load(name)))
+    self.assertTrue(memory.fits(load(name)))
     self.assertIn(f'{name} FITS on', table.verdict(load(name)))
 
   def test_one_knob_if_one_is_enough(self):
     config = load('8b', 'optim.inner.microbatch_size=24', 'model.loss_chunk=0',
                   'plan.hardware=8xH100')  # fmt: skip
-    self.assertFalse(advice.fits(config))
-    (knob,) = advice.knobs(config)
+    self.assertFalse(memory.fits(config))
+    (knob,) = memory.knobs(config)
     self.assertEqual(knob, 'optim.inner.microbatch_size=1')
-    other = advice.edited(config, [knob])
+    other = memory.edited(config, [knob])
     assert other is not None
-    self.assertTrue(advice.fits(other))
+    self.assertTrue(memory.fits(other))
     self.assertIn(f'With --config.{knob} it fits', table.verdict(config))
 
   def test_more_devices_where_no_knob_is_enough(self):
     config = load('72b', 'plan.hardware=8xA100')
-    knobs = advice.knobs(config)
+    knobs = memory.knobs(config)
     self.assertIn('plan.hardware=32xA100', knobs)
     self.assertIn('devices.fsdp=32', knobs)
     self.assertIn('72b DOES NOT FIT on 8xA100', table.verdict(config))
@@ -123,7 +123,7 @@ class AdviceTest(parameterized.TestCase):
   def test_what_nothing_helps_is_said(self):
     config = load('72b', 'plan.hardware=1x3090', 'devices.fsdp=1',
                   'optim.inner.batch_size=2')  # fmt: skip
-    self.assertEmpty(advice.knobs(config))
+    self.assertEmpty(memory.knobs(config))
     self.assertIn('No knob helps', table.verdict(config))
 
 
