@@ -7,9 +7,9 @@
 
 Beside it, turn by turn in one process, a plain step of the same model: a
 decoder written here in `jax.numpy`, `optax.adamw`, one `jax.jit`. Bar: at
-least 0.97 of it. FLOPs are those of the model (covenant/plan/work.py), so that
-what is recomputed does not count. The peak is the maker's of a known device,
-and of any other what its own product of two large matrices reaches.
+least 0.97 of it. FLOPs are those of the model (covenant/plan/timing.py), so
+recomputed ones do not count. The peak is the maker's for a known device, and
+for any other the rate that its own product of two large matrices reaches.
 
 A GPU trains on the config's sequences. Elsewhere they are cut to `--tokens`
 each, two at a time, or a step would take minutes. A model that does not fit is
@@ -37,7 +37,7 @@ from covenant import config as config_lib
 from covenant.models import llama
 from covenant.optim import algorithm as algorithm_lib
 from covenant.plan import hardware
-from covenant.plan import work
+from covenant.plan import timing
 from covenant.train import step as step_lib
 
 _BYTES = 28  # a parameter: itself, two moments, gradient, update, two copies
@@ -224,7 +224,7 @@ def measure(
     p / o for p, o in zip(seconds['plain'], seconds['ours'], strict=True)
   ]
   best = statistics.median(seconds['ours'])
-  flops = work.flops(config).total
+  flops = timing.flops(config).total
   return (
     f'{name} | {num_params:,} | {shape[0]} x {config.data.context} | '
     f'{trained / best:,.0f} | {flops / best / 1e12:.3g} | '

@@ -19,7 +19,7 @@ import numpy as np
 from benchmarks import pack12
 from covenant.optim import compression as compression_lib
 from covenant.optim import quantize
-from covenant.plan import links
+from covenant.plan import timing
 from covenant.wire import payload
 from experiments import study
 
@@ -65,12 +65,12 @@ def judge() -> Iterator[study.Verdict]:
     'PASS' if published == 14 + scales and ours <= 9.25 else 'FAIL',
   )
   found = {
-    name: links.utilization(run.compute, run.communication)
-    for name, run in links.PUBLISHED.items()
+    name: timing.utilization(run.compute, run.communication)
+    for name, run in timing.PUBLISHED.items()
   }
   agree = all(
     round(found[name], 3) == run.utilization
-    for name, run in links.PUBLISHED.items()
+    for name, run in timing.PUBLISHED.items()
   )
   yield study.Verdict(
     'C12',

@@ -50,9 +50,9 @@ import pathlib
 from collections.abc import Iterator, Sequence
 
 from covenant import config as config_lib
-from covenant.plan import links as plan_links
 from covenant.plan import memory
 from covenant.plan import simulated_links
+from covenant.plan import timing
 from covenant.plan import wallclock
 from experiments import charts
 from experiments import pools
@@ -246,14 +246,14 @@ def gather_table() -> str:
   payload = memory.shards(
     dataclasses.replace(config, devices=config_lib.Devices())
   ).payload_bytes
-  own = plan_links.make(config.plan)
+  own = timing.links_of(config.plan)
   lines = [
     f'a payload of {payload / 1e9:.2f} GB, {config.plan.upload:g} MB/s up, '
     f'{config.plan.download:g} MB/s down',
     'peers | way | GB fetched | seconds',
   ]
   for peers in PEERS:
-    for way, found in plan_links.ways(config, own, payload, peers).items():
+    for way, found in timing.ways(config, own, payload, peers).items():
       lines.append(
         f'{peers} | {way} | {found.fetched / 1e9:.1f} | {found.seconds:.0f}'
       )

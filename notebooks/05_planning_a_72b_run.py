@@ -17,10 +17,9 @@ import numpy as np
 from covenant import config as config_lib
 from covenant.models import llama
 from covenant.plan import hardware as hardware_lib
-from covenant.plan import links as links_lib
 from covenant.plan import memory
 from covenant.plan import table
-from covenant.plan import work
+from covenant.plan import timing
 
 plt.style.use('notebooks.mplstyle')
 config = config_lib.load('../configs/72b.py')
@@ -105,7 +104,7 @@ for kind in ('8xB200', '8xB300', '16xH200', '32xH100', '64xA100', '64x4090'):
   except config_lib.ConfigError as e:
     print(f'{kind:8} {e}')
     continue
-  seconds = work.step(other, hardware_lib.check(other)).total
+  seconds = timing.step(other, hardware_lib.check(other)).total
   fits = 'fits' if memory.fits(other) else 'does not fit'
   print(
     f'{kind:8} {fits}: {worst.name} ~{worst.total / 1e9:.0f} of '
@@ -121,18 +120,16 @@ for kind in ('8xB200', '8xB300', '16xH200', '32xH100', '64xA100', '64x4090'):
 # other runs reported.
 
 # %%
-links = links_lib.make(config.plan)
+links = timing.links_of(config.plan)
 compute = 60 * config.plan.compute_minutes
-times = links_lib.round_time(
-  links, compute, cut.payload_bytes, config.plan.peers
-)
+times = timing.round_time(links, compute, cut.payload_bytes, config.plan.peers)
 print(
   f'ours: {times.compute:.0f} s computing, {times.upload:.1f} s up, '
   f'{times.gather:.1f} s down: {times.utilization:.1%}'
 )
 print('published                computing  transfers  reported  by formula')
-for name, run in links_lib.PUBLISHED.items():
-  share = links_lib.utilization(run.compute, run.communication)
+for name, run in timing.PUBLISHED.items():
+  share = timing.utilization(run.compute, run.communication)
   print(
     f'  {name:20} {run.compute:10.0f} s {run.communication:8.0f} s '
     f'{run.utilization:9.1%} {share:11.1%}'
@@ -153,10 +150,10 @@ slow = reduced / links.upload  # up and down at once: the slower link decides
 
 
 def share(seconds):
-  return links_lib.utilization(compute, seconds)
+  return timing.utilization(compute, seconds)
 
 
-direct = links_lib.direct(links, dense, peers).seconds
+direct = timing.direct(links, dense, peers).seconds
 WAYS = {
   'gradient, every step, direct': share(steps * direct),
   'gradient, every step, all-reduce': share(steps * slow),
@@ -183,7 +180,7 @@ fig, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), sharey=True)
 counts = np.geomspace(2, 1000, 60).astype(int)
 for h, style in zip((30, 60, 120), ('-', '--', ':'), strict=True):
   shares = [
-    links_lib.round_time(
+    timing.round_time(
       links, compute * h / steps, cut.payload_bytes, n
     ).utilization
     for n in counts
@@ -199,8 +196,8 @@ left.legend()
 speeds = np.geomspace(1, 1000, 60)
 for n, style in zip((10, 20, 50), ('-', '--', ':'), strict=True):
   shares = [
-    links_lib.round_time(
-      links_lib.Links(up * 1e6, up * 1e6), compute, cut.payload_bytes, n
+    timing.round_time(
+      timing.Links(up * 1e6, up * 1e6), compute, cut.payload_bytes, n
     ).utilization
     for up in speeds
   ]

@@ -14,9 +14,8 @@ from covenant import config as config_lib
 from covenant.models import llama
 from covenant.plan import hardware
 from covenant.plan import inventory
-from covenant.plan import links
 from covenant.plan import memory
-from covenant.plan import work
+from covenant.plan import timing
 from covenant.train import island as island_lib
 
 # An island's inner steps and batch, relative to those of the run.
@@ -72,7 +71,7 @@ def terms(config: config_lib.Config) -> Terms:
     left - window,
     plan.peers - 1,
     whole.payload_bytes,
-    work.flops(config).total / work.tokens(config),
+    timing.flops(config).total / timing.tokens(config),
     tuple(range(max(1, int(LEAST_STEPS * own)), MOST_STEPS * own + 1)),
     MOST_BATCH * config.optim.inner.batch_size,
   )
@@ -189,7 +188,7 @@ def shared_model(
         continue
       if needs > limit:
         continue
-      step, quantum = work.step(own, kind), size * group.size
+      step, quantum = timing.step(own, kind), size * group.size
       batch = own.optim.inner.batch_size
       # Weights are gathered per microbatch, replicas summed once per step.
       held = llama.num_params(config.model) / fsdp
@@ -301,18 +300,18 @@ def _inner(
   group: inventory.Group,
   count: int,
   members: Sequence[tuple[int, inventory.Group]],
-) -> links.Gather:
+) -> timing.Gather:
   """Returns the faster way for a worker to gather from its pool."""
-  own = links.Links(group.upload, group.download)
+  own = timing.Links(group.upload, group.download)
   config = terms_.config
   ways = (
-    links.direct(own, terms_.payload, count),
-    links.aggregated(
+    timing.direct(own, terms_.payload, count),
+    timing.aggregated(
       own,
       terms_.payload,
       count,
       llama.num_params(config.model),
-      links.density(config),
+      timing.density(config),
       max(g.download for _, g in members),
     ),
   )

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 
 from covenant import config as config_lib
 from covenant.models import llama
-from covenant.plan import links
 from covenant.plan import planner
 from covenant.plan import table
+from covenant.plan import timing
 
 _WIDTH = 99
 
@@ -92,7 +92,7 @@ def _network(plan: planner.Plan) -> Iterator[str]:
     return
   upload = max(work.upload for work in works)
   gather = max(work.gather for work in works)
-  share = links.utilization(window, upload + gather)
+  share = timing.utilization(window, upload + gather)
   tokens = sum(work.tokens for work in works)
   yield (
     f'  tokens       {_count(tokens)} a round, which count as '

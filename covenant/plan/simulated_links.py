@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from covenant.plan import hardware
-from covenant.plan import links
+from covenant.plan import timing
 
 _DAY, _HOUR = 86_400.0, 3600.0
 
@@ -162,7 +162,7 @@ def published(name: str) -> tuple[Phases, float]:
   >>> print(f'{utilization([round_]):.3f} {speed:.2f}')
   0.945 1.20
   """
-  reported, run = links.PUBLISHED[name], _RUNS[name]
+  reported, run = timing.PUBLISHED[name], _RUNS[name]
   hosts = hardware.parse(run.hardware)
   outer = outer_seconds(run.params / hosts.count, hosts.device)
   left = reported.communication - outer

@@ -11,9 +11,8 @@ from typing import NamedTuple
 from covenant import config as config_lib
 from covenant.models import llama
 from covenant.plan import hardware as hardware_lib
-from covenant.plan import links as links_lib
 from covenant.plan import memory
-from covenant.plan import work
+from covenant.plan import timing
 
 _PEERS = (20, 100, 1000)
 
@@ -39,7 +38,7 @@ class _Plan(NamedTuple):
   config: config_lib.Config
   hardware: hardware_lib.Hardware
   cut: memory.Shards
-  step: work.Step
+  step: timing.Step
 
   @property
   def steps_seconds(self) -> float:
@@ -64,7 +63,7 @@ def text(config: config_lib.Config, programs: Sequence[Program] = ()) -> str:
   """
   hardware = hardware_lib.check(config)
   plan = _Plan(
-    config, hardware, memory.shards(config), work.step(config, hardware)
+    config, hardware, memory.shards(config), timing.step(config, hardware)
   )
   sections = (
     _model(plan),
@@ -97,7 +96,7 @@ def verdict(config: config_lib.Config) -> str:
 def _model(plan: _Plan) -> Iterator[str]:
   config, (count, name, device) = plan.config, plan.hardware
   params = llama.num_params(config.model)
-  mesh, flops = config.devices, work.flops(config)
+  mesh, flops = config.devices, timing.flops(config)
   size, times = memory.microbatch(config)
   step = plan.step
   yield f'{config.name}: {params:,} parameters'
@@ -116,7 +115,7 @@ def _model(plan: _Plan) -> Iterator[str]:
     (
       'inner step',
       f'{config.optim.inner.batch_size} x {config.data.context} = '
-      f'{work.tokens(config):,} tokens; a device has '
+      f'{timing.tokens(config):,} tokens; a device has '
       f'{_many(times, "microbatch", "es")} of {size}',
     ),
     (
@@ -203,17 +202,15 @@ def _programs(plan: _Plan, programs: Sequence[Program]) -> Iterator[str]:
 
 
 def _round(plan: _Plan) -> Iterator[str]:
-  config, links = plan.config, links_lib.make(plan.config.plan)
+  config, links = plan.config, timing.links_of(plan.config.plan)
   asked, payload = config.plan, plan.cut.payload_bytes
-  times = links_lib.round_time(
-    links, plan.compute_seconds, payload, asked.peers
-  )
+  times = timing.round_time(links, plan.compute_seconds, payload, asked.peers)
   params = llama.num_params(config.model)
   phases, seconds = config.phases, config.network.block_seconds
   length = phases.round_blocks * seconds
   left = length - (phases.put_blocks + phases.select_blocks) * seconds
   left -= times.gather
-  bits = 8 * payload / (params * links_lib.density(config))
+  bits = 8 * payload / (params * timing.density(config))
   window = f', given {asked.compute_minutes:g} min' * bool(
     asked.compute_minutes
   )
@@ -259,13 +256,13 @@ def _round(plan: _Plan) -> Iterator[str]:
 
 
 def _gathers(plan: _Plan) -> Iterator[str]:
-  config, links = plan.config, links_lib.make(plan.config.plan)
+  config, links = plan.config, timing.links_of(plan.config.plan)
   yield 'to hear       directly              ~summed              ~in a tree'
   for peers in _PEERS:
-    ways = links_lib.ways(config, links, plan.cut.payload_bytes, peers)
+    ways = timing.ways(config, links, plan.cut.payload_bytes, peers)
     line = f'  {peers:4} peers'
     for way in ways.values():
-      share = links_lib.utilization(plan.compute_seconds, way.seconds)
+      share = timing.utilization(plan.compute_seconds, way.seconds)
       line += (
         f' {size_text(way.fetched):>8}{way.seconds:6.0f} s{100 * share:3.0f} %'
       )
@@ -277,8 +274,8 @@ def _gathers(plan: _Plan) -> Iterator[str]:
 
 def _published() -> Iterator[str]:
   yield 'utilization of published rounds, by the same formula'
-  for name, run in links_lib.PUBLISHED.items():
-    share = links_lib.utilization(run.compute, run.communication)
+  for name, run in timing.PUBLISHED.items():
+    share = timing.utilization(run.compute, run.communication)
     yield (
       f'  {name:15}{run.compute / 60:5.1f} min computing, '
       f'{run.communication:3.0f} s of transfers: {100 * share:.1f} %'

@@ -3,8 +3,8 @@ import statistics
 from absl.testing import absltest
 from absl.testing import parameterized
 
-from covenant.plan import links as plan_links
 from covenant.plan import simulated_links
+from covenant.plan import timing
 
 LINK = simulated_links.Link(upload=100.0, download=500.0, latency=1.0)
 PEER = simulated_links.Peer(LINK, train=60.0, outer=2.0)
@@ -44,10 +44,10 @@ class PhasesTest(parameterized.TestCase):
 
 
 class PublishedTest(parameterized.TestCase):
-  @parameterized.parameters(*plan_links.PUBLISHED)
+  @parameterized.parameters(*timing.PUBLISHED)
   def test_utilization_comes_out_as_reported(self, name):
     round_, speed = simulated_links.published(name)
-    reported = plan_links.PUBLISHED[name].utilization
+    reported = timing.PUBLISHED[name].utilization
     self.assertEqual(round(simulated_links.utilization([round_]), 3), reported)
     # One number was fitted; that links are near what Covenant's paper says of
     # its own was not.
