@@ -51,7 +51,6 @@ from collections.abc import Iterator, Sequence
 
 from covenant import config as config_lib
 from covenant.plan import memory
-from covenant.plan import simulated_links
 from covenant.plan import timing
 from covenant.plan import wallclock
 from experiments import charts
@@ -194,9 +193,9 @@ def _judge_compression(runs: Sequence[study.Run]) -> Iterator[study.Verdict]:
 
 
 def _utilization() -> study.Verdict:
-  round_, _ = simulated_links.published('Covenant-72B')
-  waiting = simulated_links.utilization([round_])
-  found = simulated_links.utilization([round_], overlap=True)
+  round_, _ = wallclock.published('Covenant-72B')
+  waiting = wallclock.utilization([round_])
+  found = wallclock.utilization([round_], overlap=True)
   return study.Verdict(
     'Overlap, utilization',
     'it leaves nearly all of a round to computing',

@@ -27,7 +27,7 @@ class Plan(schema.Section):
   # Loss of value of a token whose activations are compressed 100-fold; other
   # ratios by their logarithm (covenant/plan/partition.py). Assumed.
   compression_cost: float = schema.fraction(0.1)
-  # Simulated links (covenant/plan/simulated_links.py): standard deviation of
+  # Simulated links (covenant/plan/wallclock.py): standard deviation of
   # the logarithm of their speed, share of bytes sent again, share of time away.
   jitter: float = schema.bounded(0.0, low=0.0, high=2.0)
   loss: float = schema.bounded(0.0, low=0.0, high=0.9)
