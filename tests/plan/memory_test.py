@@ -9,14 +9,11 @@ from covenant import config as config_lib
 from covenant.models import llama
 from covenant.models import sharding
 from covenant.node import preflight
-from covenant.optim import algorithm as algorithm_lib
 from covenant.plan import memory
 from covenant.train import step
 from tests import helpers
 
 LADDER = ('150m', '512m', '1b', '8b', '72b', '1t')
-
-
 STATE = {'parameters', 'AdamW moments', 'error feedback', 'outer momentum'}
 
 
@@ -42,7 +39,7 @@ class StateTest(parameterized.TestCase):
   def test_is_what_the_inner_step_takes(self, name):
     config = load(name)
     mesh = sharding.abstract_mesh(config.devices)
-    params, state, *_ = step.arguments(config, algorithm_lib.make(config), mesh)
+    params, state, *_ = step.arguments(config, mesh)
     work = phases(config)['inner step'].device
     self.assertEqual(on_a_device(params), work['parameters of this round'])
     count = 4  # how many updates there were
