@@ -21,7 +21,7 @@ class Plan(schema.Section):
   # TPU topology to compile for as well, such as 'v5p:4x4x4'; needs the extra
   # 'plan-tpu'.
   tpu_topology: str = ''
-  # Hardware to plan islands for (covenant/plan/inventory.py), such as
+  # Hardware to plan islands for (covenant/plan/hardware.py), such as
   # '8xB200, 64xA100 in pairs, 400x4090 on 200 Mb/s'; empty: `hardware`.
   inventory: str = ''
   # Loss of value of a token whose activations are compressed 100-fold; other

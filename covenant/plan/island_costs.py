@@ -13,7 +13,6 @@ from typing import NamedTuple
 from covenant import config as config_lib
 from covenant.models import llama
 from covenant.plan import hardware
-from covenant.plan import inventory
 from covenant.plan import memory
 from covenant.plan import timing
 from covenant.train import island as island_lib
@@ -168,7 +167,7 @@ def replica_config(
 
 @functools.cache
 def shared_model(
-  config: config_lib.Config, group: inventory.Group
+  config: config_lib.Config, group: hardware.Group
 ) -> tuple[Pace, str] | None:
   """Returns the fastest placement of the whole model on a host, or None.
 
@@ -211,7 +210,7 @@ def _each(pace: Pace) -> float:
 
 
 def alone(
-  terms_: Terms, groups: Sequence[inventory.Group], g: int
+  terms_: Terms, groups: Sequence[hardware.Group], g: int
 ) -> Work | None:
   """Plans one host of a group as a full replica; None if impossible."""
   group, found = groups[g], shared_model(terms_.config, groups[g])
@@ -243,7 +242,7 @@ def alone(
 
 
 def pool(
-  terms_: Terms, groups: Sequence[inventory.Group], hosts: tuple[int, ...]
+  terms_: Terms, groups: Sequence[hardware.Group], hosts: tuple[int, ...]
 ) -> Work | None:
   """Plans hosts that each hold the whole model as workers of one uid.
 
@@ -297,9 +296,9 @@ def pool(
 
 def _inner(
   terms_: Terms,
-  group: inventory.Group,
+  group: hardware.Group,
   count: int,
-  members: Sequence[tuple[int, inventory.Group]],
+  members: Sequence[tuple[int, hardware.Group]],
 ) -> timing.Gather:
   """Returns the faster way for a worker to gather from its pool."""
   own = timing.Links(group.upload, group.download)
@@ -322,7 +321,7 @@ def _inner(
 def busy(
   terms_: Terms,
   tokens: float,
-  members: Iterable[tuple[int, inventory.Group]],
+  members: Iterable[tuple[int, hardware.Group]],
 ) -> float:
   """Returns the share of the window in which the devices do arithmetic."""
   speed = sum(

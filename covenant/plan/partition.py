@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from covenant import config as config_lib
-from covenant.plan import inventory
+from covenant.plan import hardware
 from covenant.plan import island_costs
 from covenant.plan import memory
 from covenant.train import island as island_lib
@@ -116,7 +116,7 @@ def _fit(
 
 def cut(
   config: config_lib.Config,
-  groups: Sequence[inventory.Group],
+  groups: Sequence[hardware.Group],
   hosts: Sequence[int],
   in_flight: int,
 ) -> _Cut | None:
@@ -186,7 +186,7 @@ def _spread(
 
 def pipeline(
   terms: island_costs.Terms,
-  groups: Sequence[inventory.Group],
+  groups: Sequence[hardware.Group],
   hosts: tuple[int, ...],
 ) -> island_costs.Work | None:
   """Plans the hosts as one pipeline; None if that is impossible.
@@ -248,7 +248,7 @@ def worth(config: config_lib.Config, fold: float) -> float:
 
 def _work(
   terms: island_costs.Terms,
-  groups: Sequence[inventory.Group],
+  groups: Sequence[hardware.Group],
   hosts: tuple[int, ...],
   found: _Cut,
   in_flight: int,
@@ -305,7 +305,7 @@ def _work(
 
 def _exchange(
   terms: island_costs.Terms,
-  groups: Sequence[inventory.Group],
+  groups: Sequence[hardware.Group],
   hosts: tuple[int, ...],
   found: _Cut,
 ) -> tuple[float, float, float, float]:
@@ -329,7 +329,7 @@ def _exchange(
 
 
 def _words(
-  groups: Sequence[inventory.Group], hosts: Sequence[int], found: _Cut
+  groups: Sequence[hardware.Group], hosts: Sequence[int], found: _Cut
 ) -> str:
   """Describes the layers per device of each group; E marks embeddings."""
   parts = []

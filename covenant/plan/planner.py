@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from covenant import config as config_lib
-from covenant.plan import inventory
+from covenant.plan import hardware
 from covenant.plan import island_costs
 from covenant.plan import partition
 from covenant.train import island as island_lib
@@ -29,7 +29,7 @@ class Plan(NamedTuple):
   """The islands of a network and the hosts that stay idle."""
 
   terms: island_costs.Terms
-  groups: tuple[inventory.Group, ...]
+  groups: tuple[hardware.Group, ...]
   works: tuple[island_costs.Work, ...]  # most weighted tokens first
   idle: Hosts  # hosts in no island
 
@@ -77,7 +77,7 @@ def plan(config: config_lib.Config) -> Plan:
   Raises:
     ConfigError: the inventory is malformed or the round leaves no time.
   """
-  groups = inventory.parse(config.plan.inventory, config.plan)
+  groups = hardware.parse_inventory(config.plan.inventory, config.plan)
   search = _Search(island_costs.terms(config), groups)
   islands = search.run()
   works = [search.work(hosts) for hosts in islands]
@@ -91,7 +91,7 @@ class _Search:
   """A search over partitions of hosts; each is a sorted tuple of islands."""
 
   def __init__(
-    self, terms: island_costs.Terms, groups: tuple[inventory.Group, ...]
+    self, terms: island_costs.Terms, groups: tuple[hardware.Group, ...]
   ):
     self.terms = terms
     self.groups = groups

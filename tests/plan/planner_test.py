@@ -7,7 +7,7 @@ from absl.testing import parameterized
 from hypothesis import strategies as st
 
 from covenant import config as config_lib
-from covenant.plan import inventory
+from covenant.plan import hardware
 from covenant.plan import island_costs
 from covenant.plan import island_table
 from covenant.plan import memory
@@ -36,7 +36,7 @@ def any_of(count, speed, memory_, link, latency=50):
 def brute_force(config):
   """The most useful tokens of all partitions of the hosts into islands."""
   terms = island_costs.terms(config)
-  groups = inventory.parse(config.plan.inventory, config.plan)
+  groups = hardware.parse_inventory(config.plan.inventory, config.plan)
   values = {}
 
   def value(hosts):
@@ -158,7 +158,7 @@ class StagesTest(parameterized.TestCase):
     """Every way to lay the layers is tried."""
     speeds = (3.0, 7.0)
     config = toy('', layers=layers)
-    groups = inventory.parse(
+    groups = hardware.parse_inventory(
       ', '.join(
         any_of(1, speed, f'with {size} MB', _FAST)
         for speed, size in zip(speeds, sizes, strict=True)
@@ -203,7 +203,7 @@ class StagesTest(parameterized.TestCase):
 
   def test_who_cannot_hold_it_is_no_pipeline(self):
     config = toy('', layers=5)
-    groups = inventory.parse(any_of(4, 3, WEAK, _FAST), config.plan)
+    groups = hardware.parse_inventory(any_of(4, 3, WEAK, _FAST), config.plan)
     self.assertIsNone(partition.cut(config, groups, (4,), 4))
 
   def test_no_link_carries_more_than_it_can(self):
