@@ -15,8 +15,6 @@ WITHOUT = frozenset(
     'adversaries/messages',
     'adversaries/poisoning',
     'adversaries/protocol_violations',
-    'config/network',
-    'config/optim',
     'config/schema',
     'node/base',
     'node/collect',

@@ -13,22 +13,22 @@ from covenant.config.config import identity
 from covenant.config.config import load
 from covenant.config.config import parse
 from covenant.config.config import to_json
-from covenant.config.gauntlet import Gauntlet
-from covenant.config.island import Island
-from covenant.config.island import read as read_islands
-from covenant.config.island import show as show_islands
-from covenant.config.model import Data
-from covenant.config.model import Model
 from covenant.config.network import Devices
+from covenant.config.network import Island
 from covenant.config.network import Network
 from covenant.config.network import Phases
+from covenant.config.network import Plan
 from covenant.config.network import Pool
-from covenant.config.optim import Aggregation
-from covenant.config.optim import Compression
-from covenant.config.optim import Inner
-from covenant.config.optim import Optim
-from covenant.config.optim import Outer
-from covenant.config.plan import Plan
+from covenant.config.network import read_islands
+from covenant.config.network import show_islands
+from covenant.config.training import Aggregation
+from covenant.config.training import Compression
+from covenant.config.training import Data
+from covenant.config.training import Gauntlet
+from covenant.config.training import Inner
+from covenant.config.training import Model
+from covenant.config.training import Optim
+from covenant.config.training import Outer
 
 __all__ = [
   'Aggregation',

@@ -12,13 +12,9 @@ import pathlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from covenant.config import gauntlet as gauntlet_lib
-from covenant.config import island as island_lib
-from covenant.config import model as model_lib
 from covenant.config import network as network_lib
-from covenant.config import optim as optim_lib
-from covenant.config import plan as plan_lib
 from covenant.config import schema
+from covenant.config import training
 
 ConfigError = schema.ConfigError
 
@@ -54,23 +50,23 @@ class Config(schema.Section):
   adversaries: tuple[str, ...] = schema.names()
   # Hardware of the miners, in the order of uids (covenant/train/island.py);
   # one entry alone is everybody's; empty: all are equal.
-  islands: tuple[island_lib.Island, ...] = schema.listed(
-    island_lib.read, island_lib.show
+  islands: tuple[network_lib.Island, ...] = schema.listed(
+    network_lib.read_islands, network_lib.show_islands
   )
   # Folder in Hugging Face's format of the model that the run begins with
   # (covenant/models/hf.py); empty: a random one.
   pretrained: str = ''
-  model: model_lib.Model = model_lib.Model()
-  data: model_lib.Data = model_lib.Data()
-  optim: optim_lib.Optim = optim_lib.Optim()
-  gauntlet: gauntlet_lib.Gauntlet = gauntlet_lib.Gauntlet()
+  model: training.Model = training.Model()
+  data: training.Data = training.Data()
+  optim: training.Optim = training.Optim()
+  gauntlet: training.Gauntlet = training.Gauntlet()
   eval: Eval = Eval()
   checkpoint: Checkpoint = Checkpoint()
   phases: network_lib.Phases = network_lib.Phases()
   network: network_lib.Network = network_lib.Network()
   devices: network_lib.Devices = network_lib.Devices()
   pool: network_lib.Pool = network_lib.Pool()
-  plan: plan_lib.Plan = plan_lib.Plan()
+  plan: network_lib.Plan = network_lib.Plan()
 
   def check(self) -> None:
     inner = self.optim.inner

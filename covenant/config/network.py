@@ -1,8 +1,20 @@
-"""The sections about a network: phases, addresses, devices, pools."""
+"""The sections about a network: phases, addresses, hardware, plans.
+
+An island is the hardware of one uid, as the run sees it. In a flag, islands are
+separated by semicolons, their fields by commas:
+
+  2x steps=40,batch=16; 4x steps=10,stages=2,rank=4
+
+stands for two fast full replicas and four slow pipelines.
+"""
 
 import dataclasses
+import re
+from collections.abc import Iterable
 
 from covenant.config import schema
+
+_ENTRY = re.compile(r'(?:([1-9]\d*)x\s*)?(.*)', re.DOTALL)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,3 +141,134 @@ class Pool(schema.Section):
   ban_rounds: int = schema.positive(100)  # rounds without leases after a fraud
   fee: float = schema.fraction(0.0)  # pool's share of the pay
   threshold: float = schema.bounded(0.1, low=0.0)  # smallest payment, in TAO
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan(schema.Section):
+  """The assumptions of `--role=plan` (covenant/plan/); they change no run."""
+
+  hardware: str = '1xH100'  # devices of one peer, number x kind
+  memory_fraction: float = schema.fraction(0.94)  # of a device, for XLA
+  peak_fraction: float = schema.positive(0.25)  # of bfloat16 FLOP/s in training
+  # Minutes of training per round; 0: computed from FLOPs.
+  compute_minutes: float = schema.bounded(0.0, low=0.0)
+  peers: int = schema.positive(20)  # contributors per round
+  upload: float = schema.positive(110.0)  # of a peer, megabytes per second
+  download: float = schema.positive(500.0)  # of a peer, megabytes per second
+  compile: bool = True  # false: programs are only lowered, in seconds
+  # TPU topology to compile for as well, such as 'v5p:4x4x4'; needs the extra
+  # 'plan-tpu'.
+  tpu_topology: str = ''
+  # Hardware to plan islands for (covenant/plan/hardware.py), such as
+  # '8xB200, 64xA100 in pairs, 400x4090 on 200 Mb/s'; empty: `hardware`.
+  inventory: str = ''
+  # Loss of value of a token whose activations are compressed 100-fold; other
+  # ratios by their logarithm (covenant/plan/partition.py). Assumed.
+  compression_cost: float = schema.fraction(0.1)
+  # Simulated links (covenant/plan/wallclock.py): standard deviation of
+  # the logarithm of their speed, share of bytes sent again, share of time away.
+  jitter: float = schema.bounded(0.0, low=0.0, high=2.0)
+  loss: float = schema.bounded(0.0, low=0.0, high=0.9)
+  churn: float = schema.bounded(0.0, low=0.0, high=0.5)
+
+
+@dataclasses.dataclass(frozen=True)
+class Island(schema.Section):
+  """One or more uids of equal hardware. 0 stands for the run's own value."""
+
+  steps: int = schema.bounded(0, low=0)  # inner steps per round
+  batch: int = schema.bounded(0, low=0)  # sequences per inner step
+  stages: int = schema.positive(1)  # of a pipeline; 1: a full replica
+  # Numbers per position that pass between stages; 0: the model's width.
+  rank: int = schema.bounded(0, low=0)
+  # Bits of each of these numbers; 0: the model's own precision.
+  bits: int = schema.bounded(0, choices=(0, 4, 8))
+  rounds: int = schema.positive(1)  # rounds per contribution
+  count: int = schema.positive(1)  # uids
+
+  @property
+  def sequences(self) -> int:
+    """The sequences of one contribution, if steps and batch are not 0."""
+    return self.steps * self.batch * self.rounds
+
+  def check(self) -> None:
+    entry = f'islands: {show_islands((self,))!r}'
+    schema.require(
+      not self.rank or self.stages > 1,
+      entry,
+      'rank is the width of what passes between stages; expected stages=2 or '
+      'more with it',
+    )
+    schema.require(
+      not self.bits or self.rank > 0,
+      entry,
+      'bits is the precision of the numbers of a rank; expected a rank with it',
+    )
+    schema.require(
+      self.bits != 4 or self.rank % 2 == 0,
+      entry,
+      'two numbers of four bits share a byte; expected an even rank',
+    )
+
+
+_DEFAULT_ISLAND = Island()
+
+
+def read_islands(text: str) -> tuple[Island, ...]:
+  """Reads islands from a flag; `show_islands` is the inverse.
+
+  >>> read_islands('2x steps=40; rank=4,stages=2') == (
+  ...   Island(count=2, steps=40),
+  ...   Island(stages=2, rank=4),
+  ... )
+  True
+
+  Raises:
+    ConfigError: names the entry that cannot be read, and what is allowed.
+  """
+  entries = filter(None, (part.strip() for part in text.split(';')))
+  return tuple(map(_read_island, entries))
+
+
+def _read_island(entry: str) -> Island:
+  match = _ENTRY.fullmatch(entry)
+  assert match is not None
+  allowed = [field.name for field in dataclasses.fields(Island)][:-1]
+  found: dict[str, int] = {}
+  for pair in filter(None, (part.strip() for part in match[2].split(','))):
+    name, _, value = pair.partition('=')
+    schema.require(
+      name in allowed and value.isdecimal() and name not in found,
+      f'islands: {entry!r}',
+      f'expected each of {", ".join(allowed)} at most once, as in '
+      f'2x steps=40,batch=16; got {pair!r}',
+    )
+    found[name] = int(value)
+  path = f'islands: {entry!r}'
+  raw = found | {'count': int(match[1] or 1)}
+  return schema.build(Island, raw, f'{path}: ', [])
+
+
+def show_islands(islands: Iterable[Island]) -> str:
+  """Returns the text of islands for a flag, equal neighbors in one entry.
+
+  >>> show_islands([Island(steps=40), Island(steps=40), Island(stages=2)])
+  '2x steps=40; 1x stages=2'
+  """
+  groups: list[Island] = []
+  for island in islands:
+    if groups and dataclasses.replace(groups[-1], count=island.count) == island:
+      count = groups[-1].count + island.count
+      groups[-1] = dataclasses.replace(island, count=count)
+    else:
+      groups.append(island)
+  return '; '.join(map(_show_island, groups))
+
+
+def _show_island(island: Island) -> str:
+  fields = ','.join(
+    f'{field.name}={getattr(island, field.name)}'
+    for field in dataclasses.fields(island)[:-1]
+    if getattr(island, field.name) != getattr(_DEFAULT_ISLAND, field.name)
+  )
+  return f'{island.count}x {fields}'.rstrip()

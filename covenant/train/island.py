@@ -2,7 +2,7 @@
 
 An island is a uid's hardware as the run sees it: how much it trains per round
 and how it is split. `config.islands` lists the islands in the order of uids
-(covenant/config/island.py); an empty list means that all miners are equal. It
+(covenant/config/network.py); an empty list means that all miners are equal. It
 is a node's own affair, not part of the run's identity: a process has one
 island.
 """

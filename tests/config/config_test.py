@@ -112,6 +112,30 @@ class LoadTest(parameterized.TestCase):
     self.assertIn(message, str(caught.exception))
 
 
+class EditTest(parameterized.TestCase):
+  @parameterized.parameters(
+    ('eval.every: expected at least 1', 'eval.every=0'),
+    ('checkpoint.keep: expected at least 1', 'checkpoint.keep=0'),
+  )
+  def test_a_contradiction_names_the_field(self, message, *edits):
+    with self.assertRaises(config_lib.ConfigError) as caught:
+      config_lib.edit(config_lib.Config(), edits)
+    self.assertStartsWith(str(caught.exception), message)
+    self.assertNotIn('\n', str(caught.exception))
+
+  def test_edit_does_not_change_the_original(self):
+    config = config_lib.Config()
+    edited = config_lib.edit(config, ['optim.inner_steps=3', 'islands=8x'])
+    self.assertEqual(config, config_lib.Config())
+    self.assertEqual(
+      config_lib.differences(config, edited),
+      [
+        "islands: '' there, '8x' here",
+        'optim.inner_steps: 10 there, 3 here',
+      ],
+    )
+
+
 class JsonTest(parameterized.TestCase):
   @parameterized.parameters(
     ('{', 'not a config in JSON'),

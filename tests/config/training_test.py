@@ -1,4 +1,4 @@
-"""The rules of each section: one error that names the field."""
+"""The rules of the sections about training: one error that names the field."""
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -60,54 +60,13 @@ class SectionsTest(parameterized.TestCase):
       'optim.inner_steps=1',
       'optim.staleness=1',
     ),
-    (
-      'phases.round_blocks: expected more than 16, the length of the other',
-      'phases.round_blocks=16',
-    ),
-    (
-      'phases.select_blocks: a vote must be in a block before the decision',
-      'phases.confirmations=2',
-    ),
-    (
-      'devices.stage: a stage is one device',
-      'devices.stage=2',
-      'devices.fsdp=2',
-    ),
-    (
-      'network.coordinator: expected HOST:PORT',
-      'network.coordinator=host',
-    ),
-    (
-      'network.coordinator: expected HOST:PORT of process 0',
-      'network.processes=2',
-    ),
-    (
-      'network.process: expected less than network.processes = 1, got 1',
-      'network.process=1',
-    ),
     ('gauntlet.power: expected at most 4.0', 'gauntlet.power=5'),
-    ('pool.fee: expected at most 1.0', 'pool.fee=2'),
-    ('plan.loss: expected at most 0.9', 'plan.loss=1'),
-    ('eval.every: expected at least 1', 'eval.every=0'),
-    ('checkpoint.keep: expected at least 1', 'checkpoint.keep=0'),
   )
   def test_a_contradiction_names_the_field(self, message, *edits):
     with self.assertRaises(config_lib.ConfigError) as caught:
       config_lib.edit(config_lib.Config(), edits)
     self.assertStartsWith(str(caught.exception), message)
     self.assertNotIn('\n', str(caught.exception))
-
-  def test_edit_does_not_change_the_original(self):
-    config = config_lib.Config()
-    edited = config_lib.edit(config, ['optim.inner_steps=3', 'islands=8x'])
-    self.assertEqual(config, config_lib.Config())
-    self.assertEqual(
-      config_lib.differences(config, edited),
-      [
-        "islands: '' there, '8x' here",
-        'optim.inner_steps: 10 there, 3 here',
-      ],
-    )
 
 
 if __name__ == '__main__':

@@ -65,5 +65,42 @@ class IslandTest(parameterized.TestCase):
       config_lib.parse({'islands': [{'steps': '3'}]})
 
 
+class SectionsTest(parameterized.TestCase):
+  @parameterized.parameters(
+    (
+      'phases.round_blocks: expected more than 16, the length of the other',
+      'phases.round_blocks=16',
+    ),
+    (
+      'phases.select_blocks: a vote must be in a block before the decision',
+      'phases.confirmations=2',
+    ),
+    (
+      'devices.stage: a stage is one device',
+      'devices.stage=2',
+      'devices.fsdp=2',
+    ),
+    (
+      'network.coordinator: expected HOST:PORT',
+      'network.coordinator=host',
+    ),
+    (
+      'network.coordinator: expected HOST:PORT of process 0',
+      'network.processes=2',
+    ),
+    (
+      'network.process: expected less than network.processes = 1, got 1',
+      'network.process=1',
+    ),
+    ('pool.fee: expected at most 1.0', 'pool.fee=2'),
+    ('plan.loss: expected at most 0.9', 'plan.loss=1'),
+  )
+  def test_a_contradiction_names_the_field(self, message, *edits):
+    with self.assertRaises(config_lib.ConfigError) as caught:
+      config_lib.edit(config_lib.Config(), edits)
+    self.assertStartsWith(str(caught.exception), message)
+    self.assertNotIn('\n', str(caught.exception))
+
+
 if __name__ == '__main__':
   absltest.main()

@@ -1,8 +1,78 @@
-"""The sections about training: inner steps, compression, outer step."""
+"""The sections about training: model, data, algorithm, evaluation of peers."""
 
 import dataclasses
 
 from covenant.config import schema
+
+
+@dataclasses.dataclass(frozen=True)
+class Model(schema.Section):
+  """A Llama-style decoder (covenant/models/llama.py)."""
+
+  vocab_size: int = schema.positive(256)  # tokens
+  width: int = schema.positive(64)
+  layers: int = schema.positive(2)
+  heads: int = schema.positive(4)
+  kv_heads: int = schema.positive(4)  # a divisor of heads: grouped queries
+  ffn_width: int = schema.positive(192)
+  rope_theta: float = schema.positive(10_000.0)
+  norm_eps: float = schema.positive(1e-5)
+  tie_embeddings: bool = True
+  scan_layers: bool = False  # one compiled layer: fast compile, slower on CPU
+  # Activations that the backward pass computes again: none, all of a layer
+  # except its products with weights, or all of a layer.
+  remat: str = schema.bounded('none', choices=('none', 'dots', 'block'))
+  # Kernel: plain XLA on any device, or fused on NVIDIA GPUs in bfloat16.
+  attention: str = schema.bounded('portable', choices=('portable', 'cudnn'))
+  # Positions of a sequence whose logits exist at once; 0: all.
+  loss_chunk: int = schema.bounded(0, low=0)
+  compute_dtype: str = schema.bounded(
+    'float32', choices=('float32', 'bfloat16')
+  )
+  z_loss: float = schema.bounded(0.0, low=0.0)  # factor of logsumexp(logits)^2
+
+  def check(self) -> None:
+    schema.require(
+      self.width % (2 * self.heads) == 0,
+      'model.heads',
+      'model.width must be an even multiple of it (rotary pairs), '
+      f'got width {self.width} and {self.heads} heads',
+    )
+    schema.require(
+      self.heads % self.kv_heads == 0,
+      'model.kv_heads',
+      f'must divide model.heads = {self.heads}, got {self.kv_heads}',
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Data(schema.Section):
+  """The source of tokens (covenant/data/)."""
+
+  source: str = schema.bounded(
+    'shakespeare', choices=('shakespeare', 'text', 'synthetic', 'shards')
+  )
+  path: str = ''  # text: a UTF-8 file or folder; shards: a tokenized folder
+  tokenizer: str = schema.bounded(
+    'bytes', choices=('bytes', 'bpe', 'sentencepiece')
+  )
+  tokenizer_path: str = ''  # a file; empty with 'bpe': one is trained
+  context: int = schema.positive(64)  # tokens per sequence
+  # Share of the text that nobody trains on.
+  heldout_fraction: float = schema.bounded(0.1, low=1e-6, high=0.5)
+  synthetic_tokens: int = schema.positive(1_000_000)  # length of that source
+
+  def check(self) -> None:
+    schema.require(
+      bool(self.path) or self.source not in ('text', 'shards'),
+      'data.path',
+      f'expected a file or folder, because data.source={self.source!r}',
+    )
+    schema.require(
+      bool(self.tokenizer_path) or self.tokenizer != 'sentencepiece',
+      'data.tokenizer_path',
+      "expected a .model file, because data.tokenizer='sentencepiece'",
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,3 +242,26 @@ class Optim(schema.Section):
       f'expected 0 with optim.method={self.method!r}, whose gradients are of '
       f'the parameters that they move, got {self.staleness}',
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class Gauntlet(schema.Section):
+  """The evaluation of peers (covenant/gauntlet/, docs/gauntlet.md)."""
+
+  contributors: int = schema.bounded(20, low=1, high=1023)  # peers per round
+  probation: float = schema.fraction(0.25)  # share of these for newcomers
+  # Peers evaluated per round; 0: none, and all valid peers are paid equally.
+  evaluate: int = schema.bounded(20, low=0)
+  # Sequences per evaluation, of a peer's own data and of random data each.
+  sequences: int = schema.bounded(16, low=2)
+  step_fraction: float = schema.positive(0.2)  # of the outer learning rate
+  memory: int = schema.positive(20)  # evaluations in a moving average
+  # Smallest similarity of two messages that makes the later one a copy.
+  copy_similarity: float = schema.bounded(0.5, low=0.1, high=1.0)
+  penalty_rounds: int = schema.positive(20)  # rounds after the last offence
+  # Pay: gain ** power, or by rank (2:1, reserves halving).
+  incentive: str = schema.bounded('gain', choices=('gain', 'ramp'))
+  power: float = schema.bounded(2.0, low=1.0, high=4.0)
+  burn: float = schema.fraction(0.0)  # share withheld and paid to burn_uid
+  burn_uid: int = schema.bounded(0, low=0)
+  weights_every: int = schema.positive(3)  # rounds between weights
