@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from covenant import config as config_lib
-from covenant.report import chart
 from covenant.report import curves
 from covenant.report import folder
 from covenant.report import markup
@@ -137,18 +136,18 @@ def _figures(runs: Mapping[str, folder.Run]) -> list[markup.Html]:
       axis, unit = curves.time_axis(kind, most)
       figures.append(_heldout(f'{kind} time', axis, runs, seconds, unit))
   training = {
-    name: [(r.tokens, r.loss) for r in chart.thin(run.rounds, _POINTS)]
+    name: [(r.tokens, r.loss) for r in markup.thin(run.rounds, _POINTS)]
     for name, run in runs.items()
   }
   note = 'Losses per token compare runs of one tokenizer only.'
-  y = chart.Axis('mean of miners, nats per token')
+  y = markup.Axis('mean of miners, nats per token')
   title = 'Training loss against tokens'
   return [*figures, _draw(title, note, curves.TOKENS, y, training)]
 
 
 def _heldout(
   against: str,
-  axis: chart.Axis,
+  axis: markup.Axis,
   runs: Mapping[str, folder.Run],
   position: Mapping[str, curves.Position],
   unit: float = 1.0,
@@ -156,31 +155,31 @@ def _heldout(
   points = {
     name: [
       (position[name](e) / unit, e.nats_per_byte)
-      for e in chart.thin(run.evaluations, _POINTS)
+      for e in markup.thin(run.evaluations, _POINTS)
     ]
     for name, run in runs.items()
   }
-  y = chart.Axis('nats per byte')
+  y = markup.Axis('nats per byte')
   return _draw(f'Held-out loss against {against}', '', axis, y, points)
 
 
 def _draw(
   title: str,
   note: str,
-  x: chart.Axis,
-  y: chart.Axis,
+  x: markup.Axis,
+  y: markup.Axis,
   points: Mapping[str, Sequence[tuple[float, float]]],
 ) -> markup.Html:
   if any(len(of_run) == _POINTS for of_run in points.values()):
     note += f' At most {_POINTS} points per run are drawn, evenly spaced.'
   last = [of_run[-1][1] for of_run in points.values() if of_run]
   series = [
-    chart.Series(name, of_run, i)
+    markup.Series(name, of_run, i)
     for i, (name, of_run) in enumerate(points.items())
   ]
   top = _HEADROOM * max(last, default=0.0)
   key = title.lower().replace(' ', '-')
-  return chart.draw(key, title, note, x, y, series, top)
+  return markup.chart(key, title, note, x, y, series, top)
 
 
 def _differences(runs: Mapping[str, folder.Run]) -> list[markup.Html]:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from covenant import config as config_lib
 from covenant import metrics
 from covenant.plan import wallclock
-from covenant.report import chart
 from covenant.report import folder
 from covenant.report import markup
 
@@ -16,10 +15,10 @@ _CELLS = 12_000  # numbers of a chart of all miners, at most
 _HEADROOM = 2.0  # losses are shown up to this multiple of the last one
 _UNITS = (('days', 86_400), ('hours', 3600), ('minutes', 60), ('seconds', 1))
 
-_NATS = chart.Axis('nats per token')
-_ROUNDS = chart.Axis('rounds completed', '{:.0f}'.format, whole=True)
-TOKENS = chart.Axis('tokens trained, all miners', '{:,.0f}'.format)
-BYTES = chart.Axis(
+_NATS = markup.Axis('nats per token')
+_ROUNDS = markup.Axis('rounds completed', '{:.0f}'.format, whole=True)
+TOKENS = markup.Axis('tokens trained, all miners', '{:,.0f}'.format)
+BYTES = markup.Axis(
   'payload bytes sent, all miners', '{:,.0f}'.format, unit='B', log=True
 )
 
@@ -62,14 +61,14 @@ def measured_seconds(run: folder.Run) -> Position:
   return lambda record: until[record.round]
 
 
-def time_axis(kind: str, most: float) -> tuple[chart.Axis, float]:
+def time_axis(kind: str, most: float) -> tuple[markup.Axis, float]:
   """Returns an axis for up to `most` seconds, and the seconds of its unit.
 
   >>> time_axis('measured', 7200)[0].label, time_axis('measured', 90)[0].label
   ('measured hours', 'measured seconds')
   """
   name, size = next((u for u in _UNITS if most >= 2 * u[1]), _UNITS[-1])
-  return chart.Axis(f'{kind} {name}', '{:,.3f}'.format), size
+  return markup.Axis(f'{kind} {name}', '{:,.3f}'.format), size
 
 
 def published(run: folder.Run) -> list[markup.Html]:
@@ -77,15 +76,15 @@ def published(run: folder.Run) -> list[markup.Html]:
   if not run.published:
     return []
   points = [(e['round'], e['nats_per_byte']) for e in run.published]
-  kept = chart.thin(points, _POINTS)
+  kept = markup.thin(points, _POINTS)
   return [
-    chart.draw(
+    markup.chart(
       'loss-published',
       'Held-out loss of published checkpoints',
       _thinned(kept, points),
       _ROUNDS,
-      chart.Axis('nats per byte'),
-      [chart.Series('held-out', kept, 1)],
+      markup.Axis('nats per byte'),
+      [markup.Series('held-out', kept, 1)],
     )
   ]
 
@@ -95,7 +94,7 @@ def losses(run: folder.Run) -> list[markup.Html]:
   if not run.rounds and not run.evaluations:
     return []
   end = (run.rounds or run.evaluations)[-1]
-  axes: list[tuple[str, str, chart.Axis, Position]] = [
+  axes: list[tuple[str, str, markup.Axis, Position]] = [
     ('tokens', '', TOKENS, tokens),
     ('bytes', '', BYTES, bytes_up),
   ]
@@ -124,22 +123,22 @@ def losses(run: folder.Run) -> list[markup.Html]:
       axes.append(
         (f'{kind} time', note, axis, lambda r, p=position, u=unit: p(r) / u)
       )
-  rounds = chart.thin(run.rounds, _POINTS)
-  evaluations = chart.thin(run.evaluations, _POINTS)
+  rounds = markup.thin(run.rounds, _POINTS)
+  evaluations = markup.thin(run.evaluations, _POINTS)
   last = (run.evaluations or run.rounds)[-1].loss
   thinned = _thinned(rounds, run.rounds)
   return [
-    chart.draw(
+    markup.chart(
       f'loss-{against.split()[0]}',
       f'Loss against {against}',
       f'{note} {thinned}',
       axis,
       _NATS,
       [
-        chart.Series(
+        markup.Series(
           'held-out', [(position(e), e.loss) for e in evaluations], 1
         ),
-        chart.Series(
+        markup.Series(
           'training, mean of miners', [(position(r), r.loss) for r in rounds], 0
         ),
       ],
@@ -182,7 +181,7 @@ def miners(run: folder.Run) -> list[markup.Html]:
     ),
   )
   return [
-    _each(key, title, note, chart.Axis(label), values, run.cast)
+    _each(key, title, note, markup.Axis(label), values, run.cast)
     for key, title, label, values, note in figures
     if any(values.values())
   ]
@@ -192,7 +191,7 @@ def _each(
   key: str,
   title: str,
   note: str,
-  y: chart.Axis,
+  y: markup.Axis,
   values: Mapping[int, Mapping[int, float]],
   cast: Mapping[int, str],
 ) -> markup.Html:
@@ -208,13 +207,13 @@ def _each(
   """
   uids = sorted({uid for of_round in values.values() for uid in of_round})
   most = max(20, min(_POINTS, _CELLS // max(1, len(uids))))
-  kept = chart.thin(sorted(values), most)
+  kept = markup.thin(sorted(values), most)
   # A few miners have colors; among many, only those that the config names.
-  few = not cast and len(uids) <= 2 * chart.LOOKS
+  few = not cast and len(uids) <= 2 * markup.LOOKS
   looks = {uid: i for i, uid in enumerate(uids if few else sorted(cast))}
   colored = [uid for uid in uids if uid in looks]
   series = [
-    chart.Series(
+    markup.Series(
       f'{uid}: {cast[uid]}' if uid in cast else str(uid),
       [(number, values[number].get(uid)) for number in kept],
       looks.get(uid),
@@ -225,7 +224,7 @@ def _each(
   top = None
   if key == 'miner-losses' and (last := values[kept[-1]]):
     top = _HEADROOM * max(last.values())
-  return chart.draw(key, title, note, _ROUNDS, y, series, top, joined=False)
+  return markup.chart(key, title, note, _ROUNDS, y, series, top, joined=False)
 
 
 def _thinned(kept: Sequence[object], there: Sequence[object]) -> str:
