@@ -46,7 +46,6 @@ from covenant.plan import planner
 from covenant.plan import table
 from covenant.pool import miner as miner_lib
 from covenant.pool import worker as worker_lib
-from covenant.report import members
 from covenant.report import page
 from covenant.report import progress
 from covenant.train import shared_state
@@ -185,11 +184,11 @@ def run_localnet(config: config_lib.Config, workdir: str) -> None:
   print(progress.header(config), file=sys.stderr)
   print('compiling, once for all processes', file=sys.stderr, flush=True)
   host.Host(config, dataset.load(config)).round()
-  screen = members.Screen(sys.stderr)
+  screen = progress.MembersScreen(sys.stderr)
   with stoppable('stopping everybody') as stop:
     network = localnet.Localnet(config, workdir)
     outcome = network.run(screen.show, stop)
-  print(members.table(outcome.sights))
+  print(progress.members_table(outcome.sights))
   print(f'logs, events and checkpoints of each are in {workdir}')
   if not outcome.finished:
     sys.exit('stopped before the last round')

@@ -1,4 +1,4 @@
-"""The live line of a run, and the summary at its end."""
+"""The live line of a run or table of a network, and the summary at the end."""
 
 import time
 import types
@@ -9,10 +9,21 @@ import tqdm
 
 from covenant import config as config_lib
 from covenant import metrics
+from covenant.emulate import localnet
 from covenant.models import llama
 
 # The text fits in 80 columns up to round 9999; the bar takes the rest.
 _BAR = '{n_fmt}/{total_fmt} {desc} {bar}'
+_MEMBERS_HEADER = (
+  'member',
+  'doing',
+  'round',
+  'loss',
+  'stake',
+  'weight',
+  'restarts',
+)
+_ERROR_WIDTH = 60
 
 
 def human_bytes(count: float) -> str:
@@ -54,7 +65,7 @@ def human_seconds(seconds: float) -> str:
 
 
 def header(config: config_lib.Config) -> str:
-  """Two lines about the run and about the payloads of a peer."""
+  """Returns two lines about the run and about the payloads of a peer."""
   optim = config.optim
   sent = {'diloco': 'the dense delta', 'ddp': 'the dense gradient'}
   exchange = sent.get(optim.method) or (
@@ -228,3 +239,68 @@ def _weights(
     text = f'{min(others):.2%} to {max(others):.2%} of the weight each'
     rows.append(('the others', text))
   return rows
+
+
+def members_table(sights: Sequence[localnet.Sight]) -> str:
+  """Returns one line per member, then the last errors."""
+  rows = [_MEMBERS_HEADER]
+  errors = []
+  for sight in sights:
+    status = sight.status
+    loss = status.get('loss')
+    rows.append(
+      (
+        sight.member.name,
+        status.get('phase', 'starting'),
+        str(status.get('round', '')),
+        '' if loss is None else f'{loss:.3f}',
+        f'{sight.stake:.0f}' if sight.stake else '',
+        f'{sight.weight:.3f}' if sight.weight else '',
+        str(sight.restarts or ''),
+      )
+    )
+    if status.get('error'):
+      text = status['error']
+      if len(text) > _ERROR_WIDTH:
+        text = text[: _ERROR_WIDTH - 3] + '...'
+      errors.append(f'  {sight.member.name}: {text}')
+  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+  lines = [
+    '  '.join(cell.ljust(w) for cell, w in zip(row, widths, strict=True))
+    for row in rows
+  ]
+  if errors:
+    lines += ['last errors:', *errors]
+  return '\n'.join(line.rstrip() for line in lines)
+
+
+class MembersScreen:
+  """Shows the table in place on a terminal, or one line per round in a log.
+
+  Args:
+    stream: output, such as stderr.
+  """
+
+  def __init__(self, stream: TextIO):
+    self._stream = stream
+    self._lines = 0
+    self._round: object = None
+
+  def show(self, sights: Sequence[localnet.Sight]) -> None:
+    if self._stream.isatty():
+      text = members_table(sights)
+      up = f'\x1b[{self._lines}F\x1b[J' if self._lines else ''
+      print(up + text, file=self._stream, flush=True)
+      self._lines = text.count('\n') + 1
+      return
+    rounds = [s.status.get('round') for s in sights]
+    known = [r for r in rounds if r is not None]
+    if known and min(known) != self._round:
+      self._round = min(known)
+      losses = [s.status['loss'] for s in sights if 'loss' in s.status]
+      loss = f', mean loss {sum(losses) / len(losses):.3f}' if losses else ''
+      print(
+        f'round {self._round}: {len(known)} of {len(rounds)} members{loss}',
+        file=self._stream,
+        flush=True,
+      )
