@@ -12,7 +12,6 @@ from covenant.report import markup
 from covenant.report import page
 from covenant.report import plots
 from covenant.report import progress
-from covenant.report import settings
 
 tag = markup.tag
 _HEAD = (
@@ -184,12 +183,12 @@ def _draw(
 
 def _differences(runs: Mapping[str, folder.Run]) -> list[markup.Html]:
   """Returns a table of the fields in which the configs differ."""
-  fields = [dict(settings.leaves(run.config)) for run in runs.values()]
+  fields = [dict(page.leaves(run.config)) for run in runs.values()]
   paths = dict.fromkeys(path for of_run in fields for path in of_run)
   rows = []
   for path in paths:
     values = [
-      settings.show(of_run[path]) if path in of_run else 'missing'
+      page.show_value(of_run[path]) if path in of_run else 'missing'
       for of_run in fields
     ]
     if len(set(values)) > 1:
