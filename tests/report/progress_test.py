@@ -155,11 +155,6 @@ class SummaryTest(absltest.TestCase):
     self.assertIn('bytes sent     0 B', progress.summary([silent]))
 
 
-class _Terminal(io.StringIO):
-  def isatty(self):
-    return True
-
-
 def _sight(uid, **status):
   member = localnet.Member('miner', uid)
   return localnet.Sight(member, status, stake=0.0, weight=0.25, restarts=0)
