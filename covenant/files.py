@@ -13,9 +13,9 @@ import pathlib
 import secrets
 import shutil
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 from covenant import errors
+from covenant import typing as ct
 
 Path = str | os.PathLike[str]
 
@@ -71,7 +71,7 @@ def read_lines(path: Path) -> list[bytes]:
   return lines
 
 
-def read_jsonl(path: Path) -> list[Any]:
+def read_jsonl(path: Path) -> list[ct.Json]:
   """Returns the objects of a file of JSON lines; see `read_lines`.
 
   Raises:
@@ -86,7 +86,7 @@ def read_jsonl(path: Path) -> list[Any]:
   return objects
 
 
-def append_jsonl(path: Path, *records: Any) -> None:
+def append_jsonl(path: Path, *records: ct.Json) -> None:
   """Appends a JSON line per record, and hands them to the operating system.
 
   They survive the death of the process; call `sync` for them to survive that

@@ -4,10 +4,13 @@ import importlib
 import importlib.util
 import pathlib
 import sys
+import types
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from covenant import errors
+
+_T = TypeVar('_T')
 
 
 class PluginError(errors.CovenantError):
@@ -40,7 +43,7 @@ def load(reference: str) -> Any:
   return getattr(found, attribute)
 
 
-def choose(field: str, known: Mapping[str, Any], name: str) -> Any:
+def choose(field: str, known: Mapping[str, _T], name: str) -> _T:
   """Returns the known object of a name, or the one that it refers to.
 
   Args:
@@ -59,14 +62,14 @@ def choose(field: str, known: Mapping[str, Any], name: str) -> Any:
     raise PluginError(f'{field}: {e}') from e
 
 
-def _module(name: str) -> Any:
+def _module(name: str) -> types.ModuleType:
   try:
     return importlib.import_module(name)
   except ModuleNotFoundError as e:
     raise PluginError(f'there is no module {e.name!r} ({name})') from e
 
 
-def _file(name: str) -> Any:
+def _file(name: str) -> types.ModuleType:
   path = pathlib.Path(name).absolute()
   key = f'covenant_plugin:{path}'
   if key in sys.modules:

@@ -14,12 +14,12 @@ _T = TypeVar('_T')
 class _Proxy:
   """An object with given members, equal to itself only."""
 
-  def __init__(self, members: dict[str, Any]):
+  def __init__(self, members: dict[str, object]):
     vars(self).update(members)
 
 
 def make(
-  interface: type[_T], call: Callable[..., Any], **attributes: Any
+  interface: type[_T], call: Callable[..., object], **attributes: object
 ) -> _T:
   """Returns an object whose method `m(...)` is `call('m', ...)`.
 

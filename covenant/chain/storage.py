@@ -15,7 +15,7 @@ import sqlite3
 import threading
 import urllib.parse
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -139,7 +139,7 @@ class ChainStorage:
       ((self._genesis,),) = self.query('SELECT genesis FROM chain')
     return self._genesis
 
-  def query(self, sql: str, *values: Any) -> list[tuple]:
+  def query(self, sql: str, *values: object) -> list[tuple]:
     """Runs a statement and returns its rows."""
     with self._lock, self._errors():
       return self._connection.execute(sql, values).fetchall()
@@ -196,7 +196,7 @@ class ChainStorage:
       )
     return rows
 
-  def replace(self, table: str, uid: int, block: int, *values: Any) -> None:
+  def replace(self, table: str, uid: int, block: int, *values: object) -> None:
     """Replaces the row of a uid from `block` on; needs a transaction."""
     self._end(table, uid, block)
     marks = ', ?' * len(values)

@@ -189,7 +189,7 @@ def _sentencepiece(content: bytes) -> tokenizers.Tokenizer | None:
       **fallback,
     )
   result = tokenizers.Tokenizer(model)
-  steps: list[Any] = []
+  steps: list[normalizers.Normalizer] = []
   if normalizer.precompiled_charsmap:
     steps.append(normalizers.Precompiled(normalizer.precompiled_charsmap))
   if normalizer.remove_extra_whitespaces:
@@ -199,7 +199,7 @@ def _sentencepiece(content: bytes) -> tokenizers.Tokenizer | None:
     steps.append(normalizers.Prepend(_SPACE))
   steps.append(normalizers.Replace(' ', _SPACE))
   result.normalizer = normalizers.Sequence(steps)
-  parts: list[Any] = [
+  parts: list[decoders.Decoder] = [
     decoders.Replace(_SPACE, ' '),
     decoders.ByteFallback(),
     decoders.Fuse(),

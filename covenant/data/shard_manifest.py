@@ -3,9 +3,10 @@
 import json
 import pathlib
 import re
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from covenant import config
+from covenant import typing as ct
 
 VERSION = 1
 FILE = 'manifest.json'
@@ -111,7 +112,7 @@ def read(directory: pathlib.Path) -> Manifest:
 
 
 def _shards(
-  path: pathlib.Path, split: str, records: list[Any]
+  path: pathlib.Path, split: str, records: list[ct.Json]
 ) -> tuple[Shard, ...]:
   if not records:
     raise broken(path, f'splits.{split}: expected shards, got none')
@@ -137,7 +138,7 @@ def _shards(
 
 
 def _check(
-  path: pathlib.Path, where: str, record: Any, fields: dict[str, type]
+  path: pathlib.Path, where: str, record: ct.Json, fields: dict[str, type]
 ) -> None:
   """Raises ConfigError unless a record has exactly these fields and types."""
   if not isinstance(record, dict) or set(record) != set(fields):

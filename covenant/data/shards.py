@@ -11,13 +11,13 @@ The order of the tokens is that of tokens.py.
 import hashlib
 import pathlib
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 import numpy as np
 import tensorstore as ts
 
 from covenant import config
 from covenant import files
+from covenant import typing as ct
 from covenant.data import corpus as corpus_lib
 from covenant.data import shard_manifest as manifest_lib
 from covenant.data import tokenizer as tokenizer_lib
@@ -173,7 +173,7 @@ def open_shards(
   )
 
 
-def _spec(path: pathlib.Path) -> dict[str, Any]:
+def _spec(path: pathlib.Path) -> ct.Json:
   kvstore = {'driver': 'file', 'path': f'{path}/'}
   return {'driver': 'zarr3', 'kvstore': kvstore}
 

@@ -8,7 +8,7 @@ chain and in the stores, so validators with the same data find the same.
 import enum
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -172,7 +172,9 @@ class Checker:
     }
     norms = {u: _total(self._norms(m)) for u, m in messages.items()}
     checks |= {
-      uid: checks[uid]._replace(**found)
+      uid: found._replace(
+        block=checks[uid].block, staleness=checks[uid].staleness
+      )
       for uid, found in judge_norms(norms).items()
     }
     messages = {u: m for u, m in messages.items() if checks[u].valid}
@@ -273,24 +275,26 @@ def first_check(s: Submission, expected: Expected) -> CheckResult:
   )
 
 
-def judge_norms(norms: Mapping[int, float]) -> dict[int, dict[str, Any]]:
-  """Returns the fields to replace in the results of these norms, by uid.
+def judge_norms(norms: Mapping[int, float]) -> dict[int, CheckResult]:
+  """Returns the results of valid messages with these norms, by uid.
 
-  >>> judge_norms({0: 1.0, 1: 1.0, 2: 0.0})[2]['finding'].name
+  >>> judge_norms({0: 1.0, 1: 1.0, 2: 0.0})[2].finding.name
   'TINY'
   """
   ordered = sorted(norms.values())
   median = ordered[(len(ordered) - 1) // 2] if len(ordered) >= _FEW else 0.0
-  found: dict[int, dict[str, Any]] = {}
+  results = {}
   for uid, norm in norms.items():
     relative = norm / median if median else None
-    found[uid] = {'relative_norm': relative}
-    text = f'L2 norm {norm:.3g}, median {median:.3g}'
+    finding = CheckFinding.VALID
     if norm == 0 or (relative is not None and relative < SMALLEST_NORM):
-      found[uid] |= {'finding': CheckFinding.TINY, 'detail': text}
+      finding = CheckFinding.TINY
     elif relative is not None and relative > LARGEST_NORM:
-      found[uid] |= {'finding': CheckFinding.HUGE, 'detail': text}
-  return found
+      finding = CheckFinding.HUGE
+    text = f'L2 norm {norm:.3g}, median {median:.3g}'
+    detail = '' if finding is CheckFinding.VALID else text
+    results[uid] = CheckResult(finding, detail, relative_norm=relative)
+  return results
 
 
 def judge_copies(

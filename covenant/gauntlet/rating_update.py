@@ -10,11 +10,12 @@ whether a peer trained on its own data.
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from openskill.models import PlackettLuce
 
 from covenant import config as config_lib
+from covenant import typing as ct
 from covenant.gauntlet import checks as checks_lib
 from covenant.gauntlet import ratings as ratings_lib
 from covenant.gauntlet import scores as scores_lib
@@ -47,7 +48,7 @@ class RatingsUpdate(NamedTuple):
   """
 
   ratings: ratings_lib.Ratings
-  decisions: list[dict[str, Any]]
+  decisions: list[ct.Json]
 
 
 def update(

@@ -12,12 +12,13 @@ import dataclasses
 import json
 import pathlib
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from covenant import config as config_lib
 from covenant import files
+from covenant import typing as ct
 from covenant.gauntlet import checks as checks_lib
 
 Finding = checks_lib.CheckFinding
@@ -206,7 +207,7 @@ def from_json(text: str) -> Ratings:
   return Ratings(raw['round'], standings, raw['has_proof'])
 
 
-def read_decisions(path: pathlib.Path) -> list[Mapping[str, Any]]:
+def read_decisions(path: pathlib.Path) -> list[ct.Json]:
   """Reads the decisions of the first validator in a verdicts.jsonl."""
   verdicts = files.read_jsonl(path)
   first = verdicts[0].get('validator') if verdicts else None
@@ -218,7 +219,7 @@ def read_decisions(path: pathlib.Path) -> list[Mapping[str, Any]]:
   ]
 
 
-def explain(decisions: Iterable[Mapping[str, Any]], uid: int) -> str:
+def explain(decisions: Iterable[ct.Json], uid: int) -> str:
   """Explains the score of a uid: its standing, then its last rounds.
 
   Args:

@@ -11,7 +11,6 @@ that are not sent whole: vectors and small blocks are similar by design.
 
 import hashlib
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 import numpy as np
@@ -138,7 +137,11 @@ def _usual(shared_RxS: np.ndarray, others_RxS: np.ndarray) -> np.ndarray:
   return usual_R
 
 
-def _bits(parts: list[Any], where: Any, blocks_n: np.ndarray) -> np.ndarray:
+def _bits(
+  parts: list[ct.Message],
+  where: tuple[int, int | None, int, int],
+  blocks_n: np.ndarray,
+) -> np.ndarray:
   """Returns the bits of chosen blocks of one region: bool [n, L]."""
   leaf, region, _, size = where
   if region is None:

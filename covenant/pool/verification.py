@@ -103,9 +103,9 @@ class Inspector:
     }
     verdicts = dict.fromkeys(norms, LeaseVerdict.VALID)
     for number, found in checks.judge_norms(norms).items():
-      relative = found['relative_norm']
-      if 'verdict' in found:
-        verdicts[number] = LeaseVerdict[found['verdict'].name]
+      relative = found.relative_norm
+      if not found.valid:
+        verdicts[number] = LeaseVerdict[found.finding.name]
       elif relative is not None and relative > _NORMS:
         verdicts[number] = LeaseVerdict.HUGE
       elif relative is not None and relative < 1 / _NORMS:

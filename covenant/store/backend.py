@@ -92,7 +92,7 @@ def connect(
   make_folder: bool,
   settings: StoreSettings,
   retries: int,
-) -> Any:
+) -> obstore.store.ObjectStore:
   """Returns the obstore store of a location.
 
   Args:

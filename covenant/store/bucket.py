@@ -15,7 +15,7 @@ from collections.abc import (
   Mapping,
   Sequence,
 )
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import obstore
 import obstore.store
@@ -340,7 +340,7 @@ class ObstoreBucket:
     self,
     verb: str,
     what: str,
-    act: Callable[['_Call'], Coroutine[Any, Any, _T]],
+    act: Callable[['_Call'], Coroutine[object, None, _T]],
     size: int = 0,
   ) -> _T:
     """Runs `act` on the loop until the deadline; completes its errors."""
@@ -380,7 +380,7 @@ def _check_key(key: str) -> None:
     )
 
 
-def _info(meta: Mapping[str, Any]) -> interface.Info:
+def _info(meta: obstore.ObjectMeta) -> interface.Info:
   return interface.Info(
     meta['path'], meta['size'], meta['last_modified'].timestamp()
   )

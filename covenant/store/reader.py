@@ -8,7 +8,7 @@ import queue
 import threading
 import time
 from collections.abc import Hashable, Mapping
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import obstore
 
@@ -24,7 +24,7 @@ class ObjectReader:
 
   def __init__(
     self,
-    store: Any,
+    store: obstore.store.ObjectStore,
     key: str,
     limit: int,
     slots: asyncio.Semaphore,
@@ -73,7 +73,7 @@ class ObjectReader:
     part = self._parts[index]
     at = index * self._part_bytes + len(part)
     end = (index + 1) * self._part_bytes
-    options: Any = {}
+    options: obstore.GetOptions = {}
     if self._identity is not None:
       end = min(end, self._size)
       if at >= end:
@@ -96,7 +96,7 @@ class ObjectReader:
         'the object broke off in the middle'
       )
 
-  def _meet(self, meta: Mapping[str, Any]) -> None:
+  def _meet(self, meta: obstore.ObjectMeta) -> None:
     identity = meta['size'], meta['e_tag'], meta['last_modified']
     if self._identity not in (None, identity):
       raise backend.ObjectReplacedError(
@@ -204,7 +204,7 @@ def fetch(
 
 
 def _try(
-  answers: queue.SimpleQueue, name: Any, index: int, request: ObjectRequest
+  answers: queue.SimpleQueue, name: Hashable, index: int, request: ObjectRequest
 ) -> None:
   """Puts the bytes, if their digest is right, or the error on `answers`."""
   try:

@@ -11,9 +11,10 @@ The bytes are canonical JSON and a signature, so that people can read them.
 import hashlib
 import json
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from covenant import errors
+from covenant import typing as ct
 
 MAX_BYTES = 1 << 20
 _PERSON = b'covenant.history'
@@ -108,7 +109,7 @@ def _body(manifest: Manifest) -> bytes:
   return json.dumps(raw, separators=(',', ':')).encode()
 
 
-def _parse(raw: Any) -> Manifest:
+def _parse(raw: ct.Json) -> Manifest:
   entries = tuple(
     Entry(_uint(uid), _text(hotkey), _bytes(digest, 32))
     for uid, hotkey, digest in raw['entries']
@@ -123,20 +124,20 @@ def _parse(raw: Any) -> Manifest:
   )
 
 
-def _uint(value: Any) -> int:
+def _uint(value: object) -> int:
   if type(value) is not int or not 0 <= value < 2**63:
     raise ValueError(f'expected an integer from 0, got {value!r}')
   return value
 
 
-def _bytes(value: Any, size: int) -> bytes:
+def _bytes(value: str, size: int) -> bytes:
   data = bytes.fromhex(value)
   if len(data) != size:
     raise ValueError(f'expected {size} bytes, got {len(data)}')
   return data
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
   if type(value) is not str:
     raise ValueError(f'expected text, got {value!r}')
   return value

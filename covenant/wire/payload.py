@@ -23,7 +23,7 @@ import hashlib
 import json
 import struct
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import ml_dtypes
@@ -160,7 +160,7 @@ def make_spec(
   if codec not in _CODECS:
     raise ValueError(f'codec: expected one of {[*_CODECS]}, got {codec!r}')
 
-  def tensor(path: Any, leaf: Any) -> Tensor:
+  def tensor(path: jax.tree_util.KeyPath, leaf: ct.AbstractArray) -> Tensor:
     layout = ()
     if isinstance(compression, compression_lib.TopK):
       layout = tuple(
@@ -309,7 +309,7 @@ def _digest(data: bytes | memoryview) -> bytes:
   ).digest()
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
   return value.hex() if isinstance(value, bytes) else str(value)
 
 
@@ -345,7 +345,7 @@ def _other_bytes(spec: Spec, region: Region) -> tuple[int, int]:
   return raw, scales * quantizer.scale_dtype.itemsize
 
 
-def _encode_tensor(tensor: Tensor, part: Any, spec: Spec) -> list[bytes]:
+def _encode_tensor(tensor: Tensor, part: ct.Message, spec: Spec) -> list[bytes]:
   if not tensor.regions:
     return [np.asarray(part, '<f4').tobytes()]
   quantizer, codec = spec.quantizer, _CODECS[spec.codec]
@@ -367,7 +367,7 @@ def _encode_tensor(tensor: Tensor, part: Any, spec: Spec) -> list[bytes]:
 
 def _decode_tensor(
   tensor: Tensor, body: memoryview, spec: Spec
-) -> tuple[Any, memoryview]:
+) -> tuple[ct.Message, memoryview]:
   """The part of a message that `body` begins with, and what follows it."""
   if not tensor.regions:
     size, _ = _section_bytes(spec, tensor)
@@ -399,7 +399,7 @@ def _decode_tensor(
   return tuple(packets), body
 
 
-def _little(dtype: Any) -> np.dtype:
+def _little(dtype: np.typing.DTypeLike) -> np.dtype:
   dtype = np.dtype(dtype)
   return dtype if dtype == ml_dtypes.bfloat16 else dtype.newbyteorder('<')
 
