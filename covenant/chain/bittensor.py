@@ -9,13 +9,16 @@ Fees are paid by the coldkey that owns the hotkey.
 """
 
 import math
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
+from collections.abc import Awaitable, Mapping
+from typing import TYPE_CHECKING, Any
 
+from covenant import typing as ct
 from covenant.chain import connection
 from covenant.chain import interface
 
 # `bittensor` is slow to import, so only functions that talk to a chain do.
+if TYPE_CHECKING:
+  import bittensor as bt
 
 
 class BittensorChain:
@@ -45,7 +48,7 @@ class BittensorChain:
     hotkey_name: str,
     wallet_path: str = '~/.bittensor/wallets',
     patience: connection.Patience | None = None,
-    dial: Callable[[], Any] | None = None,
+    dial: connection.Dial | None = None,
   ):
     self._netuid = netuid
     self._keypair = _read_hotkey(wallet_name, hotkey_name, wallet_path)
@@ -124,10 +127,10 @@ class BittensorChain:
         f'commitment: expected at most {interface.MAX_COMMITMENT} bytes, '
         f'got {len(data)}; nothing was sent'
       )
-    info: Any = {'fields': [{f'Raw{len(data)}': '0x' + data.hex()}]}
+    info: ct.Json = {'fields': [{f'Raw{len(data)}': '0x' + data.hex()}]}
     call = bt.calls.Commitments.set_commitment(netuid=self._netuid, info=info)
 
-    def send(session: connection.Session) -> Awaitable[Any]:
+    def send(session: connection.Session) -> 'Awaitable[bt.ExtrinsicResult]':
       return session.client.submit_call(
         call, self._keypair, period=connection.VALID_BLOCKS
       )
@@ -146,7 +149,7 @@ class BittensorChain:
         )
     intent = bt.SetWeights(netuid=self._netuid, weights=dict(weights))
 
-    def send(session: connection.Session) -> Awaitable[Any]:
+    def send(session: connection.Session) -> 'Awaitable[bt.ExtrinsicResult]':
       return session.client.execute(
         intent, self._keypair, period=connection.VALID_BLOCKS
       )
@@ -193,8 +196,8 @@ class BittensorChain:
 
     return self._connection.read('registration', ask)
 
-  def _neurons(self, block: int) -> list[Any]:
-    async def ask(session: connection.Session) -> list[Any]:
+  def _neurons(self, block: int) -> 'list[bt.MetagraphNeuron]':
+    async def ask(session: connection.Session) -> 'list[bt.MetagraphNeuron]':
       await self._require(session, block)
       view = await session.client.at(block)
       graph = await view.subnets.metagraph(self._netuid, commitments=False)
@@ -269,7 +272,7 @@ def _read_hotkey(wallet: str, hotkey: str, path: str) -> Any:
   return keypair
 
 
-def _plain(fields: list[Any]) -> bytes | None:
+def _plain(fields: list[object]) -> bytes | None:
   """Returns the bytes of a commitment with one `Raw` field, else None."""
   if len(fields) != 1 or not isinstance(fields[0], dict):
     return None

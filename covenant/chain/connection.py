@@ -11,13 +11,16 @@ import contextlib
 import threading
 import urllib.parse
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
 
 from covenant.chain import interface
 
 # `bittensor` is slow to import, so only functions that talk to a chain do.
+if TYPE_CHECKING:
+  import bittensor as bt
 
 _T = TypeVar('_T')
+Dial: TypeAlias = Callable[[], Any]  # opens a bittensor.Substrate
 
 # A transaction is valid for so many blocks. After them it cannot be included,
 # so a caller without an answer knows when to look.
@@ -49,7 +52,7 @@ class Patience(NamedTuple):
 class Session(NamedTuple):
   """One open connection."""
 
-  client: Any  # bittensor.Client
+  client: Any  # bittensor.Client, whose types reject its own storage items
   substrate: Any  # bittensor.Substrate; for calls that the client lacks
 
 
@@ -70,7 +73,7 @@ class Connection:
     self,
     network: str,
     patience: Patience | None = None,
-    dial: Callable[[], Any] | None = None,
+    dial: Dial | None = None,
   ):
     self.where, default = _resolve(network)
     self._network = network
@@ -133,7 +136,11 @@ class Connection:
 
     return self._run(what, attempts(), patience.read)
 
-  def write(self, what: str, send: Callable[[Session], Awaitable[Any]]) -> None:
+  def write(
+    self,
+    what: str,
+    send: 'Callable[[Session], Awaitable[bt.ExtrinsicResult]]',
+  ) -> None:
     """Sends once: without an answer it may have been included.
 
     Raises:
@@ -197,7 +204,9 @@ class Connection:
       task.cancel()
     await asyncio.gather(*rest, return_exceptions=True)
 
-  def _run(self, what: str, work: Coroutine[Any, Any, _T], limit: float) -> _T:
+  def _run(
+    self, what: str, work: Coroutine[object, None, _T], limit: float
+  ) -> _T:
     future = asyncio.run_coroutine_threadsafe(work, self._loop)
     try:
       # Longer than its own deadline: the SDK might block the loop.
@@ -233,7 +242,7 @@ async def _hang_up(session: Session) -> None:
     await asyncio.wait_for(session.client.close(), 5)
 
 
-def _resolve(network: str) -> tuple[str, Callable[[], Any]]:
+def _resolve(network: str) -> tuple[str, Dial]:
   """Returns the name of a network, and a function that opens it."""
   import bittensor as bt
   from bittensor import settings
@@ -249,7 +258,7 @@ def _resolve(network: str) -> tuple[str, Callable[[], Any]]:
     # Other parts of an address may be a secret of its provider.
     label = urllib.parse.urlsplit(address).hostname or 'the given address'
 
-  def dial() -> Any:
+  def dial() -> 'bt.RpcSubstrate':
     return bt.RpcSubstrate(
       address,
       fallback_endpoints=settings.default_fallback_endpoints(network),
