@@ -15,11 +15,10 @@ from covenant import config as config_lib
 from covenant.chain import keys
 from covenant.data import tokens as tokens_lib
 from covenant.gauntlet import scores
+from covenant.pool import deltas as deltas_lib
 from covenant.pool import lease_trainer as lease_trainer_lib
 from covenant.pool import ledger as ledger_lib
-from covenant.pool import merge as merge_lib
 from covenant.pool import pool as pool_lib
-from covenant.pool import verification
 from covenant.train import local as local_lib
 from covenant.train import shared_state as shared_state_lib
 from covenant.train import trainer as trainer_lib
@@ -42,8 +41,8 @@ class Kit:
     self.trainer_of_leases = lease_trainer_lib.LeaseTrainer(
       config, self.shared_model
     )
-    self.merger = merge_lib.Merger(config, like)
-    self.inspector = verification.Inspector(config, like, self.merger)
+    self.merger = deltas_lib.Merger(config, like)
+    self.inspector = deltas_lib.Inspector(config, like, self.merger)
     self.scorer = scores.Scorer(config, self.shared_model.method, like)
 
 

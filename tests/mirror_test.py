@@ -32,7 +32,6 @@ WITHOUT = frozenset(
     'plan/island_table',
     'plan/partition',
     'pool/lease_trainer',
-    'pool/verification',
     'pool/worker',
   }
 )

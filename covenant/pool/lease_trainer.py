@@ -1,15 +1,15 @@
 """Training of a lease, by its worker and again by an audit."""
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from covenant import config as config_lib
+from covenant import typing as ct
 from covenant.optim import sparseloco
-from covenant.pool import merge as merge_lib
+from covenant.pool import deltas as deltas_lib
 from covenant.pool import pool as pool_lib
 from covenant.train import local as local_lib
 from covenant.train import shared_state as shared_state_lib
@@ -43,22 +43,22 @@ class LeaseTrainer:
     config = dataclasses.replace(config, optim=optim)
     self._shared_model = shared_model
     self._context = config.data.context
-    self._spec = merge_lib.spec(config, shared_model.abstract_params)
-    compression = merge_lib.compression(config)
+    self._spec = deltas_lib.spec(config, shared_model.abstract_params)
+    compression = deltas_lib.compression(config)
     self._step = step_lib.inner_step(config)
 
-    def begin(params: Any) -> tuple[Any, Any]:
+    def begin(params: ct.Params) -> tuple[ct.Params, ct.OptState]:
       # The first step donates its parameters.
       return jax.tree.map(jnp.copy, params), method.inner.init(params)
 
-    def end(start: Any, local: Any) -> Any:
+    def end(start: ct.Params, local: ct.Params) -> ct.Message:
       delta = sparseloco.pseudo_gradient(start, local)
       return sparseloco.compress(delta, None, compression, None)[0]
 
     self._begin = jax.jit(begin)
     self._end = jax.jit(end)
 
-  def warm_up(self) -> tuple[Any, Any]:
+  def warm_up(self) -> tuple[ct.Params, ct.Message]:
     """Compiles the programs of a lease with one sequence per step.
 
     Returns:
@@ -71,7 +71,9 @@ class LeaseTrainer:
     job = pool_lib.Job(0, 0, b'', 0, 1, tokens_1xL1)
     return params, self.train(params, job)[0]
 
-  def train(self, params: Any, job: pool_lib.Job) -> tuple[Any, float]:
+  def train(
+    self, params: ct.Params, job: pool_lib.Job
+  ) -> tuple[ct.Message, float]:
     """Trains a lease; returns the message and the mean loss.
 
     Args:
@@ -97,7 +99,7 @@ class LeaseTrainer:
     return jax.device_get(self._end(params, local)), loss
 
   def encode(
-    self, job: pool_lib.Job, message: Any, sign: payload.Sign
+    self, job: pool_lib.Job, message: ct.Message, sign: payload.Sign
   ) -> bytes:
     """Encodes a message as a signed payload."""
     shared_model = self._shared_model
@@ -106,7 +108,7 @@ class LeaseTrainer:
       header, message, shared_model.abstract_params, self._spec, sign
     )
 
-  def parameters(self, data: bytes) -> Any:
+  def parameters(self, data: bytes) -> ct.Params:
     """Parses serialized parameters; raises ValueError on a wrong size."""
     leaves, treedef = jax.tree.flatten(self._shared_model.abstract_params)
     sizes = [4 * int(np.prod(x.shape)) for x in leaves]

@@ -20,7 +20,7 @@ import os
 import sqlite3
 import threading
 from collections.abc import Collection, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from covenant import errors
 
@@ -312,7 +312,7 @@ class Ledger:
       )
     self._query('DELETE FROM balances WHERE rao = 0')
 
-  def _query(self, sql: str, *values: Any) -> list[tuple]:
+  def _query(self, sql: str, *values: str | int) -> list[tuple]:
     with self._lock:
       return self._connection.execute(sql, values).fetchall()
 

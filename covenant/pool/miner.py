@@ -27,12 +27,11 @@ from covenant.node import base as node_lib
 from covenant.node import future as future_lib
 from covenant.node import miner as miner_lib
 from covenant.node import process
+from covenant.pool import deltas as deltas_lib
 from covenant.pool import lease_trainer as lease_trainer_lib
 from covenant.pool import ledger as ledger_lib
-from covenant.pool import merge as merge_lib
 from covenant.pool import pool as pool_lib
 from covenant.pool import server as server_lib
-from covenant.pool import verification
 from covenant.protocol import apply
 from covenant.train import local as local_lib
 from covenant.train import trainer as trainer_lib
@@ -167,7 +166,7 @@ class PoolProcess:
     del mesh
     config, shared_model = context.config, context.shared_model
     lease_trainer = lease_trainer_lib.LeaseTrainer(config, shared_model)
-    merger = merge_lib.Merger(config, shared_model.abstract_params)
+    merger = deltas_lib.Merger(config, shared_model.abstract_params)
     allowed = set(config.pool.workers)
 
     def verify(worker: str, data: bytes, signature: bytes) -> bool:
@@ -180,7 +179,7 @@ class PoolProcess:
       shared_model.abstract_params,
       shared_model.run,
       merger,
-      verification.Inspector(config, shared_model.abstract_params, merger),
+      deltas_lib.Inspector(config, shared_model.abstract_params, merger),
       lambda params, job: lease_trainer.train(params, job)[0],
       verify,
       np.random.default_rng(secrets.randbits(128)),

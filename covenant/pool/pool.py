@@ -12,20 +12,19 @@ function that recomputes leases. It is thread-safe.
 import hashlib
 import threading
 from collections.abc import Callable, Mapping, Set
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
 from covenant import config as config_lib
+from covenant import typing as ct
 from covenant.data import assignment
+from covenant.pool import deltas as deltas_lib
 from covenant.pool import leases as leases_lib
-from covenant.pool import merge as merge_lib
-from covenant.pool import verification
-from covenant.typing import Params
 from covenant.wire import payload
 
-LeaseVerdict = verification.LeaseVerdict
+LeaseVerdict = deltas_lib.LeaseVerdict
 
 
 class Job(NamedTuple):
@@ -52,7 +51,7 @@ class Job(NamedTuple):
     )  # fmt: skip
 
 
-Again = Callable[[Any, Job], Any]  # (params, job) -> message
+Again = Callable[[ct.Params, Job], ct.Message]  # (params, job) -> message
 Verify = Callable[[str, bytes, bytes], bool]  # worker, data, signature
 
 
@@ -68,7 +67,7 @@ class PoolTask(NamedTuple):
 
   round: int
   root: bytes  # history root that led to `params`
-  params: Params  # at the start of the round
+  params: ct.Params  # at the start of the round
   sequences: int  # number assigned
   read: Callable[[int, int], np.ndarray]  # first, count -> tokens, int32
   begins: float  # seconds
@@ -78,7 +77,7 @@ class PoolTask(NamedTuple):
 class PoolResult(NamedTuple):
   """The result of one round."""
 
-  params: Params  # at the end of the round
+  params: ct.Params  # at the end of the round
   sequences: int  # trained prefix of the assigned sequences
   loss: float  # median of the workers' reports, nats per token; nan if none
   work: Mapping[str, int]  # verified sequences per worker
@@ -92,7 +91,7 @@ class Pool:
 
   Args:
     config: the config of the run.
-    like: the parameters or their shapes.
+    abstract_params: the parameters or their shapes.
     run: the id of the run.
     merger: averages deltas.
     inspector: verifies deltas.
@@ -104,20 +103,20 @@ class Pool:
   def __init__(
     self,
     config: config_lib.Config,
-    like: Any,
+    abstract_params: ct.Params,
     run: bytes,
-    merger: merge_lib.Merger,
-    inspector: verification.Inspector,
+    merger: deltas_lib.Merger,
+    inspector: deltas_lib.Inspector,
     again: Again,
     verify: Verify,
     draw: np.random.Generator,
   ):
     self._config = config
-    self._like = like
+    self._abstract_params = abstract_params
     self._run = run
     self._merger = merger
     self._inspector = inspector
-    self._spec = merge_lib.spec(config, like)
+    self._spec = deltas_lib.spec(config, abstract_params)
     self._again = again
     self._verify = verify
     self._draw = draw
@@ -130,11 +129,11 @@ class Pool:
     """The size of every delta's payload."""
     return self._spec.payload_bytes
 
-  def warm_up(self, params: Any, message: Any) -> None:
+  def warm_up(self, params: ct.Params, message: ct.Message) -> None:
     """Compiles the programs of merging before the first round."""
     lease = leases_lib.Lease(0, '', 0, 1, 1, 0.0, 0.0)
     deltas = [
-      verification.Delta(lease._replace(number=n), message, 0.0, 0.0)
+      deltas_lib.Delta(lease._replace(number=n), message, 0.0, 0.0)
       for n in range(2)
     ]
     self._inspector.inspect(deltas, self._draw)
@@ -208,7 +207,7 @@ class Pool:
         current.queue.refuse(lease)
         return self._count(current, worker, verdict)
       current.queue.give_back(lease, now)
-      current.deltas.append(verification.Delta(lease, message, loss, now))
+      current.deltas.append(deltas_lib.Delta(lease, message, loss, now))
       return verdict
 
   def advance(self, now: float) -> bool:
@@ -271,13 +270,13 @@ class Pool:
 
   def _decode(
     self, job: Job, worker: str, data: bytes
-  ) -> tuple[LeaseVerdict, Any]:
+  ) -> tuple[LeaseVerdict, ct.Message | None]:
     expected = job.header(self._run)
     try:
       found = payload.decode(
         data,
         expected,
-        self._like,
+        self._abstract_params,
         self._spec,
         lambda signed, by: self._verify(worker, signed, by),
       )
@@ -319,7 +318,7 @@ class Pool:
   def _audit(
     self,
     current: '_PoolRound',
-    deltas: list[verification.Delta],
+    deltas: list[deltas_lib.Delta],
     verdicts: Mapping[int, LeaseVerdict],
   ) -> dict[int, LeaseVerdict]:
     """Recomputes some leases, more often those of workers with held pay."""
@@ -373,7 +372,7 @@ class _PoolRound:
     self,
     task: PoolTask,
     queue: leases_lib.LeaseQueue,
-    params: Any,
+    params: ct.Params,
     held: dict[str, int],
     banned: set[str],
   ):
@@ -389,7 +388,7 @@ class _PoolRound:
     self.data = self.salt = b''
     self.merging = False
     self.jobs: dict[int, Job] = {}
-    self.deltas: list[verification.Delta] = []
+    self.deltas: list[deltas_lib.Delta] = []
     self.work: dict[str, int] = {}
     self.losses: list[float] = []
     self.proven: set[str] = set()

@@ -16,16 +16,21 @@ A reply is a line of JSON, followed by bytes if there are any.
 import hashlib
 import http.server
 import json
+import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
+
+from covenant import typing as ct
 
 _SECONDS = 30.0  # timeout without progress
 _BODY_SECONDS = 600.0  # timeout of a whole body
 _MOST_AT_ONCE = 256  # concurrent connections; more are closed
 _MOST_WORKERS = 100_000  # workers whose request numbers are kept
 _LONGEST_PATH = 256
+
+_Connection = socket.socket | tuple[bytes, socket.socket]
 
 
 class Request(NamedTuple):
@@ -41,7 +46,7 @@ class Reply(NamedTuple):
   """A reply: JSON, then bytes."""
 
   status: int
-  text: Mapping[str, Any]
+  text: Mapping[str, ct.Json]
   data: bytes = b''
 
 
@@ -61,7 +66,7 @@ def signed_text(
   return '\n'.join(parts).encode()
 
 
-def unpack(data: bytes) -> tuple[dict[str, Any], bytes]:
+def unpack(data: bytes) -> tuple[dict[str, ct.Json], bytes]:
   """Splits a reply into JSON and bytes; raises ValueError if malformed."""
   line, _, rest = data.partition(b'\n')
   text = json.loads(line)
@@ -89,7 +94,7 @@ class PoolServer(http.server.ThreadingHTTPServer):
     self,
     address: tuple[str, int],
     session: str,
-    hello: Callable[[], Mapping[str, Any]],
+    hello: Callable[[], Mapping[str, ct.Json]],
     verify: Verify,
     answer: Answer,
     longest: Mapping[str, int],
@@ -117,20 +122,24 @@ class PoolServer(http.server.ThreadingHTTPServer):
       self._numbers[worker] = number
       return True
 
-  def process_request(self, request: Any, client_address: Any) -> None:
+  def process_request(
+    self, request: _Connection, client_address: object
+  ) -> None:
     """Handles a request in a thread, or closes it if too many are busy."""
     if not self._free.acquire(blocking=False):
       self.shutdown_request(request)
       return
     super().process_request(request, client_address)
 
-  def process_request_thread(self, request: Any, client_address: Any) -> None:
+  def process_request_thread(
+    self, request: _Connection, client_address: object
+  ) -> None:
     try:
       super().process_request_thread(request, client_address)
     finally:
       self._free.release()
 
-  def handle_error(self, request: Any, client_address: Any) -> None:
+  def handle_error(self, request: _Connection, client_address: object) -> None:
     """Ignores clients that hung up; failures of ours are replied as 500."""
 
 
@@ -154,7 +163,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
   def do_POST(self) -> None:  # noqa: N802
     self._serve()
 
-  def log_message(self, format: str, *args: Any) -> None:
+  def log_message(self, format: str, *args: object) -> None:
     """Logs nothing, since strangers control the text."""
 
   def _serve(self) -> None:

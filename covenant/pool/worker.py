@@ -14,12 +14,12 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
 from covenant import config as config_lib
 from covenant import errors
+from covenant import typing as ct
 from covenant.chain import keys
 from covenant.node import workdir as workdir_lib
 from covenant.pool import lease_trainer as lease_trainer_lib
@@ -54,7 +54,7 @@ class Client:
 
   def ask(
     self, method: str, path: str, body: bytes = b'', longest: int = 1 << 20
-  ) -> tuple[dict[str, Any], bytes]:
+  ) -> tuple[dict[str, ct.Json], bytes]:
     """Sends a signed request; returns the reply's JSON and bytes.
 
     Args:
@@ -96,7 +96,7 @@ class Client:
     body: bytes,
     headers: dict[str, str],
     longest: int,
-  ) -> tuple[dict[str, Any], bytes]:
+  ) -> tuple[dict[str, ct.Json], bytes]:
     request = urllib.request.Request(
       self._url + path, body or None, headers, method=method
     )
@@ -145,7 +145,7 @@ class Worker:
     self._client = Client(config.pool.url, self._key, self._shared_model.run)
     self._workdir = workdir_lib.Workdir(workdir, 'worker', self._key.address)
     self._base = b''
-    self._params: Any = None
+    self._params: ct.Params = None
     self._round = -1
     self._counts: dict[str, int] = {}  # verdicts in this round
 
@@ -191,7 +191,7 @@ class Worker:
       _say(f'round {job.round}, lease {job.number}: {text.get("text")}')
     return 0.0
 
-  def _job(self, text: dict[str, Any], data: bytes) -> pool_lib.Job:
+  def _job(self, text: dict[str, ct.Json], data: bytes) -> pool_lib.Job:
     """Parses a lease; raises PoolUnreachableError if it is malformed."""
     try:
       tokens = np.frombuffer(data, '<i4').astype(np.int32)

@@ -15,9 +15,8 @@ from absl.testing import parameterized
 
 from covenant import config as config_lib
 from covenant.optim import sparseloco
-from covenant.pool import merge as merge_lib
+from covenant.pool import deltas as deltas_lib
 from covenant.pool import pool as pool_lib
-from covenant.pool import verification
 from covenant.wire import payload
 from tests import helpers
 
@@ -34,13 +33,13 @@ def common():
   config = config_lib.load(
     f'{helpers.CONFIGS}/tiny.py', ['pool.subrounds=2', 'pool.steps=2']
   )
-  merger = merge_lib.Merger(config, LIKE)
-  inspector = verification.Inspector(config, LIKE, merger)
-  compression = merge_lib.compression(config)
+  merger = deltas_lib.Merger(config, LIKE)
+  inspector = deltas_lib.Inspector(config, LIKE, merger)
+  compression = deltas_lib.compression(config)
   compress = jax.jit(
     lambda delta: sparseloco.compress(delta, None, compression, None)[0]
   )
-  return config, merger, inspector, merge_lib.spec(config, LIKE), compress
+  return config, merger, inspector, deltas_lib.spec(config, LIKE), compress
 
 
 def honest(job):

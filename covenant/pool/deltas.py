@@ -1,8 +1,14 @@
-"""The verification of workers' deltas in a pool.
+"""The deltas of a pool's workers: their form, verification and merging.
 
-All deltas of a sub-round start from the same parameters, and a lease determines
-its delta. Beside the network's checks (covenant/gauntlet/checks.py: form,
-receipt, norms, copies) a pool therefore has two of its own:
+A worker has no state that outlives a lease: its optimizer begins anew, and
+what compression leaves out is lost, not fed back. So a delta is a function of
+the pool's parameters and of the lease alone, anybody can compute it again, and
+workers come and go. That is bought with bandwidth: a quarter of all elements
+travel, with two bits each, where a pool's own payload has one in 64.
+
+All deltas of a sub-round start from the same parameters. Beside the network's
+checks (covenant/gauntlet/checks.py: form, receipt, norms, copies) a pool
+therefore has two of its own:
 
 - Each delta is compared with the mean of the others. Honest deltas agree far
   more than chance, noise does not, and a flipped delta disagrees. This needs no
@@ -14,20 +20,26 @@ receipt, norms, copies) a pool therefore has two of its own:
 
 import enum
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from covenant import config as config_lib
+from covenant import typing as ct
 from covenant.gauntlet import checks
 from covenant.gauntlet import similarity
+from covenant.optim import compression as compression_lib
+from covenant.optim import outer_step
+from covenant.optim import quantize
+from covenant.optim import reduce
 from covenant.optim import sparseloco
+from covenant.optim import weight
 from covenant.pool import leases as leases_lib
-from covenant.pool import merge as merge_lib
-from covenant.typing import Message
+from covenant.wire import payload
 
+_SENT = 4  # elements per transmitted one
 # Largest ratio of a norm to the median, or the inverse; tighter than in the
 # network, where newcomers have no error feedback yet.
 _NORMS = 4.0
@@ -39,6 +51,74 @@ _COPY = 0.6  # similarity above the usual level
 # Largest distance to a recomputed delta, relative to its norm. Between the
 # effect of bfloat16 (0.26) and that of one omitted step of four (0.42).
 TOLERANCE = 0.3
+
+
+def compression(config: config_lib.Config) -> compression_lib.TopK:
+  """Returns the compressor of a worker's delta."""
+  height, width = config.optim.compression.block
+  return compression_lib.TopK(
+    k=max(height * width // _SENT, 1),
+    block=(height, width),
+    quantizer=quantize.SignMagnitude(),
+  )
+
+
+def spec(config: config_lib.Config, abstract_params: ct.Params) -> payload.Spec:
+  """Returns the layout of the payloads inside a pool."""
+  return payload.make_spec(abstract_params, compression(config))
+
+
+class Merger:
+  """Merges deltas into parameters; compiled once for a run, holds no state."""
+
+  def __init__(self, config: config_lib.Config, abstract_params: ct.Params):
+    self._outer = reduce.nesterov(1.0)
+    self._step = outer_step.OuterStep(
+      abstract_params,
+      compression(config),
+      self._outer,
+      mean_over='all',
+    )
+
+  def norms(self, message: ct.Message) -> np.ndarray:
+    """Returns the L2 norm of each tensor of a message: float32 [P]."""
+    return self._step.norms([message])[0]
+
+  def merge(
+    self,
+    params: ct.Params,
+    messages: Sequence[ct.Message],
+    sequences: Sequence[int],
+    scale: float = 1.0,
+  ) -> ct.Params:
+    """Returns the parameters moved by the mean delta, weighted by sequences.
+
+    Each tensor of a message is clipped to the (lower) median norm, as in the
+    outer step of the network.
+
+    Args:
+      params: the parameters at which all deltas begin.
+      messages: one per lease, in the order of their sequences: whoever merges
+        the same gets the same bits.
+      sequences: the number that each was trained on.
+      scale: a factor of the mean.
+    """
+    if not messages:
+      return params
+    weights_R = np.asarray(sequences, np.float32) / np.float32(sum(sequences))
+    weights_R *= np.float32(scale)
+    clip_RxP = reduce.clip_factors(self._step.norms(messages))
+    factors_RxP = clip_RxP * weights_R[:, None]
+    whole_R = np.full(len(messages), weight.WHOLE, np.uint16)
+    # The factors hold the weights, so the divisor is that of one message.
+    return self._step.apply_sum(
+      params,
+      self._outer.init(params),
+      messages,
+      factors_RxP,
+      whole_R,
+      weight.Totals(),
+    ).params
 
 
 class LeaseVerdict(enum.Enum):
@@ -59,7 +139,7 @@ class Delta(NamedTuple):
   """A delivered delta of a lease."""
 
   lease: leases_lib.Lease
-  message: Message  # of NumPy arrays
+  message: ct.Message  # of NumPy arrays
   loss: float  # as reported by the worker, nats per token
   at: float  # arrival, seconds
 
@@ -68,21 +148,23 @@ class Inspector:
   """The compiled checks of a run, without state."""
 
   def __init__(
-    self, config: config_lib.Config, like: Any, merger: merge_lib.Merger
+    self, config: config_lib.Config, abstract_params: ct.Params, merger: Merger
   ):
     self._merger = merger
-    self._sizes = [int(np.prod(x.shape)) for x in jax.tree.leaves(like)]
-    compression = merge_lib.compression(config)
+    self._sizes = [
+      int(np.prod(x.shape)) for x in jax.tree.leaves(abstract_params)
+    ]
+    topk = compression(config)
 
-    def sample(message: Any, places: list[jax.Array]) -> jax.Array:
-      dense = sparseloco.decompress(message, like, compression)
+    def sample(message: ct.Message, places: list[jax.Array]) -> jax.Array:
+      dense = sparseloco.decompress(message, abstract_params, topk)
       leaves = [x.reshape(-1) for x in jax.tree.leaves(dense)]
       picked = [x[i] for x, i in zip(leaves, places, strict=True)]
       return jnp.concatenate(picked)
 
-    def distance(one: Any, two: Any) -> jax.Array:
-      a = sparseloco.decompress(one, like, compression)
-      b = sparseloco.decompress(two, like, compression)
+    def distance(one: ct.Message, two: ct.Message) -> jax.Array:
+      a = sparseloco.decompress(one, abstract_params, topk)
+      b = sparseloco.decompress(two, abstract_params, topk)
       leaves = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
       sums_2 = sum(
         (jnp.stack([jnp.sum((x - y) ** 2), jnp.sum(y * y)]) for x, y in leaves),
@@ -131,7 +213,7 @@ class Inspector:
     alike_nxn = alike_NxN[np.ix_(valid_n, valid_n)]
     return verdicts | _copies([deltas[n] for n in valid_n], alike_nxn)
 
-  def agrees(self, message: Any, again: Any) -> bool:
+  def agrees(self, message: ct.Message, again: ct.Message) -> bool:
     """Returns True if a delta matches its recomputation."""
     apart, norm = map(float, self._distance(message, again))
     return apart <= TOLERANCE * norm
