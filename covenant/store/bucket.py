@@ -380,7 +380,7 @@ def _check_key(key: str) -> None:
     )
 
 
-def _info(meta: obstore.ObjectMeta) -> interface.Info:
+def _info(meta: 'obstore.ObjectMeta') -> interface.Info:
   return interface.Info(
     meta['path'], meta['size'], meta['last_modified'].timestamp()
   )

@@ -96,7 +96,7 @@ class ObjectReader:
         'the object broke off in the middle'
       )
 
-  def _meet(self, meta: obstore.ObjectMeta) -> None:
+  def _meet(self, meta: 'obstore.ObjectMeta') -> None:
     identity = meta['size'], meta['e_tag'], meta['last_modified']
     if self._identity not in (None, identity):
       raise backend.ObjectReplacedError(
