@@ -13,7 +13,6 @@ import pathlib
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import jax
 from absl import app
@@ -23,6 +22,7 @@ from absl import logging
 from covenant import config as config_lib
 from covenant import errors
 from covenant import metrics
+from covenant import typing as ct
 from covenant.adversaries import registry
 from covenant.data import corpus
 from covenant.data import dataset
@@ -281,8 +281,8 @@ def _member(config: config_lib.Config, role: str, workdir: str) -> None:
       process.Process(config, role, workdir, process_group, profile).run(stop)
 
 
-def _flag(name: str) -> Any:
-  """The value of a flag; None if another program calls a role."""
+def _flag(name: str) -> ct.Json:
+  """Returns the value of a flag; None if another program calls a role."""
   return flags.FLAGS[name].value if name in flags.FLAGS else None
 
 
@@ -340,7 +340,7 @@ ROLES: dict[str, Callable[[config_lib.Config, str], None]] = {
 
 
 def _help() -> str:
-  """The help of --role: the first line of every role's docstring."""
+  """Returns the help of --role: the first line of every role's docstring."""
   first = {name: str(ROLES[name].__doc__).partition('\n')[0] for name in ROLES}
   return '\n'.join(f'{name}: {line}' for name, line in first.items())
 

@@ -13,7 +13,7 @@ import os
 import pathlib
 import typing
 from collections.abc import Iterable, Iterator
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeAlias
 
 from covenant import errors
 from covenant import files
@@ -97,6 +97,7 @@ class Evaluation:
 
 Record = Round | Evaluation
 
+_Value: TypeAlias = Any  # a Python or NumPy number, or a sequence of them
 _KINDS = {cls.kind: cls for cls in (Round, Evaluation)}
 
 
@@ -108,7 +109,7 @@ def _normalize(record: Record) -> None:
     object.__setattr__(record, field.name, value)  # the dataclass is frozen
 
 
-def _checked(value: Any, kind: Any, where: str) -> Any:
+def _checked(value: _Value, kind: object, where: str) -> _Value:
   """Returns `value` as the plain Python object of type `kind`."""
   if typing.get_origin(kind) is tuple:
     element = typing.get_args(kind)[0]
@@ -136,7 +137,7 @@ def _checked(value: Any, kind: Any, where: str) -> Any:
   return number
 
 
-def _fields(record: Record) -> dict[str, Any]:
+def _fields(record: Record) -> dict[str, object]:
   return {'kind': record.kind, **dataclasses.asdict(record)}
 
 

@@ -10,7 +10,6 @@ import importlib.util
 import json
 import pathlib
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 from covenant.config import network as network_lib
 from covenant.config import schema
@@ -153,7 +152,7 @@ def choose(variant: str, variants: Mapping[str, Config]) -> Config:
   return variants[variant]
 
 
-def parse(raw: Mapping[str, Any]) -> Config:
+def parse(raw: Mapping[str, object]) -> Config:
   """Returns the typed and checked config of nested mappings.
 
   Raises:
@@ -197,7 +196,7 @@ def from_json(text: str) -> Config:
 
 def identity(config: Config) -> str:
   """Returns, as text, all fields that nodes of one run have in common."""
-  raw: dict[str, Any] = dataclasses.asdict(config)
+  raw: dict[str, schema.Value] = dataclasses.asdict(config)
   for own in _OWN:
     del raw[own]
   for own in _OWN_OF_MODEL:
@@ -207,7 +206,7 @@ def identity(config: Config) -> str:
   return json.dumps(raw)
 
 
-def flatten(config: Config) -> dict[str, Any]:
+def flatten(config: Config) -> dict[str, schema.Value]:
   """Returns all fields by path: `{'optim.inner_steps': 10, ...}`."""
   return {leaf.path: leaf.value for leaf in schema.leaves(config)}
 

@@ -11,12 +11,14 @@ import difflib
 import math
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from covenant import errors
 from covenant import plugins
 
 _TINY = 5e-324  # the smallest positive float: the bound of "more than 0"
+
+Value: TypeAlias = Any  # of a field, of any type, or its form in JSON
 
 
 class ConfigError(errors.CovenantError, ValueError):
@@ -43,8 +45,8 @@ class Section:
 class Text(NamedTuple):
   """The form that a tuple has in a flag, and had in config.json once."""
 
-  read: Callable[[str], Any]
-  show: Callable[[Any], str]
+  read: Callable[[str], Value]
+  show: Callable[[Value], str]
 
 
 def bounded(default, *, low=None, high=None, choices=None, plugin=False):
@@ -84,7 +86,7 @@ class Leaf(NamedTuple):
   """One field of nested sections."""
 
   path: str  # such as 'optim.inner_steps'
-  value: Any
+  value: Value
   text: Text | None
 
   @property
@@ -95,7 +97,7 @@ class Leaf(NamedTuple):
 
 def leaves(node: Section, prefix: str = '') -> Iterator[Leaf]:
   """Yields every field of nested sections."""
-  for field in dataclasses.fields(typing.cast(Any, node)):
+  for field in dataclasses.fields(typing.cast(Value, node)):
     value = getattr(node, field.name)
     if isinstance(value, Section):
       yield from leaves(value, f'{prefix}{field.name}.')
@@ -103,7 +105,7 @@ def leaves(node: Section, prefix: str = '') -> Iterator[Leaf]:
       yield Leaf(prefix + field.name, value, field.metadata.get('text'))
 
 
-def override(raw: dict[str, Any], edit: str, defaults: Section) -> None:
+def override(raw: dict[str, Value], edit: str, defaults: Section) -> None:
   """Sets one field of nested dicts.
 
   Args:
@@ -128,7 +130,7 @@ def override(raw: dict[str, Any], edit: str, defaults: Section) -> None:
   raw[name] = text if leaf.text else _read(path, text, type(leaf.value))
 
 
-def _read(path: str, text: str, kind: type) -> Any:
+def _read(path: str, text: str, kind: type) -> Value:
   """Converts a flag's text to `kind`."""
   if kind is str:
     return text
@@ -145,7 +147,7 @@ def _read(path: str, text: str, kind: type) -> Any:
     ) from None
 
 
-def build(cls: type, raw: Any, prefix: str, known: Iterable[str]) -> Any:
+def build(cls: type, raw: object, prefix: str, known: Iterable[str]) -> Value:
   """Builds and checks an instance of the section `cls` from nested mappings.
 
   Args:
@@ -193,13 +195,13 @@ def _unknown(path: str, known: Iterable[str]) -> str:
   return f'{path}: no such field; {hint}'
 
 
-def _typed(path: str, value: Any, kind: Any) -> Any:
+def _typed(path: str, value: Value, kind: Value) -> Value:
   """`value` as `kind`; an int may stand for a float, nothing else converts."""
   if typing.get_origin(kind) is tuple:
     return _tuple(path, value, typing.get_args(kind))
   if isinstance(kind, type) and issubclass(kind, Section):
     raw = vars(value) if isinstance(value, kind) else value
-    fields = dataclasses.fields(typing.cast(Any, kind))
+    fields = dataclasses.fields(typing.cast(Value, kind))
     known = [f'{path}.{field.name}' for field in fields]
     return build(kind, raw, f'{path}.', known)
   if kind is float and type(value) is int:
@@ -211,7 +213,9 @@ def _typed(path: str, value: Any, kind: Any) -> Any:
   return value
 
 
-def _tuple(path: str, value: Any, kinds: tuple[Any, ...]) -> tuple[Any, ...]:
+def _tuple(
+  path: str, value: object, kinds: tuple[Value, ...]
+) -> tuple[Value, ...]:
   """A tuple of the given types; `(kind, ...)` stands for any length."""
   endless = kinds[-1] is Ellipsis
   if not isinstance(value, list | tuple):
@@ -227,7 +231,7 @@ def _tuple(path: str, value: Any, kinds: tuple[Any, ...]) -> tuple[Any, ...]:
   return tuple(_typed(path, v, k) for v, k in zip(value, kinds, strict=True))
 
 
-def _check_bounds(path: str, value: Any, bounds: Mapping[str, Any]) -> None:
+def _check_bounds(path: str, value: Value, bounds: Mapping[str, Value]) -> None:
   choices = bounds.get('choices')
   is_plugin = bounds.get('plugin') and plugins.is_reference(value)
   if choices is not None and value not in choices and not is_plugin:

@@ -1,9 +1,9 @@
 """A whole network on one machine: real processes, real time.
 
-Where `host` runs all nodes in one process and virtual time, this starts each
-as a process of its own, as strangers would: they share nothing but a chain
-and buckets. It registers them, starts the clock when all are ready, starts
-again who dies, and says in the end whether all of them hold the same.
+The emulator (host.py) runs all nodes in one process and in virtual time; here
+each is a process of its own, and they share only a chain and buckets. Localnet
+registers them, starts the clock when all are ready, restarts those that die,
+and at the end compares what they hold.
 """
 
 import dataclasses
@@ -15,11 +15,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from typing import IO, Any, NamedTuple
+from typing import IO, NamedTuple
 
 from covenant import config as config_lib
 from covenant import errors
 from covenant import files
+from covenant import typing as ct
 from covenant.chain import local_chain
 from covenant.chain import storage as chain_storage
 from covenant.emulate import environment
@@ -32,14 +33,14 @@ _RUN = pathlib.Path(__file__).resolve().parents[2] / 'run.py'
 
 
 class LocalnetError(errors.CovenantError):
-  """The network cannot go on; the message says which process, and why."""
+  """The network cannot go on; names the process and the reason."""
 
 
 class Member(NamedTuple):
   """One process of the network."""
 
   role: str
-  uid: int | None  # None: an evaluator, which is on no chain
+  uid: int | None  # None: an evaluator, which has no uid
 
   @property
   def name(self) -> str:
@@ -50,9 +51,9 @@ class Sight(NamedTuple):
   """The state of a member, as seen from outside."""
 
   member: Member
-  status: dict[str, Any]  # its status.json
+  status: dict[str, ct.Json]  # its status.json
   stake: float
-  weight: float  # its share of what validators would pay
+  weight: float  # share of the pay by the validators' weights
   restarts: int
 
 
@@ -73,6 +74,7 @@ class Outcome(NamedTuple):
 
 
 def members(config: config_lib.Config) -> list[Member]:
+  """Returns the processes of a network: miners, validators, an evaluator."""
   first = config.miners
   last = first + config.validators
   return [
@@ -86,11 +88,11 @@ class Localnet:
   """The processes of one network, in a folder of its own each.
 
   Args:
-    config: of the run. Its `network` section is filled in.
-    workdir: a folder that holds no network yet.
+    config: the config of the run, whose `network` section is filled in.
+    workdir: a folder without a network.
 
   Raises:
-    LocalnetError: there is one.
+    LocalnetError: the folder holds a network.
   """
 
   def __init__(
@@ -104,8 +106,8 @@ class Localnet:
     path = connect.chain_file(self._config)
     if path.exists():
       raise LocalnetError(
-        f'{self._workdir} holds a network that has ended: real time cannot be '
-        'stopped and taken up again. Choose another --workdir'
+        f'{self._workdir}: expected a folder without a network; a network in '
+        'real time cannot be resumed. Choose another --workdir'
       )
     path.parent.mkdir(parents=True, exist_ok=True)
     self.chain = local_chain.LocalChain.create(
@@ -125,14 +127,14 @@ class Localnet:
     observe: Callable[[list[Sight]], None] = lambda sights: None,
     stop: Callable[[], bool] = lambda: False,
   ) -> Outcome:
-    """The network from its first to its last round.
+    """Runs the network from its first to its last round.
 
     Args:
-      observe: shown all members twice a second.
-      stop: asked as often; True ends the network.
+      observe: called with all members twice per second.
+      stop: called as often; True ends the network.
 
     Raises:
-      LocalnetError: a process does not start, or dies at once again and again.
+      LocalnetError: a process does not start, or dies again and again.
     """
     try:
       for member in self._members:
@@ -151,7 +153,7 @@ class Localnet:
 
   def sights(self) -> list[Sight]:
     """Returns the present state of all members."""
-    # Not the newest block: who reads that one defers what others write.
+    # Reading the newest block would delay the writes of others.
     head = self.chain.head() - 1
     peers = {p.uid: p for p in self.chain.peers(head)} if head >= 0 else {}
     weights = _shares(self.chain.weights())
@@ -173,7 +175,7 @@ class Localnet:
   def _folder(self, member: Member) -> pathlib.Path:
     return self._workdir / member.name
 
-  def _status(self, member: Member) -> dict[str, Any]:
+  def _status(self, member: Member) -> dict[str, ct.Json]:
     try:
       return json.loads((self._folder(member) / 'status.json').read_text())
     except FileNotFoundError:
@@ -202,7 +204,7 @@ class Localnet:
       stdin=subprocess.DEVNULL,
       stdout=log,
       stderr=log,
-      # Ctrl-C is for the one who tends the network; he tells the others.
+      # Ctrl-C reaches the parent only, which stops the members.
       start_new_session=True,
     )
 
@@ -248,7 +250,7 @@ class Localnet:
 
   def _last_words(self, member: Member) -> str:
     lines = (self._folder(member) / 'log.txt').read_text().splitlines()
-    return lines[-1] if lines else 'without a word'
+    return lines[-1] if lines else 'its log is empty'
 
   def _end(self) -> None:
     """Asks all processes to stop, and kills those that do not."""

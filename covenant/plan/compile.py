@@ -16,13 +16,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import topologies
 
 from covenant import config as config_lib
+from covenant import typing as ct
 from covenant.models import llama
 from covenant.models import sharding
 from covenant.optim import algorithm as algorithm_lib
@@ -43,7 +43,7 @@ _COLLECTIVE = re.compile(
 
 def lower(
   config: config_lib.Config, mesh: jax.sharding.Mesh | None
-) -> Iterator[tuple[str, Any]]:
+) -> Iterator[tuple[str, jax.stages.Lowered]]:
   """Yields the name and the lowered form of each program of a round.
 
   Args:
@@ -128,7 +128,7 @@ def measure(config: config_lib.Config) -> list[table.Program]:
 
 def _read(line: str) -> table.Program:
   """Parses a program that the subprocess printed as JSON."""
-  raw: dict[str, Any] = json.loads(line)
+  raw: dict[str, ct.Json] = json.loads(line)
   moved = raw.pop('collectives')
   pairs = {kind: (count, most) for kind, (count, most) in moved.items()}
   return table.Program(collectives=pairs, **raw)
@@ -194,7 +194,9 @@ def _measured(
     start = time.monotonic()
 
 
-def _compiled(program: table.Program, lowered: Any) -> table.Program:
+def _compiled(
+  program: table.Program, lowered: jax.stages.Lowered
+) -> table.Program:
   start = time.monotonic()
   try:
     compiled = lowered.compile()
@@ -206,10 +208,11 @@ def _compiled(program: table.Program, lowered: Any) -> table.Program:
     return program._replace(compile_seconds=seconds, error=reason)
   program = program._replace(compile_seconds=time.monotonic() - start)
   sizes = compiled.memory_analysis()
+  assert sizes is not None
   program = program._replace(argument_bytes=sizes.argument_size_in_bytes)
   if program.platform == 'tpu':  # JAX may be unable to read its text
     return program._replace(temporary_bytes=sizes.temp_size_in_bytes)
-  return program._replace(collectives=collectives(compiled.as_text()))
+  return program._replace(collectives=collectives(compiled.as_text() or ''))
 
 
 def main() -> None:
