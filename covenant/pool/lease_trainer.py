@@ -99,7 +99,7 @@ class LeaseTrainer:
     return jax.device_get(self._end(params, local)), loss
 
   def encode(
-    self, job: pool_lib.Job, message: ct.Message, sign: payload.Sign
+    self, job: pool_lib.Job, message: ct.Message, sign: ct.Sign
   ) -> bytes:
     """Encodes a message as a signed payload."""
     shared_model = self._shared_model

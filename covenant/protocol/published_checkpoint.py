@@ -42,7 +42,7 @@ def publish(
   storage: run_storage_lib.RunStorage,
   position: apply.Position,
   fingerprint: str,
-  sign: Callable[[bytes], bytes],
+  sign: ct.Sign,
 ) -> None:
   """Puts the shared state of a position into the own bucket.
 

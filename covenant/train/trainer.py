@@ -184,7 +184,7 @@ class Trainer:
     self,
     trained: local_lib.TrainedRound,
     task: local_lib.Task,
-    sign: payload.Sign,
+    sign: ct.Sign,
   ) -> local_lib.Contribution:
     """Encodes and signs a trained round as the miner's contribution."""
     shared_model = self._shared_model
@@ -238,11 +238,11 @@ class Trainer:
     start: ct.Params | None,
     end: ct.Params,
     error: ct.Params | None,
-  ) -> local_lib.Compressed:
+  ) -> local_lib.CompressedDelta:
     """Compresses a delta with the error feedback that the miner keeps."""
     place = self._placement
     sent = self._compressor.compress(
       start, end, place.to_home(place.host.load(error))
     )
     error = place.host.offload(sent.error)
-    return local_lib.Compressed(sent.message, error, sent.error_norm)
+    return local_lib.CompressedDelta(sent.message, error, sent.error_norm)

@@ -8,8 +8,8 @@ L = 4096 and k = 64 that is 512 bits, 8 an index, where 12-bit indices take
 block takes the same number of bits, so one can be found and decoded alone,
 and one set of indices has exactly one encoding.
 
-`rice.py` has the same functions for sections whose length varies: only there
-`least_bytes` and `length` say something.
+`rice.py` has the same functions for sections of variable length; only there do
+`least_bytes` and `length` differ from `section_bytes`.
 """
 
 from collections.abc import Iterator
@@ -19,22 +19,22 @@ import numpy as np
 from covenant import errors
 from covenant.optim import blocks
 
-# Bits that take a byte each at one time, while they are packed or unpacked.
-# What that needs is about six times as much, below 2 MiB, and fits a cache.
+# Bits that are packed or unpacked at one time; each takes a byte meanwhile. The
+# memory needed is about six times as much, below 2 MiB, and fits a cache.
 _TRANSIENT_BITS = 1 << 18
 
 
 class CodecError(errors.CovenantError, ValueError):
-  """Bytes that no encoder makes. The message says what was wrong."""
+  """Bytes that no encoder makes; the message names the fault."""
 
 
 def low_bits(block_size: int, k: int) -> int:
-  """l: how many low bits of an index are stored as they are."""
+  """Returns l, the number of low bits of an index that are stored plainly."""
   return (block_size // k).bit_length() - 1
 
 
 def index_bits(block_size: int, k: int) -> int:
-  """Bits that the k indices of one block take.
+  """Returns the bits that the k indices of one block take.
 
   >>> index_bits(4096, 64), index_bits(4096, 64) / 64
   (512, 8.0)
@@ -44,7 +44,7 @@ def index_bits(block_size: int, k: int) -> int:
 
 
 def section_bytes(num_blocks: int, block_size: int, k: int, bits: int) -> int:
-  """Bytes of a packed region: all blocks, then zero bits up to a byte.
+  """Returns the bytes of a packed region: all blocks, then padding to a byte.
 
   >>> section_bytes(1, 4096, 64, 2)  # 640 bits
   80
@@ -53,14 +53,14 @@ def section_bytes(num_blocks: int, block_size: int, k: int, bits: int) -> int:
 
 
 def least_bytes(num_blocks: int, block_size: int, k: int, bits: int) -> int:
-  """The fewest bytes of a packed region: here `section_bytes`."""
+  """Returns the fewest bytes of a packed region: here `section_bytes`."""
   return section_bytes(num_blocks, block_size, k, bits)
 
 
 def length(
   data: bytes | memoryview, num_blocks: int, block_size: int, k: int, bits: int
 ) -> int:
-  """Bytes of the section that `data` begins with: here `section_bytes`."""
+  """Returns the bytes of the first section of `data`: here `section_bytes`."""
   del data
   return section_bytes(num_blocks, block_size, k, bits)
 
@@ -68,7 +68,7 @@ def length(
 def pack(
   indices_NxK: np.ndarray, codes_NxK: np.ndarray, block_size: int, bits: int
 ) -> bytes:
-  """Indices and codes of N blocks as bytes.
+  """Packs the indices and codes of N blocks into bytes.
 
   Args:
     indices_NxK: integers, strictly increasing along K, in [0, block_size).
@@ -97,10 +97,10 @@ def pack(
 def unpack(
   data: bytes | memoryview, num_blocks: int, block_size: int, k: int, bits: int
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Returns what `pack` packed: indices (`blocks.index_dtype`), uint8 codes.
+  """Unpacks the indices (`blocks.index_dtype`) and uint8 codes of `pack`.
 
   Raises:
-    CodecError: if `data` is not what `pack` would have made of any message.
+    CodecError: `data` is no result of `pack`.
   """
   expected = section_bytes(num_blocks, block_size, k, bits)
   if len(data) != expected:
@@ -117,7 +117,7 @@ def unpack(
     if flat[n * block_bits :].any():
       raise CodecError('the padding after the last block is not zero')
     bits_NxB = flat[: n * block_bits].reshape(n, block_bits)
-    # Contiguous booleans: of these NumPy finds the ones ten times as fast.
+    # Contiguous booleans, of which NumPy finds the ones much faster.
     bitmap_NxW = bits_NxB[:, k * low : block_bits - k * bits].astype(bool)
     ones_N = np.count_nonzero(bitmap_NxW, axis=1)
     if (ones_N != k).any():
@@ -139,7 +139,7 @@ def unpack(
 def runs(
   num_blocks: int, block_bits: int, run_bits: int = _TRANSIENT_BITS
 ) -> Iterator[tuple[int, int]]:
-  """Starts and stops of runs of blocks, few enough to unpack at once.
+  """Yields starts and stops of runs of blocks, few enough to unpack at once.
 
   Each but the last has a multiple of eight blocks, so it ends with a byte.
 
@@ -160,7 +160,7 @@ def check_indices(indices_NxK: np.ndarray, block_size: int) -> None:
 
 
 def to_bits(x_NxK: np.ndarray, bits: int) -> np.ndarray:
-  """uint8 [N, K * bits]: each integer's lowest bits, low bit first."""
+  """Returns each integer's lowest bits, low bit first: uint8 [N, K * bits]."""
   n, k = x_NxK.shape
   bits_NxKxB = np.empty((n, k, bits), np.uint8)
   for bit in range(bits):
@@ -169,7 +169,7 @@ def to_bits(x_NxK: np.ndarray, bits: int) -> np.ndarray:
 
 
 def from_bits(bits_NxB: np.ndarray, k: int, bits: int) -> np.ndarray:
-  """int32 [N, K]: the integers whose `to_bits` these are."""
+  """Returns the integers of `to_bits`: int32 [N, K]."""
   bits_NxKxB = bits_NxB.reshape(bits_NxB.shape[0], k, bits)
   x_NxK = np.zeros((bits_NxB.shape[0], k), np.int32)
   for bit in range(bits):

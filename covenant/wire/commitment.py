@@ -1,4 +1,4 @@
-"""A commitment on the chain: the place of a bucket, and a digest.
+"""A commitment on the chain: the location of a bucket, and a digest.
 
   version u8 | round u32 | digest 32 | location, the rest
 
@@ -18,6 +18,8 @@ MAX_LOCATION = 128 - _FORMAT.size  # bytes
 
 
 class Commitment(NamedTuple):
+  """The decoded commitment of one hotkey."""
+
   location: bytes  # of the bucket, as the store packs it
   round: int | None = None  # None: nothing yet but the location
   digest: bytes = bytes(32)
@@ -29,7 +31,7 @@ def digest(data: bytes) -> bytes:
 
 
 def encode(commitment: Commitment) -> bytes:
-  """At most 128 bytes.
+  """Returns the bytes of a commitment, at most 128.
 
   Raises:
     ValueError: the location is too long for the chain.

@@ -1,9 +1,9 @@
-"""The list of the peers that count in a round: signed, chained, equal for all.
+"""The manifest: the signed list of the contributors of a round.
 
 A manifest names the payloads that move the parameters, by uid and digest, and
-the state that they move: the history root and a fingerprint of the
-parameters. Roots form a chain, so two nodes with one root have applied the
-same payloads in every round since the first.
+the state before them: the history root and a fingerprint of the parameters.
+Roots form a chain, so two nodes with one root have applied the same payloads in
+every round since the first.
 
 The bytes are canonical JSON and a signature, so that people can read them.
 """
@@ -22,7 +22,7 @@ _SIGNATURE_BYTES = 64
 
 
 class ManifestError(errors.CovenantError):
-  """Bytes that are not a manifest signed by whom they name."""
+  """The bytes are not a manifest signed by the hotkey that they name."""
 
 
 class Entry(NamedTuple):
@@ -34,12 +34,14 @@ class Entry(NamedTuple):
 
 
 class Manifest(NamedTuple):
+  """The decision of a validator on one round."""
+
   run: bytes  # 16 bytes
   round: int
   root: bytes  # 32 bytes: of the history before this round
   fingerprint: str  # of the parameters before this round
   hotkey: str  # of the validator who made it
-  entries: tuple[Entry, ...]  # uids rise
+  entries: tuple[Entry, ...]  # uids increase
 
 
 def genesis(run: bytes) -> bytes:
@@ -48,12 +50,12 @@ def genesis(run: bytes) -> bytes:
 
 
 def extend(root: bytes, round_index: int, digest: bytes | None) -> bytes:
-  """The root after a round, 32 bytes.
+  """Returns the history root after a round, 32 bytes.
 
   Args:
-    root: before it.
-    round_index: which.
-    digest: of the manifest's bytes that was applied; None where none was.
+    root: the root before the round.
+    round_index: the round.
+    digest: the digest of the manifest that was applied; None if none was.
   """
   number = round_index.to_bytes(8, 'little')
   if digest is None:
@@ -61,8 +63,8 @@ def extend(root: bytes, round_index: int, digest: bytes | None) -> bytes:
   return _hash(b'manifest', root, number, digest)
 
 
-def encode(manifest: Manifest, sign: Callable[[bytes], bytes]) -> bytes:
-  """Returns the signed bytes; `sign` is that of `manifest.hotkey`."""
+def encode(manifest: Manifest, sign: ct.Sign) -> bytes:
+  """Returns the bytes of a manifest, signed by `sign` of its hotkey."""
   body = _body(manifest)
   return body + sign(_hash(b'body', body))
 
@@ -70,17 +72,20 @@ def encode(manifest: Manifest, sign: Callable[[bytes], bytes]) -> bytes:
 def decode(
   data: bytes, verify: Callable[[str, bytes, bytes], bool]
 ) -> Manifest:
-  """Returns the manifest in bytes that may come from a stranger.
+  """Decodes a manifest from an untrusted peer.
 
   Args:
     data: the bytes.
-    verify: whether a hotkey signed some bytes: (hotkey, data, signature).
+    verify: returns whether a hotkey signed bytes: (hotkey, data, signature).
 
   Raises:
     ManifestError: not canonical, not signed by its hotkey, or too long.
   """
   if not _SIGNATURE_BYTES < len(data) <= MAX_BYTES:
-    raise ManifestError(f'manifest: {len(data)} bytes')
+    raise ManifestError(
+      f'manifest: expected {_SIGNATURE_BYTES + 1} to {MAX_BYTES} bytes, '
+      f'got {len(data)}'
+    )
   body, signature = data[:-_SIGNATURE_BYTES], data[-_SIGNATURE_BYTES:]
   try:
     manifest = _parse(json.loads(body))
@@ -91,7 +96,7 @@ def decode(
     raise ManifestError('manifest: not in canonical form')
   uids = [entry.uid for entry in manifest.entries]
   if uids != sorted(set(uids)):
-    raise ManifestError(f'manifest: uids do not rise: {uids[:10]}')
+    raise ManifestError(f'manifest: expected increasing uids, got {uids[:10]}')
   if not verify(manifest.hotkey, _hash(b'body', body), signature):
     raise ManifestError(f'manifest: {manifest.hotkey} did not sign it')
   return manifest

@@ -1,10 +1,10 @@
-"""One peer's contribution to one round, as bytes.
+"""The payload: one peer's contribution to one round, as bytes.
 
   magic 'CVNT' | version u16 | uid u32 | round u32 | staleness u32 | run 16
     | spec 16 | root 16 | receipt 16 | sequences u32                   header
   per tensor, per region: packed indices and codes | scales            body
   blake2b-256 of all of the above                                      digest
-  64 bytes by the sender's hotkey over the digest                      signature
+  64 bytes of the sender's hotkey over the digest                      signature
 
 All integers are little-endian. `spec` is a digest of every tensor's name,
 shape, blocks, k, quantizer and codec: both sides derive these from the run's
@@ -13,8 +13,8 @@ length of a payload follows from the spec (with the codec 'rice' its bounds
 do), so it is known before a byte is fetched. One message has one encoding, up
 to the signature: ed25519 has one, sr25519 draws a new one each time.
 
-A payload of round r and staleness s is a delta against the parameters with
-which round r - s began; `root` is that of their history.
+A payload of round r and staleness s is a delta against the parameters at the
+beginning of round r - s; `root` is that of their history.
 """
 
 import dataclasses
@@ -41,12 +41,12 @@ _MAGIC = b'CVNT'
 _VERSION = 3
 _DIGEST_BYTES = 32
 _SIGNATURE_BYTES = 64
+_OTHER_BYTES = _HEADER.size + _DIGEST_BYTES + _SIGNATURE_BYTES  # but the body
 _PERSON = b'covenant.payload'  # no other signed text has this digest
 _CODECS = {'elias-fano': codec_lib, 'rice': rice}
 # Far above any delta a sane run makes, far below what overflows float32 sums.
 _LARGEST = 1e6
 
-Sign = Callable[[bytes], bytes]
 Verify = Callable[[bytes, bytes], bool]  # data, signature
 
 
@@ -68,7 +68,7 @@ class Reason(enum.Enum):
 
 
 class PayloadError(errors.CovenantError):
-  """A payload that counts for nothing, whole. `reason` is one `Reason`."""
+  """A payload of which nothing counts, for one `Reason`."""
 
   def __init__(self, reason: Reason, detail: str):
     super().__init__(f'payload refused, {reason.value}: {detail}')
@@ -81,19 +81,21 @@ class Header(NamedTuple):
   run: bytes  # 16 bytes, see `run_id`
   round: int
   uid: int
-  root: bytes  # 16 bytes: the history whose parameters it was trained from
-  receipt: bytes  # 16 bytes: a digest of the tokens it was trained on
-  sequences: int  # how many it was trained on
-  staleness: int = 0  # how many rounds ago it had these parameters
+  root: bytes  # 16 bytes, of the history of the start parameters
+  receipt: bytes  # 16 bytes, see `assignment.Receipt`
+  sequences: int  # number trained on
+  staleness: int = 0  # age of the start parameters, rounds
 
 
 class Payload(NamedTuple):
+  """A decoded payload."""
+
   header: Header
   message: ct.Message  # of NumPy arrays
 
 
-class Region(NamedTuple):
-  """N blocks of L elements, k sent of each."""
+class PackedRegion(NamedTuple):
+  """The size of a region: N blocks of L elements, k of each are sent."""
 
   num_blocks: int
   block_size: int
@@ -101,9 +103,11 @@ class Region(NamedTuple):
 
 
 class Tensor(NamedTuple):
+  """The layout of one tensor."""
+
   name: str
   shape: tuple[int, ...]
-  regions: tuple[Region, ...]  # empty where the tensor is sent dense
+  regions: tuple[PackedRegion, ...]  # empty where the tensor is sent dense
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,19 +125,26 @@ class Spec:
     return self.compression.quantizer
 
   @property
+  def packed_bits(self) -> int:
+    """The bits of a packed code; 0 for float32 values, which stay apart."""
+    bits = self.quantizer.bits
+    return 0 if bits == 32 else bits
+
+  @property
   def digest(self) -> bytes:
+    """The digest that the header has."""
     text = json.dumps([self.tensors, repr(self.compression), self.codec])
     return hashlib.blake2b(text.encode(), digest_size=16).digest()
 
   @property
   def payload_bytes(self) -> int:
     """The length of a payload; with the codec 'rice', of the longest."""
-    return _around(sum(_section_bytes(self, t)[1] for t in self.tensors))
+    return _OTHER_BYTES + sum(_section_bytes(self, t)[1] for t in self.tensors)
 
   @property
   def least_bytes(self) -> int:
     """The length of the shortest payload; differs only with 'rice'."""
-    return _around(sum(_section_bytes(self, t)[0] for t in self.tensors))
+    return _OTHER_BYTES + sum(_section_bytes(self, t)[0] for t in self.tensors)
 
   @property
   def dense_bytes(self) -> int:
@@ -150,7 +161,7 @@ def make_spec(
 
   Args:
     abstract_params: the parameters or their shapes.
-    compression: what makes the messages.
+    compression: the compression of the messages.
     codec: of the indices: 'elias-fano', or 'rice', which is smaller but of no
       fixed length.
 
@@ -164,7 +175,9 @@ def make_spec(
     layout = ()
     if isinstance(compression, compression_lib.TopK):
       layout = tuple(
-        Region(r.num_blocks, r.block_size, compression.block_k(r.block_size))
+        PackedRegion(
+          r.num_blocks, r.block_size, compression.block_k(r.block_size)
+        )
         for r in compression.regions(leaf.shape)
       )
     name = jax.tree_util.keystr(path)
@@ -184,32 +197,21 @@ def encode(
   message: ct.Message,
   abstract_params: ct.Params,
   spec: Spec,
-  sign: Sign,
+  sign: ct.Sign,
 ) -> bytes:
   """Returns the payload of a message.
 
   Args:
-    header: who sends it, when, in which run.
-    message: what `sparseloco.compress` returned; NumPy or JAX arrays.
+    header: the sender's declarations.
+    message: a result of `sparseloco.compress`, of NumPy or JAX arrays.
     abstract_params: the parameters or their shapes.
     spec: `make_spec(abstract_params, compression)`.
-    sign: the sender's signature of some bytes, 64 bytes.
+    sign: returns the sender's signature of bytes, 64 bytes.
   """
   parts = jax.tree.structure(abstract_params).flatten_up_to(message)
-  chunks = [
-    _HEADER.pack(
-      _MAGIC,
-      _VERSION,
-      header.uid,
-      header.round,
-      header.staleness,
-      header.run,
-      spec.digest,
-      header.root,
-      header.receipt,
-      header.sequences,
-    )
-  ]
+  sender = header.uid, header.round, header.staleness, header.run
+  work = header.root, header.receipt, header.sequences
+  chunks = [_HEADER.pack(_MAGIC, _VERSION, *sender, spec.digest, *work)]
   for tensor, part in zip(spec.tensors, parts, strict=True):
     chunks.extend(_encode_tensor(tensor, part, spec))
   data = b''.join(chunks)
@@ -229,22 +231,22 @@ def decode(
 
   Args:
     data: the payload.
-    expected: the run, the round, the uid and the root it must be of; what it
-      says of its data is for the caller to check.
+    expected: the run, the round, the uid and the root that it must name. The
+      caller checks what it declares about its data.
     abstract_params: the parameters or their shapes.
     spec: `make_spec(abstract_params, compression)`.
-    verify: whether the hotkey of `expected.uid` signed some bytes.
-    older: the roots of earlier rounds whose parameters it may be trained from
-      as well, the latest first: by its staleness.
+    verify: returns whether the hotkey of `expected.uid` signed some bytes.
+    older: the roots of earlier rounds whose parameters it may start from as
+      well, the latest first.
 
   Returns:
-    A header that equals `expected` in run, round and uid, and in the root but
-    for its staleness; and a message of NumPy arrays, structured like the
+    A header that equals `expected` in run, round and uid, and in the root
+    unless it is stale; and a message of NumPy arrays, structured like the
     parameters.
 
   Raises:
-    PayloadError: with one reason. Nothing beyond the payload's size is
-      allocated before length, digest, header and signature are found right.
+    PayloadError: with one reason. No memory beyond the payload's size is
+      allocated before length, digest, header and signature are verified.
   """
   least, most = spec.least_bytes, spec.payload_bytes
   if not least <= len(data) <= most:
@@ -258,23 +260,31 @@ def decode(
     raise PayloadError(
       Reason.DIGEST, 'the bytes are not those the sender digested'
     )
-  (
-    magic,
-    version,
-    uid,
-    round_index,
-    staleness,
-    run,
-    layout,
-    root,
-    receipt,
-    sequences,
-  ) = _HEADER.unpack_from(data)
+  header = _read_header(data, expected, spec, older)
+  if not verify(digest, data[-_SIGNATURE_BYTES:]):
+    raise PayloadError(
+      Reason.SIGNATURE, f'uid {header.uid} did not sign these bytes'
+    )
+  body, parts = memoryview(data)[_HEADER.size : body_end], []
+  for tensor in spec.tensors:
+    part, body = _decode_tensor(tensor, body, spec)
+    parts.append(part)
+  if body:
+    raise PayloadError(Reason.LENGTH, f'{len(body)} bytes after all tensors')
+  return Payload(header, jax.tree.structure(abstract_params).unflatten(parts))
+
+
+def _read_header(
+  data: bytes, expected: Header, spec: Spec, older: Sequence[bytes]
+) -> Header:
+  """Returns the header of a payload; raises PayloadError for another."""
+  magic, version, uid, number, staleness, *rest = _HEADER.unpack_from(data)
+  run, layout, root, receipt, sequences = rest
   for reason, want, got in (
     (Reason.MAGIC, (_MAGIC, _VERSION), (magic, version)),
     (Reason.RUN, expected.run, run),
     (Reason.SPEC, spec.digest, layout),
-    (Reason.ROUND, expected.round, round_index),
+    (Reason.ROUND, expected.round, number),
     (Reason.UID, expected.uid, uid),
   ):
     if want != got:
@@ -288,19 +298,7 @@ def decode(
     raise PayloadError(
       Reason.ROOT, f'expected {_shown(want)}, got {_shown(root)}'
     )
-  if not verify(digest, data[-_SIGNATURE_BYTES:]):
-    raise PayloadError(Reason.SIGNATURE, f'uid {uid} did not sign these bytes')
-  body, parts = memoryview(data)[_HEADER.size : body_end], []
-  for tensor in spec.tensors:
-    part, body = _decode_tensor(tensor, body, spec)
-    parts.append(part)
-  if body:
-    raise PayloadError(
-      Reason.LENGTH, f'{len(body)} bytes after the last tensor'
-    )
-  message = jax.tree.structure(abstract_params).unflatten(parts)
-  header = Header(run, round_index, uid, root, receipt, sequences, staleness)
-  return Payload(header, message)
+  return Header(run, number, uid, root, receipt, sequences, staleness)
 
 
 def _digest(data: bytes | memoryview) -> bytes:
@@ -313,31 +311,20 @@ def _shown(value: object) -> str:
   return value.hex() if isinstance(value, bytes) else str(value)
 
 
-def _around(body: int) -> int:
-  """Bytes of a payload with so many of body."""
-  return _HEADER.size + body + _DIGEST_BYTES + _SIGNATURE_BYTES
-
-
 def _section_bytes(spec: Spec, tensor: Tensor) -> tuple[int, int]:
-  """The fewest and the most bytes of a tensor."""
+  """Returns the fewest and the most bytes of a tensor."""
   if not tensor.regions:
     dense = 4 * int(np.prod(tensor.shape))
     return dense, dense
-  codec, bits = _CODECS[spec.codec], _packed_bits(spec)
+  codec, bits = _CODECS[spec.codec], spec.packed_bits
   others = sum(sum(_other_bytes(spec, r)) for r in tensor.regions)
   least = sum(codec.least_bytes(*r, bits) for r in tensor.regions)
   most = sum(codec.section_bytes(*r, bits) for r in tensor.regions)
   return least + others, most + others
 
 
-def _packed_bits(spec: Spec) -> int:
-  """Bits of a code beside its index; float32 values are not packed."""
-  bits = spec.quantizer.bits
-  return 0 if bits == 32 else bits
-
-
-def _other_bytes(spec: Spec, region: Region) -> tuple[int, int]:
-  """Bytes of a region's raw values and of its scales."""
+def _other_bytes(spec: Spec, region: PackedRegion) -> tuple[int, int]:
+  """Returns the bytes of a region's float32 values and of its scales."""
   quantizer = spec.quantizer
   n, k = region.num_blocks, region.k
   scales = int(np.prod(quantizer.scale_shape(n)))
@@ -349,17 +336,13 @@ def _encode_tensor(tensor: Tensor, part: ct.Message, spec: Spec) -> list[bytes]:
   if not tensor.regions:
     return [np.asarray(part, '<f4').tobytes()]
   quantizer, codec = spec.quantizer, _CODECS[spec.codec]
-  chunks = []
+  bits, chunks = spec.packed_bits, []
   for region, packet in zip(tensor.regions, part, strict=True):
     indices, codes = np.asarray(packet.indices), np.asarray(packet.codes)
-    if quantizer.bits == 32:
-      none = np.zeros_like(codes, np.uint8)
-      chunks.append(codec.pack(indices, none, region.block_size, 0))
+    packed = codes if bits else np.zeros_like(codes, np.uint8)
+    chunks.append(codec.pack(indices, packed, region.block_size, bits))
+    if not bits:
       chunks.append(codes.astype('<f4').tobytes())
-    else:
-      chunks.append(
-        codec.pack(indices, codes, region.block_size, quantizer.bits)
-      )
     scales = np.asarray(packet.scales)
     chunks.append(scales.astype(_little(quantizer.scale_dtype)).tobytes())
   return chunks
@@ -368,16 +351,15 @@ def _encode_tensor(tensor: Tensor, part: ct.Message, spec: Spec) -> list[bytes]:
 def _decode_tensor(
   tensor: Tensor, body: memoryview, spec: Spec
 ) -> tuple[ct.Message, memoryview]:
-  """The part of a message that `body` begins with, and what follows it."""
+  """Returns the message of a tensor, and the rest of the body after it."""
   if not tensor.regions:
     size, _ = _section_bytes(spec, tensor)
     values = np.frombuffer(body[:size], '<f4').reshape(tensor.shape)
     _check_values(values, tensor.name)
     return values, body[size:]
   quantizer, codec = spec.quantizer, _CODECS[spec.codec]
-  bits, packets = _packed_bits(spec), []
+  bits, packets = spec.packed_bits, []
   for region in tensor.regions:
-    n, k = region.num_blocks, region.k
     try:
       packed = codec.length(body, *region, bits)
       indices, codes = codec.unpack(body[:packed], *region, bits)
@@ -387,20 +369,19 @@ def _decode_tensor(
     raw, scale_bytes = _other_bytes(spec, region)
     if len(body) < raw + scale_bytes:
       raise PayloadError(Reason.LENGTH, f'{tensor.name}: the body ends early')
-    if quantizer.bits == 32:
-      codes = np.frombuffer(body[:raw], '<f4').reshape(n, k)
+    if not bits:
+      codes = np.frombuffer(body[:raw], '<f4').reshape(indices.shape)
       _check_values(codes, tensor.name)
     body = body[raw:]
     scales = np.frombuffer(body[:scale_bytes], _little(quantizer.scale_dtype))
-    scales = scales.reshape(quantizer.scale_shape(n))
+    scales = scales.reshape(quantizer.scale_shape(region.num_blocks))
     _check_values(scales, tensor.name)
     body = body[scale_bytes:]
     packets.append(compression_lib.Packet(indices, codes, scales))
   return tuple(packets), body
 
 
-def _little(dtype: np.typing.DTypeLike) -> np.dtype:
-  dtype = np.dtype(dtype)
+def _little(dtype: np.dtype) -> np.dtype:
   return dtype if dtype == ml_dtypes.bfloat16 else dtype.newbyteorder('<')
 
 

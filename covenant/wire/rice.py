@@ -1,15 +1,15 @@
-"""Indices below Elias-Fano: the gaps between them, Rice coded.
+"""Rice coding of the gaps between indices: fewer bits than Elias-Fano.
 
-Of gaps g as top-k leaves them, nearly geometric, g >> l is mostly 0 to 3 and is
-sent as that many zeros and a one; the l low bits of g are sent as they are. For
-L = 4096 and k = 64 that is 7.5 bits an index, where `codec.py` takes 8 and
+The gaps g of a top-k selection are nearly geometric. g >> l is mostly 0 to 3
+and is sent as that many zeros and a one; the l low bits of g are sent plainly.
+For L = 4096 and k = 64 that is 7.5 bits an index, where `codec.py` takes 8 and
 uniform indices 7.36 at least. The length varies with the message: only its
 bounds are known before. A section is frames of some hundred blocks:
 
   zeros u32 | a block: k x l low bits, codes | all g >> l in unary | zero bits
 
-so that sizes can be checked before anything is unpacked, and what unpacking
-takes beside its result is bounded. One message has one encoding.
+so that sizes are checked before anything is unpacked, and the memory that
+unpacking takes besides its result is bounded. One message has one encoding.
 
 The functions are those of `codec.py`.
 """
@@ -27,7 +27,7 @@ _PREFIX_BYTES = 4
 
 
 def low_bits(block_size: int, k: int) -> int:
-  """l: how many low bits of a gap are stored as they are.
+  """Returns l, the number of low bits of a gap that are stored plainly.
 
   The shortest code of geometric gaps: l + 1 saves one zero a gap or more if
   2**l * k / L is below ln 1.618 (the golden ratio).
@@ -39,7 +39,7 @@ def low_bits(block_size: int, k: int) -> int:
 
 
 def section_bytes(num_blocks: int, block_size: int, k: int, bits: int) -> int:
-  """The most bytes that a packed region takes.
+  """Returns the most bytes that a packed region takes.
 
   >>> section_bytes(1, 4096, 64, 2)  # 510 + 128 bits, and the prefix
   84
@@ -49,7 +49,7 @@ def section_bytes(num_blocks: int, block_size: int, k: int, bits: int) -> int:
 
 
 def least_bytes(num_blocks: int, block_size: int, k: int, bits: int) -> int:
-  """The fewest bytes that a packed region takes."""
+  """Returns the fewest bytes that a packed region takes."""
   return _bytes(num_blocks, block_size, k, bits, zeros=0)
 
 
@@ -130,20 +130,20 @@ def unpack(
 def _frames(
   num_blocks: int, block_size: int, k: int, bits: int
 ) -> Iterator[tuple[int, int]]:
-  """Starts and stops of the blocks of each frame."""
+  """Yields the first block of each frame, and the one after its last."""
   low = low_bits(block_size, k)
   most = k * (low + 1 + bits) + ((block_size - k) >> low)
   return codec.runs(num_blocks, most, _FRAME_BITS)
 
 
 def _frame_bytes(n: int, block_size: int, k: int, bits: int, zeros: int) -> int:
-  """Bytes of a frame of n blocks with `zeros` zeros in unary."""
+  """Returns the bytes of a frame of n blocks with `zeros` zeros in unary."""
   fixed = n * k * (low_bits(block_size, k) + 1 + bits)
   return _PREFIX_BYTES + -(-(fixed + zeros) // 8)
 
 
 def _bytes(n: int, block_size: int, k: int, bits: int, zeros: int) -> int:
-  """Bytes of n blocks with `zeros` zeros in each."""
+  """Returns the bytes of n blocks with `zeros` zeros in each."""
   return sum(
     _frame_bytes(stop - start, block_size, k, bits, (stop - start) * zeros)
     for start, stop in _frames(n, block_size, k, bits)
@@ -151,7 +151,7 @@ def _bytes(n: int, block_size: int, k: int, bits: int, zeros: int) -> int:
 
 
 def _zeros(data: bytes | memoryview, n: int, block_size: int, k: int) -> int:
-  """The prefix of a frame of n blocks."""
+  """Returns the prefix of a frame of n blocks: its zeros in unary."""
   if len(data) < _PREFIX_BYTES:
     raise codec.CodecError('a frame ends before its prefix')
   zeros = int.from_bytes(data[:_PREFIX_BYTES], 'little')

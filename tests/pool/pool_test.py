@@ -6,6 +6,7 @@ tests/emulate/pool_test.py.
 
 import collections
 import functools
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -56,6 +57,22 @@ def encode(job, message, header=None):
   spec = common()[3]
   header = header or job.header(RUN)
   return payload.encode(header, message, LIKE, spec, lambda d: d * 2)
+
+
+class InspectorTest(absltest.TestCase):
+  def test_a_delta_of_norm_zero_is_tiny_among_few(self):
+    """Two deltas have no median to compare with."""
+    _, _, inspector, _, compress = common()
+    zeros = jax.tree.map(lambda x: np.zeros(x.shape, np.float32), LIKE)
+    deltas = []
+    for number, scale in enumerate((1.0, 0.0)):
+      tree = jax.tree.map(lambda x, s=scale: x + np.float32(s), zeros)
+      lease = mock.Mock(number=number, sequences=4)
+      message = jax.device_get(compress(tree))
+      deltas.append(deltas_lib.Delta(lease, message, 1.0, 0.0))
+    verdicts = inspector.inspect(deltas, np.random.default_rng(0))
+    self.assertIs(verdicts[0], VALID)
+    self.assertIs(verdicts[1], pool_lib.LeaseVerdict.TINY)
 
 
 class PoolTest(parameterized.TestCase):
