@@ -21,7 +21,7 @@ _FIELDS = {
 }
 
 
-class Tokenizer(NamedTuple):
+class TokenizerDigest(NamedTuple):
   """The tokenizer of the shards, with the digest of its definition."""
 
   kind: str
@@ -45,17 +45,17 @@ class Shard(NamedTuple):
   digest: str
 
 
-class Manifest(NamedTuple):
+class ShardManifest(NamedTuple):
   """The content of a folder of shards."""
 
-  tokenizer: Tokenizer
+  tokenizer: TokenizerDigest
   vocab_size: int
   end_of_text: int
   train: tuple[Shard, ...]
   heldout: tuple[Shard, ...]
 
 
-def write(directory: pathlib.Path, manifest: Manifest) -> None:
+def write(directory: pathlib.Path, manifest: ShardManifest) -> None:
   """Writes `manifest.json` into the folder."""
   record = {
     'version': VERSION,
@@ -70,7 +70,7 @@ def write(directory: pathlib.Path, manifest: Manifest) -> None:
   (directory / FILE).write_text(json.dumps(record, indent=2) + '\n')
 
 
-def read(directory: pathlib.Path) -> Manifest:
+def read(directory: pathlib.Path) -> ShardManifest:
   """Reads `manifest.json` of the folder.
 
   Raises:
@@ -89,8 +89,10 @@ def read(directory: pathlib.Path) -> Manifest:
       path, f'version: expected {VERSION}, got {record.get("version")!r}'
     )
   _check(path, 'manifest', record, _FIELDS)
-  _check(path, 'tokenizer', record['tokenizer'], Tokenizer.__annotations__)
-  tokenizer = Tokenizer(**record['tokenizer'])
+  _check(
+    path, 'tokenizer', record['tokenizer'], TokenizerDigest.__annotations__
+  )
+  tokenizer = TokenizerDigest(**record['tokenizer'])
   if tokenizer.kind not in KINDS:
     raise broken(
       path,
@@ -108,7 +110,7 @@ def read(directory: pathlib.Path) -> Manifest:
   splits = {
     split: _shards(path, split, record['splits'][split]) for split in SPLITS
   }
-  return Manifest(tokenizer, vocab_size, end_of_text, **splits)
+  return ShardManifest(tokenizer, vocab_size, end_of_text, **splits)
 
 
 def _shards(

@@ -69,8 +69,10 @@ def write(
     definition = tokenizer.definition()
     if file := _TOKENIZER_FILES.get(tokenizer.kind):
       (partial / file).write_bytes(definition)
-    manifest = manifest_lib.Manifest(
-      tokenizer=manifest_lib.Tokenizer(tokenizer.kind, _digest(definition)),
+    manifest = manifest_lib.ShardManifest(
+      tokenizer=manifest_lib.TokenizerDigest(
+        tokenizer.kind, _digest(definition)
+      ),
       vocab_size=tokenizer.vocab_size,
       end_of_text=tokenizer.end_of_text,
       **splits,
@@ -234,7 +236,7 @@ def _verify_shard(
 
 
 def _verify_tokenizer(
-  directory: pathlib.Path, tokenizer: manifest_lib.Tokenizer
+  directory: pathlib.Path, tokenizer: manifest_lib.TokenizerDigest
 ) -> None:
   if tokenizer.kind == tokenizer_lib.Bytes.kind:
     path = directory / manifest_lib.FILE

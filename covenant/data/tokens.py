@@ -16,7 +16,7 @@ import numpy as np
 import tensorstore as ts
 
 
-class Future(Protocol):
+class PendingRead(Protocol):
   """A read in progress."""
 
   def result(self) -> np.ndarray:
@@ -51,7 +51,7 @@ class Split:
       raise ValueError(f'context: expected 1 or more, got {context}')
     return max(self.num_tokens - 1, 0) // context
 
-  def start(self, ids: Sequence[int] | np.ndarray, context: int) -> Future:
+  def start(self, ids: Sequence[int] | np.ndarray, context: int) -> PendingRead:
     """Starts to read the sequences `ids`, [n], and returns at once.
 
     Raises:

@@ -57,7 +57,7 @@ class Sight(NamedTuple):
   restarts: int
 
 
-class Outcome(NamedTuple):
+class NetworkOutcome(NamedTuple):
   """The end of a network."""
 
   sights: list[Sight]
@@ -126,7 +126,7 @@ class Localnet:
     self,
     observe: Callable[[list[Sight]], None] = lambda sights: None,
     stop: Callable[[], bool] = lambda: False,
-  ) -> Outcome:
+  ) -> NetworkOutcome:
     """Runs the network from its first to its last round.
 
     Args:
@@ -149,7 +149,7 @@ class Localnet:
     sights = self.sights()
     observe(sights)
     finished = all(s.status.get('phase') == 'finished' for s in sights)
-    return Outcome(sights, finished)
+    return NetworkOutcome(sights, finished)
 
   def sights(self) -> list[Sight]:
     """Returns the present state of all members."""

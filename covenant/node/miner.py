@@ -34,7 +34,7 @@ Task = local_lib.Task
 TrainedRound = local_lib.TrainedRound
 
 
-class Slot(Protocol):
+class MinerSlot(Protocol):
   """The devices that a miner trains on."""
 
   trainer: trainer_lib.Trainer
@@ -88,7 +88,7 @@ class MinerRole:
     notes: what its policy remembers, by name; a restart forgets it.
   """
 
-  slot: Slot
+  slot: MinerSlot
   private: Future[MinerState]
   contribution: Future[Contribution | None] = dataclasses.field(
     default_factory=lambda: Future.done(None)
@@ -124,7 +124,7 @@ class MinerRole:
     return state._replace(trained=True)
 
 
-def role(slot: Slot, start: apply.Position) -> MinerRole:
+def role(slot: MinerSlot, start: apply.Position) -> MinerRole:
   """Returns the role of a miner that begins at a place."""
   private = slot.init(start.shared.params, start.round)
   return MinerRole(slot, Future.done(private))

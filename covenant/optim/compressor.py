@@ -30,7 +30,7 @@ from covenant.optim import reduce
 from covenant.optim import sharded_leaf
 
 Compression = compression_lib.Compression
-Group = leaf_group.Group
+LeafGroup = leaf_group.LeafGroup
 
 
 def difference(start: jax.Array, end: jax.Array) -> jax.Array:
@@ -168,7 +168,7 @@ class Compressor:
     return [select, subtract]
 
   def _select_group(
-    self, start: ct.PyTree, end: ct.PyTree, error: ct.PyTree, group: Group
+    self, start: ct.PyTree, end: ct.PyTree, error: ct.PyTree, group: LeafGroup
   ) -> ct.PyTree:
     """Returns a group's part of the message."""
 
@@ -179,7 +179,7 @@ class Compressor:
     part_specs = group.map(self._part_spec)
     return group.on_shards(local, (specs,) * 3, part_specs)(start, end, error)
 
-  def _select_leaf(self, leaf: sharded_leaf.Leaf, *given: Any) -> Any:
+  def _select_leaf(self, leaf: sharded_leaf.ShardedLeaf, *given: Any) -> Any:
     """Returns a leaf's part of the message, local."""
     compression = self._compression
     if not isinstance(compression, compression_lib.TopK):
@@ -209,12 +209,12 @@ class Compressor:
     error: ct.PyTree,
     part: ct.PyTree,
     index: jax.Array,
-    group: Group,
+    group: LeafGroup,
   ) -> tuple[ct.PyTree, jax.Array]:
     """Returns a slice of the new error, and the sum of its squares."""
 
     def subtract(
-      index: Any, leaf: sharded_leaf.Leaf, part: Any, *given: Any
+      index: Any, leaf: sharded_leaf.ShardedLeaf, part: Any, *given: Any
     ) -> jax.Array:
       if isinstance(part, tuple):
         packets = tuple(
@@ -241,7 +241,7 @@ class Compressor:
 
   def _offered(
     self,
-    leaf: sharded_leaf.Leaf,
+    leaf: sharded_leaf.ShardedLeaf,
     index: Any,
     start: jax.Array | None,
     end: jax.Array,
@@ -254,7 +254,7 @@ class Compressor:
     delta = end if start is None else difference(start, end)
     return offered(delta, error, self._error_decay)
 
-  def _part_spec(self, leaf: sharded_leaf.Leaf) -> Any:
+  def _part_spec(self, leaf: sharded_leaf.ShardedLeaf) -> Any:
     if not isinstance(self._compression, compression_lib.TopK):
       return leaf.spec
     regions = len(self._compression.regions(leaf.shape))

@@ -20,11 +20,11 @@ from covenant.optim import sharded_leaf
 _LEAF = jax.tree.structure(0)
 
 
-class Group(NamedTuple):
+class LeafGroup(NamedTuple):
   """The leaves of one group; hashable, so that it can select a program."""
 
   treedef: Any  # the structure of the group's part of a model
-  leaves: tuple[sharded_leaf.Leaf, ...]  # several only without a mesh
+  leaves: tuple[sharded_leaf.ShardedLeaf, ...]  # several only without a mesh
 
   @property
   def slices(self) -> int:
@@ -61,7 +61,7 @@ class Group(NamedTuple):
     return self.leaves[0].on_shards(f, in_specs, out_specs)
 
 
-class Groups(Sequence[Group]):
+class Groups(Sequence[LeafGroup]):
   """The groups of a model, in leaf order.
 
   Args:
@@ -94,9 +94,9 @@ class Groups(Sequence[Group]):
     self.is_one = mesh is None and (self.is_small or not per_leaf)
     if self.is_one:
       whole = (dataclasses.replace(leaf, slices=1) for leaf in leaves)
-      self._groups = [Group(self.treedef, tuple(whole))]
+      self._groups = [LeafGroup(self.treedef, tuple(whole))]
     else:
-      self._groups = [Group(_LEAF, (leaf,)) for leaf in leaves]
+      self._groups = [LeafGroup(_LEAF, (leaf,)) for leaf in leaves]
 
   def __len__(self) -> int:
     return len(self._groups)
@@ -104,11 +104,11 @@ class Groups(Sequence[Group]):
   def __getitem__(self, index: Any) -> Any:
     return self._groups[index]
 
-  def __iter__(self) -> Iterator[Group]:
+  def __iter__(self) -> Iterator[LeafGroup]:
     return iter(self._groups)
 
   @property
-  def largest(self) -> Group:
+  def largest(self) -> LeafGroup:
     """The group that has the most elements on a device."""
     return max(self._groups, key=lambda group: group.local_size)
 

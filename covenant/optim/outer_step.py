@@ -25,7 +25,7 @@ from covenant.optim import reduce
 from covenant.optim import sharded_leaf
 from covenant.optim import weight as weight_lib
 
-Group = leaf_group.Group
+LeafGroup = leaf_group.LeafGroup
 
 
 class NewState(NamedTuple):
@@ -195,7 +195,7 @@ class OuterStep:
     """
     group, quantizer = self._groups.largest, self._quantizer
 
-    def message(leaf: sharded_leaf.Leaf) -> Any:
+    def message(leaf: sharded_leaf.ShardedLeaf) -> Any:
       part = jax.eval_shape(self._compression.compress, leaf.abstract_slice)
       if quantizer is None:
         return leaf.abstract_stacked(part)
@@ -207,7 +207,7 @@ class OuterStep:
         for p in packets
       )
 
-    def sums(leaf: sharded_leaf.Leaf) -> Any:
+    def sums(leaf: sharded_leaf.ShardedLeaf) -> Any:
       start = jax.eval_shape(lambda: self._start_leaf(leaf))
       return jax.tree.map(leaf.abstract_stacked, start)
 
@@ -235,7 +235,7 @@ class OuterStep:
     return getattr(self._compression, 'quantizer', None)
 
   def _scatter_slice(
-    self, message: ct.Message, index: int, group: Group
+    self, message: ct.Message, index: int, group: LeafGroup
   ) -> ct.PyTree:
     """Returns a slice of a message, each shard's blocks on its device."""
     quantizer = self._quantizer
@@ -246,16 +246,16 @@ class OuterStep:
   def _part_norms(self, parts: list[ct.Message]) -> jax.Array:
     return jnp.stack([reduce.norm(x, self._compression) for x in parts])
 
-  def _start_leaf(self, leaf: sharded_leaf.Leaf) -> reduce.Sums:
+  def _start_leaf(self, leaf: sharded_leaf.ShardedLeaf) -> reduce.Sums:
     return self._compression.start(leaf.slice_shape)
 
-  def _start_group(self, group: Group) -> ct.PyTree:
+  def _start_group(self, group: LeafGroup) -> ct.PyTree:
     """Returns the sums of no peers, for one slice of each leaf."""
     start = lambda: group.map(self._start_leaf)  # noqa: E731
     return group.on_shards(start, (), self._sums_spec(group))()
 
-  def _sums_spec(self, group: Group) -> ct.PyTree:
-    def spec(leaf: sharded_leaf.Leaf) -> Any:
+  def _sums_spec(self, group: LeafGroup) -> ct.PyTree:
+    def spec(leaf: sharded_leaf.ShardedLeaf) -> Any:
       sums = jax.eval_shape(lambda: self._start_leaf(leaf))
       return jax.tree.map(lambda x: leaf.stacked if x.ndim else jax.P(), sums)
 
@@ -267,11 +267,11 @@ class OuterStep:
     message: ct.PyTree,
     factors_P: jax.Array,
     parts: jax.Array,
-    group: Group,
+    group: LeafGroup,
   ) -> ct.PyTree:
     """Returns the sums of a slice with one more message."""
 
-    def leaf_spec(leaf: sharded_leaf.Leaf, part: Any) -> Any:
+    def leaf_spec(leaf: sharded_leaf.ShardedLeaf, part: Any) -> Any:
       if not isinstance(part, tuple):
         return leaf.stacked
       return (sharded_leaf.SplitPacket(leaf.stacked, jax.P()),) * len(part)
@@ -279,7 +279,9 @@ class OuterStep:
     def local(sums: Any, message: Any, factors_P: Any, parts: Any) -> Any:
       factors = [factors_P[p] for p in range(len(group.leaves))]
 
-      def add(_: sharded_leaf.Leaf, sums: Any, part: Any, factor: Any) -> Any:
+      def add(
+        _: sharded_leaf.ShardedLeaf, sums: Any, part: Any, factor: Any
+      ) -> Any:
         if isinstance(part, tuple):
           part = tuple(sharded_leaf.join(packet) for packet in part)
         return reduce.add(sums, part, factor, self._compression, parts)
@@ -299,7 +301,7 @@ class OuterStep:
     sums: ct.PyTree,
     totals: weight_lib.Totals,
     index: jax.Array,
-    group: Group,
+    group: LeafGroup,
   ) -> tuple[list[ct.PyTree], list[Any], jax.Array]:
     """Moves a slice of a group.
 

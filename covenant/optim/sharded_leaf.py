@@ -7,8 +7,8 @@ of whole rows of blocks, so that what is needed on top of the leaf is a few
 times a slice. Only statistics of a whole tensor cross devices.
 
 Messages have one form, whatever the mesh: blocks in row-major order of matrix
-in the stack, row and column. `Leaf.scatter_slice` gives every shard its own
-blocks.
+in the stack, row and column. `ShardedLeaf.scatter_slice` gives every shard its
+own blocks.
 """
 
 import dataclasses
@@ -57,7 +57,7 @@ def join(packet: SplitPacket, concatenate: Any = jnp.concatenate) -> Any:
 
 
 @dataclasses.dataclass(frozen=True)
-class Leaf:
+class ShardedLeaf:
   """A tensor, as it lies on a mesh and as it is worked through.
 
   What is called local is of one shard, as seen in `jax.shard_map`.
@@ -275,8 +275,10 @@ class Leaf:
 
 
 @functools.partial(jax.jit, static_argnames=('leaf',), donate_argnames=('x',))
-def put(x: jax.Array, part: jax.Array, index: Any, leaf: Leaf) -> jax.Array:
-  """Puts a slice into a leaf in place, see `Leaf.replace`.
+def put(
+  x: jax.Array, part: jax.Array, index: Any, leaf: ShardedLeaf
+) -> jax.Array:
+  """Puts a slice into a leaf in place, see `ShardedLeaf.replace`.
 
   It is a program of its own: XLA copies an array that one program both reads
   and writes.
@@ -296,7 +298,7 @@ def leaves(
   mesh: Any = None,
   specs: Any = None,
   budget: int = BUDGET,
-) -> list[Leaf]:
+) -> list[ShardedLeaf]:
   """Returns the leaves of a tree with their slices, in leaf order.
 
   Args:
@@ -331,14 +333,14 @@ def _leaf(
   mesh: Any,
   compression: compression_lib.Compression,
   budget: int,
-) -> Leaf:
+) -> ShardedLeaf:
   spec = jax.P(*spec, *(None,) * (len(shape) - len(spec)))
   if any(spec[:-2]):
     raise ValueError(
       f'sharded as {spec}; expected stacked matrices to be sharded on their '
       'rows and columns only'
     )
-  leaf = Leaf(shape, spec, mesh, _block(shape, compression))
+  leaf = ShardedLeaf(shape, spec, mesh, _block(shape, compression))
   down, across = leaf._shards
   _, rows, columns = matrices(shape)
   fits = rows % down == 0 and columns % across == 0

@@ -171,7 +171,7 @@ def resolve(config: config_lib.Config) -> config_lib.Config:
   )
 
 
-class Group(NamedTuple):
+class HostGroup(NamedTuple):
   """Identical hosts."""
 
   kind: str
@@ -189,7 +189,7 @@ class Group(NamedTuple):
     return f'{self.size}x{self.kind}' if self.size > 1 else self.kind
 
 
-def parse_inventory(text: str, plan: config_lib.Plan) -> tuple[Group, ...]:
+def parse_inventory(text: str, plan: config_lib.Plan) -> tuple[HostGroup, ...]:
   """Parses the groups of `plan.inventory`.
 
   >>> parse_inventory('64xA100 in pairs', config_lib.Plan())[0].hosts
@@ -205,7 +205,7 @@ def parse_inventory(text: str, plan: config_lib.Plan) -> tuple[Group, ...]:
   return tuple(_group(piece.strip(), plan) for piece in text.split(','))
 
 
-def _group(piece: str, plan: config_lib.Plan) -> Group:
+def _group(piece: str, plan: config_lib.Plan) -> HostGroup:
   match = _PIECE.match(piece)
   if not match:
     raise _error(piece, _HOW)
@@ -226,7 +226,7 @@ def _group(piece: str, plan: config_lib.Plan) -> Group:
     )
   if kind == 'any':
     kind = f'any-{_metric(device.peak)}'
-  return Group(
+  return HostGroup(
     kind,
     device._replace(per_host=size),
     count // size,

@@ -76,7 +76,7 @@ def terms(config: config_lib.Config) -> Terms:
   )
 
 
-class Pace(NamedTuple):
+class StepTime(NamedTuple):
   """The time of an inner step: max(batch * each, batch * beside + fixed)."""
 
   each: float  # seconds of arithmetic per sequence
@@ -117,7 +117,7 @@ class Work(NamedTuple):
 
 
 def choose(
-  paces: Sequence[tuple[int, Pace]], terms_: Terms, window: float
+  paces: Sequence[tuple[int, StepTime]], terms_: Terms, window: float
 ) -> tuple[int, list[int]] | None:
   """Chooses the inner steps and each worker's batch for the most tokens.
 
@@ -167,14 +167,14 @@ def replica_config(
 
 @functools.cache
 def shared_model(
-  config: config_lib.Config, group: hardware.Group
-) -> tuple[Pace, str] | None:
+  config: config_lib.Config, group: hardware.HostGroup
+) -> tuple[StepTime, str] | None:
   """Returns the fastest placement of the whole model on a host, or None.
 
   Parameters are sharded over as few devices as hold them and replicated over
   the rest, unless that is slower (FSDP, data parallel).
   """
-  best: tuple[Pace, str] | None = None
+  best: tuple[StepTime, str] | None = None
   limit = config.plan.memory_fraction * group.device.memory
   kind = hardware.Hardware(group.size, group.kind, group.device)
   sizes = {config.optim.inner.microbatch_size or 1, 1}
@@ -193,7 +193,7 @@ def shared_model(
       held = llama.num_params(config.model) / fsdp
       copies = group.size // fsdp
       summed = 8 * held * (copies - 1) / copies / kind.link
-      pace = Pace(
+      pace = StepTime(
         step.compute / batch,
         max(step.parameters - summed, 0) / batch,
         summed,
@@ -205,12 +205,12 @@ def shared_model(
   return best
 
 
-def _each(pace: Pace) -> float:
+def _each(pace: StepTime) -> float:
   return pace.seconds(2 * pace.quantum) / (2 * pace.quantum)
 
 
 def alone(
-  terms_: Terms, groups: Sequence[hardware.Group], g: int
+  terms_: Terms, groups: Sequence[hardware.HostGroup], g: int
 ) -> Work | None:
   """Plans one host of a group as a full replica; None if impossible."""
   group, found = groups[g], shared_model(terms_.config, groups[g])
@@ -242,7 +242,7 @@ def alone(
 
 
 def pool(
-  terms_: Terms, groups: Sequence[hardware.Group], hosts: tuple[int, ...]
+  terms_: Terms, groups: Sequence[hardware.HostGroup], hosts: tuple[int, ...]
 ) -> Work | None:
   """Plans hosts that each hold the whole model as workers of one uid.
 
@@ -296,9 +296,9 @@ def pool(
 
 def _inner(
   terms_: Terms,
-  group: hardware.Group,
+  group: hardware.HostGroup,
   count: int,
-  members: Sequence[tuple[int, hardware.Group]],
+  members: Sequence[tuple[int, hardware.HostGroup]],
 ) -> timing.Gather:
   """Returns the faster way for a worker to gather from its pool."""
   own = timing.Links(group.upload, group.download)
@@ -321,7 +321,7 @@ def _inner(
 def busy(
   terms_: Terms,
   tokens: float,
-  members: Iterable[tuple[int, hardware.Group]],
+  members: Iterable[tuple[int, hardware.HostGroup]],
 ) -> float:
   """Returns the share of the window in which the devices do arithmetic."""
   speed = sum(

@@ -35,7 +35,7 @@ _KNOBS = (
 _MOST_DEVICES = 4096
 
 
-class Phase(NamedTuple):
+class MemoryPhase(NamedTuple):
   """The memory of one phase of a round."""
 
   name: str
@@ -165,7 +165,7 @@ def activations(
 
 def phases(
   config: config_lib.Config, cut: Shards, offload: bool, in_flight: int = 1
-) -> Iterator[Phase]:
+) -> Iterator[MemoryPhase]:
   """Yields the memory of every phase of a miner's round.
 
   Args:
@@ -219,7 +219,7 @@ def phases(
     waits = {k: v for k, v in state.items() if k not in stays}
     if name == 'checkpoint':  # a host copy of the device's state
       waits['copy'] = float(sum(device.values()))
-    yield Phase(name, device, waits | in_host.get(name, {}))
+    yield MemoryPhase(name, device, waits | in_host.get(name, {}))
 
 
 def checkpoint_bytes(config: config_lib.Config) -> float:
@@ -235,7 +235,7 @@ def limit(config: config_lib.Config) -> float:
   return config.plan.memory_fraction * device.memory
 
 
-def largest_phase(config: config_lib.Config) -> Phase:
+def largest_phase(config: config_lib.Config) -> MemoryPhase:
   """Returns the phase that needs the most device memory.
 
   Raises:

@@ -116,7 +116,7 @@ def _fit(
 
 def cut(
   config: config_lib.Config,
-  groups: Sequence[hardware.Group],
+  groups: Sequence[hardware.HostGroup],
   hosts: Sequence[int],
   in_flight: int,
 ) -> _Cut | None:
@@ -186,7 +186,7 @@ def _spread(
 
 def pipeline(
   terms: island_costs.Terms,
-  groups: Sequence[hardware.Group],
+  groups: Sequence[hardware.HostGroup],
   hosts: tuple[int, ...],
 ) -> island_costs.Work | None:
   """Plans the hosts as one pipeline; None if that is impossible.
@@ -248,7 +248,7 @@ def worth(config: config_lib.Config, fold: float) -> float:
 
 def _work(
   terms: island_costs.Terms,
-  groups: Sequence[hardware.Group],
+  groups: Sequence[hardware.HostGroup],
   hosts: tuple[int, ...],
   found: _Cut,
   in_flight: int,
@@ -271,7 +271,7 @@ def _work(
   for (n, g), transfer in zip(members, transfers, strict=True):
     life += n * (transfer + (0.0 if near else g.latency))
   slot = max(found.slot, *transfers, life / in_flight)
-  pace = island_costs.Pace(slot, slot, life - slot, 1)
+  pace = island_costs.StepTime(slot, slot, life - slot, 1)
   chosen = island_costs.choose([(1, pace)], terms, terms.window)
   if chosen is None:
     return None
@@ -305,7 +305,7 @@ def _work(
 
 def _exchange(
   terms: island_costs.Terms,
-  groups: Sequence[hardware.Group],
+  groups: Sequence[hardware.HostGroup],
   hosts: tuple[int, ...],
   found: _Cut,
 ) -> tuple[float, float, float, float]:
@@ -329,7 +329,7 @@ def _exchange(
 
 
 def _words(
-  groups: Sequence[hardware.Group], hosts: Sequence[int], found: _Cut
+  groups: Sequence[hardware.HostGroup], hosts: Sequence[int], found: _Cut
 ) -> str:
   """Describes the layers per device of each group; E marks embeddings."""
   parts = []

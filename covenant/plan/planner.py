@@ -29,7 +29,7 @@ class Plan(NamedTuple):
   """The islands of a network and the hosts that stay idle."""
 
   terms: island_costs.Terms
-  groups: tuple[hardware.Group, ...]
+  groups: tuple[hardware.HostGroup, ...]
   works: tuple[island_costs.Work, ...]  # most weighted tokens first
   idle: Hosts  # hosts in no island
 
@@ -91,7 +91,7 @@ class _Search:
   """A search over partitions of hosts; each is a sorted tuple of islands."""
 
   def __init__(
-    self, terms: island_costs.Terms, groups: tuple[hardware.Group, ...]
+    self, terms: island_costs.Terms, groups: tuple[hardware.HostGroup, ...]
   ):
     self.terms = terms
     self.groups = groups

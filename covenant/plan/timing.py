@@ -102,7 +102,7 @@ class Links(NamedTuple):
   download: float
 
 
-class Round(NamedTuple):
+class RoundSeconds(NamedTuple):
   """Seconds of the phases of one round, which run one after another."""
 
   compute: float
@@ -150,7 +150,7 @@ def utilization(compute: float, communication: float) -> float:
 
 def round_time(
   links: Links, compute: float, payload_bytes: float, peers: int
-) -> Round:
+) -> RoundSeconds:
   """Returns a round in which each peer fetches all other payloads directly.
 
   Args:
@@ -160,7 +160,9 @@ def round_time(
     peers: the number of contributors, this peer included.
   """
   upload = payload_bytes / links.upload
-  return Round(compute, upload, (peers - 1) * payload_bytes / links.download)
+  return RoundSeconds(
+    compute, upload, (peers - 1) * payload_bytes / links.download
+  )
 
 
 class Gather(NamedTuple):

@@ -36,7 +36,7 @@ class Link(NamedTuple):
   churn: float = 0.0  # share of its time that the peer is away; at most half
 
 
-class Peer(NamedTuple):
+class PeerTimes(NamedTuple):
   """The link of a uid, and the durations of its work."""
 
   link: Link
@@ -44,7 +44,7 @@ class Peer(NamedTuple):
   outer: float  # seconds of the outer step, and of what is swapped for it
 
 
-class Phases(NamedTuple):
+class PhaseSeconds(NamedTuple):
   """Seconds of one peer's round."""
 
   train: float
@@ -59,12 +59,12 @@ class Phases(NamedTuple):
 
 
 def phases(
-  peer: Peer,
+  peer: PeerTimes,
   sent: float,
   heard: float,
   agree: float,
   draw: Sequence[float] = (1.0, 1.0),
-) -> Phases:
+) -> PhaseSeconds:
   """Returns the seconds of each phase of a peer's round.
 
   Args:
@@ -76,7 +76,7 @@ def phases(
   """
   link, (up, down) = peer.link, draw
   again = 1 / (1 - link.loss)
-  return Phases(
+  return PhaseSeconds(
     peer.train,
     link.latency + sent * again / (link.upload * up),
     agree,
@@ -111,7 +111,7 @@ def _random(seed: int, uid: int, number: int) -> np.random.Generator:
   return np.random.Generator(np.random.Philox(np.random.SeedSequence(words)))
 
 
-def seconds(round_: Sequence[Phases], overlap: bool = False) -> float:
+def seconds(round_: Sequence[PhaseSeconds], overlap: bool = False) -> float:
   """Returns the length of a round of these peers; 0 without any.
 
   Without overlap a phase begins when every peer has ended the one before. With
@@ -127,7 +127,7 @@ def seconds(round_: Sequence[Phases], overlap: bool = False) -> float:
   return sent + agree + max(p.gather + p.outer for p in round_)
 
 
-def utilization(round_: Sequence[Phases], overlap: bool = False) -> float:
+def utilization(round_: Sequence[PhaseSeconds], overlap: bool = False) -> float:
   """Returns the mean share of a round in which peers train."""
   train = sum(p.train for p in round_) / len(round_)
   return train / seconds(round_, overlap)
@@ -155,7 +155,7 @@ _RUNS = {
 }
 
 
-def published(name: str) -> tuple[Phases, float]:
+def published(name: str) -> tuple[PhaseSeconds, float]:
   """Returns a round of a published run, and the calibrated rate of its links.
 
   The rate is a multiple of 110 MB/s up and 500 MB/s down, with which transfers
@@ -172,7 +172,7 @@ def published(name: str) -> tuple[Phases, float]:
   left = reported.communication - outer
   speed = (run.sent / 110e6 + run.heard / 500e6) / left
   link = Link(110e6 * speed, 500e6 * speed)
-  peer = Peer(link, reported.compute, outer)
+  peer = PeerTimes(link, reported.compute, outer)
   return phases(peer, run.sent, run.heard, 0.0), speed
 
 
@@ -184,7 +184,7 @@ def outer_seconds(params: float, device: hardware.Device) -> float:
   return 16 * params / device.host_link
 
 
-def peers(config: config_lib.Config) -> tuple[Peer, ...]:
+def peers(config: config_lib.Config) -> tuple[PeerTimes, ...]:
   """Returns the peers of `config.plan.inventory` as planned, by uid.
 
   The hosts of a peer use their links together: each stage of a pipeline sends
@@ -214,7 +214,7 @@ def peers(config: config_lib.Config) -> tuple[Peer, ...]:
       min(g.download for _, g in members)
     )
     found.append(
-      Peer(
+      PeerTimes(
         Link(
           plan.terms.payload / (work.upload - latency),
           heard / gather,

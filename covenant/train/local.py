@@ -103,7 +103,7 @@ class Contribution(NamedTuple):
   round: int  # in which it is to be sent
 
 
-class Compressed(NamedTuple):
+class CompressedDelta(NamedTuple):
   """A delta as it is sent, and what is left of it."""
 
   message: ct.Message
@@ -112,8 +112,10 @@ class Compressed(NamedTuple):
 
 
 Constants = tuple[ct.PyTree, ...]  # extra arguments of all steps of a round
-# (start, end, error feedback), which it consumes -> Compressed
-Compress = Callable[[ct.Params | None, ct.Params, ct.Params | None], Compressed]
+# (start, end, error feedback), which it consumes -> CompressedDelta
+Compress = Callable[
+  [ct.Params | None, ct.Params, ct.Params | None], CompressedDelta
+]
 
 
 class Replica(NamedTuple):

@@ -9,8 +9,8 @@ from absl.testing import parameterized
 from covenant import config
 from covenant.data import shard_manifest
 
-MANIFEST = shard_manifest.Manifest(
-  shard_manifest.Tokenizer('bytes', 'ab'),
+MANIFEST = shard_manifest.ShardManifest(
+  shard_manifest.TokenizerDigest('bytes', 'ab'),
   vocab_size=256,
   end_of_text=0,
   train=(shard_manifest.Shard('train-00000', 200, 190, 'cd'),),

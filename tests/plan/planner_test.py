@@ -231,7 +231,7 @@ class PaceTest(parameterized.TestCase):
     st.integers(1, 8), st.floats(0.01, 100), st.integers(1, 64),
   )  # fmt: skip
   def test_most_is_the_most(self, each, beside, fixed, quantum, seconds, limit):
-    pace = island_costs.Pace(each, beside, fixed, quantum)
+    pace = island_costs.StepTime(each, beside, fixed, quantum)
     batch = pace.most(seconds, limit)
     tried = [b for b in range(quantum, limit + 1, quantum)
              if pace.seconds(b) <= seconds]  # fmt: skip
@@ -246,7 +246,7 @@ class PaceTest(parameterized.TestCase):
     # A sequence takes a second: 900 of them, 10 x 90 as well, 32 at most.
     self.assertEqual(
       island_costs.choose(
-        [(1, island_costs.Pace(1.0, 0.0, 0.0, 1))], terms, 160.0
+        [(1, island_costs.StepTime(1.0, 0.0, 0.0, 1))], terms, 160.0
       ),
       (10, [16]),
     )

@@ -41,7 +41,7 @@ class GatherTest(parameterized.TestCase):
 
   def test_a_round_is_its_phases_one_after_another(self):
     times = timing.round_time(self.LINKS, 50.0, 1000.0, 21)
-    self.assertEqual(times, timing.Round(50.0, 10.0, 40.0))
+    self.assertEqual(times, timing.RoundSeconds(50.0, 10.0, 40.0))
     self.assertEqual(times.total, 100.0)
     self.assertEqual(times.utilization, 0.5)
 

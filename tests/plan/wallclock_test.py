@@ -12,13 +12,13 @@ from covenant.plan import wallclock
 from tests import helpers
 
 LINK = wallclock.Link(upload=100.0, download=500.0, latency=1.0)
-PEER = wallclock.Peer(LINK, train=60.0, outer=2.0)
+PEER = wallclock.PeerTimes(LINK, train=60.0, outer=2.0)
 
 
 class PhasesTest(parameterized.TestCase):
   def test_one_peer_by_hand(self):
     round_ = wallclock.phases(PEER, 1000.0, 5000.0, 4.0)
-    self.assertEqual(round_, wallclock.Phases(60.0, 11.0, 4.0, 11.0, 2.0))
+    self.assertEqual(round_, wallclock.PhaseSeconds(60.0, 11.0, 4.0, 11.0, 2.0))
     self.assertEqual(wallclock.seconds([round_]), 88.0)
     # Beside the next training; only the outer step interrupts.
     self.assertEqual(wallclock.seconds([round_], overlap=True), 62.0)
@@ -28,14 +28,14 @@ class PhasesTest(parameterized.TestCase):
     self.assertEqual(wallclock.phases(lossy, 1000.0, 0.0, 0.0).upload, 21.0)
 
   def test_all_wait_for_the_slowest_of_each_phase(self):
-    trains = wallclock.Phases(60.0, 1.0, 4.0, 1.0, 1.0)
-    hears = wallclock.Phases(10.0, 1.0, 4.0, 30.0, 1.0)
+    trains = wallclock.PhaseSeconds(60.0, 1.0, 4.0, 1.0, 1.0)
+    hears = wallclock.PhaseSeconds(10.0, 1.0, 4.0, 30.0, 1.0)
     self.assertEqual(wallclock.seconds([trains, hears]), 61.0 + 4.0 + 31.0)
     self.assertEqual(wallclock.seconds([trains, hears], overlap=True), 61.0)
     self.assertEqual(wallclock.utilization([trains, hears]), 35 / 96)
 
   def test_overlap_is_no_faster_than_the_exchange(self):
-    slow = wallclock.Phases(10.0, 20.0, 4.0, 30.0, 1.0)
+    slow = wallclock.PhaseSeconds(10.0, 20.0, 4.0, 30.0, 1.0)
     self.assertEqual(wallclock.seconds([slow], overlap=True), 55.0)
 
   def test_a_round_of_nobody(self):

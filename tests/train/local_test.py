@@ -59,7 +59,7 @@ class Recorder:
 
   def compress(self, start, end, error):
     self.calls.append('compress')
-    return local_lib.Compressed(start - end + error, error / 2, 0.5)
+    return local_lib.CompressedDelta(start - end + error, error / 2, 0.5)
 
 
 def state():
