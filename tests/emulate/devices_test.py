@@ -103,6 +103,7 @@ class SideBySideTest(parameterized.TestCase):
       )
     self.assertEqual(*digests)
 
+  @pytest.mark.slow
   def test_the_first_that_diverges_is_named(self):
     config = helpers.tiny('optim.inner.learning_rate=1e30', 'devices.peers=2')
     with self.assertRaisesRegex(

@@ -56,6 +56,7 @@ class PoolTest(absltest.TestCase):
       0.1 * found.refused['honest']['VALID'],
     )
 
+  @pytest.mark.slow
   def test_to_the_network_a_pool_is_a_miner(self):
     """Its work says what a miner's would, and is the same every time."""
     shared = kit().shared_model.init()

@@ -213,6 +213,7 @@ class InnerStepTest(parameterized.TestCase):
     kinds = {kind for kind, _ in collectives(text)}
     self.assertEqual(kinds, {'all-gather', 'all-reduce', 'reduce-scatter'})
 
+  @pytest.mark.slow
   def test_bfloat16_learns_as_float32(self):
     """Trains on sequences that count up; the curves are of one seed."""
     rng = np.random.default_rng(0)

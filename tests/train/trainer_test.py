@@ -132,6 +132,7 @@ class TrainerTest(parameterized.TestCase):
     self.assertEqual(moment.sharding.spec, jax.P('fsdp', None))
     self.assertLen(moment.sharding.device_set, sizes['fsdp'])
 
+  @pytest.mark.slow
   @parameterized.parameters('', 'ddp')
   @pytest.mark.rows(1)
   def test_a_mesh_of_one_device_is_that_device(self, variant):
