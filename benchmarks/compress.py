@@ -1,14 +1,13 @@
-"""What a message costs on one matrix, stage by stage, and 20 peers' sum.
+"""Measures the stages of a message of one matrix, and the sum of 20 peers.
 
   python benchmarks/compress.py              4096 x 4096, k = 64 of 4096
-  python benchmarks/compress.py --turns 31   on a machine with neighbours
+  python benchmarks/compress.py --turns 31   on a machine with other load
 
 The stages take turns in one process; times are medians over the turns, with
-the least beside them. Elements are those of the dense float32 matrix. The bar
-is 150 M elements/s for select + quantize + pack + unpack + decompress, where
-PyTorch implementations reach 67 to 101 on two such cores (reference/peers.md
-2.5). 'pack' and 'unpack' are whole payloads: header, indices, codes, scales,
-digest, and all checks of the strict decoder but that of the signature.
+the least beside them. Elements are those of the dense float32 matrix. The
+target is 150 M elements/s for select + quantize + pack + unpack + decompress.
+'pack' and 'unpack' are of whole payloads: header, indices, codes, scales,
+digest, and all checks of the strict decoder except that of the signature.
 """
 
 import argparse

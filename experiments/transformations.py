@@ -48,8 +48,8 @@ from covenant.optim import compression as compression_lib
 from covenant.optim import inner as inner_lib
 from covenant.optim import sparseloco
 from covenant.optim.baselines import demo
+from covenant.optim.baselines import diloco
 from covenant.optim.baselines import sparta
-from covenant.optim.baselines import streaming
 from covenant.train import local
 from covenant.wire import payload
 from experiments import charts
@@ -233,7 +233,7 @@ class Streaming(Configured):
   def transformation(
     self, config: config_lib.Config
   ) -> optax.GradientTransformation:
-    return streaming.streaming_diloco(
+    return diloco.streaming_diloco(
       inner(config),
       algorithm_lib.make(config).outer,
       config.optim.inner_steps,
@@ -244,7 +244,7 @@ class Streaming(Configured):
     )
 
   def sent(self, config: config_lib.Config) -> Sent:
-    parts = streaming.split(shapes(config), self.fragments)
+    parts = diloco.split(shapes(config), self.fragments)
     sizes = [
       dense_bytes(sum(x.size for x in jax.tree.leaves(part))) for part in parts
     ]

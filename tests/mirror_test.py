@@ -26,8 +26,6 @@ WITHOUT = frozenset(
     'node/validator',
     'node/validator_role',
     'node/vote',
-    'optim/collectives',
-    'optim/compression',
     'plan/island_costs',
     'plan/island_table',
     'plan/partition',

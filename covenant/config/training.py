@@ -200,7 +200,7 @@ class Optim(schema.Section):
   # Sequences assigned to a miner per round; 0: inner_steps * inner.batch_size.
   most_sequences: int = schema.bounded(0, low=0)
   # Inner steps of a round that run while the last round's deltas are exchanged;
-  # 0: training waits for the exchange (covenant/train/overlap.py).
+  # 0: training waits for the exchange (covenant/train/replica.py).
   overlap: int = schema.bounded(0, low=0)
   # Largest age, in rounds, of the parameters that a delta was trained from.
   staleness: int = schema.bounded(0, low=0, high=8)

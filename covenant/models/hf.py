@@ -18,7 +18,7 @@ import math
 import os
 import pathlib
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, BinaryIO, NamedTuple
 
 import jax
@@ -162,7 +162,7 @@ def load(folder: str | os.PathLike[str], model: config_lib.Model) -> ct.Params:
   shards = _read_index(folder, tensors)
   for file, names in shards.items():
     _check_shard(file, {name: tensors[name] for name in names})
-  params: dict[str, Any] = {}
+  params: dict[str, ct.PyTree] = {}
   like = jax.eval_shape(lambda: llama.init(model, jax.random.key(0)))
   for path, x in jax.tree.leaves_with_path(like):
     *parents, last = (key.key for key in path)
@@ -246,7 +246,7 @@ def _write_shard(
 
   The safetensors package would need all tensors of a file at once.
   """
-  header: dict[str, Any] = {'__metadata__': {'format': 'pt'}}
+  header: dict[str, ct.Json] = {'__metadata__': {'format': 'pt'}}
   end = 0
   for name, tensor in tensors.items():
     start, end = end, end + 4 * math.prod(tensor.shape)
@@ -299,11 +299,12 @@ def _read_index(
 
 
 def _check_names(
-  path: pathlib.Path, there: Mapping[str, Any] | Sequence[str], expected: Any
+  path: pathlib.Path, there: Iterable[str], expected: Iterable[str]
 ) -> None:
+  found, wanted = set(there), set(expected)
   for what, names in (
-    ('lacks', expected.keys() - set(there)),
-    ('has an unexpected tensor,', set(there) - expected.keys()),
+    ('lacks', wanted - found),
+    ('has an unexpected tensor,', found - wanted),
   ):
     if names:
       more = f' and {len(names) - 1} more' if len(names) > 1 else ''

@@ -2,7 +2,6 @@
 
 import json
 import pathlib
-from typing import Any
 
 from covenant import config as config_lib
 from covenant import typing as ct
@@ -60,7 +59,7 @@ def check(path: pathlib.Path, model: config_lib.Model) -> None:
     )
 
 
-def read_json(path: pathlib.Path) -> dict[str, Any]:
+def read_json(path: pathlib.Path) -> dict[str, ct.Json]:
   """Reads a JSON object; raises ConfigError if there is none."""
   try:
     content = json.loads(path.read_bytes())
@@ -73,7 +72,7 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
   return content
 
 
-def _fields(model: config_lib.Model) -> dict[str, tuple[Any, str]]:
+def _fields(model: config_lib.Model) -> dict[str, tuple[ct.Json, str]]:
   """Returns the required value and our field for each field of config.json."""
   m = model
   return {

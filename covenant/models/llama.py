@@ -19,7 +19,6 @@ of the shard where an array is sharded.
 import dataclasses
 import functools
 import math
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -52,7 +51,7 @@ def product(
   w_DxF: jax.Array,
   gathered: tuple[str, ...] = (),
   axis: int = 0,
-  dtype: Any = None,
+  dtype: jax.typing.DTypeLike | None = None,
 ) -> jax.Array:
   """Returns x @ w and keeps only the shard of w for the backward pass.
 
@@ -275,7 +274,7 @@ class Block(nn.Module):
 
 
 def _look_up(
-  table_VxD: jax.Array, tokens_BxL: jax.Array, dtype: Any
+  table_VxD: jax.Array, tokens_BxL: jax.Array, dtype: jax.typing.DTypeLike
 ) -> jax.Array:
   """Returns rows of a table that may be sharded by rows."""
   # Cast after the look-up: the table's gradient is summed in float32.
@@ -302,7 +301,7 @@ class Llama(nn.Module):
     m = self.model
     table_VxD = _weight(self, 'embedding', (m.vocab_size, m.width))
     x_BxLxD = _look_up(table_VxD, tokens_BxL, m.compute_dtype)
-    block: Any = Block
+    block = Block
     if m.remat != 'none':
       dots = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
       block = nn.remat(
@@ -343,7 +342,7 @@ def hidden(
   over a miner's mesh they are of this device's sequences and its shard of the
   vocabulary.
   """
-  product: Any = Llama(model).apply({'params': params}, tokens_BxL)
+  product: ct.PyTree = Llama(model).apply({'params': params}, tokens_BxL)
   return product
 
 
@@ -358,7 +357,7 @@ def block(
   model: config.Model, layer: ct.Params, x_BxLxD: jax.Array
 ) -> jax.Array:
   """Applies one layer with its own parameters."""
-  y_BxLxD: Any = Block(model).apply({'params': layer}, x_BxLxD)
+  y_BxLxD: ct.PyTree = Block(model).apply({'params': layer}, x_BxLxD)
   return y_BxLxD
 
 
@@ -367,7 +366,7 @@ def product_of(
 ) -> tuple[jax.Array, jax.Array]:
   """Returns the factors of the logits, given the output of the last layer."""
   gain = {'params': params['final_norm']}
-  y_BxLxD: Any = RMSNorm(model).apply(gain, x_BxLxD)
+  y_BxLxD: ct.PyTree = RMSNorm(model).apply(gain, x_BxLxD)
   tied = model.tie_embeddings
   return y_BxLxD, params['embedding'].T if tied else params['unembedding']
 

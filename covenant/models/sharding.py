@@ -24,7 +24,6 @@ one device, these functions do nothing.
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import numpy as np
@@ -162,7 +161,7 @@ def specs(like: ct.PyTree, mesh: AnyMesh) -> ct.PyTree:
     mesh: the mesh of one miner; its axes of one device are not named.
   """
 
-  def spec(path: Any, x: Any) -> jax.P:
+  def spec(path: jax.tree_util.KeyPath, x: ct.Array) -> jax.P:
     sides = MATRICES.get(_name(path), ()) if x.ndim > 1 else ()
     # Full length, as JAX itself writes specs: a step is compiled only once.
     whole = (None,) * (x.ndim - len(sides))
@@ -190,13 +189,13 @@ def split(logical: str, mesh: AnyMesh) -> tuple[str, ...]:
   return tuple(a for a in _AXES[logical] if mesh.shape.get(a, 1) > 1)
 
 
-def _entry(side: str | None, mesh: AnyMesh) -> Any:
+def _entry(side: str | None, mesh: AnyMesh) -> str | tuple[str, ...] | None:
   found = split(side, mesh) if side else ()
   return found if len(found) > 1 else (found[0] if found else None)
 
 
-def _name(path: Any) -> Any:
-  return getattr(path[-1], 'key', None) if path else None
+def _name(path: jax.tree_util.KeyPath) -> str:
+  return getattr(path[-1], 'key', '') if path else ''
 
 
 def check(

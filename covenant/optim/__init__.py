@@ -1,1 +1,1 @@
-"""Local steps, then one small exchange: SparseLoCo and its baselines."""
+"""SparseLoCo and its baselines: local steps, then a small exchange."""

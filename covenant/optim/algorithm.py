@@ -1,4 +1,4 @@
-"""A training algorithm from its config: the parts of a round as one value.
+"""The training algorithm that a config describes: the parts of its round.
 
 All algorithms are one round with different parts:
 
@@ -10,8 +10,8 @@ All algorithms are one round with different parts:
               (plain synchronous data-parallel training)
 
 AdamW may be Muon. Streaming DiLoCo and SPARTA exchange within a round and with
-other parameters at every peer; they are transformations only (streaming.py,
-sparta.py).
+other parameters at every peer; they are transformations only
+(baselines/diloco.py, baselines/sparta.py).
 """
 
 from collections.abc import Callable
@@ -22,11 +22,10 @@ import optax
 from covenant import config as config_lib
 from covenant import plugins
 from covenant.optim import compression as compression_lib
-from covenant.optim import dct
 from covenant.optim import inner as inner_lib
 from covenant.optim import quantize
-from covenant.optim import randomk
 from covenant.optim import reduce
+from covenant.optim import topk_variants
 from covenant.optim.baselines import demo
 
 _QUANTIZERS: dict[str, quantize.Quantizer] = {
@@ -39,8 +38,8 @@ _QUANTIZERS: dict[str, quantize.Quantizer] = {
 }
 _COMPRESSIONS: dict[str, type[compression_lib.TopK]] = {
   'topk': compression_lib.TopK,
-  'randomk': randomk.RandomK,
-  'dct': dct.DCTTopK,
+  'randomk': topk_variants.RandomK,
+  'dct': topk_variants.DCTTopK,
 }
 _OUTERS: dict[str, Callable[[float, float], optax.GradientTransformation]] = {
   'nesterov': reduce.nesterov,

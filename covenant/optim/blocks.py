@@ -1,16 +1,16 @@
-"""The blocks of a tensor, which are compressed one by one.
+"""The blocks of a tensor, which are compressed independently.
 
-Of both layouts, a stack of matrices (layers under scan) is cut per matrix.
+Both layouts cut a stack of matrices (layers under scan) per matrix.
 
-'tiles', the paper's: a matrix is cut in `block = (height, width)` blocks, a
-vector in runs of height * width elements. Where a side does not divide, the
-rest forms a region of smaller blocks of its own: a leaf has up to four
-regions, each a plain `[N, L]` array. All blocks have one density.
+'tiles', the layout of the paper, cuts a matrix into blocks of
+`block = (height, width)` and a vector into runs of height * width elements. If
+a side does not divide, the rest is a region of smaller blocks: a leaf has up to
+four regions, each a plain `[N, L]` array. All blocks have one density.
 
-'divisors', that of the deployed system (Templar): a side is
-cut by its largest divisor up to the block's, a vector by its largest divisor
-up to the block's width, and k is the same for blocks of any size. A leaf has
-one region, and a vector is in effect sent dense.
+'divisors', the layout of the deployed system (Templar), cuts a side by its
+largest divisor up to the block's, a vector by its largest divisor up to the
+block's width, and keeps the same k of blocks of any size. A leaf has one
+region, and a vector is in effect sent dense.
 
 Nothing is padded, so padding can neither be selected nor sent.
 """
@@ -28,7 +28,7 @@ LAYOUTS = ('tiles', 'divisors')
 
 
 class Region(NamedTuple):
-  """A part of a leaf that blocks of one size tile. All static integers."""
+  """A part of a leaf that blocks of one size tile; static integers."""
 
   stack: int  # matrices stacked in front: product of the leading dimensions
   rows: tuple[int, int]  # start and stop
@@ -50,7 +50,7 @@ class Region(NamedTuple):
 def regions(
   shape: Sequence[int], block: tuple[int, int], layout: str = 'tiles'
 ) -> tuple[Region, ...]:
-  """The regions of a leaf, in row-major order of their corners.
+  """Returns the regions of a leaf, in row-major order of their corners.
 
   >>> def sizes(*args):
   ...   return [(r.num_blocks, r.block_size) for r in regions(*args)]
@@ -65,7 +65,7 @@ def regions(
     ValueError: if 'divisors' leaves blocks of one element, of which the
       reference would take two.
   """
-  stack, rows, columns = _as_matrices(shape)
+  stack, rows, columns = matrices(shape)
   if layout == 'divisors':
     height, width = _divisor(rows, block[0]), _divisor(columns, block[1])
     if height * width == 1:
@@ -89,7 +89,7 @@ def regions(
 def block_k(
   k: int, block: tuple[int, int], block_size: int, layout: str = 'tiles'
 ) -> int:
-  """Elements kept of a block of `block_size`.
+  """Returns the number of elements kept of a block of `block_size`.
 
   'tiles' keeps the density of a full block; 'divisors' keeps k, or all of a
   shorter block, but at least two and an even number, for 12-bit index pairs.
@@ -117,8 +117,8 @@ def index_dtype(block_size: int) -> np.dtype:
 def cut(
   x: jax.Array, block: tuple[int, int], layout: str = 'tiles'
 ) -> tuple[jax.Array, ...]:
-  """The blocks of each region of `x`, as `[N, L]` arrays."""
-  x_SxRxC = x.reshape(_as_matrices(x.shape))
+  """Returns the blocks of each region of `x`, as `[N, L]` arrays."""
+  x_SxRxC = x.reshape(matrices(x.shape))
   return tuple(_cut(x_SxRxC, r) for r in regions(x.shape, block, layout))
 
 
@@ -128,15 +128,13 @@ def join(
   block: tuple[int, int],
   layout: str = 'tiles',
 ) -> jax.Array:
-  """The leaf of `shape` whose `cut` is `parts`."""
+  """Returns the leaf of `shape` that `cut` took apart."""
   corners = regions(shape, block, layout)
-  matrices = [_join(p, r) for p, r in zip(parts, corners, strict=True)]
+  joined = [_join(p, r) for p, r in zip(parts, corners, strict=True)]
   across = len({r.columns for r in corners}) or 1
   bands = [
-    jnp.concatenate(matrices[i : i + across], axis=2)
-    if across > 1
-    else matrices[i]
-    for i in range(0, len(matrices), across)
+    jnp.concatenate(joined[i : i + across], axis=2) if across > 1 else joined[i]
+    for i in range(0, len(joined), across)
   ]
   if not bands:
     return jnp.zeros(tuple(shape))
@@ -144,19 +142,19 @@ def join(
   return x_SxRxC.reshape(tuple(shape))
 
 
-def _as_matrices(shape: Sequence[int]) -> tuple[int, int, int]:
-  if len(shape) < 2:
-    return 1, 1, math.prod(shape)
-  return math.prod(shape[:-2]), shape[-2], shape[-1]
+def matrices(shape: Sequence[int]) -> tuple[int, int, int]:
+  """Returns the matrices in a leaf's stack, their rows and their columns."""
+  rows, columns = (1, 1, *shape)[-2:]
+  return math.prod(shape[:-2]), rows, columns
 
 
 def _divisor(size: int, largest: int) -> int:
-  """The largest divisor of `size` that is at most `largest`."""
+  """Returns the largest divisor of `size` that is at most `largest`."""
   return next(d for d in range(largest, 0, -1) if size % d == 0)
 
 
 def _spans(size: int, side: int) -> list[tuple[int, int, int]]:
-  """Up to two (start, stop, block side): the whole blocks, then the rest."""
+  """Returns (start, stop, block side) of the whole blocks, and of the rest."""
   whole = size // side * side
   spans = [(0, whole, side), (whole, size, size - whole)]
   return [span for span in spans if span[1] > span[0]]

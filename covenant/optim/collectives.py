@@ -1,4 +1,4 @@
-"""Collectives across named mesh axes: what `jax.shard_map` and `vmap` need.
+"""The collectives across named mesh axes, in `jax.shard_map` and `jax.vmap`.
 
 Two kinds of axes occur. Peers live along `axis_name`. A peer's tensors may be
 sharded along other axes (FSDP, tensor parallelism), as their types say; a
@@ -6,7 +6,6 @@ function that `on_shards` runs sees one shard of each tensor.
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 
@@ -47,10 +46,10 @@ def shard_axes(x: jax.Array, axis_name: str | None) -> tuple[str, ...]:
 
 
 def on_shards(
-  f: Callable[..., tuple[Any, ...]],
-  trees: tuple[Any, ...],
+  f: Callable[..., tuple[ct.PyTree, ...]],
+  trees: tuple[ct.PyTree, ...],
   axis_name: str | None,
-) -> tuple[Any, ...]:
+) -> tuple[ct.PyTree, ...]:
   """Returns `f(*trees)`, where f takes and returns one shard of every leaf.
 
   Args:
@@ -87,7 +86,7 @@ def _explicit(x: jax.Array) -> frozenset[str]:
   return frozenset(axes)
 
 
-def varying(tree: Any, axis_name: str | None) -> Any:
+def varying(tree: ct.PyTree, axis_name: str | None) -> ct.PyTree:
   """Types every leaf as varying over the peers, inside `jax.shard_map`.
 
   An exchanged value and a local one differ in type there, and the branches of

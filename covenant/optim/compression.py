@@ -1,4 +1,4 @@
-"""Compressors of a tensor, one frozen object each.
+"""The compressors of a tensor: frozen objects.
 
 A compressor turns one leaf into its part of a message and back, and knows how
 to add such parts up without ever holding more than one peer's dense values.
@@ -19,12 +19,12 @@ from covenant.optim import topk
 
 
 class Packet(NamedTuple):
-  """One region of one leaf: N blocks, K values sent of each.
+  """The message of one region of a leaf: K values of each of N blocks.
 
-  JAX arrays where it is computed, NumPy arrays where it was received.
+  Its fields are JAX arrays where it is computed, NumPy arrays where received.
   """
 
-  indices: Any  # [N, K], strictly increasing in a block, `blocks.index_dtype`
+  indices: Any  # [N, K], increasing in each block, `blocks.index_dtype`
   codes: Any  # uint8 [N, K], or float32 where nothing is quantized
   scales: Any  # of the quantizer
 
@@ -50,15 +50,15 @@ class Sums(NamedTuple):
 class Compression(Protocol):
   """A frozen, hashable value object; every method can be jitted."""
 
-  def compress(self, x: jax.Array) -> Any:
+  def compress(self, x: jax.Array) -> ct.Message:
     """Returns the part of the message of a float32 leaf."""
     ...
 
-  def decompress(self, part: Any, shape: Sequence[int]) -> jax.Array:
+  def decompress(self, part: ct.Message, shape: Sequence[int]) -> jax.Array:
     """Returns the float32 leaf that a part of a message stands for."""
     ...
 
-  def values(self, part: Any) -> list[jax.Array]:
+  def values(self, part: ct.Message) -> list[jax.Array]:
     """Returns the float32 values in `part`, region by region.
 
     Their L2 norm is that of the leaf that `part` stands for.
@@ -67,11 +67,11 @@ class Compression(Protocol):
 
   @property
   def num_codes(self) -> int:
-    """The number of codes of a value; 0 where values are not coded."""
+    """The number of codes of a value; 0 if values are not coded."""
     ...
 
-  def code_counts(self, part: Any) -> jax.Array:
-    """int32 [num_codes]: how often each code is in `part`."""
+  def code_counts(self, part: ct.Message) -> jax.Array:
+    """Returns how often each code is in `part`: int32 [num_codes]."""
     ...
 
   def start(self, shape: Sequence[int]) -> Sums:
@@ -79,12 +79,14 @@ class Compression(Protocol):
     ...
 
   def scatter_add(
-    self, total: Regions, part: Any, values: Sequence[jax.Array]
+    self, total: Regions, part: ct.Message, values: Sequence[jax.Array]
   ) -> Regions:
     """Returns `total` plus one value for each value in `part`."""
     ...
 
-  def count(self, senders: Regions, part: Any, weight: ct.Scalar) -> Regions:
+  def count(
+    self, senders: Regions, part: ct.Message, weight: ct.Scalar
+  ) -> Regions:
     """Returns `senders` with a weight added at each element that was sent."""
     ...
 
@@ -97,12 +99,12 @@ class Compression(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class TopK:
-  """The k largest of every block, quantized (SparseLoCo, arXiv 2508.15706).
+  """The k largest values of every block, quantized (arXiv 2508.15706).
 
   Attributes:
-    k: values kept of a full block.
-    block: height and width of the blocks of a matrix.
-    quantizer: what stands for the kept values.
+    k: the number of values kept of a full block.
+    block: the height and width of the blocks of a matrix.
+    quantizer: the quantizer of the kept values.
     layout: 'tiles' cuts vectors in runs of height * width and keeps the same
       density in short blocks; 'divisors' cuts as the deployed system does and
       sends vectors dense. See `blocks.py`.
@@ -127,7 +129,7 @@ class TopK:
     return blocks.regions(shape, self.block, self.layout)
 
   def block_k(self, block_size: int) -> int:
-    """Values kept of a block of `block_size` elements."""
+    """Returns the number of values kept of a block of `block_size`."""
     return blocks.block_k(self.k, self.block, block_size, self.layout)
 
   def compress(self, x: jax.Array) -> tuple[Packet, ...]:
@@ -136,7 +138,7 @@ class TopK:
   def keep(self, x: jax.Array) -> tuple[Kept, ...]:
     """Selects the values of each region: the first half of `compress`.
 
-    No block has to do with any other.
+    Blocks are independent of each other.
     """
     kept = []
     for blocks_NxL in blocks.cut(x, self.block, self.layout):
@@ -159,7 +161,7 @@ class TopK:
   def decompress(
     self, part: tuple[Packet, ...], shape: Sequence[int]
   ) -> jax.Array:
-    # Straight into the leaf: by way of blocks all of it would move once more.
+    # Straight into the leaf: by way of blocks the whole leaf would move again.
     regions = self.regions(shape)
     if not regions:
       return jnp.zeros(tuple(shape))
@@ -202,9 +204,9 @@ class TopK:
     part: tuple[Packet, ...],
     values: Sequence[jax.Array],
   ) -> Regions:
-    # Neither order nor uniqueness is promised to XLA: what the wire accepts has
-    # both, but a message built by hand (the deployed system allows duplicates,
-    # and counts each) must not be undefined behavior.
+    # XLA is promised neither order nor uniqueness: parsed messages have both,
+    # but a message built by hand (the deployed system counts duplicates) must
+    # not be undefined behavior.
     return tuple(
       x.at[jnp.arange(x.shape[0])[:, None], p.indices].add(v)
       for x, p, v in zip(total, part, values, strict=True)
@@ -225,13 +227,13 @@ class TopK:
     return blocks.join(regions, shape, self.block, self.layout)
 
   def select(self, blocks_NxL: jax.Array, k: int) -> jax.Array:
-    """int32 [N, k]: which elements of each block are sent, ascending."""
+    """Returns the ascending indices to send of each block: int32 [N, k]."""
     return topk.select(blocks_NxL, k)
 
 
 @dataclasses.dataclass(frozen=True)
 class Dense:
-  """Everything, in float32: what DiLoCo and data-parallel training send."""
+  """The whole leaf in float32, as DiLoCo and data-parallel training send it."""
 
   def compress(self, x: jax.Array) -> jax.Array:
     return x
@@ -277,7 +279,7 @@ class Dense:
 def _locate(
   r: blocks.Region, indices_NxK: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """Matrix, row and column of the elements of a region's blocks."""
+  """Returns matrix, row and column of the elements of a region's blocks."""
   indices_NxK = indices_NxK.astype(jnp.int32)
   across = (r.columns[1] - r.columns[0]) // r.width
   block_Nx1 = jnp.arange(r.num_blocks, dtype=jnp.int32)[:, None]

@@ -16,7 +16,7 @@ of a miner lie: groups of leaves one after another, slice by slice
 
 import dataclasses
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -179,13 +179,15 @@ class Compressor:
     part_specs = group.map(self._part_spec)
     return group.on_shards(local, (specs,) * 3, part_specs)(start, end, error)
 
-  def _select_leaf(self, leaf: sharded_leaf.ShardedLeaf, *given: Any) -> Any:
+  def _select_leaf(
+    self, leaf: sharded_leaf.ShardedLeaf, *given: ct.PyTree
+  ) -> ct.Message:
     """Returns a leaf's part of the message, local."""
     compression = self._compression
     if not isinstance(compression, compression_lib.TopK):
       return self._offered(dataclasses.replace(leaf, slices=1), 0, *given)
 
-    def select(index: Any, kept: Any) -> Any:
+    def select(index: ct.Scalar, kept: ct.PyTree) -> ct.PyTree:
       some = compression.keep(self._offered(leaf, index, *given))
       return leaf.put_rows(kept, some, index)
 
@@ -214,7 +216,10 @@ class Compressor:
     """Returns a slice of the new error, and the sum of its squares."""
 
     def subtract(
-      index: Any, leaf: sharded_leaf.ShardedLeaf, part: Any, *given: Any
+      index: ct.Scalar,
+      leaf: sharded_leaf.ShardedLeaf,
+      part: ct.Message,
+      *given: ct.PyTree,
     ) -> jax.Array:
       if isinstance(part, tuple):
         packets = tuple(
@@ -226,7 +231,7 @@ class Compressor:
       return residual(self._offered(leaf, index, *given), sent)
 
     def local(
-      part: ct.PyTree, index: Any, *given: ct.PyTree
+      part: ct.PyTree, index: ct.Scalar, *given: ct.PyTree
     ) -> tuple[ct.PyTree, jax.Array]:
       rest = group.map(functools.partial(subtract, index), part, *given)
       squares = reduce.square_sum(rest)
@@ -242,7 +247,7 @@ class Compressor:
   def _offered(
     self,
     leaf: sharded_leaf.ShardedLeaf,
-    index: Any,
+    index: ct.Scalar,
     start: jax.Array | None,
     end: jax.Array,
     error: jax.Array | None,
@@ -254,14 +259,14 @@ class Compressor:
     delta = end if start is None else difference(start, end)
     return offered(delta, error, self._error_decay)
 
-  def _part_spec(self, leaf: sharded_leaf.ShardedLeaf) -> Any:
+  def _part_spec(self, leaf: sharded_leaf.ShardedLeaf) -> ct.PyTree:
     if not isinstance(self._compression, compression_lib.TopK):
       return leaf.spec
     regions = len(self._compression.regions(leaf.shape))
     return (sharded_leaf.SplitPacket(leaf.grid_spec, jax.P()),) * regions
 
 
-def _on_host(part: Any) -> ct.Message:
+def _on_host(part: ct.Message) -> ct.Message:
   """Returns a leaf's part of a message, of NumPy arrays, in the one order."""
   if not isinstance(part, tuple):
     return part

@@ -1,19 +1,23 @@
-"""The inner optimizer, AdamW or Muon, its learning rate given from outside.
+"""The inner optimizer, AdamW or Muon, and its learning rate.
 
-The rate is a function of the run's step, not of how many updates this miner
-has made: a miner that joins late trains at the rate everybody else does.
+The rate is a function of the step of the run, not of this miner's number of
+updates: a miner that joins late trains at the same rate as the others.
 """
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import ParamSpec, TypeVar
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from covenant import config
+from covenant import typing as ct
 from covenant.optim import collectives
+
+_P = ParamSpec('_P')
+_T = TypeVar('_T')
 
 
 def make(inner: config.Inner) -> optax.GradientTransformation:
@@ -22,7 +26,7 @@ def make(inner: config.Inner) -> optax.GradientTransformation:
 
 
 def adamw(inner: config.Inner) -> optax.GradientTransformation:
-  """Clipped AdamW whose updates are still to be multiplied by the rate.
+  """Returns clipped AdamW; its updates need multiplying by the rate.
 
   Weight decay covers all parameters, norms too.
   """
@@ -36,11 +40,11 @@ def adamw(inner: config.Inner) -> optax.GradientTransformation:
 
 
 def muon(inner: config.Inner) -> optax.GradientTransformation:
-  """Clipped Muon of matrices, and AdamW of embeddings and gains.
+  """Returns clipped Muon for matrices, and AdamW for embeddings and gains.
 
-  Both with Nesterov momentum, as optax has it. Scaled to the root mean square
-  of AdamW's updates (arXiv 2502.16982), so that one rate serves both. Of a
-  stack of layers, every matrix is its own.
+  Both have Nesterov momentum, as in optax. Muon's updates are scaled to the
+  root mean square of AdamW's (arXiv 2502.16982), so that one rate serves both.
+  Matrices in a stack of layers are orthogonalized one by one.
   """
   tx = optax.chain(
     optax.clip_by_global_norm(inner.clip_norm),
@@ -60,10 +64,12 @@ def muon(inner: config.Inner) -> optax.GradientTransformation:
   )
 
 
-def _matrices(params: Any) -> Any:
+def _matrices(params: ct.Params) -> ct.PyTree:
   """Marks the leaves that are matrices [..., in, out] to Muon; None: others."""
 
-  def of(path: Any, x: Any) -> Any:
+  def of(
+    path: jax.tree_util.KeyPath, x: jax.Array
+  ) -> optax.contrib.MuonDimensionNumbers | None:
     name = jax.tree_util.keystr(path)
     if x.ndim < 2 or 'embedding' in name:
       return None
@@ -78,16 +84,16 @@ def _matrices(params: Any) -> Any:
 
 
 def schedule(inner: config.Inner, total_steps: int) -> optax.Schedule:
-  """Inner step -> learning rate.
+  """Returns the learning rate as a function of the inner step of the run.
 
-  Linear warm-up, then cosine, which stands still for `flat_steps`; from
-  `anneal_start` on, linear up and linear down to zero. The published run had
-  all of it.
+  The rate warms up linearly, then follows a cosine that pauses for
+  `flat_steps`; from `anneal_start` on it rises linearly, then falls to zero.
+  The published run had all of these phases.
 
   Args:
-    inner: `decay_steps` counts the warm-up in, but not the pause; 0 means
+    inner: `decay_steps` includes the warm-up, but not the pause; 0 means
       `total_steps`.
-    total_steps: inner steps of the whole run.
+    total_steps: the number of inner steps of the whole run.
 
   >>> inner = config.Inner(
   ...   learning_rate=1.0,
@@ -125,7 +131,7 @@ def schedule(inner: config.Inner, total_steps: int) -> optax.Schedule:
 
 
 def _pausing(rate: optax.Schedule, start: int, steps: int) -> optax.Schedule:
-  """`rate`, that stands still for `steps` from `start` on."""
+  """Returns `rate` with a pause of `steps` from `start` on."""
   return lambda step: rate(step - jnp.clip(step - start, 0, steps))
 
 
@@ -135,19 +141,19 @@ def rejoin_factor(
   """Returns the factor of the rate for a miner whose first step was `first`.
 
   Its moments start at zero while the rate of the run may be at its peak: it
-  warms up over `rejoin_steps`. Who starts with the
-  run follows the schedule alone.
+  warms up over `rejoin_steps`. A miner that starts with the run follows the
+  schedule alone.
   """
   warm = (step - first + 1).astype(jnp.float32) / max(inner.rejoin_steps, 1)
   return jnp.where(first > 0, jnp.minimum(warm, 1.0), 1.0)
 
 
-def _promoting(function: Callable[..., Any]) -> Callable[..., Any]:
-  """Optax mixes floats with int32 counts, which strict promotion refuses."""
+def _promoting(function: Callable[_P, _T]) -> Callable[_P, _T]:
+  """Allows optax to mix floats with int32 counts."""
 
   @functools.wraps(function)
-  def promoting(*args: Any) -> Any:
+  def promoting(*args: _P.args, **kwargs: _P.kwargs) -> _T:
     with jax.numpy_dtype_promotion('standard'):
-      return function(*args)
+      return function(*args, **kwargs)
 
   return promoting

@@ -1,4 +1,4 @@
-"""Groups of leaves that one program works on together.
+"""The groups of leaves that one program works on together.
 
 A small model on one device is one group. On a mesh, or where a model is large,
 every leaf is a group of its own: leaves of one shape share their programs, and
@@ -9,7 +9,7 @@ the model is a few slices.
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 
@@ -23,7 +23,7 @@ _LEAF = jax.tree.structure(0)
 class LeafGroup(NamedTuple):
   """The leaves of one group; hashable, so that it can select a program."""
 
-  treedef: Any  # the structure of the group's part of a model
+  treedef: jax.tree_util.PyTreeDef  # of the group's part of a model
   leaves: tuple[sharded_leaf.ShardedLeaf, ...]  # several only without a mesh
 
   @property
@@ -41,7 +41,7 @@ class LeafGroup(NamedTuple):
     """The number of elements on one device."""
     return sum(math.prod(leaf.local_shape) for leaf in self.leaves)
 
-  def map(self, f: Callable[..., Any], *trees: ct.PyTree) -> ct.PyTree:
+  def map(self, f: Callable[..., ct.PyTree], *trees: ct.PyTree) -> ct.PyTree:
     """Returns the tree of `f(leaf, x, ...)` over the leaves of `trees`.
 
     A tree may be None: then so is x.
@@ -53,15 +53,15 @@ class LeafGroup(NamedTuple):
     return self.treedef.unflatten(map(f, self.leaves, *columns))
 
   def on_shards(
-    self, f: Callable[..., Any], in_specs: Any, out_specs: Any
-  ) -> Callable[..., Any]:
+    self, f: Callable[..., ct.PyTree], in_specs: ct.PyTree, out_specs: ct.PyTree
+  ) -> Callable[..., ct.PyTree]:
     """Returns `f`, which takes and returns shards, as a function of wholes."""
     if not self.leaves:
       return f
     return self.leaves[0].on_shards(f, in_specs, out_specs)
 
 
-class Groups(Sequence[LeafGroup]):
+class Groups:
   """The groups of a model, in leaf order.
 
   Args:
@@ -90,7 +90,7 @@ class Groups(Sequence[LeafGroup]):
     leaves = sharded_leaf.leaves(
       abstract_params, compression, mesh, specs, budget
     )
-    self.is_small = sharded_leaf.num_elements(abstract_params) <= budget
+    self.is_small = sum(math.prod(leaf.shape) for leaf in leaves) <= budget
     self.is_one = mesh is None and (self.is_small or not per_leaf)
     if self.is_one:
       whole = (dataclasses.replace(leaf, slices=1) for leaf in leaves)
@@ -100,9 +100,6 @@ class Groups(Sequence[LeafGroup]):
 
   def __len__(self) -> int:
     return len(self._groups)
-
-  def __getitem__(self, index: Any) -> Any:
-    return self._groups[index]
 
   def __iter__(self) -> Iterator[LeafGroup]:
     return iter(self._groups)

@@ -20,7 +20,8 @@ The fields are the arguments of `sparseloco`:
 
 or of its pieces, for a pytree of any number of tensors:
 
->>> from covenant.optim import sparseloco as sl
+>>> from covenant import typing as ct
+from covenant.optim import sparseloco as sl
 >>> t = templar()
 >>> params = {'w': jnp.ones((64, 128)), 'norm': jnp.ones(128)}
 >>> deltas = [jax.tree.map(lambda x, r=r: r * x, params) for r in (1.0, 3.0)]
@@ -50,12 +51,13 @@ reference has not, is one tensor: its matrices share the quantizer's scales
 and the clip; where that matters, keep `scan_layers=False`.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from covenant import typing as ct
 from covenant.optim import compression as compression_lib
 from covenant.optim import quantize
 from covenant.optim import reduce
@@ -109,7 +111,7 @@ def _skip_nonfinite() -> optax.GradientTransformation:
   def finite(delta: jax.Array) -> jax.Array:
     return jnp.where(jnp.isfinite(delta).all(), delta, jnp.zeros_like(delta))
 
-  def update(updates: Any, params: Any) -> Any:
+  def update(updates: ct.Delta, params: ct.Params) -> ct.Delta:
     del params
     return jax.tree.map(finite, updates)
 

@@ -1,44 +1,44 @@
-"""Large models leaf by leaf and slice by slice, each leaf where it lies.
+"""A leaf of a large model: how it is sharded, and how it is cut into slices.
 
-A leaf may be sharded over the devices of one miner. Its shards are whole
-blocks of the compressor, and what is done to a block needs no other: inside
-`jax.shard_map` every device works on its own shard, and cuts that into slices
-of whole rows of blocks, so that what is needed on top of the leaf is a few
-times a slice. Only statistics of a whole tensor cross devices.
-
-Messages have one form, whatever the mesh: blocks in row-major order of matrix
-in the stack, row and column. `ShardedLeaf.scatter_slice` gives every shard its
-own blocks.
+A leaf may be sharded over the devices of one miner. Its shards consist of whole
+blocks of the compressor, and blocks are compressed independently: inside
+`jax.shard_map` every device works on its own shard, slice by slice of whole
+rows of blocks, and needs memory for a few slices. Only statistics of a whole
+tensor cross devices. Messages have one form on every mesh: blocks in row-major
+order of matrix in the stack, row and column.
 """
 
 import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from covenant import typing as ct
+from covenant.optim import blocks
 from covenant.optim import compression as compression_lib
 from covenant.optim import quantize
 
+Mesh: TypeAlias = jax.sharding.Mesh | jax.sharding.AbstractMesh
+_Axes: TypeAlias = str | tuple[str, ...] | None  # an entry of a spec
 BUDGET = 1 << 26  # elements of a slice on one device
 
 
 class SplitPacket(NamedTuple):
   """A packet taken apart into arrays with one row per block and the rest."""
 
-  rows: Any  # a tuple: indices, codes and a block's own scales, [N, ...]
-  shared: Any  # scales of all blocks
+  rows: ct.PyTree  # a tuple: indices, codes and a block's own scales, [N, ...]
+  shared: ct.PyTree  # scales of all blocks
 
 
 def split(
   packet: compression_lib.Packet, quantizer: quantize.Quantizer
 ) -> SplitPacket:
-  """Takes a packet apart, of NumPy or JAX arrays."""
+  """Takes a packet of NumPy or JAX arrays apart."""
   first = quantizer.scale_shape(0)[0]
   rows = (packet.indices, packet.codes)
   if quantizer.scale_shape(1)[0] > first:
@@ -46,11 +46,10 @@ def split(
   return SplitPacket(rows, packet.scales[:first])
 
 
-def join(packet: SplitPacket, concatenate: Any = jnp.concatenate) -> Any:
-  """Returns the packet that `split` took apart.
-
-  `concatenate` is NumPy's for NumPy arrays.
-  """
+def join(
+  packet: SplitPacket, concatenate: Callable[..., ct.Array] = jnp.concatenate
+) -> compression_lib.Packet:
+  """Inverts `split`; `concatenate` is NumPy's for NumPy arrays."""
   indices, codes, *own = packet.rows
   scales = concatenate([packet.shared, *own]) if own else packet.shared
   return compression_lib.Packet(indices, codes, scales)
@@ -58,51 +57,53 @@ def join(packet: SplitPacket, concatenate: Any = jnp.concatenate) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class ShardedLeaf:
-  """A tensor, as it lies on a mesh and as it is worked through.
+  """The layout of a tensor on a mesh, and its slices.
 
-  What is called local is of one shard, as seen in `jax.shard_map`.
+  A local array is that of one shard, as seen in `jax.shard_map`.
   """
 
-  shape: tuple[int, ...]  # of the whole
-  spec: jax.P  # one entry a dimension
-  mesh: Any  # of one miner; None: one device
-  # Sides of its blocks, (1, 1) if it is sent dense; None if these are of
+  shape: tuple[int, ...]  # of the whole tensor
+  spec: jax.P  # one entry per dimension
+  mesh: Mesh | None  # of one miner; None: one device
+  # Sides of its blocks, (1, 1) if it is sent dense; None if blocks are of
   # several sizes. Then it is neither sharded nor sliced.
   block: tuple[int, int] | None
   slices: int = 1
 
   @property
   def axes(self) -> tuple[str, ...]:
-    """The mesh axes it is sharded on: those of rows, then of columns."""
+    """The mesh axes of its shards: those of rows, then of columns."""
     return (*_names(self._sides[0]), *_names(self._sides[1]))
 
   @property
   def local_shape(self) -> tuple[int, ...]:
     down, across = self._shards
-    _, rows, columns = matrices(self.shape)
+    _, rows, columns = blocks.matrices(self.shape)
     sides = (*self.shape[:-2], rows // down, columns // across)
     return sides[-len(self.shape) :] if self.shape else ()
 
   @property
   def slice_shape(self) -> tuple[int, ...]:
-    """The shape of a slice, local."""
+    """The local shape of a slice."""
     if self.slices == 1:
       return self.local_shape
-    stack, rows, columns = matrices(self.local_shape)
+    stack, rows, columns = blocks.matrices(self.local_shape)
     return stack * rows // self.slices, columns
 
   @property
   def abstract_slice(self) -> jax.ShapeDtypeStruct:
-    """A slice without values, local."""
+    """A local slice without values."""
     return jax.ShapeDtypeStruct(self.slice_shape, jnp.float32)
 
   @property
   def abstract(self) -> jax.ShapeDtypeStruct:
-    """The whole of it in float32, without values."""
+    """The whole leaf in float32, without values."""
     sharding = self.mesh and jax.NamedSharding(self.mesh, self.spec)
     return jax.ShapeDtypeStruct(self.shape, jnp.float32, sharding=sharding)
 
-  def abstract_stacked(self, x: Any) -> jax.ShapeDtypeStruct:
+  def abstract_stacked(
+    self, x: ct.Array | jax.ShapeDtypeStruct
+  ) -> jax.ShapeDtypeStruct:
     """Returns the array that local arrays like `x` form by `stacked`."""
     spec, shape = jax.P(), x.shape
     if self.axes and shape:
@@ -127,7 +128,7 @@ class ShardedLeaf:
     return jax.P(None, *self._sides, None) if self.axes else jax.P()
 
   @property
-  def _sides(self) -> tuple[Any, Any]:
+  def _sides(self) -> tuple[_Axes, _Axes]:
     """The entries of the spec for rows and for columns."""
     *_, rows, columns = (None, None, *self.spec)
     return rows, columns
@@ -135,27 +136,24 @@ class ShardedLeaf:
   @property
   def _shards(self) -> tuple[int, int]:
     """The number of shards down and across."""
+    if self.mesh is None:
+      return 1, 1
+    shards = self.mesh.shape
     down, across = (
-      math.prod(self.mesh.shape[name] for name in _names(side))
-      for side in self._sides
+      math.prod(shards[name] for name in _names(side)) for side in self._sides
     )
     return down, across
-
-  @property
-  def _slice_blocks(self) -> int:
-    """The number of blocks of a slice, local; 0 if they differ in size."""
-    return math.prod(self._local_grid) // self.slices if self.block else 0
 
   @property
   def _local_grid(self) -> tuple[int, int, int]:
     """Matrices, and rows and columns of blocks."""
     assert self.block is not None
-    stack, rows, columns = matrices(self.local_shape)
+    stack, rows, columns = blocks.matrices(self.local_shape)
     return stack, rows // self.block[0], columns // self.block[1]
 
   def on_shards(
-    self, f: Callable[..., Any], in_specs: Any, out_specs: Any
-  ) -> Callable[..., Any]:
+    self, f: Callable[..., ct.PyTree], in_specs: ct.PyTree, out_specs: ct.PyTree
+  ) -> Callable[..., ct.PyTree]:
     """Returns `f`, a function of local arrays, as one of whole arrays."""
     if self.mesh is None:
       return f
@@ -168,46 +166,51 @@ class ShardedLeaf:
       check_vma=False,
     )
 
-  def take(self, x: jax.Array, index: Any) -> jax.Array:
-    """Slice `index` of `x`, local."""
+  def take(self, x: jax.Array, index: ct.Scalar) -> jax.Array:
+    """Returns slice `index` of a local array."""
     if self.slices == 1:
       return x
     x_RxC = x.reshape(-1, x.shape[-1])
-    return _take_rows(x_RxC, index, self.slices)
+    n = x_RxC.shape[0] // self.slices
+    return jax.lax.dynamic_slice_in_dim(x_RxC, index * n, n)
 
-  def replace(self, x: jax.Array, part: jax.Array, index: Any) -> jax.Array:
-    """`x`, a whole leaf, with another slice `index`; in place, if of several.
+  def replace(
+    self, x: jax.Array, part: jax.Array, index: ct.Scalar
+  ) -> jax.Array:
+    """Returns a whole leaf with slice `index` replaced, in place if it can.
 
     Args:
-      x: consumed.
+      x: the leaf; consumed.
       part: the slices of all shards, by `slice_spec`.
-      index: which slice.
+      index: the index of the slice.
     """
     return part if self.slices == 1 else put(x, part, index, leaf=self)
 
-  def each(self, body: Callable[[Any, Any], Any], carry: Any) -> Any:
-    """Returns `carry` after `body(index, carry)` of every slice."""
+  def each(
+    self, body: Callable[[ct.Scalar, ct.PyTree], ct.PyTree], carry: ct.PyTree
+  ) -> ct.PyTree:
+    """Returns `carry` after `carry = body(index, carry)` for every slice."""
     if self.slices == 1:
       return body(0, carry)
     return jax.lax.fori_loop(0, self.slices, body, carry)
 
-  def take_packet(self, packet: SplitPacket, index: Any) -> SplitPacket:
-    """Slice `index` of a local packet, as `grid` made it."""
-    rows = tuple(x.reshape(-1, x.shape[-1]) for x in packet.rows)
-    if self.slices > 1:
-      rows = tuple(_take_rows(x, index, self.slices) for x in rows)
-    return packet._replace(rows=rows)
+  def take_packet(self, packet: SplitPacket, index: ct.Scalar) -> SplitPacket:
+    """Returns slice `index` of a local packet that `grid` returned."""
+    rows = (x.reshape(-1, x.shape[-1]) for x in packet.rows)
+    return packet._replace(rows=tuple(self.take(x, index) for x in rows))
 
-  def put_rows(self, rows: Any, part: Any, index: Any) -> Any:
-    """A tree of local arrays [N, ...] with the blocks of slice `index`."""
+  def put_rows(
+    self, rows: ct.PyTree, part: ct.PyTree, index: ct.Scalar
+  ) -> ct.PyTree:
+    """Returns a tree of local arrays [N, ...] with slice `index` replaced."""
     if self.slices == 1:
       return part
     return jax.tree.map(lambda x, p: _put_rows(x, p, index), rows, part)
 
   def grid(self, packet: SplitPacket) -> SplitPacket:
-    """A local packet, its blocks where they are in the leaf: [S, R, C, ...].
+    """Returns a local packet with its blocks in a grid [S, R, C, ...].
 
-    So the whole of it, flattened, is in the one order of messages.
+    The whole packet, flattened, is then in the order of messages.
     """
     if not self.axes:
       return packet
@@ -215,32 +218,37 @@ class ShardedLeaf:
     rows = tuple(x.reshape(*grid, x.shape[-1]) for x in packet.rows)
     return packet._replace(rows=rows)
 
-  def scatter_slice(self, part: Any, index: int, quantizer: Any) -> Any:
-    """Slice `index` of a received part of a message, put on the mesh.
+  def scatter_slice(
+    self, part: ct.Message, index: int, quantizer: quantize.Quantizer | None
+  ) -> ct.PyTree:
+    """Puts slice `index` of a received part of a message on the mesh.
 
     Args:
-      part: of the whole leaf, NumPy arrays.
-      index: which slice.
-      quantizer: of the packets; None where the part is dense.
+      part: the part of the whole leaf, NumPy arrays.
+      index: the index of the slice.
+      quantizer: the quantizer of the packets; None if the part is dense.
 
     Returns:
-      A tuple of packets, one a region, of arrays by the spec `stacked`; or an
+      A tuple of one packet per region, of arrays by the spec `stacked`; or an
       array.
     """
     if quantizer is None:
       return self._scatter(part, index, self.slice_shape)
     packets = []
+    # Blocks of several sizes are copied as they are.
+    number = math.prod(self._local_grid) // self.slices if self.block else 0
     for packet in part:
       whole = split(packet, quantizer)
       rows = tuple(
-        self._scatter(x, index, (self._slice_blocks, x.shape[-1]))
-        for x in whole.rows
+        self._scatter(x, index, (number, x.shape[-1])) for x in whole.rows
       )
       packets.append(SplitPacket(rows, self._copied(whole.shared)))
     return tuple(packets)
 
-  def _scatter(self, x: Any, index: int, shape: tuple[int, ...]) -> Any:
-    """Slice `index` of an array in the order of messages; `shape` is local."""
+  def _scatter(
+    self, x: ct.Array, index: int, shape: tuple[int, ...]
+  ) -> ct.Array:
+    """Puts slice `index`, of a local shape, of an array of a message there."""
     x = np.asarray(x)
     if self.slices == 1 and not self.axes:
       return self._copied(x)
@@ -256,17 +264,18 @@ class ShardedLeaf:
       i, j = divmod(number, across)
       return x_SxDxHxAxWxT[some, i, rows, j].reshape(shape)
 
-    def at(where: Any) -> np.ndarray:
+    def at(where: tuple[slice, ...] | None) -> np.ndarray:
+      assert where is not None
       return of_shard((where[0].start or 0) // shape[0])
 
-    if not self.axes:
+    if self.mesh is None or not self.axes:
       return self._copied(of_shard(0))
     size = (down * across * shape[0], *shape[1:])
     where = jax.NamedSharding(self.mesh, self.stacked)
     return jax.make_array_from_callback(size, where, at)
 
-  def _copied(self, x: Any) -> Any:
-    """The same on every device."""
+  def _copied(self, x: ct.Array) -> ct.Array:
+    """Returns an array with a copy on every device."""
     x = np.asarray(x)
     if self.mesh is None:
       return x
@@ -276,7 +285,7 @@ class ShardedLeaf:
 
 @functools.partial(jax.jit, static_argnames=('leaf',), donate_argnames=('x',))
 def put(
-  x: jax.Array, part: jax.Array, index: Any, leaf: ShardedLeaf
+  x: jax.Array, part: jax.Array, index: ct.Scalar, leaf: ShardedLeaf
 ) -> jax.Array:
   """Puts a slice into a leaf in place, see `ShardedLeaf.replace`.
 
@@ -284,7 +293,7 @@ def put(
   and writes.
   """
 
-  def local(x: jax.Array, part: jax.Array, index: Any) -> jax.Array:
+  def local(x: jax.Array, part: jax.Array, index: ct.Scalar) -> jax.Array:
     x_RxC = x.reshape(-1, x.shape[-1])
     return _put_rows(x_RxC, part, index).reshape(x.shape)
 
@@ -293,24 +302,24 @@ def put(
 
 
 def leaves(
-  abstract_params: Any,
+  abstract_params: ct.Params,
   compression: compression_lib.Compression,
-  mesh: Any = None,
-  specs: Any = None,
+  mesh: Mesh | None = None,
+  specs: ct.PyTree = None,
   budget: int = BUDGET,
 ) -> list[ShardedLeaf]:
   """Returns the leaves of a tree with their slices, in leaf order.
 
   Args:
     abstract_params: the parameters or their shapes.
-    compression: what makes the messages.
-    mesh: of one miner; None is one device.
+    compression: the compressor that makes the messages.
+    mesh: that of one miner; None is one device.
     specs: how each leaf is sharded, a tree of `jax.P`.
-    budget: elements of a slice of a shard. Where one row of blocks has more,
-      or blocks are of several sizes, slices are larger.
+    budget: elements of a slice of a shard. Slices are larger if one row of
+      blocks has more, or if blocks are of several sizes.
 
   Raises:
-    ValueError: a shard is not of whole blocks; names the leaf.
+    ValueError: a shard does not consist of whole blocks; names the leaf.
   """
   named = jax.tree_util.tree_leaves_with_path(abstract_params)
   if mesh is None:
@@ -330,7 +339,7 @@ def leaves(
 def _leaf(
   shape: tuple[int, ...],
   spec: jax.P,
-  mesh: Any,
+  mesh: Mesh | None,
   compression: compression_lib.Compression,
   budget: int,
 ) -> ShardedLeaf:
@@ -342,7 +351,7 @@ def _leaf(
     )
   leaf = ShardedLeaf(shape, spec, mesh, _block(shape, compression))
   down, across = leaf._shards
-  _, rows, columns = matrices(shape)
+  _, rows, columns = blocks.matrices(shape)
   fits = rows % down == 0 and columns % across == 0
   if leaf.axes and not (
     fits and leaf.block and _block(leaf.local_shape, compression) == leaf.block
@@ -368,7 +377,7 @@ def _leaf(
 def _block(
   shape: tuple[int, ...], compression: compression_lib.Compression
 ) -> tuple[int, int] | None:
-  """The sides of all blocks of a tensor, if they are the same."""
+  """Returns the sides of all blocks of a tensor; None if they differ."""
   if not isinstance(compression, compression_lib.TopK):
     return 1, 1
   regions = compression.regions(shape)
@@ -377,29 +386,13 @@ def _block(
   return regions[0].height, regions[0].width
 
 
-def matrices(shape: tuple[int, ...]) -> tuple[int, int, int]:
-  """Returns the matrices in a leaf's stack, their rows and their columns."""
-  rows, columns = (1, 1, *shape)[-2:]
-  return math.prod(shape[:-2]), rows, columns
-
-
-def num_elements(tree: ct.PyTree) -> int:
-  """Elements of all leaves."""
-  return sum(math.prod(x.shape) for x in jax.tree.leaves(tree))
-
-
-def _names(entry: Any) -> tuple[str, ...]:
-  """The mesh axes in an entry of a spec."""
+def _names(entry: _Axes) -> tuple[str, ...]:
+  """Returns the mesh axes in an entry of a spec."""
   if entry is None:
     return ()
   return (entry,) if isinstance(entry, str) else tuple(entry)
 
 
-def _take_rows(x: jax.Array, index: Any, slices: int) -> jax.Array:
-  n = x.shape[0] // slices
-  return jax.lax.dynamic_slice_in_dim(x, index * n, n)
-
-
-def _put_rows(x: jax.Array, part: jax.Array, index: Any) -> jax.Array:
+def _put_rows(x: jax.Array, part: jax.Array, index: ct.Scalar) -> jax.Array:
   n = part.shape[0]
   return jax.lax.dynamic_update_slice_in_dim(x, part, index * n, 0)

@@ -1,4 +1,4 @@
-"""SparseLoCo: many local steps, then a sparse, quantized, error-fed exchange.
+"""SparseLoCo: local steps, then a sparse exchange with error feedback.
 
 One round of peer r (SparseLoCo, arXiv 2508.15706; Covenant-72B, arXiv
 2603.08163, eqs. 1 and 2), with beta = `error_decay`:
@@ -14,7 +14,7 @@ the optax transformation below, all call these.
 """
 
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -115,15 +115,15 @@ def measure(
 
   Args:
     message: this peer's.
-    residual: float32, what was offered and not sent.
-    compression: what made the message.
+    residual: float32, the part of the compressor's input that was not sent.
+    compression: the compressor that made the message.
     shards: see `aggregate`.
   """
   if shards is None:
     shards = jax.tree.map(lambda _: (), residual)
 
   def leaf(
-    left: jax.Array, part: Any, axes: tuple[str, ...]
+    left: jax.Array, part: ct.Message, axes: tuple[str, ...]
   ) -> tuple[jax.Array, jax.Array]:
     sent = compression.decompress(part, left.shape)
     offered = sent + left
@@ -150,7 +150,7 @@ def measure(
 
 
 class SparseLoCoState(NamedTuple):
-  """State of one peer. `anchor` and `outer` are the same on every peer."""
+  """The state of one peer; `anchor` and `outer` are equal on every peer."""
 
   count: jax.Array  # shape=(), dtype=jnp.int32: inner updates so far
   anchor: ct.Params  # the parameters at which the round started, exactly
@@ -170,7 +170,7 @@ def sparseloco(
   mean_over: str = 'senders',
   clip: str = 'median',
 ) -> optax.GradientTransformationExtraArgs:
-  """SparseLoCo as an optax transformation.
+  """Returns SparseLoCo as an optax transformation.
 
   Every update applies `inner`; every `inner_steps`-th one also exchanges the
   compressed delta along `axis_name` and moves all peers to the same new
@@ -193,7 +193,7 @@ def sparseloco(
     inner: the local optimizer, such as `optax.adamw(3e-4)`.
     outer: descends the aggregated delta; `nesterov(1.0)` if omitted, the
       published recipe (plain SGD).
-    inner_steps: H, local updates a round.
+    inner_steps: H, the number of local updates per round.
     compression: `TopK()` if omitted.
     error_decay: beta of the error feedback; None turns the feedback off.
     axis_name: the named axis of `jax.shard_map` or `jax.vmap` along which the
@@ -228,7 +228,7 @@ def sparseloco(
   outer = outer if outer is not None else nesterov(1.0)
   compression = compression if compression is not None else TopK()
 
-  def init(params: Any) -> SparseLoCoState:
+  def init(params: ct.Params) -> SparseLoCoState:
     state = SparseLoCoState(
       count=jnp.zeros((), jnp.int32),
       # A copy: callers donate params and state together.
@@ -245,7 +245,9 @@ def sparseloco(
     )
     return collectives.varying(state, axis_name)
 
-  def transmit(delta: Any, error: Any, shards: Any) -> tuple[Any, Any, Stats]:
+  def transmit(
+    delta: ct.Delta, error: ct.PyTree, shards: ct.PyTree
+  ) -> tuple[ct.Delta, ct.PyTree, Stats]:
     message, error = compress(delta, error, compression, error_decay)
     messages = collectives.gather(message, axis_name)
     aggregated = aggregate(
@@ -257,7 +259,9 @@ def sparseloco(
       residual = jax.tree.map(compressor.residual, delta, sent)
     return aggregated, error, measure(message, residual, compression, shards)
 
-  def synchronize(local: Any, state: SparseLoCoState) -> tuple[Any, Any]:
+  def synchronize(
+    local: ct.Params, state: SparseLoCoState
+  ) -> tuple[ct.Params, SparseLoCoState]:
     delta = pseudo_gradient(state.anchor, local)
     shards = jax.tree.map(lambda x: collectives.shard_axes(x, axis_name), delta)
     aggregated, error, stats = collectives.on_shards(
@@ -274,8 +278,11 @@ def sparseloco(
     return collectives.varying((anchor, state), axis_name)
 
   def update(
-    updates: Any, state: Any, params: Any = None, **extra_args: Any
-  ) -> tuple[Any, SparseLoCoState]:
+    updates: ct.Grads,
+    state: ct.PyTree,
+    params: ct.Params | None = None,
+    **extra_args: object,
+  ) -> tuple[ct.Grads, SparseLoCoState]:
     if params is None:
       raise ValueError('sparseloco: update needs params, got None')
     updates, inner_state = inner.update(

@@ -1,11 +1,10 @@
-"""Selection of the k elements of largest magnitude of every block.
+"""The selection of the k elements of largest magnitude of every block.
 
-`lax.top_k` on the CPU keeps a heap, on one core. Where that takes long, a block
-is first reduced to the maxima of groups of neighbours, and no element moves:
-a magnitude is compared as the integer its bits are, the k-th largest is found
-by bisection, and the chosen positions are read from a bitmap. All of it is
-plain `lax` that vectorizes, so every backend and transformation has it; the
-times are in benchmarks/compress.py.
+`lax.top_k` on the CPU keeps a heap, on one core. For large inputs a block is
+first reduced to the maxima of groups of neighbors, and no element moves:
+magnitudes are compared as the integers of their bits, the k-th largest is found
+by bisection, and the chosen positions are read from a bitmap. This is plain
+`lax` that vectorizes on every backend; benchmarks/compress.py measures it.
 """
 
 import jax
@@ -19,14 +18,14 @@ _LARGE = 1 << 22
 
 
 def select(blocks_NxL: jax.Array, k: int) -> jax.Array:
-  """Indices of the k largest magnitudes of each block, ascending.
+  """Returns the ascending indices of the k largest magnitudes of each block.
 
-  Exact. Of equal magnitudes the one with the lowest index is taken, so that a
-  block has one answer on every machine.
+  The selection is exact. Of equal magnitudes the one with the lowest index is
+  taken, so that a block has one answer on every machine.
 
   Args:
     blocks_NxL: blocks of L elements, any float dtype. A NaN is the largest.
-    k: elements kept of each block, 1 <= k <= L.
+    k: the number of elements kept of each block, 1 <= k <= L.
 
   Returns:
     int32 [N, k], strictly increasing along the last axis.
@@ -50,10 +49,10 @@ def select(blocks_NxL: jax.Array, k: int) -> jax.Array:
 def select_by_groups(blocks_NxL: jax.Array, k: int) -> jax.Array:
   """Selects like `select`, faster for large inputs.
 
-  Of a block's groups of 8 neighbours, only the k of largest maximum, ties to
-  the lowest group, are searched. An element of any other group is preceded,
-  by magnitude or at equal magnitude by index, by the maximum of each of those
-  k groups; so it is not among the first k.
+  It searches only the k groups of 8 neighbors that have the largest maxima;
+  ties go to the lowest group. An element of any other group is preceded, by
+  magnitude or at equal magnitude by index, by the maximum of each of those k
+  groups; so it is not among the first k.
 
   Args:
     blocks_NxL: floats of at most 32 bits; L is a multiple of 8, at least 8 k.
@@ -77,15 +76,15 @@ def select_by_groups(blocks_NxL: jax.Array, k: int) -> jax.Array:
 
 
 def _magnitude(x: jax.Array) -> jax.Array:
-  """int32 in the order of |x|: the bits of a float32, without its sign."""
+  """Returns the bits of |x| as float32: int32 in the order of |x|."""
   bits = lax.bitcast_convert_type(x.astype(jnp.float32), jnp.int32)
   return bits & jnp.int32(0x7FFFFFFF)
 
 
 def _largest(x_NxM: jax.Array, k: int) -> jax.Array:
-  """Ascending indices of the k largest of M >= k integers >= 0.
+  """Returns the ascending indices of the k largest of M >= k integers >= 0.
 
-  Of equal ones the first are taken.
+  Of equal integers the first are taken.
   """
   n, size = x_NxM.shape
   threshold_Nx1 = _threshold(x_NxM, k)[:, None]
@@ -100,7 +99,7 @@ def _largest(x_NxM: jax.Array, k: int) -> jax.Array:
 
 
 def _threshold(x_NxM: jax.Array, k: int) -> jax.Array:
-  """int32 [N]: the k-th largest, or any value that exactly k reach."""
+  """Returns the k-th largest, or any value that exactly k reach: int32 [N]."""
   n, size = x_NxM.shape
   # Counted by column first, which vectorizes, and the barrier keeps it so.
   columns_NxRx32 = jnp.pad(
@@ -132,7 +131,7 @@ def _threshold(x_NxM: jax.Array, k: int) -> jax.Array:
 
 
 def _bitmap(mask_NxM: jax.Array) -> jax.Array:
-  """uint32 [N, ceil(M / 32)], the first element in the lowest bit."""
+  """Returns uint32 [N, ceil(M / 32)], the first element in the lowest bit."""
   n, size = mask_NxM.shape
   padded = jnp.pad(mask_NxM, ((0, 0), (0, -size % _WORD)))
   bit = jnp.uint32(1) << jnp.arange(_WORD, dtype=jnp.uint32)[None, None]
@@ -144,9 +143,9 @@ def _bitmap(mask_NxM: jax.Array) -> jax.Array:
 
 
 def _nth_one(bitmap_NxW: jax.Array, n_NxK: jax.Array) -> jax.Array:
-  """int32 [N, K]: where the n-th one is, counting from zero.
+  """Returns the position of the n-th one, counting from zero: int32 [N, K].
 
-  Anything where there are not as many.
+  The result is arbitrary if there are fewer ones.
   """
   count_NxW = lax.population_count(bitmap_NxW).astype(jnp.int32)
   total_NxW = jnp.cumsum(count_NxW, axis=1)

@@ -1,4 +1,4 @@
-"""The island of each uid: what one miner trains on, where miners differ.
+"""The island of each uid: the share of the training of one miner.
 
 An island is a uid's hardware as the run sees it: how much it trains per round
 and how it is split. `config.islands` lists the islands in the order of uids

@@ -25,7 +25,7 @@ class MinerState(NamedTuple):
   inner: ct.OptState | None  # AdamW moments; None where the gradient is sent
   error: ct.Params | None  # error feedback; None without
   # With `optim.overlap`: the parameters at the end of its last step, from
-  # which the next round starts before the exchange (overlap.py).
+  # which the next round starts before the exchange (replica.py).
   local: ct.Params | None = None
 
 
@@ -103,18 +103,12 @@ class Contribution(NamedTuple):
   round: int  # in which it is to be sent
 
 
-class CompressedDelta(NamedTuple):
-  """A delta as it is sent, and what is left of it."""
-
-  message: ct.Message
-  error: ct.Params | None  # new error feedback, where the miner keeps it
-  error_norm: float  # its L2 norm
-
-
 Constants = tuple[ct.PyTree, ...]  # extra arguments of all steps of a round
-# (start, end, error feedback), which it consumes -> CompressedDelta
+# (start, end, error feedback), which it consumes -> message, new error feedback
+# where the miner keeps it, and its L2 norm; see `compressor.Compressed`.
 Compress = Callable[
-  [ct.Params | None, ct.Params, ct.Params | None], CompressedDelta
+  [ct.Params | None, ct.Params, ct.Params | None],
+  tuple[ct.Message, ct.Params | None, float],
 ]
 
 

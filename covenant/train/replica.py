@@ -2,11 +2,15 @@
 
 full       the whole model, on one device or sharded over a mesh
 pipeline   stages that pass a few coordinates of each activation to the next
-gradient   the gradient of one batch, where the method has no inner optimizer
+gradient   the gradient of one batch, if the method has no inner optimizer
+
+With `optim.overlap` the first steps of a round are trained before the last one
+is exchanged (`overlapped`).
 """
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Iterable
 
 import jax
@@ -246,3 +250,66 @@ def gradient(
   return local_lib.Replica(
     begin_round, placement.shard_batch, step, lambda inner: inner, end_round
   )
+
+
+def train_early(
+  replica: local_lib.Replica,
+  state: local_lib.MinerState,
+  run: local_lib.RoundInProgress,
+  steps: int,
+) -> tuple[local_lib.RoundInProgress, local_lib.MinerState]:
+  """Trains the first steps of a round before the last round is exchanged.
+
+  The steps continue from the miner's own parameters. Returns while they are
+  under way.
+
+  Args:
+    replica: the functions of the miner's kind, without overlap.
+    state: the miner's own state, with `local`; consumed.
+    run: a round without steps.
+    steps: the number of steps to train.
+  """
+  assert state.local is not None
+  run = run._replace(origin=state.local)
+  local, inner, constants = replica.begin_round(state.local, state, run)
+  for tokens_BxL1 in itertools.islice(run.batches, steps):
+    local, inner = local_lib.inner_step(
+      replica, run, tokens_BxL1, local, inner, constants
+    )
+  return run, state._replace(inner=inner, local=local)
+
+
+def overlapped(
+  replica: local_lib.Replica, placement: placement_lib.Placement
+) -> local_lib.Replica:
+  """Returns the replica of miners whose rounds `train_early` has begun.
+
+  The difference that the early steps made is added to the shared parameters,
+  and the delta of the round is measured against these. So every step is part of
+  exactly one delta.
+
+  Args:
+    replica: the functions of the miner's kind, without overlap.
+    placement: the placement of the miner.
+  """
+  load = placement.host.load
+
+  def begin_round(
+    params: ct.Params,
+    state: local_lib.MinerState,
+    run: local_lib.RoundInProgress,
+  ) -> tuple[ct.Params, ct.OptState | None, local_lib.Constants]:
+    local = _shift(
+      placement.replicate(load(params)),
+      placement.replicate(load(run.origin)),
+      state.local,
+    )
+    return local, placement.replicate(load(state.inner)), ()
+
+  return replica._replace(begin_round=begin_round, keep=placement.host.offload)
+
+
+@functools.partial(jax.jit, donate_argnames='local')
+def _shift(params: ct.Params, origin: ct.Params, local: ct.Params) -> ct.Params:
+  """Returns `params` moved by the difference of `local` and `origin`."""
+  return jax.tree.map(lambda p, o, x: p + (x - o), params, origin, local)

@@ -10,7 +10,7 @@ import hashlib
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent import futures
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -123,7 +123,7 @@ class SharedModel:
       )
     key = jax.random.key(self._config.seed)
     init = functools.partial(llama.init, self._config.model)
-    placed: dict[str, Any] = {}
+    placed: dict[str, ct.PyTree] = {}
     if self.mesh is not None:
       placed['out_shardings'] = sharding.shardings(
         self.abstract_params, self.mesh

@@ -10,7 +10,6 @@ is not there:
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +30,7 @@ def inner_step(
   config: config_lib.Config,
   mesh: sharding.AnyMesh | None = None,
   pipeline: island_lib.Island | None = None,
-) -> Any:
+) -> jax.stages.Wrapped:
   """Returns the jitted inner step.
 
   It maps params and the state of the optimizer, which it consumes, tokens_BxL1,
@@ -75,7 +74,7 @@ def inner_step(
     updates = jax.tree.map(lambda u: rate * u, updates)
     return optax.apply_updates(params, updates), state, nats
 
-  shardings: dict[str, Any] = {}
+  shardings: dict[str, ct.PyTree] = {}
   if mesh is not None and pipeline is None:
     params, state, *_ = arguments(config, mesh)
     shardings['out_shardings'] = (
@@ -87,9 +86,9 @@ def inner_step(
 
 def gradient(
   config: config_lib.Config, mesh: sharding.AnyMesh | None = None
-) -> Any:
+) -> jax.stages.Wrapped:
   """Returns the jitted (params, tokens_BxL1) -> (nats per token, gradient)."""
-  shardings: dict[str, Any] = {}
+  shardings: dict[str, ct.PyTree] = {}
   if mesh is not None:
     whole = jax.NamedSharding(mesh, jax.P())
     cut = sharding.shardings(_params(config), mesh)

@@ -19,7 +19,6 @@ from covenant.optim import compressor as compressor_lib
 from covenant.optim import sparseloco
 from covenant.train import island as island_lib
 from covenant.train import local as local_lib
-from covenant.train import overlap
 from covenant.train import placement as placement_lib
 from covenant.train import replica as replica_lib
 from covenant.train import shared_state as shared_state_lib
@@ -128,7 +127,7 @@ class Trainer:
     if self._config.optim.overlap:
       if begun is None or begun.task.round != task.round:
         begun, state = self.begin(state, task, batches)
-      run, replica = begun, overlap.wrap(replica, self._placement)
+      run, replica = begun, replica_lib.overlapped(replica, self._placement)
     else:
       run = self._start(state, task, batches)
     return local_lib.train_round(replica, self._compress, params, state, run)
@@ -139,7 +138,7 @@ class Trainer:
     task: local_lib.Task,
     batches: Iterable[np.ndarray],
   ) -> tuple[local_lib.RoundInProgress, local_lib.MinerState]:
-    """Begins a round before the last one is exchanged (overlap.py).
+    """Begins a round before the last one is exchanged (`replica.overlapped`).
 
     Returns while the steps are under way; `train` completes the round.
 
@@ -151,7 +150,7 @@ class Trainer:
     optim, run = self._config.optim, self._start(state, task, batches)
     # Slower and faster miners train early for the same time.
     steps = -(-optim.overlap * run.steps // optim.inner_steps)
-    return overlap.begin(self._replica(task), state, run, steps)
+    return replica_lib.train_early(self._replica(task), state, run, steps)
 
   def compress_round(
     self,
@@ -238,11 +237,10 @@ class Trainer:
     start: ct.Params | None,
     end: ct.Params,
     error: ct.Params | None,
-  ) -> local_lib.CompressedDelta:
+  ) -> compressor_lib.Compressed:
     """Compresses a delta with the error feedback that the miner keeps."""
     place = self._placement
     sent = self._compressor.compress(
       start, end, place.to_home(place.host.load(error))
     )
-    error = place.host.offload(sent.error)
-    return local_lib.CompressedDelta(sent.message, error, sent.error_norm)
+    return sent._replace(error=place.host.offload(sent.error))

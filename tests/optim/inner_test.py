@@ -16,7 +16,7 @@ def rate_of(variant):
 
 
 class PublishedTest(parameterized.TestCase):
-  """The rates of Covenant-72B's nodes (reference/templar.md 6)."""
+  """The rates of the nodes of Covenant-72B (arXiv 2603.08163)."""
 
   @parameterized.parameters(
     (1_500, 1.17e-4),

@@ -19,8 +19,8 @@ class GroupsTest(parameterized.TestCase):
   def test_a_small_model_is_one_group(self):
     params, found = groups(1 << 20)
     self.assertLen(found, 1)
-    self.assertLen(found[0].leaves, len(params))
-    self.assertEqual(found[0].slices, 1)
+    self.assertLen(list(found)[0].leaves, len(params))
+    self.assertEqual(list(found)[0].slices, 1)
     self.assertEqual(found.split(params), [params])
 
   def test_leaves_of_a_large_model_are_groups_in_slices(self):
@@ -31,14 +31,14 @@ class GroupsTest(parameterized.TestCase):
   def test_an_optimizer_of_all_leaves_needs_one_group(self):
     _, found = groups(100, per_leaf=False)
     self.assertLen(found, 1)
-    self.assertEqual({leaf.slices for leaf in found[0].leaves}, {1})
+    self.assertEqual({leaf.slices for leaf in list(found)[0].leaves}, {1})
 
   def test_leaves_of_a_mesh_are_groups(self):
     mesh = trees.mesh(2, 2)
     specs = trees.specs(trees.SHAPES, mesh)
     params, found = groups(1 << 20, mesh=mesh, specs=specs)
     self.assertLen(found, len(params))
-    self.assertEqual(found[1].axes, ('fsdp', 'tensor'))
+    self.assertEqual(list(found)[1].axes, ('fsdp', 'tensor'))
 
   @parameterized.parameters(100, 1 << 20)
   def test_split_and_map_are_undone_by_merge(self, budget):

@@ -10,11 +10,11 @@ from covenant.models import llama
 from covenant.models import sharding
 from covenant.optim import algorithm as algorithm_lib
 from covenant.optim import compression as compression_lib
-from covenant.optim import dct
 from covenant.optim import outer_step as outer_step_lib
 from covenant.optim import quantize
 from covenant.optim import reduce
 from covenant.optim import sharded_leaf
+from covenant.optim import topk_variants
 from covenant.optim import weight
 from tests.optim import trees
 
@@ -27,7 +27,7 @@ COMPRESSIONS = {
   'statistical': compression_lib.TopK(4, trees.BLOCK, quantize.Statistical()),
   'none': compression_lib.TopK(4, trees.BLOCK, quantize.Exact()),
   'divisors': compression_lib.TopK(4, trees.BLOCK, layout='divisors'),
-  'dct': dct.DCTTopK(4, trees.BLOCK),
+  'dct': topk_variants.DCTTopK(4, trees.BLOCK),
   'dense': compression_lib.Dense(),
 }
 

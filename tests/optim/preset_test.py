@@ -1,7 +1,7 @@
 """The presets against numbers measured from the deployed system.
 
-The vectors are described in reference/templar.md 9. Indices are compared as
-sets; a sum whose terms cancel, to 1e-6 of the largest.
+The vectors were recorded from its code. Indices are compared as sets; a sum
+whose terms cancel, to 1e-6 of the largest.
 """
 
 import dataclasses

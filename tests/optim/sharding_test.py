@@ -17,12 +17,12 @@ from absl.testing import absltest
 from absl.testing import parameterized
 
 from covenant import config as config_lib
-from covenant.optim import dct
 from covenant.optim import inner as inner_lib
 from covenant.optim import sparseloco as sl
+from covenant.optim import topk_variants
 from covenant.optim.baselines import demo
+from covenant.optim.baselines import diloco
 from covenant.optim.baselines import sparta
-from covenant.optim.baselines import streaming
 
 P = jax.P
 AUTO = jax.sharding.AxisType.Auto
@@ -131,7 +131,7 @@ class TypesTest(parameterized.TestCase):
   @parameterized.named_parameters(
     ('fsdp', (8,), ('fsdp',), ODD, SMALL),
     ('fsdp_and_tensor', (2, 4), ('fsdp', 'tensor'), ODD_2D, SMALL),
-    ('dct', (8,), ('fsdp',), FEW, dct.DCTTopK(4, (4, 4))),
+    ('dct', (8,), ('fsdp',), FEW, topk_variants.DCTTopK(4, (4, 4))),
     ('per_tensor', (8,), ('fsdp',), FEW, sl.TopK(4, (4, 4), sl.Statistical())),
     ('dense', (8,), ('fsdp',), FEW, sl.Dense()),
   )
@@ -287,10 +287,13 @@ def baselines(axis_name):
   """What is not `sparseloco` with other arguments."""
   return {
     'demo': demo.demo(
-      0.1, dct.DCTTopK(8, (16, 16), sl.Exact()), 0.5, axis_name=axis_name
+      0.1,
+      topk_variants.DCTTopK(8, (16, 16), sl.Exact()),
+      0.5,
+      axis_name=axis_name,
     ),
     'sparta': sparta.sparta(optax.sgd(0.1), 0.05, axis_name=axis_name),
-    'streaming': streaming.streaming_diloco(
+    'streaming': diloco.streaming_diloco(
       optax.sgd(0.1), inner_steps=2, fragments=2, overlap=1, mixing=0.5,
       axis_name=axis_name,
     ),

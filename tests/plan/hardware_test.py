@@ -48,7 +48,7 @@ class HardwareTest(parameterized.TestCase):
         self.assertLess(device.outside, device.bandwidth)
 
   def test_published_rate_of_a_b200(self):
-    """536 TFLOP/s: reference/papers.md 2, by 6 x parameters x tokens."""
+    """Checks 536 TFLOP/s (arXiv 2603.08163): 6 x parameters x tokens."""
     tokens = 30 * 192 * 2048
     rate = 6 * 72_747_327_488 * tokens / (20 * 60 * 8)
     self.assertAlmostEqual(rate / 1e12, 536, delta=1)

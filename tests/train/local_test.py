@@ -8,8 +8,8 @@ from covenant import config as config_lib
 from covenant.data import assignment
 from covenant.data import dataset
 from covenant.train import local as local_lib
-from covenant.train import overlap
 from covenant.train import placement
+from covenant.train import replica as replica_lib
 from tests import helpers
 
 BATCHES = [np.full((2, 4), i, np.int32) for i in range(3)]
@@ -59,7 +59,7 @@ class Recorder:
 
   def compress(self, start, end, error):
     self.calls.append('compress')
-    return local_lib.CompressedDelta(start - end + error, error / 2, 0.5)
+    return start - end + error, error / 2, 0.5
 
 
 def state():
@@ -109,11 +109,15 @@ class OverlapTest(absltest.TestCase):
   def test_early_steps_are_moved_to_the_shared_parameters(self):
     recorder = Recorder()
     before = state()._replace(local=jnp.float32(20))
-    run, begun = overlap.begin(recorder.replica, before, start(), steps=1)
+    run, begun = replica_lib.train_early(
+      recorder.replica, before, start(), steps=1
+    )
     self.assertEqual((run.origin, begun.local, begun.inner), (20, 19, 1))
     self.assertLen(run.losses, 1)
     recorder.calls.clear()
-    replica = overlap.wrap(recorder.replica, placement.Placement(None))
+    replica = replica_lib.overlapped(
+      recorder.replica, placement.Placement(None)
+    )
     # The replica that is wrapped gets no constants of its own.
     replica = replica._replace(
       step=lambda *args: recorder.step(*args, 'constant')

@@ -1,1 +1,1 @@
-"""Rivals of SparseLoCo, as optax transformations."""
+"""The baselines of SparseLoCo, as optax transformations."""

@@ -1,4 +1,4 @@
-"""DeMo (arXiv 2411.19870): momentum that stays here, its peaks that do not.
+"""DeMo (arXiv 2411.19870): peers keep their momentum and send its peaks.
 
 One step of peer r, with beta = `error_decay`:
 
@@ -13,26 +13,29 @@ as the outer optimizer.
 """
 
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from covenant import typing as ct
 from covenant.optim import collectives
 from covenant.optim import compression as compression_lib
-from covenant.optim import dct
 from covenant.optim import quantize
 from covenant.optim import sparseloco
+from covenant.optim import topk_variants
 
 Compression = compression_lib.Compression
 
 
 class DemoState(NamedTuple):
-  """State of one peer; nothing in it is shared but the count."""
+  """The state of one peer; peers share only the count."""
 
   count: jax.Array  # shape=(), dtype=jnp.int32: updates so far
-  error: Any  # the decoupled momentum, float32, shaped like the parameters
+  error: (
+    ct.Params
+  )  # the decoupled momentum, float32, shaped like the parameters
 
 
 def demo(
@@ -41,7 +44,7 @@ def demo(
   error_decay: float = 0.999,
   axis_name: str | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-  """DeMo as an optax transformation; the defaults are the source's.
+  """Returns DeMo as an optax transformation with the defaults of its source.
 
   Only the message crosses `axis_name` (an all-gather), every step. All peers
   get the same updates, so equal parameters stay equal.
@@ -53,8 +56,8 @@ def demo(
   `DCTTopK(layout='divisors')` does, and so sends half of a vector.
 
   Args:
-    learning_rate: of the accumulator and of the signed step alike; a number,
-      or a function of the count of updates.
+    learning_rate: the rate of the accumulator and of the signed step; a
+      number, or a function of the count of updates.
     compression: `DCTTopK(k=32, quantizer=Exact())` if omitted.
     error_decay: beta.
     axis_name: the named axis of `jax.shard_map` or `jax.vmap` along which the
@@ -78,16 +81,18 @@ def demo(
   if not 0 <= error_decay <= 1:
     raise ValueError(f'error_decay: expected 0 to 1, got {error_decay}')
   if compression is None:
-    compression = dct.DCTTopK(k=32, quantizer=quantize.Exact())
+    compression = topk_variants.DCTTopK(k=32, quantizer=quantize.Exact())
 
-  def init(params: Any) -> DemoState:
+  def init(params: ct.Params) -> DemoState:
     # Typed as after an update, which a scan in `jax.shard_map` insists on.
     error = collectives.varying(sparseloco.init_error(params), axis_name)
     return DemoState(jnp.zeros((), jnp.int32), error)
 
-  def transmit(delta: Any, error: Any, shards: Any) -> tuple[Any, Any, Any]:
+  def transmit(
+    delta: ct.Delta, error: ct.Params, shards: ct.PyTree
+  ) -> tuple[ct.Delta, ct.Params, tuple[()]]:
     message, error = sparseloco.compress(delta, error, compression, error_decay)
-    # Not clipped, and the mean is taken of coefficients: joined afterwards.
+    # Without clipping; the mean is that of coefficients, transformed later.
     mean = sparseloco.aggregate(
       collectives.gather(message, axis_name),
       delta,
@@ -99,8 +104,11 @@ def demo(
     return mean, error, ()
 
   def update(
-    updates: Any, state: Any, params: Any = None, **extra_args: Any
-  ) -> tuple[Any, DemoState]:
+    updates: ct.Grads,
+    state: ct.PyTree,
+    params: ct.Params | None = None,
+    **extra_args: object,
+  ) -> tuple[ct.Grads, DemoState]:
     del params, extra_args
     rate = learning_rate
     if callable(rate):
@@ -124,10 +132,10 @@ def demo(
 def signed(
   schedule: optax.Schedule, weight_decay: float
 ) -> optax.GradientTransformation:
-  """The outer step of the nodes: theta -= lr * (sign(delta) + decay * theta).
+  """Returns the nodes' outer step: theta -= lr * (sign(delta) + decay * theta).
 
-  There the momentum is of plain gradients; `demo`, as the source, weighs each
-  by the rate of its step. At a constant rate the two step alike.
+  The momentum of nodes sums plain gradients; `demo`, like its source, weights
+  each by the rate of its step. At a constant rate both take equal steps.
   """
   return optax.chain(
     optax.stateless(lambda delta, _: jax.tree.map(jnp.sign, delta)),

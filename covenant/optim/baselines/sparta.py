@@ -1,23 +1,23 @@
-"""SPARTA: every step, a few random parameters are averaged over the peers.
+"""SPARTA: every step averages a few random parameters over the peers.
 
-What crosses is parameters, not gradients, a fraction p = 0.005 of them, the
-same ones on all peers; there is no error feedback, as nothing is ever left
-unsent: a parameter that drifted is averaged when its turn comes, every 1 / p
-steps or so (the code of the authors is EXO Gym).
+Peers exchange parameters, not gradients: a fraction p = 0.005 of them, the same
+ones on all peers. It needs no error feedback: each parameter is averaged about
+every 1 / p steps, however far it drifted. The code of the authors is EXO Gym.
 """
 
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from covenant import typing as ct
 from covenant.optim import collectives
 
 
 class SpartaState(NamedTuple):
-  """State of one peer; `count` is the same on every peer."""
+  """The state of one peer; `count` is the same on every peer."""
 
   count: jax.Array  # shape=(), dtype=jnp.int32: updates so far
   inner: optax.OptState
@@ -29,7 +29,7 @@ def sparta(
   axis_name: str | None = None,
   seed: int = 0,
 ) -> optax.GradientTransformationExtraArgs:
-  """SPARTA as an optax transformation around a local optimizer.
+  """Returns SPARTA as an optax transformation around a local optimizer.
 
   Every update applies `inner`, then sets max(1, round(p * size)) elements of
   each leaf to their mean over the peers. Only these values cross the axis.
@@ -39,10 +39,10 @@ def sparta(
 
   Args:
     inner: the local optimizer, such as `optax.adamw(3e-4)`, or `diloco(...)`.
-    p: fraction of the parameters averaged in a step.
+    p: the fraction of the parameters that a step averages.
     axis_name: the named axis of `jax.shard_map` or `jax.vmap` along which the
       peers live; None for a single peer, whose updates are those of `inner`.
-    seed: of the choice of elements. All peers must give the same one.
+    seed: the seed of the choice of elements, equal on all peers.
 
   Returns:
     A transformation whose `update` needs `params`.
@@ -54,13 +54,13 @@ def sparta(
     raise ValueError(f'p: expected more than 0 and at most 1, got {p}')
   inner = optax.with_extra_args_support(inner)
 
-  def init(params: Any) -> SpartaState:
+  def init(params: ct.Params) -> SpartaState:
     return SpartaState(jnp.zeros((), jnp.int32), inner.init(params))
 
   def average(
-    updates: Any, params: Any, count: jax.Array, shards: Any
-  ) -> tuple[Any, ...]:
-    """`updates` that lead to the mean at the elements whose turn it is."""
+    updates: ct.Grads, params: ct.Params, count: jax.Array, shards: ct.PyTree
+  ) -> tuple[ct.PyTree, ...]:
+    """Returns `updates` that lead to the mean at the chosen elements."""
     key = jax.random.fold_in(jax.random.key(seed), count)
     leaves, treedef = jax.tree.flatten(updates)
     flat = [u.reshape(-1) for u in leaves]
@@ -93,8 +93,11 @@ def sparta(
     return updates, params, count, ()
 
   def update(
-    updates: Any, state: Any, params: Any = None, **extra_args: Any
-  ) -> tuple[Any, SpartaState]:
+    updates: ct.Grads,
+    state: ct.PyTree,
+    params: ct.Params | None = None,
+    **extra_args: object,
+  ) -> tuple[ct.Grads, SpartaState]:
     if params is None:
       raise ValueError('sparta: update needs params, got None')
     updates, inner_state = inner.update(
@@ -115,11 +118,11 @@ def sparta(
 
 
 def positions(key: jax.Array, size: int, count: int) -> jax.Array:
-  """`count` random positions below `size`: int32 [count], increasing.
+  """Draws `count` random positions below `size`: int32 [count], increasing.
 
-  One of each of `count` strata whose sizes differ by at most one. All elements
-  have nearly the same chance, as if drawn independently, and no sort over all
-  of a leaf's elements is needed to avoid drawing one twice.
+  One position is drawn from each of `count` strata whose sizes differ by at
+  most one. All elements have nearly the same chance, and no sort of a leaf is
+  needed to avoid drawing one twice.
 
   >>> print(positions(jax.random.key(0), 4, 4))  # strata of one element
   [0 1 2 3]

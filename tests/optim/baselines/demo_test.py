@@ -6,8 +6,8 @@ import scipy.fft
 from absl.testing import absltest
 from absl.testing import parameterized
 
-from covenant.optim import dct
 from covenant.optim import sparseloco as sl
+from covenant.optim import topk_variants
 from covenant.optim.baselines import demo
 
 P = jax.P
@@ -58,7 +58,7 @@ def run(tx, params, gradients):
 
 def two_of_a_pair():
   """One coefficient of each pair of elements."""
-  return dct.DCTTopK(k=1, block=(1, 2), quantizer=sl.Exact())
+  return topk_variants.DCTTopK(k=1, block=(1, 2), quantizer=sl.Exact())
 
 
 class DemoTest(parameterized.TestCase):
@@ -88,7 +88,7 @@ class DemoTest(parameterized.TestCase):
     theta = np.random.default_rng(1).standard_normal((8, 4))
     tx = demo.demo(
       0.01,
-      dct.DCTTopK(k=5, block=(8, 4), quantizer=sl.Exact()),
+      topk_variants.DCTTopK(k=5, block=(8, 4), quantizer=sl.Exact()),
       0.9,
       axis_name='peers',
     )
