@@ -20,7 +20,7 @@ from tokenizers import pre_tokenizers
 from covenant import config as config_lib
 from covenant import typing as ct
 from covenant.data import corpus
-from covenant.data import shard_manifest
+from covenant.data import shards
 from covenant.data import tokenizer as tokenizer_lib
 
 _JSON = 'tokenizer.json'
@@ -39,7 +39,7 @@ def of(config: config_lib.Config) -> tokenizer_lib.Tokenizer:
     documents = corpus.load(data, config.seed)
     return tokenizer_lib.make(data, config.model.vocab_size, documents)
   folder = pathlib.Path(data.path)
-  kind = shard_manifest.read(folder).tokenizer.kind
+  kind = shards.read_manifest(folder).tokenizer.kind
   if kind == tokenizer_lib.Bytes.kind:
     return tokenizer_lib.Bytes()
   path = folder / (_JSON if kind == tokenizer_lib.BPE.kind else _MODEL)
@@ -51,7 +51,7 @@ def of(config: config_lib.Config) -> tokenizer_lib.Tokenizer:
   except config_lib.ConfigError:
     raise
   except (OSError, ValueError) as e:
-    raise shard_manifest.broken(path, str(e)) from e
+    raise shards.broken(path, str(e)) from e
 
 
 def files(tokenizer: tokenizer_lib.Tokenizer, context: int) -> dict[str, bytes]:

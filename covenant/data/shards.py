@@ -1,6 +1,6 @@
 """Pre-tokenized shards: a folder that is written once and never changed.
 
-  manifest.json    the names, sizes and digests of shards (shard_manifest.py)
+  manifest.json    the names, sizes and digests of shards; read strictly
   tokenizer.json   the tokenizer (.model for SentencePiece, none for bytes)
   train-00000/     a zarr3 array of tokens, uint16 or uint32, in one file of
   heldout-00000/   chunks, each readable alone and with its CRC-32C
@@ -9,8 +9,11 @@ The order of the tokens is that of tokens.py.
 """
 
 import hashlib
+import json
 import pathlib
+import re
 from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 import tensorstore as ts
@@ -19,14 +22,58 @@ from covenant import config
 from covenant import files
 from covenant import typing as ct
 from covenant.data import corpus as corpus_lib
-from covenant.data import shard_manifest as manifest_lib
 from covenant.data import tokenizer as tokenizer_lib
 from covenant.data import tokens as tokens_lib
 
+_VERSION = 1
+_FILE = 'manifest.json'
+_SPLITS = ('train', 'heldout')
+_KINDS = ('bytes', 'bpe', 'sentencepiece')
+_FIELDS = {
+  'version': int,
+  'tokenizer': dict,
+  'vocab_size': int,
+  'end_of_text': int,
+  'splits': dict,
+}
 _TOKENIZER_FILES = {'bpe': 'tokenizer.json', 'sentencepiece': 'tokenizer.model'}
 _CHUNK = 2**14  # tokens per chunk and read: 32 KiB of uint16
 _VERIFY = 2**22  # tokens per read of a verification
 _CACHE = 2**26  # bytes of cache per folder, for the indices of chunks
+
+
+class TokenizerDigest(NamedTuple):
+  """The tokenizer of the shards, with the digest of its definition."""
+
+  kind: str
+  digest: str
+
+
+class Shard(NamedTuple):
+  """One array of tokens.
+
+  Attributes:
+    name: its folder, like 'train-00000'.
+    tokens: number of tokens, ends of text included.
+    bytes: UTF-8 bytes of its text. Each of the shards that share a document
+      has a part in proportion to its tokens; the sum over a split is exact.
+    digest: blake2b-256 of the little-endian tokens, in hexadecimal.
+  """
+
+  name: str
+  tokens: int
+  bytes: int
+  digest: str
+
+
+class ShardManifest(NamedTuple):
+  """The content of a folder of shards."""
+
+  tokenizer: TokenizerDigest
+  vocab_size: int
+  end_of_text: int
+  train: tuple[Shard, ...]
+  heldout: tuple[Shard, ...]
 
 
 def write(
@@ -58,7 +105,7 @@ def write(
     raise ValueError(f'shard_tokens: expected 1 or more, got {shard_tokens}')
   with files.new_folder(directory) as partial:
     splits = {}
-    for split in manifest_lib.SPLITS:
+    for split in _SPLITS:
       pieces = _cut(getattr(corpus, split), tokenizer, shard_tokens)
       splits[split] = tuple(
         _write_shard(partial, f'{split}-{i:05d}', tokens, num_bytes)
@@ -69,15 +116,13 @@ def write(
     definition = tokenizer.definition()
     if file := _TOKENIZER_FILES.get(tokenizer.kind):
       (partial / file).write_bytes(definition)
-    manifest = manifest_lib.ShardManifest(
-      tokenizer=manifest_lib.TokenizerDigest(
-        tokenizer.kind, _digest(definition)
-      ),
+    manifest = ShardManifest(
+      tokenizer=TokenizerDigest(tokenizer.kind, _digest(definition)),
       vocab_size=tokenizer.vocab_size,
       end_of_text=tokenizer.end_of_text,
       **splits,
     )
-    manifest_lib.write(partial, manifest)
+    write_manifest(partial, manifest)
 
 
 def _cut(
@@ -106,7 +151,7 @@ def _cut(
 
 def _write_shard(
   directory: pathlib.Path, name: str, tokens: np.ndarray, num_bytes: int
-) -> manifest_lib.Shard:
+) -> Shard:
   chunk_codecs = [
     {'name': 'bytes', 'configuration': {'endian': 'little'}},
     {'name': 'crc32c'},
@@ -115,7 +160,7 @@ def _write_shard(
     'name': 'sharding_indexed',
     'configuration': {'chunk_shape': [_CHUNK], 'codecs': chunk_codecs},
   }
-  file_shape = [-(-len(tokens) // _CHUNK) * _CHUNK]  # a multiple of _CHUNK
+  whole_chunks = {'chunk_shape': [-(-len(tokens) // _CHUNK) * _CHUNK]}
   spec = _spec(directory / name) | {
     'create': True,
     # A missing chunk must be an error, not a run of zeros.
@@ -123,16 +168,12 @@ def _write_shard(
     'metadata': {
       'shape': [len(tokens)],
       'data_type': tokens.dtype.name,
-      'chunk_grid': {
-        'name': 'regular',
-        'configuration': {'chunk_shape': file_shape},
-      },
+      'chunk_grid': {'name': 'regular', 'configuration': whole_chunks},
       'codecs': [file_codec],
     },
   }
   ts.open(spec).result().write(tokens).result()
-  digest = _digest(tokens.tobytes())
-  return manifest_lib.Shard(name, len(tokens), num_bytes, digest)
+  return Shard(name, len(tokens), num_bytes, _digest(tokens.tobytes()))
 
 
 def open_shards(
@@ -155,10 +196,10 @@ def open_shards(
       'covenant.data.shards.write'
     )
   directory = pathlib.Path(directory).resolve()
-  manifest = manifest_lib.read(directory)
+  manifest = read_manifest(directory)
   context = ts.Context({'cache_pool': {'total_bytes_limit': _CACHE}})
   splits = {}
-  for split in manifest_lib.SPLITS:
+  for split in _SPLITS:
     shards = getattr(manifest, split)
     stores = [_open_shard(directory, shard, context) for shard in shards]
     if verify:
@@ -181,7 +222,7 @@ def _spec(path: pathlib.Path) -> ct.Json:
 
 
 def _open_shard(
-  directory: pathlib.Path, shard: manifest_lib.Shard, context: ts.Context
+  directory: pathlib.Path, shard: Shard, context: ts.Context
 ) -> ts.TensorStore:
   path = directory / shard.name
   spec = _spec(path) | {
@@ -191,27 +232,17 @@ def _open_shard(
   try:
     store = ts.open(spec, context=context, open=True, read=True).result()
   except ValueError as error:  # TensorStore raises nothing else
-    raise manifest_lib.broken(path, f'cannot be opened: {error}') from error
+    raise broken(path, f'cannot be opened: {error}') from error
   if store.dtype not in (ts.uint16, ts.uint32) or store.rank != 1:
-    raise manifest_lib.broken(
-      path,
-      'expected one dimension of uint16 or uint32, got '
-      f'{store.rank} of {store.dtype.name}',
-    )
+    got = f'{store.rank} of {store.dtype.name}'
+    raise broken(path, f'expected one dimension of uint16 or uint32, got {got}')
   if store.shape[0] != shard.tokens:
-    raise manifest_lib.broken(
-      path,
-      f'expected {shard.tokens} tokens, as in the manifest, got '
-      f'{store.shape[0]}',
-    )
+    raise broken(path, f'expected {shard.tokens} tokens, got {store.shape[0]}')
   return store
 
 
 def _verify_shard(
-  directory: pathlib.Path,
-  store: ts.TensorStore,
-  shard: manifest_lib.Shard,
-  vocab_size: int,
+  directory: pathlib.Path, store: ts.TensorStore, shard: Shard, vocab_size: int
 ) -> None:
   path = directory / shard.name
   dtype = store.dtype.numpy_dtype.newbyteorder('<')
@@ -221,14 +252,14 @@ def _verify_shard(
     try:
       tokens = store[start:stop].read().result()
     except ValueError as error:
-      raise manifest_lib.broken(path, f'cannot be read: {error}') from error
+      raise broken(path, f'cannot be read: {error}') from error
     if tokens.max() >= vocab_size:
-      raise manifest_lib.broken(
+      raise broken(
         path, f'expected ids below vocab_size {vocab_size}, got {tokens.max()}'
       )
     digest.update(tokens.astype(dtype).tobytes())
   if digest.hexdigest() != shard.digest:
-    raise manifest_lib.broken(
+    raise broken(
       path,
       f'expected tokens of the digest {shard.digest}, as in the manifest, got '
       f'{digest.hexdigest()}; fetch or write the shards again',
@@ -236,18 +267,18 @@ def _verify_shard(
 
 
 def _verify_tokenizer(
-  directory: pathlib.Path, tokenizer: manifest_lib.TokenizerDigest
+  directory: pathlib.Path, tokenizer: TokenizerDigest
 ) -> None:
   if tokenizer.kind == tokenizer_lib.Bytes.kind:
-    path = directory / manifest_lib.FILE
+    path = directory / _FILE
     definition = tokenizer_lib.Bytes().definition()
   else:
     path = directory / _TOKENIZER_FILES[tokenizer.kind]
     if not path.is_file():
-      raise manifest_lib.broken(path, 'no such file; the manifest expects it')
+      raise broken(path, 'no such file; the manifest expects it')
     definition = path.read_bytes()
   if _digest(definition) != tokenizer.digest:
-    raise manifest_lib.broken(
+    raise broken(
       path,
       f'expected a tokenizer of the digest {tokenizer.digest}, got '
       f'{_digest(definition)}',
@@ -256,3 +287,110 @@ def _verify_tokenizer(
 
 def _digest(content: bytes) -> str:
   return hashlib.blake2b(content, digest_size=32).hexdigest()
+
+
+def write_manifest(directory: pathlib.Path, manifest: ShardManifest) -> None:
+  """Writes `manifest.json` into the folder."""
+  record = {
+    'version': _VERSION,
+    'tokenizer': manifest.tokenizer._asdict(),
+    'vocab_size': manifest.vocab_size,
+    'end_of_text': manifest.end_of_text,
+    'splits': {
+      split: [shard._asdict() for shard in getattr(manifest, split)]
+      for split in _SPLITS
+    },
+  }
+  (directory / _FILE).write_text(json.dumps(record, indent=2) + '\n')
+
+
+def read_manifest(directory: pathlib.Path) -> ShardManifest:
+  """Reads `manifest.json` of the folder.
+
+  Raises:
+    ConfigError: the file is missing, or a field of it is missing, unknown, of
+      another type or out of bounds.
+  """
+  path = directory / _FILE
+  if not path.is_file():
+    raise broken(path, 'no such file; make it with covenant.data.shards.write')
+  try:
+    record = json.loads(path.read_bytes())
+  except ValueError as error:
+    raise broken(path, f'not JSON: {error}') from error
+  if isinstance(record, dict) and record.get('version') != _VERSION:
+    raise broken(
+      path, f'version: expected {_VERSION}, got {record.get("version")!r}'
+    )
+  _check(path, 'manifest', record, _FIELDS)
+  _check(
+    path, 'tokenizer', record['tokenizer'], TokenizerDigest.__annotations__
+  )
+  tokenizer = TokenizerDigest(**record['tokenizer'])
+  if tokenizer.kind not in _KINDS:
+    raise broken(
+      path,
+      f'tokenizer.kind: expected one of {", ".join(_KINDS)}, got '
+      f'{tokenizer.kind!r}',
+    )
+  vocab_size, end_of_text = record['vocab_size'], record['end_of_text']
+  if not 0 <= end_of_text < vocab_size <= 2**31:
+    raise broken(
+      path,
+      'expected 0 <= end_of_text < vocab_size <= 2**31, got end_of_text '
+      f'{end_of_text} and vocab_size {vocab_size}',
+    )
+  _check(path, 'splits', record['splits'], dict.fromkeys(_SPLITS, list))
+  splits = {
+    split: _read_shards(path, split, record['splits'][split])
+    for split in _SPLITS
+  }
+  return ShardManifest(tokenizer, vocab_size, end_of_text, **splits)
+
+
+def _read_shards(
+  path: pathlib.Path, split: str, records: list[ct.Json]
+) -> tuple[Shard, ...]:
+  if not records:
+    raise broken(path, f'splits.{split}: expected shards, got none')
+  shards = []
+  for i, record in enumerate(records):
+    where = f'splits.{split}[{i}]'
+    _check(path, where, record, Shard.__annotations__)
+    shard = Shard(**record)
+    # A name is a path, so it must stay in the folder, and in its split: a
+    # shard in both would leak held-out text into training.
+    if not re.fullmatch(rf'{split}-[0-9]{{5,}}', shard.name, re.ASCII):
+      raise broken(
+        path, f'{where}.name: expected like {split}-00000, got {shard.name!r}'
+      )
+    for field, low in (('tokens', 1), ('bytes', 0)):
+      value = getattr(shard, field)
+      if value < low:
+        raise broken(
+          path, f'{where}.{field}: expected {low} or more, got {value}'
+        )
+    shards.append(shard)
+  return tuple(shards)
+
+
+def _check(
+  path: pathlib.Path, where: str, record: ct.Json, fields: dict[str, type]
+) -> None:
+  """Raises ConfigError unless a record has exactly these fields and types."""
+  if not isinstance(record, dict) or set(record) != set(fields):
+    got = sorted(record) if isinstance(record, dict) else record
+    raise broken(
+      path, f'{where}: expected the fields {sorted(fields)}, got {got!r}'
+    )
+  for field, kind in fields.items():
+    if type(record[field]) is not kind:  # a bool is an int to isinstance
+      raise broken(
+        path,
+        f'{where}.{field}: expected {kind.__name__}, got {record[field]!r}',
+      )
+
+
+def broken(path: pathlib.Path, message: str) -> config.ConfigError:
+  """Returns the error of a file that differs from what was written."""
+  return config.ConfigError(f'data.path: {str(path)!r}: {message}')
