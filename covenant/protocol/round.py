@@ -54,7 +54,7 @@ class Schedule(NamedTuple):
     return self.start(round_index + 1) - 1
 
   def collection_block(self, round_index: int) -> int:
-    """The block from which on, once it is final, payloads are fetched.
+    """The block that must be final before payloads are fetched.
 
     By then the last miner has seen its commitment and has uploaded.
     """
@@ -97,23 +97,9 @@ class Phase(enum.Enum):
   CATCH_UP = 'catch up'
 
 
-MINER = frozenset(
-  {
-    Phase.TRAIN,
-    Phase.COMMIT,
-    Phase.UPLOAD,
-    Phase.DECIDE,
-    Phase.APPLY,
-    Phase.KEEP,
-    Phase.CATCH_UP,
-  }
-)
-VALIDATOR = frozenset(Phase) - {
-  Phase.BEGIN,
-  Phase.TRAIN,
-  Phase.COMMIT,
-  Phase.UPLOAD,
-}
+_COMMON = {Phase.DECIDE, Phase.APPLY, Phase.KEEP, Phase.CATCH_UP}
+MINER = frozenset(_COMMON | {Phase.TRAIN, Phase.COMMIT, Phase.UPLOAD})
+VALIDATOR = frozenset(_COMMON | {Phase.COLLECT, Phase.VOTE, Phase.SCORE})
 
 
 def miner(schedule: Schedule) -> frozenset[Phase]:
@@ -122,6 +108,8 @@ def miner(schedule: Schedule) -> frozenset[Phase]:
 
 
 class Command(NamedTuple):
+  """One phase of one round, to be executed."""
+
   phase: Phase
   round: int
   last: bool = False  # of DECIDE: True if plurality is enough
@@ -152,7 +140,7 @@ class RoundState(NamedTuple):
   scored: bool = True
 
   def previous_round_done(self, can: frozenset['Phase']) -> bool:
-    """Returns whether nothing is left to do about the previous round."""
+    """Returns whether no work on the previous round is left."""
     return self.kept and (self.scored or Phase.SCORE not in can)
 
 

@@ -135,26 +135,17 @@ class RunStorage:
 
   def delete_before(self, kind: str, before: int) -> None:
     """Deletes own objects of a kind that belong to earlier rounds."""
-    if before <= 0:
-      return
-    folder = f'{self._run}/{kind}/'
-    old = [
-      info.key
-      for info in self.bucket.list(folder)
-      if info.key.removeprefix(folder)[:8] < f'{before:08d}'
-    ]
-    if old:
-      self.bucket.delete(old)
+    if before > 0:
+      self._delete(kind, lambda name: name[:8] < f'{before:08d}')
 
   def delete_chunks_except(self, named: Collection[str]) -> None:
     """Deletes own chunks whose hexadecimal digest is not in `named`."""
-    folder = f'{self._run}/chunks/'
-    old = [
-      info.key
-      for info in self.bucket.list(folder)
-      if info.key.removeprefix(folder) not in named
-    ]
-    if old:
+    self._delete('chunks', lambda name: name not in named)
+
+  def _delete(self, kind: str, is_old: Callable[[str], bool]) -> None:
+    folder = f'{self._run}/{kind}/'
+    keys = [info.key for info in self.bucket.list(folder)]
+    if old := [key for key in keys if is_old(key.removeprefix(folder))]:
       self.bucket.delete(old)
 
 
