@@ -54,8 +54,10 @@ class Device(NamedTuple):
   source: str
 
 
-def _gpu(memory, tflops, bandwidth, inside, host_link, source, outside=50):
-  """Returns a GPU from GB, TFLOP/s and GB/s.
+def _make(
+  memory, tflops, bandwidth, inside, host_link, source, outside=50, per_host=8
+):
+  """Returns a device from GB, TFLOP/s and GB/s.
 
   The default `outside` is one 400 Gbit/s port per device.
   """
@@ -66,42 +68,28 @@ def _gpu(memory, tflops, bandwidth, inside, host_link, source, outside=50):
     inside * 1e9,
     outside * 1e9,
     host_link * 1e9,
-    8,
-    source,
-  )
-
-
-def _tpu(memory, tflops, bandwidth, inside, source):
-  """Returns a TPU; one interconnect joins all chips of a slice."""
-  return Device(
-    memory * 1e9,
-    tflops * 1e12,
-    bandwidth * 1e9,
-    inside * 1e9,
-    inside * 1e9,
-    32e9,
-    4,
+    per_host,
     source,
   )
 
 
 # Consumer cards use PCIe inside a host. Between hosts a home or office network
-# of 10 Gbit/s is assumed.
+# of 10 Gbit/s is assumed. One interconnect joins all TPU chips of a slice.
 DEVICES = {
-  'B300': _gpu(288, 2250, 8000, 900, 64, 'NVIDIA HGX B300 page'),
-  'B200': _gpu(192, 2250, 8000, 900, 64, 'NVIDIA HGX B200 data sheet; '
-               '192 GB as Templar names it'),
-  'H200': _gpu(141, 989, 4800, 450, 64, 'NVIDIA H200 SXM data sheet'),
-  'H100': _gpu(80, 989, 3350, 450, 64, 'NVIDIA H100 SXM data sheet'),
-  'A100': _gpu(80, 312, 2039, 300, 32, 'NVIDIA A100 80GB SXM data sheet'),
-  'A100-40': _gpu(40, 312, 1555, 300, 32, 'NVIDIA A100 40GB SXM data sheet'),
-  'L40S': _gpu(48, 362, 864, 32, 32, 'NVIDIA L40S data sheet', 12.5),
-  '5090': _gpu(32, 209, 1792, 64, 64, 'NVIDIA Blackwell RTX whitepaper', 1.25),
-  '4090': _gpu(24, 165, 1008, 32, 32, 'NVIDIA Ada whitepaper', 1.25),
-  '3090': _gpu(24, 71, 936, 32, 32, 'NVIDIA Ampere GA102 whitepaper', 1.25),
-  'v5e': _tpu(16, 197, 819, 100, 'Google Cloud TPU v5e page'),
-  'v5p': _tpu(95, 459, 2765, 300, 'Google Cloud TPU v5p page'),
-  'v6e': _tpu(32, 918, 1640, 224, 'Google Cloud TPU v6e page'),
+  'B300': _make(288, 2250, 8000, 900, 64, 'NVIDIA HGX B300 page'),
+  'B200': _make(192, 2250, 8000, 900, 64, 'NVIDIA HGX B200 data sheet; '
+                '192 GB as Templar names it'),
+  'H200': _make(141, 989, 4800, 450, 64, 'NVIDIA H200 SXM data sheet'),
+  'H100': _make(80, 989, 3350, 450, 64, 'NVIDIA H100 SXM data sheet'),
+  'A100': _make(80, 312, 2039, 300, 32, 'NVIDIA A100 80GB SXM data sheet'),
+  'A100-40': _make(40, 312, 1555, 300, 32, 'NVIDIA A100 40GB SXM data sheet'),
+  'L40S': _make(48, 362, 864, 32, 32, 'NVIDIA L40S data sheet', 12.5),
+  '5090': _make(32, 209, 1792, 64, 64, 'NVIDIA Blackwell RTX whitepaper', 1.25),
+  '4090': _make(24, 165, 1008, 32, 32, 'NVIDIA Ada whitepaper', 1.25),
+  '3090': _make(24, 71, 936, 32, 32, 'NVIDIA Ampere GA102 whitepaper', 1.25),
+  'v5e': _make(16, 197, 819, 100, 32, 'Google Cloud TPU v5e page', 100, 4),
+  'v5p': _make(95, 459, 2765, 300, 32, 'Google Cloud TPU v5p page', 300, 4),
+  'v6e': _make(32, 918, 1640, 224, 32, 'Google Cloud TPU v6e page', 224, 4),
 }  # fmt: skip
 
 

@@ -36,8 +36,9 @@ def _groups(config: config_lib.Config, plan: planner.Plan) -> Iterator[str]:
     device = group.device
     yield (
       f'  {group.hosts:5}  {group.name:10}{table.size_text(device.memory):>9}'
-      f'{_count(fraction * device.peak):>11}   '
-      f'{_bits(group.upload):12}{_bits(group.download):12}'
+      f'{table.metric(fraction * device.peak):>11}   '
+      f'{table.metric(8 * group.upload, "b/s"):12}'
+      f'{table.metric(8 * group.download, "b/s"):12}'
       f'{1e3 * group.latency:.0f} ms'
     )
   yield (
@@ -59,7 +60,7 @@ def _islands(plan: planner.Plan) -> Iterator[str]:
     yield (
       f'{many:4} {kind:11}{work.island.steps:6}{work.island.batch:7}'
       f'{work.island.rank or "-":>7}'
-      f'{_count(work.tokens):>10}{_count(work.value):>10}'
+      f'{table.metric(work.tokens):>10}{table.metric(work.value):>10}'
       f'{table.size_text(work.uploaded):>9}'
       f'{table.size_text(work.downloaded):>10}'
       f'{inside:>10}{window - work.computing:>6.0f} s{100 * work.busy:4.0f} %'
@@ -95,12 +96,12 @@ def _network(plan: planner.Plan) -> Iterator[str]:
   share = timing.utilization(window, upload + gather)
   tokens = sum(work.tokens for work in works)
   yield (
-    f'  tokens       {_count(tokens)} a round, which count as '
-    f'{_count(plan.value)}; all devices busy ~{100 * plan.busy:.0f} %'
+    f'  tokens       {table.metric(tokens)} a round, which count as '
+    f'{table.metric(plan.value)}; all devices busy ~{100 * plan.busy:.0f} %'
   )
   yield (
-    f'  equal work   {_count(plan.equal)}, if all islands that take part did '
-    'as much as the slowest of them'
+    f'  equal work   {table.metric(plan.equal)}, if all islands that take '
+    'part did as much as the slowest of them'
   )
   yield (
     f'  a round      {window:.0f} s of steps, {upload:.0f} s up, {gather:.0f} '
@@ -124,30 +125,3 @@ def _hosts(plan: planner.Plan, hosts: planner.Hosts) -> str:
     for n, group in zip(hosts, plan.groups, strict=True)
     if n
   )
-
-
-def _count(number: float) -> str:
-  """Formats a number with a unit of powers of 1000.
-
-  >>> _count(12_190_000), _count(960)
-  ('12.2 M', '960')
-  """
-  for unit in ('', ' k', ' M', ' G', ' T'):
-    if number < 1000 or unit == ' T':
-      break
-    number /= 1000
-  return f'{number:.3g}{unit}'
-
-
-def _bits(speed: float) -> str:
-  """Formats a link in bits per second.
-
-  >>> _bits(25e6)
-  '200 Mb/s'
-  """
-  bits = 8 * speed
-  for unit in ('', 'k', 'M', 'G'):
-    if bits < 1000 or unit == 'G':
-      break
-    bits /= 1000
-  return f'{bits:.3g} {unit}b/s'

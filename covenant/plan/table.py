@@ -25,9 +25,7 @@ class Program(NamedTuple):
   lower_seconds: float
   compile_seconds: float = 0.0
   argument_bytes: int = 0  # per device
-  temporary_bytes: int = (
-    0  # per device; 0 where the compiler does not report it
-  )
+  temporary_bytes: int = 0  # per device; 0 if the compiler does not report it
   collectives: dict[str, tuple[int, int]] = {}  # count, elements of the largest
   error: str = ''  # why the compiler refused it
 
@@ -317,8 +315,18 @@ def size_text(size: float) -> str:
   >>> size_text(1_378_903_642), size_text(24.0e12)
   ('1.38 GB', '24 TB')
   """
-  for unit in ('B', 'kB', 'MB', 'GB', 'TB'):
-    if size < 1000 or unit == 'TB':
+  return metric(size, 'B')
+
+
+def metric(number: float, unit: str = '') -> str:
+  """Formats a number with a prefix of powers of 1000, and a unit.
+
+  >>> metric(12_190_000), metric(960), metric(200e6, 'b/s')
+  ('12.2 M', '960', '200 Mb/s')
+  """
+  for prefix in ('', 'k', 'M', 'G', 'T'):
+    if number < 1000 or prefix == 'T':
       break
-    size /= 1000
-  return f'{size:.3g} {unit}' if size < 1000 else f'{size:,.0f} {unit}'
+    number /= 1000
+  digits = f'{number:.3g}' if number < 1000 else f'{number:,.0f}'
+  return f'{digits} {prefix}{unit}'.rstrip()
