@@ -51,10 +51,11 @@ def policy(
   """Trains by the workers of a pool.
 
   Args:
-    pool: of the workers.
-    ledger: of the pool.
-    report: called with every round: its number, result and assigned sequences.
-    stop: asked while the workers train.
+    pool: the pool of the workers.
+    ledger: the accounts of the pool.
+    report: called after every round with its number, its result and the number
+      of assigned sequences.
+    stop: returns True to end the training of a round early.
   """
 
   def batches(node: miner_lib.Miner, task: local_lib.Task) -> tuple[()]:
@@ -106,7 +107,7 @@ def _train(
   ids_N: np.ndarray,
   stop: Callable[[], bool],
 ) -> pool_lib.PoolResult:
-  """Returns what the workers made of a task before the put window opens."""
+  """Returns the workers' result for a task before the put window opens."""
   split, context = node.role.slot.trainer.split, node.config.data.context
   blocks = node.schedule.put_opens(task.round) - node.head
   now = time.monotonic()
@@ -147,7 +148,7 @@ def _meter(ledger: ledger_lib.Ledger, node: miner_lib.Miner, uid: int) -> int:
 
 
 class PoolProcess:
-  """One pool and its server. Arguments and errors as of `process.Process`."""
+  """A pool and its server; arguments and errors are those of `Process`."""
 
   def __init__(
     self, config: config_lib.Config, workdir: str | os.PathLike[str]

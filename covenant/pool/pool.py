@@ -9,6 +9,7 @@ This module reads no clock, network or chain: callers pass the time and the
 function that recomputes leases. It is thread-safe.
 """
 
+import dataclasses
 import hashlib
 import threading
 from collections.abc import Callable, Mapping, Set
@@ -25,6 +26,10 @@ from covenant.pool import leases as leases_lib
 from covenant.wire import payload
 
 LeaseVerdict = deltas_lib.LeaseVerdict
+
+_FARTHEST = 1.5  # largest step, relative to a full sub-round
+_HARMLESS = (LeaseVerdict.VALID, LeaseVerdict.STALE)
+_STRIKES = 3  # other verdicts until a worker gets no lease for the round
 
 
 class Job(NamedTuple):
@@ -84,6 +89,33 @@ class PoolResult(NamedTuple):
   proven: Set[str]  # workers that passed an audit
   caught: Set[str]  # workers that failed one
   verdicts: Mapping[str, Mapping[LeaseVerdict, int]]  # counts per worker
+
+
+@dataclasses.dataclass
+class _PoolRound:
+  """The state of the current round and of its sub-round."""
+
+  task: PoolTask
+  queue: leases_lib.LeaseQueue
+  params: ct.Params
+  held: Mapping[str, int]
+  banned: set[str]
+  subround: int = 0
+  until: float = 0.0
+  step: int = 0
+  base: bytes = b''
+  data: bytes = b''
+  salt: bytes = b''
+  merging: bool = False
+  jobs: dict[int, Job] = dataclasses.field(default_factory=dict)
+  deltas: list[deltas_lib.Delta] = dataclasses.field(default_factory=list)
+  work: dict[str, int] = dataclasses.field(default_factory=dict)
+  losses: list[float] = dataclasses.field(default_factory=list)
+  proven: set[str] = dataclasses.field(default_factory=set)
+  caught: set[str] = dataclasses.field(default_factory=set)
+  verdicts: dict[str, dict[LeaseVerdict, int]] = dataclasses.field(
+    default_factory=dict
+  )
 
 
 class Pool:
@@ -154,9 +186,7 @@ class Pool:
       task.sequences, self._config.pool.steps, self._rates
     )
     with self._lock:
-      self._round = _PoolRound(
-        task, queue, task.params, dict(held), set(banned)
-      )
+      self._round = _PoolRound(task, queue, task.params, held, set(banned))
       self._open(self._round, task.begins)
 
   def parameters(self, base: bytes) -> tuple[bytes, bytes] | None:
@@ -242,7 +272,7 @@ class Pool:
       current.verdicts,
     )
 
-  def _open(self, current: '_PoolRound', now: float) -> None:
+  def _open(self, current: _PoolRound, now: float) -> None:
     """Starts the next sub-round."""
     task, queue = current.task, current.queue
     left = max(self._config.pool.subrounds - current.subround, 1)
@@ -258,7 +288,7 @@ class Pool:
     current.salt = task.root + current.subround.to_bytes(8, 'little')
     current.base = parameters_id(current.data, current.salt)
 
-  def _job(self, current: '_PoolRound', lease: leases_lib.Lease) -> Job:
+  def _job(self, current: _PoolRound, lease: leases_lib.Lease) -> Job:
     return Job(
       current.task.round,
       lease.number,
@@ -286,7 +316,7 @@ class Pool:
       return LeaseVerdict.RECEIPT, None
     return LeaseVerdict.VALID, found.message
 
-  def _merge(self, current: '_PoolRound') -> None:
+  def _merge(self, current: _PoolRound) -> None:
     deltas = sorted(current.deltas, key=lambda d: d.lease.first)
     verdicts = self._inspector.inspect(deltas, self._draw)
     verdicts |= self._audit(current, deltas, verdicts)
@@ -317,7 +347,7 @@ class Pool:
 
   def _audit(
     self,
-    current: '_PoolRound',
+    current: _PoolRound,
     deltas: list[deltas_lib.Delta],
     verdicts: Mapping[int, LeaseVerdict],
   ) -> dict[int, LeaseVerdict]:
@@ -348,49 +378,12 @@ class Pool:
     return found
 
   def _count(
-    self, current: '_PoolRound | None', worker: str, verdict: LeaseVerdict
+    self, current: _PoolRound | None, worker: str, verdict: LeaseVerdict
   ) -> LeaseVerdict:
     if current is not None:
       counts = current.verdicts.setdefault(worker, {})
       counts[verdict] = counts.get(verdict, 0) + 1
       bad = sum(n for v, n in counts.items() if v not in _HARMLESS)
-      # Its work only wastes time; it may try again in the next round.
       if bad >= _STRIKES and bad > counts.get(LeaseVerdict.VALID, 0):
         current.banned.add(worker)
     return verdict
-
-
-_FARTHEST = 1.5  # largest step, relative to a full sub-round
-_HARMLESS = (LeaseVerdict.VALID, LeaseVerdict.STALE)
-_STRIKES = 3
-
-
-class _PoolRound:
-  """The current round."""
-
-  def __init__(
-    self,
-    task: PoolTask,
-    queue: leases_lib.LeaseQueue,
-    params: ct.Params,
-    held: dict[str, int],
-    banned: set[str],
-  ):
-    self.task = task
-    self.queue = queue
-    self.params = params
-    self.held = held
-    self.banned = banned
-    self.subround = 0
-    self.until = 0.0
-    self.base = b''
-    self.step = 0
-    self.data = self.salt = b''
-    self.merging = False
-    self.jobs: dict[int, Job] = {}
-    self.deltas: list[deltas_lib.Delta] = []
-    self.work: dict[str, int] = {}
-    self.losses: list[float] = []
-    self.proven: set[str] = set()
-    self.caught: set[str] = set()
-    self.verdicts: dict[str, dict[LeaseVerdict, int]] = {}
