@@ -64,7 +64,8 @@ def write(
     plots.compare(evaluations, target / 'compare_tokens.png', 'tokens'),
     plots.compare(evaluations, target / 'compare_bytes.png', 'bytes'),
   ]
-  return Comparison(made, figures, _text([_HEAD, *rows]))
+  lines = progress.aligned([_HEAD, *rows], str.rjust)
+  return Comparison(made, figures, '\n'.join(lines))
 
 
 def _read(workdirs: Sequence[str | os.PathLike[str]]) -> dict[str, folder.Run]:
@@ -101,20 +102,6 @@ def _row(name: str, run: folder.Run) -> tuple[str, ...]:
     progress.human_bytes(last.bytes_up),
     '' if size is None else progress.human_bytes(size),
     progress.human_seconds(seconds),
-  )
-
-
-def _text(rows: Sequence[tuple[str, ...]]) -> str:
-  """Returns rows in aligned columns, with numbers to the right."""
-  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-  return '\n'.join(
-    '  '.join(
-      [
-        row[0].ljust(widths[0]),
-        *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True)),
-      ]
-    )
-    for row in rows
   )
 
 

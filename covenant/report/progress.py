@@ -241,6 +241,22 @@ def _weights(
   return rows
 
 
+def aligned(
+  rows: Sequence[tuple[str, ...]],
+  align: Callable[[str, int], str] = str.ljust,
+) -> list[str]:
+  """Returns rows as lines of columns, all but the first aligned by `align`.
+
+  >>> aligned([('run', 'loss'), ('a', '1.5')], str.rjust)
+  ['run  loss', 'a     1.5']
+  """
+  first, *others = [max(map(len, column)) for column in zip(*rows, strict=True)]
+  return [
+    '  '.join([row[0].ljust(first), *map(align, row[1:], others)]).rstrip()
+    for row in rows
+  ]
+
+
 def members_table(sights: Sequence[localnet.Sight]) -> str:
   """Returns one line per member, then the last errors."""
   rows = [_MEMBERS_HEADER]
@@ -264,14 +280,10 @@ def members_table(sights: Sequence[localnet.Sight]) -> str:
       if len(text) > _ERROR_WIDTH:
         text = text[: _ERROR_WIDTH - 3] + '...'
       errors.append(f'  {sight.member.name}: {text}')
-  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-  lines = [
-    '  '.join(cell.ljust(w) for cell, w in zip(row, widths, strict=True))
-    for row in rows
-  ]
+  lines = aligned(rows)
   if errors:
     lines += ['last errors:', *errors]
-  return '\n'.join(line.rstrip() for line in lines)
+  return '\n'.join(lines)
 
 
 class MembersScreen:
