@@ -18,7 +18,6 @@ LEVELS = (
     'covenant.files',
     'covenant.plugins',
     'covenant.proxy',
-    'covenant.tensorboard',
   ),
   ('covenant.config', 'covenant.metrics'),
   ('covenant.chain', 'covenant.store'),
