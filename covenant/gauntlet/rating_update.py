@@ -63,8 +63,8 @@ def update(
   """Returns the ratings after a round, and their explanation.
 
   Args:
-    old: after an earlier round; `Ratings()` before the first.
-    round_index: later than `old.round`.
+    old: the ratings after an earlier round; `Ratings()` before the first.
+    round_index: the round, later than `old.round`.
     identities: all miners registered now, by uid.
     report: the checks of the round. Uids that it lacks stay as they were.
     scores: of the evaluated uids with a valid message, by uid.
@@ -107,26 +107,15 @@ def update(
         f'to {check.twin}'
       )
       after[uid] = after[uid].punish(
-        ratings_lib.SIMILAR,
-        ratings_lib.SIMILAR_FACTOR,
-        round_index,
-        config,
+        ratings_lib.SIMILAR, ratings_lib.SIMILAR_FACTOR, round_index, config
       )
     after[uid] = _settle(
       after[uid], round_index, check, usual, config, reasons[uid]
     )
   decisions = [
-    {
-      'round': round_index,
-      'uid': uid,
-      'hotkey': before[uid].hotkey,
-      'verdict': check.finding.name,
-      'detail': check.detail,
-      'block': check.block,
-      'relative_norm': check.relative_norm,
-      'similarity': check.similarity,
-      'twin': check.twin,
-      'evaluation': dataclasses.asdict(scores[uid]) if uid in scores else None,
+    {'round': round_index, 'uid': uid, 'hotkey': before[uid].hotkey}
+    | _findings(check, scores.get(uid))
+    | {
       'median_gain': scale,
       'median_proof': usual,
       'before': _numbers(before[uid], round_index),
@@ -141,6 +130,21 @@ def update(
   return RatingsUpdate(
     ratings_lib.Ratings(round_index, after, has_proof), decisions
   )
+
+
+def _findings(
+  check: checks_lib.CheckResult, score: scores_lib.Score | None
+) -> dict[str, ct.Json]:
+  """Returns the fields of a decision that the checks and the score fill."""
+  return {
+    'verdict': check.finding.name,
+    'detail': check.detail,
+    'block': check.block,
+    'relative_norm': check.relative_norm,
+    'similarity': check.similarity,
+    'twin': check.twin,
+    'evaluation': None if score is None else dataclasses.asdict(score),
+  }
 
 
 def _similarity_limit(averages: Sequence[float]) -> float:
@@ -231,12 +235,24 @@ def _observe(
     new = _average(new, 0.0, config) if old.gains else new
   if score is None:
     return new
+  return _evaluate(new, round_index, score, scale, config, reasons)
+
+
+def _evaluate(
+  old: ratings_lib.Standing,
+  round_index: int,
+  score: scores_lib.Score,
+  scale: float | None,
+  config: config_lib.Gauntlet,
+  reasons: list[str],
+) -> ratings_lib.Standing:
+  """Returns the record with the evaluation of a valid message."""
   decay = 1 - 1 / config.memory
   sign = int(score.gain > 0)
   if score.gain < -SIGNIFICANT * score.gain_error and scale is not None:
     sign = -1
   new = dataclasses.replace(
-    new,
+    old,
     proof_sum=decay * old.proof_sum
     + _errors(score.proof, score.proof_error, LARGEST_PROOF),
     proof_weight=decay * old.proof_weight + 1,
@@ -259,10 +275,7 @@ def _observe(
   new = _average(new, min(max(relative, -1.0), LARGEST_GAIN), config)
   if sign < 0 and new.gain_signs.count(-1) > 1:
     new = new.punish(
-      ratings_lib.NEGATIVE,
-      ratings_lib.NEGATIVE_FACTOR,
-      round_index,
-      config,
+      ratings_lib.NEGATIVE, ratings_lib.NEGATIVE_FACTOR, round_index, config
     )
   return new
 

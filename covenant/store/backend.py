@@ -99,8 +99,8 @@ def connect(
     location: the location.
     key: S3 credentials; None reads anonymously.
     make_folder: makes the missing folder of a 'file'.
-    settings: their deadline and stall time apply to each request.
-    retries: retries of one request by obstore itself.
+    settings: the deadline and stall time of each request.
+    retries: the retries of one request by obstore itself.
 
   Raises:
     interface.MissingObjectError: there is no such folder.
@@ -115,6 +115,15 @@ def connect(
     return obstore.store.LocalStore(
       location.bucket, mkdir=make_folder, automatic_cleanup=True
     )
+  return _connect_s3(location, key, settings, retries)
+
+
+def _connect_s3(
+  location: location_lib.Location,
+  key: Credentials | None,
+  settings: StoreSettings,
+  retries: int,
+) -> obstore.store.S3Store:
   deadline, stall = settings.deadline_seconds, settings.stall_seconds
   endpoint, region = location.endpoint, location.region or 'us-east-1'
   copy = 'multipart'  # completed only if there is no such object
@@ -125,6 +134,12 @@ def connect(
   # obstore takes missing options from AWS_* variables. So both endpoints are
   # set, and credentials by a provider: neither requests nor the operator's
   # session token must go to another server.
+  credentials = key and {
+    'access_key_id': key.key_id,
+    'secret_access_key': key.secret,
+    'token': key.token,
+    'expires_at': None,
+  }
   return obstore.store.S3Store(
     location.bucket,
     endpoint=endpoint,
@@ -136,7 +151,7 @@ def connect(
     skip_signature=key is None,
     request_payer=False,
     s3_express=False,
-    credential_provider=_provider(key) if key else None,
+    credential_provider=(lambda: credentials) if credentials else None,
     client_options={
       'allow_http': endpoint.startswith('http://'),
       'connect_timeout': datetime.timedelta(seconds=min(stall, 5)),
@@ -149,15 +164,6 @@ def connect(
       'backoff': {'max_backoff': datetime.timedelta(seconds=5)},
     },
   )
-
-
-def _provider(key: Credentials):
-  return lambda: {
-    'access_key_id': key.key_id,
-    'secret_access_key': key.secret,
-    'token': key.token,
-    'expires_at': None,
-  }
 
 
 def explain(error: Exception) -> interface.StoreError:
