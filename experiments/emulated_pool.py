@@ -78,7 +78,9 @@ class Emulation:
       np.random.default_rng([seed, 1]),
     )
     pool = kit.config.pool
-    policy = ledger_lib.Policy(pool.fee, round(pool.threshold * ledger_lib.RAO))
+    policy = ledger_lib.PaymentPolicy(
+      pool.fee, round(pool.threshold * ledger_lib.RAO)
+    )
     self.ledger = ledger_lib.Ledger(':memory:', policy)
     self._private: local_lib.MinerState | None = None
     self.now = 0.0

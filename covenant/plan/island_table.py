@@ -16,13 +16,15 @@ from covenant.plan import timing
 _WIDTH = 99
 
 
-def text(config: config_lib.Config, plan: planner.Plan) -> str:
+def text(config: config_lib.Config, plan: planner.NetworkPlan) -> str:
   """Returns the page of a plan."""
   sections = (_groups(config, plan), _islands(plan), _network(plan))
   return '\n\n'.join('\n'.join(section) for section in sections)
 
 
-def _groups(config: config_lib.Config, plan: planner.Plan) -> Iterator[str]:
+def _groups(
+  config: config_lib.Config, plan: planner.NetworkPlan
+) -> Iterator[str]:
   terms, count = plan.terms, llama.num_params(config.model)
   yield (
     f'{config.name}: {count:,} parameters, {terms.window / 60:g} min of a '
@@ -47,7 +49,7 @@ def _groups(config: config_lib.Config, plan: planner.Plan) -> Iterator[str]:
   )
 
 
-def _islands(plan: planner.Plan) -> Iterator[str]:
+def _islands(plan: planner.NetworkPlan) -> Iterator[str]:
   window = plan.terms.window
   yield (
     '  islands         steps  batch   rank    tokens  count as       up      '
@@ -85,7 +87,7 @@ def _islands(plan: planner.Plan) -> Iterator[str]:
   )
 
 
-def _network(plan: planner.Plan) -> Iterator[str]:
+def _network(plan: planner.NetworkPlan) -> Iterator[str]:
   works, window = plan.works, plan.terms.window
   yield f'all {len(works)} islands'
   if not works:
@@ -118,7 +120,7 @@ def _network(plan: planner.Plan) -> Iterator[str]:
   )
 
 
-def _hosts(plan: planner.Plan, hosts: planner.Hosts) -> str:
+def _hosts(plan: planner.NetworkPlan, hosts: planner.Hosts) -> str:
   """Names hosts, such as 8xH100 + 51 x 4090."""
   return ' + '.join(
     f'{n} x {group.name}' if n > 1 else group.name

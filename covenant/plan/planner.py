@@ -25,7 +25,7 @@ _TIE = 1e-6  # relative preference for more islands
 _MOVES = 1000  # limit of a search
 
 
-class Plan(NamedTuple):
+class NetworkPlan(NamedTuple):
   """The islands of a network and the hosts that stay idle."""
 
   terms: island_costs.Terms
@@ -71,7 +71,7 @@ class Plan(NamedTuple):
 
 
 @functools.lru_cache(16)
-def plan(config: config_lib.Config) -> Plan:
+def plan(config: config_lib.Config) -> NetworkPlan:
   """Plans the islands of `config.plan.inventory`.
 
   Raises:
@@ -84,7 +84,7 @@ def plan(config: config_lib.Config) -> Plan:
   ordered = sorted(
     (work for work in works if work), key=lambda w: (-w.value, w.hosts)
   )
-  return Plan(search.terms, groups, tuple(ordered), search.idle(islands))
+  return NetworkPlan(search.terms, groups, tuple(ordered), search.idle(islands))
 
 
 class _Search:

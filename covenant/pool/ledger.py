@@ -49,7 +49,7 @@ class LedgerError(errors.CovenantError):
   """The file is not a ledger, or its balances are inconsistent."""
 
 
-class Policy(NamedTuple):
+class PaymentPolicy(NamedTuple):
   """The fee and the payment threshold of a pool."""
 
   fee: float = 0.0  # share of the network's pay, rounded down
@@ -108,7 +108,7 @@ class Ledger:
     LedgerError: the file is not a ledger.
   """
 
-  def __init__(self, path: str | os.PathLike[str], policy: Policy):
+  def __init__(self, path: str | os.PathLike[str], policy: PaymentPolicy):
     self._path = os.fspath(path)
     # A fraction, because float times a large integer is inexact.
     self._fee = fractions.Fraction(str(policy.fee))

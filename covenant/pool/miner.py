@@ -187,7 +187,7 @@ class PoolProcess:
     )
     params, message = lease_trainer.warm_up()
     self._pool.warm_up(params, message)
-    terms = ledger_lib.Policy(
+    terms = ledger_lib.PaymentPolicy(
       config.pool.fee, round(config.pool.threshold * ledger_lib.RAO)
     )
     self._ledger = ledger_lib.Ledger(self._workdir / 'ledger.sqlite', terms)

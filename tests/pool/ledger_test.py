@@ -46,7 +46,7 @@ class SplitTest(absltest.TestCase):
 
 class LedgerTest(parameterized.TestCase):
   def ledger(self, fee=0.0, threshold=0, path=':memory:'):
-    ledger = ledger_lib.Ledger(path, ledger_lib.Policy(fee, threshold))
+    ledger = ledger_lib.Ledger(path, ledger_lib.PaymentPolicy(fee, threshold))
     self.addCleanup(ledger.close)
     return ledger
 
@@ -55,7 +55,7 @@ class LedgerTest(parameterized.TestCase):
     """Over any rounds, forfeits, payouts and restarts."""
     path = pathlib.Path(self.create_tempdir().full_path, 'ledger.sqlite')
     path.unlink(missing_ok=True)
-    policy = ledger_lib.Policy(fee, threshold)
+    policy = ledger_lib.PaymentPolicy(fee, threshold)
     ledger = ledger_lib.Ledger(path, policy)
     earned = meter = fees = 0
     for r, (income, anew, work, proven, caught, again) in enumerate(rounds):
@@ -153,7 +153,7 @@ class LedgerTest(parameterized.TestCase):
   def test_another_file_is_refused(self):
     file = self.create_tempfile(content='not a database, but long enough ' * 9)
     with self.assertRaisesRegex(ledger_lib.LedgerError, 'not the ledger'):
-      ledger_lib.Ledger(file.full_path, ledger_lib.Policy())
+      ledger_lib.Ledger(file.full_path, ledger_lib.PaymentPolicy())
 
 
 if __name__ == '__main__':

@@ -189,7 +189,7 @@ class PoolProcessTest(absltest.TestCase):
     self.assertRegex(self.log('good'), r'round 0: leases: \d+ VALID.*; TAO: h')
 
     books = accounts.Ledger(
-      self.folder / 'pool' / 'ledger.sqlite', accounts.Policy()
+      self.folder / 'pool' / 'ledger.sqlite', accounts.PaymentPolicy()
     )
     self.addCleanup(books.close)
     totals = books.totals()
