@@ -190,7 +190,7 @@ def soak(minutes: float, mean: float, seed: int) -> bool:
     for path in pathlib.Path(workdir).glob('*/events.jsonl')
     for event in files.read_jsonl(path)
   ]
-  for word in 'Lost: ', '':
+  for word in 'OutOfSyncError', '':
     found = [event for event in events if word in event['error']]
     failed = sum(1 for event in found if event['error'])
     print(f'events that speak of {word or "any error"}: {failed}', end='; ')

@@ -163,7 +163,7 @@ class Node(Generic[R]):
       return head + 1
     except apply.OutOfSyncError as e:
       self.state = self.state._replace(out_of_sync=True)
-      error = f'Lost: {e}'
+      error = f'{type(e).__name__}: {e}'
     except (chain_lib.ChainError, store_lib.StoreError, OSError) as e:
       error = f'{type(e).__name__}: {e}'  # OSError: this node's disk is full
     seconds = round(time.perf_counter() - began, 6)

@@ -351,7 +351,7 @@ def scenarios() -> list[Scenario]:
         f'a bit of the parameters flips: {who}',
         (Fault(Kind.FLIP, range(block, block + 1), _names(name)),),
         rounds=6,
-        check=_says('Lost: ', name),
+        check=_says('OutOfSyncError: ', name),
       )
       for who, name, block in (
         ('a miner', '0', 2 * ROUND + 5),

@@ -120,7 +120,9 @@ class MatrixTest(parameterized.TestCase):
     said = [seen for seen in network.events if seen.event.error]
     self.assertLen(said, 1)
     self.assertEqual(said[0].name, '6')
-    self.assertIn('Lost: round 1: the fingerprint here', said[0].event.error)
+    self.assertIn(
+      'OutOfSyncError: round 1: the fingerprint here', said[0].event.error
+    )
     (repair,) = [s for s in network.events if s.event.what == 'catch up']
     self.assertEqual((repair.name, repair.event.error), ('6', ''))
     self.assertEqual(repair.event.block, said[0].event.block + 1)
