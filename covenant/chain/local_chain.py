@@ -264,10 +264,10 @@ class LocalChain:
     return keys.verify(hotkey, data, signature)
 
   def register(self, hotkey: str, stake: float, validator: bool) -> int:
-    """Gives a hotkey a uid: its own, else a free one, else a poor peer's.
+    """Gives a hotkey a uid: its own, else a free one, else the poorest peer's.
 
-    The peer that has earned least and is not immune is replaced; of several,
-    the oldest. Nothing of it is left: no commitment, weights, bonds or pay.
+    The peer that has earned least and is not immune is replaced; among equals,
+    the oldest. Its commitment, weights, bonds and pay are removed.
 
     Raises:
       ChainRejectedError: all uids belong to immune peers, or a bad stake.

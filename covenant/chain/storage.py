@@ -66,7 +66,7 @@ class ChainStorage:
     self._where = where
     self._lock = threading.RLock()  # a transaction is of one thread
     self._genesis: float | None = None
-    self.sealed = -1  # newest sealed block known; it only rises
+    self.sealed = -1  # newest sealed block known; never decreases
     try:
       # A killed process loses nothing; a power cut may lose the newest blocks.
       connection.execute('PRAGMA synchronous = NORMAL')
@@ -115,8 +115,9 @@ class ChainStorage:
   def load(cls, image: bytes) -> 'ChainStorage':
     """See `local_chain.LocalChain.load`."""
     connection = _connect(':memory:', timeout=5.0)
-    connection.deserialize(image or b'\0')  # of nothing it makes an error
-    return cls(connection, 'what was loaded')
+    # An empty image would be a new chain.
+    connection.deserialize(image or b'\0')
+    return cls(connection, 'the loaded image')
 
   def dump(self) -> bytes:
     """Returns an image for `load`."""

@@ -20,7 +20,7 @@ from covenant.optim import reduce
 from covenant.wire import payload
 
 # Ratios of a message's L2 norm to the round's median. Newcomers have no error
-# feedback yet and send several times less, so only next to nothing is tiny.
+# feedback yet and send several times less, so the lower limit is far below.
 LARGEST_NORM = 10.0
 SMALLEST_NORM = 0.01
 _FEW = 3  # messages below which a median means nothing
@@ -218,7 +218,7 @@ class Checker:
 
 
 def first_check(s: Submission, expected: Expected) -> CheckResult:
-  """Checks one submission by itself, the cheapest question first."""
+  """Checks one submission by itself, the cheapest condition first."""
 
   def reject(finding: CheckFinding, detail: str = '') -> CheckResult:
     return CheckResult(finding, detail, s.block)

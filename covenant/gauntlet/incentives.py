@@ -4,11 +4,11 @@
 with effort e that it splits as e = e_1 + ... + e_n over n uids gains g(e_i)
 with each. If g(a + b) ** p >= g(a) ** p + g(b) ** p, which every g(e) = e ** c
 with c >= 1 / p obeys, then one uid earns at least what n earn together,
-whatever the others do: the share x / (x + rest) rises in x, and rest is the
-others' alone. At p = 2 splitting costs unless doubling the effort raises the
-gain by less than the factor sqrt(2), where it is neutral. A cut-off (top N)
-or a pay by rank breaks this: 'ramp', as deployed, pays a second uid almost
-like the first.
+whatever the others do: the share x / (x + rest) increases with x, and rest
+depends on the others alone. At p = 2 splitting costs unless doubling the effort
+raises the gain by less than the factor sqrt(2), where it is neutral. A cut-off
+(top N) or a pay by rank breaks this: 'ramp', as deployed, pays a second uid
+almost like the first.
 """
 
 from covenant import config as config_lib
@@ -22,9 +22,9 @@ def weights(
 ) -> dict[int, float]:
   """Returns the weight of each uid; they sum to 1, or there are none.
 
-  Uids with nothing are left out. A part `config.burn` goes to
-  `config.burn_uid`, or all of it if no uid has a score. Until proof of work
-  is common (`State.proven`), merit is paid instead of the score.
+  Uids without a score are left out. The fraction `config.burn` goes to
+  `config.burn_uid`, or everything if no uid has a score. Until proof of work
+  is common (`Ratings.has_proof`), the raw score is paid instead of the score.
   """
   deserved = {
     u: s.score if state.has_proof else s.raw_score
@@ -38,7 +38,7 @@ def weights(
   if config.incentive == 'ramp':
     deserved = ramp(deserved, config.contributors)
   else:
-    # By the largest, so that no power of a small number is lost.
+    # Relative to the largest, so that no power of a small number underflows.
     best = max(deserved.values())
     deserved = {u: (x / best) ** config.power for u, x in deserved.items()}
   ordered = sorted(deserved)

@@ -77,7 +77,7 @@ class Scorer:
     self._model = config.model
     self._method = method
     self._abstract_params = abstract_params
-    # As plain SGD: a momentum is the run's, not the peer's.
+    # A step of plain SGD: the momentum belongs to the run, not to the peer.
     outer = config.optim.outer
     rate = config.gauntlet.step_fraction * outer.learning_rate
     self._outer = reduce.nesterov(rate)
@@ -136,7 +136,7 @@ class Scorer:
   ) -> Score:
     """Scores one peer's message on its sequences `own_ids`.
 
-    Its weight limits its norm, but does not scale its step here.
+    The weight of the message limits its norm, but does not scale this step.
     """
     reach = reduce.reach(np.float32(weight.size), shared.median_size)
     losses_3xN = np.asarray(
@@ -231,7 +231,7 @@ def own_ids(
   )
   count = min(config.gauntlet.sequences, assigned.size)
   if claimed is not None:
-    # Never fewer than are drawn: another shape would be another program.
+    # Always as many as are drawn: another shape would compile another program.
     assigned = assigned[: max(claimed, count)]
   draw = _generator(seed, 'own', round_index, uid)
   return assigned[np.sort(draw.permutation(assigned.size)[:count])]

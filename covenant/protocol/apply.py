@@ -204,7 +204,7 @@ def fetch_last_messages(
 ) -> dict[int, ct.Message]:
   """Fetches the messages that led to a position, by uid.
 
-  For a node that no longer has them. Empty if no message counted, or if no
+  Used by a node that no longer has them. Empty if no message counted, or if no
   validator has them any more.
   """
   r, limit = position.round - 1, shared_model.spec.payload_bytes

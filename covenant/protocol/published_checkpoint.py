@@ -136,7 +136,7 @@ def load(
     apply.OutOfSyncError: the checkpoint differs from its index.
   """
   abstract: ct.PyTree = _abstract(shared_model)
-  # Orbax's own files take less than the arrays again: a liar fills no disk.
+  # Orbax's own files are smaller than the arrays. A limit protects the disk.
   budget = (1 << 20) + 2 * sum(
     x.size * x.dtype.itemsize for x in jax.tree.leaves(abstract)
   )
@@ -190,7 +190,7 @@ def _check_past(index: Index) -> None:
 def _abstract(
   shared_model: shared_state_lib.SharedModel,
 ) -> shared_state_lib.SharedState:
-  """The shared state's shapes and shardings."""
+  """Returns the shapes and shardings of the shared state."""
   shapes = jax.eval_shape(shared_model.init)
   if shared_model.mesh is None:
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])

@@ -260,8 +260,8 @@ class ObstoreBucket:
       task.exception()  # asyncio logs exceptions that are not retrieved
 
   async def _upload_absent(self, call: '_Call', key: str, data: bytes) -> None:
-    # obstore has no upload in parts that fails if the object exists, but such
-    # a copy. The copy's time is that of the end of the upload.
+    # An upload in parts cannot fail because the object exists, but a copy of
+    # obstore can. The time of the copy is that of the end of the upload.
     if await self._there(call, key):
       raise interface.ObjectExistsError('there is one already')
     stage = STAGING + secrets.token_hex(16)

@@ -117,7 +117,7 @@ class ChainStorageTest(parameterized.TestCase):
   @parameterized.parameters(b'', b'no database', bytes(4096))
   def test_what_is_no_image_is_refused(self, image):
     with self.assertRaisesRegex(
-      interface.ChainError, 'loaded: there is no chain here'
+      interface.ChainError, 'image: there is no chain here'
     ):
       storage_lib.ChainStorage.load(image)
 
