@@ -20,8 +20,7 @@ The fields are the arguments of `sparseloco`:
 
 or of its pieces, for a pytree of any number of tensors:
 
->>> from covenant import typing as ct
-from covenant.optim import sparseloco as sl
+>>> from covenant.optim import sparseloco as sl
 >>> t = templar()
 >>> params = {'w': jnp.ones((64, 128)), 'norm': jnp.ones(128)}
 >>> deltas = [jax.tree.map(lambda x, r=r: r * x, params) for r in (1.0, 3.0)]

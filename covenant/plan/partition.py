@@ -4,7 +4,7 @@ Every device holds layers and runs one forward and one backward pass in turn
 (1F1B). One device also holds the embeddings: it looks tokens up and computes
 the loss, which closes the pipeline to a ring. Inside a host activations pass
 uncompressed; over the internet as `rank` four-bit numbers per position and
-their scale (covenant/train/pipeline/activation_quantization.py). Data sent once
+their scale (covenant/train/pipeline/subspace.py). Data sent once
 per round is not counted.
 
 In steady state a sequence leaves the pipeline every `slot` seconds: the time of
@@ -27,7 +27,7 @@ from covenant.plan import hardware
 from covenant.plan import island_costs
 from covenant.plan import memory
 from covenant.train import island as island_lib
-from covenant.train.pipeline import activation_quantization
+from covenant.train.pipeline import subspace
 
 _COMPRESSIONS = (0.0, 0.875, 0.95, 0.99)  # share saved at boundaries
 _BITS = 4  # per compressed number
@@ -222,17 +222,13 @@ class _Passes(NamedTuple):
 
 def _passes(model: config_lib.Model, compression: float) -> _Passes:
   """Returns the four-bit rank that saves the share `compression`."""
-  whole = activation_quantization.position_bytes(
-    model.width, 0, model.compute_dtype
-  )
+  whole = subspace.position_bytes(model.width, 0, model.compute_dtype)
   if not compression:
     return _Passes(0, 0, whole, 1.0)
-  step = activation_quantization.position_bytes(0, _BITS, model.compute_dtype)
+  step = subspace.position_bytes(0, _BITS, model.compute_dtype)
   pairs = max(1, round(whole * (1 - compression)) - step)
   rank = min(2 * pairs, 2 * ((model.width - 1) // 2))
-  sent = activation_quantization.position_bytes(
-    rank, _BITS, model.compute_dtype
-  )
+  sent = subspace.position_bytes(rank, _BITS, model.compute_dtype)
   return _Passes(rank, _BITS, sent, whole / sent)
 
 

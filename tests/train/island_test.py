@@ -4,7 +4,7 @@ from absl.testing import absltest
 
 from covenant import config as config_lib
 from covenant.train import island as island_lib
-from covenant.train.pipeline import activation_quantization
+from covenant.train.pipeline import subspace
 
 Island = config_lib.Island
 
@@ -38,7 +38,7 @@ class IslandTest(absltest.TestCase):
       island_lib.of(config, 0)
 
   def test_bits_are_those_that_pipelines_pass(self):
-    for bits in (0, *activation_quantization.BITS):
+    for bits in (0, *subspace.BITS):
       config_lib.read_islands(f'stages=2,rank=4,bits={bits}')
 
 

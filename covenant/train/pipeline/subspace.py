@@ -13,6 +13,11 @@ fitted every round, and U to what X0 leaves. Protocol Models instead takes the
 part of the embedding outside the span as X0, and projects the weights that
 write to the residual stream onto the span.
 
+The K numbers may be quantized (`pack`): a position sends integer multiples of a
+step, of which the largest is 7 or 127, and the step in bfloat16. Gradients
+return in the same form. Few bits of many directions tell more than all bits of
+few directions.
+
 Shapes: V vocabulary, D width, E = D + 1 features, K numbers per position, S
 stages, N layers, B batch, L length; L1 = L + 1.
 """
@@ -28,14 +33,15 @@ from covenant import config as config_lib
 from covenant import typing as ct
 from covenant.models import llama
 from covenant.models import loss as loss_lib
-from covenant.train.pipeline import activation_quantization
 
+BITS = (4, 8)  # bits per number of quantized activations
 _HIGHEST = jax.lax.Precision.HIGHEST  # precision of the fit
 # The weights of a layer that write to the residual stream, [..., D].
 _WRITERS = (('attention', 'output'), ('ffn', 'down'))
 _RIDGE = 1e-2  # regularization, relative to each feature's sum of squares
 FITTED = 32  # most sequences that a round's subspace is fitted to
 _FIT_BITS = 8  # bits per number of X0 as it is sent; U is sent in bfloat16
+Move = Callable[[jax.Array], jax.Array]
 
 
 class Fixed(NamedTuple):
@@ -85,7 +91,7 @@ def fix(
     map_ExD = jax.scipy.linalg.solve(
       gram_ExE, _sum_of_products(f_BxLxE, added_BxLxD), assume_a='pos'
     )
-    map_ExD = activation_quantization.passed(map_ExD, _FIT_BITS)
+    map_ExD = passed(map_ExD, _FIT_BITS)
     known_VxD = table_VxD + jnp.matmul(
       features_VxE, map_ExD, precision=_HIGHEST
     )
@@ -168,9 +174,7 @@ def cross(
   x_BxLxD: jax.Array, x0_BxLxD: jax.Array, basis_DxK: jax.Array, bits: int
 ) -> jax.Array:
   """Returns activations as they arrive; their gradient passes likewise."""
-  c_BxLxK = activation_quantization.passed(
-    send(x_BxLxD, x0_BxLxD, basis_DxK), bits
-  )
+  c_BxLxK = passed(send(x_BxLxD, x0_BxLxD, basis_DxK), bits)
   return receive(c_BxLxK, x0_BxLxD, basis_DxK)
 
 
@@ -300,15 +304,89 @@ def round_bytes(
   if stages == 1:
     return 0
   boundaries = stages - (not model.tie_embeddings)
-  one_way = activation_quantization.position_bytes(
+  one_way = position_bytes(
     island.rank or model.width, island.bits, model.compute_dtype
   )
   total = sequences * context * 2 * boundaries * one_way
   if island.rank:
-    row = activation_quantization.position_bytes(
-      model.width, _FIT_BITS, jnp.float32
-    )
+    row = position_bytes(model.width, _FIT_BITS, jnp.float32)
     fit = (model.width + 1) * row + model.width * island.rank * 2
     passing = min(FITTED, sequences) * context * one_way
     total += (stages - 1) * fit + (stages - 2) * passing
   return total
+
+
+class Quantized(NamedTuple):
+  """Numbers [..., K] as they are sent."""
+
+  codes: jax.Array  # int8 [..., K]; with four bits uint8 [..., K / 2]
+  step: jax.Array  # bfloat16 [..., 1]
+
+
+def pack(c: jax.Array, bits: int) -> Quantized:
+  """Quantizes numbers [..., K]; K is even with four bits."""
+  most = 2 ** (bits - 1) - 1
+  c = c.astype(jnp.float32)
+  step = (jnp.max(jnp.abs(c), -1, keepdims=True) / most).astype(jnp.bfloat16)
+  wide = step.astype(jnp.float32)
+  codes = jnp.round(c / jnp.where(wide > 0, wide, 1))
+  codes = jnp.clip(codes, -most, most).astype(jnp.int8)
+  if bits == 4:
+    nibbles = codes.astype(jnp.uint8) & 15
+    codes = nibbles[..., ::2] | (nibbles[..., 1::2] << 4)
+  return Quantized(codes, step)
+
+
+def unpack(quantized: Quantized, dtype: jax.typing.DTypeLike) -> jax.Array:
+  """Returns the numbers [..., K] that `pack` quantized."""
+  codes = quantized.codes
+  if codes.dtype == jnp.uint8:
+    nibbles = jnp.stack([codes & 15, codes >> 4], -1)
+    nibbles = nibbles.reshape(*codes.shape[:-1], -1)
+    codes = (nibbles ^ 8).astype(jnp.int8) - 8
+  wide = quantized.step.astype(jnp.float32)
+  return (codes.astype(jnp.float32) * wide).astype(dtype)
+
+
+def position_bytes(rank: int, bits: int, dtype: jax.typing.DTypeLike) -> int:
+  """Returns the bytes per position that pass a boundary one way.
+
+  >>> position_bytes(20, 4, 'float32'), position_bytes(20, 0, 'float32')
+  (12, 80)
+  """
+  if not bits:
+    return rank * jnp.dtype(dtype).itemsize
+  return rank * bits // 8 + 2
+
+
+def _stay(x: jax.Array) -> jax.Array:
+  return x
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
+def passed(
+  c: jax.Array, bits: int, forth: Move = _stay, back: Move = _stay
+) -> jax.Array:
+  """Returns numbers [..., K] as they arrive; their gradient passes likewise.
+
+  Args:
+    c: the numbers.
+    bits: bits per number; 0 leaves them as they are.
+    forth: moves an array to the receiver.
+    back: moves an array back to the sender.
+  """
+  if not bits:
+    return forth(c)
+  return unpack(jax.tree.map(forth, pack(c, bits)), c.dtype)
+
+
+def _forward(c, bits, forth, back):
+  return passed(c, bits, forth, back), None
+
+
+def _backward(bits, forth, back, _, g):
+  del forth
+  return (passed(g, bits, back),)
+
+
+passed.defvjp(_forward, _backward)
