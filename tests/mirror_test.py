@@ -9,11 +9,8 @@ LINES = 100  # a module of more has a test file of its own name
 # added to it, and one that has its tests now is taken off.
 WITHOUT = frozenset(
   {
-    'adversaries/base',
     'adversaries/free_riding',
     'adversaries/honest_but_slow',
-    'adversaries/messages',
-    'adversaries/poisoning',
     'adversaries/protocol_violations',
     'config/schema',
     'node/collect',
