@@ -16,9 +16,9 @@ from covenant.chain import keys
 from covenant.data import tokens as tokens_lib
 from covenant.gauntlet import scores
 from covenant.pool import deltas as deltas_lib
-from covenant.pool import lease_trainer as lease_trainer_lib
 from covenant.pool import ledger as ledger_lib
 from covenant.pool import pool as pool_lib
+from covenant.pool import worker as worker_lib
 from covenant.train import local as local_lib
 from covenant.train import shared_state as shared_state_lib
 from covenant.train import trainer as trainer_lib
@@ -38,9 +38,7 @@ class Kit:
     self.shared_model = shared_state_lib.SharedModel(config)
     like = self.shared_model.abstract_params
     self.trainer = trainer_lib.Trainer(config, self.shared_model, data)
-    self.trainer_of_leases = lease_trainer_lib.LeaseTrainer(
-      config, self.shared_model
-    )
+    self.trainer_of_leases = worker_lib.LeaseTrainer(config, self.shared_model)
     self.merger = deltas_lib.Merger(config, like)
     self.inspector = deltas_lib.Inspector(config, like, self.merger)
     self.scorer = scores.Scorer(config, self.shared_model.method, like)

@@ -11,8 +11,8 @@ import numpy as np
 from covenant import typing as ct
 from covenant.chain import keys
 from covenant.node import connect
-from covenant.pool import lease_trainer as lease_trainer_lib
 from covenant.pool import pool as pool_lib
+from covenant.pool import worker as worker_lib
 
 _SLOWEST, _FASTEST = 1.0, 8.0  # sequences per second
 
@@ -35,7 +35,7 @@ class Sent(NamedTuple):
 class Scene(NamedTuple):
   """The objects that all workers of a pool share."""
 
-  trainer: lease_trainer_lib.LeaseTrainer
+  trainer: worker_lib.LeaseTrainer
   draw: np.random.Generator
   seen: dict[str, Any]  # memory of cheaters
 

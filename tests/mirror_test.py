@@ -23,8 +23,6 @@ WITHOUT = frozenset(
     'plan/island_costs',
     'plan/island_table',
     'plan/partition',
-    'pool/lease_trainer',
-    'pool/worker',
   }
 )
 

@@ -28,10 +28,10 @@ from covenant.node import future as future_lib
 from covenant.node import miner as miner_lib
 from covenant.node import process
 from covenant.pool import deltas as deltas_lib
-from covenant.pool import lease_trainer as lease_trainer_lib
 from covenant.pool import ledger as ledger_lib
 from covenant.pool import pool as pool_lib
 from covenant.pool import server as server_lib
+from covenant.pool import worker as worker_lib
 from covenant.protocol import apply
 from covenant.train import local as local_lib
 from covenant.train import trainer as trainer_lib
@@ -166,7 +166,7 @@ class PoolProcess:
   ) -> miner_lib.Miner:
     del mesh
     config, shared_model = context.config, context.shared_model
-    lease_trainer = lease_trainer_lib.LeaseTrainer(config, shared_model)
+    lease_trainer = worker_lib.LeaseTrainer(config, shared_model)
     merger = deltas_lib.Merger(config, shared_model.abstract_params)
     allowed = set(config.pool.workers)
 

@@ -46,13 +46,13 @@ EDITS = [
   'phases.select_blocks=4',
   'phases.takeover_blocks=2',
 ]
-# It sends every delta the other way round.
+# A worker that flips the sign of every delta.
 CHEAT = """
 import jax
 from covenant import cli
-from covenant.pool import lease_trainer
+from covenant.pool import worker
 
-train = lease_trainer.LeaseTrainer.train
+train = worker.LeaseTrainer.train
 
 def flip(path, x):
   return x ^ 1 if getattr(path[-1], 'name', '') == 'codes' else x
@@ -61,26 +61,9 @@ def lie(self, params, job):
   message, loss = train(self, params, job)
   return jax.tree_util.tree_map_with_path(flip, message), loss
 
-lease_trainer.LeaseTrainer.train = lie
+worker.LeaseTrainer.train = lie
 cli.main()
 """
-
-
-class KeyTest(absltest.TestCase):
-  def test_a_key_is_made_once_and_for_its_owner(self):
-    path = self.create_tempdir().full_path + '/new/worker.key'
-    address = worker_lib.read_key(path).address
-    self.assertEqual(os.stat(path).st_mode & 0o777, 0o600)
-    self.assertEqual(worker_lib.read_key(path).address, address)
-    os.chmod(path, 0o644)
-    with self.assertRaisesRegex(config_lib.ConfigError, 'chmod 600'):
-      worker_lib.read_key(path)
-    secret = 'not hex, and not to be shown'
-    pathlib.Path(path).write_text(secret)
-    os.chmod(path, 0o600)
-    with self.assertRaisesRegex(config_lib.ConfigError, 'as hex') as raised:
-      worker_lib.read_key(path)
-    self.assertNotIn(secret, str(raised.exception))
 
 
 @pytest.mark.network
