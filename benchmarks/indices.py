@@ -148,7 +148,7 @@ def ideals(
       tiles = np.pad(ones.reshape(n, _SIDE, _SIDE), ((0, 0), (1, 0), (1, 0)))
       near = 2 * tiles[:, :-1, 1:] + tiles[:, 1:, :-1]
       models = {
-        'neighbours above and left': near.reshape(n, _SIZE).astype(int),
+        'neighbors above and left': near.reshape(n, _SIZE).astype(int),
         "the miner's last round": last[peer],
         "all miners' last round": everyone,
         # How often its row, and its column, were sent in the last round.

@@ -20,7 +20,7 @@ all peers share: every delta is measured against it, at the time of sending.
 """
 
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -214,7 +214,7 @@ def split(tree: ct.PyTree, fragments: int) -> list[ct.PyTree]:
   ]
 
 
-def merge(parts: list[ct.PyTree], like: ct.PyTree) -> Any:
+def merge(parts: list[ct.PyTree], like: ct.PyTree) -> ct.PyTree:
   """Returns the tree, structured like `like`, that `split` took apart."""
   leaves = [iter(jax.tree.leaves(part)) for part in parts]
   treedef = jax.tree.structure(like)
