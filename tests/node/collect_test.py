@@ -1,0 +1,113 @@
+"""What a validator finds of that which was committed."""
+
+from absl.testing import absltest
+
+from covenant.gauntlet import checks as checks_lib
+from covenant.node import collect
+from covenant.protocol import round as round_lib
+from covenant.protocol import run_storage as run_storage_lib
+from covenant.wire import manifest as manifest_lib
+from covenant.wire import payload as payload_lib
+from tests.node import network as network_lib
+
+Finding = checks_lib.CheckFinding
+Phase = round_lib.Phase
+
+
+class CollectTest(absltest.TestCase):
+  def setUp(self):
+    super().setUp()
+    self.network = network_lib.Network(self)
+    self.node = self.network.validator(3)
+    self.schedule = self.node.schedule
+    self.network.block = self.schedule.put_opens(0)
+    self.payloads = {
+      uid: self.network.payload(self.network.miner(uid))
+      for uid in network_lib.MINERS
+    }
+
+  def collect(self):
+    self.network.block = self.schedule.collection_block(0) + 1
+    collect.collect(
+      self.node, network_lib.command(Phase.COLLECT), self.network.block
+    )
+    return self.node.role.collected
+
+  def findings(self):
+    checks = self.collect().report.checks
+    return {uid: check.finding for uid, check in checks.items()}
+
+  def test_valid_payloads_are_kept_and_may_count(self):
+    digests = [self.network.publish(u, 0, self.payloads[u]) for u in (0, 1)]
+    found = self.collect()
+    self.assertEqual(set(found.report.valid), {0, 1})
+    self.assertEqual(
+      found.entries,
+      {
+        uid: manifest_lib.Entry(uid, network_lib.KEYS[uid].address, digest)
+        for uid, digest in enumerate(digests)
+      },
+    )
+    self.assertEqual(set(found.payloads), {0, 1})
+    self.assertEqual(sorted(found.chosen), [0, 1])
+    self.assertEqual(set(self.node.payloads), set(digests))
+    self.assertEqual(self.node.decoded[digests[1]], found.payloads[1])
+    self.assertIs(found.before.shared, self.node.shared)
+
+  def test_nothing_committed_is_missing(self):
+    self.network.commit(1, None)  # its bucket only
+    self.assertEqual(set(self.findings().values()), {Finding.MISSING})
+
+  def test_a_commitment_without_a_payload_is_absent(self):
+    self.network.publish(0, 0, self.payloads[0])
+    self.network.commit(1, 0, run_storage_lib.digest(self.payloads[1]))
+    findings = self.findings()
+    self.assertEqual(findings[1], Finding.ABSENT)
+    self.assertEqual(self.node.role.collected.chosen, [0])
+
+  def test_what_cannot_be_read_is_refused(self):
+    self.network.publish(0, 0, b'no payload')
+    self.network.publish(1, 0, self.payloads[1] + bytes(1 << 16))  # too long
+    self.network.publish(2, 0, self.payloads[0])  # of another uid
+    found = self.findings()
+    self.assertEqual(set(found.values()), {Finding.REFUSED})
+    self.assertEmpty(self.node.payloads)
+
+  def test_two_commitments_in_one_window_are_twice(self):
+    self.network.commit(0, 0, b'x' * 32)
+    self.network.block += 2
+    self.network.publish(0, 0, self.payloads[0])
+    self.assertEqual(self.findings()[0], Finding.TWICE)
+
+  def test_a_commitment_before_the_window_is_early(self):
+    self.network = network_lib.Network(self)
+    self.node = self.network.validator(3)
+    self.network.block = self.schedule.put_opens(0) - 5
+    self.network.publish(0, 0, self.payloads[0])
+    # It is seen in the window, by when it has been there for long.
+    self.assertEqual(self.findings()[0], Finding.EARLY)
+
+  def test_a_commitment_after_the_window_is_not_seen(self):
+    self.network.block = self.schedule.put_closes(0) + 1
+    self.network.publish(0, 0, self.payloads[0])
+    self.assertEqual(self.findings()[0], Finding.MISSING)
+
+  def test_every_miner_gets_a_standing(self):
+    self.collect()
+    standings = self.node.role.standings.standings
+    self.assertEqual(set(standings), set(network_lib.MINERS))
+
+  def test_decode_returns_why_a_payload_is_refused(self):
+    entry = manifest_lib.Entry(1, network_lib.KEYS[1].address, b'')
+    good = collect.decode(self.node, entry, self.payloads[1])
+    self.assertEqual(good.header.uid, 1)
+    bad = collect.decode(self.node, entry, b'')
+    self.assertIsInstance(bad, payload_lib.PayloadError)
+    # Signed by another hotkey than the manifest names.
+    other = entry._replace(hotkey=network_lib.KEYS[2].address)
+    forged = collect.decode(self.node, other, self.payloads[1])
+    self.assertIsInstance(forged, payload_lib.PayloadError)
+
+
+if __name__ == '__main__':
+  absltest.main()

@@ -1,0 +1,153 @@
+"""Which manifest a validator stands for, against a chain in memory."""
+
+import types
+
+from absl.testing import absltest
+
+from covenant.node import base as node_lib
+from covenant.node import validator_role as role_lib
+from covenant.node import vote as vote_lib
+from covenant.protocol import round as round_lib
+from covenant.protocol import run_storage as run_storage_lib
+from covenant.wire import manifest as manifest_lib
+from tests.node import network as network_lib
+
+Phase = round_lib.Phase
+
+
+class VoteTest(absltest.TestCase):
+  def setUp(self):
+    super().setUp()
+    self.network = network_lib.Network(self)
+    self.node = self.network.validator(4)  # the leader is uid 3
+    self.schedule = self.node.schedule
+    self.network.block = self.schedule.put_opens(0)
+    self.entries = {}
+    for uid in (0, 1):
+      data = self.network.payload(self.network.miner(uid))
+      digest = self.network.publish(uid, 0, data)
+      hotkey = network_lib.KEYS[uid].address
+      self.entries[uid] = manifest_lib.Entry(uid, hotkey, digest)
+    self.listed = [(uid, e.digest) for uid, e in self.entries.items()]
+    self.network.block = self.schedule.start(1)
+    self.stood = []
+
+  def vote(self, node=None, propose=None, at=None):
+    """Votes once the proposals of this block are final."""
+    node = node or self.node
+    node.role.collected = role_lib.Collected(
+      self.network.read(self.schedule.put_closes(0)),
+      node.place,
+      self.entries,
+      {},
+      types.SimpleNamespace(),
+      [1],
+    )
+    self.network.block = at or self.network.block + 2
+    vote_lib.vote(
+      propose or (lambda *_: b'own'),
+      lambda node, r, data, head: self.stood.append((r, data, head)),
+      node,
+      network_lib.command(Phase.VOTE),
+      self.network.block,
+    )
+
+  def test_the_leader_proposes_at_once(self):
+    self.vote(self.network.validator(3))
+    self.assertEqual(self.stood, [(0, b'own', self.network.block)])
+
+  def test_others_wait_for_their_turn(self):
+    turn = self.schedule.proposes(0, 1)
+    with self.assertRaises(node_lib.RetryLaterError):
+      self.vote(at=turn - 1)
+    self.vote(at=turn)
+    self.assertEqual(self.stood, [(0, b'own', turn)])
+
+  def test_it_stands_for_the_leaders_manifest_if_it_can_verify_it(self):
+    data = self.network.manifest(3, self.listed)
+    self.network.propose(3, data)
+    self.vote()
+    self.assertEqual(self.stood, [(0, data, self.network.block)])
+    digests = {entry.digest for entry in self.entries.values()}
+    self.assertEqual(set(self.node.payloads), digests)
+    self.assertEqual(set(self.node.decoded), digests)
+
+  def test_the_leaders_choice_need_not_be_its_own(self):
+    data = self.network.manifest(3, self.listed[:1])  # it chose uid 1
+    self.network.propose(3, data)
+    self.vote()
+    self.assertEqual(self.stood[0][1], data)
+
+  def test_what_it_cannot_vouch_for_it_does_not_stand_for(self):
+    unknown = [(0, b'x' * 32)]
+    for name, data in {
+      'no manifest': b'nonsense',
+      'another hotkey': self.network.manifest(5, self.listed),
+      'another state': self.network.manifest(3, [], fingerprint='else'),
+      'another root': self.network.manifest(3, [], root=b'x' * 32),
+      'another run': self.network.manifest(3, [], run=b'x' * 16),
+      'another round': self.network.manifest(3, [], round=1),
+      'not committed': self.network.manifest(3, unknown),
+    }.items():
+      with self.subTest(name):
+        self.setUp()
+        self.network.propose(3, data)
+        with self.assertRaises(node_lib.RetryLaterError):
+          self.vote()
+        self.assertEmpty(self.stood)
+
+  def test_a_payload_that_is_gone_cannot_be_vouched_for(self):
+    miner = self.network.objects(1)
+    key = miner.key('payloads', 0, self.entries[1].digest)
+    data = self.network.manifest(3, self.listed)
+    self.network.propose(3, data)
+    miner.bucket.delete([key])
+    with self.assertRaises(node_lib.RetryLaterError):
+      self.vote()
+    self.assertEmpty(self.stood)
+
+  def test_an_unreadable_payload_cannot_be_vouched_for(self):
+    miner = self.network.objects(1)
+    junk = b'no payload'
+    digest = run_storage_lib.digest(junk)
+    self.entries[1] = self.entries[1]._replace(digest=digest)
+    miner.put_once(miner.key('payloads', 0, digest), junk)
+    self.network.propose(3, self.network.manifest(3, [(1, digest)]))
+    with self.assertRaises(node_lib.RetryLaterError):
+      self.vote()
+    self.assertEmpty(self.stood)
+
+  def test_of_several_manifests_the_first_by_rank_wins(self):
+    last = self.network.validator(5)
+    for uid in (4, 3):
+      self.network.propose(uid, self.network.manifest(uid, self.listed))
+    self.vote(last)
+    self.assertEqual(self.stood[0][1], self.network.manifest(3, self.listed))
+
+  def test_a_restarted_validator_does_not_vote_twice(self):
+    self.network.commit(4, 0, b'v' * 32)
+    self.vote()
+    self.assertEmpty(self.stood)
+
+  def test_its_own_manifest_lists_whom_it_chose(self):
+    self.vote(self.network.validator(3), propose=vote_lib.proposal)
+    data = self.stood[0][1]
+    manifest = manifest_lib.decode(data, self.network.chain.verify)
+    self.assertEqual(manifest.entries, (self.entries[1],))
+    self.assertEqual(manifest.hotkey, network_lib.KEYS[3].address)
+    self.assertEqual(manifest.root, self.node.root)
+    self.assertEqual(manifest.fingerprint, self.node.fingerprint())
+
+  def test_a_vote_is_published_before_it_is_on_the_chain(self):
+    data = self.network.manifest(4, self.listed)
+    digest = run_storage_lib.digest(data)
+    vote_lib.publish(self.node, 0, data, self.network.block)
+    key = self.node.objects.key('proposals', 0, digest)
+    self.assertEqual(self.node.objects.bucket.get(key, 1 << 20), data)
+    self.network.block += 1
+    self.assertEqual(self.network.read().commitments[4].digest, digest)
+    self.assertEqual(self.node.manifests, {digest: data})
+
+
+if __name__ == '__main__':
+  absltest.main()
