@@ -118,7 +118,7 @@ class RunTest(parameterized.TestCase):
     )
     self.assertRegex(out, r'inner step +\d+\.\d s\n')
     self.assertIn('error: 72b cannot run here:\n  devices: ', err)
-    self.assertRegex(err, r'= 8, and here is 1 x cpu\n')
+    self.assertRegex(err, r'= 8, and this machine has 1 x cpu\n')
     self.assertIn('memory: 70,599,843,840 parameters', err)
     self.assertIn("data: there is no data.path='data/dclm'", err)
     self.assertNotIn('Traceback', err)

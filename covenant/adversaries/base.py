@@ -8,7 +8,7 @@ channel. What one remembers is in `miner.role.notes`.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from covenant import typing as ct
 from covenant.data import assignment
@@ -31,6 +31,8 @@ Node = miner_lib.Miner | validator_lib.Validator
 Policy = miner_lib.MinerPolicy
 Task = local_lib.Task
 TrainedRound = local_lib.TrainedRound
+
+T = TypeVar('T')
 
 _ACCOMPLICES = 'accomplices'  # the name of the note that a host writes
 
@@ -56,12 +58,12 @@ class Accomplices(NamedTuple):
   """The dishonest nodes of a run, and their private channel."""
 
   names: Mapping[int, str]  # kind of adversary, by uid
-  notes: dict[str, Any]  # made by one, used by the others
+  notes: dict[str, tuple[object, Any]]  # made by one, used by the others
 
   def uids(self, name: str) -> list[int]:
     return sorted(u for u, n in self.names.items() if n == name)
 
-  def note(self, name: str, when: Any, make: Callable[[], Any]) -> Any:
+  def note(self, name: str, when: object, make: Callable[[], T]) -> T:
     """Returns `make()`, called once for all; a note of another time is gone."""
     if name not in self.notes or self.notes[name][0] != when:
       self.notes[name] = when, make()

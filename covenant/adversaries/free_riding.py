@@ -259,12 +259,14 @@ def sybil(policy: Policy) -> Policy:
     gang = base.accomplices(miner)
     uids = gang.uids(gang.names[task.uid])
     each = [policy.batches(miner, task._replace(uid=uid)) for uid in uids]
-    together: Future[TrainedRound] = gang.note(
+    together = gang.note(
       'sybil',
       miner.root,
       lambda: policy.train(miner, task, params, _alternated(each)),
     )
-    return together.then(lambda w: base.untrained(miner, task, w.message))
+    return together.then(
+      lambda work: work and base.untrained(miner, task, work.message)
+    )
 
   return base.untrusted(policy)._replace(train=train)
 

@@ -126,7 +126,7 @@ def churner(policy: Policy, spell: int = 6, away: float = 1 / 3) -> Policy:
       return Future.done(None)
     if task.round and not is_here(miner, task, task.round - 1):
       fresh = miner.role.slot.init(params, task.round)
-      miner.role.private = Future.done(fresh)
+      miner.role.miner_state = Future.done(fresh)
     return policy.train(miner, task, params, batches)
 
   return policy._replace(train=train)

@@ -163,7 +163,7 @@ class DevicePool:
     self,
     index: int,
     params: ct.Params,
-    private: MinerState,
+    state: MinerState,
     task: Task,
     batches: Iterable[np.ndarray],
     begun: local_lib.RoundInProgress | None = None,
@@ -171,29 +171,29 @@ class DevicePool:
     """Starts to train a miner in a row, in the process that owns the row.
 
     All processes must call this, and then wait for each training in one order;
-    the others get the work, and keep `private`.
+    the others get the work, and keep `state`.
 
     Args:
       index: of the row.
       params: the parameters to start from.
-      private: of the miner; consumed.
+      state: of the miner; consumed.
       task: of the miner.
       batches: one per step.
       begun: see `Trainer.begin`.
     """
     row = self._rows.get(index)
     if row is not None and len(self.places) == 1:
-      return Future.done(row.train(params, private, task, batches, begun))
+      return Future.done(row.train(params, state, task, batches, begun))
     future = None
     if row is not None:
-      future = row.pool.submit(row.train, params, private, task, batches, begun)
+      future = row.pool.submit(row.train, params, state, task, batches, begun)
       if self._process_group.is_single:
         return Future(future.result)
 
-    def answer() -> Any:
-      nonlocal private
+    def answer() -> TrainedRound:
+      nonlocal state
       assert future is not None
-      work, private = future.result()
+      work, state = future.result()
       leaves = jax.tree.leaves(work.message)
       return work._replace(message=[x.tobytes() for x in leaves])
 
@@ -205,7 +205,7 @@ class DevicePool:
         np.frombuffer(data, x.dtype).reshape(x.shape)
         for data, x in zip(told[0], leaves, strict=True)
       ]
-      return TrainedRound(structure.unflatten(message), *told[1:]), private
+      return TrainedRound(structure.unflatten(message), *told[1:]), state
 
     return Future(wait)
 
@@ -311,14 +311,14 @@ class Slot:
   def train(
     self,
     params: ct.Params,
-    private: MinerState,
+    state: MinerState,
     task: Task,
     batches: Iterable[np.ndarray],
     begun: local_lib.RoundInProgress | None = None,
   ) -> Future[tuple[TrainedRound, MinerState]]:
     """Starts to train; see `DevicePool.train`."""
     return self._device_pool.train(
-      self._index, params, private, task, batches, begun
+      self._index, params, state, task, batches, begun
     )
 
 
@@ -354,14 +354,14 @@ class _Row:
   def train(
     self,
     params: ct.Params,
-    private: MinerState,
+    state: MinerState,
     task: Task,
     batches: Iterable[np.ndarray],
     begun: local_lib.RoundInProgress | None = None,
   ) -> tuple[TrainedRound, MinerState]:
     """Trains until the row is closed; see `trainer.Trainer.train`."""
     batches = self._open(batches)
-    return self._shared.train(params, private, task, batches, begun)
+    return self._shared.train(params, state, task, batches, begun)
 
   def close(self) -> None:
     self._closed = True
@@ -395,6 +395,6 @@ def _cores() -> int:
   return len(own(0)) if own else os.cpu_count() or 1
 
 
-def _hollow(x: Any) -> np.ndarray:
+def _hollow(x: ct.AbstractArray) -> np.ndarray:
   """Returns an array of the shape of `x` that takes no memory."""
   return np.broadcast_to(np.zeros((), x.dtype), x.shape)

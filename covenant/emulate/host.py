@@ -16,10 +16,11 @@ import itertools
 import json
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TypeVar
 
 from covenant import config as config_lib
 from covenant import metrics
+from covenant import typing as ct
 from covenant.adversaries import base as adversary
 from covenant.adversaries import registry
 from covenant.chain import local_chain
@@ -54,6 +55,7 @@ from covenant.wire import payload as payload_lib
 Phase = round_lib.Phase
 State = checkpoint_lib.RunState
 Wrap = Callable[[validator_lib.ValidatorPolicy], validator_lib.ValidatorPolicy]
+Policy = TypeVar('Policy')
 Announce = Callable[[int, validator_lib.Verdict], None]
 _WORLDS = itertools.count()  # so that no two find each other's objects
 _PATIENCE = 8  # rounds without progress before a bug is assumed
@@ -150,7 +152,7 @@ class Host:
     """Creates all nodes at one position and one block."""
     self.chain = chain
     self.now = block * chain.block_seconds
-    self._applied: dict[Any, apply.AppliedRound] = {}
+    self._applied: dict[tuple[bytes, bytes], apply.AppliedRound] = {}
     self._accomplices = adversary.Accomplices(
       registry.dishonest(self._config), {}
     )
@@ -175,7 +177,7 @@ class Host:
     slot = self.device_pool.slot(name)
     role = miner_lib.role(slot, place)
     if private is not None:
-      role.private = future_lib.Future.done(private)
+      role.miner_state = future_lib.Future.done(private)
     policy = miner_lib.in_virtual_time(miner_lib.HONEST)
     node = node_lib.Node(
       self._context(name, observe),
@@ -211,7 +213,7 @@ class Host:
     adversary.introduce(node, self._accomplices)
     return node
 
-  def _misbehave(self, name: str, policy: Any) -> Any:
+  def _misbehave(self, name: str, policy: Policy) -> Policy:
     """Returns the policy of an honest node as that of a name changes it."""
     kind = self._kind(name)
     return kind.wrap(policy) if kind else policy
@@ -335,10 +337,9 @@ class Host:
         for i, v in enumerate(self.validators)
       },
     }
-    private = {
-      uid: miner.role.private.result() for uid, miner in enumerate(self.miners)
-    }
-    return State(self._counters, place.shared, private, json.dumps(protocol))
+    states = [miner.role.miner_state.result() for miner in self.miners]
+    miners, text = dict(enumerate(states)), json.dumps(protocol)
+    return State(self._counters, place.shared, miners, text)
 
   def load(self, state: State) -> None:
     """Continues from a state of this run, and consumes it."""
@@ -370,7 +371,7 @@ class Host:
     for node in self.nodes:
       node.messages = messages
 
-  def _message(self, uid: int, data: bytes) -> Any:
+  def _message(self, uid: int, data: bytes) -> ct.Message:
     """Decodes a payload of the last round, which was verified then."""
     run, last = self.shared_model.run, self._counters.round - 1
     expected = payload_lib.Header(run, last, uid, self._before[:16], b'', 0)

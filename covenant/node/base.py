@@ -70,7 +70,7 @@ class Context:
   chain: chain_lib.Chain
   objects: run_storage_lib.RunStorage
   shared_model: shared_state_lib.SharedModel
-  applied: dict[Any, apply.AppliedRound] = dataclasses.field(
+  applied: dict[tuple[bytes, bytes], apply.AppliedRound] = dataclasses.field(
     default_factory=dict
   )
   observe: Observe = lambda event: None
@@ -84,12 +84,14 @@ class Role(Protocol):
     """True if a restart from here loses nothing."""
     ...
 
-  def save(self, state: round_lib.RoundState) -> tuple[dict[str, Any], ct.Json]:
+  def save(
+    self, state: round_lib.RoundState
+  ) -> tuple[dict[str, ct.PyTree], ct.Json]:
     """Returns a pytree and JSON fields for a checkpoint."""
     ...
 
   def load(
-    self, tree: dict[str, Any], text: ct.Json, state: round_lib.RoundState
+    self, tree: dict[str, ct.PyTree], text: ct.Json, state: round_lib.RoundState
   ) -> round_lib.RoundState:
     """Restores both; returns where the node stands by them."""
     ...
@@ -176,7 +178,7 @@ class Node(Generic[R]):
     """True if a restart from here loses nothing."""
     return self.role.is_savable(self.state)
 
-  def save(self) -> dict[str, Any]:
+  def save(self) -> dict[str, ct.PyTree]:
     """Returns all that this node knows and cannot get from the others."""
     tree, text = self.role.save(self.state)
     text |= {
@@ -186,7 +188,7 @@ class Node(Generic[R]):
     }
     return {'shared': self.shared, 'text': json.dumps(text), **tree}
 
-  def load(self, saved: dict[str, Any]) -> None:
+  def load(self, saved: dict[str, ct.PyTree]) -> None:
     """Continues from what `save` returned."""
     text = json.loads(saved['text'])
     self.shared, self.root = saved['shared'], bytes.fromhex(text['root'])

@@ -1,8 +1,8 @@
-"""From a config to the chain and the buckets that it names.
+"""Opens the chain and the buckets that a config names.
 
 A run on one machine has a folder, `network.path`: the chain is a file in it,
 every hotkey that names no bucket has a folder there, and keys derive from the
-run's seed, for nothing is at stake.
+run's seed, because nothing is at stake.
 """
 
 import hashlib
@@ -23,17 +23,18 @@ _BESIDE = b'/'  # a location on a local chain: a folder beside it, by name
 
 
 def local_key(seed: int, name: str) -> keys.Key:
-  """The hotkey of a name in a run that makes its own keys."""
+  """Returns the hotkey of a name in a run that makes its own keys."""
   text = f'{seed}/{name}'.encode()
   return keys.Key.from_seed(hashlib.blake2b(text, digest_size=32).digest())
 
 
 def chain_file(config: config_lib.Config) -> pathlib.Path:
+  """Returns the file of the chain of a run on one machine."""
   return _folder(config) / 'chain.sqlite'
 
 
 def _folder(config: config_lib.Config) -> pathlib.Path:
-  """Of a run on one machine."""
+  """Returns the folder of a run on one machine."""
   if not config.network.path:
     raise config_lib.ConfigError(
       'network.path: expected the folder of a network, because network.chain='
@@ -67,12 +68,12 @@ def chain(config: config_lib.Config) -> chain_lib.Chain:
 def objects(
   config: config_lib.Config, run: bytes, writes: bool = True
 ) -> run_storage_lib.RunStorage:
-  """The own bucket, and the way to those of others.
+  """Opens the own bucket, and finds those of others.
 
   Args:
-    config: of this node.
-    run: whose objects.
-    writes: whether the node needs a bucket of its own at all.
+    config: the config of this node.
+    run: the id of the run.
+    writes: True if the node needs a bucket of its own.
 
   Raises:
     StoreError: the own bucket cannot be opened.
@@ -97,7 +98,7 @@ def objects(
     if network.chain == 'local' and data[:1] == _BESIDE:
       name = data[1:].decode()
       if pathlib.PurePath(name).name != name:
-        raise ValueError(f'not the name of a folder: {name!r}')
+        raise ValueError(f'expected the name of a folder, got {name!r}')
       return bucket_lib.open_for_reading(beside(name), allow_local=True)
     location = location_lib.Location.from_bytes(data)
     allow_local = network.chain == 'local'

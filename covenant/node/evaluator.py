@@ -7,13 +7,14 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
 from covenant import config as config_lib
 from covenant import files
+from covenant import typing as ct
 from covenant.chain import interface as chain_lib
 from covenant.data import assignment
 from covenant.data import dataset
@@ -39,6 +40,8 @@ _COLUMNS = (
 
 
 class HeldOut(NamedTuple):
+  """The loss on the held-out split."""
+
   nats_per_token: float
   nats_per_byte: float
   sequences: int
@@ -54,7 +57,7 @@ class Evaluator:
     ids = assignment.evaluation(
       data.heldout.num_sequences(context), config.eval.sequences
     )
-    # Whole batches of one shape: one compilation, every sequence weighs alike.
+    # Full batches of one shape: one compilation, equal weights of sequences.
     batch = min(config.optim.inner.batch_size, len(ids))
     self._ids_NxB = ids[: len(ids) // batch * batch].reshape(-1, batch)
     self._nats = jax.jit(
@@ -63,8 +66,8 @@ class Evaluator:
       )
     )
 
-  def evaluate(self, params: Any) -> HeldOut:
-    """Mean held-out loss of `params`."""
+  def evaluate(self, params: ct.Params) -> HeldOut:
+    """Returns the mean held-out loss of `params`."""
     batches = tokens_lib.prefetch(self._split, self._ids_NxB, self._context)
     nats = np.mean(jax.device_get([self._nats(params, b) for b in batches]))
     return HeldOut(
@@ -75,10 +78,10 @@ class Evaluator:
 
 
 class EvaluatorProcess:
-  """Evaluates what validators publish, newest first, until the run is over.
+  """Evaluates published checkpoints, newest first, until the run is over.
 
-  Writes evaluations.csv and a line an evaluation in evaluations.jsonl; with
-  lm-eval installed, also hf/ROUND, which it can evaluate.
+  Writes evaluations.csv and one line per evaluation to evaluations.jsonl; if
+  lm-eval is installed, also the exports hf/ROUND for it.
   """
 
   def __init__(
@@ -103,7 +106,7 @@ class EvaluatorProcess:
     self._workdir.status(phase='ready')
 
   def run(self, stop: Callable[[], bool]) -> None:
-    """Until the last round is evaluated, or it is asked to stop."""
+    """Runs until the last round is evaluated, or `stop` returns True."""
     last = self._config.rounds
     while not stop() and last not in self._rows:
       try:
@@ -117,9 +120,9 @@ class EvaluatorProcess:
     self._workdir.status(phase='finished' if over else 'stopped')
 
   def _look(self) -> bool:
-    """Evaluates the newest checkpoint that has not been; whether there was one.
+    """Evaluates the newest new checkpoint; returns True if there was one.
 
-    A checkpoint that is not what its index says is noted and passed over.
+    A checkpoint that differs from its index is reported and skipped.
     """
     head = self._chain.head() - self._config.phases.confirmations
     if head < 0:
@@ -151,7 +154,7 @@ class EvaluatorProcess:
     self, place: apply.Position, index: published_checkpoint.Index
   ) -> None:
     heldout = self._evaluator.evaluate(place.shared.params)
-    # Before the row, after which a restart would not come back to this round.
+    # Before the row is written: a restart skips rounds that have a row.
     self._export(place)
     row = {
       'round': place.round,
@@ -185,6 +188,6 @@ class EvaluatorProcess:
     except config_lib.ConfigError as e:  # such as a full disk
       self._workdir.status(error=f'export: {e}')
 
-  def _read(self) -> dict[int, dict[str, Any]]:
+  def _read(self) -> dict[int, dict[str, ct.Json]]:
     """Returns the evaluations of before a restart, by round."""
     return {row['round']: row for row in files.read_jsonl(self._path)}

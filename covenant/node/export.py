@@ -1,21 +1,21 @@
-"""A run's model for Hugging Face's transformers, and with it for lm-eval."""
+"""Exports of a run's model for Hugging Face's transformers and lm-eval."""
 
 import importlib.util
 import os
 import pathlib
 import shutil
-from typing import Any
 
 import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from covenant import config as config_lib
+from covenant import typing as ct
 from covenant.data import pretrained
 from covenant.models import hf
 
 _FOLDER = 'hf'
-# What the evaluator says where it does not export.
+# The message of an evaluator that does not export.
 WITHOUT = (
   'checkpoints are not exported for lm-eval, which is not installed: '
   "pip install 'covenant[lm-eval]'"
@@ -23,12 +23,12 @@ WITHOUT = (
 
 
 def wanted() -> bool:
-  """Whether lm-eval is here."""
+  """Returns True if lm-eval is installed."""
   return importlib.util.find_spec('lm_eval') is not None
 
 
 class Exporter:
-  """Exports of one run: hf/ROUND in a folder, each whole or not there."""
+  """Exports of one run: hf/ROUND in a folder, each complete or absent."""
 
   def __init__(
     self, config: config_lib.Config, workdir: str | os.PathLike[str]
@@ -39,11 +39,11 @@ class Exporter:
     self._files = pretrained.files(tokenizer, config.data.context)
     self._end_of_text = tokenizer.end_of_text
 
-  def write(self, completed: int, params: Any) -> pathlib.Path:
+  def write(self, completed: int, params: ct.Params) -> pathlib.Path:
     """Exports parameters after some rounds.
 
     Returns:
-      The folder. That of an earlier export of this round is left as it is.
+      The folder. An earlier export of this round stays unchanged.
 
     Raises:
       ConfigError: it cannot be written.
@@ -61,7 +61,7 @@ class Exporter:
     return folder
 
   def prune(self) -> None:
-    """Deletes all but the newest `checkpoint.keep`, and what a kill left."""
+    """Deletes all but the newest `checkpoint.keep`, and incomplete exports."""
     rounds = []
     for path in self._folder.iterdir():
       if path.name.isdecimal():
@@ -72,8 +72,8 @@ class Exporter:
       shutil.rmtree(self._folder / str(completed))
 
 
-def newest(workdir: str | os.PathLike[str]) -> tuple[int, Any]:
-  """The newest checkpoint of the emulator, a miner or a validator.
+def newest(workdir: str | os.PathLike[str]) -> tuple[int, ct.Params]:
+  """Loads the newest checkpoint of the emulator, a miner or a validator.
 
   Returns:
     Its round, and the shared parameters alone, as NumPy arrays.
@@ -84,7 +84,7 @@ def newest(workdir: str | os.PathLike[str]) -> tuple[int, Any]:
   folder = pathlib.Path(workdir, 'checkpoints').absolute()
   if not folder.is_dir():
     raise config_lib.ConfigError(
-      f'there is no {folder}; expected the --workdir of a run'
+      f'expected the --workdir of a run, got one without {folder}'
     )
   context = ocp.Context()
   context.pytree.loading.partial_load = True
@@ -92,13 +92,13 @@ def newest(workdir: str | os.PathLike[str]) -> tuple[int, Any]:
     latest = checkpoints.latest
     if latest is None:
       raise config_lib.ConfigError(f'{folder} has no checkpoint yet')
-    # What is there, not what a config expects: Orbax would make up the rest.
-    stored: Any = checkpoints.metadata(latest).metadata
+    # The stored shapes, not those of a config: Orbax would invent the rest.
+    stored: ct.PyTree = checkpoints.metadata(latest).metadata
     like = jax.tree.map(
       lambda x: np.empty(x.shape, x.dtype), stored['shared']['params']
     )
     with context:
-      tree: Any = checkpoints.load(
+      tree: ct.PyTree = checkpoints.load(
         latest, abstract_state={'shared': {'params': like}}
       )
   return latest.step, tree['shared']['params']

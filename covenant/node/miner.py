@@ -46,12 +46,12 @@ class MinerSlot(Protocol):
   def train(
     self,
     params: ct.Params,
-    private: MinerState,
+    state: MinerState,
     task: Task,
     batches: Iterable[np.ndarray],
     begun: local_lib.RoundInProgress | None = None,
   ) -> Future[tuple[TrainedRound, MinerState]]:
-    """Starts `trainer.train`; consumes `private`."""
+    """Starts `trainer.train`; consumes `state`."""
     ...
 
 
@@ -67,29 +67,29 @@ class LocalSlot:
   def train(
     self,
     params: ct.Params,
-    private: MinerState,
+    state: MinerState,
     task: Task,
     batches: Iterable[np.ndarray],
     begun: local_lib.RoundInProgress | None = None,
   ) -> Future[tuple[TrainedRound, MinerState]]:
-    done = self.trainer.train(params, private, task, batches, begun)
+    done = self.trainer.train(params, state, task, batches, begun)
     return Future.done(done)
 
 
 @dataclasses.dataclass
 class MinerRole:
-  """What a miner remembers.
+  """The memory of a miner.
 
   Attributes:
     slot: where it trains.
-    private: its optimizer state and error feedback.
+    miner_state: its optimizer state and error feedback.
     contribution: what it made last, if anything.
     begun: a round that it has begun to train before the last one was applied.
     notes: what its policy remembers, by name; a restart forgets it.
   """
 
   slot: MinerSlot
-  private: Future[MinerState]
+  miner_state: Future[MinerState]
   contribution: Future[Contribution | None] = dataclasses.field(
     default_factory=lambda: Future.done(None)
   )
@@ -98,24 +98,26 @@ class MinerRole:
 
   def wait(self) -> None:
     """Returns once no training is under way; raises what the training did."""
-    self.private.result()
+    self.miner_state.result()
     self.contribution.result()
 
   def is_savable(self, state: round_lib.RoundState) -> bool:
     """True between TRAIN and COMMIT: training again would change the error."""
     return state.trained and not state.committed
 
-  def save(self, state: round_lib.RoundState) -> tuple[dict[str, Any], ct.Json]:
+  def save(
+    self, state: round_lib.RoundState
+  ) -> tuple[dict[str, ct.PyTree], ct.Json]:
     made, text = self.contribution.result(), None
     if made is not None and state.trained:
       payload, *numbers = made
       text = [base64.b64encode(payload).decode(), *numbers]
-    return {'private': self.private.result()}, {'contribution': text}
+    return {'private': self.miner_state.result()}, {'contribution': text}
 
   def load(
-    self, tree: dict[str, Any], text: ct.Json, state: round_lib.RoundState
+    self, tree: dict[str, ct.PyTree], text: ct.Json, state: round_lib.RoundState
   ) -> round_lib.RoundState:
-    self.private = Future.done(tree['private'])
+    self.miner_state = Future.done(tree['private'])
     if text['contribution'] is None:
       return state
     payload, *numbers = text['contribution']
@@ -126,8 +128,8 @@ class MinerRole:
 
 def role(slot: MinerSlot, start: apply.Position) -> MinerRole:
   """Returns the role of a miner that begins at a place."""
-  private = slot.init(start.shared.params, start.round)
-  return MinerRole(slot, Future.done(private))
+  state = slot.init(start.shared.params, start.round)
+  return MinerRole(slot, Future.done(state))
 
 
 Miner: TypeAlias = node_lib.Node[MinerRole]
@@ -135,7 +137,7 @@ Batches = Iterable[np.ndarray]
 
 
 class MinerPolicy(NamedTuple):
-  """What a miner does, in the order of a round; every field a plain function.
+  """The actions of a miner in the order of a round; plain functions.
 
   Attributes:
     batches: the tokens of its inner steps.
@@ -161,8 +163,8 @@ def handlers(policy: MinerPolicy, overlap: bool = False) -> node_lib.Handlers:
   """Returns the handlers of a miner that acts by a policy.
 
   Args:
-    policy: what it does.
-    overlap: whether rounds overlap, see `optim.overlap`.
+    policy: its actions.
+    overlap: True if rounds overlap, see `optim.overlap`.
   """
 
   def train(node: Miner, command: Command, head: int) -> None:
@@ -177,7 +179,7 @@ def handlers(policy: MinerPolicy, overlap: bool = False) -> node_lib.Handlers:
       )
 
   def catch_up(node: Miner, command: Command, head: int) -> None:
-    # Its private state outlives an absence: the error feedback is still owed.
+    # Its state outlives an absence: the error feedback is still owed.
     follow.catch_up(node, command, head)
     node.role.contribution = Future.done(None)
 
@@ -224,12 +226,12 @@ def read_batches(node: Miner, task: Task) -> Batches:
 def train(
   node: Miner, task: Task, params: ct.Params, batches: Batches
 ) -> Future[TrainedRound | None]:
-  """Starts the inner steps of a round; advances the private state."""
+  """Starts the inner steps of a round; advances the miner's state."""
   role = node.role
-  private, begun = role.private.result(), role.begun
-  done = role.slot.train(params, private, task, batches, begun)
+  state, begun = role.miner_state.result(), role.begun
+  done = role.slot.train(params, state, task, batches, begun)
   role.begun = None
-  role.private = done.then(lambda result: result[1])
+  role.miner_state = done.then(lambda result: result[1])
   return done.then(lambda result: result[0])
 
 
@@ -247,10 +249,10 @@ def begin(node: Miner, command: Command, head: int) -> None:
   role, made = node.role, node.role.contribution.result()
   if made is None or made.round < command.round:
     due = task(node, command.round)
-    role.begun, private = role.slot.trainer.begin(
-      role.private.result(), due, read_batches(node, due)
+    role.begun, state = role.slot.trainer.begin(
+      role.miner_state.result(), due, read_batches(node, due)
     )
-    role.private = Future.done(private)
+    role.miner_state = Future.done(state)
 
 
 def commit(node: Miner, command: Command, head: int) -> None:

@@ -33,6 +33,7 @@ from jax._src import distributed
 
 from covenant import config as config_lib
 from covenant import errors
+from covenant import typing as ct
 from covenant.chain import interface as chain_lib
 from covenant.models import sharding
 from covenant.store import interface as store_lib
@@ -96,7 +97,7 @@ class ProcessGroup:
     return not self._links
 
   def broadcast_from(
-    self, rank: int, label: Any, compute: Callable[[], _Result]
+    self, rank: int, label: object, compute: Callable[[], _Result]
   ) -> _Result:
     """Returns on every rank what `compute` returns, or raises, on one.
 
@@ -191,7 +192,7 @@ def start(
   """
   if not network.coordinator:
     return ProcessGroup(mesh=_mesh(devices))
-  where: dict[str, Any] = {}
+  where: dict[str, ct.Json] = {}
   if network.coordinator != 'auto':
     where = {
       'coordinator_address': network.coordinator,
@@ -270,7 +271,7 @@ def _links() -> list[connection_lib.Connection]:
   return [links[rank] for rank in sorted(links)]
 
 
-def _answered(mark: bytes, compute: Callable[[], Any]) -> bytes:
+def _answered(mark: bytes, compute: Callable[[], object]) -> bytes:
   """Returns the message of a result or an error."""
   try:
     return _pack((mark, '', compute()))
@@ -284,11 +285,11 @@ def error_to_plain(error: Exception) -> tuple[str, str]:
   return next(name for name in names if name in ERRORS), str(error)
 
 
-def _pack(plain: Any) -> bytes:
+def _pack(plain: object) -> bytes:
   packed = msgpack.packb(plain)
   assert packed is not None
   return packed
 
 
-def _unpack(data: bytes) -> Any:
+def _unpack(data: bytes) -> ct.Json:
   return msgpack.unpackb(data, use_list=False, strict_map_key=False)

@@ -1,7 +1,7 @@
-"""Whether this machine, key and bucket can do what a role
+"""Checks that this machine, key and bucket can do what a role needs.
 
-Every check is a line for people: what was looked at, what was found, and where
-it is not well, what to do.
+Every check is a line for people: its name, its finding and, if it failed, what
+to do.
 """
 
 import os
@@ -31,7 +31,7 @@ _BEHIND_SECONDS = 120.0  # final blocks of a chain are some tens old
 
 
 class Finding(NamedTuple):
-  """What one check found."""
+  """The result of one check."""
 
   name: str
   well: bool
@@ -39,7 +39,7 @@ class Finding(NamedTuple):
 
 
 class PreflightError(errors.CovenantError):
-  """A node cannot start; one line a thing to mend."""
+  """A node cannot start; one line per problem to solve."""
 
 
 def examine(
@@ -47,13 +47,13 @@ def examine(
   workdir: str | os.PathLike[str],
   role: str = '',
 ) -> Iterator[Finding]:
-  """All checks, cheap ones first; yields as they are done.
+  """Runs all checks, cheap ones first; yields each finding at once.
 
   Args:
-    config: with the `network` section of this node.
-    workdir: where the node would write.
-    role: 'miner', 'pool', 'validator' or 'evaluator'; empty is as for a miner,
-      but the hotkey may be a validator's.
+    config: the config of the run, with the `network` section of this node.
+    workdir: the folder that the node would write to.
+    role: 'miner', 'pool', 'validator' or 'evaluator'; empty is a miner whose
+      hotkey may be that of a validator.
   """
   kind = jax.devices()[0].device_kind
   yield Finding('devices', True, f'{jax.device_count()} x {kind}')
@@ -83,7 +83,7 @@ def examine(
 def require(
   config: config_lib.Config, workdir: str | os.PathLike[str], role: str
 ) -> None:
-  """Raises Unwell where a check of a role fails; says all that do."""
+  """Raises PreflightError with the findings of all checks that failed."""
   bad = [f for f in examine(config, workdir, role) if not f.well]
   if bad:
     lines = '\n  '.join(f'{finding.name}: {finding.text}' for finding in bad)
@@ -91,7 +91,7 @@ def require(
 
 
 def table(findings: list[Finding]) -> str:
-  """A line a finding."""
+  """Returns one line per finding."""
   return '\n'.join(
     f'{"well" if f.well else "NOT WELL":8}  {f.name:8}  {f.text}'
     for f in findings
@@ -99,7 +99,7 @@ def table(findings: list[Finding]) -> str:
 
 
 def _attempt(name: str, check: Callable[[], str]) -> Finding:
-  """What `check` says; what it raises is what is wrong."""
+  """Returns the finding of a check, which returns a text or raises."""
   try:
     return Finding(name, True, check())
   except (
@@ -114,7 +114,7 @@ def _attempt(name: str, check: Callable[[], str]) -> Finding:
 def _disk(
   config: config_lib.Config, workdir: str | os.PathLike[str]
 ) -> Finding:
-  """Room for the checkpoints that are kept, and the one being written."""
+  """Checks the disk: the checkpoints that are kept, and one being written."""
   folder = pathlib.Path(workdir).absolute()
   while not folder.exists():
     folder = folder.parent
@@ -139,7 +139,7 @@ def _data(config: config_lib.Config) -> Finding:
   return Finding(
     'data',
     sequences >= each,
-    f'{sequences:,} sequences of {config.data.context}, {each} a round',
+    f'{sequences:,} sequences of {config.data.context}, {each} per round',
   )
 
 
@@ -149,7 +149,7 @@ def _clock(chain: chain_lib.Chain, head: int) -> str:
     return f'the newest block is {ahead:.0f} s old'
   raise PreflightError(
     f'by the clock of this machine the newest block is {ahead:.0f} s old; set '
-    'the clock (NTP), or look whether the chain stands still'
+    'the clock (NTP), or check that the chain makes blocks'
   )
 
 
@@ -170,7 +170,7 @@ def _hotkey(chain: chain_lib.Chain, head: int, role: str) -> str:
 
 
 def _bucket(config: config_lib.Config, run: bytes) -> str:
-  """Writes, reads as others would, deletes."""
+  """Writes a probe, reads it as others would, and deletes it."""
   objects = connect.objects(config, run)
   key = f'{run.hex()}/probe/{secrets.token_hex(8)}'
   data = secrets.token_bytes(64)
@@ -201,7 +201,8 @@ def _bucket(config: config_lib.Config, run: bytes) -> str:
 class InsufficientResourcesError(config_lib.ConfigError):
   """This machine cannot run the config.
 
-  hardware: whether it lacks devices or memory, not only what can be brought.
+  Attributes:
+    hardware: True if devices or memory are missing; False if only data is.
   """
 
   def __init__(self, message: str, hardware: bool):
@@ -210,10 +211,10 @@ class InsufficientResourcesError(config_lib.ConfigError):
 
 
 def memory_bytes(config: config_lib.Config, miners: int) -> float:
-  """Bytes that a device holds for `miners` in a process, activations left out.
+  """Returns the bytes per device for the miners of a process, no activations.
 
-  The most of any phase of the one that works (covenant/plan/memory.py), and the
-  private state of the others.
+  The maximum over the phases of the miner that trains (covenant/plan/memory.py)
+  plus the private state of the others.
   """
   cut = memory.shards(config)
   phases = memory.phases(config, cut, config.devices.offload)
@@ -225,20 +226,19 @@ def memory_bytes(config: config_lib.Config, miners: int) -> float:
 
 
 def lacking_devices(config: config_lib.Config) -> str:
-  """What to say of the devices of this machine; empty if there are enough."""
+  """Returns the message about missing devices; empty if there are enough."""
   mesh, there = config.devices, jax.devices()
   needed = max(mesh.data, 1) * mesh.fsdp * mesh.tensor * mesh.stage
   if needed <= len(there):
     return ''
   return (
     f'devices.data * devices.fsdp * devices.tensor * devices.stage = {needed}, '
-    f'and here is '
-    f'{len(there)} x {there[0].device_kind}'
+    f'and this machine has {len(there)} x {there[0].device_kind}'
   )
 
 
 def lacking_memory(config: config_lib.Config, miners: int) -> str:
-  """What to say of the memory of this machine; empty if there is enough."""
+  """Returns the message about missing memory; empty if there is enough."""
   needed, there = memory_bytes(config, miners), _memory_here()
   if needed <= there:
     return ''
@@ -253,7 +253,7 @@ def lacking_memory(config: config_lib.Config, miners: int) -> str:
 
 
 def lacking_data(config: config_lib.Config) -> str:
-  """What to say of the data of this machine; empty if it is there."""
+  """Returns the message about missing data; empty if it is there."""
   data = config.data
   if not data.path or pathlib.Path(data.path).exists():
     return ''
@@ -265,14 +265,14 @@ def lacking_data(config: config_lib.Config) -> str:
 
 
 def check(config: config_lib.Config, miners: int) -> None:
-  """Says all that is missing at once.
+  """Checks the devices, memory and data of this machine.
 
   Args:
-    config: the run's.
-    miners: in this process.
+    config: the config of the run.
+    miners: number of miners in this process.
 
   Raises:
-    InsufficientResourcesError: one line a thing that this machine lacks.
+    InsufficientResourcesError: one line per thing that this machine lacks.
   """
   lacking = {
     'devices': lacking_devices(config),
@@ -288,7 +288,7 @@ def check(config: config_lib.Config, miners: int) -> None:
 
 
 def check_sequences(config: config_lib.Config, num_sequences: int) -> None:
-  """Every miner of a round needs sequences of its own.
+  """Checks that every miner of a round has sequences of its own.
 
   Raises:
     ConfigError: there are fewer.
@@ -296,7 +296,7 @@ def check_sequences(config: config_lib.Config, num_sequences: int) -> None:
   each = assignment.per_miner(config)
   if config.miners * each > num_sequences:
     raise config_lib.ConfigError(
-      f'miners: {config.miners} miners with {each} sequences a round each '
+      f'miners: {config.miners} miners with {each} sequences per round each '
       f'(optim.inner_steps * optim.inner.batch_size, or '
       'optim.most_sequences) need '
       f'{config.miners * each}; the training split has {num_sequences} of '
@@ -305,7 +305,7 @@ def check_sequences(config: config_lib.Config, num_sequences: int) -> None:
 
 
 def _memory_here() -> int:
-  """Of the one device that the emulator runs on."""
+  """Returns the bytes of memory of the device that the emulator runs on."""
   stats = jax.devices()[0].memory_stats()
   if stats and 'bytes_limit' in stats:
     return stats['bytes_limit']

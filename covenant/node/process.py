@@ -1,8 +1,9 @@
 """A miner or validator as a process: it follows real time.
 
-Its workdir (workdir.py) also holds checkpoints/: its position and all that only
-it knows. A miner may be several processes, its ranks, which share one workdir
-and write the checkpoints together; each but rank 0 writes all else to rank-N/.
+Its workdir (workdir.py) also holds checkpoints/: its position and all that it
+cannot get from other nodes. A miner may be several processes, its ranks, which
+share one workdir and write the checkpoints together; all other files of a rank
+but 0 are in rank-N/.
 """
 
 import itertools
@@ -17,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from covenant import config as config_lib
+from covenant import typing as ct
 from covenant.chain import interface as chain_lib
 from covenant.data import dataset
 from covenant.data import tokens as tokens_lib
@@ -38,12 +40,12 @@ from covenant.train import shared_state as shared_state_lib
 from covenant.train import trainer as trainer_lib
 from covenant.wire import manifest as manifest_lib
 
-_POLL = 0.5  # of a block, at most, between two looks at the chain
-_UNREACHABLE = 1.0  # seconds until the chain is asked again
+_POLL = 0.5  # blocks between two calls of `Chain.head`, at most
+_UNREACHABLE = 1.0  # seconds until the chain is called again
 
 
-# Makes the node of a process: its surroundings, the start of the run, the data
-# to train on, and the devices of its processes.
+# (context, start of the run, training data, devices of all processes) -> the
+# node of a process.
 Build = Callable[
   [
     node_lib.Context,
@@ -59,19 +61,19 @@ class Process:
   """One node, its checkpoints and its workdir.
 
   Args:
-    config: the run's, with its own `network` section.
-    role: 'miner', 'validator' or another name for its status.
-    workdir: its folder.
-    process_group: the processes of this node; this one alone if omitted.
-    profile: a round to trace, see `workdir.Workdir`.
-    build: makes the node; that of a miner or validator if omitted.
+    config: the config of the run, with the `network` section of this node.
+    role: 'miner', 'validator' or another name for status.json.
+    workdir: the folder of this node.
+    process_group: the processes of this node; None is this one alone.
+    profile: the round to trace, see `workdir.Workdir`.
+    build: makes the node; None makes a miner or a validator, by `role`.
 
   Attributes:
     node: the node.
     workdir: the files that it writes.
 
   Raises:
-    ChainError, StoreError, ConfigError: the node cannot start; says why.
+    ChainError, StoreError, ConfigError: the node cannot start.
   """
 
   def __init__(
@@ -169,7 +171,7 @@ class Process:
       self.workdir.status(error=str(e))
 
   def _save(self) -> None:
-    """A full disk costs what a restart then loses, not the process."""
+    """Saves a checkpoint; a full disk is an error in the status only."""
     self._saved = self.node.state.round
     try:
       self._checkpoints.save_tree(self._saved, self.node.save())
@@ -184,9 +186,9 @@ class Process:
     return self._checkpoints.due(completed) and completed != self._saved
 
   def _show(self, phase: str, head: int | None = None) -> None:
-    """What there is to know of this node, for status.json."""
+    """Writes the state of this node to status.json."""
     node = self.node
-    fields: dict[str, Any] = {
+    fields: dict[str, ct.Json] = {
       'phase': phase,
       'head': head,
       'round': node.state.round,

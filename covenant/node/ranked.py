@@ -139,7 +139,7 @@ class RankedStorage(run_storage_lib.RunStorage):
     mirrors: Sequence[Any],
     limit: int,
   ) -> Mapping[bytes, bytes | store_lib.StoreError]:
-    def answer() -> Mapping[bytes, Any]:
+    def answer() -> Mapping[bytes, bytes | tuple[str, str]]:
       buckets = [mirror.bucket() for mirror in mirrors]
       got = self._real.fetch(kind, round_index, refs, buckets, limit)
       return {

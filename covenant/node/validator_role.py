@@ -40,7 +40,7 @@ class Verdict(NamedTuple):
   """A validator's findings about a round."""
 
   round: int
-  decisions: list[dict[str, Any]]  # one per uid
+  decisions: list[dict[str, ct.Json]]  # one per uid
   weights: dict[int, float]
 
 
@@ -74,12 +74,14 @@ class ValidatorRole:
     """True once nothing is left to do about the round before."""
     return state.previous_round_done(round_lib.VALIDATOR)
 
-  def save(self, state: round_lib.RoundState) -> tuple[dict[str, Any], ct.Json]:
+  def save(
+    self, state: round_lib.RoundState
+  ) -> tuple[dict[str, ct.PyTree], ct.Json]:
     del state
     return {}, {'standings': ratings.to_json(self.standings)}
 
   def load(
-    self, tree: dict[str, Any], text: ct.Json, state: round_lib.RoundState
+    self, tree: dict[str, ct.PyTree], text: ct.Json, state: round_lib.RoundState
   ) -> round_lib.RoundState:
     del tree
     self.standings = ratings.from_json(text['standings'])

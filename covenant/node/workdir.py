@@ -17,13 +17,13 @@ import pathlib
 import sys
 import time
 from collections.abc import Callable, Generator
-from typing import Any
 
 import jax
 
 from covenant import config as config_lib
 from covenant import files
 from covenant import metrics
+from covenant import typing as ct
 from covenant.node import base as node_lib
 from covenant.node import validator_role as validator_lib
 
@@ -55,7 +55,7 @@ class Workdir:
     profile: int | None = None,
   ):
     self.path = pathlib.Path(path, f'rank-{rank}' if rank else '')
-    self._status: dict[str, Any] = {
+    self._status: dict[str, ct.Json] = {
       'role': role,
       'hotkey': hotkey,
       'pid': os.getpid(),
@@ -149,12 +149,12 @@ class Workdir:
     """Appends the verdict of a validator's process."""
     self.record('verdicts', verdict._asdict())
 
-  def record(self, name: str, fields: dict[str, Any]) -> None:
+  def record(self, name: str, fields: dict[str, ct.Json]) -> None:
     """Appends a line to NAME.jsonl; a full disk loses it, not the process."""
     with _unless_full():
       files.append_jsonl(self.path / f'{name}.jsonl', fields)
 
-  def status(self, **fields: Any) -> None:
+  def status(self, **fields: ct.Json) -> None:
     """Changes fields of status.json; a full disk loses the change."""
     self._status |= fields
     with _unless_full():

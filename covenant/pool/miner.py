@@ -87,12 +87,12 @@ def policy(
     )
     work, private = trainer.compress_round(
       params,
-      node.role.private.result(),
+      node.role.miner_state.result(),
       result.params,
       ids_N[: result.sequences],
       result.loss,
     )
-    node.role.private = future_lib.Future.done(private)
+    node.role.miner_state = future_lib.Future.done(private)
     report(task.round, result, len(ids_N))
     return future_lib.Future.done(work)
 
@@ -213,8 +213,8 @@ class PoolProcess:
     )
     role = miner_lib.role(miner_lib.LocalSlot(trainer), start)
     # Each lease has moments of its own.
-    private = role.private.result()._replace(inner=None)
-    role.private = future_lib.Future.done(private)
+    private = role.miner_state.result()._replace(inner=None)
+    role.miner_state = future_lib.Future.done(private)
     own = policy(self._pool, self._ledger, self._report, lambda: self._stop())
     return node_lib.Node(context, start, role, miner_lib.handlers(own))
 

@@ -32,8 +32,8 @@ class MinersTest(absltest.TestCase):
       miners.append(host.miners[0])
     first, alone = miners
     self.assertEqual(
-      helpers.bits(first.role.private.result()),
-      helpers.bits(alone.role.private.result()),
+      helpers.bits(first.role.miner_state.result()),
+      helpers.bits(alone.role.miner_state.result()),
     )
     made, also = (m.role.contribution.result() for m in miners)
     self.assertEqual(made.payload, also.payload)

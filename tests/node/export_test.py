@@ -82,7 +82,9 @@ class ExportTest(absltest.TestCase):
     )
 
   def test_no_checkpoint(self):
-    with self.assertRaisesRegex(config_lib.ConfigError, 'there is no .*a run'):
+    with self.assertRaisesRegex(
+      config_lib.ConfigError, 'expected the --workdir of a run'
+    ):
       export.newest(self.workdir)
     (self.workdir / 'checkpoints').mkdir()
     with self.assertRaisesRegex(config_lib.ConfigError, 'no checkpoint yet'):

@@ -62,7 +62,7 @@ class MinerTest(parameterized.TestCase):
     self.assertIs(training[0], self.node.shared.params)
     self.assertLen(training[3], network_lib.CONFIG.optim.inner_steps)
     self.assertTrue(self.node.state.trained)
-    self.assertEqual(self.role.private.result().joined, 100)  # advanced
+    self.assertEqual(self.role.miner_state.result().joined, 100)  # advanced
     made = self.role.contribution.result()
     self.assertEqual((made.round, made.loss), (0, 2.5))
     self.assertIsNone(self.uploaded())
@@ -168,7 +168,7 @@ class MinerTest(parameterized.TestCase):
     self.assertEqual(
       other.role.contribution.result(), self.role.contribution.result()
     )
-    self.assertEqual(other.role.private.result().joined, 100)
+    self.assertEqual(other.role.miner_state.result().joined, 100)
     self.assertTrue(other.state.trained)
     opens = self.schedule.put_opens(0)
     self.poll(opens, other)
@@ -187,14 +187,14 @@ class MinerTest(parameterized.TestCase):
 
   def test_after_an_absence_only_the_contribution_is_dropped(self):
     self.poll(1)
-    private = self.role.private.result()
+    private = self.role.miner_state.result()
     with mock.patch.object(follow, 'catch_up') as catch_up:
       self.node.handlers[Phase.CATCH_UP](
         self.node, command(Phase.CATCH_UP), 500
       )
     catch_up.assert_called_once_with(self.node, command(Phase.CATCH_UP), 500)
     self.assertIsNone(self.role.contribution.result())
-    self.assertIs(self.role.private.result(), private)
+    self.assertIs(self.role.miner_state.result(), private)
 
   def test_overlap_adds_one_phase(self):
     plain = miner_lib.handlers(miner_lib.HONEST)
