@@ -4,7 +4,7 @@
   python benchmarks/compress.py --turns 31   on a machine with other load
 
 The stages take turns in one process; times are medians over the turns, with
-the least beside them. Elements are those of the dense float32 matrix. The
+the minimum beside them. Elements are those of the dense float32 matrix. The
 target is 150 M elements/s for select + quantize + pack + unpack + decompress.
 'pack' and 'unpack' are of whole payloads: header, indices, codes, scales,
 digest, and all checks of the strict decoder except that of the signature.
@@ -72,12 +72,12 @@ def matrix(size: int, seed: int) -> jax.Array:
 
 
 def plain_select(x_NxL: jax.Array, k: int) -> jax.Array:
-  """What `topk.select` is without the groups."""
+  """Selects as `topk.select` does, without the groups."""
   return jnp.sort(jax.lax.top_k(jnp.abs(x_NxL), k)[1], axis=1)
 
 
 def memory_seconds(x: jax.Array, turns: int) -> tuple[float, float]:
-  """Reading and writing `x` in place, and writing as much new memory."""
+  """Reads and writes `x` in place, and writes as much new memory."""
   scale = jax.jit(lambda x: x * 1.5, donate_argnums=0)
   buffer = [x + 0.0]
 

@@ -2,19 +2,19 @@
 
   python benchmarks/emulation.py             the ratio to a plain loop
   python benchmarks/emulation.py --miners    time and memory at 8 to 64 miners
-  python benchmarks/emulation.py --start-up  what of a whole run is no training
+  python benchmarks/emulation.py --start-up  a whole run without its training
 
 Both loops do the same inner steps on the same batches of the same model, turn
 by turn in one process, and each turn gives one ratio. Start-up (imports,
-compilation) is reported apart. Bar: at least 0.95 of the plain loop. The
+compilation) is reported apart. Target: at least 0.95 of the plain loop. The
 validator checks, agrees and rates, but evaluates no losses on data
 (gauntlet.evaluate=0), because the plain loop evaluates nothing.
 
 The start-up is that of the smoke run: the time of the whole process, less its
 rounds at the median of all but the first. Imports, compilation, data, held-out
-evaluations, checkpoints, figures and the report are in it. Bars: 12 s cold,
-with nothing compiled before, and 6 s warm, on an idle machine; CPU seconds
-depend less on what else runs.
+evaluations, checkpoints, figures and the report are in it. Targets: 12 s
+cold, with nothing compiled before, and 6 s warm, on an idle machine; CPU
+seconds depend less on other load.
 """
 
 import argparse
@@ -61,7 +61,7 @@ def random_data(vocab_size: int, num_tokens: int) -> tokens.TokenData:
 
 
 class PlainLoop:
-  """A jitted AdamW step in a loop, as anyone would write it."""
+  """Runs a plain jitted AdamW step in a loop."""
 
   def __init__(self, config: config_lib.Config):
     inner = config.optim.inner

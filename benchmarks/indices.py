@@ -1,15 +1,15 @@
-"""Bits an index of real deltas: what codecs take, and what models could.
+"""Measures the bits per index of real deltas, by codec and by ideal model.
 
   python benchmarks/indices.py               half a minute
   python benchmarks/indices.py --width 256   larger matrices, some minutes
 
-Four peers train configs/shakespeare.py's model, made wider, by SparseLoCo;
-the indices of the last rounds' error-fed deltas are what is coded: k = 64 of
-64 x 64 blocks, whole blocks only. A codec's line is the length of what it
-packs, beside its times for 4096 blocks (4096 x 4096 elements). An ideal is the
-entropy under a model, given that every block has k ones: what an arithmetic
-coder would come near to that learns the model's shares of each matrix as it
-goes, at a cost in time.
+Four peers train the model of configs/shakespeare.py, made wider, by
+SparseLoCo. The coded indices are those of the deltas of the last rounds, with
+error feedback: k = 64 of 64 x 64 blocks, whole blocks only. The line of a codec
+has the length of its output and its times for 4096 blocks (4096 x 4096
+elements). An ideal is the entropy under a model, given that every block has k
+ones. An adaptive arithmetic coder that learns the shares of each matrix would
+come near to it, at a cost in time.
 """
 
 import argparse
@@ -44,7 +44,7 @@ Indices = dict[str, np.ndarray]  # of one message: a matrix's blocks_NxK
 
 
 def train(width: int, rounds: int, peers: int) -> Iterator[list[Indices]]:
-  """Of each round, each peer's indices."""
+  """Returns the indices of each peer in each round."""
   sizes = f'model.width={width}', f'model.ffn_width={3 * width}'
   config = config_lib.load('configs/shakespeare.py', [*_SETS, *sizes])
   split, context = dataset.load(config).train, config.data.context
@@ -110,7 +110,7 @@ def mask(indices_NxK: np.ndarray) -> np.ndarray:
 
 
 def in_classes(ones_NxL: np.ndarray, class_NxL: np.ndarray) -> float:
-  """Bits of a coder that learns the share of ones in each class as it goes.
+  """Returns the bits of a coder that learns the share of ones in each class.
 
   Krichevsky and Trofimov, 1981: Beta(1/2, 1/2) before the first.
   """
@@ -128,7 +128,7 @@ def _log_beta(a: float, b: float) -> float:
 
 
 def given_k() -> float:
-  """Bits a block less, where it is known that k of its elements are ones."""
+  """Returns the bits per block saved by knowing that k elements are ones."""
   share = _K / _SIZE
   ways = math.comb(_SIZE, _K) * share**_K * (1 - share) ** (_SIZE - _K)
   return -math.log2(ways)
@@ -165,7 +165,7 @@ def ideals(
 
 
 def _popularity(sent_NxL: np.ndarray) -> np.ndarray:
-  """Sixteen classes of elements: quartiles of their row's and column's sums."""
+  """Returns 16 classes of elements: quartiles of row sums and column sums."""
   tiles = sent_NxL.reshape(-1, _SIDE, _SIDE)
   sums = tiles.sum(axis=2, keepdims=True), tiles.sum(axis=1, keepdims=True)
   row, column = (

@@ -1,10 +1,10 @@
-"""The index packing that Templar deployed: 12 bits an index, in pairs.
+"""The index packing that Templar deployed: 12 bits per index, in pairs.
 
 Two indices a, b are three bytes: a & 255; a >> 8 | (b & 15) << 4; b >> 4. It
-takes half as much again as `covenant/wire/codec.py`; `benchmarks/indices.py`
+takes 1.5 times the bytes of `covenant/wire/codec.py`; `benchmarks/indices.py`
 and `experiments/arithmetic.py` compare the two. A section is the pairs of all
-blocks, then the codes at `bits` each: 14 bits a value at two bits. (The
-deployed system spends a byte a code, and takes -1 for 4095; a negative index is
+blocks, then the codes at `bits` each: 14 bits per value at two bits. (The
+deployed system uses one byte per code and reads -1 as 4095; a negative index is
 an error here.)
 """
 
@@ -17,7 +17,7 @@ _LARGEST = 2**12
 
 
 def pack12(indices: np.ndarray) -> bytes:
-  """Integers of any shape, flattened, as 12-bit pairs.
+  """Packs integers of any shape, flattened, as 12-bit pairs.
 
   >>> pack12(np.array([0xABC, 0x123])).hex(' ')
   'bc 3a 12'
@@ -40,7 +40,7 @@ def pack12(indices: np.ndarray) -> bytes:
 
 
 def unpack12(data: bytes | memoryview) -> np.ndarray:
-  """The indices that `pack12` packed: uint16, flat."""
+  """Returns the indices that `pack12` packed: uint16, flat."""
   if len(data) % 3:
     raise codec.CodecError(
       f'12-bit pairs take 3 bytes each, got {len(data)} bytes'
@@ -52,7 +52,7 @@ def unpack12(data: bytes | memoryview) -> np.ndarray:
 
 
 def section_bytes(num_blocks: int, block_size: int, k: int, bits: int) -> int:
-  """Bytes of a packed region: all pairs, then all codes up to a byte.
+  """Returns the bytes of a packed region: all pairs, then all codes.
 
   >>> section_bytes(1, 4096, 64, 2)  # 14 bits a value
   112
@@ -76,7 +76,7 @@ def section_bytes(num_blocks: int, block_size: int, k: int, bits: int) -> int:
 def pack(
   indices_NxK: np.ndarray, codes_NxK: np.ndarray, block_size: int, bits: int
 ) -> bytes:
-  """A region's section, as bytes; see `codec.pack`."""
+  """Packs the section of a region; see `codec.pack`."""
   n, k = indices_NxK.shape
   section_bytes(n, block_size, k, bits)
   runs = codec.runs(n, k * bits)
@@ -92,7 +92,7 @@ def pack(
 def unpack(
   data: bytes | memoryview, num_blocks: int, block_size: int, k: int, bits: int
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Indices and codes of a section; as strict as `codec.unpack`."""
+  """Unpacks the indices and codes of a section; strict as `codec.unpack`."""
   expected = section_bytes(num_blocks, block_size, k, bits)
   if len(data) != expected:
     raise codec.CodecError(f'expected {expected} bytes, got {len(data)}')

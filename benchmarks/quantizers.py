@@ -1,12 +1,12 @@
-"""What each quantizer loses of what top-k sends, and at equal bytes.
+"""Measures the loss of each quantizer after top-k, also at equal bytes.
 
   python benchmarks/quantizers.py
 
-Synthetic deltas of 1024 blocks of 4096. 'sent' is the relative squared error
-of the values sent, at k = 64; 'left' the share of the delta's energy that is
-not delivered (not sent, or lost in quantization) at the k that fits the bytes
-of Statistical at k = 64, indices as Elias-Fano, scales and codebooks counted.
-Seconds, not minutes; one seed, so the last digit moves.
+The deltas are synthetic: 1024 blocks of 4096. 'sent' is the relative squared
+error of the values sent, at k = 64. 'left' is the share of the energy of the
+delta that is not delivered (not sent, or lost in quantization), at the k that
+takes as many bytes as Statistical at k = 64, with Elias-Fano indices, scales
+and codebooks. It takes seconds and uses one seed.
 """
 
 import jax.numpy as jnp
@@ -44,7 +44,7 @@ def deltas() -> dict[str, np.ndarray]:
 
 
 def bits_of(quantizer: quantize.Quantizer, k: int) -> int:
-  """Of all blocks: indices, codes and scales."""
+  """Returns the indices, codes and scales of all blocks."""
   scales = np.prod(quantizer.scale_shape(_BLOCKS))
   block = codec.index_bits(_SIZE, k) + k * quantizer.bits
   return int(_BLOCKS * block + scales * 8 * quantizer.scale_dtype.itemsize)
@@ -57,7 +57,7 @@ def largest_k(quantizer: quantize.Quantizer, bits: int) -> int:
 def lost(
   quantizer: quantize.Quantizer, delta_NxL: np.ndarray, k: int
 ) -> tuple[float, float]:
-  """Squared error of what is sent, and energy sent, both of 1."""
+  """Returns the squared error of the sent values and the energy sent, of 1."""
   x_NxL = jnp.asarray(delta_NxL, jnp.float32)
   values = jnp.take_along_axis(x_NxL, topk.select(x_NxL, k), axis=1)
   error = quantizer.decode(*quantizer.encode(values)) - values

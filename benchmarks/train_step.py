@@ -1,19 +1,20 @@
-"""Tokens a second of the inner step, and what share of the device that is.
+"""Measures tokens per second of the inner step and the use of the device.
 
   python benchmarks/train_step.py                        150m, 512m and 1b
   python benchmarks/train_step.py --models=150m --tokens=512
   python benchmarks/train_step.py --models=72b:smoke     a quick look
   python benchmarks/train_step.py --start-up             the first step, twice
 
-Beside it, turn by turn in one process, a plain step of the same model: a
-decoder written here in `jax.numpy`, `optax.adamw`, one `jax.jit`. Bar: at
-least 0.97 of it. FLOPs are those of the model (covenant/plan/timing.py), so
-recomputed ones do not count. The peak is the maker's for a known device, and
-for any other the rate that its own product of two large matrices reaches.
+It takes turns in one process with a plain step of the same model: a decoder
+written here in `jax.numpy`, `optax.adamw`, one `jax.jit`. The target is at
+least 0.97 of the plain step. FLOPs are those of the model
+(covenant/plan/timing.py) without recomputation. The peak is that of the data
+sheet for a known device, and for any other the measured rate of a product of
+two large matrices.
 
-A GPU trains on the config's sequences. Elsewhere they are cut to `--tokens`
-each, two at a time, or a step would take minutes. A model that does not fit is
-left out, and said to be.
+A GPU trains on the sequences of the config. Other devices train on sequences
+cut to `--tokens`, two per batch, or a step would take minutes. A model that
+does not fit is reported and skipped.
 """
 
 import argparse
@@ -44,7 +45,7 @@ _BYTES = 28  # a parameter: itself, two moments, gradient, update, two copies
 
 
 def plain_step(config: config_lib.Config) -> tuple[Callable[..., Any], Any]:
-  """A jitted step as anyone would write it, and its optimizer."""
+  """Returns a plain jitted step and its optimizer."""
   m, inner = config.model, config.optim.inner
   K = m.width // m.heads
   dtype = jnp.dtype(m.compute_dtype)
@@ -108,7 +109,7 @@ def plain_step(config: config_lib.Config) -> tuple[Callable[..., Any], Any]:
 
 
 def our_step(config: config_lib.Config) -> tuple[Callable[..., Any], Any]:
-  """The step of a miner (covenant/train/step.py), as `plain_step`."""
+  """Returns the step of a miner (covenant/train/step.py), like `plain_step`."""
   method = algorithm_lib.make(config)
   step = step_lib.inner_step(config)
   number, joined = np.int32(1), np.int32(0)
@@ -116,7 +117,7 @@ def our_step(config: config_lib.Config) -> tuple[Callable[..., Any], Any]:
 
 
 class Timed:
-  """Steps of one kind, on one batch; what they need is made at first."""
+  """Steps of one kind on one batch; the first call makes their state."""
 
   def __init__(
     self, make: Callable[..., Any], config: config_lib.Config, batch: Any
@@ -127,7 +128,7 @@ class Timed:
     self._state: tuple[Any, ...] = ()
 
   def seconds(self, steps: int) -> float:
-    """Of one step, over so many."""
+    """Returns the seconds per step over some steps."""
     if not self._state:
       params = self._init(jax.random.key(0))
       self._state = params, jax.jit(self._tx.init)(params)
@@ -148,7 +149,7 @@ class Timed:
 
 
 def peak() -> tuple[float, str]:
-  """FLOP/s of the first device in bfloat16, and who says so."""
+  """Returns FLOP/s of the first device in bfloat16, and the source."""
   device = jax.devices()[0]
   for name, known in hardware.DEVICES.items():
     if device.platform == 'gpu' and name in device.device_kind:
@@ -234,7 +235,7 @@ def measure(
 
 
 def start_up() -> None:
-  """Seconds from the command to the end of a first round, and of a second."""
+  """Prints the seconds of a run of one round, without a cache and with it."""
   command = [sys.executable, 'run.py', '--config=configs/tiny.py']
   command += ['--config.rounds=1']
   with tempfile.TemporaryDirectory() as folder:

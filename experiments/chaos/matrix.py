@@ -1,4 +1,4 @@
-"""The fault matrix: all that is known to go wrong, as scenarios.
+"""The fault matrix: all known faults, as scenarios.
 
 `docs/reliability.md` has the table that `experiments/reliability.py` prints.
 """
@@ -9,8 +9,10 @@ from typing import Any
 from covenant.protocol import round as round_lib
 from experiments.chaos import equivocators
 from experiments.chaos import faults
+from experiments.chaos import kills
 from experiments.chaos import network as network_lib
 from experiments.chaos import scenario as scenario_lib
+from experiments.chaos import storm
 
 Phase = round_lib.Phase
 Kind = faults.Kind
@@ -25,62 +27,12 @@ _OPENS, _DECIDES = 14, 24  # blocks after a round starts
 
 
 def _in(first: int, last: int) -> range:
-  """The blocks of some rounds, the last included."""
+  """Returns the blocks of some rounds, the last included."""
   return range(first * ROUND, (last + 1) * ROUND)
 
 
 def _names(*names: str) -> frozenset[str]:
   return frozenset(names)
-
-
-def _all_but(*names: str) -> frozenset[str]:
-  return frozenset(EVERYBODY) - set(names)
-
-
-_MINER_POINTS = tuple(
-  (phase, writes)
-  for phase, points in {
-    Phase.TRAIN: (0, -1),
-    Phase.COMMIT: (0, 1, -1),
-    Phase.UPLOAD: (0, 1, -1),
-    Phase.DECIDE: (0, -1),
-    Phase.APPLY: (0, -1),
-    Phase.KEEP: (0, -1),
-  }.items()
-  for writes in points
-)
-_VALIDATOR_POINTS = tuple(
-  (phase, writes)
-  for phase, points in {
-    Phase.COLLECT: (0, -1),
-    Phase.VOTE: (0, 1, 2, -1),
-    Phase.DECIDE: (0, -1),
-    Phase.APPLY: (0, -1),
-    Phase.SCORE: (0, 1, -1),
-    Phase.KEEP: (0, 1, 3, 9, -1),
-  }.items()
-  for writes in points
-)
-
-
-_HALF = len(_VALIDATOR_POINTS) // 2
-
-
-def kills_everywhere() -> tuple[Kill, ...]:
-  """A miner, the leader and another validator, in each of their phases.
-
-  At its beginning, after each of its writes and at its end. Everybody dies
-  twice a round at most.
-  """
-  kills = []
-  for name, points in (
-    ('0', _MINER_POINTS),
-    (LEADER, _VALIDATOR_POINTS),
-    (THIRD, _VALIDATOR_POINTS[::-1]),
-  ):
-    for i, (phase, writes) in enumerate(points):
-      kills.append(Kill(name, 1 + i % _HALF, phase, writes))
-  return tuple(kills)
 
 
 def _down(names: tuple[str, ...], block: int, blocks: int) -> dict[int, Any]:
@@ -104,7 +56,7 @@ def _churn(network: Network) -> None:
 
 
 def _says(text: str, *names: str) -> Callable[..., str]:
-  """A check that each of some nodes said so in an event."""
+  """Returns a check that each of some nodes had an event with this error."""
 
   def check(network: Network, counted: Mapping[int, list[int]]) -> str:
     said = {seen.name for seen in network.errors(text)}
@@ -115,7 +67,7 @@ def _says(text: str, *names: str) -> Callable[..., str]:
 
 
 def _counts(expected: Mapping[int, list[int]]) -> Callable[..., str]:
-  """A check of who counted in some rounds."""
+  """Returns a check of the uids that counted in some rounds."""
 
   def check(network: Network, counted: Mapping[int, list[int]]) -> str:
     for r, uids in expected.items():
@@ -130,17 +82,19 @@ def _store(kind: Kind, name: str, blocks: range, **fault: Any) -> Scenario:
   return Scenario(name, (Fault(kind, blocks, **fault),))
 
 
-def scenarios() -> list[Scenario]:
-  """The matrix."""
-  all_uids, leaders = list(range(6)), _names(LEADER)
-  two = _names('0', '1')
-  lies = Kind.CORRUPT, Kind.STALE, Kind.MISSING
-  window = range(2 * ROUND + _OPENS, 2 * ROUND + _DECIDES + 4)
+_ALL = list(range(6))  # uids
+_LEADERS, _TWO = _names(LEADER), _names('0', '1')
+_LIES = Kind.CORRUPT, Kind.STALE, Kind.MISSING
+_WINDOW = range(2 * ROUND + _OPENS, 2 * ROUND + _DECIDES + 4)
+
+
+def _deaths() -> list[Scenario]:
+  """Returns the scenarios in which processes are killed."""
   return [
     Scenario(
       'kill -9 in every phase',
-      kills=kills_everywhere(),
-      rounds=_HALF + 3,
+      kills=kills.everywhere(),
+      rounds=kills.HALF + 3,
       undisturbed=True,
     ),
     Scenario(
@@ -165,7 +119,7 @@ def scenarios() -> list[Scenario]:
       'everybody down for 4 rounds, from training on',
       script=_down(EVERYBODY, 2 * ROUND + 3, 4 * ROUND),
       rounds=9,
-      check=_counts({1: all_uids}),
+      check=_counts({1: _ALL}),
     ),
     Scenario(
       'everybody down for 4 rounds, from the vote on',
@@ -173,7 +127,7 @@ def scenarios() -> list[Scenario]:
         Kill(name, 2, Phase.DECIDE, 0, 4 * ROUND) for name in EVERYBODY
       ),
       rounds=9,
-      check=_counts({2: all_uids}),
+      check=_counts({2: _ALL}),
     ),
     Scenario(
       'validators down for 3 rounds, from the vote on',
@@ -181,30 +135,42 @@ def scenarios() -> list[Scenario]:
         Kill(name, 2, Phase.DECIDE, 0, 3 * ROUND) for name in VALIDATORS
       ),
       rounds=8,
-      check=_counts({2: all_uids}),
+      check=_counts({2: _ALL}),
     ),
-    _store(Kind.DOWN, 'store down, in and after the put window', window),
+  ]
+
+
+def _stores() -> list[Scenario]:
+  """Returns the faults of buckets."""
+  return [
+    _store(Kind.DOWN, 'store down, in and after the put window', _WINDOW),
     _store(Kind.DOWN, 'store down, for two rounds', _in(1, 2)),
-    _store(Kind.DOWN, "leader's bucket down", _in(1, 2), owners=leaders),
-    _store(Kind.SLOW, 'store slow: nothing within 3 blocks', window, amount=3),
+    _store(Kind.DOWN, "leader's bucket down", _in(1, 2), owners=_LEADERS),
+    _store(Kind.SLOW, 'store slow: nothing within 3 blocks', _WINDOW, amount=3),
     _store(
       Kind.SLOW, 'every second answer too slow', _in(1, 2), amount=1, rate=0.5
     ),
     *(
-      _store(kind, f'{kind.value}: 2 miners lie', _in(1, 2), owners=two)
-      for kind in lies
+      _store(kind, f'{kind.value}: 2 miners lie', _in(1, 2), owners=_TWO)
+      for kind in _LIES
     ),
     *(
-      _store(kind, f'{kind.value}: leader lies', _in(1, 2), owners=leaders)
-      for kind in lies
+      _store(kind, f'{kind.value}: leader lies', _in(1, 2), owners=_LEADERS)
+      for kind in _LIES
     ),
     *(
       Scenario(
         f'{kind.value}: 2 miners lie to the leader',
-        (Fault(kind, _in(1, 2), leaders, two),),
+        (Fault(kind, _in(1, 2), _LEADERS, _TWO),),
       )
-      for kind in lies
+      for kind in _LIES
     ),
+  ]
+
+
+def _chains() -> list[Scenario]:
+  """Returns the faults of the chain."""
+  return [
     _store(
       Kind.LAG,
       'chain 3 blocks late: a miner',
@@ -216,7 +182,7 @@ def scenarios() -> list[Scenario]:
       Kind.LAG,
       'chain 3 blocks late: the leader',
       _in(1, 2),
-      names=leaders,
+      names=_LEADERS,
       amount=3,
     ),
     _store(
@@ -256,37 +222,43 @@ def scenarios() -> list[Scenario]:
       Kind.UNREACHABLE,
       'chain unreachable for the leader, 2 rounds',
       _in(2, 3),
-      names=leaders,
+      names=_LEADERS,
     )._replace(rounds=6),
+  ]
+
+
+def _leaders() -> list[Scenario]:
+  """Returns the faults of the leader."""
+  return [
     Scenario(
       'leader dead for 2 rounds',
       kills=(Kill(LEADER, 1, Phase.COLLECT, 0, 2 * ROUND),),
-      check=_counts({1: all_uids, 2: all_uids}),
+      check=_counts({1: _ALL, 2: _ALL}),
     ),
     Scenario(
       'leader dead for ever',
       kills=(Kill(LEADER, 1, Phase.COLLECT, 0, network_lib.FOR_EVER),),
-      check=_counts({r: all_uids for r in range(1, 5)}),
+      check=_counts({r: _ALL for r in range(1, 5)}),
     ),
     Scenario(
       'leader dead for ever, then a miner joins',
       kills=(Kill(LEADER, 1, Phase.KEEP, 0, network_lib.FOR_EVER),),
       script={3 * ROUND + 5: lambda network: network.join('10')},
       rounds=6,
-      check=_counts({5: [*all_uids, 9]}),
+      check=_counts({5: [*_ALL, 9]}),
     ),
     Scenario(
       'two leaders: equal stakes, split votes',
-      (Fault(Kind.MISSING, _in(1, 3), _names(SECOND), leaders),),
+      (Fault(Kind.MISSING, _in(1, 3), _names(SECOND), _LEADERS),),
       kills=(Kill(THIRD, 1, Phase.COLLECT, 0, 2 * ROUND),),
       script={3: _equal_stakes},
-      check=_counts({1: all_uids, 2: all_uids}),
+      check=_counts({1: _ALL, 2: _ALL}),
     ),
     *(
       Scenario(
         f'leader equivocates: {what}',
         dishonest={LEADER: wrap},
-        check=_counts({r: all_uids for r in range(5)}),
+        check=_counts({r: _ALL for r in range(5)}),
       )
       for what, wrap in {
         'two manifests': equivocators.equivocator,
@@ -294,6 +266,12 @@ def scenarios() -> list[Scenario]:
         'withholds the bytes': equivocators.withholder,
       }.items()
     ),
+  ]
+
+
+def _members() -> list[Scenario]:
+  """Returns wrong clocks, a slow miner and churn."""
+  return [
     Scenario(
       'clocks 30 s off, half of them late',
       tuple(
@@ -306,14 +284,20 @@ def scenarios() -> list[Scenario]:
       'a miner ten times slower',
       (Fault(Kind.BUSY, _in(1, 3), _names('0'), amount=6 * ROUND),),
       rounds=10,
-      check=_counts({2: all_uids[1:], 9: all_uids}),
+      check=_counts({2: _ALL[1:], 9: _ALL}),
     ),
     Scenario(
       'a third of the miners leaves, as many join',
       script={2 * ROUND + 5: _churn},
       rounds=6,
-      check=_counts({1: all_uids, 5: all_uids}),
+      check=_counts({1: _ALL, 5: _ALL}),
     ),
+  ]
+
+
+def _disks() -> list[Scenario]:
+  """Returns the scenarios with full disks."""
+  return [
     _store(
       Kind.FULL, 'disk full: no bucket takes anything', _in(2, 2)
     )._replace(rounds=6, check=_says('no space left', *EVERYBODY)),
@@ -326,11 +310,17 @@ def scenarios() -> list[Scenario]:
     Scenario(
       'disk full at the leader, bucket and saves',
       (
-        Fault(Kind.FULL, _in(1, 2), leaders),
-        Fault(Kind.DISK, _in(1, 2), leaders),
+        Fault(Kind.FULL, _in(1, 2), _LEADERS),
+        Fault(Kind.DISK, _in(1, 2), _LEADERS),
       ),
       check=_says('no space left', LEADER),
     ),
+  ]
+
+
+def _states() -> list[Scenario]:
+  """Returns partitions, flipped bits and a round without payloads."""
+  return [
     *(
       Scenario(
         f'network partition: {who}, 2 rounds',
@@ -342,7 +332,7 @@ def scenarios() -> list[Scenario]:
           )
         ),
         rounds=6,
-        check=_counts({r: all_uids for r in range(6)}),
+        check=_counts({r: _ALL for r in range(6)}),
       )
       for who, name in {'a validator': THIRD, 'the leader': LEADER}.items()
     ),
@@ -364,50 +354,19 @@ def scenarios() -> list[Scenario]:
       'no valid payload in a round',
       range(2 * ROUND, 3 * ROUND + 2),  # until they are collected
       names=_names(*MINERS),
-    )._replace(check=_counts({1: all_uids, 2: [], 3: all_uids})),
-    storm(),
+    )._replace(check=_counts({1: _ALL, 2: [], 3: _ALL})),
   ]
 
 
-def storm(seed: int = 0, rounds: int = 8, rate: float = 0.03) -> Scenario:
-  """Everything at once, by chance, all but in the last two rounds."""
-  blocks = range(ROUND, (rounds - 2) * ROUND)
-  kinds = {
-    Kind.UNREACHABLE: 0,
-    Kind.LAG: 2,
-    Kind.FORK: 0,
-    Kind.ORPHAN: 0,
-    Kind.ANSWER: 0,
-    Kind.DOWN: 0,
-    Kind.SLOW: 2,
-    Kind.CORRUPT: 0,
-    Kind.STALE: 0,
-    Kind.MISSING: 0,
-    Kind.FULL: 0,
-    Kind.DISK: 0,
-  }
-  kills = [
-    (name, block, 1 + int(10 * faults.draw(seed, 'down', name, block)))
-    for name in EVERYBODY
-    for block in blocks
-    if faults.draw(seed, 'kill', name, block) < rate / 2
+def scenarios() -> list[Scenario]:
+  """Returns the matrix."""
+  return [
+    *_deaths(),
+    *_stores(),
+    *_chains(),
+    *_leaders(),
+    *_members(),
+    *_disks(),
+    *_states(),
+    storm.storm(),
   ]
-
-  script = {}
-  for block in blocks:
-    if now := [(n, d) for n, b, d in kills if b == block]:
-
-      def action(network: Network, now: Any = now) -> None:
-        for name, down in now:
-          network.kill(name, down)
-
-      script[block] = action
-  return Scenario(
-    'everything at once, by chance',
-    tuple(
-      Fault(kind, blocks, amount=amount, rate=rate)
-      for kind, amount in kinds.items()
-    ),
-    script=script,
-    rounds=rounds,
-  )

@@ -1,9 +1,9 @@
 """The nodes of a host as processes: they die, come back, leave and join.
 
-Block after block every node that is up does what it has to do, as
-`node.process` would let it: after each thing it did it is saved if that is
-due, and who died goes on from what was saved last, in a new object that
-shares nothing with the old one.
+At each block, every node that is up executes its commands, as in
+`node.process`: it is saved after each command if a save is due. A node that
+died is a new object that continues from its last save and shares nothing with
+the old one.
 """
 
 import contextlib
@@ -34,7 +34,7 @@ FOR_EVER = 10**9  # blocks
 
 
 class Seen(NamedTuple):
-  """An event, and whose."""
+  """An event and the name of its node."""
 
   name: str
   event: node_lib.Event
@@ -44,10 +44,10 @@ class Network:
   """A run of the nodes of `host` from its beginning, in a world of faults.
 
   Args:
-    config: of the host.
-    host: begun anew. Only one network at a time uses it.
-    faults: what goes wrong.
-    script: what else happens, by the block before which it does.
+    config: the config of the host.
+    host: the host, which is started anew; of one network at a time.
+    faults: the faults of the environment.
+    script: further actions, each by the block before which it happens.
     dishonest: changes to the policies of some validators, by name.
   """
 
@@ -90,13 +90,13 @@ class Network:
     }
 
   def run(self, rounds: int) -> None:
-    """Until everybody had the time to apply so many rounds."""
+    """Runs until every node has had the time to apply these rounds."""
     last = self.plan.last_decision_block(rounds - 1) + 2 + self._unsettled
     while self.block < last:
       self.step()
 
   def step(self) -> None:
-    """One block of everybody."""
+    """Runs one block of all nodes."""
     self.block += 1
     self.faults.block = self.block
     self.host.now = self.block * self.host.chain.block_seconds
@@ -121,12 +121,12 @@ class Network:
     self._build(name)
 
   def leave(self, name: str) -> None:
-    """A node goes for good, and its uid is free. Its bucket stays."""
+    """Removes a node for good and frees its uid. Its bucket stays."""
     self.faults.struck(Kind.LEAVE)
     self.host.chain.deregister(self.nodes.pop(name).chain.hotkey)
 
   def errors(self, text: str) -> list[Seen]:
-    """Events that speak of an error with this text."""
+    """Returns the events with an error that contains this text."""
     return [seen for seen in self.events if text in seen.event.error]
 
   @property
@@ -157,7 +157,7 @@ class Network:
     self._build(name)
 
   def _work(self, name: str) -> None:
-    """All that a node has to do at this block."""
+    """Executes all commands of a node at this block."""
     node, skew = self.nodes[name], self.faults.strike(Kind.SKEW, name)
     if self.faults.strike(Kind.FLIP, name):
       node.shared = flipped(node.shared)
@@ -216,7 +216,7 @@ class Network:
 
 
 def audit(network: Network) -> dict[int, list[int]]:
-  """The uids that counted in each round, by what was put into buckets.
+  """Returns the uids that counted in each round, as the buckets have it.
 
   Replays the run from its beginning: the manifests that validators keep as
   its history, of which there must be one a round, and the payloads that they
@@ -304,7 +304,7 @@ def _restored(like: Any, x: Any) -> Any:
 def flipped(
   shared: shared_state_lib.SharedState,
 ) -> shared_state_lib.SharedState:
-  """The same with the lowest bit of one parameter turned over."""
+  """Returns the state with the lowest bit of one parameter flipped."""
   leaves, structure = jax.tree.flatten(shared.params)
   first = np.array(leaves[0])
   first.reshape(-1).view(np.uint8)[0] ^= 1

@@ -62,7 +62,7 @@ class Result(NamedTuple):
 
 
 def get_config(base: config_lib.Config) -> config_lib.Config:
-  """The network of the scenarios, from configs/tiny.py."""
+  """Returns the config of the scenarios, made from configs/tiny.py."""
   return dataclasses.replace(
     base,
     rounds=100,
@@ -121,7 +121,7 @@ class Suite:
     )
 
   def undisturbed(self, rounds: int) -> dict[str, str]:
-    """The digest of every node after so many rounds without a fault."""
+    """Returns the digest of each node after some rounds without a fault."""
     if rounds not in self._bits:
       network, most = Network(self.config, self.host), max(rounds, 5)
       for r in range(1, most + 1):

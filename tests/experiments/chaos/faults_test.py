@@ -11,9 +11,11 @@ from absl.testing import parameterized
 
 from covenant.protocol import round as round_lib
 from experiments.chaos import faults
+from experiments.chaos import kills as kills_lib
 from experiments.chaos import matrix
 from experiments.chaos import network as network_lib
 from experiments.chaos import scenario as scenario_lib
+from experiments.chaos import storm as storm_lib
 from tests import helpers
 
 Phase = round_lib.Phase
@@ -65,7 +67,7 @@ class MatrixTest(parameterized.TestCase):
       self.assertEqual(count, len(scenario.kills))
 
   def test_every_role_is_killed_in_every_phase(self):
-    kills = matrix.kills_everywhere()
+    kills = kills_lib.everywhere()
     for name, can in (('0', round_lib.MINER), ('6', round_lib.VALIDATOR)):
       phases = {kill.phase for kill in kills if kill.name == name}
       self.assertEqual(phases, can - {Phase.CATCH_UP})
@@ -112,7 +114,7 @@ class MatrixTest(parameterized.TestCase):
       self.assertEqual(node.fingerprint(), fingerprint)
       self.assertNotEqual(node.root, root)
 
-  def test_a_lost_node_repairs_itself_and_says_so(self):
+  def test_a_node_out_of_sync_repairs_itself_and_says_so(self):
     flip = Fault(Kind.FLIP, range(41, 42), frozenset('6'))
     network = suite().network(scenario_lib.Scenario('', (flip,)))
     network.run(3)
@@ -133,7 +135,7 @@ class MatrixTest(parameterized.TestCase):
 class FaultsTest(parameterized.TestCase):
   @pytest.mark.chaos
   def test_the_same_seed_makes_the_same_faults(self):
-    storm = matrix.storm(rounds=4)
+    storm = storm_lib.storm(rounds=4)
     counts, ends = [], []
     for seed in 0, 0, 1:
       network = suite().network(storm, seed)
