@@ -9,14 +9,10 @@ LINES = 100  # a module of more has a test file of its own name
 # added to it, and one that has its tests now is taken off.
 WITHOUT = frozenset(
   {
-    'adversaries/honest_but_slow',
     'adversaries/protocol_violations',
     'config/schema',
-    'node/connect',
     'node/process',
     'node/score',
-    'node/validator',
-    'node/validator_role',
     'plan/island_costs',
     'plan/island_table',
     'plan/partition',

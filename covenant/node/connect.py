@@ -97,7 +97,7 @@ def objects(
   def open_bucket(data: bytes) -> store_lib.Bucket:
     if network.chain == 'local' and data[:1] == _BESIDE:
       name = data[1:].decode()
-      if pathlib.PurePath(name).name != name:
+      if name in ('', '..') or pathlib.PurePath(name).name != name:
         raise ValueError(f'expected the name of a folder, got {name!r}')
       return bucket_lib.open_for_reading(beside(name), allow_local=True)
     location = location_lib.Location.from_bytes(data)

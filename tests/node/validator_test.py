@@ -1,0 +1,111 @@
+"""A validator's handlers: it keeps the history that others need."""
+
+from unittest import mock
+
+from absl.testing import absltest
+
+from covenant.node import follow
+from covenant.node import validator as validator_lib
+from covenant.protocol import published_checkpoint
+from covenant.protocol import round as round_lib
+from covenant.store import interface as store_lib
+from tests.node import network as network_lib
+
+Phase = round_lib.Phase
+command = network_lib.command
+
+
+class ValidatorTest(absltest.TestCase):
+  def setUp(self):
+    super().setUp()
+    self.network = network_lib.Network(self)
+    self.node = self.network.validator(3)
+    self.schedule = self.node.schedule
+
+  def call(self, phase, round_index=0):
+    return self.node.handlers[phase](
+      self.node, command(phase, round_index), self.network.block
+    )
+
+  def key(self, kind, round_index=0, digest=None):
+    return self.node.objects.key(kind, round_index, digest)
+
+  def test_its_phases_are_those_of_a_validator(self):
+    self.assertEqual(self.node.phases, round_lib.VALIDATOR)
+
+  def test_a_policy_is_called_in_its_phases(self):
+    score = mock.Mock()
+    policy = validator_lib.HONEST._replace(score=score)
+    handlers = validator_lib.handlers(policy)
+    self.assertIs(handlers[Phase.SCORE], score)
+    self.assertIs(handlers[Phase.DECIDE], follow.decide)
+
+  def test_a_round_of_nobody_is_in_the_history_too(self):
+    self.node.state = self.node.state._replace(
+      decision=round_lib.Decision(None)
+    )
+    self.node.role.collected = collected = object()
+    self.call(Phase.APPLY)
+    self.assertEqual(self.node.role.to_keep, [(self.key('history'), b'')])
+    self.assertIs(self.node.role.to_score, collected)
+    self.assertIsNone(self.node.role.collected)
+
+  def test_applying_notes_the_payloads_and_the_manifest(self):
+    self.network.block = self.schedule.put_opens(0)
+    payload = self.network.payload(self.network.miner(1))
+    digest = self.network.publish(1, 0, payload)
+    self.network.block = self.schedule.start(1)
+    data = self.network.manifest(4, [(1, digest)])
+    voted = self.network.propose(4, data)
+    self.network.block = self.schedule.decision_block(0) + 1
+    self.node.state = self.node.state._replace(
+      decision=round_lib.Decision(voted)
+    )
+    self.call(Phase.APPLY)
+    self.assertEqual(
+      self.node.role.to_keep,
+      [
+        (self.key('payloads', 0, digest), payload),
+        (self.key('history'), data),
+      ],
+    )
+
+  def test_what_the_store_does_not_take_now_is_stored_later(self):
+    objects, role = self.node.objects, self.node.role
+    role.to_keep = [(self.key('history', r), b'') for r in range(2)]
+    self.node.state = round_lib.RoundState(2, kept=False)
+    full = store_lib.StoreUnavailableError('no route')
+    with mock.patch.object(objects, 'put_once', side_effect=[None, full]):
+      with self.assertRaises(store_lib.StoreUnavailableError):
+        self.call(Phase.KEEP, 2)
+    self.assertEqual(role.to_keep, [(self.key('history', 1), b'')])
+    self.call(Phase.KEEP, 2)
+    self.assertEmpty(role.to_keep)
+    self.assertEqual(objects.rounds('history', objects.bucket), [1])
+
+  def test_checkpoints_are_published_when_due(self):
+    every = network_lib.CONFIG.checkpoint.publish
+    for completed in (every - 1, every, network_lib.CONFIG.rounds):
+      self.node.state = round_lib.RoundState(completed, kept=False)
+      with mock.patch.object(published_checkpoint, 'publish') as publish:
+        with mock.patch.object(published_checkpoint, 'prune', return_value=0):
+          self.call(Phase.KEEP, completed)
+      self.assertEqual(publish.called, completed != every - 1, completed)
+
+  def test_replayed_rounds_join_its_history(self):
+    self.node.role.collected = self.node.role.to_score = object()
+    self.node.state = round_lib.RoundState(3)
+    replayed = {1: b'one', 2: b''}
+    with mock.patch.object(follow, 'catch_up', return_value=replayed):
+      self.call(Phase.CATCH_UP)
+    self.assertEqual(
+      self.node.role.to_keep,
+      [(self.key('history', 1), b'one'), (self.key('history', 2), b'')],
+    )
+    self.assertFalse(self.node.state.kept)
+    self.assertIsNone(self.node.role.collected)
+    self.assertIsNone(self.node.role.to_score)
+
+
+if __name__ == '__main__':
+  absltest.main()
