@@ -1,1 +1,1 @@
-"""What the nodes of a run do: miners train, everybody applies the same set."""
+"""The nodes of a run: miners, validators, evaluators, and their processes."""

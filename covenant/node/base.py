@@ -78,7 +78,7 @@ class Context:
 
 
 class Role(Protocol):
-  """What a role remembers beside the state that all nodes share."""
+  """The state of a role beside the state that all nodes share."""
 
   def is_savable(self, state: round_lib.RoundState) -> bool:
     """True if a restart from here loses nothing."""

@@ -32,7 +32,7 @@ Verdict = role_lib.Verdict
 
 
 class ValidatorPolicy(NamedTuple):
-  """What a validator does by its own choice; every field a plain function.
+  """The choices of a validator; every field is a plain function.
 
   Attributes:
     propose: makes the manifest of a round, from what it collected.

@@ -1,4 +1,4 @@
-"""What a validator works with and remembers."""
+"""The tools and the memory of a validator."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -46,7 +46,7 @@ class Verdict(NamedTuple):
 
 @dataclasses.dataclass
 class ValidatorRole:
-  """What a validator remembers.
+  """The memory of a validator.
 
   Attributes:
     judge: the programs that it checks and scores with.

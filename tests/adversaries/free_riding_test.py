@@ -1,4 +1,4 @@
-"""What those send who want to be paid for work that they did not do."""
+"""Tests of adversaries that take pay without work."""
 
 import jax
 import numpy as np

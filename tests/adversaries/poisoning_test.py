@@ -1,4 +1,4 @@
-"""What those who harm the model send, and on what they train."""
+"""Tests of adversaries that harm the model: messages and data."""
 
 import jax
 import numpy as np

@@ -1,4 +1,4 @@
-"""What becomes of a chain whose nodes fail, hang or say no."""
+"""Tests of a chain whose nodes fail, hang or refuse."""
 
 import asyncio
 import threading

@@ -19,7 +19,7 @@ ONCE = connection.Patience(50.0, 50.0, 50.0, pause=60.0)  # no time for it
 
 
 class BittensorControl:
-  """What interface_test does to a chain beside using it."""
+  """The control that interface_test has over a chain."""
 
   tempo = 10
 
