@@ -1,7 +1,7 @@
 """Measures the stages of a message of one matrix, and the sum of 20 peers.
 
-  python benchmarks/compress.py              4096 x 4096, k = 64 of 4096
-  python benchmarks/compress.py --turns 31   on a machine with other load
+  python -m benchmarks.compress              4096 x 4096, k = 64 of 4096
+  python -m benchmarks.compress --turns 31   on a machine with other load
 
 The stages take turns in one process; times are medians over the turns, with
 the minimum beside them. Elements are those of the dense float32 matrix. The

@@ -1,8 +1,8 @@
 """The cost of emulation: rounds of many miners beside a plain training loop.
 
-  python benchmarks/emulation.py             the ratio to a plain loop
-  python benchmarks/emulation.py --miners    time and memory at 8 to 64 miners
-  python benchmarks/emulation.py --start-up  a whole run without its training
+  python -m benchmarks.emulation             the ratio to a plain loop
+  python -m benchmarks.emulation --miners    time and memory at 8 to 64 miners
+  python -m benchmarks.emulation --start-up  a whole run without its training
 
 Both loops do the same inner steps on the same batches of the same model, turn
 by turn in one process, and each turn gives one ratio. Start-up (imports,

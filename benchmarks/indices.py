@@ -1,7 +1,7 @@
 """Measures the bits per index of real deltas, by codec and by ideal model.
 
-  python benchmarks/indices.py               half a minute
-  python benchmarks/indices.py --width 256   larger matrices, some minutes
+  python -m benchmarks.indices               half a minute
+  python -m benchmarks.indices --width 256   larger matrices, some minutes
 
 Four peers train the model of configs/shakespeare.py, made wider, by
 SparseLoCo. The coded indices are those of the deltas of the last rounds, with

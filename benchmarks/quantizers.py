@@ -1,6 +1,6 @@
 """Measures the loss of each quantizer after top-k, also at equal bytes.
 
-  python benchmarks/quantizers.py
+  python -m benchmarks.quantizers
 
 The deltas are synthetic: 1024 blocks of 4096. 'sent' is the relative squared
 error of the values sent, at k = 64. 'left' is the share of the energy of the

@@ -1,9 +1,9 @@
 """Measures tokens per second of the inner step and the use of the device.
 
-  python benchmarks/train_step.py                        150m, 512m and 1b
-  python benchmarks/train_step.py --models=150m --tokens=512
-  python benchmarks/train_step.py --models=72b:smoke     a quick look
-  python benchmarks/train_step.py --start-up             the first step, twice
+  python -m benchmarks.train_step                        150m, 512m and 1b
+  python -m benchmarks.train_step --models=150m --tokens=512
+  python -m benchmarks.train_step --models=72b:smoke     a quick look
+  python -m benchmarks.train_step --start-up             the first step, twice
 
 It takes turns in one process with a plain step of the same model: a decoder
 written here in `jax.numpy`, `optax.adamw`, one `jax.jit`. The target is at
