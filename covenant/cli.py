@@ -1,17 +1,16 @@
 """The command line: flags, and one function per role.
 
-  python run.py --config=configs/shakespeare.py
-  python run.py --config=configs/shakespeare.py:smoke --config.rounds=10
-
-The console script `covenant` takes the same flags.
+run.py and the console script `covenant` call it.
 """
 
 import contextlib
-import datetime
+import importlib
 import os
 import pathlib
 import signal
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 
 import jax
@@ -81,14 +80,18 @@ def _watch(
     preflight.check(config, miners=1)
   except preflight.InsufficientResourcesError as e:
     if e.hardware:
-      # Of a config whose `plan` is about other devices there is none.
+      # A `plan` about other devices raises an error.
       with contextlib.suppress(config_lib.ConfigError):
         plan(config, workdir)
         print()
     raise
   if where := devices_lib.describe(config):
     print(where, file=sys.stderr)
-  sys.stderr.flush()
+  # matplotlib starts slowly: beside the first round, which compiles.
+  threading.Thread(
+    target=importlib.import_module, args=('covenant.report.plots',), daemon=True
+  ).start()
+  bad, figures = registry.dishonest(config), list[pathlib.Path]()
   records: list[metrics.Record] = []
   with progress.Progress(config.rounds, stream=sys.stderr) as bar:
 
@@ -96,13 +99,13 @@ def _watch(
       records.append(record)
       bar.update(record)
 
-    outcome = emulation.run(
-      config, workdir, observe, stop, process_group, _flag('profile')
-    )
-  from covenant.report import plots  # matplotlib starts slowly
+    def draw() -> None:
+      plots = importlib.import_module('covenant.report.plots')
+      figures.extend(plots.write_figures(records, f'{workdir}/figures', bad))
 
-  bad = registry.dishonest(config)
-  figures = plots.write_figures(records, f'{workdir}/figures', bad)
+    outcome = emulation.run(
+      config, workdir, observe, stop, process_group, _flag('profile'), draw
+    )
   print(f'\n{config.name}\n{progress.summary(records, bad)}')
   print(f'parameters: {shared_state.fingerprint(outcome.state.shared.params)}')
   print(f'everything is in {workdir}: config.json, metrics.jsonl, tensorboard/')
@@ -129,9 +132,7 @@ def tokenize(config: config_lib.Config, workdir: str) -> None:
 def export(config: config_lib.Config, workdir: str) -> None:
   """Writes the workdir's newest checkpoint in Hugging Face's format.
 
-  Args:
-    config: the config of the run whose folder it is, such as its config.json.
-    workdir: the folder of the run.
+  The config is that of the run, such as its config.json.
   """
   workdir_lib.Workdir(workdir).check_owner(config)
   completed, params = export_lib.newest(workdir)
@@ -186,8 +187,7 @@ def run_localnet(config: config_lib.Config, workdir: str) -> None:
   host.Host(config, dataset.load(config)).round()
   screen = progress.MembersScreen(sys.stderr)
   with stoppable('stopping everybody') as stop:
-    network = localnet.Localnet(config, workdir)
-    outcome = network.run(screen.show, stop)
+    outcome = localnet.Localnet(config, workdir).run(screen.show, stop)
   print(progress.members_table(outcome.sights))
   print(f'logs, events and checkpoints of each are in {workdir}')
   if not outcome.finished:
@@ -212,7 +212,7 @@ def examine(config: config_lib.Config, workdir: str) -> None:
 
 def explain_uid(config: config_lib.Config, workdir: str) -> None:
   """Explains the weight of --uid, from a validator's records."""
-  del config
+  del config  # the folder has the run's
   path = pathlib.Path(workdir, 'verdicts.jsonl')
   if _flag('uid') is None:
     raise config_lib.ConfigError('--uid: expected the uid to explain')
@@ -386,8 +386,8 @@ def run(argv: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)  # Orbax logs much
   try:
     config = config_lib.load(_CONFIG.value, overrides)
-    now = datetime.datetime.now().strftime('%Y%m%d-%H%M%S')
-    workdir = _WORKDIR.value or pathlib.Path('runs', f'{now}-{config.name}')
+    name = time.strftime('%Y%m%d-%H%M%S-') + config.name
+    workdir = _WORKDIR.value or pathlib.Path('runs', name)
     ROLES[_ROLE.value](config, str(workdir))
   except errors.CovenantError as e:
     sys.exit(f'error: {e}')

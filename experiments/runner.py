@@ -167,11 +167,11 @@ def main(study: study_lib.Study, doc: str | None) -> argparse.Namespace:
   """Runs `python -m experiments.NAME`; returns its arguments."""
   options = arguments(doc)
   work, results = pathlib.Path(options.workdir), study_lib.RESULTS
-  seeds, more = options.seeds, ()
+  seeds = options.seeds
   if options.quick:
     work = results = work / 'quick'
-    seeds, more = 1, study.quick
-  runs = complete(study, seeds, more, work, options.jobs)
+    seeds, study = 1, study.quick()
+  runs = complete(study, seeds, (), work, options.jobs)
   study_lib.write_csv(results / f'{study.name}.csv', runs)
   if work != results:
     (results / 'curves').mkdir(parents=True, exist_ok=True)

@@ -156,11 +156,6 @@ def inner(config: config_lib.Config) -> optax.GradientTransformation:
   )
 
 
-def shapes(config: config_lib.Config) -> Any:
-  """Returns the shapes of the parameters."""
-  return jax.eval_shape(lambda: llama.init(config.model, jax.random.key(0)))
-
-
 def dense_bytes(values: int) -> int:
   """Bytes of a payload of float32 values in an order that all know."""
   one = jax.ShapeDtypeStruct((values,), jnp.float32)
@@ -195,7 +190,7 @@ class Configured:
 
   def sent(self, config: config_lib.Config) -> Sent:
     spec = payload.make_spec(
-      shapes(config),
+      llama.abstract(config.model),
       algorithm_lib.make(config).compression,
       config.optim.compression.codec,
     )
@@ -217,7 +212,7 @@ class Sparta(Configured):
     return sparta.sparta(inner(config), self.p, AXIS, config.seed)
 
   def sent(self, config: config_lib.Config) -> Sent:
-    leaves = jax.tree.leaves(shapes(config))
+    leaves = jax.tree.leaves(llama.abstract(config.model))
     values = sum(max(1, round(self.p * x.size)) for x in leaves)
     return lambda step: step * dense_bytes(values)
 
@@ -244,7 +239,7 @@ class Streaming(Configured):
     )
 
   def sent(self, config: config_lib.Config) -> Sent:
-    parts = diloco.split(shapes(config), self.fragments)
+    parts = diloco.split(llama.abstract(config.model), self.fragments)
     sizes = [
       dense_bytes(sum(x.size for x in jax.tree.leaves(part))) for part in parts
     ]

@@ -10,6 +10,7 @@ import pytest
 from absl.testing import absltest
 from absl.testing import parameterized
 
+from covenant.models import llama
 from covenant.optim import compression as compression_lib
 from covenant.optim import quantize
 from covenant.optim import sparseloco
@@ -145,7 +146,7 @@ class TransformationsTest(absltest.TestCase):
   def test_a_fragment_is_sent_once_a_round(self):
     config = study.make_config(study.Cell('a', 0))  # 15 steps a round
     sent = transformations.Streaming(fragments=5).sent(config)
-    leaves = jax.tree.leaves(transformations.shapes(config))
+    leaves = jax.tree.leaves(llama.abstract(config.model))
     whole = sum(4 * x.size for x in leaves)
     steps = [i for i in range(1, 31) if sent(i) > sent(i - 1)]
     self.assertEqual(steps, [3, 6, 9, 12, 15, 18, 21, 24, 27, 30])

@@ -32,6 +32,7 @@ def run(
   stop: Callable[[], bool] = lambda: False,
   process_group: multihost_lib.ProcessGroup | None = None,
   profile: int | None = None,
+  finish: Callable[[], None] = lambda: None,
 ) -> Outcome:
   """Runs `config` in `workdir`, from its newest checkpoint if it has one.
 
@@ -48,6 +49,7 @@ def run(
       omitted. Rank 0 alone writes, observes and is asked to stop. The outcome
       of the others lacks what is private to miners elsewhere.
     profile: a round to trace, see `workdir.Workdir`.
+    finish: called after the last record, while the last checkpoint is written.
 
   Raises:
     ConfigError: the config cannot run here, or `workdir` has another one's.
@@ -105,4 +107,6 @@ def run(
         checkpoints.save(device_pool.whole(host.state()))
       if stopped:
         break
+    if is_first:
+      finish()
   return Outcome(host.state(), finished=completed == config.rounds)

@@ -163,7 +163,7 @@ def load(folder: str | os.PathLike[str], model: config_lib.Model) -> ct.Params:
   for file, names in shards.items():
     _check_shard(file, {name: tensors[name] for name in names})
   params: dict[str, ct.PyTree] = {}
-  like = jax.eval_shape(lambda: llama.init(model, jax.random.key(0)))
+  like = llama.abstract(model)
   for path, x in jax.tree.leaves_with_path(like):
     *parents, last = (key.key for key in path)
     node = params
@@ -186,7 +186,7 @@ def _leaf(params: ct.Params, tensor: _Tensor) -> ct.Array:
 
 
 def _check_params(model: config_lib.Model, params: ct.Params) -> None:
-  like = jax.eval_shape(lambda: llama.init(model, jax.random.key(0)))
+  like = llama.abstract(model)
   expected, got = (
     {
       jax.tree_util.keystr(path, simple=True, separator='/'): (

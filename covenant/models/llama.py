@@ -385,15 +385,16 @@ def apply(
   return logits(model, *hidden(model, params, tokens_BxL))
 
 
+@functools.cache
+def abstract(model: config.Model) -> ct.Params:
+  """Returns the shapes of the parameters."""
+  return jax.eval_shape(lambda: init(model, jax.random.key(0)))
+
+
 def num_params(model: config.Model) -> int:
   """Returns the exact number of parameters without building the model."""
   m = model
   kv_width = m.width // m.heads * m.kv_heads
-  attention = 2 * m.width * (m.width + kv_width)
-  ffn = 3 * m.width * m.ffn_width
-  tables = 1 if m.tie_embeddings else 2
-  return (
-    tables * m.vocab_size * m.width
-    + m.layers * (attention + ffn + 2 * m.width)
-    + m.width
-  )
+  layer = 2 * m.width * (m.width + kv_width) + 3 * m.width * m.ffn_width
+  tables = (2 - m.tie_embeddings) * m.vocab_size * m.width
+  return tables + m.layers * (layer + 2 * m.width) + m.width

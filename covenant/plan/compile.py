@@ -57,7 +57,7 @@ def lower(
   if method.inner is not None:
     step = step_lib.inner_step(config, mesh)
     yield 'inner step', step.lower(*step_lib.arguments(config, mesh))
-  like = jax.eval_shape(lambda: llama.init(config.model, jax.random.key(0)))
+  like = llama.abstract(config.model)
   specs = None if mesh is None else sharding.specs(like, mesh)
   compressor = compressor_lib.Compressor(
     like, method.compression, method.error_decay, mesh, specs

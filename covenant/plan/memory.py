@@ -7,15 +7,11 @@ Temporary buffers depend on the compiler and are estimated.
 All numbers are bytes per device unless stated otherwise.
 """
 
-import functools
 import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
-import jax
-
 from covenant import config as config_lib
-from covenant import typing as ct
 from covenant.models import llama
 from covenant.models import sharding
 from covenant.optim import algorithm as algorithm_lib
@@ -66,7 +62,7 @@ def shards(config: config_lib.Config) -> Shards:
   mesh = sharding.abstract_mesh(config.devices)
   compression = algorithm_lib.make(config).compression
   sharding.check(config.model, config.optim.compression.block, mesh)
-  like = _like(config.model)
+  like = llama.abstract(config.model)
   try:
     spec = payload.make_spec(like, compression, config.optim.compression.codec)
     leaves = sharded_leaf.leaves(
@@ -80,11 +76,6 @@ def shards(config: config_lib.Config) -> Shards:
     spec.payload_bytes,
     mesh.size,
   )
-
-
-@functools.cache
-def _like(model: config_lib.Model) -> ct.Params:
-  return jax.eval_shape(lambda: llama.init(model, jax.random.key(0)))
 
 
 def moments(optim: config_lib.Optim) -> int:

@@ -69,9 +69,7 @@ class SharedModel:
     offload: bool = False,
   ):
     self.method = algorithm_lib.make(config)
-    self.abstract_params = jax.eval_shape(
-      lambda: llama.init(config.model, jax.random.key(0))
-    )
+    self.abstract_params = llama.abstract(config.model)
     compression = config.optim.compression
     self.mesh, self.specs = mesh, None
     if mesh is not None:

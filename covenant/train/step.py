@@ -91,7 +91,7 @@ def gradient(
   shardings: dict[str, ct.PyTree] = {}
   if mesh is not None:
     whole = jax.NamedSharding(mesh, jax.P())
-    cut = sharding.shardings(_params(config), mesh)
+    cut = sharding.shardings(llama.abstract(config.model), mesh)
     shardings['out_shardings'] = whole, cut
   return jax.jit(_loss_and_gradient(config, mesh), **shardings)
 
@@ -100,7 +100,7 @@ def arguments(
   config: config_lib.Config, mesh: sharding.AnyMesh | None = None
 ) -> tuple[ct.PyTree, ...]:
   """Returns the arguments of `inner_step` as shapes with their shardings."""
-  params = _params(config)
+  params = llama.abstract(config.model)
   state = jax.eval_shape(inner_lib.make(config.optim.inner).init, params)
   shape = config.optim.inner.batch_size, config.data.context + 1
   tokens_BxL1 = jax.ShapeDtypeStruct(shape, jnp.int32)
@@ -119,10 +119,6 @@ def arguments(
     placed(scalar, jax.P()),
     placed(scalar, jax.P()),
   )
-
-
-def _params(config: config_lib.Config) -> ct.Params:
-  return jax.eval_shape(lambda: llama.init(config.model, jax.random.key(0)))
 
 
 def _loss_and_gradient(
@@ -145,7 +141,7 @@ def _loss_and_gradient(
   dense = config.optim.method in ('diloco', 'ddp')
   block = (1, 1) if dense else config.optim.compression.block
   sharding.check(config.model, block, mesh)
-  specs = sharding.specs(_params(config), mesh)
+  specs = sharding.specs(llama.abstract(config.model), mesh)
   batch = sharding.split('batch', mesh)
   whole = [_others(batch, spec) for spec in jax.tree.leaves(specs)]
 

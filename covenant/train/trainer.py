@@ -67,21 +67,31 @@ class Trainer:
     self._compressor = compressor_lib.Compressor(
       abstract, method.compression, method.error_decay, home, specs
     )
+    # One program, where no sharding has to follow that of the parameters.
+    self._fresh = jax.jit(self._initial) if home is None else self._initial
 
   def init(
     self, params: ct.Params, round_index: int = 0
   ) -> local_lib.MinerState:
     """Returns the state of a miner that joins in a round."""
-    method, place = self._shared_model.method, self._placement
+    place = self._placement
     params = place.to_home(place.host.load(params))
-    inner = place.to_home(method.inner.init(params)) if method.inner else None
+    inner, error, local = self._fresh(params)
+    fresh = place.host.offload((place.to_home(inner), error, local))
+    return local_lib.MinerState(np.int32(round_index), *fresh)
+
+  def _initial(
+    self, params: ct.Params
+  ) -> tuple[ct.PyTree, ct.Params | None, ct.Params | None]:
+    """Returns a new optimizer state, residual, and own parameters."""
+    method = self._shared_model.method
+    inner = method.inner.init(params) if method.inner else None
     error = local = None
     if method.error_decay is not None:
       error = sparseloco.init_error(params)
     if self._config.optim.overlap:
       local = jax.tree.map(jnp.copy, params)
-    inner, error, local = place.host.offload((inner, error, local))
-    return local_lib.MinerState(np.int32(round_index), inner, error, local)
+    return inner, error, local
 
   def batches(
     self, task: local_lib.Task, late: Callable[[], bool] = lambda: False

@@ -185,7 +185,7 @@ class LargeTest(absltest.TestCase):
 
   def test_nothing_dense_crosses_devices_or_is_copied(self):
     config = config_lib.load('configs/72b.py')
-    shapes = jax.eval_shape(lambda: llama.init(config.model, jax.random.key(0)))
+    shapes = llama.abstract(config.model)
     on = trees.mesh(8, 1)
     with_momentum = algorithm_lib.make(config)._replace(
       outer=reduce.nesterov(0.7, 0.9)
