@@ -128,9 +128,11 @@ class Study(NamedTuple):
 
     def plan(runs: Sequence[Run], seeds: int) -> Iterator[Cell]:
       for cell in self.plan(runs, seeds):
-        # A fraction: cells that differ in their steps still do.
-        steps = max(make_config(cell).optim.inner_steps // 5, 1)
-        sets = (*cell.sets, *QUICK, f'optim.inner_steps={steps}')
+        config, sets = make_config(cell), (*cell.sets, *QUICK)
+        if not config.islands:  # which have steps of their own
+          # A fraction: cells that differ in their steps still do.
+          steps = max(config.optim.inner_steps // 5, 1)
+          sets = (*sets, f'optim.inner_steps={steps}')
         yield cell._replace(sets=sets)
 
     return self._replace(plan=plan)

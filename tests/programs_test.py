@@ -91,5 +91,21 @@ class ProgramsTest(parameterized.TestCase):
       wrong('import jax; from covenant.node import nothing')
 
 
+class ExperimentsTest(absltest.TestCase):
+  def test_all_are_run_in_short(self):
+    folder = helpers.ROOT / 'experiments'
+    quick = {
+      path.stem
+      for path in folder.glob('*.py')
+      if f'experiments.{path.stem} --quick' in path.read_text('utf-8')
+    }
+    self.assertContainsSubset({'islands', 'methods', 'reliability'}, quick)
+    script = (helpers.ROOT / '.ci' / 'run').read_text('utf-8')
+    (names,) = re.findall(r'for NAME in ([^;]*);', script)
+    run = {*names.replace('\\', ' ').split(), 'reliability'}
+    self.assertEqual(run, quick)
+    self.assertIn('experiments.reliability --quick', script)
+
+
 if __name__ == '__main__':
   absltest.main()
