@@ -55,7 +55,7 @@ def copier(
   policy = base.untrusted(policy)
 
   def make(miner: Miner, task: Task, head: int) -> Contribution | None:
-    membership = membership_lib.read(miner.chain, head)
+    membership = membership_lib.read(miner.chain, head, miner.schedule)
     victims = base.victims(miner, membership)
     for victim in base.in_turn(miner, task, victims):
       found = find(miner, task, membership, victim)
@@ -71,7 +71,7 @@ def exact_copier(policy: Policy) -> Policy:
   """Sends another's payload byte for byte, name and signature included."""
 
   def make(miner: Miner, task: Task, head: int) -> Contribution:
-    membership = membership_lib.read(miner.chain, head)
+    membership = membership_lib.read(miner.chain, head, miner.schedule)
     limit = miner.shared_model.spec.payload_bytes
     victims = base.victims(miner, membership)
     for victim in base.in_turn(miner, task, victims):
@@ -141,7 +141,7 @@ def previous_copier(policy: Policy) -> Policy:
 
   def make(miner: Miner, task: Task) -> ct.Message | None:
     block = miner.schedule.start(task.round)
-    membership = membership_lib.read(miner.chain, block)
+    membership = membership_lib.read(miner.chain, block, miner.schedule)
     victims = base.victims(miner, membership)
     victims = [uid for uid in victims if uid in miner.messages]
     if not victims:

@@ -74,7 +74,7 @@ def sleeper(policy: Policy, earliest: int = 15, latest: int = 20) -> Policy:
     if task.round < earliest:
       return False
     block = miner.schedule.start(task.round)
-    membership = membership_lib.read(miner.chain, block)
+    membership = membership_lib.read(miner.chain, block, miner.schedule)
     earned = miner.chain.earned(membership.block)
     richer = sum(
       earned.get(p.uid, 0.0) > earned.get(task.uid, 0.0)
@@ -129,7 +129,7 @@ def rushing(
   policy = base.untrusted(policy)
 
   def make(miner: Miner, task: Task, head: int) -> Contribution | None:
-    membership = membership_lib.read(miner.chain, head)
+    membership = membership_lib.read(miner.chain, head, miner.schedule)
     victims = base.victims(miner, membership)
     seen = base.accomplices(miner).note(
       'published',

@@ -62,7 +62,8 @@ def twice(policy: Policy) -> Policy:
 
   def commit_to(miner: Miner, round_index: int, digest: bytes) -> None:
     location = miner.objects.location
-    new = commitment_lib.Commitment(location, round_index, digest)
+    role = commitment_lib.Role.MINER
+    new = commitment_lib.Commitment(role, location, round_index, digest)
     miner.chain.commit(commitment_lib.encode(new))
 
   def commit(miner: Miner, command: Command, head: int) -> None:

@@ -28,7 +28,7 @@ def lazy(policy: Policy) -> Policy:
     if collected is None or (r + 1) % node.config.gauntlet.weights_every:
       return
     block = node.schedule.finalized(head)
-    membership = membership_lib.read(node.chain, block)
+    membership = membership_lib.read(node.chain, block, node.schedule)
     for bucket in apply.mirrors(node.objects, membership):
       if bucket.location == node.objects.bucket.location:
         continue

@@ -95,7 +95,7 @@ class BittensorChain:
         uid=neuron.uid,
         hotkey=neuron.hotkey,
         stake=neuron.total_stake.amount,
-        validator=neuron.validator_permit,
+        permit=neuron.validator_permit,
         registered=neuron.block_at_registration,
       )
       for neuron in self._neurons(block)

@@ -31,7 +31,7 @@ class Peer(NamedTuple):
   uid: int
   hotkey: str  # ss58 address
   stake: float  # in the chain's own unit: only ratios count
-  validator: bool  # may set weights and lead
+  permit: bool  # may set weights; it declares no role
   registered: int  # block; another block is another peer with the same uid
 
 

@@ -302,6 +302,23 @@ class LocalChain:
         'peers', uid, block, hotkey, float(stake), validator, registered
       )
 
+  def set_permit(self, hotkey: str, permit: bool) -> None:
+    """Gives a validator permit or takes it; for rules without `permits`.
+
+    Raises:
+      ChainRejectedError: the hotkey is not registered.
+    """
+    with self._storage.writing(self.head) as block:
+      uid, _, registered = self._registered(hotkey)
+      ((stake,),) = self._storage.query(
+        'SELECT stake FROM peers WHERE uid = ? AND until = ?',
+        uid,
+        storage_lib.NOW,
+      )
+      self._storage.replace(
+        'peers', uid, block, hotkey, stake, int(permit), registered
+      )
+
   def deregister(self, hotkey: str) -> None:
     """Frees a uid; raises ChainRejectedError if it is not registered."""
     with self._storage.writing(self.head) as block:

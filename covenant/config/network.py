@@ -28,6 +28,8 @@ class Phases(schema.Section):
   select_blocks: int = schema.positive(4)
   takeover_blocks: int = schema.positive(4)  # extension for a silent leader
   confirmations: int = schema.positive(1)  # blocks that a fork may take back
+  # Rounds after its last vote in which a validator still counts.
+  active_rounds: int = schema.positive(3)
 
   def check(self) -> None:
     least = (

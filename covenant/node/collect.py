@@ -16,6 +16,7 @@ from covenant.protocol import round as round_lib
 from covenant.protocol import run_storage as run_storage_lib
 from covenant.store import interface as store_lib
 from covenant.train import local as local_lib
+from covenant.wire import commitment as commitment_lib
 from covenant.wire import manifest as manifest_lib
 from covenant.wire import payload as payload_lib
 
@@ -34,7 +35,7 @@ def collect(node: Validator, command: round_lib.Command, head: int) -> None:
   del head
   r, role = command.round, node.role
   closes = node.schedule.put_closes(r)
-  membership = membership_lib.read(node.chain, closes)
+  membership = membership_lib.read(node.chain, closes, node.schedule)
   role.standings = ratings.admit(
     role.standings, r, role_lib.identities(membership)
   )
@@ -139,21 +140,44 @@ def _recall(
 def _committed(
   node: Validator, round_index: int, membership: membership_lib.Membership
 ) -> _Committed:
-  seen: dict[int, set[bytes]] = {}
-  opens = node.schedule.put_opens(round_index)
-  for block in range(opens, node.schedule.put_closes(round_index) + 1):
-    then = membership_lib.read(node.chain, block)
-    for uid, commitment in then.commitments.items():
-      if commitment.round == round_index:
-        seen.setdefault(uid, set()).add(commitment.digest)
   newest = membership.commitments
   entries = {
     peer.uid: manifest_lib.Entry(peer.uid, peer.hotkey, newest[peer.uid].digest)
     for peer in membership.miners
-    if peer.uid in seen and newest[peer.uid].round == round_index
+    if peer.uid in newest and newest[peer.uid].round == round_index
   }
-  twice = {uid for uid, digests in seen.items() if len(digests) > 1}
+  twice = _committed_twice(node, round_index, membership, entries)
   return _Committed(entries, twice)
+
+
+def _committed_twice(
+  node: Validator,
+  round_index: int,
+  membership: membership_lib.Membership,
+  entries: Mapping[int, manifest_lib.Entry],
+) -> set[int]:
+  """Returns the uids that committed to several payloads in the put window.
+
+  It walks back from the last commitment of each to the one before, and so
+  reads only the blocks before those that have one.
+  """
+  opens, twice = node.schedule.put_opens(round_index), set()
+  last = {uid: membership.committed[uid] for uid in entries}  # block
+  while (block := max(last.values(), default=opens)) > opens:
+    before = node.chain.commitments(block - 1)
+    for uid in [uid for uid, at in last.items() if at == block]:
+      del last[uid]
+      included, data = before.get(uid, (-1, b''))
+      earlier = commitment_lib.decode(data)
+      if earlier is None or earlier.round != round_index:
+        continue
+      if included < membership.peers[uid].registered:
+        continue  # of the hotkey that had this uid before
+      if earlier.digest != entries[uid].digest:
+        twice.add(uid)
+      else:
+        last[uid] = included
+  return twice
 
 
 def _worth_fetching(

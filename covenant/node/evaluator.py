@@ -26,6 +26,7 @@ from covenant.node import workdir as workdir_lib
 from covenant.protocol import apply
 from covenant.protocol import membership as membership_lib
 from covenant.protocol import published_checkpoint
+from covenant.protocol import round as round_lib
 from covenant.store import interface as store_lib
 from covenant.train import shared_state as shared_state_lib
 
@@ -91,6 +92,7 @@ class EvaluatorProcess:
     hotkey = config.network.hotkey
     self._workdir = workdir_lib.Workdir(workdir, 'evaluator', hotkey)
     self._chain = connect.chain(config)
+    self._schedule = round_lib.Schedule(config.phases)
     self._shared_model = shared_state_lib.SharedModel(config)
     self._objects = connect.objects(
       config, self._shared_model.run, writes=False
@@ -127,8 +129,8 @@ class EvaluatorProcess:
     head = self._chain.head() - self._config.phases.confirmations
     if head < 0:
       return False
-    membership = membership_lib.read(self._chain, head)
-    for peer in membership.validators:
+    membership = membership_lib.read(self._chain, head, self._schedule)
+    for peer in membership.candidates:
       bucket = self._objects.bucket_at(membership.location(peer.uid))
       if bucket is None:
         continue

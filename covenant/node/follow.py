@@ -17,18 +17,22 @@ Phase = round_lib.Phase
 
 
 def commit(node: Node, round_index: int, digest: bytes, head: int) -> None:
-  """Puts a digest on the chain, once per round: it cannot be taken back.
+  """Puts a digest on the chain, with the location and role of the node.
+
+  A miner does so once per round. A validator may replace its vote for one of
+  the manifests that it knows.
 
   Raises:
     ChainError: it may not be there.
   """
-  membership = membership_lib.read(node.chain, head)
+  membership = membership_lib.read(node.chain, head, node.schedule)
   mine = membership.commitments.get(membership.uid(node.chain.hotkey))
-  if mine is None or mine.round != round_index:
-    location = node.objects.location
-    new = commitment_lib.Commitment(location, round_index, digest)
+  known = None if mine is None or mine.round != round_index else mine.digest
+  if known is None or (known != digest and known in node.manifests):
+    location, role = node.objects.location, round_lib.role(node.phases)
+    new = commitment_lib.Commitment(role, location, round_index, digest)
     node.chain.commit(commitment_lib.encode(new))
-  elif mine.digest != digest:
+  elif known != digest:
     raise chain_lib.ChainRejectedError(
       f'round {round_index}: this hotkey has committed to other bytes '
       'already; is it in use twice?'
@@ -44,8 +48,8 @@ def decide(
   look = (
     schedule.last_decision_block if command.last else schedule.decision_block
   )
-  membership = membership_lib.read(node.chain, look(r))
-  stakes = {peer.uid: peer.stake for peer in membership.validators}
+  membership = membership_lib.read(node.chain, look(r), node.schedule)
+  stakes = membership.stakes(r)
   return round_lib.decide(r, membership.commitments, stakes, command.last)
 
 
@@ -126,7 +130,9 @@ def _counted(
 def _outer_step(
   node: Node, round_index: int, digest: bytes, head: int
 ) -> apply.AppliedRound:
-  membership = membership_lib.read(node.chain, node.schedule.finalized(head))
+  membership = membership_lib.read(
+    node.chain, node.schedule.finalized(head), node.schedule
+  )
   data = fetch_manifest(node, membership, round_index, digest)
   manifest = manifest_lib.decode(data, node.chain.verify)
   if (manifest.run, manifest.round) != (node.shared_model.run, round_index):

@@ -196,7 +196,9 @@ def handlers(policy: MinerPolicy, overlap: bool = False) -> node_lib.Handlers:
 def task(node: Miner, round_index: int) -> Task:
   """Returns the task of a round that starts from the node's parameters."""
   block = node.schedule.assignment_block(round_index)
-  uid = membership_lib.read(node.chain, block).uid(node.chain.hotkey)
+  uid = membership_lib.read(node.chain, block, node.schedule).uid(
+    node.chain.hotkey
+  )
   seed = node.chain.block_hash(block)
   ahead = island_lib.of(node.config, uid).rounds - 1
   return Task(uid, round_index, seed, node.root, ahead)
@@ -273,7 +275,9 @@ def upload(node: Miner, command: Command, head: int) -> None:
   if (made := due(node, command.round)) is None:
     return
   digest = run_storage_lib.digest(made.payload)
-  membership = membership_lib.read(node.chain, node.schedule.finalized(head))
+  membership = membership_lib.read(
+    node.chain, node.schedule.finalized(head), node.schedule
+  )
   mine = membership.commitments.get(membership.uid(node.chain.hotkey))
   if mine is None or mine.digest != digest:
     raise node_lib.RetryLaterError

@@ -23,6 +23,7 @@ from covenant.models import llama
 from covenant.node import connect
 from covenant.plan import memory
 from covenant.protocol import membership as membership_lib
+from covenant.protocol import round as round_lib
 from covenant.store import interface as store_lib
 from covenant.train import shared_state as shared_state_lib
 
@@ -74,7 +75,7 @@ def examine(
     if head >= 0:
       yield _attempt('clock', lambda: _clock(chain, head))
       if role != 'evaluator':
-        yield _attempt('hotkey', lambda: _hotkey(chain, head, role))
+        yield _attempt('hotkey', lambda: _hotkey(config, chain, head, role))
   if role != 'evaluator':
     run = shared_state_lib.SharedModel(config).run
     yield _attempt('bucket', lambda: _bucket(config, run))
@@ -153,20 +154,33 @@ def _clock(chain: chain_lib.Chain, head: int) -> str:
   )
 
 
-def _hotkey(chain: chain_lib.Chain, head: int, role: str) -> str:
-  membership = membership_lib.read(chain, head)
+def _hotkey(
+  config: config_lib.Config, chain: chain_lib.Chain, head: int, role: str
+) -> str:
+  """Checks that the hotkey may do what a role needs, and does nothing else.
+
+  A miner may hold a permit: its role is what it declares.
+  """
+  schedule = round_lib.Schedule(config.phases)
+  membership = membership_lib.read(chain, head, schedule)
   peer = membership.peers[membership.uid(chain.hotkey)]
-  if role == 'validator' and not peer.validator:
+  if role == 'validator' and not peer.permit:
     raise PreflightError(
       f'uid {peer.uid} has no validator permit; stake more, or run a miner'
     )
-  if role in ('miner', 'pool') and peer.validator:
+  declared = membership.role(peer.uid)
+  if role in ('miner', 'pool') and peer in membership.validators:
+    last = membership.votes[peer.uid]
     raise PreflightError(
-      f'uid {peer.uid} is a validator: nobody counts its payloads. Use '
-      'another hotkey to mine'
+      f'uid {peer.uid} voted as a validator in round {last}: nobody counts its '
+      'payloads. Use another hotkey to mine, or stop that validator and wait '
+      f'{config.phases.active_rounds} rounds'
     )
-  kind = 'a validator' if peer.validator else 'a miner'
-  return f'{chain.hotkey} is uid {peer.uid}, {kind}, stake {peer.stake:,.0f}'
+  return (
+    f'{chain.hotkey} is uid {peer.uid}; declared role: '
+    f'{declared.name.lower() if declared else "none yet"}; validator permit: '
+    f'{"yes" if peer.permit else "no"}; stake {peer.stake:,.0f}'
+  )
 
 
 def _bucket(config: config_lib.Config, run: bytes) -> str:

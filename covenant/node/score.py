@@ -63,7 +63,7 @@ def _with_late(
 ) -> checks_lib.CheckReport:
   """Returns the report with LATE for commitments after the window."""
   block = node.schedule.decision_block(round_index)
-  after = membership_lib.read(node.chain, block)
+  after = membership_lib.read(node.chain, block, node.schedule)
   checks = dict(collected.report.checks)
   for uid, check in checks.items():
     commitment = after.commitments.get(uid)

@@ -70,7 +70,7 @@ def _apply_round(node: Validator, command: Command, head: int) -> None:
   applied, digest = follow.next_state(node, r, head)
   if digest is not None:
     block = node.schedule.decision_block(r)
-    membership = membership_lib.read(node.chain, block)
+    membership = membership_lib.read(node.chain, block, node.schedule)
     data = follow.fetch_manifest(node, membership, r, digest)
     for entry in manifest_lib.decode(data, node.chain.verify).entries:
       if (payload := node.payloads.get(entry.digest)) is not None:

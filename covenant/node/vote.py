@@ -32,30 +32,110 @@ def vote(
 ) -> None:
   """Stands for the first manifest, by rank, that it can verify.
 
+  A validator whose turn comes proposes its own. As soon as it sees a proposal
+  of a lower rank that it can verify, it stands for that one instead, so that
+  validators that proposed in one block agree in the next ones.
+
   Raises:
-    RetryLaterError: there is none, and it is others' turn to make one.
+    RetryLaterError: the vote is missing, or may still change.
   """
   collected, r = node.role.collected, command.round
   assert collected is not None
-  now = membership_lib.read(node.chain, node.schedule.finalized(head))
-  mine = now.commitments.get(now.uid(node.chain.hotkey))
-  if mine is not None and mine.round == r:
+  now = membership_lib.read(
+    node.chain, node.schedule.finalized(head), node.schedule
+  )
+  mine = _vote_of(now, now.uid(node.chain.hotkey), r)
+  if mine is not None and mine not in node.manifests:
     return  # before it was started again
-  for rank, peer in enumerate(collected.membership.validators):
+  if mine is not None and _is_settled(node, now, mine, r, head):
+    return
+  found = _first_proposal(propose, node, now, mine, r, head)
+  if found is None:
+    raise node_lib.RetryLaterError
+  rank, data = found
+  if data is not None:
+    stand_for(node, r, data, head)
+  if rank > 0:
+    raise node_lib.RetryLaterError
+
+
+def _first_proposal(
+  propose: Propose,
+  node: Validator,
+  now: membership_lib.Membership,
+  mine: bytes | None,
+  round_index: int,
+  head: int,
+) -> tuple[int, bytes | None] | None:
+  """Returns the rank of the proposal to stand for, and its manifest.
+
+  The manifest is None for the one that the node stands for already. None is
+  returned if there is no proposal.
+  """
+  collected, r = node.role.collected, round_index
+  assert collected is not None
+  proposals = _proposals(node, now, r)
+  for rank, peer in enumerate(_order(node, collected.membership)):
+    if head < node.schedule.proposes(r, rank):
+      break
     if peer.hotkey == node.chain.hotkey:
-      if head >= node.schedule.proposes(r, rank):
-        data = propose(node, collected, r)
-        stand_for(node, r, data, head)
-        return
+      return rank, propose(node, collected, r) if mine is None else None
+    digest = _vote_of(proposals, peer.uid, r)
+    if digest is None:
       continue
-    choice = now.commitments.get(peer.uid)
-    if choice is None or choice.round != r:
-      continue
-    data = _verified(node, collected, now, peer, choice.digest, r)
+    if digest == mine:
+      return rank, None
+    data = _verified(node, collected, now, peer, digest, r)
     if data is not None:
-      stand_for(node, r, data, head)
-      return
-  raise node_lib.RetryLaterError
+      return rank, data
+  return None
+
+
+def _vote_of(
+  membership: membership_lib.Membership, uid: int, round_index: int
+) -> bytes | None:
+  """Returns the digest that a validator stands for in a round, if any."""
+  voted = membership.votes.get(uid) == round_index
+  return membership.commitments[uid].digest if voted else None
+
+
+def _order(
+  node: Validator, membership: membership_lib.Membership
+) -> list[chain_lib.Peer]:
+  """Returns the candidates; a node that is none yet is the last one."""
+  order = membership.candidates
+  if all(peer.hotkey != node.chain.hotkey for peer in order):
+    order.append(membership.peers[membership.uid(node.chain.hotkey)])
+  return order
+
+
+def _is_settled(
+  node: Validator,
+  now: membership_lib.Membership,
+  mine: bytes,
+  round_index: int,
+  head: int,
+) -> bool:
+  """Returns whether the own vote holds already, or is too late to change."""
+  if head >= node.schedule.last_decision_block(round_index):
+    return True
+  stakes = now.stakes(round_index)
+  held = round_lib.decide(round_index, now.commitments, stakes, last=False)
+  return held is not None and held.digest == mine
+
+
+def _proposals(
+  node: Validator, now: membership_lib.Membership, round_index: int
+) -> membership_lib.Membership:
+  """Returns the state whose proposals are looked at, equal for all in the end.
+
+  Else a proposal in the last blocks would divide those who see it from those
+  who do not.
+  """
+  last = node.schedule.last_proposal_block(round_index)
+  if now.block <= last:
+    return now
+  return membership_lib.read(node.chain, last, node.schedule)
 
 
 def proposal(node: Validator, collected: Collected, round_index: int) -> bytes:

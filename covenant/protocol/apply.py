@@ -109,8 +109,11 @@ def check_matches(
 def mirrors(
   storage: run_storage_lib.RunStorage, membership: membership_lib.Membership
 ) -> list[store_lib.Bucket]:
-  """Returns the buckets of the validators, the leader's first."""
-  locations = [membership.location(peer.uid) for peer in membership.validators]
+  """Returns the buckets of the validators, the leader's first.
+
+  Silent ones come last: they may be the only ones with old objects.
+  """
+  locations = [membership.location(peer.uid) for peer in membership.candidates]
   return storage.buckets_at(filter(None, locations))
 
 

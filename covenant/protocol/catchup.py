@@ -69,12 +69,14 @@ class CatchUp:
     self._chain = chain
     self._storage = storage
     self._shared_model = shared_model
-    self._membership = membership_lib.read(chain, schedule.finalized(head))
     self._schedule = schedule
+    self._membership = membership_lib.read(
+      chain, schedule.finalized(head), schedule
+    )
     self._target = min(max(schedule.round_at(head) - 1, 0), rounds)
     self._sources = [
       _Source(peer.hotkey, bucket)
-      for peer in self._membership.validators
+      for peer in self._membership.candidates
       if (location := self._membership.location(peer.uid))
       and (bucket := storage.bucket_at(location)) is not None
     ]
@@ -117,11 +119,9 @@ class CatchUp:
     """
     membership = self._before_target()
     voted = {
-      vote.round
-      for peer in membership.validators
-      if (vote := membership.commitments.get(peer.uid)) is not None
-      and vote.round is not None
-      and vote.round < self._target
+      membership.votes[peer.uid]
+      for peer in membership.candidates
+      if membership.votes.get(peer.uid, self._target) < self._target
     }
     for r in sorted(voted, reverse=True):
       held = self._decided(r, membership)
@@ -162,7 +162,7 @@ class CatchUp:
     last: bool,
   ) -> round_lib.Decision | None:
     """Returns the decision by the votes that were cast until a block."""
-    stakes = {peer.uid: peer.stake for peer in membership.validators}
+    stakes = membership.stakes(round_index)
     votes = {
       uid: vote
       for uid, vote in membership.commitments.items()
@@ -174,7 +174,7 @@ class CatchUp:
     """Returns the membership at the decision of the round before the target."""
     try:
       block = self._schedule.last_decision_block(self._target - 1)
-      return membership_lib.read(self._chain, block)
+      return membership_lib.read(self._chain, block, self._schedule)
     except chain_lib.ChainRejectedError:  # too old: the run is over
       return self._membership
 

@@ -1,30 +1,85 @@
-"""The registered peers at a block, with their roles and commitments."""
+"""The registered peers at a block, with their roles and commitments.
 
-from collections.abc import Mapping
+A validator permit is not a role: the chain gives permits to the largest stakes,
+and stakes the pay of miners, so a well-paid miner gets one, and so do holders
+that run nothing. A peer declares its role in its commitment. The validators of
+a run are the peers with a permit that declare to be validators and have voted
+within the last `phases.active_rounds` rounds.
+"""
+
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from covenant.chain import interface as chain_lib
+from covenant.protocol import round as round_lib
 from covenant.wire import commitment as commitment_lib
+
+Role = commitment_lib.Role
 
 
 class Membership(NamedTuple):
   """Peers and their commitments at the end of a block, by uid."""
 
   block: int
+  round: int  # the one that is agreed upon at this block; -1 before any
+  active_rounds: int  # rounds after its last vote in which a validator counts
   peers: Mapping[int, chain_lib.Peer]
   commitments: Mapping[int, commitment_lib.Commitment]
   committed: Mapping[int, int]  # block of each commitment
+  votes: Mapping[int, int]  # round of the last vote of declared validators
 
   @property
   def validators(self) -> list[chain_lib.Peer]:
-    """The peers that may lead, the leader first."""
-    able = [peer for peer in self.peers.values() if peer.validator]
-    return sorted(able, key=lambda peer: (-peer.stake, peer.uid))
+    """The validators of the run, the leader first."""
+    return self.active(self.round)
+
+  @property
+  def candidates(self) -> list[chain_lib.Peer]:
+    """All peers that may propose, in the order of their turns.
+
+    The validators of the run come first, then the other holders of a permit
+    that do not declare to be miners: validators that have been silent or are
+    new, and hotkeys that take no part in the run.
+    """
+    first = self.validators
+    rest = [p for p in self._holders() if p not in first]
+    return first + _by_stake(rest)
 
   @property
   def miners(self) -> list[chain_lib.Peer]:
-    """The peers without a validator permit, by uid."""
-    return [peer for peer in self.peers.values() if not peer.validator]
+    """The peers that declare to be miners, or declare nothing, by uid.
+
+    Holders of a permit that declare nothing are none.
+    """
+    roles = {uid: c.role for uid, c in self.commitments.items()}
+    return [
+      peer
+      for uid, peer in self.peers.items()
+      if roles.get(uid, None if peer.permit else Role.MINER) is Role.MINER
+    ]
+
+  def active(self, round_index: int) -> list[chain_lib.Peer]:
+    """Returns the validators that voted in a round or soon before, by stake."""
+    oldest = round_index - self.active_rounds
+    return _by_stake(
+      peer
+      for uid, peer in self.peers.items()
+      if peer.permit and self.votes.get(uid, oldest - 1) >= oldest
+    )
+
+  def stakes(self, round_index: int) -> dict[int, float]:
+    """Returns the stakes of which a round's decision takes more than half.
+
+    They are those of the validators of the run. Nobody can have voted before
+    round 0, so there all holders of a permit count that are no miners.
+    """
+    voters = self.active(round_index) if round_index else self._holders()
+    return {peer.uid: peer.stake for peer in voters}
+
+  def role(self, uid: int) -> Role | None:
+    """Returns the role that a peer declares; None if it declares none."""
+    commitment = self.commitments.get(uid)
+    return commitment.role if commitment else None
 
   def location(self, uid: int) -> bytes:
     """Returns the location of a peer's bucket; empty if it committed none."""
@@ -41,13 +96,41 @@ class Membership(NamedTuple):
       'name another hotkey'
     )
 
+  def _holders(self) -> list[chain_lib.Peer]:
+    """Returns the holders of a permit that do not declare to be miners."""
+    return [
+      peer
+      for uid, peer in self.peers.items()
+      if peer.permit and self.role(uid) is not Role.MINER
+    ]
 
-def read(chain: chain_lib.Chain, block: int) -> Membership:
+
+def read(
+  chain: chain_lib.Chain, block: int, schedule: round_lib.Schedule
+) -> Membership:
   """Reads the membership from the chain; raises ChainError."""
   peers = {peer.uid: peer for peer in chain.peers(block)}
-  commitments, committed = {}, {}
+  commitments, committed, votes = {}, {}, {}
   for uid, (included, data) in chain.commitments(block).items():
     commitment = commitment_lib.decode(data)
     if uid in peers and commitment is not None:
       commitments[uid], committed[uid] = commitment, included
-  return Membership(block, peers, commitments, committed)
+      # A vote on a round that had not ended is none: its maker would count for
+      # all rounds until then.
+      r = commitment.round
+      if commitment.role is Role.VALIDATOR and r is not None:
+        if included >= schedule.start(r + 1):
+          votes[uid] = r
+  return Membership(
+    block,
+    schedule.round_at(block) - 1,
+    schedule.phases.active_rounds,
+    peers,
+    commitments,
+    committed,
+    votes,
+  )
+
+
+def _by_stake(peers: Iterable[chain_lib.Peer]) -> list[chain_lib.Peer]:
+  return sorted(peers, key=lambda peer: (-peer.stake, peer.uid))

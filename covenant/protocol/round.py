@@ -61,8 +61,26 @@ class Schedule(NamedTuple):
     return self.put_closes(round_index) + self.phases.confirmations
 
   def proposes(self, round_index: int, rank: int) -> int:
-    """The first block in which a validator may propose; rank 0 leads."""
-    return self.start(round_index + 1) + rank * self.phases.select_blocks
+    """The first block in which a validator may propose; rank 0 leads.
+
+    The turns walk down the ranks as fast as each sees the proposal of the one
+    before. All that are left propose in the decision block, so that any number
+    of silent validators costs one window.
+    """
+    if rank == 0:
+      return self.start(round_index + 1)
+    seen = 2 + self.phases.confirmations  # blocks until others see a proposal
+    turn = self.collection_block(round_index) + rank * seen
+    turn += self.phases.confirmations
+    return min(turn, self.decision_block(round_index))
+
+  def last_proposal_block(self, round_index: int) -> int:
+    """The last block whose proposals others still take up.
+
+    Half of the takeover window is left to vote for them.
+    """
+    half = self.phases.takeover_blocks // 2
+    return self.decision_block(round_index) + half
 
   def decision_block(self, round_index: int) -> int:
     """The block whose votes decide, if more than half of the stake agrees."""
@@ -105,6 +123,12 @@ VALIDATOR = frozenset(_COMMON | {Phase.COLLECT, Phase.VOTE, Phase.SCORE})
 def miner(schedule: Schedule) -> frozenset[Phase]:
   """Returns the phases of a miner."""
   return MINER | {Phase.BEGIN} if schedule.overlap else MINER
+
+
+def role(can: frozenset[Phase]) -> commitment_lib.Role:
+  """Returns the role that a node with some phases declares on the chain."""
+  role = commitment_lib.Role
+  return role.VALIDATOR if Phase.VOTE in can else role.MINER
 
 
 class Command(NamedTuple):
@@ -266,7 +290,8 @@ def decide(
   Args:
     round_index: the round to decide.
     votes: the validators' commitments at one block, by uid.
-    stakes: the stake of every validator at the same block, by uid.
+    stakes: the stake of every validator of the run at the same block, by uid
+      (`membership.Membership.stakes`).
     last: False if more than half of all stake must agree. True if the manifest
       with the most stake is chosen, and no message counts without a vote.
 

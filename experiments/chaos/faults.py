@@ -35,6 +35,9 @@ class Kind(enum.Enum):
   DISK = 'disk full'  # nothing can be saved
   LEAVE = 'left'
   JOIN = 'joined'
+  SILENT = 'silent permit holder'  # registered, and runs nothing
+  PERMIT = 'permit gained'  # by a miner
+  STAKE = 'stake changed'
   # The chain as it sees it:
   UNREACHABLE = 'chain unreachable'
   LAG = 'chain lags'  # by `amount` blocks

@@ -11,6 +11,7 @@ from experiments.chaos import equivocators
 from experiments.chaos import faults
 from experiments.chaos import kills
 from experiments.chaos import network as network_lib
+from experiments.chaos import roles
 from experiments.chaos import scenario as scenario_lib
 from experiments.chaos import storm
 
@@ -22,6 +23,7 @@ Network = network_lib.Network
 Scenario = scenario_lib.Scenario
 MINERS, VALIDATORS = scenario_lib.MINERS, scenario_lib.VALIDATORS
 EVERYBODY, ROUND = scenario_lib.EVERYBODY, scenario_lib.ROUND
+counts = scenario_lib.counts
 LEADER, SECOND, THIRD = VALIDATORS
 _OPENS, _DECIDES = 14, 24  # blocks after a round starts
 
@@ -62,18 +64,6 @@ def _says(text: str, *names: str) -> Callable[..., str]:
     said = {seen.name for seen in network.errors(text)}
     silent = set(names) - said
     return f'no event of {sorted(silent)} says "{text}"' if silent else ''
-
-  return check
-
-
-def _counts(expected: Mapping[int, list[int]]) -> Callable[..., str]:
-  """Returns a check of the uids that counted in some rounds."""
-
-  def check(network: Network, counted: Mapping[int, list[int]]) -> str:
-    for r, uids in expected.items():
-      if counted[r] != uids:
-        return f'round {r}: expected the uids {uids}, not {counted[r]}'
-    return ''
 
   return check
 
@@ -119,7 +109,7 @@ def _deaths() -> list[Scenario]:
       'everybody down for 4 rounds, from training on',
       script=_down(EVERYBODY, 2 * ROUND + 3, 4 * ROUND),
       rounds=9,
-      check=_counts({1: _ALL}),
+      check=counts({1: _ALL}),
     ),
     Scenario(
       'everybody down for 4 rounds, from the vote on',
@@ -127,7 +117,7 @@ def _deaths() -> list[Scenario]:
         Kill(name, 2, Phase.DECIDE, 0, 4 * ROUND) for name in EVERYBODY
       ),
       rounds=9,
-      check=_counts({2: _ALL}),
+      check=counts({2: _ALL}),
     ),
     Scenario(
       'validators down for 3 rounds, from the vote on',
@@ -135,7 +125,7 @@ def _deaths() -> list[Scenario]:
         Kill(name, 2, Phase.DECIDE, 0, 3 * ROUND) for name in VALIDATORS
       ),
       rounds=8,
-      check=_counts({2: _ALL}),
+      check=counts({2: _ALL}),
     ),
   ]
 
@@ -233,32 +223,32 @@ def _leaders() -> list[Scenario]:
     Scenario(
       'leader dead for 2 rounds',
       kills=(Kill(LEADER, 1, Phase.COLLECT, 0, 2 * ROUND),),
-      check=_counts({1: _ALL, 2: _ALL}),
+      check=counts({1: _ALL, 2: _ALL}),
     ),
     Scenario(
       'leader dead for ever',
       kills=(Kill(LEADER, 1, Phase.COLLECT, 0, network_lib.FOR_EVER),),
-      check=_counts({r: _ALL for r in range(1, 5)}),
+      check=counts({r: _ALL for r in range(1, 5)}),
     ),
     Scenario(
       'leader dead for ever, then a miner joins',
       kills=(Kill(LEADER, 1, Phase.KEEP, 0, network_lib.FOR_EVER),),
       script={3 * ROUND + 5: lambda network: network.join('10')},
       rounds=6,
-      check=_counts({5: [*_ALL, 9]}),
+      check=counts({5: [*_ALL, 9]}),
     ),
     Scenario(
       'two leaders: equal stakes, split votes',
       (Fault(Kind.MISSING, _in(1, 3), _names(SECOND), _LEADERS),),
       kills=(Kill(THIRD, 1, Phase.COLLECT, 0, 2 * ROUND),),
       script={3: _equal_stakes},
-      check=_counts({1: _ALL, 2: _ALL}),
+      check=counts({1: _ALL, 2: _ALL}),
     ),
     *(
       Scenario(
         f'leader equivocates: {what}',
         dishonest={LEADER: wrap},
-        check=_counts({r: _ALL for r in range(5)}),
+        check=counts({r: _ALL for r in range(5)}),
       )
       for what, wrap in {
         'two manifests': equivocators.equivocator,
@@ -284,13 +274,13 @@ def _members() -> list[Scenario]:
       'a miner ten times slower',
       (Fault(Kind.BUSY, _in(1, 3), _names('0'), amount=6 * ROUND),),
       rounds=10,
-      check=_counts({2: _ALL[1:], 9: _ALL}),
+      check=counts({2: _ALL[1:], 9: _ALL}),
     ),
     Scenario(
       'a third of the miners leaves, as many join',
       script={2 * ROUND + 5: _churn},
       rounds=6,
-      check=_counts({1: _ALL, 5: _ALL}),
+      check=counts({1: _ALL, 5: _ALL}),
     ),
   ]
 
@@ -332,7 +322,7 @@ def _states() -> list[Scenario]:
           )
         ),
         rounds=6,
-        check=_counts({r: _ALL for r in range(6)}),
+        check=counts({r: _ALL for r in range(6)}),
       )
       for who, name in {'a validator': THIRD, 'the leader': LEADER}.items()
     ),
@@ -354,7 +344,7 @@ def _states() -> list[Scenario]:
       'no valid payload in a round',
       range(2 * ROUND, 3 * ROUND + 2),  # until they are collected
       names=_names(*MINERS),
-    )._replace(check=_counts({1: _ALL, 2: [], 3: _ALL})),
+    )._replace(check=counts({1: _ALL, 2: [], 3: _ALL})),
   ]
 
 
@@ -365,6 +355,7 @@ def scenarios() -> list[Scenario]:
     *_stores(),
     *_chains(),
     *_leaders(),
+    *roles.scenarios(),
     *_members(),
     *_disks(),
     *_states(),

@@ -125,6 +125,25 @@ class Network:
     self.faults.struck(Kind.LEAVE)
     self.host.chain.deregister(self.nodes.pop(name).chain.hotkey)
 
+  def register_silent(self, count: int, stake: float) -> None:
+    """Registers hotkeys with a permit, behind which nobody runs a node."""
+    for i in range(count):
+      self.faults.struck(Kind.SILENT)
+      key = connect.local_key(self.config.seed, f'silent-{i}')
+      self.host.chain.register(key.address, stake, validator=True)
+
+  def give_permit(self, name: str, stake: float) -> None:
+    """Stakes so much on a miner's hotkey that it gets a permit."""
+    self.faults.struck(Kind.PERMIT)
+    hotkey = self.nodes[name].chain.hotkey
+    self.host.chain.set_stake(hotkey, stake)
+    self.host.chain.set_permit(hotkey, True)
+
+  def set_stake(self, name: str, stake: float) -> None:
+    """Changes the stake of a node."""
+    self.faults.struck(Kind.STAKE)
+    self.host.chain.set_stake(self.nodes[name].chain.hotkey, stake)
+
   def errors(self, text: str) -> list[Seen]:
     """Returns the events with an error that contains this text."""
     return [seen for seen in self.events if text in seen.event.error]

@@ -155,3 +155,15 @@ def _wrong(
 
 def _gone(scenario: Scenario) -> set[str]:
   return {k.name for k in scenario.kills if k.down >= network_lib.FOR_EVER}
+
+
+def counts(expected: Mapping[int, list[int]]) -> Callable[..., str]:
+  """Returns a check of the uids that counted in some rounds."""
+
+  def check(network: Network, counted: Mapping[int, list[int]]) -> str:
+    for r, uids in expected.items():
+      if counted[r] != uids:
+        return f'round {r}: expected the uids {uids}, not {counted[r]}'
+    return ''
+
+  return check

@@ -164,9 +164,9 @@ class ContractTest(parameterized.TestCase):
       [c.hotkey for c in (self.boss, self.clerk, self.ann, self.bob)],
     )
     self.assertEqual([p.stake for p in peers], [300.0, 100.0, 0.0, 0.0])
-    self.assertEqual([p.validator for p in peers], [True, True, False, False])
+    self.assertEqual([p.permit for p in peers], [True, True, False, False])
     for peer in peers:
-      self.assertIs(type(peer.validator), bool)
+      self.assertIs(type(peer.permit), bool)
       self.assertBetween(peer.registered, 0, before)
     # What was true stays true.
     eve = self.control.view('eve')

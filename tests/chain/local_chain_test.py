@@ -232,7 +232,7 @@ class LocalTest(parameterized.TestCase):
       self.assertEqual(chain.register(address, 0.0, False), i)
       self.assertEqual(chain.register(address, 9.0, True), i)  # as it was
     self.assertEqual(
-      {(p.stake, p.validator) for p in chain.peers(0)}, {(0.0, False)}
+      {(p.stake, p.permit) for p in chain.peers(0)}, {(0.0, False)}
     )
     chain.deregister(make_key('b').address)
     self.assertEqual(chain.register(make_key('e').address, 0.0, False), 1)

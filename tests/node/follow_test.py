@@ -56,7 +56,9 @@ class FollowTest(absltest.TestCase):
     self.assertEqual(membership.committed[0], 6)
     self.assertEqual(
       membership.commitments[0],
-      commitment_lib.Commitment(self.node.objects.location, 0, DIGEST),
+      commitment_lib.Commitment(
+        commitment_lib.Role.MINER, self.node.objects.location, 0, DIGEST
+      ),
     )
     follow.commit(self.node, 1, DIGEST, 7)
     self.network.block = 8

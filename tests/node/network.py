@@ -26,6 +26,7 @@ from covenant.node import validator as validator_lib
 from covenant.optim import sparseloco
 from covenant.protocol import apply
 from covenant.protocol import membership as membership_lib
+from covenant.protocol import round as round_lib
 from covenant.protocol import run_storage as run_storage_lib
 from covenant.store import bucket as bucket_lib
 from covenant.store import location as location_lib
@@ -180,13 +181,18 @@ class Network:
 
   def read(self, block: int | None = None) -> membership_lib.Membership:
     return membership_lib.read(
-      self.chain, self.block if block is None else block
+      self.chain,
+      self.block if block is None else block,
+      round_lib.Schedule(CONFIG.phases),
     )
 
   def commit(self, uid: int, round_index: int | None, digest=bytes(32)):
     """Puts a commitment of a peer on the chain, with its bucket's place."""
+    role = commitment_lib.Role.VALIDATOR
+    if uid not in STAKES:
+      role = commitment_lib.Role.MINER
     new = commitment_lib.Commitment(
-      self.objects(uid).location, round_index, digest
+      role, self.objects(uid).location, round_index, digest
     )
     self.chain.seen_by(KEYS[uid]).commit(commitment_lib.encode(new))
 

@@ -12,7 +12,9 @@ from covenant.chain import local_chain
 from covenant.chain import storage as chain_storage
 from covenant.node import connect
 from covenant.node import preflight
+from covenant.protocol import round as round_lib
 from covenant.store import bucket as bucket_lib
+from covenant.wire import commitment as commitment_lib
 from tests import helpers
 
 
@@ -44,9 +46,10 @@ class DoctorTest(parameterized.TestCase):
     return {f.name: f for f in preflight.examine(config, workdir, role)}
 
   @parameterized.parameters(
-    ('0', '', 'uid 0, a miner'),
-    ('0', 'miner', 'uid 0, a miner'),
-    ('1', 'validator', 'uid 1, a validator'),
+    ('0', '', 'uid 0; declared role: none yet; validator permit: no'),
+    ('0', 'miner', 'uid 0; declared role: none yet'),
+    ('1', 'validator', 'uid 1; declared role: none yet; validator permit: yes'),
+    ('1', 'miner', 'uid 1; declared role: none yet; validator permit: yes'),
   )
   def test_finds_nothing_wrong(self, hotkey, role, text):
     found = self.examine(hotkey, role)
@@ -57,13 +60,39 @@ class DoctorTest(parameterized.TestCase):
   @parameterized.parameters(
     ('stranger', 'miner', 'is not registered at block'),
     ('0', 'validator', 'uid 0 has no validator permit'),
-    ('1', 'miner', 'uid 1 is a validator: nobody counts its payloads'),
   )
   def test_a_hotkey_without_the_right(self, hotkey, role, text):
     found = self.examine(hotkey, role)
     bad = [f for f in found.values() if not f.well]
     self.assertEqual([f.name for f in bad], ['hotkey'])
     self.assertIn(text, bad[0].text)
+
+  def test_a_hotkey_that_votes_cannot_mine(self):
+    schedule = round_lib.Schedule(self.config.phases)
+    now = self.chain.timestamp(0) + schedule.start(1) + 2
+    with mock.patch.object(time, 'time', lambda: now):
+      chain = local_chain.LocalChain.open(
+        connect.chain_file(self.config),
+        connect.local_key(self.config.seed, '1'),
+        time.time,
+      )
+      self.addCleanup(chain.close)
+      vote = commitment_lib.Commitment(
+        commitment_lib.Role.VALIDATOR, b'', 0, bytes(32)
+      )
+      chain.commit(commitment_lib.encode(vote))
+    now += 2
+    with (
+      mock.patch.object(time, 'time', lambda: now),
+      mock.patch.object(connect, 'chain', return_value=chain),
+    ):
+      chain._clock = time.time
+      found = self.examine('1', 'miner')
+      self.assertFalse(found['hotkey'].well)
+      self.assertIn(
+        'uid 1 voted as a validator in round 0', found['hotkey'].text
+      )
+      self.assertTrue(self.examine('1', 'validator')['hotkey'].well)
 
   @parameterized.parameters(-3600, 3600)
   def test_a_clock_that_is_wrong(self, skew):

@@ -31,6 +31,9 @@ class VoteTest(absltest.TestCase):
     self.listed = [(uid, e.digest) for uid, e in self.entries.items()]
     self.network.block = self.schedule.start(1)
     self.stood = []
+    self.stand_for = lambda node, r, data, head: self.stood.append(
+      (r, data, head)
+    )
 
   def vote(self, node=None, propose=None, at=None):
     """Votes once the proposals of this block are final."""
@@ -46,7 +49,7 @@ class VoteTest(absltest.TestCase):
     self.network.block = at or self.network.block + 2
     vote_lib.vote(
       propose or (lambda *_: b'own'),
-      lambda node, r, data, head: self.stood.append((r, data, head)),
+      self.stand_for,
       node,
       network_lib.command(Phase.VOTE),
       self.network.block,
@@ -60,8 +63,73 @@ class VoteTest(absltest.TestCase):
     turn = self.schedule.proposes(0, 1)
     with self.assertRaises(node_lib.RetryLaterError):
       self.vote(at=turn - 1)
-    self.vote(at=turn)
+    with self.assertRaises(node_lib.RetryLaterError):  # it may still change
+      self.vote(at=turn)
     self.assertEqual(self.stood, [(0, b'own', turn)])
+
+  def propose_own(self):
+    """The node of uid 4 proposes, as the leader has not."""
+    own = self.network.manifest(4, self.listed)
+
+    def stand_for(node, r, data, head):
+      self.stood.append((r, data, head))
+      vote_lib.publish(node, r, data, head)
+
+    self.stand_for = stand_for
+    with self.assertRaises(node_lib.RetryLaterError):
+      self.vote(propose=lambda *_: own, at=self.schedule.decision_block(0))
+    self.assertEqual([data for _, data, _ in self.stood], [own])
+    self.stood.clear()
+    return own
+
+  def test_a_proposal_is_given_up_for_one_of_a_lower_rank(self):
+    self.propose_own()
+    data = self.network.manifest(3, self.listed)
+    self.network.propose(3, data)
+    self.vote()
+    self.assertEqual([data for _, data, _ in self.stood], [data])
+    self.network.block += 1
+    digest = run_storage_lib.digest(data)
+    self.assertEqual(self.network.read().commitments[4].digest, digest)
+
+  def test_a_vote_is_kept_where_the_other_cannot_be_verified(self):
+    self.propose_own()
+    self.network.propose(3, b'nonsense')
+    with self.assertRaises(node_lib.RetryLaterError):
+      self.vote()
+    self.assertEmpty(self.stood)
+
+  def test_a_vote_that_a_majority_shares_is_final(self):
+    own = self.propose_own()
+    self.network.commit(5, 0, run_storage_lib.digest(own))  # 90 of 150
+    self.network.propose(3, self.network.manifest(3, self.listed))
+    self.vote()
+    self.assertEmpty(self.stood)
+
+  def test_a_vote_that_cannot_change_in_time_is_final(self):
+    self.propose_own()
+    self.vote(at=self.schedule.last_decision_block(0))
+    self.assertEmpty(self.stood)
+
+  def test_a_proposal_in_the_last_blocks_is_too_late(self):
+    self.propose_own()
+    self.network.block = self.schedule.last_proposal_block(0)
+    self.network.read()  # which ends this block
+    self.network.propose(3, self.network.manifest(3, self.listed))
+    with self.assertRaises(node_lib.RetryLaterError):
+      self.vote(at=self.schedule.last_decision_block(0) - 1)
+    self.assertEmpty(self.stood)
+
+  def test_a_proposal_before_its_turn_waits(self):
+    self.network.propose(5, self.network.manifest(5, self.listed))
+    with self.assertRaises(node_lib.RetryLaterError):
+      self.vote()
+    self.assertEmpty(self.stood)
+
+  def test_any_number_of_silent_validators_costs_one_window(self):
+    for k in (1, 3, 10, 100):
+      turn = self.schedule.proposes(0, k)
+      self.assertEqual(turn, self.schedule.decision_block(0))
 
   def test_it_stands_for_the_leaders_manifest_if_it_can_verify_it(self):
     data = self.network.manifest(3, self.listed)

@@ -190,7 +190,7 @@ class PoolProcessTest(absltest.TestCase):
     """What the network is shown is what a miner would show."""
     shared_model = shared_state_lib.SharedModel(self.config)
     plan = round_lib.Schedule(self.config.phases)
-    membership = membership_lib.read(self.chain, plan.put_closes(last))
+    membership = membership_lib.read(self.chain, plan.put_closes(last), plan)
     entry = membership.commitments[0]
     self.assertEqual(entry.round, last)
     objects = connect.objects(self.config, shared_model.run)

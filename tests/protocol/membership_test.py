@@ -1,18 +1,35 @@
 from absl.testing import absltest
 
+from covenant import config as config_lib
 from covenant.chain import interface
 from covenant.chain import keys
 from covenant.chain import local_chain
 from covenant.chain import storage as chain_storage
 from covenant.protocol import membership as membership_lib
+from covenant.protocol import round as round_lib
 from covenant.wire import commitment as commitment_lib
 
 KEYS = [keys.Key.from_seed(bytes([i]) * 32) for i in range(5)]
-# uid -> (stake, whether it is a validator)
+# uid -> (stake, whether it has a permit)
 PEERS = {0: (0.0, False), 1: (5.0, True), 2: (9.0, True), 3: (5.0, True)}
+ACTIVE = 2
+SCHEDULE = round_lib.Schedule(
+  config_lib.Phases(
+    round_blocks=20,
+    put_blocks=6,
+    select_blocks=4,
+    takeover_blocks=3,
+    active_rounds=ACTIVE,
+  )
+)
+Role = commitment_lib.Role
 
 
-class RosterTest(absltest.TestCase):
+def uids(peers):
+  return [peer.uid for peer in peers]
+
+
+class MembershipTest(absltest.TestCase):
   def setUp(self):
     super().setUp()
     self.now = 0.0
@@ -30,17 +47,106 @@ class RosterTest(absltest.TestCase):
   def commit(self, uid, data):
     self.chain.seen_by(KEYS[uid]).commit(data)
 
-  def said(self, location, *rest):
-    return commitment_lib.encode(commitment_lib.Commitment(location, *rest))
+  def said(self, location, *rest, role=Role.MINER):
+    return commitment_lib.encode(
+      commitment_lib.Commitment(role, location, *rest)
+    )
 
   def read(self, block):
-    return membership_lib.read(self.chain, block)
+    return membership_lib.read(self.chain, block, SCHEDULE)
 
-  def test_the_leader_has_most_stake_then_the_lowest_uid(self):
+  def vote(self, round_index, *voters, at=None):
+    """Votes on a round, in the block after its end, or at another block."""
+    self.now = SCHEDULE.start(round_index + 1) + 1.0 if at is None else at
+    vote = self.said(b'', round_index, b'd' * 32, role=Role.VALIDATOR)
+    for uid in voters:
+      self.commit(uid, vote)
+
+  def look(self, round_index):
+    """Returns the membership that decides about a round."""
+    block = SCHEDULE.decision_block(round_index)
+    self.now = max(self.now, float(block + 1))
+    return self.read(block)
+
+  def test_before_any_vote_the_largest_holder_of_a_permit_goes_first(self):
     membership = self.read(0)
-    self.assertEqual([p.uid for p in membership.validators], [2, 1, 3])
-    self.assertEqual([p.uid for p in membership.miners], [0])
+    self.assertEmpty(membership.validators)
+    self.assertEqual(uids(membership.candidates), [2, 1, 3])
+    self.assertEqual(uids(membership.miners), [0])
     self.assertEqual(membership.uid(KEYS[3].address), 3)
+    self.assertEqual(membership.stakes(0), {1: 5.0, 2: 9.0, 3: 5.0})
+
+  def test_a_permit_without_a_vote_is_not_a_role(self):
+    self.vote(0, 3, 1)  # never uid 2, which has the most stake
+    for r in (1, 2, 3):
+      self.vote(r, 3, 1)
+      membership = self.look(r)
+      self.assertEqual(uids(membership.validators), [1, 3])
+      self.assertEqual(uids(membership.candidates), [1, 3, 2])
+      self.assertEqual(membership.stakes(r), {1: 5.0, 3: 5.0})
+      self.assertEqual(uids(membership.miners), [0])
+
+  def test_a_validator_counts_for_some_rounds_after_its_last_vote(self):
+    self.vote(0, 1, 2, 3)
+    found = {}
+    for r in range(1, 5):
+      self.vote(r, 1, 3)
+      found[r] = uids(self.look(r).validators)
+    self.assertEqual(found, {1: [2, 1, 3], 2: [2, 1, 3], 3: [1, 3], 4: [1, 3]})
+    self.vote(5, 1, 2, 3)  # it counts in the round in which it is back
+    membership = self.look(5)
+    self.assertEqual(uids(membership.validators), [2, 1, 3])
+    self.assertEqual(membership.stakes(5), {1: 5.0, 2: 9.0, 3: 5.0})
+
+  def test_a_vote_on_a_round_that_has_not_ended_is_none(self):
+    self.vote(9, 2, at=float(SCHEDULE.start(1)))
+    self.vote(0, 1, 3)
+    self.vote(1, 1, 3)
+    membership = self.look(1)
+    self.assertEqual(membership.votes, {1: 1, 3: 1})
+    self.assertEqual(uids(membership.validators), [1, 3])
+
+  def test_a_miner_with_a_permit_stays_a_miner(self):
+    self.now = 15.0
+    for uid in (0, 2):
+      self.commit(uid, self.said(b'here', 0, b'd' * 32))
+    self.vote(0, 1, 3)
+    membership = self.look(0)
+    self.assertEqual(uids(membership.miners), [0, 2])
+    self.assertEqual(uids(membership.candidates), [1, 3])
+    self.assertEqual(membership.stakes(0), {1: 5.0, 3: 5.0})
+    self.assertIs(membership.role(2), Role.MINER)
+
+  def test_a_declaration_without_a_permit_is_no_validator(self):
+    self.vote(0, 0, 1)
+    membership = self.look(0)
+    self.assertEqual(uids(membership.validators), [1])
+    self.assertEqual(uids(membership.candidates), [1, 2, 3])
+    self.assertEmpty(membership.miners)
+
+  def test_the_last_declaration_counts(self):
+    self.vote(0, 1, 2)
+    self.vote(1, 1)
+    self.commit(2, self.said(b'here', 1, b'd' * 32))
+    membership = self.look(1)
+    self.assertEqual(uids(membership.validators), [1])
+    self.assertEqual(uids(membership.miners), [0, 2])
+
+  def test_a_jump_of_a_stake_changes_the_order_only(self):
+    self.vote(0, 1, 2, 3)
+    self.chain.set_stake(KEYS[3].address, 1000.0)
+    membership = self.look(0)
+    self.assertEqual(uids(membership.validators), [3, 2, 1])
+
+  def test_a_later_state_still_names_the_voters_of_a_round(self):
+    self.vote(0, 1, 2, 3)
+    self.vote(1, 1, 2)
+    self.now = 300.0  # the run has stood still since
+    membership = self.read(299)
+    self.assertEmpty(membership.validators)
+    self.assertEqual(uids(membership.candidates), [2, 1, 3])
+    self.assertEqual(uids(membership.active(1)), [2, 1, 3])
+    self.assertEqual(membership.stakes(1), {1: 5.0, 2: 9.0, 3: 5.0})
 
   def test_who_is_not_registered_is_told_what_to_do(self):
     stranger = KEYS[4].address
@@ -69,7 +175,7 @@ class RosterTest(absltest.TestCase):
     self.assertEmpty(self.read(2).commitments)
 
   def test_what_is_not_ours_is_passed_over(self):
-    self.commit(0, b'\2 something else')
+    self.commit(0, b'\1 something else')
     self.commit(1, b'')
     self.commit(2, self.said(b'here'))
     self.now = 2.0
@@ -85,7 +191,7 @@ class RosterTest(absltest.TestCase):
     self.assertIn(2, self.read(3).commitments)
     membership = self.read(6)
     self.assertEmpty(membership.commitments)
-    self.assertEqual([p.uid for p in membership.validators], [1, 3])
+    self.assertEqual(uids(membership.candidates), [1, 3])
 
   def test_a_future_block_is_refused(self):
     with self.assertRaises(interface.ChainError):

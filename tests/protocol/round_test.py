@@ -398,8 +398,21 @@ class ScheduleTest(absltest.TestCase):
     # The leader's vote is in a block before the first look ...
     voted = plan.collection_block(r) + phases.confirmations + 1
     self.assertLessEqual(voted, plan.decision_block(r))
-    # ... the next validator's, who waits for it, before the last one ...
-    self.assertLessEqual(plan.proposes(r, 1) + 1, plan.last_decision_block(r))
+    # ... and that of any validator, however many are silent before it, by the
+    # end of this window, once it has seen that no earlier one proposes ...
+    proposal = plan.collection_block(r) + phases.confirmations + 1
+    for rank in (1, 2, 3, 10, 1000):
+      turn = plan.proposes(r, rank)
+      self.assertLessEqual(turn, plan.decision_block(r))
+      self.assertGreaterEqual(turn, plan.proposes(r, rank - 1))
+      seen = proposal + phases.confirmations
+      self.assertGreaterEqual(turn, min(seen, plan.decision_block(r)))
+      proposal = turn + 1
+    self.assertBetween(
+      plan.last_proposal_block(r),
+      plan.decision_block(r),
+      plan.last_decision_block(r) - 1,
+    )
     # ... and after the last one there is time to train.
     applied = plan.last_decision_block(r) + phases.confirmations
     self.assertLess(applied, plan.put_opens(r + 1))
@@ -422,7 +435,9 @@ class ScheduleTest(absltest.TestCase):
 
 
 def vote(digest, round_index=7):
-  return commitment_lib.Commitment(b'', round_index, digest)
+  return commitment_lib.Commitment(
+    commitment_lib.Role.VALIDATOR, b'', round_index, digest
+  )
 
 
 _DIGESTS = [bytes([i]) * 32 for i in range(4)]
