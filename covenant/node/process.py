@@ -74,6 +74,7 @@ class Process:
 
   Raises:
     ChainError, StoreError, ConfigError: the node cannot start.
+    FolderInUseError: another process has the workdir.
   """
 
   def __init__(
@@ -163,12 +164,12 @@ class Process:
         time.sleep(blocks * self._chain.block_seconds)
       elif node.savable and self._due(node.state.round):
         self._save()
-    self.workdir.__exit__()
-    self._show('finished' if self._over(rounds) else 'stopped')
-    try:
-      self._checkpoints.__exit__()
-    except checkpoint_lib.CheckpointError as e:
-      self.workdir.status(error=str(e))
+    with self.workdir:
+      self._show('finished' if self._over(rounds) else 'stopped')
+      try:
+        self._checkpoints.__exit__()
+      except checkpoint_lib.CheckpointError as e:
+        self.workdir.status(error=str(e))
 
   def _save(self) -> None:
     """Saves a checkpoint; a full disk is an error in the status only."""

@@ -37,6 +37,8 @@ _FREE = ('devices.', 'network.coordinator', 'network.process', 'plan.')
 class Workdir:
   """Writes the files of one process; use as a context manager.
 
+  The folder of a process with a role is locked until the end of either.
+
   Args:
     path: the folder, which all ranks of a node share.
     role: of a process, such as 'miner'; its folder is made when missing.
@@ -44,6 +46,9 @@ class Workdir:
     rank: of a process that shares the folder; all but rank 0 write to rank-N/.
     profile: a round to trace, from 0 on. TensorBoard and Perfetto show it; on
       one device it takes some megabytes. None traces nothing.
+
+  Raises:
+    FolderInUseError: another process writes there.
   """
 
   def __init__(
@@ -61,8 +66,9 @@ class Workdir:
       'pid': os.getpid(),
       'error': '',
     }
+    self._held = contextlib.ExitStack()
     if role:
-      self.path.mkdir(parents=True, exist_ok=True)
+      self._held.enter_context(files.lock(self.path))
     self._profile = profile
     self._is_tracing = False
     self._writer: metrics.MetricsWriter | None = None
@@ -75,6 +81,7 @@ class Workdir:
     self._end_trace()
     if self._writer is not None:
       self._writer.close()
+    self._held.close()
 
   def check_owner(self, config: config_lib.Config) -> None:
     """Refuses a folder that holds a run with another config.

@@ -4,7 +4,21 @@ import jax
 import jax.numpy as jnp
 from absl.testing import absltest
 
+from covenant import files
 from covenant.node import workdir as workdir_lib
+
+
+class LockTest(absltest.TestCase):
+  def test_a_folder_is_of_one_process(self):
+    folder = self.create_tempdir().full_path
+    with workdir_lib.Workdir(folder, 'miner', '0'):
+      with self.assertRaisesRegex(files.FolderInUseError, 'another --workdir'):
+        workdir_lib.Workdir(folder, 'validator', '1')
+      with workdir_lib.Workdir(folder, 'miner', '0', rank=1):
+        pass  # a folder of its own
+      workdir_lib.Workdir(folder)  # of a program that only reads it
+    with workdir_lib.Workdir(folder, 'miner', '0'):
+      pass
 
 
 class ProfileTest(absltest.TestCase):

@@ -10,27 +10,10 @@ from covenant import config as config_lib
 from covenant.plan import hardware
 from covenant.plan import island_costs
 from covenant.plan import island_table
-from covenant.plan import memory
 from covenant.plan import partition
 from covenant.plan import planner
 from tests import helpers
-
-# Fictitious devices for a model of three layers: WEAK hold one, STRONG all.
-STRONG, WEAK = 'with 9 MB', 'with 4 MB'
-_FAST, _SLOW = 'on 400 kb/s', 'on 30 kb/s'
-
-
-def toy(text, peers=20, layers=3):
-  config = config_lib.Config()
-  return dataclasses.replace(
-    config,
-    model=dataclasses.replace(config.model, layers=layers),
-    plan=config_lib.Plan(compute_minutes=15, inventory=text, peers=peers),
-  )
-
-
-def any_of(count, speed, memory_, link, latency=50):
-  return f'{count}xany with {speed} MFLOP/s {memory_} {link} with {latency} ms'
+from tests.plan import toy
 
 
 def brute_force(config):
@@ -68,11 +51,11 @@ def brute_force(config):
 
 groups_of = st.lists(
   st.builds(
-    any_of,
+    toy.any_of,
     st.integers(1, 3),
     st.sampled_from([30, 40, 80, 240]),
-    st.sampled_from([STRONG, WEAK, 'with 3 MB']),
-    st.sampled_from([_FAST, _SLOW]),
+    st.sampled_from([toy.STRONG, toy.WEAK, 'with 3 MB']),
+    st.sampled_from([toy.FAST, toy.SLOW]),
   ),
   min_size=1,
   max_size=3,
@@ -83,7 +66,7 @@ class SearchTest(parameterized.TestCase):
   @hypothesis.given(groups_of, st.integers(1, 4))
   @hypothesis.settings(deadline=None)
   def test_near_the_best_of_all_partitions(self, pieces, peers):
-    config = toy(', '.join(pieces), peers)
+    config = toy.make(', '.join(pieces), peers)
     bound = brute_force(config)
     plan = planner.plan(config)
     self.assertGreaterEqual(plan.value, 0.95 * bound)
@@ -94,7 +77,7 @@ class SearchTest(parameterized.TestCase):
   @hypothesis.given(groups_of)
   @hypothesis.settings(deadline=None)
   def test_what_is_promised_of_every_island(self, pieces):
-    config = toy(', '.join(pieces))
+    config = toy.make(', '.join(pieces))
     plan = planner.plan(config)
     terms = plan.terms
     for work in plan.works:
@@ -123,133 +106,35 @@ class SearchTest(parameterized.TestCase):
     self.assertGreater(plan.value, 1.01 * max(map(search.total, starts)))
 
   def test_beats_equal_work(self):
-    config = toy(
-      ', '.join(any_of(1, s, STRONG, _FAST) for s in (30, 60, 120, 240))
+    config = toy.make(
+      ', '.join(
+        toy.any_of(1, s, toy.STRONG, toy.FAST) for s in (30, 60, 120, 240)
+      )
     )
     plan = planner.plan(config)
     # 1 + 2 + 4 + 8 parts of work, of which equal work does 2 x 4 or 1 x 8.
     self.assertBetween(plan.value / plan.equal, 1.7, 2.0)
 
   def test_who_is_too_many_is_pooled(self):
-    plan = planner.plan(toy(any_of(12, 60, STRONG, _FAST), peers=3))
+    plan = planner.plan(
+      toy.make(toy.any_of(12, 60, toy.STRONG, toy.FAST), peers=3)
+    )
     self.assertLessEqual({w.kind for w in plan.works}, {'pool', 'replica'})
     self.assertLessEqual(len(plan.works), 3)
     self.assertEqual(sum(w.hosts[0] for w in plan.works), 12)
 
   def test_who_is_not_heard_in_time_is_idle(self):
-    plan = planner.plan(toy(any_of(2, 60, STRONG, 'on 200 b/s')))
+    plan = planner.plan(toy.make(toy.any_of(2, 60, toy.STRONG, 'on 200 b/s')))
     self.assertEqual((plan.works, plan.idle), ((), (2,)))
-    self.assertIn('none of these hosts', island_table.text(toy(''), plan))
+    self.assertIn('none of these hosts', island_table.text(toy.make(''), plan))
 
   def test_without_a_window_it_says_what_is_missing(self):
-    config = toy('1xH100')
+    config = toy.make('1xH100')
     config = dataclasses.replace(
       config, plan=dataclasses.replace(config.plan, compute_minutes=0.0)
     )
     with self.assertRaisesRegex(config_lib.ConfigError, 'fewer than 21.0'):
       planner.plan(config)
-
-
-class StagesTest(parameterized.TestCase):
-  @parameterized.product(
-    counts=[(2, 0), (3, 1), (2, 2), (1, 3)], layers=[3, 5], sizes=[(12, 6)]
-  )
-  def test_layers_lie_as_well_as_they_can(self, counts, layers, sizes):
-    """Every way to lay the layers is tried."""
-    speeds = (3.0, 7.0)
-    config = toy('', layers=layers)
-    groups = hardware.parse_inventory(
-      ', '.join(
-        any_of(1, speed, f'with {size} MB', _FAST)
-        for speed, size in zip(speeds, sizes, strict=True)
-      ),
-      config.plan,
-    )
-    devices = [i for i, n in enumerate(counts) for _ in range(n)]
-    depth = len(devices)
-    of = partition._model(config)
-    shortest = []
-    for head in range(depth):
-      for lie in itertools.product(range(layers + 1), repeat=depth):
-        if sum(lie) != layers:
-          continue
-        times = []
-        for i, (k, held) in enumerate(zip(devices, lie, strict=True)):
-          size = groups[k].device.memory
-          if held > partition._fit(config, size, i == head, depth):
-            break
-          work = held * of.layer_flops + (i == head) * of.table_flops
-          times.append(work / groups[k].device.peak / 0.25)
-        else:
-          shortest.append(max(times))
-    found = partition.cut(config, groups, counts, depth)
-    assert found is not None
-    self.assertAlmostEqual(found.slot / min(shortest), 1, delta=1e-6)
-    self.assertEqual(sum(found.layers), layers)
-
-  def test_stages_are_the_model(self):
-    config = toy('', layers=3)
-    of, whole = partition._model(config), memory.shards(config)
-    self.assertEqual(3 * of.layer.params + of.tables.params, whole.params)
-    flops = 3 * of.layer_flops + of.table_flops
-    terms = island_costs.terms(config)
-    self.assertAlmostEqual(flops / (terms.flops * config.data.context), 1)
-
-  def test_more_in_flight_takes_more_memory(self):
-    config = config_lib.load(str(helpers.CONFIGS / '72b.py'))
-    held = [partition._fit(config, 24e9, False, n) for n in (1, 80, 200)]
-    self.assertEqual(held, [1, 1, 0])
-    self.assertEqual(partition._fit(config, 24e9, True, 1), -1)
-
-  def test_who_cannot_hold_it_is_no_pipeline(self):
-    config = toy('', layers=5)
-    groups = hardware.parse_inventory(any_of(4, 3, WEAK, _FAST), config.plan)
-    self.assertIsNone(partition.cut(config, groups, (4,), 4))
-
-  def test_no_link_carries_more_than_it_can(self):
-    # Devices so fast that links decide.
-    config = toy(any_of(3, 60_000, WEAK, 'on 2 kb/s'), peers=2)
-    plan = planner.plan(config)
-    (work,) = plan.works
-    self.assertEqual((work.island.rank, work.island.bits), (2, 4))
-    carried = work.inside / (3 * 250.0 * plan.terms.window)
-    self.assertBetween(carried, 0.6, 1.0)
-
-  def test_slow_links_send_less_of_the_width(self):
-    process_group = []
-    for link in ('on 1 Gb/s', 'on 2 kb/s'):
-      (work,) = planner.plan(toy(any_of(3, 60, WEAK, link))).works
-      self.assertEqual((work.kind, work.island.stages), ('pipeline', 3))
-      process_group.append(work.island.rank)
-    self.assertEqual(process_group[0], 0)
-    self.assertBetween(process_group[1], 1, 8)
-
-
-class PaceTest(parameterized.TestCase):
-  @hypothesis.given(
-    st.floats(0.01, 2), st.floats(0, 2), st.floats(0, 5),
-    st.integers(1, 8), st.floats(0.01, 100), st.integers(1, 64),
-  )  # fmt: skip
-  def test_most_is_the_most(self, each, beside, fixed, quantum, seconds, limit):
-    pace = island_costs.StepTime(each, beside, fixed, quantum)
-    batch = pace.most(seconds, limit)
-    tried = [b for b in range(quantum, limit + 1, quantum)
-             if pace.seconds(b) <= seconds]  # fmt: skip
-    near = {max(tried, default=0)}
-    # At the very edge either is right.
-    near |= {b for b in range(0, limit + 1, quantum)
-             if abs(pace.seconds(b) - seconds) < 1e-6}  # fmt: skip
-    self.assertIn(batch, near)
-
-  def test_steps_stay_near_those_of_the_run(self):
-    terms = island_costs.terms(toy('1xH100'))
-    # A sequence takes a second: 900 of them, 10 x 90 as well, 32 at most.
-    self.assertEqual(
-      island_costs.choose(
-        [(1, island_costs.StepTime(1.0, 0.0, 0.0, 1))], terms, 160.0
-      ),
-      (10, [16]),
-    )
 
 
 class ConfigTest(absltest.TestCase):
@@ -270,21 +155,6 @@ class ConfigTest(absltest.TestCase):
         for n, group in zip(work.hosts, plan.groups, strict=True)
       )
     self.assertEqual(power[0], power[1])
-
-
-class TableTest(absltest.TestCase):
-  def test_72b(self):
-    config = config_lib.load(
-      str(helpers.CONFIGS / '72b.py'),
-      ['plan.inventory=8xB200, 16xH100, 64xA100 in pairs, 12x4090 on 200 Mb/s'],
-    )
-    page = island_table.text(config, planner.plan(config))
-    self.assertIn('replica', page)
-    self.assertIn('8xB200: fsdp 8', page)
-    self.assertIn('8xH100 + ', page)
-    self.assertIn('200 Mb/s', page)
-    long = [line for line in page.splitlines() if len(line) > 100]
-    self.assertEmpty(long)
 
 
 if __name__ == '__main__':

@@ -1,0 +1,124 @@
+"""A node as a process: it follows the chain, saves, stops and goes on."""
+
+import json
+import pathlib
+from unittest import mock
+
+from absl.testing import absltest
+
+from covenant import files
+from covenant.chain import interface as chain_lib
+from covenant.node import base as node_lib
+from covenant.node import miner as miner_lib
+from covenant.node import process as process_lib
+from covenant.protocol import checkpoint
+from tests.node import network as network_lib
+
+UID = 0
+CONFIG = network_lib.CONFIG
+
+
+class ProcessTest(absltest.TestCase):
+  """A miner of a network in which nobody else is, so that nobody counts.
+
+  Its clock moves only while it sleeps.
+  """
+
+  def setUp(self):
+    super().setUp()
+    network_lib.trainer()  # reads the data, once
+    self.network = network_lib.Network(self)
+    self.workdir = pathlib.Path(self.create_tempdir().full_path)
+    self.slept = []
+
+    def sleep(seconds):
+      self.slept.append(seconds)
+      self.network.block += 1
+
+    chain = self.network.chain.seen_by(network_lib.KEYS[UID])
+    for module, name, value in (
+      (process_lib.connect, 'chain', lambda config: chain),
+      (process_lib.connect, 'objects', lambda *_: self.network.objects(UID)),
+      (process_lib.dataset, 'load', lambda config: None),
+      (process_lib.time, 'sleep', sleep),
+    ):
+      self.enterContext(mock.patch.object(module, name, value))
+    self.chain = chain
+
+  def build(self, context, start, data, mesh):
+    del data, mesh
+    role = miner_lib.role(network_lib.Slot(UID), start)
+    return node_lib.Node(
+      context, start, role, miner_lib.handlers(miner_lib.HONEST)
+    )
+
+  def process(self):
+    return process_lib.Process(CONFIG, 'miner', self.workdir, build=self.build)
+
+  def status(self):
+    return json.loads((self.workdir / 'status.json').read_text())
+
+  def test_follows_the_run_to_its_last_round(self):
+    process = self.process()
+    self.assertEqual(self.status()['phase'], 'ready')
+    process.run(lambda: False)
+    status = self.status()
+    self.assertEqual(
+      (status['phase'], status['round'], status['error']),
+      ('finished', CONFIG.rounds, ''),
+    )
+    self.assertEqual(status['root'], process.node.root.hex())
+    self.assertEqual(status['fingerprint'], process.node.fingerprint())
+    events = files.read_jsonl(self.workdir / 'events.jsonl')
+    trained = [e['round'] for e in events if e['what'] == 'train']
+    self.assertContainsSubset(range(CONFIG.rounds), trained)
+    # It looks at the chain at least twice per block.
+    self.assertLessEqual(max(self.slept), 0.5)
+
+  def test_goes_on_where_it_was_stopped(self):
+    process = self.process()
+    process.run(lambda: process._saved == 2)
+    self.assertEqual(
+      (self.status()['phase'], self.status()['round']), ('stopped', 2)
+    )
+    again = self.process()
+    self.assertEqual(again.node.state.round, 2)
+    self.assertEqual(again.node.root, process.node.root)
+    self.assertEqual(again.node.fingerprint(), process.node.fingerprint())
+    again.run(lambda: False)
+    self.assertEqual(self.status()['round'], CONFIG.rounds)
+
+  def test_waits_for_a_chain_that_is_not_there(self):
+    process, heads = self.process(), iter(range(3))
+
+    def head():
+      if next(heads, None) is not None:
+        raise chain_lib.ChainUnreachableError('no answer')
+      return self.network.block
+
+    with mock.patch.object(process, '_chain', wraps=self.chain) as chain:
+      chain.head.side_effect = head
+      chain.block_seconds = 1.0
+      process.run(lambda: len(self.slept) == 4)
+    self.assertEqual(self.slept[:3], [1.0] * 3)
+    self.assertEqual(self.status()['error'], 'ChainUnreachableError: no answer')
+
+  def test_a_full_disk_is_in_the_status_and_does_not_end_the_run(self):
+    process = self.process()
+    full = checkpoint.CheckpointError('no space')
+    with mock.patch.object(process._checkpoints, 'save_tree', side_effect=full):
+      process.run(lambda: False)
+    status = self.status()
+    self.assertEqual((status['round'], status['error']),
+                     (CONFIG.rounds, 'no space'))  # fmt: skip
+
+  def test_a_folder_is_of_one_process(self):
+    process = self.process()
+    with self.assertRaises(files.FolderInUseError):
+      self.process()
+    process.run(lambda: True)
+    self.process()
+
+
+if __name__ == '__main__':
+  absltest.main()
