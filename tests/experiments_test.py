@@ -76,6 +76,7 @@ class ResultsTest(parameterized.TestCase):
     curves = {p.stem for p in (study.RESULTS / 'curves').glob('*.csv')}
     self.assertEqual(curves, {run.config for run in runs})
 
+  @pytest.mark.docs
   def test_the_page_shows_them(self):
     self.assertEqual(claims.page(), claims.PAGE.read_text(encoding='utf-8'))
 

@@ -92,9 +92,11 @@ class RunTest(parameterized.TestCase):
   @pytest.mark.rows(1)
   def test_resumed_equals_uninterrupted(self, variant):
     """The miners, the validators' memory, and all that the chain knows."""
-    config = tiny(variant, validators=2)
-    whole, parts = self.workdir('whole'), self.workdir('parts')
-    want = emulation.run(config, whole)
+    config, whole, want = tiny(variant), self.finished, self.outcome
+    if variant:
+      config, whole = tiny(variant, validators=2), self.workdir('whole')
+      want = emulation.run(config, whole)
+    parts = self.workdir('parts')
     asked = iter([True])
     first = emulation.run(config, parts, stop=lambda: next(asked))
     self.assertFalse(first.finished)
@@ -104,7 +106,7 @@ class RunTest(parameterized.TestCase):
       helpers.everything(got.state), helpers.everything(want.state)
     )
     standings = json.loads(got.state.protocol)['standings']
-    self.assertEqual(list(standings), ['3', '4'])
+    self.assertEqual(list(standings), ['3', '4'][: config.validators])
     self.assertEqual(
       helpers.untimed(parts / 'metrics.jsonl'),
       helpers.untimed(whole / 'metrics.jsonl'),

@@ -30,6 +30,7 @@ def tiny(aggregation=None, optim=None, **changes):
   return config_lib.parse(dataclasses.asdict(config))
 
 
+@pytest.mark.slow
 class UnequalTest(absltest.TestCase):
   def test_each_counts_by_what_it_trained_on(self):
     """Three islands and a straggler; all valid, all nodes at one place."""
