@@ -33,7 +33,6 @@ from covenant.emulate import host
 from covenant.emulate import localnet
 from covenant.gauntlet import ratings as ratings_lib
 from covenant.node import evaluator as evaluator_lib
-from covenant.node import export as export_lib
 from covenant.node import multihost as multihost_lib
 from covenant.node import preflight
 from covenant.node import process
@@ -135,8 +134,8 @@ def export(config: config_lib.Config, workdir: str) -> None:
   The config is that of the run, such as its config.json.
   """
   workdir_lib.Workdir(workdir).check_owner(config)
-  completed, params = export_lib.newest(workdir)
-  folder = export_lib.Exporter(config, workdir).write(completed, params)
+  completed, params = evaluator_lib.newest(workdir)
+  folder = evaluator_lib.Exporter(config, workdir).write(completed, params)
   print(
     f'the model after round {completed} is in {folder}; '
     f'transformers.LlamaForCausalLM.from_pretrained({str(folder)!r}) loads it'

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from covenant import typing as ct
 from covenant.data import assignment
-from covenant.node import future as future_lib
+from covenant.node import base as node_lib
 from covenant.node import miner as miner_lib
 from covenant.node import validator as validator_lib
 from covenant.protocol import apply
@@ -25,7 +25,7 @@ from covenant.wire import manifest as manifest_lib
 from covenant.wire import payload as payload_lib
 
 Command = round_lib.Command
-Future = future_lib.Future
+Future = node_lib.Future
 Miner = miner_lib.Miner
 Node = miner_lib.Miner | validator_lib.Validator
 Policy = miner_lib.MinerPolicy

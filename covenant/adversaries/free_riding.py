@@ -10,7 +10,6 @@ from covenant.adversaries import base
 from covenant.adversaries import messages
 from covenant.adversaries import poisoning
 from covenant.node import base as node_lib
-from covenant.node import future as future_lib
 from covenant.node import miner as miner_lib
 from covenant.protocol import membership as membership_lib
 from covenant.protocol import run_storage as run_storage_lib
@@ -19,7 +18,7 @@ from covenant.wire import manifest as manifest_lib
 
 Batches = miner_lib.Batches
 Contribution = local_lib.Contribution
-Future = future_lib.Future
+Future = node_lib.Future
 Membership = membership_lib.Membership
 Miner = miner_lib.Miner
 Policy = miner_lib.MinerPolicy

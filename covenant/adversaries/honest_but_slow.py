@@ -9,14 +9,13 @@ from covenant.adversaries import base
 from covenant.adversaries import messages
 from covenant.data import tokens as tokens_lib
 from covenant.node import base as node_lib
-from covenant.node import future as future_lib
 from covenant.node import miner as miner_lib
 from covenant.protocol import round as round_lib
 from covenant.train import island as island_lib
 from covenant.train import local as local_lib
 
 Batches = miner_lib.Batches
-Future = future_lib.Future
+Future = node_lib.Future
 Miner = miner_lib.Miner
 Policy = miner_lib.MinerPolicy
 Task = local_lib.Task

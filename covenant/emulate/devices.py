@@ -28,7 +28,7 @@ from covenant import config as config_lib
 from covenant import typing as ct
 from covenant.data import tokens as tokens_lib
 from covenant.models import sharding
-from covenant.node import future as future_lib
+from covenant.node import base as node_lib
 from covenant.node import multihost as multihost_lib
 from covenant.optim import sparseloco
 from covenant.protocol import checkpoint as checkpoint_lib
@@ -36,7 +36,7 @@ from covenant.train import local as local_lib
 from covenant.train import shared_state as shared_state_lib
 from covenant.train import trainer as trainer_lib
 
-Future = future_lib.Future
+Future = node_lib.Future
 MinerState = local_lib.MinerState
 State = checkpoint_lib.RunState
 Task = local_lib.Task

@@ -35,7 +35,6 @@ from covenant.gauntlet import scores
 from covenant.node import base as node_lib
 from covenant.node import connect
 from covenant.node import evaluator as evaluator_lib
-from covenant.node import future as future_lib
 from covenant.node import miner as miner_lib
 from covenant.node import multihost as multihost_lib
 from covenant.node import preflight
@@ -177,7 +176,7 @@ class Host:
     slot = self.device_pool.slot(name)
     role = miner_lib.role(slot, place)
     if private is not None:
-      role.miner_state = future_lib.Future.done(private)
+      role.miner_state = node_lib.Future.done(private)
     policy = miner_lib.in_virtual_time(miner_lib.HONEST)
     node = node_lib.Node(
       self._context(name, observe),
@@ -366,7 +365,7 @@ class Host:
     }
     for uid, (data, *numbers) in protocol['contributions'].items():
       made = local_lib.Contribution(base64.b64decode(data), *numbers)
-      self.miners[int(uid)].role.contribution = future_lib.Future.done(made)
+      self.miners[int(uid)].role.contribution = node_lib.Future.done(made)
     messages = {u: self._message(u, d) for u, d in self._counted.items()}
     for node in self.nodes:
       node.messages = messages

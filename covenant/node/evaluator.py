@@ -1,9 +1,16 @@
-"""The loss of the shared model on held-out text; the evaluator's process."""
+"""The evaluator: losses on held-out text, and exports for Hugging Face.
+
+With lm-eval installed it exports the checkpoints that it evaluates, for
+transformers and lm-eval.
+"""
 
 import csv
+import importlib.util
 import json
 import math
 import os
+import pathlib
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -11,6 +18,7 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
+from orbax.checkpoint import v1 as ocp
 
 from covenant import config as config_lib
 from covenant import files
@@ -18,10 +26,11 @@ from covenant import typing as ct
 from covenant.chain import interface as chain_lib
 from covenant.data import assignment
 from covenant.data import dataset
+from covenant.data import pretrained
 from covenant.data import tokens as tokens_lib
+from covenant.models import hf
 from covenant.models import loss as loss_lib
 from covenant.node import connect
-from covenant.node import export as export_lib
 from covenant.node import workdir as workdir_lib
 from covenant.protocol import apply
 from covenant.protocol import membership as membership_lib
@@ -30,6 +39,12 @@ from covenant.protocol import round as round_lib
 from covenant.store import interface as store_lib
 from covenant.train import shared_state as shared_state_lib
 
+_FOLDER = 'hf'
+# The message of an evaluator that does not export.
+WITHOUT = (
+  'checkpoints are not exported for lm-eval, which is not installed: '
+  "pip install 'covenant[lm-eval]'"
+)
 _COLUMNS = (
   'round',
   'nats_per_token',
@@ -99,10 +114,10 @@ class EvaluatorProcess:
     )
     self._evaluator = Evaluator(config, dataset.load(config))
     self._exporter = None
-    if export_lib.wanted():
-      self._exporter = export_lib.Exporter(config, self._workdir.path)
+    if wanted():
+      self._exporter = Exporter(config, self._workdir.path)
     else:
-      print(export_lib.WITHOUT, file=sys.stderr)
+      print(WITHOUT, file=sys.stderr)
     self._path = self._workdir.path / 'evaluations.jsonl'
     self._rows = self._read()
     self._workdir.status(phase='ready')
@@ -193,3 +208,85 @@ class EvaluatorProcess:
   def _read(self) -> dict[int, dict[str, ct.Json]]:
     """Returns the evaluations of before a restart, by round."""
     return {row['round']: row for row in files.read_jsonl(self._path)}
+
+
+def wanted() -> bool:
+  """Returns True if lm-eval is installed."""
+  return importlib.util.find_spec('lm_eval') is not None
+
+
+class Exporter:
+  """Exports of one run: hf/ROUND in a folder, each complete or absent."""
+
+  def __init__(
+    self, config: config_lib.Config, workdir: str | os.PathLike[str]
+  ):
+    self._config = config
+    self._folder = pathlib.Path(workdir, _FOLDER)
+    tokenizer = pretrained.of(config)
+    self._files = pretrained.files(tokenizer, config.data.context)
+    self._end_of_text = tokenizer.end_of_text
+
+  def write(self, completed: int, params: ct.Params) -> pathlib.Path:
+    """Exports parameters after some rounds.
+
+    Returns:
+      The folder. An earlier export of this round stays unchanged.
+
+    Raises:
+      ConfigError: it cannot be written.
+    """
+    folder = self._folder / str(completed)
+    if not folder.exists():
+      hf.export(
+        folder,
+        self._config.model,
+        params,
+        context=self._config.data.context,
+        end_of_text=self._end_of_text,
+        files=self._files,
+      )
+    return folder
+
+  def prune(self) -> None:
+    """Deletes all but the newest `checkpoint.keep`, and incomplete exports."""
+    rounds = []
+    for path in self._folder.iterdir():
+      if path.name.isdecimal():
+        rounds.append(int(path.name))
+      elif path.name.endswith('.partial'):
+        shutil.rmtree(path)
+    for completed in sorted(rounds)[: -self._config.checkpoint.keep]:
+      shutil.rmtree(self._folder / str(completed))
+
+
+def newest(workdir: str | os.PathLike[str]) -> tuple[int, ct.Params]:
+  """Loads the newest checkpoint of the emulator, a miner or a validator.
+
+  Returns:
+    Its round, and the shared parameters alone, as NumPy arrays.
+
+  Raises:
+    ConfigError: there is none.
+  """
+  folder = pathlib.Path(workdir, 'checkpoints').absolute()
+  if not folder.is_dir():
+    raise config_lib.ConfigError(
+      f'expected the --workdir of a run, got one without {folder}'
+    )
+  context = ocp.Context()
+  context.pytree.loading.partial_load = True
+  with ocp.training.Checkpointer(str(folder)) as checkpoints:
+    latest = checkpoints.latest
+    if latest is None:
+      raise config_lib.ConfigError(f'{folder} has no checkpoint yet')
+    # The stored shapes, not those of a config: Orbax would invent the rest.
+    stored: ct.PyTree = checkpoints.metadata(latest).metadata
+    like = jax.tree.map(
+      lambda x: np.empty(x.shape, x.dtype), stored['shared']['params']
+    )
+    with context:
+      tree: ct.PyTree = checkpoints.load(
+        latest, abstract_state={'shared': {'params': like}}
+      )
+  return latest.step, tree['shared']['params']

@@ -16,7 +16,6 @@ from covenant import typing as ct
 from covenant.chain import interface as chain_lib
 from covenant.node import base as node_lib
 from covenant.node import follow
-from covenant.node import future as future_lib
 from covenant.protocol import apply
 from covenant.protocol import membership as membership_lib
 from covenant.protocol import round as round_lib
@@ -27,7 +26,7 @@ from covenant.train import trainer as trainer_lib
 
 Command = round_lib.Command
 Contribution = local_lib.Contribution
-Future = future_lib.Future
+Future = node_lib.Future
 Phase = round_lib.Phase
 MinerState = local_lib.MinerState
 Task = local_lib.Task

@@ -24,7 +24,6 @@ from covenant.chain import interface as chain_lib
 from covenant.chain import keys
 from covenant.data import tokens as tokens_lib
 from covenant.node import base as node_lib
-from covenant.node import future as future_lib
 from covenant.node import miner as miner_lib
 from covenant.node import process
 from covenant.pool import deltas as deltas_lib
@@ -68,11 +67,11 @@ def policy(
     task: local_lib.Task,
     params: ct.Params,
     batches: miner_lib.Batches,
-  ) -> future_lib.Future[local_lib.TrainedRound | None]:
+  ) -> node_lib.Future[local_lib.TrainedRound | None]:
     """Trains a round; raises RetryLaterError without work or when stopped."""
     del batches
     if task.round >= node.config.rounds:
-      return future_lib.Future.done(None)  # workers may go home
+      return node_lib.Future.done(None)  # workers may go home
     trainer = node.role.slot.trainer
     ids_N = local_lib.assigned_ids(node.config, task, trainer.split).reshape(-1)
     result = _train(pool, ledger, node, task, ids_N, stop)
@@ -92,9 +91,9 @@ def policy(
       ids_N[: result.sequences],
       result.loss,
     )
-    node.role.miner_state = future_lib.Future.done(private)
+    node.role.miner_state = node_lib.Future.done(private)
     report(task.round, result, len(ids_N))
-    return future_lib.Future.done(work)
+    return node_lib.Future.done(work)
 
   return miner_lib.HONEST._replace(batches=batches, train=train)
 
@@ -214,7 +213,7 @@ class PoolProcess:
     role = miner_lib.role(miner_lib.LocalSlot(trainer), start)
     # Each lease has moments of its own.
     private = role.miner_state.result()._replace(inner=None)
-    role.miner_state = future_lib.Future.done(private)
+    role.miner_state = node_lib.Future.done(private)
     own = policy(self._pool, self._ledger, self._report, lambda: self._stop())
     return node_lib.Node(context, start, role, miner_lib.handlers(own))
 

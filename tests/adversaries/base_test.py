@@ -5,14 +5,13 @@ from absl.testing import absltest
 from covenant.adversaries import base
 from covenant.data import assignment
 from covenant.node import base as node_lib
-from covenant.node import future as future_lib
 from covenant.node import miner as miner_lib
 from covenant.protocol import round as round_lib
 from covenant.train import local as local_lib
 from tests import helpers
 from tests.node import network as network_lib
 
-Future = future_lib.Future
+Future = node_lib.Future
 Phase = round_lib.Phase
 WORK = local_lib.TrainedRound('message', b'receipt', 12, 2.5, 0.25)
 MADE = local_lib.Contribution(b'payload', 2.5, 192, 0.25, 0)

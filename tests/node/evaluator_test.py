@@ -1,24 +1,42 @@
 """Tests of the evaluator's process."""
 
+import dataclasses
+import importlib.util
 import pathlib
 import sys
 import types
+import unittest
 from unittest import mock
 
+import jax
+import numpy as np
 from absl.testing import absltest
 
+from covenant import cli
 from covenant import config as config_lib
-from covenant.node import evaluator
-from covenant.node import export
+from covenant.data import dataset
+from covenant.models import llama
+from covenant.models import sharding
+from covenant.node import evaluator as evaluator_lib
 from covenant.node import workdir as workdir_lib
 from covenant.protocol import apply
+from covenant.protocol import checkpoint
 from covenant.protocol import published_checkpoint
 from covenant.train import shared_state
 from tests import helpers
-from tests.node.export_test import FILES
-from tests.node.export_test import names
 
 CONFIG = config_lib.load(f'{helpers.CONFIGS}/tiny.py', ['checkpoint.keep=2'])
+FILES = [
+  'config.json',
+  'model-00001-of-00001.safetensors',
+  'model.safetensors.index.json',
+  'tokenizer.json',
+  'tokenizer_config.json',
+]
+
+
+def names(folder):
+  return sorted(path.name for path in folder.iterdir())
 
 
 class EvaluatorProcessTest(absltest.TestCase):
@@ -28,7 +46,7 @@ class EvaluatorProcessTest(absltest.TestCase):
     super().setUp()
     self.workdir = pathlib.Path(self.create_tempdir().full_path)
     for name in ('chain', 'objects'):
-      self.enterContext(mock.patch.object(evaluator.connect, name))
+      self.enterContext(mock.patch.object(evaluator_lib.connect, name))
     self.status = self.enterContext(
       mock.patch.object(workdir_lib.Workdir, 'status')
     )
@@ -39,7 +57,7 @@ class EvaluatorProcessTest(absltest.TestCase):
       mock.patch('importlib.util.find_spec', return_value=spec),
       mock.patch('builtins.print') as self.printed,
     ):
-      process = evaluator.EvaluatorProcess(CONFIG, self.workdir)
+      process = evaluator_lib.EvaluatorProcess(CONFIG, self.workdir)
       shared = shared_state.SharedModel(CONFIG).init()
       for completed in rounds:
         place = apply.Position(completed, bytes(32), shared)
@@ -58,7 +76,7 @@ class EvaluatorProcessTest(absltest.TestCase):
     table = self.evaluate(2, 4, installed=False)
     self.assertLen(table.splitlines(), 3)
     self.assertFalse((self.workdir / 'hf').exists())
-    self.printed.assert_called_once_with(export.WITHOUT, file=sys.stderr)
+    self.printed.assert_called_once_with(evaluator_lib.WITHOUT, file=sys.stderr)
 
   def test_a_full_disk_stops_no_evaluation(self):
     with mock.patch('shutil.disk_usage') as usage:
@@ -69,6 +87,88 @@ class EvaluatorProcessTest(absltest.TestCase):
     errors = [fields['error'] for fields in said if 'error' in fields]
     self.assertLen(errors, 1)
     self.assertRegex(errors[0], 'export: .*the disk has 0.0 GB')
+
+
+class ExportTest(absltest.TestCase):
+  def setUp(self):
+    super().setUp()
+    self.workdir = pathlib.Path(self.create_tempdir().full_path)
+    self.params = jax.jit(lambda key: llama.init(CONFIG.model, key))(
+      jax.random.key(3)
+    )
+
+  def save(self, completed):
+    """As a member of a network does, with what only it knows."""
+    shared = shared_state.SharedState(self.params, {'momentum': np.ones(3)})
+    with checkpoint.Checkpoints(
+      self.workdir / 'checkpoints', CONFIG.checkpoint
+    ) as checkpoints:
+      checkpoints.save_tree(
+        completed, {'shared': shared, 'text': '{}', 'private': np.ones(2)}
+      )
+
+  @unittest.skipUnless(
+    importlib.util.find_spec('safetensors'), 'needs the extra hf'
+  )
+  def test_a_run_begins_with_what_another_exported(self):
+    folder = evaluator_lib.Exporter(CONFIG, self.workdir).write(4, self.params)
+    config = dataclasses.replace(CONFIG, pretrained=str(folder))
+    dataset.load(config)
+    want = shared_state.fingerprint(self.params)
+    for mesh in None, sharding.mesh(config_lib.Devices(fsdp=2), jax.devices()):
+      of_run = shared_state.SharedModel(config, mesh)
+      self.assertEqual(of_run.fingerprint(of_run.init()), want)
+    self.assertNotEqual(of_run.run, shared_state.SharedModel(CONFIG).run)
+
+    other = dataclasses.replace(config.data, tokenizer='bpe')
+    model = dataclasses.replace(config.model, vocab_size=512)
+    with self.assertRaisesRegex(config_lib.ConfigError, 'another tokenizer'):
+      dataset.load(dataclasses.replace(config, data=other, model=model))
+    with self.assertRaisesRegex(config_lib.ConfigError, 'vocab_size'):
+      shared_state.SharedModel(dataclasses.replace(config, model=model)).init()
+
+  def test_newest(self):
+    self.save(2)
+    self.save(12)
+    completed, params = evaluator_lib.newest(self.workdir)
+    self.assertEqual(completed, 12)
+    self.assertEqual(
+      shared_state.fingerprint(params), shared_state.fingerprint(self.params)
+    )
+
+  def test_no_checkpoint(self):
+    with self.assertRaisesRegex(
+      config_lib.ConfigError, 'expected the --workdir of a run'
+    ):
+      evaluator_lib.newest(self.workdir)
+    (self.workdir / 'checkpoints').mkdir()
+    with self.assertRaisesRegex(config_lib.ConfigError, 'no checkpoint yet'):
+      evaluator_lib.newest(self.workdir)
+
+  def test_role(self):
+    self.save(7)
+    with mock.patch('builtins.print') as printed:
+      cli.ROLES['export'](CONFIG, str(self.workdir))
+    folder = self.workdir / 'hf' / '7'
+    self.assertIn(f'after round 7 is in {folder}', printed.call_args.args[0])
+    self.assertEqual(names(folder), FILES)
+    other = config_lib.load(f'{helpers.CONFIGS}/tiny.py', ['model.layers=2'])
+    folder.rename(self.workdir / 'hf' / 'old')
+    with self.assertRaisesRegex(config_lib.ConfigError, 'layers_1.*got none'):
+      cli.ROLES['export'](other, str(self.workdir))
+    self.assertEqual(names(self.workdir / 'hf'), ['old'])
+
+  def test_newest_ones_are_kept(self):
+    exporter = evaluator_lib.Exporter(CONFIG, self.workdir)
+    (self.workdir / 'hf' / '.9.0123.partial').mkdir(parents=True)
+    for completed in (8, 9, 10, 11):
+      exporter.write(completed, self.params)
+    content = self.workdir / 'hf' / '11' / 'config.json'
+    content.write_text('as it was')
+    exporter.write(11, self.params)
+    exporter.prune()
+    self.assertEqual(names(self.workdir / 'hf'), ['10', '11'])
+    self.assertEqual(content.read_text(), 'as it was')
 
 
 if __name__ == '__main__':

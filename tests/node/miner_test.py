@@ -9,7 +9,6 @@ from absl.testing import parameterized
 from covenant.chain import interface as chain_lib
 from covenant.node import base as node_lib
 from covenant.node import follow
-from covenant.node import future as future_lib
 from covenant.node import miner as miner_lib
 from covenant.protocol import round as round_lib
 from covenant.protocol import run_storage as run_storage_lib
@@ -17,7 +16,7 @@ from covenant.store import interface as store_lib
 from covenant.wire import payload as payload_lib
 from tests.node import network as network_lib
 
-Future = future_lib.Future
+Future = node_lib.Future
 Phase = round_lib.Phase
 command = network_lib.command
 

@@ -20,7 +20,6 @@ from covenant.data import dataset
 from covenant.gauntlet import checks
 from covenant.node import base as node_lib
 from covenant.node import follow
-from covenant.node import future as future_lib
 from covenant.node import miner as miner_lib
 from covenant.node import validator as validator_lib
 from covenant.optim import sparseloco
@@ -93,7 +92,7 @@ class Slot:
     rows = sum(len(tokens_BxL1) for tokens_BxL1 in batches)
     work = local_lib.TrainedRound(message(self.uid), b'r' * 16, rows, 2.5, 0.25)
     after = state._replace(joined=state.joined + np.int32(100))
-    return future_lib.Future.done((work, after))
+    return node_lib.Future.done((work, after))
 
 
 class Network:

@@ -16,7 +16,7 @@ from absl.testing import parameterized
 
 from covenant import config as config_lib
 from covenant.models import sharding
-from covenant.node import export
+from covenant.node import evaluator as evaluator_lib
 from covenant.protocol import checkpoint
 from covenant.train import local
 from covenant.train import shared_state
@@ -110,7 +110,7 @@ class CheckpointTest(parameterized.TestCase):
       tree = self.restore(like)
       self.assertEqual(bits(tree), bits(want))
       self.assertEqual(where(tree), where(like))
-    completed, params = export.newest(self.workdir)
+    completed, params = evaluator_lib.newest(self.workdir)
     self.assertEqual(completed, len(SIZES))
     self.assertEqual(bits(params), bits(want['shared'].params))
 
