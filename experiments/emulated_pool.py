@@ -65,7 +65,7 @@ class Emulation:
       m.key.address: pool_workers.Worker(m, scene) for m in crowd
     }
     self._speeds = {m.key.address: m.speed for m in crowd}
-    self._pool = pool_lib.Pool(
+    self._pool = pool_lib.PoolState(
       kit.config,
       kit.shared_model.abstract_params,
       kit.shared_model.run,

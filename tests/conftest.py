@@ -63,7 +63,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(autouse=True, scope='session')
 def _absl(tmp_path_factory):
-  """What absltest.main() would do, with a folder of this session's own."""
+  """Does the work of absltest.main(), with a folder of this session's own."""
   flags.FLAGS.mark_as_parsed()
   flags.FLAGS.test_tmpdir = str(tmp_path_factory.mktemp('absl'))
   base = tmp_path_factory.getbasetemp()

@@ -1,4 +1,4 @@
-"""What experiments/results holds is what the committed studies would make."""
+"""The files in experiments/results are those of the committed studies."""
 
 import dataclasses
 import pathlib

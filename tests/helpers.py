@@ -1,4 +1,4 @@
-"""What many tests share: paths, the tiny config, and every bit of a state."""
+"""Helpers of many tests: paths, the tiny config, and every bit of a state."""
 
 import base64
 import hashlib

@@ -65,7 +65,7 @@ def _is_private(name: str) -> bool:
 
 
 def violations(module: str, source: str) -> list[str]:
-  """What is wrong with the imports of one module, a line each."""
+  """Returns the violations in the imports of one module, a line each."""
   found = []
   tree = ast.parse(source)
   here = room_of(module)

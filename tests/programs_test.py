@@ -58,7 +58,7 @@ def find(name: str):
 
 
 def wrong(source: str) -> list[str]:
-  """What a program names that is not there."""
+  """Returns the names in a program that do not exist."""
   tree, found = ast.parse(source), []
   imported, names = bound(tree)
   for name in imported.values():

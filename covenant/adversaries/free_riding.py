@@ -199,7 +199,9 @@ def unassigned(policy: Policy) -> Policy:
   """
 
   def batches(miner: Miner, task: Task) -> Batches:
-    return policy.batches(miner, task._replace(round=0, seed=b'mine'))
+    # It is due when the round is, and not at the end of round 0.
+    mine = task._replace(round=0, seed=b'mine', ahead=task.due)
+    return policy.batches(miner, mine)
 
   return base.spoiled(policy._replace(batches=batches), base.pretended)
 
@@ -209,9 +211,10 @@ def easy(policy: Policy) -> Policy:
 
   def change(miner: Miner, task: Task, batches: Batches) -> Batches:
     del miner, task
-    read = list(batches)
-    for tokens_BxL1 in read:
-      yield np.broadcast_to(read[0][:1], tokens_BxL1.shape)
+    row_1xL1 = None
+    for tokens_BxL1 in batches:
+      row_1xL1 = tokens_BxL1[:1] if row_1xL1 is None else row_1xL1
+      yield np.broadcast_to(row_1xL1, tokens_BxL1.shape)
 
   return base.rebatched(unassigned(policy), change)
 

@@ -42,7 +42,7 @@ Report = Callable[[int, pool_lib.PoolResult, int], None]
 
 
 def policy(
-  pool: pool_lib.Pool,
+  pool: pool_lib.PoolState,
   ledger: ledger_lib.Ledger,
   report: Report,
   stop: Callable[[], bool],
@@ -99,7 +99,7 @@ def policy(
 
 
 def _train(
-  pool: pool_lib.Pool,
+  pool: pool_lib.PoolState,
   ledger: ledger_lib.Ledger,
   node: miner_lib.Miner,
   task: local_lib.Task,
@@ -174,7 +174,7 @@ class PoolProcess:
         return False
       return keys.verify(worker, data, signature)
 
-    self._pool = pool_lib.Pool(
+    self._pool = pool_lib.PoolState(
       config,
       shared_model.abstract_params,
       shared_model.run,

@@ -118,7 +118,7 @@ class _PoolRound:
   )
 
 
-class Pool:
+class PoolState:
   """The state of a pool: its workers' rates and the current round.
 
   Args:

@@ -148,6 +148,15 @@ class FreeRidingTest(absltest.TestCase):
       want = base.pretended(self.miner, self.task(r), work)
       self.assertEqual(work.receipt, want.receipt)
 
+  def test_the_unassigned_train_until_the_put_window_of_their_round(self):
+    """Also where time passes while they train, unlike in virtual time."""
+    opens = self.miner.schedule.put_opens(2)
+    for block, steps in ((opens - 1, 3), (opens, 1)):
+      self.network.block = block
+      for kind in (free_riding.unassigned, free_riding.easy):
+        batches = kind(HONEST).batches(self.miner, self.task(2))
+        self.assertLen(list(batches), steps)
+
   def test_easy_trains_on_one_sequence(self):
     self.train(free_riding.easy(HONEST))
     batches = np.array(self.miner.role.slot.trained[0][3])

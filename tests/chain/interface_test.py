@@ -1,4 +1,4 @@
-"""What every chain promises (covenant/chain/interface.py), asked of each."""
+"""The contract of covenant/chain/interface.py, for every chain."""
 
 import contextlib
 import hashlib
@@ -19,7 +19,7 @@ from tests.chain import control
 
 
 class LocalControl:
-  """What a test may do to a chain beside using it; here the embedded one.
+  """The control that a test has over a chain; here over the embedded one.
 
   Each view is a connection of its own, as each process has one.
   """
@@ -72,7 +72,7 @@ class LocalControl:
     self._admin.deregister(hotkey)
 
   def weights(self, uid: int) -> dict[int, int]:
-    """What the chain has stored of a validator's weights, as u16."""
+    """Returns the stored weights of a validator, as u16."""
     return self._admin.weights().get(uid, {})
 
   @contextlib.contextmanager

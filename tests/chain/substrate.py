@@ -192,7 +192,7 @@ class _Substrate(bt.RpcSubstrate):
 
 
 class _Node:
-  """As `bittensor._transport.SubstrateConnection`, as far as it is used."""
+  """A `bittensor._transport.SubstrateConnection`, as far as it is used."""
 
   def __init__(self, chain: Subtensor):
     self._chain = chain

@@ -47,7 +47,7 @@ def tearDownModule():
 
 
 def written(workdir):
-  """What a run wrote, without what a clock did."""
+  """Returns the records of a run, without what a clock did."""
   records = helpers.untimed(workdir / 'metrics.jsonl')
   return records, (workdir / 'verdicts.jsonl').read_text().splitlines()
 

@@ -70,7 +70,7 @@ class MinersTest(absltest.TestCase):
 
 
 def batch_of(config, miner, round_index):
-  """What a miner read in a round of one step."""
+  """Returns the tokens that a miner read in a round of one step."""
   split, chain = dataset.load(config).train, miner.chain
   start = miner.schedule.start(round_index)
   uids = {peer.hotkey: peer.uid for peer in chain.peers(start)}

@@ -31,7 +31,7 @@ def small(*changes):
 
 
 def decisions(path):
-  """What a validator found, without what only tells when: blocks."""
+  """Returns the findings of a validator without their blocks."""
   rows = [json.loads(line) for line in path.read_text().splitlines()]
   return [
     {

@@ -40,7 +40,7 @@ class ScoresTest(absltest.TestCase):
     cls.random, cls.own, cls.other = tokens[:8], tokens[8:16], tokens[16:]
 
     def compressed(params, tokens, scale):
-      """What a peer sends that took one step on `tokens`."""
+      """Returns the message of a peer that took one step on `tokens`."""
       _, delta = loss_lib.next_token_gradient(cls.config.model, params, tokens)
       delta = jax.tree.map(lambda x: scale * x, delta)
       return sparseloco.compress(delta, None, cls.method.compression, None)[0]

@@ -22,7 +22,7 @@ def compress(delta, compression):
 
 
 def message(seed, compression=COMPRESSION, common=None, share=0.0):
-  """Of a random delta, a share of which is `common`'s."""
+  """Returns the message of a random delta that shares values with `common`."""
   draw = np.random.default_rng(seed)
   delta = {
     name: jnp.asarray(draw.normal(size=x.shape), jnp.float32)

@@ -1,4 +1,4 @@
-"""What a node does with its handlers, with fakes for all around it."""
+"""A node calls its handlers, with fakes for all around it."""
 
 import json
 import types

@@ -1,4 +1,4 @@
-"""What a validator finds of that which was committed."""
+"""A validator fetches and checks what was committed."""
 
 from absl.testing import absltest
 

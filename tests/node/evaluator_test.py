@@ -98,7 +98,7 @@ class ExportTest(absltest.TestCase):
     )
 
   def save(self, completed):
-    """As a member of a network does, with what only it knows."""
+    """Saves a checkpoint as a member of a network does, with its own state."""
     shared = shared_state.SharedState(self.params, {'momentum': np.ones(3)})
     with checkpoint.Checkpoints(
       self.workdir / 'checkpoints', CONFIG.checkpoint

@@ -53,7 +53,7 @@ def three():
 
 
 def run(program, process_group=None):
-  """What `program` comes to on each of two ranks, a value or an exception."""
+  """Returns the value or the exception of `program` on each of two ranks."""
 
   def one(own):
     try:
@@ -224,7 +224,7 @@ class SharedBatchTest(parameterized.TestCase):
     return trainer, shared_model.init().params
 
   def work(self, *args):
-    """Of two rounds from the same parameters."""
+    """Returns the results of two rounds from the same parameters."""
     trainer, params = self.trainer(*args)
     private, works = trainer.init(params), []
     for r in range(2):
@@ -279,10 +279,10 @@ class SharedBatchTest(parameterized.TestCase):
 
 
 class MeshTest(parameterized.TestCase):
-  """Of the devices that a miner's ranks have together."""
+  """Returns the mesh of the devices that a miner's ranks have together."""
 
   def start(self, processes=1, **devices):
-    """As of processes that have four devices each."""
+    """Returns a mesh as of processes that have four devices each."""
     with (
       mock.patch.object(jax, 'process_count', lambda: processes),
       mock.patch.object(jax, 'local_device_count', lambda: 8 // processes),
@@ -443,7 +443,7 @@ class Network:
     return process
 
   def statuses(self):
-    """What the ranks and the validator say of themselves."""
+    """Returns the status of the ranks and of the validator."""
     found = []
     for name in 'miner', 'miner/rank-1', 'validator':
       path = self.folder / name / 'status.json'
@@ -455,7 +455,7 @@ class Network:
     return [json.loads(row) for row in rows]
 
   def events(self, path):
-    """What a process did, and could not do."""
+    """Returns the actions and errors of a process."""
     names = 'block', 'round', 'what', 'error'
     return [tuple(row[n] for n in names) for row in self.lines(path)]
 

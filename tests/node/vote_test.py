@@ -1,4 +1,4 @@
-"""Which manifest a validator stands for, against a chain in memory."""
+"""A validator votes for a manifest, on a chain in memory."""
 
 import types
 

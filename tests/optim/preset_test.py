@@ -255,7 +255,7 @@ class PaperTest(parameterized.TestCase):
 
 
 def _reference_compress(x):
-  """What is sent of `x`, in its shape, NaN where nothing is."""
+  """Returns the sent values of `x` in its shape, NaN where nothing is sent."""
   split = [max(d for d in range(1, 65) if s % d == 0) for s in x.shape]
   if x.ndim == 2:
     (h, w), (rows, columns) = split, x.shape

@@ -68,7 +68,7 @@ class AggregateTest(absltest.TestCase):
     np.testing.assert_allclose(factors, [[1.0], [0.25]], rtol=1e-6)
 
   def test_by_tokens_over_senders_and_over_all(self):
-    """Who trained on a quarter counts a quarter; alone, against the average."""
+    """A quarter of the training counts a quarter."""
     messages = [message([0, 1], [2.0, 4.0]), message([1, 3], [8.0, 1.0])]
     weights = [weight.weigh('tokens', n, 80) for n in (80, 20)]
     for over, want in (

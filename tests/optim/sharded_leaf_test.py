@@ -69,7 +69,7 @@ class LeavesTest(parameterized.TestCase):
 
 
 class DealTest(parameterized.TestCase):
-  """What a message says of each block is scattered to who has the block."""
+  """The values of each block are scattered to the device that has the block."""
 
   @parameterized.product(
     spec=(

@@ -229,7 +229,7 @@ def two_unsharded_peers():
 
 
 class NumericsTest(absltest.TestCase):
-  """Of shards that are whole blocks, the result is that of whole tensors."""
+  """Shards that are whole blocks give the result of whole tensors."""
 
   def test_of_one_peer(self):
     tx, target = transformation(TILES), jnp.float32(0.5)
@@ -284,7 +284,7 @@ class NumericsTest(absltest.TestCase):
 
 
 def baselines(axis_name):
-  """What is not `sparseloco` with other arguments."""
+  """Algorithms that are not `sparseloco` with other arguments."""
   return {
     'demo': demo.demo(
       0.1,

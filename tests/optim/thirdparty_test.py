@@ -23,7 +23,7 @@ def listing(name):
 
 
 def run(source):
-  """What the program prints: the loss at its end."""
+  """Returns the loss that the program prints at its end."""
   result = subprocess.run(
     [sys.executable, '-c', source], capture_output=True, text=True
   )

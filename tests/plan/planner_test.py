@@ -35,7 +35,7 @@ def brute_force(config):
     return values[hosts]
 
   def best(left, largest, places):
-    """Of islands no larger, in order, than the last one."""
+    """Returns the best value of islands no larger than the last one."""
     if not any(left) or not places:
       return 0.0
     found = 0.0

@@ -187,7 +187,7 @@ class PoolProcessTest(absltest.TestCase):
     self.check_payload(1, rounds[1]['sequences'])
 
   def check_payload(self, last, sequences):
-    """What the network is shown is what a miner would show."""
+    """The network is shown what a miner would show."""
     shared_model = shared_state_lib.SharedModel(self.config)
     plan = round_lib.Schedule(self.config.phases)
     membership = membership_lib.read(self.chain, plan.put_closes(last), plan)

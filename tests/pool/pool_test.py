@@ -86,7 +86,7 @@ class PoolTest(parameterized.TestCase):
       self.audited.append(job.number)
       return honest(job)
 
-    self.pool = pool_lib.Pool(
+    self.pool = pool_lib.PoolState(
       config, LIKE, RUN, merger, inspector, again,
       lambda worker, data, by: by == data * 2 and worker != 'forger',
       np.random.default_rng(3),

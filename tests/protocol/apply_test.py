@@ -38,7 +38,7 @@ class OuterStepTest(parameterized.TestCase):
 
   @classmethod
   def payload(cls, uid, key=None, **said):
-    """Of a random delta, from the place all are at."""
+    """Returns the payload of a random delta from the common position."""
     rng = np.random.default_rng(uid)
     delta = jax.tree.map(
       lambda x: rng.normal(0, 1e-3, x.shape).astype(np.float32),
@@ -55,7 +55,7 @@ class OuterStepTest(parameterized.TestCase):
     )  # fmt: skip
 
   def step(self, payloads, place=None):
-    """What a manifest that lists these payloads leads to."""
+    """Returns the result of a manifest that lists these payloads."""
     entries = [
       manifest_lib.Entry(uid, KEYS[uid].address, run_storage_lib.digest(data))
       for uid, data in sorted(payloads.items())

@@ -1,4 +1,4 @@
-"""Who joins, or fell behind, gets every bit that the others have."""
+"""A node that joins, or fell behind, gets every bit that the others have."""
 
 import dataclasses
 import functools
@@ -65,7 +65,7 @@ def objects_of(network, name):
 
 
 def attempt(network, place=None):
-  """Where somebody who knows nothing gets to now."""
+  """Returns the position that a node without a state reaches now."""
   node = network.nodes['0']
   catch_up = catchup.CatchUp(
     node.chain,

@@ -30,7 +30,7 @@ def mesh(**sizes):
 
 
 def state(where=None, seed=0):
-  """What a miner has; every number another."""
+  """Returns the state of a miner, in which no two numbers are equal."""
   shapes = {
     'embedding': (256, 32),
     'final_norm': {'gain': (32,)},
@@ -115,7 +115,7 @@ class CheckpointTest(parameterized.TestCase):
     self.assertEqual(bits(params), bits(want['shared'].params))
 
   def test_whole_arrays_are_read_in_shards(self):
-    """As several processes write them, and older checkpoints have them."""
+    """Makes them as several processes and older checkpoints do."""
     want, like = state(), state(mesh(fsdp=4), seed=1)
     self.save(
       jax.tree.map(lambda x: x if isinstance(x, str) else np.asarray(x), want)

@@ -50,7 +50,7 @@ def plans(draw):
 
 
 class World:
-  """What a node meets: how rounds are decided, and what works when.
+  """The world around a node: how rounds are decided, and what works when.
 
   Args:
     silent: rounds without a majority at the first look.
@@ -337,7 +337,7 @@ class RoundTest(parameterized.TestCase):
 class LivenessTest(absltest.TestCase):
   @hypothesis.given(nodes())
   def test_asleep_or_awake_is_the_same(self, built):
-    """Who sleeps until `wake` is told the same at the same blocks."""
+    """A node that sleeps until `wake` is told the same at the same blocks."""
     node, end = built
     asleep = Node(node.plan, node.can, node.world).sleep_until(end)
     awake = node.follow(range(end))

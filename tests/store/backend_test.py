@@ -1,4 +1,4 @@
-"""What errors of obstore mean, and what a store is told."""
+"""The meaning of obstore's errors, and the options of a store."""
 
 import errno
 import os

@@ -1,4 +1,4 @@
-"""What every bucket must do: in memory, in a folder, and over S3."""
+"""The contract of every bucket: in memory, in a folder, and over S3."""
 
 import concurrent.futures
 import itertools

@@ -28,7 +28,7 @@ _PATIENCE = 60.0  # seconds; what takes longer never happens
 
 
 class Store(http.server.ThreadingHTTPServer):
-  """As much of S3 as a bucket uses. `faults` answer in place of it."""
+  """The part of S3 that a bucket uses. `faults` answer in place of it."""
 
   daemon_threads = True
 
@@ -97,7 +97,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
 
 def serve(h):
-  """What S3 does."""
+  """Answers as S3 does."""
   store = h.server
   upload = re.search(r'uploadId=(\w+)', h.path)
   number = re.search(r'partNumber=(\d+)', h.path)

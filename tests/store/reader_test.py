@@ -61,7 +61,7 @@ class Store:
 
 class ReaderTest(parameterized.TestCase):
   def read(self, store, tries=1, limit=10**6, slots=8):
-    """What a reader has in the end, after so many tries."""
+    """Returns the object of a reader in the end, after so many tries."""
 
     async def act():
       parts = reader.ObjectReader(

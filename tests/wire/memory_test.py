@@ -1,4 +1,4 @@
-"""What decoding a payload of megabytes takes, by what its spec declares."""
+"""The memory that decoding a payload of megabytes takes, by its spec."""
 
 import tracemalloc
 
@@ -52,7 +52,7 @@ def make_payload(codec):
 
 
 def declared_bytes(spec):
-  """Of a message, by its spec: 2 for an index, 1 a code, 2 a block's scale."""
+  """Returns the bytes of a message: 2 per index, 1 per code, 2 per scale."""
   regions = [r for t in spec.tensors for r in t.regions]
   return sum(r.num_blocks * (3 * r.k + 2) for r in regions)
 

@@ -69,7 +69,7 @@ def make_payload(compression, seed=0):
 
 
 def verify(data, signature):
-  """Whether uid 7 signed it."""
+  """Returns True if uid 7 signed it."""
   return keys.verify(KEY.address, data, signature)
 
 
