@@ -1,0 +1,80 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl.testing import absltest
+from absl.testing import parameterized
+
+from covenant.optim import exact
+from tests.reference import protocol
+
+
+def draw(seed, shape, low=-20, high=20):
+  rng = np.random.default_rng(seed)
+  scale = np.ldexp(1.0, rng.integers(low, high, shape))
+  return (rng.normal(size=shape) * scale).astype(np.float32)
+
+
+class ExactTest(parameterized.TestCase):
+  @parameterized.parameters((-20, 20), (-60, -40), (0, 60))
+  def test_product_equals_the_reference(self, low, high):
+    a, b = draw(0, 5000, low, high), draw(1, 5000, low, high)
+    got = jax.jit(exact.product)(a, b)
+    np.testing.assert_array_equal(got, protocol.product(a, b))
+
+  @parameterized.parameters(
+    ((1,),), ((3, 64),), ((4097,),), ((5000, 3),), ((2, 300, 4096),)
+  )
+  def test_norm_equals_the_reference(self, shape):
+    x = draw(2, shape, -3, 3)
+    got = jax.jit(lambda x: exact.norm(exact.square([x, -2 * x])))(x)
+    if x.size < 1e5:
+      self.assertEqual(got, protocol.norm([x, -2 * x]))
+    want = np.sqrt(5 * np.sum(x.astype(np.float64) ** 2))
+    np.testing.assert_allclose(got, want, rtol=2e-5)
+
+  @parameterized.parameters(
+    ([0.0],), ([1e-35],), ([1e30, 1e30],), ([3e-30] * 7,), ([1.0, 1e-3],)
+  )
+  def test_norm_of_special_values(self, values):
+    x = np.array(values, np.float32)
+    got = exact.norm(exact.square([x]))
+    self.assertEqual(got, protocol.norm([x]))
+
+  def test_norms_of_many_at_once(self):
+    xs = [draw(s, (7, 64)) for s in range(5)]
+    squares = [exact.square([x]) for x in xs]
+    stacked = exact.Square(
+      jnp.stack([s.limbs for s in squares], 1),
+      jnp.stack([s.exponent for s in squares]),
+    )
+    want = [protocol.norm([x]) for x in xs]
+    np.testing.assert_array_equal(exact.norm(stacked), want)
+
+  def test_norm_of_shards_is_that_of_the_whole(self):
+    x = draw(4, (64, 32))
+    axes = (jax.sharding.AxisType.Auto,) * 2
+    mesh = jax.make_mesh((4, 2), ('a', 'b'), axes)
+    whole = exact.norm(exact.square([x]))
+
+    def local(x):
+      return exact.norm(exact.square([x], ('a', 'b')))
+
+    got = jax.shard_map(
+      local, mesh=mesh, in_specs=jax.P('a', 'b'), out_specs=jax.P()
+    )(x)
+    self.assertEqual(got, whole)
+
+  def test_quotient_equals_the_reference(self):
+    a, b = np.abs(draw(5, 4000)), np.abs(draw(6, 4000))
+    a[:3], b[:3] = (0, 0, 1), (0, 1, 0)
+    a[3:900] = b[3:900] * np.random.default_rng(0).random(897, np.float32)
+    got = jax.jit(exact.quotient)(a, b)
+    want = [protocol.quotient(x, y) for x, y in zip(a, b, strict=True)]
+    np.testing.assert_array_equal(got, want)
+    np.testing.assert_allclose(
+      got[1:], np.minimum(1, a / np.maximum(b, 1e-30))[1:], atol=3e-7
+    )
+
+
+if __name__ == '__main__':
+  absltest.main()
