@@ -27,6 +27,7 @@ import numpy as np
 
 from covenant import config
 from covenant import typing as ct
+from covenant.models import initial
 from covenant.models import sharding
 
 _STDDEV = 0.02  # as in GPT-2 and Hugging Face's LlamaConfig
@@ -327,10 +328,26 @@ class Llama(nn.Module):
 
 
 def init(model: config.Model, seed_key: jax.Array) -> ct.Params:
-  """Returns float32 parameters: normal, residual outputs scaled, gains 1."""
-  # Initialization must not require the kernels of a GPU.
-  model = dataclasses.replace(model, attention='portable')
-  return Llama(model).init(seed_key, jnp.zeros((1, 1), jnp.int32))['params']
+  """Returns float32 parameters: normal(0.02) matrices, and gains of 1.
+
+  Outputs of branches are smaller, see `_branch_stddev`. All machines compute
+  the same bits (covenant/models/initial.py).
+  """
+  # Initialization must not require GPU kernels.
+  portable = dataclasses.replace(model, attention='portable')
+  tokens_1x1 = jnp.zeros((1, 1), jnp.int32)
+  shapes = jax.eval_shape(Llama(portable).init, seed_key, tokens_1x1)['params']
+  seed_2 = jax.random.key_data(seed_key)[:2]
+
+  def leaf(path: Any, x: jax.ShapeDtypeStruct) -> jax.Array:
+    names = [entry.key for entry in path]
+    if names[-1] == 'gain':
+      return jnp.ones(x.shape, x.dtype)
+    is_branch = names[-1] in ('output', 'down')
+    deviation = _branch_stddev(model) if is_branch else _STDDEV
+    return initial.normal(seed_2, '/'.join(names), x.shape, deviation)
+
+  return jax.tree.map_with_path(leaf, shapes)
 
 
 def hidden(
