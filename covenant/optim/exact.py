@@ -17,31 +17,43 @@ An addition of two numbers and a comparison need no care.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from covenant import typing as ct
+
 BITS = 22  # explicit bits of the mantissa of a product, and of a quotient
 SMALLEST = 2.0**-100  # smaller products and norms are zero
-_UNIT = 14  # a norm's values are integers in units of 2^-14 of the largest
-_LIMB = 15  # bits of one limb of a large integer
-_LIMBS = 5
-_ROW = 4096  # numbers in one sum
+_UNIT = 22  # a norm's values are integers in units of 2^-22 of the largest
+_LIMB = 12  # bits of one limb of a large integer
+_LIMBS = 7
+_ROW = 4096  # limbs in one sum
+_SQUARES = 128  # squares in one sum
 _ROOT = 24  # bits of a norm
 
 
 class Square(NamedTuple):
-  """A sum of squares: the integer of `limbs` times 4^(exponent - 14)."""
+  """A sum of squares: the integer of `limbs` times 4^(exponent - 22)."""
 
-  limbs: jax.Array  # uint32 [5, ...], 15 bits each, the lowest first
+  limbs: jax.Array  # uint32 [7, ...], 12 bits each, the lowest first
   exponent: jax.Array  # int32 [...], of the largest value
 
 
-def product(a: jax.Array, b: jax.Array) -> jax.Array:
-  """Returns float32 a * b, rounded to 22 explicit bits of mantissa."""
-  cut = jax.lax.reduce_precision(a * b, exponent_bits=8, mantissa_bits=BITS)
+def product(a: ct.Scalar, b: ct.Scalar) -> Any:
+  """Returns float32 a * b, rounded to 22 explicit bits of mantissa.
+
+  NumPy arrays are computed on the host.
+  """
+  if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
+    bits = np.multiply(a, b, dtype=np.float32).view(np.uint32)
+    bits = (bits + ((bits >> 1) & 1)) & np.uint32(0xFFFFFFFE)
+    cut = bits.view(np.float32)
+    return np.where(np.abs(cut) < SMALLEST, np.float32(0), cut)
+  wide = jnp.asarray(a) * b
+  cut = jax.lax.reduce_precision(wide, exponent_bits=8, mantissa_bits=BITS)
   return jnp.where(jnp.abs(cut) < SMALLEST, jnp.zeros_like(cut), cut)
 
 
@@ -61,20 +73,30 @@ def square(values: Sequence[jax.Array], axes: tuple[str, ...] = ()) -> Square:
   unit = _power(jnp.where(largest < SMALLEST, -126, _UNIT - exponent))
   limbs = jnp.zeros(_LIMBS, jnp.uint32)
   for x in values:
-    units = jnp.round(jnp.abs(x) * unit).astype(jnp.uint32)  # at most 2^15
+    units = jnp.round(jnp.abs(x) * unit).astype(jnp.uint32)  # at most 2^23
     limbs = _carry(limbs + _sum_of_squares(units))
   if axes:
     limbs = _carry(jax.lax.psum(limbs, axes))
   return Square(limbs, exponent)
 
 
+def norms(squares: Sequence[Square]) -> jax.Array:
+  """Returns the square root of each square, float32 [N]."""
+  return norm(
+    Square(
+      jnp.stack([s.limbs for s in squares], axis=1),
+      jnp.stack([s.exponent for s in squares]),
+    )
+  )
+
+
 def norm(of: Square) -> jax.Array:
   """Returns square roots, float32 [...], rounded down to 24 bits.
 
-  The digits come one by one, from pairs of bits of the 75-bit integer.
+  The digits come one by one, from pairs of bits of the 84-bit integer.
   """
-  bits = [(of.limbs[i // _LIMB] >> (i % _LIMB)) & 1 for i in range(75)]
-  bits.append(jnp.zeros_like(bits[0]))
+  count = _LIMB * _LIMBS
+  bits = [(of.limbs[i // _LIMB] >> (i % _LIMB)) & 1 for i in range(count)]
   pairs = [a + 2 * b for a, b in zip(bits[::2], bits[1::2], strict=True)]
 
   def digit(state, pair):
@@ -100,13 +122,23 @@ def norm(of: Square) -> jax.Array:
   )
 
 
-def quotient(a: jax.Array, b: jax.Array) -> jax.Array:
+def quotient(a: Any, b: Any) -> Any:
   """Returns min(1, a / b), rounded down to a multiple of 2^-22.
+
+  NumPy arrays are computed on the host, without a program per shape.
 
   Args:
     a: float32, 0 or more.
     b: float32, 0 or more; the quotient by 0 is 1.
   """
+  if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
+    (m, e), (n, d) = np.frexp(a), np.frexp(b)
+    m, n = (np.ldexp(x, 24).astype(np.int64) for x in (m, n))
+    digits = ((m << BITS) // np.maximum(n, 1)) >> np.clip(d - e, 0, 31)
+    part = np.ldexp(np.minimum(digits, 1 << BITS).astype(np.float32), -BITS)
+    part = np.where(a < SMALLEST, np.float32(0), part)
+    return np.where((a >= b) | (b < SMALLEST), np.float32(1), part)
+  a, b = jnp.broadcast_arrays(jnp.asarray(a), jnp.asarray(b))
   divisor = _mantissa(b)
 
   def digit(_, state):
@@ -121,21 +153,6 @@ def quotient(a: jax.Array, b: jax.Array) -> jax.Array:
   part = (digits >> apart).astype(jnp.float32) * jnp.float32(2.0**-BITS)
   part = jnp.where(a < SMALLEST, 0.0, part)
   return jnp.where((a >= b) | (b < SMALLEST), 1.0, part)
-
-
-def reciprocals(total: int, count: int, whole: int, size: int) -> np.ndarray:
-  """Returns whole / max(n, total / count) for n below `size`, float32 [size].
-
-  Divides in float64 on the host, and rounds once more.
-
-  Args:
-    total: parts of all peers.
-    count: peers; 1 or more.
-    whole: the parts of 1.
-    size: the number of entries.
-  """
-  parts_N = np.maximum(np.arange(size, dtype=np.float64) * count, total)
-  return (np.float64(whole * count) / parts_N).astype(np.float32)
 
 
 def _exponent(x: jax.Array) -> jax.Array:
@@ -156,30 +173,31 @@ def _power(exponent: jax.Array) -> jax.Array:
 
 
 def _sum_of_squares(units: jax.Array) -> jax.Array:
-  """Returns the limbs, uint32 [5], of a sum of squares of numbers to 2^15."""
-  squares_NxR = _rows(units.reshape(1, -1))[0]
-  squares_NxR = squares_NxR * squares_NxR  # at most 2^30
-  low_N = jnp.sum(squares_NxR & 0x7FFF, axis=1, dtype=jnp.uint32)
-  high_N = jnp.sum(squares_NxR >> _LIMB, axis=1, dtype=jnp.uint32)
-  zero_N = jnp.zeros_like(low_N)
-  limbs = _carry(jnp.stack([low_N, high_N, zero_N, zero_N, zero_N]))
+  """Returns the limbs, uint32 [7], of a sum of squares of numbers to 2^23."""
+  low, high = units & 0xFFF, units >> _LIMB
+  products = low * low, 2 * low * high, high * high  # each at most 2^24
+  limbs = jnp.stack(
+    [_row_sums(x.reshape(1, -1), _SQUARES)[0] for x in products]
+  )
+  limbs = _carry(jnp.pad(limbs, ((0, _LIMBS - len(products)), (0, 0))))
   while limbs.shape[1] > 1:
-    limbs = _carry(jnp.sum(_rows(limbs), axis=2, dtype=jnp.uint32))
+    limbs = _carry(_row_sums(limbs, _ROW))
   return limbs[:, 0]
 
 
-def _rows(x_LxM: jax.Array) -> jax.Array:
-  """Pads and reshapes to [L, N, R], R at most 4096."""
+def _row_sums(x_LxM: jax.Array, width: int) -> jax.Array:
+  """Returns sums of up to `width` numbers each: uint32 [L, N]."""
   size = x_LxM.shape[1]
-  width = min(max(size, 1), _ROW)
+  width = min(max(size, 1), width)
   padded = jnp.pad(x_LxM, ((0, 0), (0, -size % width if size else 1)))
-  return padded.reshape(x_LxM.shape[0], -1, width)
+  rows_LxNxR = padded.reshape(x_LxM.shape[0], -1, width)
+  return jnp.sum(rows_LxNxR, axis=2, dtype=jnp.uint32)
 
 
 def _carry(limbs: jax.Array) -> jax.Array:
-  """Normalizes limbs along the first axis to 15 bits each."""
+  """Normalizes limbs along the first axis to 12 bits each."""
   found, carry = [], jnp.zeros_like(limbs[0])
   for limb in limbs:
-    found.append((limb + carry) & 0x7FFF)
+    found.append((limb + carry) & 0xFFF)
     carry = (limb + carry) >> _LIMB
   return jnp.stack(found)

@@ -20,6 +20,7 @@ import optax
 from covenant import typing as ct
 from covenant.optim import collectives
 from covenant.optim import compression as compression_lib
+from covenant.optim import exact
 from covenant.optim import leaf_group
 from covenant.optim import reduce
 from covenant.optim import sharded_leaf
@@ -113,7 +114,8 @@ class OuterStep:
       weights or [weight_lib.Weight()] * len(messages)
     )
     factors_RxP = reduce.clip_factors(self.norms(messages), self._clip, sizes_R)
-    factors_RxP = factors_RxP * weight_lib.wholes(parts_R)[:, None]
+    wholes_Rx1 = weight_lib.wholes(parts_R)[:, None]
+    factors_RxP = exact.product(factors_RxP, wholes_Rx1)
     totals = weight_lib.totals(parts_R)
     return self.apply_sum(
       params, outer, messages, factors_RxP, parts_R, totals, consume
@@ -211,7 +213,6 @@ class OuterStep:
       start = jax.eval_shape(lambda: self._start_leaf(leaf))
       return jax.tree.map(leaf.abstract_stacked, start)
 
-    number: Any = jax.ShapeDtypeStruct((), jnp.float32)
     factors = jax.ShapeDtypeStruct((len(group.leaves),), jnp.float32)
     parts = jax.ShapeDtypeStruct((), jnp.uint16)
     index = jax.ShapeDtypeStruct((), jnp.int32)
@@ -221,7 +222,7 @@ class OuterStep:
       jax.eval_shape(self._outer.init, self._abstract_params)
     )
     _, others = self._sorted(states)
-    totals = weight_lib.Totals(number, number)
+    totals = jax.eval_shape(lambda: weight_lib.totals(np.zeros(0, int)))
     sum_tree = group.map(sums)
     return (
       self._add.lower(
@@ -244,7 +245,8 @@ class OuterStep:
     )
 
   def _part_norms(self, parts: list[ct.Message]) -> jax.Array:
-    return jnp.stack([reduce.norm(x, self._compression) for x in parts])
+    values = (self._compression.values(x) for x in parts)
+    return exact.norms([exact.square(v) for v in values])
 
   def _start_leaf(self, leaf: sharded_leaf.ShardedLeaf) -> reduce.Sums:
     return self._compression.start(leaf.slice_shape)

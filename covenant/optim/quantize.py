@@ -27,6 +27,8 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 
+from covenant.optim import exact
+
 Axes = tuple[str, ...]  # of a mesh
 
 
@@ -215,7 +217,7 @@ class Linear:
 
   def decode(self, codes_NxK: jax.Array, scales: jax.Array) -> jax.Array:
     steps_NxK = codes_NxK.astype(jnp.float32) - 2**self.bits // 2
-    return steps_NxK * scales[0, 1] + scales[0, 0]
+    return exact.product(steps_NxK, scales[0, 1]) + scales[0, 0]
 
 
 @dataclasses.dataclass(frozen=True)

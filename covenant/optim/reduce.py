@@ -24,8 +24,8 @@ import numpy as np
 import optax
 
 from covenant import typing as ct
-from covenant.optim import collectives
 from covenant.optim import compression as compression_lib
+from covenant.optim import exact
 from covenant.optim import weight as weight_lib
 
 Compression = compression_lib.Compression
@@ -49,7 +49,7 @@ def add(
     compression: the compressor that made the message.
     parts: the peer's weight as a sender, in parts of a whole (weight.py).
   """
-  values = [factor * v for v in compression.values(part)]
+  values = [exact.product(factor, v) for v in compression.values(part)]
   return Sums(
     compression.scatter_add(sums.total, part, values),
     compression.count(sums.senders, part, parts),
@@ -71,7 +71,7 @@ def finish(
 
   Args:
     sums: those of all peers.
-    totals: the weights of all peers, together and on average.
+    totals: the divisors by the weights of all peers (weight.py).
     shape: that of the leaf.
     compression: the compressor that made the messages.
     mean_over: 'senders' divides each element by the weight of the peers that
@@ -83,10 +83,11 @@ def finish(
     )
 
   def region(total: jax.Array, senders: jax.Array) -> jax.Array:
-    weight = totals.total
+    factor = jnp.asarray(totals.of_all, jnp.float32)
     if mean_over == 'senders':
-      weight = senders.astype(jnp.float32) / weight_lib.WHOLE
-    return total / jnp.maximum(jnp.asarray(weight, jnp.float32), totals.average)
+      table = jnp.asarray(totals.of_senders)
+      factor = table.at[senders.astype(jnp.int32)].get(mode='clip')
+    return exact.product(total, factor)
 
   regions = [region(*x) for x in zip(sums.total, sums.senders, strict=True)]
   return compression.join(regions, shape)
@@ -104,7 +105,8 @@ def reduce(
   sums = compression.start(shape)
   for part, factor, weight in zip(parts, factors_R, parts_R, strict=True):
     sums = add(sums, part, factor, compression, weight)
-  totals = weight_lib.totals(parts_R)
+  size = int(parts_R.sum(dtype=np.int64)) + 1
+  totals = weight_lib.totals(parts_R, size)
   return finish(sums, totals, shape, compression, mean_over)
 
 
@@ -140,10 +142,8 @@ def aggregate(
     shards = jax.tree.map(lambda _: (), abstract_params)
 
   def norms(_: Any, axes: tuple[str, ...], *parts: ct.Message) -> jax.Array:
-    norms_R = jnp.stack([norm(part, compression) for part in parts])
-    if not axes:
-      return norms_R
-    return jnp.sqrt(collectives.sum_over(jnp.square(norms_R), axes))
+    squares = [exact.square(compression.values(x), axes) for x in parts]
+    return exact.norms(squares)
 
   treedef = jax.tree.structure(abstract_params)
   factors = [()] * treedef.num_leaves
@@ -152,7 +152,8 @@ def aggregate(
       jax.tree.map(norms, abstract_params, shards, *messages)
     )
     factors_RxP = clip_factors(jnp.stack(norms_P, axis=1), clip, sizes_R)
-    factors = list((factors_RxP * weight_lib.wholes(parts_R)[:, None]).T)
+    wholes_Rx1 = weight_lib.wholes(parts_R)[:, None]
+    factors = list(exact.product(factors_RxP, wholes_Rx1).T)
 
   def leaf(x: Any, factors_R: Any, *parts: ct.Message) -> jax.Array:
     return reduce(parts, factors_R, parts_R, x.shape, compression, mean_over)
@@ -195,8 +196,7 @@ def single_delta(
 
 def norm(part: ct.Message, compression: Compression) -> jax.Array:
   """Returns the L2 norm of the values in a leaf's part of a message."""
-  squares = (jnp.sum(v * v) for v in compression.values(part))
-  return jnp.sqrt(sum(squares, jnp.float32(0)))
+  return exact.norm(exact.square(compression.values(part)))
 
 
 def message_norms(
@@ -204,7 +204,7 @@ def message_norms(
 ) -> jax.Array:
   """Returns the norm of each tensor of a message: float32 [P]."""
   parts = jax.tree.structure(abstract_params).flatten_up_to(message)
-  return jnp.stack([norm(part, compression) for part in parts])
+  return exact.norms([exact.square(compression.values(x)) for x in parts])
 
 
 def lower_median(x_Rx: Any) -> Any:
@@ -241,7 +241,8 @@ def clip_factors(
     raise ValueError(f"clip: expected 'median' or 'none', got {clip!r}")
   limits_RxP = lower_median(norms_RxP)[None]
   if sizes_R is not None:
-    limits_RxP = limits_RxP * reach(sizes_R, lower_median(sizes_R))[:, None]
+    reach_Rx1 = reach(sizes_R, lower_median(sizes_R))[:, None]
+    limits_RxP = exact.product(limits_RxP, reach_Rx1)
   return _clip(norms_RxP, limits_RxP)
 
 
@@ -252,7 +253,7 @@ def reach(size: ct.Scalar, median: ct.Scalar) -> Any:
 
 def _clip(norms: Any, limits: Any) -> Any:
   """Returns the factors that bring norms down to their limits."""
-  return norms.__array_namespace__().minimum(1.0, limits / (norms + 1e-8))
+  return exact.quotient(limits, norms)
 
 
 def nesterov(
@@ -264,7 +265,25 @@ def nesterov(
 
   DiLoCo uses (0.7, 0.9); SparseLoCo as published is (1.0, 0).
   """
-  return optax.sgd(learning_rate, momentum=momentum or None, nesterov=True)
+
+  def init(params: ct.Params) -> ct.OptState:
+    if not momentum:
+      return optax.EmptyState()
+    return optax.TraceState(jax.tree.map(jnp.zeros_like, params))
+
+  def update(
+    updates: ct.Delta, state: ct.OptState, params: ct.Params | None = None
+  ) -> tuple[ct.PyTree, ct.OptState]:
+    del params
+    if momentum:
+      add = lambda d, m: d + exact.product(momentum, m)  # noqa: E731
+      trace = jax.tree.map(add, updates, state.trace)
+      updates = jax.tree.map(add, updates, trace)
+      state = optax.TraceState(trace)
+    rate = learning_rate
+    return jax.tree.map(lambda u: -exact.product(rate, u), updates), state
+
+  return optax.GradientTransformation(init, update)
 
 
 def outer_update(

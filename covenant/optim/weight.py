@@ -33,10 +33,11 @@ class Weight(NamedTuple):
 
 
 class Totals(NamedTuple):
-  """Weights of a round's messages, float32; a whole message weighs 1."""
+  """The divisors of a round's sums, as factors; float32."""
 
-  total: ct.Scalar = np.float32(1)
-  average: ct.Scalar = np.float32(1)
+  # 1 / max(n, average) of n parts of senders, in wholes, by n.
+  of_senders: ct.Array
+  of_all: ct.Scalar = np.float32(1)  # 1 / the weight of all messages
 
 
 def weigh(
@@ -75,11 +76,21 @@ def columns(weights: Sequence[Weight]) -> tuple[np.ndarray, np.ndarray]:
   return parts_R, np.array([w.size for w in weights], np.float32)
 
 
-def totals(parts_R: np.ndarray) -> Totals:
-  """Returns the total and mean weight; without messages, those of one."""
-  total = parts_R.sum(dtype=np.int64) / WHOLE
-  average = total / len(parts_R) if len(parts_R) else 1.0
-  return Totals(np.float32(total), np.float32(average))
+def totals(parts_R: np.ndarray, size: int = 2**16) -> Totals:
+  """Returns the divisors of the sums of R messages; of none, those of one.
+
+  They are computed in float64 on the host, since devices divide differently.
+
+  Args:
+    parts_R: the messages' weights, in parts.
+    size: the number of divisors: more than the parts of all senders.
+  """
+  count = max(len(parts_R), 1)
+  total = int(parts_R.sum(dtype=np.int64)) or WHOLE
+  senders = np.maximum(np.arange(size, dtype=np.float64) * count, total)
+  return Totals(
+    (WHOLE * count / senders).astype(np.float32), np.float32(WHOLE / total)
+  )
 
 
 def wholes(parts_R: np.ndarray) -> np.ndarray:

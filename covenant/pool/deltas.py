@@ -31,6 +31,7 @@ from covenant import typing as ct
 from covenant.gauntlet import checks
 from covenant.gauntlet import similarity
 from covenant.optim import compression as compression_lib
+from covenant.optim import exact
 from covenant.optim import outer_step
 from covenant.optim import quantize
 from covenant.optim import reduce
@@ -108,7 +109,7 @@ class Merger:
     weights_R = np.asarray(sequences, np.float32) / np.float32(sum(sequences))
     weights_R *= np.float32(scale)
     clip_RxP = reduce.clip_factors(self._step.norms(messages))
-    factors_RxP = clip_RxP * weights_R[:, None]
+    factors_RxP = exact.product(clip_RxP, weights_R[:, None])
     whole_R = np.full(len(messages), weight.WHOLE, np.uint16)
     # The factors hold the weights, so the divisor is that of one message.
     return self._step.apply_sum(
@@ -117,7 +118,7 @@ class Merger:
       messages,
       factors_RxP,
       whole_R,
-      weight.Totals(),
+      weight.totals(whole_R[:1]),
     ).params
 
 

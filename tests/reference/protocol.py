@@ -24,17 +24,17 @@ def product(a, b) -> np.ndarray:
 
 
 def norm(values: Sequence[np.ndarray]) -> np.float32:
-  """The L2 norm of values in units of 2^-14 of the largest's power of two."""
+  """The L2 norm of values in units of 2^-22 of the largest's power of two."""
   flat = np.abs(np.concatenate([np.ravel(v) for v in values] + [np.zeros(1)]))
   largest = float(flat.max())
   if largest < 2.0**-100:
     return F(0)
   exponent = math.frexp(largest)[1] - 1
-  units = np.rint(np.ldexp(flat.astype(np.float64), 14 - exponent))
+  units = np.rint(np.ldexp(flat.astype(np.float64), 22 - exponent))
   total = sum(int(u) ** 2 for u in units)
   root = math.isqrt(total)
   beyond = max(root.bit_length() - 24, 0)
-  return F(math.ldexp(root >> beyond, exponent - 14 + beyond))
+  return F(math.ldexp(root >> beyond, exponent - 22 + beyond))
 
 
 def quotient(a: np.float32, b: np.float32) -> np.float32:
