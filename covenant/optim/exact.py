@@ -123,7 +123,7 @@ def norm(of: Square) -> jax.Array:
 
 
 def quotient(a: Any, b: Any) -> Any:
-  """Returns min(1, a / b), rounded down to a multiple of 2^-22.
+  """Returns min(1, a / b), rounded down to 22 or 23 bits.
 
   NumPy arrays are computed on the host, without a program per shape.
 
@@ -134,9 +134,10 @@ def quotient(a: Any, b: Any) -> Any:
   if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
     (m, e), (n, d) = np.frexp(a), np.frexp(b)
     m, n = (np.ldexp(x, 24).astype(np.int64) for x in (m, n))
-    digits = ((m << BITS) // np.maximum(n, 1)) >> np.clip(d - e, 0, 31)
-    part = np.ldexp(np.minimum(digits, 1 << BITS).astype(np.float32), -BITS)
-    part = np.where(a < SMALLEST, np.float32(0), part)
+    digits = (m << BITS) // np.maximum(n, 1)
+    part = np.ldexp(digits.astype(np.float32), e - d - BITS)
+    none = (a < SMALLEST) | (part < SMALLEST)
+    part = np.where(none, np.float32(0), part)
     return np.where((a >= b) | (b < SMALLEST), np.float32(1), part)
   a, b = jnp.broadcast_arrays(jnp.asarray(a), jnp.asarray(b))
   divisor = _mantissa(b)
@@ -149,9 +150,9 @@ def quotient(a: Any, b: Any) -> Any:
 
   start = _mantissa(a), jnp.zeros_like(divisor)
   _, digits = jax.lax.fori_loop(0, BITS + 1, digit, start)
-  apart = jnp.clip(_exponent(b) - _exponent(a), 0, 31).astype(jnp.uint32)
-  part = (digits >> apart).astype(jnp.float32) * jnp.float32(2.0**-BITS)
-  part = jnp.where(a < SMALLEST, 0.0, part)
+  exponent = jnp.maximum(_exponent(a) - _exponent(b) - BITS, -126)
+  part = digits.astype(jnp.float32) * _power(jnp.minimum(exponent, 0))
+  part = jnp.where((a < SMALLEST) | (part < SMALLEST), 0.0, part)
   return jnp.where((a >= b) | (b < SMALLEST), 1.0, part)
 
 

@@ -97,6 +97,7 @@ def reduce(
   parts: Sequence[ct.Message],
   factors_R: ct.Array,
   parts_R: np.ndarray,
+  totals: weight_lib.Totals,
   shape: Sequence[int],
   compression: Compression,
   mean_over: str = 'senders',
@@ -105,8 +106,6 @@ def reduce(
   sums = compression.start(shape)
   for part, factor, weight in zip(parts, factors_R, parts_R, strict=True):
     sums = add(sums, part, factor, compression, weight)
-  size = int(parts_R.sum(dtype=np.int64)) + 1
-  totals = weight_lib.totals(parts_R, size)
   return finish(sums, totals, shape, compression, mean_over)
 
 
@@ -155,8 +154,13 @@ def aggregate(
     wholes_Rx1 = weight_lib.wholes(parts_R)[:, None]
     factors = list(exact.product(factors_RxP, wholes_Rx1).T)
 
+  # One table in the program, not one per leaf.
+  totals = jax.tree.map(jnp.asarray, weight_lib.totals(parts_R))
+
   def leaf(x: Any, factors_R: Any, *parts: ct.Message) -> jax.Array:
-    return reduce(parts, factors_R, parts_R, x.shape, compression, mean_over)
+    return reduce(
+      parts, factors_R, parts_R, totals, x.shape, compression, mean_over
+    )
 
   return jax.tree.map(
     leaf, abstract_params, treedef.unflatten(factors), *messages
@@ -181,8 +185,9 @@ def single_delta(
   factors_P = _clip(norms_P, limits_P)
   treedef = jax.tree.structure(abstract_params)
   whole = np.full(1, weight_lib.WHOLE, np.uint16)
+  totals = weight_lib.totals(whole, weight_lib.WHOLE + 1)
   leaves = [
-    reduce([part], factors_P[p : p + 1], whole, x.shape, compression)
+    reduce([part], factors_P[p : p + 1], whole, totals, x.shape, compression)
     for p, (x, part) in enumerate(
       zip(
         jax.tree.leaves(abstract_params),

@@ -38,14 +38,15 @@ def norm(values: Sequence[np.ndarray]) -> np.float32:
 
 
 def quotient(a: np.float32, b: np.float32) -> np.float32:
-  """min(1, a / b), rounded down to a multiple of 2^-22."""
+  """min(1, a / b) with a quotient of mantissas rounded down to 2^-22."""
   if a >= b or b < 2.0**-100:
     return F(1)
   if a < 2.0**-100:
     return F(0)
   (m, e), (n, d) = math.frexp(float(a)), math.frexp(float(b))
   m, n = int(m * 2**24), int(n * 2**24)
-  return F(math.ldexp((m << 22) // n >> (d - e), -22))
+  part = math.ldexp((m << 22) // n, e - d - 22)
+  return F(part if part >= 2.0**-100 else 0)
 
 
 def threefry(key: np.ndarray, x: np.ndarray, y: np.ndarray):
