@@ -247,7 +247,9 @@ def clip_factors(
   limits_RxP = lower_median(norms_RxP)[None]
   if sizes_R is not None:
     reach_Rx1 = reach(sizes_R, lower_median(sizes_R))[:, None]
-    limits_RxP = exact.product(limits_RxP, reach_Rx1)
+    longer_RxP = exact.product(limits_RxP, reach_Rx1)
+    xp = norms_RxP.__array_namespace__()
+    limits_RxP = xp.where(reach_Rx1 > 1, longer_RxP, limits_RxP)
   return _clip(norms_RxP, limits_RxP)
 
 

@@ -7,7 +7,9 @@ computes it. docs/protocol.md describes the rounding rules in words.
 import hashlib
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
+import ml_dtypes
 import numpy as np
 
 F = np.float32
@@ -78,3 +80,139 @@ def initial(seed: int, name: str, shape: Sequence[int], deviation: float):
   mantissa, exponent = math.frexp(unit)
   unit = math.ldexp(round(mantissa * 512), exponent - 9)
   return ((2 * total - 5 * 4095) * unit).astype(F).reshape(shape)
+
+
+class Tensor(NamedTuple):
+  """The layout of a tensor on the wire."""
+
+  shape: tuple[int, ...]
+  block: tuple[int, int]  # height and width of a block
+  k: int  # values of a full block
+
+
+def spans(size: int, side: int) -> list[tuple[int, int, int]]:
+  """(start, stop, block side): whole blocks, then the rest."""
+  whole = size // side * side
+  found = (0, whole, side), (whole, size, size - whole)
+  return [span for span in found if span[1] > span[0]]
+
+
+def positions(tensor: Tensor) -> list[np.ndarray]:
+  """Flat positions of every region's elements: int [blocks, block size]."""
+  *stack, rows, columns = (1, *tensor.shape)[-max(len(tensor.shape), 2) :]
+  height, width = tensor.block
+  if len(tensor.shape) < 2:
+    height, width = 1, height * width
+  at = np.arange(math.prod(tensor.shape)).reshape(-1, rows, columns)
+  found = []
+  for top, bottom, h in spans(rows, height):
+    for left, right, w in spans(columns, width):
+      part = at[:, top:bottom, left:right]
+      tiles = part.reshape(len(at), (bottom - top) // h, h, -1, w)
+      found.append(tiles.transpose(0, 1, 3, 2, 4).reshape(-1, h * w))
+  return found
+
+
+def unpack(bits: np.ndarray, size: int, k: int, width: int):
+  """One block's bits -> indices and codes (Elias-Fano, low bit first)."""
+  low = (size // k).bit_length() - 1
+  number = lambda b: int(sum(int(x) << i for i, x in enumerate(b)))  # noqa: E731
+  ones = np.flatnonzero(bits[k * low : len(bits) - k * width])
+  lows = [number(bits[i * low : (i + 1) * low]) for i in range(k)]
+  indices = [int(o) - i << low | lows[i] for i, o in enumerate(ones)]
+  codes = bits[len(bits) - k * width :].reshape(k, width)
+  return indices, [number(c) for c in codes]
+
+
+def values(codes: np.ndarray, scales: np.ndarray, quantizer: str) -> np.ndarray:
+  """The values that codes [N, K] stand for."""
+  if quantizer == 'sign':
+    return np.where(codes == 1, scales, -scales)
+  if quantizer == 'sign-magnitude':
+    size = np.where(codes >= 2, scales[1], scales[0]) * scales[2:]
+    return np.where(codes % 2 == 1, size, -size)
+  if quantizer == 'statistical':
+    return scales[0, 1:][codes] + scales[0, 0]
+  if quantizer == 'linear':
+    steps = codes.astype(F) - F(2)
+    return (product(steps, scales[0, 1]) + scales[0, 0]).astype(F)
+  return codes
+
+
+QUANTIZERS = {  # bits of a code, type of the scales, their shape for N blocks
+  'sign': (1, ml_dtypes.bfloat16, lambda n: (n, 1)),
+  'sign-magnitude': (2, ml_dtypes.bfloat16, lambda n: (n + 2, 1)),
+  'statistical': (2, F, lambda n: (1, 5)),
+  'linear': (2, F, lambda n: (1, 2)),
+  'none': (32, F, lambda n: (0, 0)),
+}
+
+
+def decode(data: bytes, tensors: Sequence[Tensor], quantizer: str):
+  """A payload -> for each tensor the flat positions and values it sends."""
+  body, at = data[86:-96], 0  # after the header; before digest and signature
+  width, dtype, scale_shape = QUANTIZERS[quantizer]
+  message = []
+  for tensor in tensors:
+    where, what = [], []
+    for places in positions(tensor):
+      n, size = places.shape
+      full = tensor.block[0] * tensor.block[1]
+      k = max(1, math.floor(tensor.k * size / full + 0.5))
+      coded = 0 if width == 32 else width
+      low = (size // k).bit_length() - 1
+      each = k * low + k + -(-size // 2**low) + k * coded
+      length = -(-n * each // 8)
+      packed = np.frombuffer(body[at : at + length], np.uint8)
+      bits = np.unpackbits(packed, bitorder='little')[: n * each]
+      blocks = [unpack(b, size, k, coded) for b in bits.reshape(n, each)]
+      at += length
+      codes = np.array([c for _, c in blocks])
+      if width == 32:
+        codes = np.frombuffer(body[at : at + 4 * n * k], '<f4').reshape(n, k)
+        at += 4 * n * k
+      shape = scale_shape(n)
+      length = math.prod(shape) * np.dtype(dtype).itemsize
+      scales = np.frombuffer(body[at : at + length], dtype).reshape(shape)
+      at += length
+      rows = np.array([p[i] for p, (i, _) in zip(places, blocks, strict=True)])
+      where.append(rows.ravel())
+      what.append(values(codes, scales.astype(F), quantizer).ravel())
+    message.append((np.concatenate(where), np.concatenate(what).astype(F)))
+  return message
+
+
+def outer_step(payloads, weights, params, traces, tensors, quantizer, rate, mu):
+  """Payloads in uid order move flat params and their momentum, in place.
+
+  Args:
+    payloads: bytes.
+    weights: parts of 64, one per payload.
+    params: flat float32 arrays, one per tensor.
+    traces: momentum, like params.
+    tensors: their layouts.
+    quantizer: the run's.
+    rate: outer learning rate.
+    mu: outer momentum.
+  """
+  messages = [decode(data, tensors, quantizer) for data in payloads]
+  total, count = max(sum(weights), 1), max(len(weights), 1)
+  for p, (theta, trace) in enumerate(zip(params, traces, strict=True)):
+    norms = [norm([message[p][1]]) for message in messages]
+    median = sorted(norms)[(len(norms) - 1) // 2]
+    sums, senders = np.zeros_like(theta), np.zeros(theta.shape, np.int64)
+    for message, length, parts in zip(messages, norms, weights, strict=True):
+      where, what = message[p]
+      factor = product(quotient(median, length), F(parts) / F(WHOLE))
+      sums[where] += product(factor, what)
+      senders[where] += parts
+    divisors = np.maximum(senders * float(count), float(total))
+    delta = product(sums, (float(WHOLE * count) / divisors).astype(F))
+    trace[:] = delta + product(F(mu), trace)
+    theta[:] = theta - product(F(rate), delta + product(F(mu), trace))
+
+
+def fingerprint(arrays: Sequence[np.ndarray]) -> str:
+  """A digest of the bits of arrays."""
+  data = b''.join(np.asarray(a, '<f4').tobytes() for a in arrays)
+  return hashlib.blake2b(data, digest_size=16).hexdigest()
