@@ -24,6 +24,7 @@ from covenant.node import connect
 from covenant.plan import memory
 from covenant.protocol import membership as membership_lib
 from covenant.protocol import round as round_lib
+from covenant.protocol import same_bits
 from covenant.store import interface as store_lib
 from covenant.train import shared_state as shared_state_lib
 
@@ -62,6 +63,7 @@ def examine(
   lacking = lacking_memory(config, miners)
   needed = memory_bytes(config, miners) / 1e9
   yield Finding('memory', not lacking, lacking or f'{needed:,.1f} GB needed')
+  yield _attempt('arithmetic', _arithmetic)
   yield _disk(config, workdir)
   yield _data(config)
   try:
@@ -94,7 +96,7 @@ def require(
 def table(findings: list[Finding]) -> str:
   """Returns one line per finding."""
   return '\n'.join(
-    f'{"well" if f.well else "NOT WELL":8}  {f.name:8}  {f.text}'
+    f'{"well" if f.well else "NOT WELL":8}  {f.name:10}  {f.text}'
     for f in findings
   )
 
@@ -110,6 +112,16 @@ def _attempt(name: str, check: Callable[[], str]) -> Finding:
     PreflightError,
   ) as e:
     return Finding(name, False, str(e))
+
+
+def _arithmetic() -> str:
+  """Raises PreflightError if this machine computes other bits than others."""
+  if step := same_bits.first_difference():
+    raise PreflightError(
+      f'{step}: other bits than the specification (docs/protocol.md, "Exact '
+      'arithmetic"); test the memory of this machine, or use another backend'
+    )
+  return 'computes the same bits as the run'
 
 
 def _disk(

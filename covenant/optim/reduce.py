@@ -279,7 +279,7 @@ def nesterov(
     return optax.TraceState(jax.tree.map(jnp.zeros_like, params))
 
   def update(
-    updates: ct.Delta, state: ct.OptState, params: ct.Params | None = None
+    updates: ct.Delta, state: Any, params: ct.Params | None = None
   ) -> tuple[ct.PyTree, ct.OptState]:
     del params
     if momentum:

@@ -1,11 +1,19 @@
+import os
+import subprocess
+import sys
+from unittest import mock
+
 import jax
 import numpy as np
+import pytest
 from absl.testing import absltest
+from absl.testing import parameterized
 
 from covenant.chain import keys
 from covenant.optim import compression
 from covenant.protocol import same_bits
 from covenant.wire import payload
+from tests import helpers
 from tests.reference import protocol
 
 TENSORS = [
@@ -44,15 +52,69 @@ def by_reference():
     yield protocol.fingerprint(params + traces)
 
 
-def fingerprints(**kwargs):
-  for step in same_bits.run(**kwargs):
-    leaves = jax.device_get(jax.tree.leaves((step.params, step.traces)))
-    yield protocol.fingerprint([x.ravel() for x in leaves])
-
-
-class SameBitsTest(absltest.TestCase):
+class SameBitsTest(parameterized.TestCase):
   def test_nodes_equal_the_reference(self):
-    self.assertEqual(list(fingerprints()), list(by_reference()))
+    steps = list(same_bits.run())
+    self.assertEqual([step.name for step in steps], list(same_bits.STEPS))
+    self.assertEqual(
+      [same_bits.fingerprint(step) for step in steps], list(by_reference())
+    )
+    self.assertEqual(list(by_reference()), list(same_bits.EXPECTED))
+
+  def test_a_wrong_step_is_named(self):
+    wrong = (*same_bits.EXPECTED[:2], 'x', *same_bits.EXPECTED[3:])
+    with mock.patch.object(same_bits, 'EXPECTED', wrong):
+      self.assertEqual(same_bits.first_difference(), same_bits.STEPS[2])
+
+  @pytest.mark.slow
+  @parameterized.parameters(
+    '',
+    '--xla_cpu_max_isa=AVX2',
+    '--xla_cpu_max_isa=AVX',
+    '--xla_cpu_max_isa=SSE4_2',
+    '--xla_backend_optimization_level=0',
+    '--xla_cpu_multi_thread_eigen=false',
+    '--xla_cpu_enable_fast_math=true --xla_cpu_fast_math_honor_nans=false '
+    '--xla_cpu_fast_math_honor_infs=false '
+    '--xla_cpu_fast_math_honor_division=false',
+    '--xla_cpu_enable_fast_min_max=true --xla_allow_excess_precision=true',
+  )
+  def test_under_flags_of_the_compiler(self, flags):
+    self.assertEqual(self.program(flags=flags), same_bits.EXPECTED[-1])
+
+  @pytest.mark.slow
+  @parameterized.parameters(
+    ('--devices=2',),
+    ('--devices=4',),
+    ('--devices=4', '--budget=64'),
+    ('--devices=8',),
+    ('--budget=64',),
+    ('--budget=1000',),
+    ('--no-jit',),
+    ('--reference',),
+  )
+  def test_on_meshes_in_slices_and_op_by_op(self, *arguments):
+    self.assertEqual(self.program(*arguments), same_bits.EXPECTED[-1])
+
+  def program(self, *arguments, flags=''):
+    """The last line that the program prints in a process of its own."""
+    # What another flag compiled must not be found again.
+    cache = self.create_tempdir().full_path
+    done = subprocess.run(
+      [sys.executable, '-m', 'experiments.same_bits', *arguments],
+      cwd=helpers.ROOT,
+      env={
+        **os.environ,
+        'XLA_FLAGS': flags,
+        'XDG_CACHE_HOME': cache,
+        'JAX_NUM_CPU_DEVICES': '1',
+      },
+      capture_output=True,
+      text=True,
+      check=False,
+    )
+    self.assertEqual(done.returncode, 0, done.stderr)
+    return done.stdout.splitlines()[-1]
 
 
 if __name__ == '__main__':
