@@ -339,7 +339,7 @@ def init(model: config.Model, seed_key: jax.Array) -> ct.Params:
   shapes = jax.eval_shape(Llama(portable).init, seed_key, tokens_1x1)['params']
   seed_2 = jax.random.key_data(seed_key)[:2]
 
-  def leaf(path: Any, x: jax.ShapeDtypeStruct) -> jax.Array:
+  def leaf(path: ct.PyTree, x: jax.ShapeDtypeStruct) -> jax.Array:
     names = [entry.key for entry in path]
     if names[-1] == 'gain':
       return jnp.ones(x.shape, x.dtype)
