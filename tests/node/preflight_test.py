@@ -55,7 +55,8 @@ class DoctorTest(parameterized.TestCase):
     found = self.examine(hotkey, role)
     self.assertEqual([f.text for f in found.values() if not f.well], [])
     self.assertIn(text, found['hotkey'].text)
-    self.assertLen(found, 8)
+    self.assertLen(found, 9)
+    self.assertIn('computes the same bits', found['arithmetic'].text)
 
   @parameterized.parameters(
     ('stranger', 'miner', 'is not registered at block'),

@@ -19,12 +19,23 @@ class WeightTest(absltest.TestCase):
     with self.assertRaisesRegex(ValueError, "'equal' or 'tokens', got 'x'"):
       weight.weigh('x', 1, 1)
 
-  def test_totals_are_in_whole_messages(self):
+  def test_totals_divide_by_whole_messages(self):
     parts_R, sizes_R = weight.columns([weight.Weight(), weight.Weight(16, 5)])
-    self.assertEqual(weight.totals(parts_R), (1.25, 0.625))
     np.testing.assert_array_equal(weight.wholes(parts_R), [1, 0.25])
     np.testing.assert_array_equal(sizes_R, [1, 5])
-    self.assertEqual(weight.totals(parts_R[:0]), (0, 1))
+    totals = weight.totals(parts_R)
+    self.assertEqual(totals.of_all, np.float32(1 / 1.25))
+    # Nothing is divided by less than the average weight, 40 parts of 64.
+    parts = np.array([0, 16, 40, 64, 80])
+    np.testing.assert_array_equal(
+      totals.of_senders[parts],
+      (64 / np.array([40, 40, 40, 64, 80])).astype(np.float32),
+    )
+
+  def test_no_messages_are_divided_as_one(self):
+    totals = weight.totals(np.zeros(0, np.uint16), 65)
+    np.testing.assert_array_equal(totals.of_senders, np.ones(65))
+    self.assertEqual(totals.of_all, 1)
 
   def test_more_messages_than_can_be_counted_are_refused(self):
     with self.assertRaisesRegex(ValueError, 'at most 1023 messages, got 1024'):

@@ -1,7 +1,6 @@
-"""The exact arithmetic of the protocol, specified in NumPy.
+"""The exact arithmetic of the protocol: payloads and old state to new state.
 
-From decoded messages and old state to new state, bit for bit as every node
-computes it. docs/protocol.md describes the rounding rules in words.
+docs/protocol.md describes the rules in words.
 """
 
 import hashlib
@@ -18,8 +17,7 @@ WHOLE = 64  # parts of a weight of 1
 
 def product(a, b) -> np.ndarray:
   """A * b in float32, then rounded to 22 explicit bits, then flushed."""
-  p = np.asarray(np.multiply(F(a), F(b), dtype=F))
-  bits = p.view(np.uint32)
+  bits = np.asarray(np.multiply(F(a), F(b), dtype=F)).view(np.uint32)
   bits = (bits + (bits >> np.uint32(1) & np.uint32(1))) & ~np.uint32(1)
   cut = bits.view(F)
   return np.where(np.abs(cut) < F(2.0**-100), F(0), cut)
@@ -28,10 +26,9 @@ def product(a, b) -> np.ndarray:
 def norm(values: Sequence[np.ndarray]) -> np.float32:
   """The L2 norm of values in units of 2^-22 of the largest's power of two."""
   flat = np.abs(np.concatenate([np.ravel(v) for v in values] + [np.zeros(1)]))
-  largest = float(flat.max())
-  if largest < 2.0**-100:
+  if flat.max() < 2.0**-100:
     return F(0)
-  exponent = math.frexp(largest)[1] - 1
+  exponent = math.frexp(flat.max())[1] - 1
   units = np.rint(np.ldexp(flat.astype(np.float64), 22 - exponent))
   total = sum(int(u) ** 2 for u in units)
   root = math.isqrt(total)
@@ -46,14 +43,13 @@ def quotient(a: np.float32, b: np.float32) -> np.float32:
   if a < 2.0**-100:
     return F(0)
   (m, e), (n, d) = math.frexp(float(a)), math.frexp(float(b))
-  m, n = int(m * 2**24), int(n * 2**24)
-  part = math.ldexp((m << 22) // n, e - d - 22)
+  part = math.ldexp((int(m * 2**24) << 22) // int(n * 2**24), e - d - 22)
   return F(part if part >= 2.0**-100 else 0)
 
 
 def threefry(key: np.ndarray, x: np.ndarray, y: np.ndarray):
   """Threefry-2x32 with 20 rounds on uint32 counters."""
-  keys = [key[0], key[1], key[0] ^ key[1] ^ np.uint32(0x1BD11BDA)]
+  keys = [*key, key[0] ^ key[1] ^ np.uint32(0x1BD11BDA)]
   x, y = x + keys[0], y + keys[1]
   for i in range(20):
     r = (13, 15, 26, 6, 17, 29, 16, 24)[i % 8]
@@ -76,25 +72,21 @@ def initial(seed: int, name: str, shape: Sequence[int], deviation: float):
   last = x >> np.uint32(24) | y >> np.uint32(24) << np.uint32(8)
   fields = (x, x >> np.uint32(12), y, y >> np.uint32(12), last)
   total = sum((f & np.uint32(4095)).astype(np.int64) for f in fields)
-  unit = deviation / math.sqrt(20 * (2**24 - 1) / 12)
-  mantissa, exponent = math.frexp(unit)
+  mantissa, exponent = math.frexp(deviation / math.sqrt(5 * (2**24 - 1) / 3))
   unit = math.ldexp(round(mantissa * 512), exponent - 9)
   return ((2 * total - 5 * 4095) * unit).astype(F).reshape(shape)
 
 
-class Tensor(NamedTuple):
-  """The layout of a tensor on the wire."""
-
+class Tensor(NamedTuple):  # its layout on the wire
   shape: tuple[int, ...]
-  block: tuple[int, int]  # height and width of a block
+  block: tuple[int, int]  # height and width
   k: int  # values of a full block
 
 
 def spans(size: int, side: int) -> list[tuple[int, int, int]]:
   """(start, stop, block side): whole blocks, then the rest."""
-  whole = size // side * side
-  found = (0, whole, side), (whole, size, size - whole)
-  return [span for span in found if span[1] > span[0]]
+  cut = size // side * side
+  return [x for x in ((0, cut, side), (cut, size, size - cut)) if x[1] > x[0]]
 
 
 def positions(tensor: Tensor) -> list[np.ndarray]:
@@ -159,20 +151,18 @@ def decode(data: bytes, tensors: Sequence[Tensor], quantizer: str):
       n, size = places.shape
       full = tensor.block[0] * tensor.block[1]
       k = max(1, math.floor(tensor.k * size / full + 0.5))
-      coded = 0 if width == 32 else width
-      low = (size // k).bit_length() - 1
+      coded, low = width % 32, (size // k).bit_length() - 1
       each = k * low + k + -(-size // 2**low) + k * coded
       length = -(-n * each // 8)
       packed = np.frombuffer(body[at : at + length], np.uint8)
       bits = np.unpackbits(packed, bitorder='little')[: n * each]
       blocks = [unpack(b, size, k, coded) for b in bits.reshape(n, each)]
       at += length
-      codes = np.array([c for _, c in blocks])
+      codes = np.array([codes for _, codes in blocks])
       if width == 32:
         codes = np.frombuffer(body[at : at + 4 * n * k], '<f4').reshape(n, k)
         at += 4 * n * k
-      shape = scale_shape(n)
-      length = math.prod(shape) * np.dtype(dtype).itemsize
+      length = math.prod(shape := scale_shape(n)) * np.dtype(dtype).itemsize
       scales = np.frombuffer(body[at : at + length], dtype).reshape(shape)
       at += length
       rows = np.array([p[i] for p, (i, _) in zip(places, blocks, strict=True)])
@@ -185,15 +175,7 @@ def decode(data: bytes, tensors: Sequence[Tensor], quantizer: str):
 def outer_step(payloads, weights, params, traces, tensors, quantizer, rate, mu):
   """Payloads in uid order move flat params and their momentum, in place.
 
-  Args:
-    payloads: bytes.
-    weights: parts of 64, one per payload.
-    params: flat float32 arrays, one per tensor.
-    traces: momentum, like params.
-    tensors: their layouts.
-    quantizer: the run's.
-    rate: outer learning rate.
-    mu: outer momentum.
+  Weights are parts of 64; rate and mu are those of the outer step.
   """
   messages = [decode(data, tensors, quantizer) for data in payloads]
   total, count = max(sum(weights), 1), max(len(weights), 1)

@@ -93,7 +93,7 @@ class MeshTest(absltest.TestCase):
     want, got = plain.init(), sharded.init()
     specs = jax.tree.map(lambda x: x.sharding.spec, got)
     self.assertEqual(specs.params, sharded.specs)
-    self.assertEqual(specs.outer[0].trace, sharded.specs)
+    self.assertEqual(specs.outer.trace, sharded.specs)
     self.assertEqual(sharded.fingerprint(got), plain.fingerprint(want))
     compression = plain.method.compression
     messages = {}

@@ -150,8 +150,12 @@ def streaming_diloco(
     offset = p * inner_steps // fragments
     return (step > 0) & ((step - offset) % inner_steps == 0)
 
+  dense = sparseloco.Dense()
+
   def mean(delta: ct.Delta) -> tuple[ct.Delta, tuple[()]]:
-    return jax.lax.pmean(delta, axis_name), ()
+    message = jax.tree.map(dense.compress, delta)
+    messages = collectives.gather(message, axis_name)
+    return sparseloco.aggregate(messages, delta, dense, 'all', 'none'), ()
 
   def send(local: ct.Params, fragment: Fragment) -> tuple[ct.Params, Fragment]:
     delta = sparseloco.pseudo_gradient(fragment.anchor, local)
