@@ -7,6 +7,7 @@ chain and in the stores, so validators with the same data find the same.
 
 import enum
 import functools
+import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -340,4 +341,5 @@ def judge_copies(
 
 
 def _total(norms_P: jax.Array) -> float:
-  return float(np.sqrt(np.square(np.asarray(norms_P, np.float64)).sum()))
+  """Returns the norm of a whole message, exact but for one rounding."""
+  return math.sqrt(math.fsum(float(n) ** 2 for n in np.asarray(norms_P)))
