@@ -110,6 +110,31 @@ class LocalnetTest(absltest.TestCase):
       real = workdir / f'validator-{uid}' / 'verdicts.jsonl'
       self.assertEqual(decisions(real), decisions(emulated))
 
+  def test_unlike_hardware_ends_equal(self):
+    """Two miners and a validator, with other vector instructions each.
+
+    Their losses differ in the last digits; what they share does not.
+    """
+    isas = {'miner-0': 'SSE4_2', 'miner-1': 'AVX', 'validator-2': 'AVX2'}
+    start = subprocess.Popen
+
+    def popen(command, **options):
+      name = pathlib.Path(command[-1].removeprefix('--workdir=')).name
+      if name in isas:
+        flags = f'--xla_cpu_max_isa={isas.pop(name)}'
+        options['env'] = os.environ | {'XLA_FLAGS': flags}
+      return start(command, **options)
+
+    config = small('rounds=4', 'validators=1')
+    network = localnet.Localnet(config, self.folder() / 'net')
+    with mock.patch.object(localnet.subprocess, 'Popen', popen):
+      outcome = network.run()
+    self.assertEqual(isas, {})
+    self.assertTrue(outcome.finished, outcome.sights)
+    self.assertEqual({s.restarts for s in outcome.sights}, {0})
+    self.assertTrue(outcome.equal, outcome.sights)
+    self.assertEqual(outcome.sights[0].status['round'], 4)
+
   def test_ctrl_c_ends_everybody_and_leaves_the_logs(self):
     workdir = self.folder() / 'net'
     process = subprocess.Popen(
