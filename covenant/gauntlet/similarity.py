@@ -65,12 +65,7 @@ class Sketcher:
       seed: unknown before the messages were committed.
     """
     ends = np.cumsum([0, *(blocks for _, _, blocks, _ in self._regions)])
-    key = hashlib.blake2b(seed, digest_size=16, person=b'gauntlet.sketch')
-    draw = np.random.Generator(
-      np.random.Philox(int.from_bytes(key.digest(), 'little'))
-    )
-    count = min(MAX_BLOCKS, int(ends[-1]))
-    chosen = np.sort(draw.choice(int(ends[-1]), count, replace=False))
+    chosen = _sample(seed, int(ends[-1]))
     rows = []
     for message in messages.values():
       parts = self._treedef.flatten_up_to(message)
@@ -84,6 +79,24 @@ class Sketcher:
       packed = np.packbits(np.concatenate([*bits, np.zeros(0, bool)]))
       rows.append(np.pad(packed, (0, -packed.size % 8)).view(np.uint64))
     return np.stack(rows) if rows else np.zeros((0, 0), np.uint64)
+
+
+def _sample(seed: bytes, blocks: int) -> np.ndarray:
+  """Returns `MAX_BLOCKS` of the blocks, or all, ascending: int64.
+
+  The draw uses raw bits only, which are the same in every NumPy release.
+  """
+  if blocks <= MAX_BLOCKS:
+    return np.arange(blocks)
+  key = hashlib.blake2b(seed, digest_size=16, person=b'gauntlet.sketch')
+  draw, chosen = MAX_BLOCKS, np.zeros(0, np.int64)
+  while chosen.size < MAX_BLOCKS:
+    draw *= 2
+    philox = np.random.Philox(int.from_bytes(key.digest(), 'little'))
+    drawn = (philox.random_raw(draw) % np.uint64(blocks)).astype(np.int64)
+    _, first = np.unique(drawn, return_index=True)
+    chosen = drawn[np.sort(first)[:MAX_BLOCKS]]
+  return np.sort(chosen)
 
 
 def shared_fractions(a_RxW: np.ndarray, b_SxW: np.ndarray) -> np.ndarray:
