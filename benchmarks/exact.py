@@ -59,7 +59,7 @@ def make_step(
   shape = jax.ShapeDtypeStruct((size, size), jnp.float32)
   step = outer_step.OuterStep(shape, compression, outer)
   params = jax.random.normal(jax.random.key(0), shape.shape)
-  state = [params, outer.init(params)]
+  state: list[Any] = [params, outer.init(params)]
   compress = jax.jit(compression.compress)
   messages = [
     jax.device_get(compress(jax.random.normal(jax.random.key(p), shape.shape)))
@@ -68,7 +68,7 @@ def make_step(
   weights = [weight.Weight(1 + p % 64) for p in range(peers)]
 
   def apply() -> Any:
-    new = step.apply(*state, messages, consume=True, weights=weights)
+    new = step.apply(state[0], state[1], messages, True, weights)
     state[:] = new.params, new.outer
     return state
 
