@@ -38,7 +38,12 @@ _RUN = [
   'tqdm>=4.66,<5',
 ]
 _NETWORK = ['bittensor>=11,<12']  # the real chain; local ones need nothing
-_DATA = ['sentencepiece>=0.2,<1']  # tokenizers of models to continue from
+# Files of text, and the tokenizers of models to continue from.
+_DATA = [
+  'pyarrow>=18',
+  'sentencepiece>=0.2,<1',
+  'zstandard>=0.23,<1',
+]
 # torch is pinned: the CPU build is of this version, others pull gigabytes.
 _HF = [
   'safetensors>=0.4.3,<1',

@@ -25,7 +25,10 @@ from covenant import typing as ct
 from covenant.adversaries import registry
 from covenant.data import corpus
 from covenant.data import dataset
+from covenant.data import inspect as inspect_lib
+from covenant.data import manifest
 from covenant.data import shards
+from covenant.data import tokenize as tokenize_lib
 from covenant.data import tokenizer
 from covenant.emulate import devices as devices_lib
 from covenant.emulate import emulation
@@ -118,14 +121,50 @@ def _watch(
 
 
 def tokenize(config: config_lib.Config, workdir: str) -> None:
-  """Writes the text of `config.data` as token shards to the workdir."""
-  documents = corpus.load(config.data, config.seed)
-  encoder = tokenizer.make(config.data, config.model.vocab_size, documents)
-  shards.write(workdir, documents, encoder)
+  """Writes the text of `config.data` as token shards to the workdir.
+
+  --workers processes do it; --part=3/64 does a part of the files.
+  """
+  number, slash, parts = (_flag('part') or '1/1').partition('/')
+  valid = slash and number.isdigit() and parts.isdigit()
+  if not valid or not 1 <= int(number) <= int(parts):
+    raise config_lib.ConfigError(
+      f'--part: expected K/N, with K from 1 to N, got {_flag("part")!r}'
+    )
+  if config.data.source == 'text':
+    workers = _flag('workers') or len(os.sched_getaffinity(0))
+    part = int(number), int(parts)
+    made = tokenize_lib.run(config, workdir, workers, part)
+  else:
+    documents = corpus.load(config.data, config.seed)
+    encoder = tokenizer.make(config.data, config.model.vocab_size, documents)
+    made = shards.write(workdir, documents, encoder)
+  if made is None:
+    print(
+      f'part {number} of {parts} is in {workdir}; the manifest follows with '
+      'the last part, or with --role=merge'
+    )
+  else:
+    _say_shards(made, workdir)
+
+
+def merge(config: config_lib.Config, workdir: str) -> None:
+  """Writes the manifest of all parts of --role=tokenize in the workdir."""
+  del config
+  _say_shards(tokenize_lib.merge(workdir), workdir)
+
+
+def _say_shards(made: manifest.ShardManifest, workdir: str) -> None:
   print(
-    f'wrote token shards to {workdir}; train on them with '
-    f'--config.data.source=shards --config.data.path={workdir}'
+    f'{inspect_lib.shares(made)}\nwrote token shards to {workdir}; train on '
+    f'them with --config.data.source=shards --config.data.path={workdir}'
   )
+
+
+def data(config: config_lib.Config, workdir: str) -> None:
+  """Prints what the data of a config holds, and verifies its shards."""
+  del workdir
+  print(inspect_lib.text(config))
 
 
 def export(config: config_lib.Config, workdir: str) -> None:
@@ -323,6 +362,8 @@ def stoppable(message: str) -> Iterator[Callable[[], bool]]:
 ROLES: dict[str, Callable[[config_lib.Config, str], None]] = {
   'emulate': emulate,
   'tokenize': tokenize,
+  'merge': merge,
+  'data': data,
   'export': export,
   'miner': miner,
   'validator': validator,
@@ -363,6 +404,12 @@ flags.DEFINE_integer(
   'into the workdir.',
   lower_bound=0,
 )
+flags.DEFINE_integer(
+  'workers', None, 'tokenize: processes. Default: all cores.', lower_bound=1
+)
+flags.DEFINE_string(
+  'part', None, 'tokenize: the part of the files that this machine does: K/N.'
+)
 flags.DEFINE_integer('uid', None, 'explain: the uid.', lower_bound=0)
 _PREFIX = '--config.'
 
@@ -384,7 +431,7 @@ def run(argv: list[str]) -> None:
   if not flags.FLAGS['verbosity'].present:
     logging.set_verbosity(logging.WARNING)  # Orbax logs much
   try:
-    config = config_lib.load(_CONFIG.value, overrides)
+    config = dataset.identified(config_lib.load(_CONFIG.value, overrides))
     name = time.strftime('%Y%m%d-%H%M%S-') + config.name
     workdir = _WORKDIR.value or pathlib.Path('runs', name)
     ROLES[_ROLE.value](config, str(workdir))

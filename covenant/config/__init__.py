@@ -21,9 +21,12 @@ from covenant.config.network import Plan
 from covenant.config.network import Pool
 from covenant.config.network import read_islands
 from covenant.config.network import show_islands
+from covenant.config.training import WEIGHT_UNITS
 from covenant.config.training import Aggregation
 from covenant.config.training import Compression
 from covenant.config.training import Data
+from covenant.config.training import DataPhase
+from covenant.config.training import DataShare
 from covenant.config.training import Gauntlet
 from covenant.config.training import Inner
 from covenant.config.training import Model
@@ -31,12 +34,15 @@ from covenant.config.training import Optim
 from covenant.config.training import Outer
 
 __all__ = [
+  'WEIGHT_UNITS',
   'Aggregation',
   'Checkpoint',
   'Compression',
   'Config',
   'ConfigError',
   'Data',
+  'DataPhase',
+  'DataShare',
   'Devices',
   'Eval',
   'Gauntlet',

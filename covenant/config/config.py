@@ -201,9 +201,30 @@ def identity(config: Config) -> str:
     del raw[own]
   for own in _OWN_OF_MODEL:
     del raw['model'][own]
+  raw['data'] = _identity_of_data(raw['data'])
   # The folder may lie anywhere; manifests compare its contents (fingerprint).
   raw['pretrained'] = pathlib.Path(config.pretrained).name
   return json.dumps(raw)
+
+
+def _identity_of_data(data: dict[str, schema.Value]) -> schema.Value:
+  """Returns what nodes of one run have in common of `dataclasses.asdict`."""
+  del data['cache_gb']
+  shares = [data, *(x for phase in data['phases'] for x in phase['mixture'])]
+  for share in shares:
+    if share['digest']:  # of the same tokens, wherever they lie
+      share['path'] = ''
+  if data['source'] == 'shards':  # whose digests have the tokenizer
+    for name in (
+      'field',
+      'tokenizer',
+      'tokenizer_path',
+      'end_of_text',
+      'heldout_fraction',
+      'synthetic_tokens',
+    ):
+      del data[name]
+  return data
 
 
 def flatten(config: Config) -> dict[str, schema.Value]:

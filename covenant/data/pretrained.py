@@ -38,20 +38,7 @@ def of(config: config_lib.Config) -> tokenizer_lib.Tokenizer:
   if data.source != 'shards':
     documents = corpus.load(data, config.seed)
     return tokenizer_lib.make(data, config.model.vocab_size, documents)
-  folder = pathlib.Path(data.path)
-  kind = shards.read_manifest(folder).tokenizer.kind
-  if kind == tokenizer_lib.Bytes.kind:
-    return tokenizer_lib.Bytes()
-  path = folder / (_JSON if kind == tokenizer_lib.BPE.kind else _MODEL)
-  try:
-    content = path.read_bytes()
-    if kind == tokenizer_lib.BPE.kind:
-      return tokenizer_lib.BPE(content.decode())
-    return tokenizer_lib.SentencePiece(content)
-  except config_lib.ConfigError:
-    raise
-  except (OSError, ValueError) as e:
-    raise shards.broken(path, str(e)) from e
+  return shards.read_tokenizer(data.paths[0])
 
 
 def files(tokenizer: tokenizer_lib.Tokenizer, context: int) -> dict[str, bytes]:

@@ -1,90 +1,43 @@
-"""Pre-tokenized shards: a folder that is written once and never changed.
+"""Shards of tokens: written once, read by verified chunks.
 
-  manifest.json    the names, sizes and digests of shards; read strictly
-  tokenizer.json   the tokenizer (.model for SentencePiece, none for bytes)
-  train-00000/     a zarr3 array of tokens, uint16 or uint32, in one file of
-  heldout-00000/   chunks, each readable alone and with its CRC-32C
-
-The order of the tokens is that of tokens.py.
+`manifest.py` describes the files. A reader opens only the manifest; the tokens
+stay where they are, in a folder or an object store, and the chunks of the
+sequences that it needs are fetched, checked against their digests and decoded
+when they are read.
 """
 
-import hashlib
-import json
+import logging
 import pathlib
-import re
-from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+import threading
+from collections.abc import Iterable, Sequence
+from concurrent import futures
 
 import numpy as np
-import tensorstore as ts
 
 from covenant import config
 from covenant import files
-from covenant import typing as ct
 from covenant.data import corpus as corpus_lib
+from covenant.data import manifest as manifest_lib
+from covenant.data import remote
 from covenant.data import tokenizer as tokenizer_lib
 from covenant.data import tokens as tokens_lib
 
-_VERSION = 1
-_FILE = 'manifest.json'
-_SPLITS = ('train', 'heldout')
-_KINDS = ('bytes', 'bpe', 'sentencepiece')
-_FIELDS = {
-  'version': int,
-  'tokenizer': dict,
-  'vocab_size': int,
-  'end_of_text': int,
-  'splits': dict,
-}
-_TOKENIZER_FILES = {'bpe': 'tokenizer.json', 'sentencepiece': 'tokenizer.model'}
-_CHUNK = 2**14  # tokens per chunk and read: 32 KiB of uint16
-_VERIFY = 2**22  # tokens per read of a verification
-_CACHE = 2**26  # bytes of cache per folder, for the indices of chunks
-
-
-class TokenizerDigest(NamedTuple):
-  """The tokenizer of the shards, with the digest of its definition."""
-
-  kind: str
-  digest: str
-
-
-class Shard(NamedTuple):
-  """One array of tokens.
-
-  Attributes:
-    name: its folder, like 'train-00000'.
-    tokens: number of tokens, ends of text included.
-    bytes: UTF-8 bytes of its text. Each of the shards that share a document
-      has a part in proportion to its tokens; the sum over a split is exact.
-    digest: blake2b-256 of the little-endian tokens, in hexadecimal.
-  """
-
-  name: str
-  tokens: int
-  bytes: int
-  digest: str
-
-
-class ShardManifest(NamedTuple):
-  """The content of a folder of shards."""
-
-  tokenizer: TokenizerDigest
-  vocab_size: int
-  end_of_text: int
-  train: tuple[Shard, ...]
-  heldout: tuple[Shard, ...]
+_TRIES = 3  # fetches of a chunk before it counts as damaged
+_LOCAL_READS = 4  # threads that read files of this machine
+_REMOTE_READS = 32  # requests to a store at once
+_REMOTE_AHEAD = 8  # batches that are fetched ahead of training
+_CHUNK, _SUM = manifest_lib.CHUNK, manifest_lib.SUM_BYTES
 
 
 def write(
   directory: str | pathlib.Path,
   corpus: corpus_lib.Corpus,
   tokenizer: tokenizer_lib.Tokenizer,
-  shard_tokens: int = 2**26,
-) -> None:
-  """Tokenizes a corpus into a new folder, atomically.
+  shard_tokens: int = manifest_lib.SHARD_TOKENS,
+) -> manifest_lib.ShardManifest:
+  """Tokenizes a corpus in memory into a new folder, atomically.
 
-  One document and one shard are in memory at a time.
+  `tokenize.run` does this for text of any size.
 
   Args:
     directory: a folder that does not exist.
@@ -101,296 +54,329 @@ def write(
       f'{str(directory)!r} exists; shards are never overwritten: remove it or '
       'choose another folder'
     )
-  if shard_tokens < 1:
-    raise ValueError(f'shard_tokens: expected 1 or more, got {shard_tokens}')
+  dtype = tokenizer_lib.token_dtype(tokenizer.vocab_size)
   with files.new_folder(directory) as partial:
     splits = {}
-    for split in _SPLITS:
-      pieces = _cut(getattr(corpus, split), tokenizer, shard_tokens)
-      splits[split] = tuple(
-        _write_shard(partial, f'{split}-{i:05d}', tokens, num_bytes)
-        for i, (tokens, num_bytes) in enumerate(pieces)
-      )
+    for split in manifest_lib.SPLITS:
+      writer = manifest_lib.ShardWriter(partial, '', split, dtype, shard_tokens)
+      for document in getattr(corpus, split):
+        ids = tokenizer_lib.encode(document, tokenizer)
+        writer.add(ids, document.num_bytes)
+      splits[split] = writer.close()
       if not splits[split]:
         raise ValueError(f'corpus.{split}: expected documents, got none')
-    definition = tokenizer.definition()
-    if file := _TOKENIZER_FILES.get(tokenizer.kind):
-      (partial / file).write_bytes(definition)
-    manifest = ShardManifest(
-      tokenizer=TokenizerDigest(tokenizer.kind, _digest(definition)),
-      vocab_size=tokenizer.vocab_size,
-      end_of_text=tokenizer.end_of_text,
-      **splits,
+    definition = write_tokenizer(partial, tokenizer)
+    manifest = manifest_lib.ShardManifest(
+      definition,
+      tokenizer.vocab_size,
+      tokenizer.end_of_text,
+      splits['train'],
+      splits['heldout'],
     )
-    write_manifest(partial, manifest)
+    (partial / manifest_lib.FILE).write_text(manifest_lib.to_json(manifest))
+  return manifest
 
 
-def _cut(
-  documents: Iterable[corpus_lib.Document],
-  tokenizer: tokenizer_lib.Tokenizer,
-  shard_tokens: int,
-) -> Iterator[tuple[np.ndarray, int]]:
-  """Yields the tokens of each shard and their bytes of text."""
-  parts, room, shard_bytes = [], shard_tokens, 0
-  for document in documents:
-    tokens = tokenizer_lib.encode(document, tokenizer)
-    total, start = document.num_bytes, 0
-    while start < len(tokens):
-      stop = min(start + room, len(tokens))
-      parts.append(tokens[start:stop])
-      # In proportion, rounded so that the parts of a document add up.
-      shard_bytes += total * stop // len(tokens) - total * start // len(tokens)
-      room -= stop - start
-      start = stop
-      if not room:
-        yield np.concatenate(parts), shard_bytes
-        parts, room, shard_bytes = [], shard_tokens, 0
-  if parts:
-    yield np.concatenate(parts), shard_bytes
+def write_tokenizer(
+  directory: pathlib.Path, tokenizer: tokenizer_lib.Tokenizer
+) -> manifest_lib.TokenizerDigest:
+  """Writes the file of a tokenizer, if it has one; returns its digest."""
+  definition = tokenizer.definition()
+  if file := manifest_lib.TOKENIZER_FILES.get(tokenizer.kind):
+    files.write(directory / file, definition)
+  return manifest_lib.TokenizerDigest(
+    tokenizer.kind, manifest_lib.digest_of(definition)
+  )
 
 
-def _write_shard(
-  directory: pathlib.Path, name: str, tokens: np.ndarray, num_bytes: int
-) -> Shard:
-  chunk_codecs = [
-    {'name': 'bytes', 'configuration': {'endian': 'little'}},
-    {'name': 'crc32c'},
-  ]
-  file_codec = {
-    'name': 'sharding_indexed',
-    'configuration': {'chunk_shape': [_CHUNK], 'codecs': chunk_codecs},
-  }
-  whole_chunks = {'chunk_shape': [-(-len(tokens) // _CHUNK) * _CHUNK]}
-  spec = _spec(directory / name) | {
-    'create': True,
-    # A missing chunk must be an error, not a run of zeros.
-    'store_data_equal_to_fill_value': True,
-    'metadata': {
-      'shape': [len(tokens)],
-      'data_type': tokens.dtype.name,
-      'chunk_grid': {'name': 'regular', 'configuration': whole_chunks},
-      'codecs': [file_codec],
-    },
-  }
-  ts.open(spec).result().write(tokens).result()
-  return Shard(name, len(tokens), num_bytes, _digest(tokens.tobytes()))
+class NoManifestError(config.ConfigError):
+  """There is no manifest at the path or URL."""
+
+
+def other_tokens(path: str, expected: str, got: str) -> config.ConfigError:
+  """Returns the error of a manifest that is not the one of the run."""
+  return config.ConfigError(
+    f'data.digest: expected {expected}, but the manifest of {path!r} has '
+    f'{got}: these are other tokens; fetch those of the run'
+  )
+
+
+def read_manifest(path: str | pathlib.Path) -> manifest_lib.ShardManifest:
+  """Reads the manifest of a folder or URL.
+
+  Raises:
+    NoManifestError: there is none.
+    ConfigError: it is invalid.
+  """
+  directory = remote.folder(str(path))
+  name = f'{directory.name}/{manifest_lib.FILE}'
+  try:
+    content = directory.read(manifest_lib.FILE)
+  except FileNotFoundError:
+    raise NoManifestError(
+      f'data.path: {name!r}: no such file; make it with --role=tokenize'
+    ) from None
+  return manifest_lib.from_json(name, content)
+
+
+def read_tokenizer(path: str | pathlib.Path) -> tokenizer_lib.Tokenizer:
+  """Returns the tokenizer of a folder or URL of shards.
+
+  Raises:
+    ConfigError: it is missing, or another than the manifest says.
+  """
+  manifest = read_manifest(path)
+  kind = manifest.tokenizer.kind
+  if kind == tokenizer_lib.Bytes.kind:
+    where, content = manifest_lib.FILE, tokenizer_lib.Bytes().definition()
+  else:
+    where = manifest_lib.TOKENIZER_FILES[kind]
+    try:
+      content = remote.folder(str(path)).read(where)
+    except FileNotFoundError:
+      raise manifest_lib.broken(
+        f'{path}/{where}', 'no such file; the manifest expects it'
+      ) from None
+  if manifest_lib.digest_of(content) != manifest.tokenizer.digest:
+    raise manifest_lib.broken(
+      f'{path}/{where}',
+      f'expected a tokenizer of the digest {manifest.tokenizer.digest}, got '
+      f'{manifest_lib.digest_of(content)}',
+    )
+  try:
+    if kind == tokenizer_lib.Bytes.kind:
+      return tokenizer_lib.Bytes()
+    if kind == tokenizer_lib.BPE.kind:
+      return tokenizer_lib.BPE(content.decode(), manifest.end_of_text)
+    return tokenizer_lib.SentencePiece(content, manifest.end_of_text)
+  except ValueError as error:
+    raise manifest_lib.broken(f'{path}/{where}', str(error)) from error
 
 
 def open_shards(
-  directory: str | pathlib.Path, verify: bool = True
+  path: str | pathlib.Path,
+  verify: bool = False,
+  digest: str = '',
+  cache_bytes: int = 2**32,
 ) -> tokens_lib.TokenData:
-  """Opens a folder of shards.
+  """Opens a folder or URL of shards.
 
   Args:
-    directory: `data.path`.
-    verify: True reads everything once and checks digests and ids. Otherwise a
-      damaged chunk is an error when it is read.
+    path: `data.path`.
+    verify: True reads everything once. Otherwise a chunk is checked whenever it
+      is read.
+    digest: the digest that the manifest must have; empty accepts any.
+    cache_bytes: bytes of disk for chunks of a store.
 
   Raises:
-    ConfigError: the folder does not exist, its manifest is invalid, or a shard
-      or tokenizer is missing or differs from the manifest.
+    ConfigError: the manifest is missing, invalid or another one, or what
+      `verify` reads differs from it.
   """
-  if not str(directory):
+  if not str(path):
     raise config.ConfigError(
       "data.path is empty; data.source 'shards' needs a folder made by "
-      'covenant.data.shards.write'
+      '--role=tokenize'
     )
-  directory = pathlib.Path(directory).resolve()
-  manifest = read_manifest(directory)
-  context = ts.Context({'cache_pool': {'total_bytes_limit': _CACHE}})
+  manifest = read_manifest(path)
+  if digest and manifest.digest != digest:
+    raise other_tokens(str(path), digest, manifest.digest)
+  directory = remote.folder(str(path))
+  dtype = tokenizer_lib.token_dtype(manifest.vocab_size)
+  cache = None
+  if directory.is_remote:
+    slot = _CHUNK * dtype.itemsize
+    cache = remote.ChunkCache(cache_bytes, slot, remote.cache_folder())
   splits = {}
-  for split in _SPLITS:
-    shards = getattr(manifest, split)
-    stores = [_open_shard(directory, shard, context) for shard in shards]
-    if verify:
-      for store, shard in zip(stores, shards, strict=True):
-        _verify_shard(directory, store, shard, manifest.vocab_size)
-    store = stores[0] if len(stores) == 1 else ts.concat(stores, axis=0)
-    splits[split] = tokens_lib.Split(
-      ts.cast(store, ts.int32), sum(shard.bytes for shard in shards)
+  for split in manifest_lib.SPLITS:
+    array = ShardedTokens(
+      directory, getattr(manifest, split), manifest.vocab_size, cache
     )
+    if verify:
+      array.verify()
+    splits[split] = tokens_lib.Split(array, manifest.num_bytes(split))
   if verify:
-    _verify_tokenizer(directory, manifest.tokenizer)
+    read_tokenizer(path)
   return tokens_lib.TokenData(
     vocab_size=manifest.vocab_size, end_of_text=manifest.end_of_text, **splits
   )
 
 
-def _spec(path: pathlib.Path) -> ct.Json:
-  kvstore = {'driver': 'file', 'path': f'{path}/'}
-  return {'driver': 'zarr3', 'kvstore': kvstore}
+class ShardedTokens:
+  """The tokens of a split as one array; see `tokens.TokenArray`.
 
-
-def _open_shard(
-  directory: pathlib.Path, shard: Shard, context: ts.Context
-) -> ts.TensorStore:
-  path = directory / shard.name
-  spec = _spec(path) | {
-    'fill_missing_data_reads': False,
-    'recheck_cached_data': False,  # shards do not change
-  }
-  try:
-    store = ts.open(spec, context=context, open=True, read=True).result()
-  except ValueError as error:  # TensorStore raises nothing else
-    raise broken(path, f'cannot be opened: {error}') from error
-  if store.dtype not in (ts.uint16, ts.uint32) or store.rank != 1:
-    got = f'{store.rank} of {store.dtype.name}'
-    raise broken(path, f'expected one dimension of uint16 or uint32, got {got}')
-  if store.shape[0] != shard.tokens:
-    raise broken(path, f'expected {shard.tokens} tokens, got {store.shape[0]}')
-  return store
-
-
-def _verify_shard(
-  directory: pathlib.Path, store: ts.TensorStore, shard: Shard, vocab_size: int
-) -> None:
-  path = directory / shard.name
-  dtype = store.dtype.numpy_dtype.newbyteorder('<')
-  digest = hashlib.blake2b(digest_size=32)
-  for start in range(0, shard.tokens, _VERIFY):
-    stop = min(start + _VERIFY, shard.tokens)
-    try:
-      tokens = store[start:stop].read().result()
-    except ValueError as error:
-      raise broken(path, f'cannot be read: {error}') from error
-    if tokens.max() >= vocab_size:
-      raise broken(
-        path, f'expected ids below vocab_size {vocab_size}, got {tokens.max()}'
-      )
-    digest.update(tokens.astype(dtype).tobytes())
-  if digest.hexdigest() != shard.digest:
-    raise broken(
-      path,
-      f'expected tokens of the digest {shard.digest}, as in the manifest, got '
-      f'{digest.hexdigest()}; fetch or write the shards again',
-    )
-
-
-def _verify_tokenizer(
-  directory: pathlib.Path, tokenizer: TokenizerDigest
-) -> None:
-  if tokenizer.kind == tokenizer_lib.Bytes.kind:
-    path = directory / _FILE
-    definition = tokenizer_lib.Bytes().definition()
-  else:
-    path = directory / _TOKENIZER_FILES[tokenizer.kind]
-    if not path.is_file():
-      raise broken(path, 'no such file; the manifest expects it')
-    definition = path.read_bytes()
-  if _digest(definition) != tokenizer.digest:
-    raise broken(
-      path,
-      f'expected a tokenizer of the digest {tokenizer.digest}, got '
-      f'{_digest(definition)}',
-    )
-
-
-def _digest(content: bytes) -> str:
-  return hashlib.blake2b(content, digest_size=32).hexdigest()
-
-
-def write_manifest(directory: pathlib.Path, manifest: ShardManifest) -> None:
-  """Writes `manifest.json` into the folder."""
-  record = {
-    'version': _VERSION,
-    'tokenizer': manifest.tokenizer._asdict(),
-    'vocab_size': manifest.vocab_size,
-    'end_of_text': manifest.end_of_text,
-    'splits': {
-      split: [shard._asdict() for shard in getattr(manifest, split)]
-      for split in _SPLITS
-    },
-  }
-  (directory / _FILE).write_text(json.dumps(record, indent=2) + '\n')
-
-
-def read_manifest(directory: pathlib.Path) -> ShardManifest:
-  """Reads `manifest.json` of the folder.
-
-  Raises:
-    ConfigError: the file is missing, or a field of it is missing, unknown, of
-      another type or out of bounds.
+  The digests of the chunks of a shard are fetched with its first chunk and stay
+  in memory: 16 bytes per chunk of a shard that was touched.
   """
-  path = directory / _FILE
-  if not path.is_file():
-    raise broken(path, 'no such file; make it with covenant.data.shards.write')
-  try:
-    record = json.loads(path.read_bytes())
-  except ValueError as error:
-    raise broken(path, f'not JSON: {error}') from error
-  if isinstance(record, dict) and record.get('version') != _VERSION:
-    raise broken(
-      path, f'version: expected {_VERSION}, got {record.get("version")!r}'
-    )
-  _check(path, 'manifest', record, _FIELDS)
-  _check(
-    path, 'tokenizer', record['tokenizer'], TokenizerDigest.__annotations__
-  )
-  tokenizer = TokenizerDigest(**record['tokenizer'])
-  if tokenizer.kind not in _KINDS:
-    raise broken(
-      path,
-      f'tokenizer.kind: expected one of {", ".join(_KINDS)}, got '
-      f'{tokenizer.kind!r}',
-    )
-  vocab_size, end_of_text = record['vocab_size'], record['end_of_text']
-  if not 0 <= end_of_text < vocab_size <= 2**31:
-    raise broken(
-      path,
-      'expected 0 <= end_of_text < vocab_size <= 2**31, got end_of_text '
-      f'{end_of_text} and vocab_size {vocab_size}',
-    )
-  _check(path, 'splits', record['splits'], dict.fromkeys(_SPLITS, list))
-  splits = {
-    split: _read_shards(path, split, record['splits'][split])
-    for split in _SPLITS
-  }
-  return ShardManifest(tokenizer, vocab_size, end_of_text, **splits)
 
+  def __init__(
+    self,
+    directory: remote.Folder,
+    shards: Sequence[manifest_lib.Shard],
+    vocab_size: int,
+    cache: remote.ChunkCache | None = None,
+  ):
+    self._directory, self._shards, self._cache = directory, shards, cache
+    self._vocab_size = vocab_size
+    self._dtype = tokenizer_lib.token_dtype(vocab_size)
+    self._ends = np.cumsum([shard.tokens for shard in shards])
+    self.shape = (int(self._ends[-1]),)
+    self.ahead = _REMOTE_AHEAD if directory.is_remote else 2
+    reads = _REMOTE_READS if directory.is_remote else _LOCAL_READS
+    self._pool = futures.ThreadPoolExecutor(reads, 'data')
+    self._sums: dict[int, bytes] = {}
+    self._locks = [threading.Lock() for _ in range(64)]  # of self._sums
 
-def _read_shards(
-  path: pathlib.Path, split: str, records: list[ct.Json]
-) -> tuple[Shard, ...]:
-  if not records:
-    raise broken(path, f'splits.{split}: expected shards, got none')
-  shards = []
-  for i, record in enumerate(records):
-    where = f'splits.{split}[{i}]'
-    _check(path, where, record, Shard.__annotations__)
-    shard = Shard(**record)
-    # A name is a path, so it must stay in the folder, and in its split: a
-    # shard in both would leak held-out text into training.
-    if not re.fullmatch(rf'{split}-[0-9]{{5,}}', shard.name, re.ASCII):
-      raise broken(
-        path, f'{where}.name: expected like {split}-00000, got {shard.name!r}'
+  def __getitem__(self, positions_nxl: np.ndarray) -> '_Rows':
+    """Selects rows of neighboring tokens, by their positions."""
+    return _Rows(self, positions_nxl)
+
+  def fetch(self, shard: int, chunk: int) -> np.ndarray:
+    """Returns a chunk of a shard, fetched anew while its digest is wrong.
+
+    Raises:
+      ConfigError: the chunk stays damaged, or the manifest is of other tokens.
+      DataError: the store does not answer.
+    """
+    key = self._shards[shard].name, chunk
+    expected = self._sums_of(shard)[chunk * _SUM : (chunk + 1) * _SUM]
+    if self._cache and (content := self._cache.get(key)) is not None:
+      if manifest_lib.sum_of(content) == expected:
+        return self._decode(content, shard)
+    width = _CHUNK * self._dtype.itemsize
+    size = self._shards[shard].tokens * self._dtype.itemsize
+    start, end = chunk * width, min((chunk + 1) * width, size)
+    file = f'{key[0]}.tokens'
+    for attempt in range(_TRIES):
+      try:
+        content = self._directory.read_range(file, start, end)
+      except FileNotFoundError as error:
+        raise manifest_lib.broken(
+          f'{self._directory.name}/{file}', 'no such file; fetch it again'
+        ) from error
+      if manifest_lib.sum_of(content) == expected:
+        if self._cache:
+          self._cache.put(key, content)
+        return self._decode(content, shard)
+      logging.warning(
+        'data: chunk %d of %s/%s is damaged (try %d of %d)',
+        *(chunk, self._directory.name, file, attempt + 1, _TRIES),
       )
-    for field, low in (('tokens', 1), ('bytes', 0)):
-      value = getattr(shard, field)
-      if value < low:
-        raise broken(
-          path, f'{where}.{field}: expected {low} or more, got {value}'
+    raise manifest_lib.broken(
+      f'{self._directory.name}/{file}',
+      f'chunk {chunk} (bytes {start} to {end - 1}) differs from its digest; '
+      'fetch the file again',
+    )
+
+  def _decode(self, content: bytes, shard: int) -> np.ndarray:
+    ids_n = np.frombuffer(content, self._dtype)
+    if ids_n.size and ids_n.max() >= self._vocab_size:
+      raise manifest_lib.broken(
+        f'{self._directory.name}/{self._shards[shard].name}.tokens',
+        f'expected ids below vocab_size {self._vocab_size}, got {ids_n.max()}',
+      )
+    return ids_n
+
+  def _sums_of(self, shard: int) -> bytes:
+    with self._locks[shard % len(self._locks)]:
+      if shard not in self._sums:
+        self._sums[shard] = self._fetch_sums(self._shards[shard])
+      return self._sums[shard]
+
+  def _fetch_sums(self, shard: manifest_lib.Shard) -> bytes:
+    file = f'{shard.name}.sums'
+    for attempt in range(_TRIES):
+      try:
+        sums = self._directory.read(file)
+      except FileNotFoundError as error:
+        raise manifest_lib.broken(
+          f'{self._directory.name}/{file}', 'no such file; fetch it again'
+        ) from error
+      whole = len(sums) == -(-shard.tokens // _CHUNK) * _SUM
+      if whole and manifest_lib.digest_of(sums) == shard.digest:
+        return sums
+      logging.warning(
+        'data: %s/%s is damaged (try %d of %d)',
+        *(self._directory.name, file, attempt + 1, _TRIES),
+      )
+    raise manifest_lib.broken(
+      f'{self._directory.name}/{file}',
+      'differs from its digest in the manifest; fetch the shard again',
+    )
+
+  def start(
+    self, chunks: Iterable[tuple[int, int]]
+  ) -> dict[tuple[int, int], futures.Future[np.ndarray]]:
+    """Starts to fetch chunks, as (shard, chunk)."""
+    return {key: self._pool.submit(self.fetch, *key) for key in chunks}
+
+  def locate(self, position: int) -> tuple[int, int]:
+    """Returns the shard of a token, and the token's position in it."""
+    shard = int(np.searchsorted(self._ends, position, 'right'))
+    return shard, position - int(self._ends[shard]) + self._shards[shard].tokens
+
+  def runs(self, position: int, length: int) -> list[tuple[int, int, int, int]]:
+    """Returns (shard, chunk, start, stop) of the parts of a row of tokens."""
+    found = []
+    while length:
+      shard, at = self.locate(position)
+      chunk, start = divmod(at, _CHUNK)
+      left = self._shards[shard].tokens - at
+      step = min(length, _CHUNK - start, left)
+      found.append((shard, chunk, start, start + step))
+      position, length = position + step, length - step
+    return found
+
+  def verify(self) -> None:
+    """Reads all chunks once.
+
+    Raises:
+      ConfigError: names the first file that differs from the manifest.
+    """
+    for i, shard in enumerate(self._shards):
+      for c in range(-(-shard.tokens // _CHUNK)):
+        self.fetch(i, c)
+      size = shard.tokens * self._dtype.itemsize
+      file = f'{shard.name}.tokens'
+      if not self._directory.is_remote and self._directory.read_range(
+        file, size, size + 1
+      ):
+        raise manifest_lib.broken(
+          f'{self._directory.name}/{file}',
+          f'expected {shard.tokens} tokens, got more',
         )
-    shards.append(shard)
-  return tuple(shards)
 
 
-def _check(
-  path: pathlib.Path, where: str, record: ct.Json, fields: dict[str, type]
-) -> None:
-  """Raises ConfigError unless a record has exactly these fields and types."""
-  if not isinstance(record, dict) or set(record) != set(fields):
-    got = sorted(record) if isinstance(record, dict) else record
-    raise broken(
-      path, f'{where}: expected the fields {sorted(fields)}, got {got!r}'
-    )
-  for field, kind in fields.items():
-    if type(record[field]) is not kind:  # a bool is an int to isinstance
-      raise broken(
-        path,
-        f'{where}.{field}: expected {kind.__name__}, got {record[field]!r}',
-      )
+class _Rows:
+  """Rows of tokens to be read; see `tokens.TokenArray`."""
+
+  def __init__(self, array: ShardedTokens, positions_nxl: np.ndarray):
+    self._array, self._width = array, positions_nxl.shape[1]
+    self._runs = [
+      array.runs(int(position), self._width) for position in positions_nxl[:, 0]
+    ]
+
+  def read(self) -> 'PendingRows':
+    wanted = dict.fromkeys(run[:2] for runs in self._runs for run in runs)
+    return PendingRows(self._runs, self._width, self._array.start(wanted))
 
 
-def broken(path: pathlib.Path, message: str) -> config.ConfigError:
-  """Returns the error of a file that differs from what was written."""
-  return config.ConfigError(f'data.path: {str(path)!r}: {message}')
+class PendingRows:
+  """A read in progress; see `tokens.PendingRead`."""
+
+  def __init__(
+    self,
+    runs: list[list[tuple[int, int, int, int]]],
+    width: int,
+    chunks: dict[tuple[int, int], futures.Future[np.ndarray]],
+  ):
+    self._runs, self._width, self._chunks = runs, width, chunks
+
+  def result(self) -> np.ndarray:
+    rows_nxl = np.empty((len(self._runs), self._width), np.int32)
+    for row_l, runs in zip(rows_nxl, self._runs, strict=True):
+      at = 0
+      for shard, chunk, start, stop in runs:
+        ids_n = self._chunks[shard, chunk].result()
+        row_l[at : at + stop - start] = ids_n[start:stop]
+        at += stop - start
+    return rows_nxl

@@ -1,7 +1,15 @@
-"""Tokenizers: bytes, byte-level BPE and SentencePiece."""
+"""Tokenizers: bytes, byte-level BPE and SentencePiece.
 
+No tokenizer adds a beginning of text. An end of text follows every document; it
+never comes from the text itself, nor do other special tokens, whose names stay
+text. A document of more than `corpus.PIECE` characters is encoded in pieces,
+which end where words end.
+"""
+
+import json as json_lib
 import pathlib
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -15,8 +23,16 @@ from covenant import config
 from covenant.data import corpus as corpus_lib
 
 END_OF_TEXT = '<|endoftext|>'
-# Its names in published tokenizers: GPT, Llama 3, Llama 2, Gemma.
-_END_NAMES = (END_OF_TEXT, '<|end_of_text|>', '</s>', '<eos>')
+# Its names in published tokenizers: GPT and Qwen, Llama 3, Llama 2, Gemma,
+# DeepSeek. Only special tokens count: Gemma has the HTML tag '</s>' as text.
+_END_NAMES = (
+  END_OF_TEXT,
+  '<|end_of_text|>',
+  '</s>',
+  '<eos>',
+  '<｜end▁of▁sentence｜>',
+  '[EOS]',
+)
 _NUM_BYTES = 256
 
 
@@ -27,14 +43,22 @@ class Tokenizer(Protocol):
     kind: 'bytes', 'bpe' or 'sentencepiece', as in `data.tokenizer`.
     vocab_size: the bound of all ids.
     end_of_text: the id that ends a document; `encode` never returns it.
+    has_pieces: True if long texts are encoded in pieces.
   """
 
   kind: str
   vocab_size: int
   end_of_text: int
+  has_pieces: bool
 
   def encode(self, text: str) -> np.ndarray:
     """Returns the ids of a text without an end of text: int32 [n]."""
+
+  def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+    """Returns the ids of each text, as `encode` does."""
+
+  def byte_lengths(self) -> np.ndarray:
+    """Returns the bytes of text that each id stands for: int64 [vocab_size]."""
 
   def decode(self, ids: Sequence[int] | np.ndarray) -> str:
     """Returns the text of ids, ends of text included."""
@@ -53,6 +77,7 @@ class Bytes:
   kind = 'bytes'
   vocab_size = _NUM_BYTES
   end_of_text = 0
+  has_pieces = True
 
   def encode(self, text: str) -> np.ndarray:
     content = np.frombuffer(text.encode(), np.uint8)
@@ -62,6 +87,12 @@ class Bytes:
         'of the byte tokenizer, so text must not contain it'
       )
     return content.astype(np.int32)
+
+  def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+    return [self.encode(text) for text in texts]
+
+  def byte_lengths(self) -> np.ndarray:
+    return (np.arange(_NUM_BYTES) != self.end_of_text).astype(np.int64)
 
   def decode(self, ids: Sequence[int] | np.ndarray) -> str:
     """Returns the text; an incomplete character becomes U+FFFD."""
@@ -74,34 +105,46 @@ class Bytes:
 class BPE:
   """A tokenizer of the `tokenizers` library, from the text of its JSON.
 
+  Its ids are below `vocab_size`, which counts no special token that no text can
+  produce, such as Gemma 3's token for images.
+
+  Args:
+    json: the content of a tokenizer.json.
+    end_of_text: the name or id of the special token that ends a document; empty
+      is one of the usual names.
+
   Raises:
     ValueError: the JSON is no tokenizer, or has no end of text.
   """
 
   kind = 'bpe'
 
-  def __init__(self, json: str):
+  def __init__(self, json: str, end_of_text: str | int = ''):
     try:
       self._tokenizer = tokenizers.Tokenizer.from_str(json)
     except Exception as error:  # the library raises bare Exceptions
       raise ValueError(f'not a tokenizer.json: {error}') from error
     self._json = json
     # '<|endoftext|>' in a document must not end it. The JSON does not store
-    # this switch.
+    # this switch, nor that texts are never cut or padded.
     self._tokenizer.encode_special_tokens = True
-    vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
-    ends = [vocabulary[name] for name in _END_NAMES if name in vocabulary]
-    if not ends:
-      raise ValueError(
-        f'expected an end of text token, one of {", ".join(_END_NAMES)}; the '
-        f'{len(vocabulary)} tokens have none'
-      )
-    self.end_of_text = ends[0]
-    self.vocab_size = max(vocabulary.values()) + 1  # ids may have gaps
+    self._tokenizer.no_truncation()
+    self._tokenizer.no_padding()
+    added = self._tokenizer.get_added_tokens_decoder()
+    special = {t.content: i for i, t in added.items() if t.special}
+    self.end_of_text = _end_of_text(end_of_text, special)
+    vocabulary = self._tokenizer.get_vocab(with_added_tokens=False)
+    text = [i for i, token in added.items() if not token.special]
+    # Ids may have gaps.
+    self.vocab_size = 1 + max(self.end_of_text, *vocabulary.values(), *text)
+    self.has_pieces = _is_local(self._encode)
 
   @classmethod
   def train(cls, texts: Iterable[str], vocab_size: int) -> 'BPE':
     """Trains a byte-level BPE of at most `vocab_size` ids, deterministically.
+
+    It reads at most the first 2**30 characters, and cuts words of more than 256
+    characters: the time of a merge grows with the square of a word's length.
 
     Raises:
       ValueError: `vocab_size` is below 257, the bytes and the end of text.
@@ -120,12 +163,36 @@ class BPE:
       initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
       show_progress=False,
     )
-    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.train_from_iterator(corpus_lib.training_texts(texts), trainer)
     return cls(tokenizer.to_str())
 
   def encode(self, text: str) -> np.ndarray:
+    if len(text) <= corpus_lib.PIECE or not self.has_pieces:
+      return self._encode(text)
+    return np.concatenate(
+      [self._encode(piece) for piece in corpus_lib.pieces([text])]
+    )
+
+  def _encode(self, text: str) -> np.ndarray:
     encoding = self._tokenizer.encode(text, add_special_tokens=False)
     return np.asarray(encoding.ids, np.int32)
+
+  def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+    if any(len(text) > corpus_lib.PIECE for text in texts):
+      return [self.encode(text) for text in texts]
+    encodings = self._tokenizer.encode_batch_fast(
+      list(texts), add_special_tokens=False
+    )
+    return [np.asarray(encoding.ids, np.int32) for encoding in encodings]
+
+  def byte_lengths(self) -> np.ndarray:
+    lengths = np.zeros(self.vocab_size, np.int64)
+    decoder = json_lib.loads(self._json).get('decoder')
+    is_bytes = '"ByteLevel"' in json_lib.dumps(decoder)
+    for name, i in self._tokenizer.get_vocab(with_added_tokens=True).items():
+      if i < self.vocab_size and i != self.end_of_text:
+        lengths[i] = len(name) if is_bytes else _piece_bytes(name)
+    return lengths
 
   def decode(self, ids: Sequence[int] | np.ndarray) -> str:
     return self._tokenizer.decode(
@@ -143,6 +210,11 @@ class BPE:
 class SentencePiece:
   """A SentencePiece model, from the bytes of its .model file.
 
+  Args:
+    model: the content of the file.
+    end_of_text: the name or id of the control token that ends a document; empty
+      is the model's own.
+
   Raises:
     ConfigError: the package sentencepiece is not installed.
     ValueError: the bytes are no such model, or it has no end of text.
@@ -150,7 +222,7 @@ class SentencePiece:
 
   kind = 'sentencepiece'
 
-  def __init__(self, model: bytes):
+  def __init__(self, model: bytes, end_of_text: str | int = ''):
     try:
       import sentencepiece  # noqa: PLC0415  an optional dependency
     except ImportError:
@@ -166,19 +238,74 @@ class SentencePiece:
       raise ValueError(f'not a SentencePiece model: {error}') from error
     self.vocab_size = self._processor.vocab_size()
     self.end_of_text = self._processor.eos_id()
+    if end_of_text != '':
+      ids = range(self.vocab_size)
+      control = [i for i in ids if self._processor.is_control(i)]
+      names = {self._processor.id_to_piece(i): i for i in control}
+      self.end_of_text = _end_of_text(end_of_text, names)
     if self.end_of_text < 0:
       raise ValueError(
         'expected an end of text token (eos); the model has none'
       )
+    self.has_pieces = _is_local(self._encode)
 
   def encode(self, text: str) -> np.ndarray:
+    if len(text) <= corpus_lib.PIECE or not self.has_pieces:
+      return self._encode(text)
+    return np.concatenate(
+      [self._encode(piece) for piece in corpus_lib.pieces([text])]
+    )
+
+  def _encode(self, text: str) -> np.ndarray:
     return np.asarray(self._processor.encode(text), np.int32)
+
+  def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+    return [self.encode(text) for text in texts]
+
+  def byte_lengths(self) -> np.ndarray:
+    lengths = np.zeros(self.vocab_size, np.int64)
+    for i in range(self.vocab_size):
+      if not self._processor.is_control(i):
+        lengths[i] = _piece_bytes(self._processor.id_to_piece(i))
+    return lengths
 
   def decode(self, ids: Sequence[int] | np.ndarray) -> str:
     return self._processor.decode(np.asarray(ids).tolist())
 
   def definition(self) -> bytes:
     return self._model
+
+
+def _end_of_text(wanted: str | int, special: dict[str, int]) -> int:
+  """Returns the id of the end of text among the special tokens."""
+  names = list(special)
+  if isinstance(wanted, int):
+    names = [name for name, i in special.items() if i == wanted]
+  elif wanted:
+    names = [wanted] if wanted in special else []
+  else:
+    names = [name for name in _END_NAMES if name in special]
+  if names:
+    return special[names[0]]
+  shown = ', '.join(list(special)[:12]) or 'none'
+  expected = repr(wanted) if wanted != '' else f'one of {", ".join(_END_NAMES)}'
+  raise ValueError(
+    f'expected an end of text token, {expected}; the {len(special)} special '
+    f'tokens are {shown}. Name one of them in data.end_of_text'
+  )
+
+
+def _is_local(encode: Callable[[str], np.ndarray]) -> bool:
+  """Returns True if a text may be cut between a word and a line break."""
+  whole, parts = encode('ab\ncd'), (encode('ab'), encode('\ncd'))
+  return np.array_equal(whole, np.concatenate(parts))
+
+
+def _piece_bytes(name: str) -> int:
+  """Returns the bytes of text of a piece of SentencePiece."""
+  if re.fullmatch('<0x[0-9A-F]{2}>', name):
+    return 1
+  return len(name.replace('▁', ' ').encode())
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
@@ -198,7 +325,9 @@ def encode(document: corpus_lib.Document, tokenizer: Tokenizer) -> np.ndarray:
 
 
 def make(
-  data: config.Data, vocab_size: int, corpus: corpus_lib.Corpus
+  data: config.Data,
+  vocab_size: int,
+  corpus: corpus_lib.Corpus | Iterable[str],
 ) -> Tokenizer:
   """Makes the tokenizer of a config.
 
@@ -206,7 +335,7 @@ def make(
     data: the config of the data. 'bpe' without a path is trained on the
       training documents alone.
     vocab_size: `model.vocab_size`, the number of ids of the model.
-    corpus: the documents of the run.
+    corpus: the documents of the run, or the texts to train 'bpe' on.
 
   Raises:
     ConfigError: the file is missing or invalid, or needs more than
@@ -224,7 +353,9 @@ def make(
 
 
 def _make(
-  data: config.Data, vocab_size: int, corpus: corpus_lib.Corpus
+  data: config.Data,
+  vocab_size: int,
+  corpus: corpus_lib.Corpus | Iterable[str],
 ) -> Tokenizer:
   kind, path = data.tokenizer, pathlib.Path(data.tokenizer_path)
   if kind == 'bytes':
@@ -240,8 +371,11 @@ def _make(
         "data.tokenizer 'sentencepiece' needs data.tokenizer_path, a .model "
         'file; it is empty'
       )
+    texts = corpus
+    if isinstance(texts, corpus_lib.Corpus):
+      texts = [document.text for document in texts.train]
     try:
-      return BPE.train((d.text for d in corpus.train), vocab_size)
+      return BPE.train(texts, vocab_size)
     except ValueError as error:
       raise config.ConfigError(f'model.vocab_size: {error}') from error
   suffix = {'bpe': '.json', 'sentencepiece': '.model'}[kind]
@@ -256,10 +390,40 @@ def _make(
     )
   content = path.read_bytes()
   try:
-    return BPE(content.decode()) if kind == 'bpe' else SentencePiece(content)
+    end = data.end_of_text or _configured_end(path.parent)
+    return (
+      BPE(content.decode(), end)
+      if kind == 'bpe'
+      else SentencePiece(content, end)
+    )
   except config.ConfigError:
     raise
   except ValueError as error:
     raise config.ConfigError(
       f'data.tokenizer_path {data.tokenizer_path!r}: {error}'
     ) from error
+
+
+def _configured_end(folder: pathlib.Path) -> str | int:
+  """Returns the end of text that the files beside a tokenizer name.
+
+  tokenizer_config.json has its name, generation_config.json its id, of which
+  the first counts; empty if neither says anything.
+  """
+  for file, field in (
+    ('tokenizer_config.json', 'eos_token'),
+    ('generation_config.json', 'eos_token_id'),
+  ):
+    try:
+      found = json_lib.loads((folder / file).read_bytes()).get(field)
+    except FileNotFoundError:
+      continue
+    except (ValueError, AttributeError, OSError) as error:
+      raise ValueError(f'{folder / file}: {error}') from error
+    if isinstance(found, dict):  # a token with its options
+      found = found.get('content')
+    if isinstance(found, list):
+      found = found[0] if found else None
+    if isinstance(found, str | int) and found != '':
+      return found
+  return ''

@@ -1,10 +1,15 @@
-"""The tokens of a run, read through TensorStore.
+"""The tokens of a run: in memory, or in shards that are read as needed.
 
 A split is one array of tokens, in which an end of text follows every document.
 Sequence i is the `context + 1` tokens from token `i * context`: inputs are all
 but the last, targets all but the first. Neighboring sequences share one token,
 so that every token is a target, ends of text included; only the first token of
 a split and a remainder shorter than `context` are not.
+
+A split of several manifests is their arrays one after the other; no sequence
+has tokens of two. With `data.packing='documents'` the first token of a document
+is read as its complement, -1 - token: it starts a document, and it is no target
+(covenant/models/loss.py).
 """
 
 import collections
@@ -23,17 +28,62 @@ class PendingRead(Protocol):
     """Waits for and returns the sequences: int32 [n, context + 1]."""
 
 
+class _Selection(Protocol):
+  def read(self) -> PendingRead:
+    """Starts to read what was selected."""
+
+
+class TokenArray(Protocol):
+  """An array of tokens, int32 [num_tokens], such as a `ts.TensorStore`."""
+
+  @property
+  def shape(self) -> tuple[int, ...]:
+    """The number of tokens, as a shape."""
+
+  def __getitem__(self, positions_nxl: np.ndarray) -> _Selection:
+    """Selects tokens by position, each row of which is a run."""
+
+
+class Population(NamedTuple):
+  """The sequences that a round draws from; see `assignment.assign`.
+
+  Attributes:
+    offsets: the first id of each source.
+    sizes: the number of sequences of each source.
+    weights: the share of each source, in whole numbers.
+  """
+
+  offsets: tuple[int, ...]
+  sizes: tuple[int, ...]
+  weights: tuple[int, ...]
+
+
+class MixturePhase(NamedTuple):
+  """The mixture of a split's manifests from a round on."""
+
+  start: int  # the round
+  manifests: tuple[int, ...]  # indices of `Split.parts`
+  weights: tuple[int, ...]
+
+
 @dataclasses.dataclass(frozen=True)
 class Split:
   """The tokens of the training or the held-out split.
 
   Attributes:
-    store: the tokens, int32 [num_tokens], in memory or on disk.
+    store: the tokens, int32 [num_tokens], in memory or in shards.
     num_bytes: the length of the text in UTF-8, without ends of text.
+    parts: the number of tokens of each manifest; empty: there is one.
+    phases: the mixtures of the manifests, by their first round.
+    end_of_text: the token after which a document starts, which is read as its
+      complement; None: documents are not told apart.
   """
 
-  store: ts.TensorStore
+  store: TokenArray | ts.TensorStore
   num_bytes: int
+  parts: tuple[int, ...] = ()
+  phases: tuple[MixturePhase, ...] = ()
+  end_of_text: int | None = None
 
   @property
   def num_tokens(self) -> int:
@@ -47,9 +97,28 @@ class Split:
 
   def num_sequences(self, context: int) -> int:
     """Returns the number of sequences of `context` targets."""
+    return int(self._counts(context).sum())
+
+  def _counts(self, context: int) -> np.ndarray:
+    """Returns the number of sequences of each manifest, int64 [parts]."""
     if context < 1:
       raise ValueError(f'context: expected 1 or more, got {context}')
-    return max(self.num_tokens - 1, 0) // context
+    tokens = np.asarray(self.parts or (self.num_tokens,), np.int64)
+    return np.maximum(tokens - 1, 0) // context
+
+  def population(self, context: int, round_index: int) -> int | Population:
+    """Returns the training sequences of a round, for `assignment.assign`."""
+    phases = [p for p in self.phases if p.start <= round_index]
+    if not phases:
+      return self.num_sequences(context)
+    counts = self._counts(context)
+    offsets = np.cumsum(counts) - counts
+    chosen = list(phases[-1].manifests)
+    return Population(
+      tuple(offsets[chosen].tolist()),
+      tuple(counts[chosen].tolist()),
+      phases[-1].weights,
+    )
 
   def start(self, ids: Sequence[int] | np.ndarray, context: int) -> PendingRead:
     """Starts to read the sequences `ids`, [n], and returns at once.
@@ -75,13 +144,35 @@ class Split:
     ids_n = ids_n.astype(
       np.int64
     )  # after the check: uint64 could become negative
-    positions_nxl = ids_n[:, None] * context + np.arange(context + 1)
+    first_n = ids_n * context
+    if len(self.parts) > 1:
+      ends = np.cumsum(self._counts(context))
+      part_n = np.searchsorted(ends, ids_n, 'right')
+      tokens = np.asarray(self.parts)
+      starts = np.cumsum(tokens) - tokens
+      before = ends - self._counts(context)
+      first_n = starts[part_n] + (ids_n - before[part_n]) * context
+    positions_nxl = first_n[:, None] + np.arange(context + 1)
     # One indexed read: each operation of TensorStore takes about 20 us.
-    return self.store[positions_nxl].read()
+    pending = self.store[positions_nxl].read()
+    return pending if self.end_of_text is None else _Marked(self, pending)
 
   def read(self, ids: Sequence[int] | np.ndarray, context: int) -> np.ndarray:
     """Reads the sequences `ids`, [n]: int32 [n, context + 1]; see `start`."""
     return self.start(ids, context).result()
+
+
+class _Marked(NamedTuple):
+  """A read in which the first tokens of documents become their complements."""
+
+  split: Split
+  pending: PendingRead
+
+  def result(self) -> np.ndarray:
+    rows_nxl = np.array(self.pending.result(), np.int32)
+    starts_nxl = rows_nxl[:, :-1] == self.split.end_of_text
+    rows_nxl[:, 1:][starts_nxl] ^= -1
+    return rows_nxl
 
 
 class TokenData(NamedTuple):
@@ -97,7 +188,7 @@ def prefetch(
   split: Split,
   batches: Iterable[Sequence[int] | np.ndarray],
   context: int,
-  depth: int = 2,
+  depth: int | None = None,
 ) -> Iterator[np.ndarray]:
   """Reads batches of sequences, `depth` of them ahead of the consumer.
 
@@ -105,11 +196,14 @@ def prefetch(
     split: the split to read.
     batches: the ids of each batch, [n]; taken `depth` ahead as well.
     context: targets per sequence.
-    depth: reads in flight while the consumer works, 1 or more.
+    depth: reads in flight while the consumer works, 1 or more; None is 2, or
+      what the store of the tokens needs.
 
   Yields:
     The sequences of each batch, int32 [n, context + 1], in order.
   """
+  if depth is None:
+    depth = getattr(split.store, 'ahead', 2)
   if depth < 1:
     raise ValueError(f'depth: expected 1 or more, got {depth}')
   flight = collections.deque()
@@ -119,3 +213,50 @@ def prefetch(
       yield flight.popleft().result()
   while flight:
     yield flight.popleft().result()
+
+
+class Joined:
+  """Several arrays of tokens, one after the other; see `TokenArray`.
+
+  A row of positions must not cross from one array to another.
+  """
+
+  def __init__(self, arrays: Sequence[TokenArray | ts.TensorStore]):
+    self._arrays = arrays
+    self._ends = np.cumsum([array.shape[0] for array in arrays])
+    self.shape = (int(self._ends[-1]),)
+    self.ahead = max(getattr(array, 'ahead', 2) for array in arrays)
+
+  def __getitem__(self, positions_nxl: np.ndarray) -> '_JoinedRows':
+    return _JoinedRows(self._arrays, self._ends, positions_nxl)
+
+
+class _JoinedRows:
+  def __init__(
+    self,
+    arrays: Sequence[TokenArray | ts.TensorStore],
+    ends: np.ndarray,
+    positions_nxl: np.ndarray,
+  ):
+    self._shape = positions_nxl.shape
+    array_n = np.searchsorted(ends, positions_nxl[:, 0], 'right')
+    self._rows = []
+    for i in np.unique(array_n):
+      rows = np.flatnonzero(array_n == i)
+      first = int(ends[i]) - arrays[i].shape[0]
+      self._rows.append((rows, arrays[i][positions_nxl[rows] - first]))
+
+  def read(self) -> '_PendingJoined':
+    pending = [(rows, selected.read()) for rows, selected in self._rows]
+    return _PendingJoined(self._shape, pending)
+
+
+class _PendingJoined(NamedTuple):
+  shape: tuple[int, ...]
+  pending: list[tuple[np.ndarray, PendingRead]]
+
+  def result(self) -> np.ndarray:
+    found_nxl = np.empty(self.shape, np.int32)
+    for rows, pending in self.pending:
+      found_nxl[rows] = pending.result()
+    return found_nxl

@@ -83,9 +83,7 @@ class Host:
     self._config = config
     self.environment = environment or environment_lib.Environment()
     self._cast = registry.names(config)
-    preflight.check_sequences(
-      config, data.train.num_sequences(config.data.context)
-    )
+    preflight.check_sequences(config, data.train)
     self.shared_model = shared_state_lib.SharedModel(config)
     self.device_pool = devices_lib.DevicePool(
       config,

@@ -201,7 +201,7 @@ def own_ids(
   config: config_lib.Config,
   uid: int,
   round_index: int,
-  num_sequences: int,
+  num_sequences: assignment.Sequences,
   assigned_by: int | bytes,
   seed: bytes,
   claimed: int | None = None,
@@ -212,7 +212,8 @@ def own_ids(
     config: the config of the run, whose sizes determine the assignment.
     uid: the peer.
     round_index: the round.
-    num_sequences: the number of sequences of the training split.
+    num_sequences: the training sequences of the round, as for
+      `assignment.assign`.
     assigned_by: the seed of the round's assignment.
     seed: unknown while the peer trained, such as a later block's hash.
     claimed: the number of sequences that the peer declares, the first ones of
@@ -241,7 +242,7 @@ def random_ids(
   config: config_lib.Config,
   uids: int,
   round_index: int,
-  num_sequences: int,
+  num_sequences: assignment.Sequences,
   assigned_by: int | bytes,
   seed: bytes,
 ) -> np.ndarray:
@@ -251,7 +252,8 @@ def random_ids(
     config: the config of the run.
     uids: an upper bound of all registered uids, plus 1.
     round_index: the round.
-    num_sequences: the number of sequences of the training split.
+    num_sequences: the training sequences of the round, as for
+      `assignment.assign`.
     assigned_by: the seed of the round's assignment.
     seed: unknown while the peers trained.
 
@@ -264,16 +266,17 @@ def random_ids(
   each = assignment.per_miner(config)
   taken = uids * each
   count = min(config.gauntlet.sequences, each)
-  if num_sequences - taken < count:
+  most = assignment.capacity(assigned_by, round_index, num_sequences)
+  if most - taken < count:
     raise ValueError(
       f'gauntlet.sequences: expected {count} training sequences beyond the '
-      f'{taken} of {uids} miners; there are {num_sequences} in all. Bring '
+      f'{taken} of {uids} miners; there are {most} in all. Bring '
       'more data, or lower the batch size, the inner steps or the context'
     )
   draw = _generator(seed, 'random', round_index)
   chosen = set()
   while len(chosen) < count:
-    chosen.add(int(draw.integers(taken, num_sequences)))
+    chosen.add(int(draw.integers(taken, most)))
   # With a count of 1, uid u is assigned exactly position u.
   ids = [
     assignment.assign(assigned_by, position, round_index, 1, num_sequences)

@@ -19,6 +19,8 @@ from covenant import errors
 from covenant.chain import interface as chain_lib
 from covenant.data import assignment
 from covenant.data import dataset
+from covenant.data import remote
+from covenant.data import tokens as tokens_lib
 from covenant.models import llama
 from covenant.node import connect
 from covenant.plan import memory
@@ -145,9 +147,9 @@ def _data(config: config_lib.Config) -> Finding:
     return Finding('data', False, lacking)
   try:
     split = dataset.load(config).train
-  except (config_lib.ConfigError, OSError, ValueError) as e:
+  except (errors.CovenantError, OSError, ValueError) as e:
     return Finding('data', False, str(e))
-  sequences = split.num_sequences(config.data.context)
+  sequences = assignment.least_capacity(split, config.data.context)
   each = assignment.per_miner(config)
   return Finding(
     'data',
@@ -281,12 +283,19 @@ def lacking_memory(config: config_lib.Config, miners: int) -> str:
 def lacking_data(config: config_lib.Config) -> str:
   """Returns the message about missing data; empty if it is there."""
   data = config.data
-  if not data.path or pathlib.Path(data.path).exists():
+  if data.source != 'shards':
+    return ''  # `dataset.load` says what is missing
+  missing = [
+    path
+    for path in data.paths
+    if not remote.is_url(path) and not pathlib.Path(path).exists()
+  ]
+  if not missing:
     return ''
   return (
-    f'there is no data.path={data.path!r}. Make token shards of your text '
+    f'there is no data.path={missing[0]!r}. Make token shards of your text '
     'with: python run.py --role=tokenize --config.data.source=text '
-    f'--config.data.path=YOUR_TEXT --workdir={data.path}'
+    f'--config.data.path=YOUR_TEXT --workdir={missing[0]} (docs/data.md)'
   )
 
 
@@ -313,13 +322,14 @@ def check(config: config_lib.Config, miners: int) -> None:
     )
 
 
-def check_sequences(config: config_lib.Config, num_sequences: int) -> None:
-  """Checks that every miner of a round has sequences of its own.
+def check_sequences(config: config_lib.Config, split: tokens_lib.Split) -> None:
+  """Checks that every miner of a round has training sequences of its own.
 
   Raises:
     ConfigError: there are fewer.
   """
   each = assignment.per_miner(config)
+  num_sequences = assignment.least_capacity(split, config.data.context)
   if config.miners * each > num_sequences:
     raise config_lib.ConfigError(
       f'miners: {config.miners} miners with {each} sequences per round each '

@@ -177,7 +177,7 @@ def _scores(
   if not uids:
     return {}
   seed = node.chain.block_hash(node.schedule.assignment_block(r))
-  total = split.num_sequences(context)
+  total = split.population(context, r)
   everybody = max(collected.membership.peers) + 1
   random = scores_lib.random_ids(config, everybody, r, total, seed, lot)
   found = collected.payloads
@@ -197,7 +197,10 @@ def _scores(
     header = found[uid].header
     claimed, began = header.sequences, r - header.staleness
     seed = node.chain.block_hash(node.schedule.assignment_block(began))
-    own = scores_lib.own_ids(config, uid, began, total, seed, lot, claimed)
+    population = split.population(context, began)
+    own = scores_lib.own_ids(
+      config, uid, began, population, seed, lot, claimed
+    )
     score = judge.scorer.score(
       evaluation, found[uid].message, split.read(own, context), weights[uid]
     )

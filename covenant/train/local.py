@@ -220,7 +220,7 @@ def assigned_ids(
     task.uid,
     task.round,
     assignment.per_miner(config),
-    split.num_sequences(config.data.context),
+    split.population(config.data.context, task.round),
   )
 
 

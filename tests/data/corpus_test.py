@@ -20,7 +20,7 @@ DOCUMENTS = st.dictionaries(
   st.text(min_size=1, max_size=30),
   min_size=2,
   max_size=12,
-).map(lambda d: tuple(corpus.Document(*item) for item in d.items()))
+).map(lambda d: tuple(corpus.Document(k, v + k) for k, v in d.items()))
 
 
 class TextCase(parameterized.TestCase):
@@ -144,7 +144,7 @@ class TextTest(TextCase):
 
   def test_folder_without_texts(self):
     with self.assertRaisesRegex(
-      config.ConfigError, r'data.path: no .txt or .md file in the folder'
+      config.ConfigError, r'data.path: no .txt, .md, .jsonl, .* file in'
     ):
       self.load(self.write(a__py=b'1'))
 

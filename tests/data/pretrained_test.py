@@ -187,7 +187,7 @@ class PretrainedTest(parameterized.TestCase):
   def test_of_text(self):
     folder = pathlib.Path(self.create_tempdir().full_path)
     for name in 'ab':
-      (folder / f'{name}.txt').write_text(TEXTS[0])
+      (folder / f'{name}.txt').write_text(TEXTS[0] + name)
     data = config.Data(source='text', path=str(folder), tokenizer='bpe')
     found = pretrained.of(
       config.Config(model=config.Model(vocab_size=300), data=data)

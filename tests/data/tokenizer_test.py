@@ -100,13 +100,14 @@ class BPETest(parameterized.TestCase):
     library = tokenizers.Tokenizer(
       tokenizers.models.WordLevel({'a': 0, '</s>': 9}, unk_token='a')
     )
+    library.add_special_tokens(['</s>'])
     loaded = tokenizer.BPE(library.to_str())
     self.assertEqual((loaded.vocab_size, loaded.end_of_text), (10, 9))
 
   def test_no_end_of_text(self):
     library = tokenizers.Tokenizer(tokenizers.models.WordLevel({'a': 0}))
     with self.assertRaisesRegex(
-      ValueError, r'expected an end of text token, one of .*the 1 tokens have'
+      ValueError, r'expected an end of text token, one of .*; the 0 special'
     ):
       tokenizer.BPE(library.to_str())
 
