@@ -198,9 +198,7 @@ def _scores(
     claimed, began = header.sequences, r - header.staleness
     seed = node.chain.block_hash(node.schedule.assignment_block(began))
     population = split.population(context, began)
-    own = scores_lib.own_ids(
-      config, uid, began, population, seed, lot, claimed
-    )
+    own = scores_lib.own_ids(config, uid, began, population, seed, lot, claimed)
     score = judge.scorer.score(
       evaluation, found[uid].message, split.read(own, context), weights[uid]
     )

@@ -176,6 +176,88 @@ class EvaluationTest(parameterized.TestCase):
 
 
 CONTEXT = 4
+
+
+class MixtureTest(parameterized.TestCase):
+  POPULATION = tokens_lib.Population(
+    (0, 1000, 1300), (1000, 300, 90), (6, 3, 1)
+  )
+
+  def assigned(self, uid, count=20, round_index=7, population=POPULATION):
+    return assignment.assign(0, uid, round_index, count, population)
+
+  def test_disjoint_and_in_proportion(self):
+    most = assignment.capacity(0, 7, self.POPULATION)
+    self.assertBetween(most, 880, 910)  # the last source has 90 for a tenth
+    ids = np.concatenate([self.assigned(uid) for uid in range(most // 20)])
+    self.assertLen(set(ids.tolist()), ids.size)
+    self.assertBetween(ids.min(), 0, ids.max())
+    self.assertLess(ids.max(), 1390)
+    for uid in range(most // 20):
+      found = np.searchsorted([1000, 1300], self.assigned(uid), 'right')
+      self.assertEqual(np.bincount(found, minlength=3).tolist(), [12, 6, 2])
+
+  def test_exhausted(self):
+    most = assignment.capacity(0, 7, self.POPULATION)
+    self.assigned(0, count=most)
+    with self.assertRaisesRegex(ValueError, f'there are {most}, enough for 0'):
+      self.assigned(0, count=most + 1)
+
+  @hypothesis.given(
+    st.lists(
+      st.tuples(st.integers(1, 60), st.integers(1, 9)), min_size=1, max_size=4
+    ),
+    st.integers(0, 99),
+  )
+  def test_a_round_uses_a_source_up_and_none_twice(self, sources, round_index):
+    sizes, weights = zip(*sources, strict=True)
+    offsets = tuple(int(x) for x in np.cumsum((0, *sizes[:-1])))
+    population = tokens_lib.Population(offsets, sizes, weights)
+    most = assignment.capacity(3, round_index, population)
+    if not most:
+      return
+    ids = assignment.assign(3, 0, round_index, most, population)
+    self.assertLen(set(ids.tolist()), most)
+    used = np.bincount(
+      np.searchsorted(np.cumsum(sizes), ids, 'right'), minlength=len(sizes)
+    )
+    self.assertTrue(np.all(used <= sizes))
+    self.assertTrue(np.any(used == sizes))
+
+  def test_rare_sources_come_to_every_uid(self):
+    population = tokens_lib.Population((0, 9000), (9000, 900), (99, 1))
+    for uid in range(3):
+      rounds = [self.assigned(uid, 8, r, population) for r in range(200)]
+      rare = np.mean(np.concatenate(rounds) >= 9000)
+      self.assertBetween(rare, 0.003, 0.02)
+
+  def test_one_source_is_spread_over_all_of_it(self):
+    population = tokens_lib.Population((50,), (40,), (1,))
+    ids = self.assigned(0, 40, 3, population)
+    self.assertCountEqual(ids.tolist(), range(50, 90))
+
+  def test_is_fixed(self):
+    self.assertEqual(
+      self.assigned(1, 6).tolist(), [495, 1165, 45, 511, 1071, 725]
+    )
+
+  def test_least_capacity(self):
+    split = tokens_lib.Split(
+      ts.array(np.zeros(11 * 1390, np.int32)),
+      0,
+      parts=(10_001, 3001, 901),
+      phases=(
+        tokens_lib.MixturePhase(0, (0,), (1,)),
+        tokens_lib.MixturePhase(9, (0, 1, 2), (6, 3, 1)),
+      ),
+    )
+    least = assignment.least_capacity(split, 10)
+    self.assertBetween(least, 800, 900)
+    for r in range(40):
+      most = assignment.capacity(1, r, split.population(10, r))
+      self.assertGreaterEqual(most, least)
+
+
 SPLIT = tokens_lib.Split(ts.array(np.arange(401, dtype=np.int32)), 0)
 
 
