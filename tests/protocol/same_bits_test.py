@@ -14,6 +14,7 @@ from covenant.optim import compression
 from covenant.protocol import same_bits
 from covenant.wire import payload
 from tests import helpers
+from tests import venvs
 from tests.reference import protocol
 
 TENSORS = [
@@ -66,7 +67,6 @@ class SameBitsTest(parameterized.TestCase):
     with mock.patch.object(same_bits, 'EXPECTED', wrong):
       self.assertEqual(same_bits.first_difference(), same_bits.STEPS[2])
 
-  @pytest.mark.slow
   @parameterized.parameters(
     '',
     '--xla_cpu_max_isa=AVX2',
@@ -79,10 +79,10 @@ class SameBitsTest(parameterized.TestCase):
     '--xla_cpu_fast_math_honor_division=false',
     '--xla_cpu_enable_fast_min_max=true --xla_allow_excess_precision=true',
   )
+  @pytest.mark.slow
   def test_under_flags_of_the_compiler(self, flags):
     self.assertEqual(self.program(flags=flags), same_bits.EXPECTED[-1])
 
-  @pytest.mark.slow
   @parameterized.parameters(
     ('--devices=2',),
     ('--devices=4',),
@@ -93,15 +93,22 @@ class SameBitsTest(parameterized.TestCase):
     ('--no-jit',),
     ('--reference',),
   )
+  @pytest.mark.slow
   def test_on_meshes_in_slices_and_op_by_op(self, *arguments):
     self.assertEqual(self.program(*arguments), same_bits.EXPECTED[-1])
 
-  def program(self, *arguments, flags=''):
+  @parameterized.parameters('oldest', 'newest')
+  @pytest.mark.install
+  def test_with_other_releases_of_jax(self, which):
+    python = str(venvs.jax_venv(which))
+    self.assertEqual(self.program(python=python), same_bits.EXPECTED[-1])
+
+  def program(self, *arguments, flags='', python=sys.executable):
     """The last line that the program prints in a process of its own."""
     # What another flag compiled must not be found again.
     cache = self.create_tempdir().full_path
     done = subprocess.run(
-      [sys.executable, '-m', 'experiments.same_bits', *arguments],
+      [python, '-m', 'experiments.same_bits', *arguments],
       cwd=helpers.ROOT,
       env={
         **os.environ,
