@@ -32,12 +32,14 @@ _RUN = [
   'obstore>=0.12,<0.13',
   'openskill>=6.2,<7',
   'orbax-checkpoint>=0.12.1,<1',
-  'bittensor>=11,<12',
+  'bittensor>=11.1,<11.4',
   'tensorstore>=0.1.80,<0.2',
   'tokenizers>=0.20,<1',
   'tqdm>=4.66,<5',
 ]
-_NETWORK = ['bittensor>=11,<12']  # the real chain; local ones need nothing
+# The real chain; local ones need nothing. Tested with the oldest and the newest
+# release that this admits (tests/chain/releases_test.py).
+_NETWORK = ['bittensor>=11.1,<11.4']
 # Files of text, and the tokenizers of models to continue from.
 _DATA = [
   'pyarrow>=18',

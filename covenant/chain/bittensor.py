@@ -5,9 +5,10 @@ the newest of all), and a write is final once the call returns. So no answer is
 ever taken back.
 
 Stake and pay are in the subnet's own token, alpha; on the root subnet in TAO.
-Fees are paid by the coldkey that owns the hotkey.
+Commitments and weights cost no fee.
 """
 
+import functools
 import math
 from collections.abc import Awaitable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -15,10 +16,15 @@ from typing import TYPE_CHECKING, Any
 from covenant import typing as ct
 from covenant.chain import connection
 from covenant.chain import interface
+from covenant.chain import subnet as subnet_lib
+from covenant.chain import yuma
 
 # `bittensor` is slow to import, so only functions that talk to a chain do.
 if TYPE_CHECKING:
   import bittensor as bt
+
+_FULL = 'SpaceLimitExceeded'  # by commitments of one hotkey in one epoch
+_KEPT = 32  # past blocks whose answers are kept, since they never change
 
 
 class BittensorChain:
@@ -31,6 +37,7 @@ class BittensorChain:
     wallet_name: folder of the wallet.
     hotkey_name: file of its hotkey; sr25519, not encrypted.
     wallet_path: folder of all wallets.
+    mechanism: the incentive mechanism of the subnet that weights are for.
     patience: deadlines.
     dial: opens a connection, a `bittensor.Substrate`. By default to the
       network, and to its public fallbacks and archives if it has any.
@@ -47,13 +54,18 @@ class BittensorChain:
     wallet_name: str,
     hotkey_name: str,
     wallet_path: str = '~/.bittensor/wallets',
+    mechanism: int = 0,
     patience: connection.Patience | None = None,
     dial: connection.Dial | None = None,
   ):
     self._netuid = netuid
+    self._mechanism = mechanism
+    self._full_until = -1  # block until which commitments are refused
     self._keypair = _read_hotkey(wallet_name, hotkey_name, wallet_path)
     self.hotkey: str = self._keypair.ss58_address
     self._final = -1  # newest block known to be final
+    self._neurons = functools.lru_cache(_KEPT)(self._read_neurons)
+    self._commitments = functools.lru_cache(_KEPT)(self._read_commitments)
     self._connection = connection.Connection(network, patience, dial)
     try:
       self.block_seconds: float = self._connection.read(
@@ -69,7 +81,7 @@ class BittensorChain:
 
   def head(self) -> int:
     async def ask(session: connection.Session) -> int:
-      self._final = max(self._final, await session.client.finalized_block())
+      self._final = max(self._final, await connection.finalized(session))
       return self._final
 
     return self._connection.read('head', ask)
@@ -90,31 +102,30 @@ class BittensorChain:
     return self._connection.read(f'time of block {block}', ask)
 
   def peers(self, block: int) -> tuple[interface.Peer, ...]:
-    return tuple(
-      interface.Peer(
-        uid=neuron.uid,
-        hotkey=neuron.hotkey,
-        stake=neuron.total_stake.amount,
-        permit=neuron.validator_permit,
-        registered=neuron.block_at_registration,
-      )
-      for neuron in self._neurons(block)
-    )
+    return tuple(neuron.peer for neuron in self._neurons(block))
 
   def commitments(self, block: int) -> dict[int, interface.CommittedData]:
     """See the interface; leaves out those that are not one plain field."""
+    return dict(self._commitments(block))
 
+  def _read_commitments(
+    self, block: int
+  ) -> tuple[tuple[int, interface.CommittedData], ...]:
     async def ask(
       session: connection.Session,
-    ) -> dict[int, interface.CommittedData]:
-      await self._require(session, block)
-      view = await session.client.at(block)
-      found = {}
-      for entry in (await view.subnets.commitments(self._netuid)).values():
-        data = _plain(entry.fields)
-        if entry.uid is not None and data is not None:
-          found[entry.uid] = interface.CommittedData(entry.block, data)
-      return dict(sorted(found.items()))
+    ) -> tuple[tuple[int, interface.CommittedData], ...]:
+      view = await self._view(session, block)
+      # The SDK's own reader also reads what was sealed and revealed.
+      committed = await view.query_map(
+        ('Commitments', 'CommitmentOf'), [self._netuid]
+      )
+      uids = await view.query_map(('SubtensorModule', 'Uids'), [self._netuid])
+      found, uid_of = {}, {str(hotkey): int(uid) for hotkey, uid in uids}
+      for hotkey, record in committed:
+        data = _plain(record)
+        if str(hotkey) in uid_of and data is not None:
+          found[uid_of[str(hotkey)]] = data
+      return tuple(sorted(found.items()))
 
     return self._connection.read(f'commitments at block {block}', ask)
 
@@ -136,7 +147,38 @@ class BittensorChain:
       )
 
     self.uid()  # names the problem if there is one, and reconnects
-    self._connection.write('commitment', send)
+    head = self.head()
+    if head < self._full_until:
+      raise self._full(head)
+    try:
+      self._connection.write('commitment', send)
+    except interface.ChainRejectedError as e:
+      if _FULL not in str(e.__cause__ and vars(e.__cause__)):
+        raise
+      self._full_until = self._next_epoch() or head + 1
+      raise self._full(head) from e
+
+  def _full(self, head: int) -> interface.ChainRejectedError:
+    wait = self._full_until - head
+    return interface.ChainRejectedError(
+      f'commitment: refused by {self._connection.where}: this hotkey has used '
+      'up the space of this epoch (Space Limit Exceeded); the next epoch '
+      f'begins in {wait} blocks, and the commitment is tried again then. '
+      'Lower the tempo of the subnet or raise phases.round_blocks: see '
+      '--role=doctor'
+    )
+
+  def _next_epoch(self) -> int | None:
+    """Returns the first block of the next epoch; None if nobody says."""
+    call = ('SubnetInfoRuntimeApi', 'get_next_epoch_start_block')
+
+    async def ask(session: connection.Session) -> int | None:
+      return await session.client.runtime(call, [self._netuid])
+
+    try:
+      return self._connection.read('next epoch', ask)
+    except interface.ChainError:
+      return None
 
   def set_weights(self, weights: Mapping[int, float]) -> None:
     """See the interface; sealed first if the subnet requires that."""
@@ -147,19 +189,59 @@ class BittensorChain:
         raise interface.ChainRejectedError(
           f'weights: expected finite numbers from 0, got {weight} for uid {uid}'
         )
-    intent = bt.SetWeights(netuid=self._netuid, weights=dict(weights))
+      if not 0 <= uid < yuma.U16 + 1:
+        raise interface.ChainRejectedError(
+          f'weights: expected uids from 0 to {yuma.U16}, got {uid}'
+        )
 
-    def send(session: connection.Session) -> 'Awaitable[bt.ExtrinsicResult]':
-      return session.client.execute(
+    async def send(session: connection.Session) -> 'bt.ExtrinsicResult':
+      version = await subnet_lib.version_key(session, self._netuid)
+      intent = bt.SetWeights(
+        netuid=self._netuid,
+        weights=dict(weights),
+        mechid=self._mechanism,
+        version_key=version,
+      )
+      return await session.client.execute(
         intent, self._keypair, period=connection.VALID_BLOCKS
       )
 
     self.uid()  # as above
     self._connection.write('weights', send)
 
+  def check_weights(
+    self, weights: Mapping[int, float], sent: int
+  ) -> str | None:
+    head, uid = self.head(), self.uid()
+    # The vote of a peer must be that of the node which `peers` speaks of.
+    stake = {peer.uid: peer.stake for peer in self.peers(head)}.get(uid, 0.0)
+    mine = subnet_lib.Sent(dict(weights), sent, uid, stake)
+    return self._connection.read(
+      'weights',
+      lambda session: subnet_lib.check_weights(
+        session, self._netuid, self._mechanism, mine, head
+      ),
+    )
+
+  def subnet(self, age: int = 0) -> interface.Subnet | None:
+    head = self.head()
+    rules = self._connection.read(
+      'rules of the subnet',
+      lambda session: subnet_lib.read(
+        session, self._netuid, self._keypair, head, self._mechanism
+      ),
+    )
+    if not age:
+      return rules
+    try:
+      self.peers(max(head - age, 0))
+    except interface.ChainRejectedError:
+      return rules
+    return rules._replace(oldest=max(head - age, 0))
+
   def earned(self, block: int) -> dict[int, float]:
     """Returns the pay of the last epoch, in alpha."""
-    return {n.uid: n.emission.amount for n in self._neurons(block)}
+    return {n.peer.uid: n.pay for n in self._neurons(block)}
 
   def sign(self, data: bytes) -> bytes:
     """Signs with sr25519; 64 bytes that differ every time."""
@@ -171,7 +253,7 @@ class BittensorChain:
 
     try:
       return sp_core.verify(data, signature, hotkey)
-    except (TypeError, ValueError):
+    except Exception:  # of malformed input: no signature
       return False
 
   def uid(self) -> int:
@@ -180,11 +262,10 @@ class BittensorChain:
     Raises:
       ChainRejectedError: the hotkey is not registered on the subnet.
     """
-    import bittensor as bt
 
     async def ask(session: connection.Session) -> int:
       uid = await session.client.query(
-        bt.storage.SubtensorModule.Uids, [self._netuid, self.hotkey]
+        ('SubtensorModule', 'Uids'), [self._netuid, self.hotkey]
       )
       if uid is None:
         raise interface.ChainRejectedError(
@@ -196,22 +277,21 @@ class BittensorChain:
 
     return self._connection.read('registration', ask)
 
-  def _neurons(self, block: int) -> 'list[bt.MetagraphNeuron]':
-    async def ask(session: connection.Session) -> 'list[bt.MetagraphNeuron]':
-      await self._require(session, block)
-      view = await session.client.at(block)
+  def _read_neurons(self, block: int) -> tuple[subnet_lib.Neuron, ...]:
+    async def ask(
+      session: connection.Session,
+    ) -> tuple[subnet_lib.Neuron, ...]:
+      view = await self._view(session, block)
       graph = await view.subnets.metagraph(self._netuid, commitments=False)
       if graph is None:
         raise self._no_subnet(f' at block {block}')
-      return graph.neurons
+      return tuple(map(subnet_lib.neuron, graph.neurons))
 
     return self._connection.read(f'peers at block {block}', ask)
 
   async def _open(self, session: connection.Session) -> float:
     """Returns the seconds per block; checks that the subnet exists."""
-    import bittensor as bt
-
-    item = bt.storage.SubtensorModule.NetworksAdded
+    item = ('SubtensorModule', 'NetworksAdded')
     if not await session.client.query(item, [self._netuid]):
       raise self._no_subnet('')
     return await session.client.block_time()
@@ -222,10 +302,15 @@ class BittensorChain:
       'see btcli subnets list'
     )
 
+  async def _view(self, session: connection.Session, block: int) -> Any:
+    """Returns the SDK's view of a final block."""
+    await self._require(session, block)
+    return await session.client.at(block)
+
   async def _require(self, session: connection.Session, block: int) -> None:
     """Raises ChainRejectedError unless the block is final."""
     if block > self._final:
-      self._final = max(self._final, await session.client.finalized_block())
+      self._final = max(self._final, await connection.finalized(session))
     if not 0 <= block <= self._final:
       raise interface.ChainRejectedError(
         f'block {block} of {self._connection.where} is not there yet; '
@@ -260,7 +345,9 @@ def _read_hotkey(wallet: str, hotkey: str, path: str) -> Any:
     raise interface.ChainRejectedError(
       f'hotkey: cannot read {file.path}: {e.strerror}'
     ) from None
-  except (ValueError, bt.sp_core.KeyfileError):
+  except interface.ChainRejectedError:
+    raise
+  except Exception:  # whatever the SDK finds in the file
     raise interface.ChainRejectedError(
       f'hotkey: {file.path} does not hold a secret key'
     ) from None
@@ -272,13 +359,20 @@ def _read_hotkey(wallet: str, hotkey: str, path: str) -> Any:
   return keypair
 
 
-def _plain(fields: list[object]) -> bytes | None:
-  """Returns the bytes of a commitment with one `Raw` field, else None."""
-  if len(fields) != 1 or not isinstance(fields[0], dict):
+def _plain(record: Any) -> interface.CommittedData | None:
+  """Returns a commitment with one `Raw` field; None for any other.
+
+  Strangers choose what a record holds, and the SDK how it is shown.
+  """
+  try:
+    (field,) = record['info']['fields']
+    ((kind, value),) = field.items()
+    if kind == 'Raw0':  # which the SDK decodes as an empty list
+      data = b''
+    elif kind.startswith('Raw') and kind[3:].isdecimal():
+      data = bytes.fromhex(value.removeprefix('0x'))
+    else:
+      return None
+    return interface.CommittedData(int(record['block']), data)
+  except (AttributeError, LookupError, TypeError, ValueError):
     return None
-  ((kind, value),) = fields[0].items()
-  if kind == 'Raw0':  # which the SDK decodes as an empty list
-    return b''
-  if not kind.startswith('Raw') or not isinstance(value, str):
-    return None
-  return bytes.fromhex(value.removeprefix('0x'))

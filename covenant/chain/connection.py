@@ -1,13 +1,19 @@
 """A connection to a Bittensor network that reconnects when it breaks.
 
 Every call has a deadline. Reads are repeated on new connections until then,
-writes are sent once. Errors of the SDK become one line of an error of
-`interface`.
+writes are sent once. Whatever the SDK raises becomes one line of an error of
+`interface`: nothing from a chain ends a process.
+
+A chain's runtime and the SDK are released apart. What one knows and the other
+does not shows as a ValueError, KeyError and the like; these are answers, which
+another connection would not change.
 """
 
 import asyncio
 import concurrent.futures
 import contextlib
+import json
+import sys
 import threading
 import urllib.parse
 from collections.abc import Awaitable, Callable, Coroutine
@@ -40,6 +46,17 @@ _PASSING = {
 }
 
 
+# Raised where the runtime and the SDK do not know the same things.
+_UNKNOWN = (
+  ValueError,  # among them the SDK's StorageFunctionNotFound
+  LookupError,
+  TypeError,
+  AttributeError,
+  NotImplementedError,
+  ArithmeticError,
+)
+
+
 class Patience(NamedTuple):
   """The deadlines of calls, in seconds."""
 
@@ -54,6 +71,7 @@ class Session(NamedTuple):
 
   client: Any  # bittensor.Client, whose types reject its own storage items
   substrate: Any  # bittensor.Substrate; for calls that the client lacks
+  spec: int | None  # version of the runtime when it was opened
 
 
 class Connection:
@@ -79,6 +97,7 @@ class Connection:
     self._network = network
     self._patience = patience or Patience()
     self._dial = dial or default
+    self._told: set[str] = set()  # what the SDK and the runtime disagree about
     self._session: asyncio.Task[Session] | None = None
     # The SDK is asynchronous, and must answer the node's pings between calls.
     self._loop = asyncio.new_event_loop()
@@ -117,12 +136,16 @@ class Connection:
           return await asyncio.wait_for(
             self._once(ask), min(left, patience.attempt)
           )
-        except (bt.BittensorError, OSError) as e:
+        except BaseException as e:
+          if not _is_from_sdk(e):
+            raise
           if _is_pruned(e):
             raise interface.ChainRejectedError(
               f'{what}: {self.where} has pruned it; '
               'give the address of an archive node'
             ) from e
+          if _is_unknown(e):
+            raise self._disagreement(what, e) from e
           if reason is None or str(e):
             reason = e  # says more than the timeout at the end
           # An endpoint that says it is asked too often is not asked again.
@@ -155,7 +178,11 @@ class Connection:
       try:
         result = await asyncio.wait_for(self._once(send), seconds)
         result.raise_for_failure()
-      except (bt.BittensorError, OSError) as e:
+      except BaseException as e:
+        if not _is_from_sdk(e):
+          raise
+        if _is_unknown(e):
+          raise self._disagreement(what, e) from e
         if not _is_answer(e):
           raise self._unreachable(
             what,
@@ -215,6 +242,29 @@ class Connection:
       future.cancel()
       raise self._unreachable(what, e, 'start again') from e
 
+  def _disagreement(
+    self, what: str, error: BaseException
+  ) -> interface.ChainRejectedError:
+    """Returns the error of a runtime that the SDK does not know; says it once.
+
+    It goes to the standard error as well, since a node goes on without what it
+    could not read.
+    """
+    import bittensor as bt
+
+    task, spec = self._session, None
+    if task is not None and task.done() and not task.cancelled():
+      spec = None if task.exception() else task.result().spec
+    text = (
+      f'the runtime of {self.where}, spec {spec or "unknown"}, is not what SDK '
+      f'{bt.__version__} knows: {type(error).__name__}: {_line(error)}; '
+      'install a bittensor release of the time of that runtime'
+    )
+    if text not in self._told:
+      self._told.add(text)
+      print(f'{what}: {text}', file=sys.stderr, flush=True)
+    return interface.ChainRejectedError(f'{what}: {text}')
+
   def _unreachable(
     self, what: str, error: BaseException, advice: str
   ) -> interface.ChainUnreachableError:
@@ -222,6 +272,16 @@ class Connection:
     return interface.ChainUnreachableError(
       f'{what}: {self.where}: {reason}; {advice}'
     )
+
+
+async def finalized(session: Session) -> int:
+  """Returns the newest final block."""
+  if hasattr(session.client, 'finalized_block'):
+    return int(await session.client.finalized_block())
+  # SDK 11.1 only streams them, the present one first.
+  async for header in session.client.blocks(finalized=True):
+    return int(header.number)
+  raise ConnectionResetError('the stream of final blocks ended')
 
 
 async def _connect(network: str, substrate: Any) -> Session:
@@ -234,7 +294,10 @@ async def _connect(network: str, substrate: Any) -> Session:
     with contextlib.suppress(Exception):
       await client.close()
     raise
-  return Session(client, substrate)
+  spec = None
+  with contextlib.suppress(Exception):
+    spec = int(await client.spec_version())
+  return Session(client, substrate, spec)
 
 
 async def _hang_up(session: Session) -> None:
@@ -268,7 +331,26 @@ def _resolve(network: str) -> tuple[str, Dial]:
   return label, dial
 
 
-def _is_pruned(error: Exception) -> bool:
+def _is_from_sdk(error: BaseException) -> bool:
+  """Returns whether the SDK raised an error, or what it is built on did."""
+  # A panic of the compiled part is no Exception, and has no public class.
+  panic = type(error).__name__ == 'PanicException'
+  known = isinstance(error, interface.ChainError)
+  return panic or (isinstance(error, Exception) and not known)
+
+
+def _is_unknown(error: BaseException) -> bool:
+  """Returns whether the SDK and the runtime do not know the same things."""
+  import bittensor as bt
+
+  if isinstance(error, json.JSONDecodeError | OSError | bt.BittensorError):
+    return False  # of a broken endpoint, or understood
+  return _is_from_sdk(error) and (
+    isinstance(error, _UNKNOWN) or not isinstance(error, Exception)
+  )
+
+
+def _is_pruned(error: BaseException) -> bool:
   # The SDK tells this only by the words of its errors.
   return str(error).startswith(('State discarded', 'no block at height'))
 
@@ -283,6 +365,8 @@ def _is_answer(error: BaseException) -> bool:
     return error.name not in _PASSING
   if isinstance(error, bt.RpcConnectionError | bt.ConnectionNotReady):
     return False
+  if _is_unknown(error):
+    return True
   return isinstance(error, bt.BittensorError | interface.ChainRejectedError)
 
 

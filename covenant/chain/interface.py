@@ -42,6 +42,31 @@ class CommittedData(NamedTuple):
   data: bytes  # MAX_COMMITMENT at most
 
 
+class Subnet(NamedTuple):
+  """The rules of a subnet at one block; None where a chain has no such rule.
+
+  Periods are in blocks, stakes in the unit of `Peer.stake`.
+  """
+
+  block: int  # at which they were read
+  runtime: int | None = None  # spec version of the chain's program
+  sdk: str = ''  # library that reads it, and its version
+  tempo: int | None = None  # from one epoch to the next
+  commitment_bytes: int | None = None  # per hotkey and epoch
+  weights_interval: int | None = None  # from one set of weights to the next
+  min_weights: int | None = None  # weights of one set that are not 0
+  stake_threshold: float | None = None  # least stake that may set weights
+  version_key: int | None = None  # least version of weights
+  sealed: bool | None = None  # weights are revealed some epochs later
+  reveal_epochs: int | None = None
+  mechanisms: int | None = None
+  owner_uids: tuple[int, ...] | None = None  # whose pay is burned
+  permits: int | None = None  # number of the largest stakes that get one
+  immunity: int | None = None  # time in which a newcomer is not replaced
+  oldest: int | None = None  # a block whose state was found; None: not sought
+  weights_error: str = ''  # why weights could not be composed, if that failed
+
+
 class Chain(Protocol):
   """One subnet, as one hotkey sees it."""
 
@@ -93,6 +118,31 @@ class Chain(Protocol):
     Raises:
       ChainRejectedError: not a validator, too often, or a weight that is
         negative or not finite.
+    """
+    ...
+
+  def check_weights(
+    self, weights: Mapping[int, float], sent: int
+  ) -> str | None:
+    """Says whether weights that were sent are in force.
+
+    Chains that seal weights reveal them later, and tell nobody if that fails.
+
+    Args:
+      weights: the argument of `set_weights`.
+      sent: the newest block at that time.
+
+    Returns:
+      Empty: they are. None: they may still be. Else the reason why they are
+      not, as far as it can be found.
+    """
+    ...
+
+  def subnet(self, age: int = 0) -> Subnet | None:
+    """Returns the rules of the subnet now; None for a chain without any.
+
+    Args:
+      age: looks whether the state of so many blocks ago can be read.
     """
     ...
 

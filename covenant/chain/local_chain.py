@@ -230,10 +230,10 @@ class LocalChain:
         raise interface.ChainRejectedError(
           f'set_weights: uid {uid} is not a validator'
         )
-      last = self._storage.query('SELECT block FROM votes WHERE uid = ?', uid)
-      if last:
+      last = self._storage.last_vote(uid)
+      if last is not None:
         interval = self.rules.weights_interval
-        _check_rate('set_weights', block, last[0][0], interval)
+        _check_rate('set_weights', block, last, interval)
       there = self._storage.query(
         'SELECT uid FROM peers WHERE until = ?', storage_lib.NOW
       )
@@ -243,14 +243,29 @@ class LocalChain:
         )
       weights_N = np.zeros(self.rules.capacity, '<u2')
       weights_N[list(values)] = list(values.values())
-      self._storage.query(
-        'INSERT INTO votes VALUES (?, ?, ?, ?) ON CONFLICT (uid) '
-        'DO UPDATE SET block = excluded.block, weights = excluded.weights',
-        uid,
-        block,
-        weights_N.tobytes(),
-        np.zeros(self.rules.capacity, '<f8').tobytes(),
-      )
+      self._storage.vote(uid, block, weights_N.tobytes())
+
+  def check_weights(
+    self, weights: Mapping[int, float], sent: int
+  ) -> str | None:
+    last = max(self.head() - 1, 0)  # of the newest block changes may come
+    hotkeys = {peer.hotkey: peer for peer in self.peers(last)}
+    me = hotkeys.get(self.hotkey)
+    if me is None:
+      return f'weights of block {sent} are not in force: not registered'
+    if self.weights().get(me.uid) == yuma.quantize(weights):
+      return ''
+    rules = self.rules
+    due = sent + (rules.reveal_epochs + 1) * rules.tempo + 1
+    if rules.reveal_epochs and last < due:
+      return None
+    why = '' if me.permit else f'; uid {me.uid} has no validator permit'
+    return (
+      f'weights of block {sent} are not in force: the chain has others{why}'
+    )
+
+  def subnet(self, age: int = 0) -> interface.Subnet:
+    return self.rules.subnet(self.head(), age)
 
   def sign(self, data: bytes) -> bytes:
     """See `interface.Chain`.

@@ -37,6 +37,7 @@ _TABLES = """
     uid INTEGER, since INTEGER, until INTEGER, tao REAL);
   CREATE TABLE votes (
     uid INTEGER PRIMARY KEY, block INTEGER, weights BLOB, bonds BLOB);
+  CREATE TABLE sealed (uid INTEGER, block INTEGER, weights BLOB);
   CREATE INDEX peers_until ON peers (until, uid);
   CREATE INDEX commitments_until ON commitments (until, uid);
   CREATE INDEX earned_until ON earned (until, uid);
@@ -53,6 +54,23 @@ class ChainRules(NamedTuple):
   immunity: int = 4096  # time in which a newcomer cannot be replaced
   commit_interval: int = 0  # from one commitment to the next
   weights_interval: int = 0
+  reveal_epochs: int = 0  # epochs until weights are revealed; 0: not sealed
+  # Number of the largest stakes that get a validator permit in every epoch, as
+  # on Bittensor, where pay is staked, too; 0: permits stay as registered.
+  permits: int = 0
+
+  def subnet(self, head: int, age: int) -> interface.Subnet:
+    """Returns the rules as of another chain, at a block."""
+    return interface.Subnet(
+      block=head,
+      tempo=self.tempo,
+      weights_interval=self.weights_interval,
+      sealed=bool(self.reveal_epochs),
+      reveal_epochs=self.reveal_epochs,
+      permits=self.permits or None,
+      immunity=self.immunity,
+      oldest=max(head - min(age, HISTORY), 0) if age else None,
+    )
 
 
 class ChainStorage:
@@ -210,6 +228,65 @@ class ChainStorage:
     for table in _HISTORIES:
       self._end(table, uid, block)
     self.query('DELETE FROM votes WHERE uid = ?', uid)
+    if self.rules.reveal_epochs:
+      self.query('DELETE FROM sealed WHERE uid = ?', uid)
+
+  def last_vote(self, uid: int) -> int | None:
+    """Returns the block in which a uid last set weights; None if never."""
+    rows = self.query('SELECT block FROM votes WHERE uid = ?', uid)
+    if self.rules.reveal_epochs:
+      rows += self.query('SELECT block FROM sealed WHERE uid = ?', uid)
+    return max((block for (block,) in rows), default=None)
+
+  def vote(self, uid: int, block: int, weights: bytes) -> None:
+    """Sets the weights of a uid, or seals them; needs a transaction."""
+    if self.rules.reveal_epochs:
+      self.query('INSERT INTO sealed VALUES (?, ?, ?)', uid, block, weights)
+    else:
+      self._set_vote(uid, block, weights)
+
+  def _set_vote(self, uid: int, block: int, weights: bytes) -> None:
+    self.query(
+      'INSERT INTO votes VALUES (?, ?, ?, ?) ON CONFLICT (uid) '
+      'DO UPDATE SET block = excluded.block, weights = excluded.weights',
+      uid,
+      block,
+      weights,
+      np.zeros(self.rules.capacity, '<f8').tobytes(),
+    )
+
+  def _reveal(self, block: int) -> None:
+    """Reveals the weights that are due in the epoch that ends with a block.
+
+    Like the real chain, it drops those of a uid without a permit, silently.
+    """
+    until = block - self.rules.reveal_epochs * self.rules.tempo
+    due = self.query(
+      'SELECT s.uid, s.block, s.weights, p.validator FROM sealed s '
+      'JOIN peers p ON p.uid = s.uid AND p.until = ? WHERE s.block <= ? '
+      'ORDER BY s.block',
+      NOW,
+      until,
+    )
+    for uid, voted, weights, permit in due:
+      if permit:
+        self._set_vote(uid, voted, weights)
+    self.query('DELETE FROM sealed WHERE block <= ?', until)
+
+  def _give_permits(self, block: int, paid: dict[int, float]) -> None:
+    """Stakes the pay of an epoch, and gives permits to the largest stakes."""
+    rows = self.query(
+      'SELECT uid, hotkey, stake, validator, registered FROM peers '
+      'WHERE until = ? ORDER BY uid',
+      NOW,
+    )
+    stakes = {uid: stake + paid.get(uid, 0.0) for uid, _, stake, _, _ in rows}
+    order = sorted(stakes, key=lambda uid: (-stakes[uid], uid))
+    holders = {uid for uid in order[: self.rules.permits] if stakes[uid] > 0}
+    for uid, hotkey, stake, permit, registered in rows:
+      now = stakes[uid], int(uid in holders)
+      if now != (stake, permit):
+        self.replace('peers', uid, block, hotkey, *now, registered)
 
   def _end(self, table: str, uid: int, block: int) -> None:
     # A row of this very block ends where it begins, and is never visible.
@@ -238,6 +315,8 @@ class ChainStorage:
 
   def _pay(self, block: int) -> None:
     """Pays the epoch that ends with a block."""
+    if self.rules.reveal_epochs:
+      self._reveal(block)
     rows = self.query(
       'SELECT p.uid, p.stake, p.validator, p.registered, e.tao, '
       'COALESCE(v.block, p.registered), v.weights, v.bonds FROM peers p '
@@ -265,6 +344,8 @@ class ChainStorage:
       tempo=self.rules.tempo,
     )
     paid_N = result.emission_N * self.rules.emission * self.rules.tempo
+    if self.rules.permits:
+      self._give_permits(block, dict(zip(uids, paid_N.tolist(), strict=True)))
     for i, uid in enumerate(uids):
       if paid_N[i]:
         self.replace('earned', uid, block, taos[i] + float(paid_N[i]))

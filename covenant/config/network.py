@@ -66,7 +66,14 @@ class Network(schema.Section):
   wallet: str = 'default'
   hotkey: str = 'default'
   path: str = ''  # local: folder of the chain and the buckets
+  # bittensor: incentive mechanism of the subnet that weights are for.
+  mechanism: int = schema.bounded(0, low=0)
   block_seconds: float = schema.positive(12.0)  # local
+  # local: epochs until weights are revealed; 0: they are not sealed.
+  reveal_epochs: int = schema.bounded(0, low=0)
+  # local: number of the largest stakes that get a permit in every epoch, with
+  # pay staked; 0: the permits of the validators' hotkeys stay as they are.
+  permits: int = schema.bounded(0, low=0)
   # Own bucket, such as s3://...; empty: a folder under `path`. {hotkey} in it
   # is replaced.
   bucket: str = ''

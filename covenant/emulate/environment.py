@@ -3,6 +3,7 @@
 from covenant import config as config_lib
 from covenant.chain import interface as chain_lib
 from covenant.chain import local_chain
+from covenant.chain import storage as chain_storage
 from covenant.node import connect
 from covenant.store import interface as store_lib
 
@@ -12,6 +13,16 @@ _STAKE = 1000.0  # TAO of the leader; each further validator has 1 less
 def chain_seed(config: config_lib.Config) -> bytes:
   """Returns the seed of the block hashes of a run on one machine."""
   return config.seed.to_bytes(8, 'little')
+
+
+def rules(config: config_lib.Config) -> chain_storage.ChainRules:
+  """Returns the rules of the chain of a run on one machine."""
+  network = config.network
+  return chain_storage.ChainRules(
+    block_seconds=network.block_seconds,
+    reveal_epochs=network.reveal_epochs,
+    permits=network.permits,
+  )
 
 
 def register(chain: local_chain.LocalChain, config: config_lib.Config) -> None:

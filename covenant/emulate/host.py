@@ -24,7 +24,6 @@ from covenant import typing as ct
 from covenant.adversaries import base as adversary
 from covenant.adversaries import registry
 from covenant.chain import local_chain
-from covenant.chain import storage as chain_storage
 from covenant.data import tokens
 from covenant.emulate import devices as devices_lib
 from covenant.emulate import environment as environment_lib
@@ -121,9 +120,7 @@ class Host:
     chain = local_chain.LocalChain.create(
       ':memory:',
       seed=environment_lib.chain_seed(config),
-      rules=chain_storage.ChainRules(
-        block_seconds=config.network.block_seconds
-      ),
+      rules=environment_lib.rules(config),
       clock=lambda: self.now,
     )
     environment_lib.register(chain, config)

@@ -22,7 +22,6 @@ from covenant import errors
 from covenant import files
 from covenant import typing as ct
 from covenant.chain import local_chain
-from covenant.chain import storage as chain_storage
 from covenant.emulate import environment
 from covenant.node import connect
 
@@ -113,7 +112,7 @@ class Localnet:
     self.chain = local_chain.LocalChain.create(
       path,
       seed=environment.chain_seed(config),
-      rules=chain_storage.ChainRules(block_seconds=network.block_seconds),
+      rules=environment.rules(self._config),
     )
     environment.register(self.chain, config)
     self._file = self._workdir / 'config.json'

@@ -44,7 +44,8 @@ class Stopwatch:
 
   def observe(self, event: node_lib.Event) -> None:
     """Adds the time of one phase of a node."""
-    self._spent[_FIELDS[Phase(event.what)]] += event.seconds
+    if event.what != node_lib.WEIGHTS:
+      self._spent[_FIELDS[Phase(event.what)]] += event.seconds
 
   def train(self, wait: Callable[[], None]) -> None:
     """Waits for training that is under way, and adds the time."""

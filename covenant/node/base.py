@@ -34,12 +34,19 @@ class RetryLaterError(errors.CovenantError):
   """A phase cannot be done at this block; perhaps at the next one."""
 
 
+# The event of weights that are in force, or of the reason why they are not.
+WEIGHTS = 'weights in force'
+
+
 class Event(NamedTuple):
-  """One attempt of a node at one phase."""
+  """One attempt of a node at one phase, or what it found about an earlier one.
+
+  The latter are named above.
+  """
 
   block: int
   round: int
-  what: str  # the value of a `round.Phase`
+  what: str  # the value of a `round.Phase`, or `WEIGHTS`
   error: str = ''  # empty on success
   seconds: float = 0.0  # of wall-clock time
 

@@ -57,7 +57,11 @@ def chain(config: config_lib.Config) -> chain_lib.Chain:
 
   def connect_bittensor(network: config_lib.Network) -> chain_lib.Chain:
     return bittensor.BittensorChain(
-      network.netuid, network.name, network.wallet, network.hotkey
+      network.netuid,
+      network.name,
+      network.wallet,
+      network.hotkey,
+      mechanism=network.mechanism,
     )
 
   known = {'local': connect_local, 'bittensor': connect_bittensor}

@@ -23,6 +23,7 @@ from covenant.data import remote
 from covenant.data import tokens as tokens_lib
 from covenant.models import llama
 from covenant.node import connect
+from covenant.node import subnet_check
 from covenant.plan import memory
 from covenant.protocol import membership as membership_lib
 from covenant.protocol import round as round_lib
@@ -80,6 +81,7 @@ def examine(
       yield _attempt('clock', lambda: _clock(chain, head))
       if role != 'evaluator':
         yield _attempt('hotkey', lambda: _hotkey(config, chain, head, role))
+      yield from _subnet(config, chain, head, role)
   if role != 'evaluator':
     run = shared_state_lib.SharedModel(config).run
     yield _attempt('bucket', lambda: _bucket(config, run))
@@ -195,6 +197,24 @@ def _hotkey(
     f'{declared.name.lower() if declared else "none yet"}; validator permit: '
     f'{"yes" if peer.permit else "no"}; stake {peer.stake:,.0f}'
   )
+
+
+def _subnet(
+  config: config_lib.Config, chain: chain_lib.Chain, head: int, role: str
+) -> Iterator[Finding]:
+  """Yields the findings about the rules of the subnet, if it has any."""
+  try:
+    rules = chain.subnet(min(subnet_check.oldest_needed(config), head))
+    peers = {peer.hotkey: peer for peer in chain.peers(head)}
+  except chain_lib.ChainError as e:
+    yield Finding('subnet', False, str(e))
+    return
+  if rules is not None:
+    peer = peers.get(chain.hotkey)
+    situation = subnet_check.Situation(
+      config, rules, peer, role, chain.block_seconds
+    )
+    yield from (Finding(*f) for f in subnet_check.examine(situation))
 
 
 def _bucket(config: config_lib.Config, run: bytes) -> str:

@@ -44,14 +44,16 @@ def _chain(
     return chain.hotkey, chain.block_seconds
 
   def call(method: str, *args: Any) -> Any:
-    if method == 'set_weights':
-      args = (dict(args[0]),)
+    if method in ('set_weights', 'check_weights'):
+      args = (dict(args[0]), *args[1:])
     answer = process_group.broadcast_from(
       0, ('chain', method, args), lambda: getattr(chain, method)(*args)
     )
     match method:
       case 'peers':
         return tuple(chain_lib.Peer(*peer) for peer in answer)
+      case 'subnet' if answer is not None:
+        return chain_lib.Subnet(*answer)
       case 'commitments':
         return {uid: chain_lib.CommittedData(*c) for uid, c in answer.items()}
     return answer

@@ -58,7 +58,7 @@ def _apply_round(node: Validator, command: Command, head: int) -> None:
   r, role, data = command.round, node.role, b''
   applied, digest = follow.next_state(node, r, head)
   if digest is not None:
-    block = node.schedule.decision_block(r)
+    block = node.schedule.finalized(head)
     membership = membership_lib.read(node.chain, block, node.schedule)
     data = follow.fetch_manifest(node, membership, r, digest)
     for entry in manifest_lib.decode(data, node.chain.verify).entries:
@@ -106,11 +106,11 @@ def _keep(node: Validator, command: Command, head: int) -> None:
 
 def score(node: Validator, command: round_lib.Command, head: int) -> None:
   """Scores, rates and sets weights; judges nothing that it did not see."""
-  del head
   role = node.role
   collected, role.to_score = role.to_score, None
   if collected is not None:
     _judge(node, command.round - 1, collected)
+  _check_weights(node, command.round, head)
   weights, role.weights = role.weights, None
   if weights:
     try:
@@ -118,6 +118,31 @@ def score(node: Validator, command: round_lib.Command, head: int) -> None:
     except chain_lib.ChainUnreachableError:
       role.weights = weights  # retried, unlike weights that are rejected
       raise
+    role.sent.append((head, weights))
+
+
+def _check_weights(node: Validator, round_index: int, head: int) -> None:
+  """Reports whether the weights that were sent are in force, once it is known.
+
+  A chain that seals weights reveals them an epoch later. Then the last ones
+  that were revealed are in force, so any of those sent may be.
+  """
+  sent = node.role.sent
+  if not sent:
+    return
+  try:
+    # Of the first ones it is known first.
+    error, check = None, node.chain.check_weights
+    for block, weights in reversed(sent):
+      error = check(weights, block)
+      if error == '':
+        break
+  except chain_lib.ChainError:
+    return  # asked again in the next round
+  if error is not None:
+    sent.clear()
+    event = node_lib.Event(head, round_index, node_lib.WEIGHTS, error)
+    node.context.observe(event)
 
 
 def _judge(node: Validator, round_index: int, collected: Collected) -> None:
@@ -149,7 +174,10 @@ def _with_late(
 ) -> checks_lib.CheckReport:
   """Returns the report with LATE for commitments after the window."""
   block = node.schedule.decision_block(round_index)
-  after = membership_lib.read(node.chain, block, node.schedule)
+  try:
+    after = membership_lib.read(node.chain, block, node.schedule)
+  except chain_lib.ChainRejectedError:
+    return collected.report  # this node is late, and the state is pruned
   checks = dict(collected.report.checks)
   for uid, check in checks.items():
     commitment = after.commitments.get(uid)

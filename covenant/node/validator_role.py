@@ -56,6 +56,8 @@ class ValidatorRole:
     to_score: those to the round before, until they are scored.
     to_keep: objects to store, as (key, bytes).
     weights: to be set on the chain.
+    sent: weights that were set, each with the newest block at that time, until
+      it is known whether any of them is in force.
     notes: what its policy remembers, by name; a restart forgets it.
   """
 
@@ -68,6 +70,9 @@ class ValidatorRole:
   to_score: Collected | None = None
   to_keep: list[tuple[str, bytes]] = dataclasses.field(default_factory=list)
   weights: dict[int, float] | None = None
+  sent: list[tuple[int, dict[int, float]]] = dataclasses.field(
+    default_factory=list
+  )
   notes: dict[str, Any] = dataclasses.field(default_factory=dict)
 
   def is_savable(self, state: round_lib.RoundState) -> bool:
@@ -78,13 +83,15 @@ class ValidatorRole:
     self, state: round_lib.RoundState
   ) -> tuple[dict[str, ct.PyTree], ct.Json]:
     del state
-    return {}, {'standings': ratings.to_json(self.standings)}
+    sent = [[block, list(weights.items())] for block, weights in self.sent]
+    return {}, {'standings': ratings.to_json(self.standings), 'sent': sent}
 
   def load(
     self, tree: dict[str, ct.PyTree], text: ct.Json, state: round_lib.RoundState
   ) -> round_lib.RoundState:
     del tree
     self.standings = ratings.from_json(text['standings'])
+    self.sent = [(block, dict(pairs)) for block, pairs in text.get('sent', [])]
     return state
 
 

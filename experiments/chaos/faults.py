@@ -240,7 +240,7 @@ class _FaultyChain:
     """Calls a method of the chain, unless a fault strikes."""
     if method in ('sign', 'verify'):
       return getattr(self._chain, method)(*args)
-    if method in ('head', 'commit', 'set_weights'):
+    if method in ('head', 'commit', 'set_weights', 'check_weights', 'subnet'):
       self._reach(method)
     else:
       self._see(args[0])

@@ -1,4 +1,4 @@
-"""The real SDK, over a node in memory; the contract is in interface_test."""
+"""The real SDK, over a node of our own; the contract is in interface_test."""
 
 import inspect
 import pathlib
@@ -21,7 +21,7 @@ class ReadTest(control.ChainTestCase):
   def test_speaks_for_the_hotkey_of_the_wallet(self):
     self.assertEqual(self.chain.hotkey, self.hotkey)
     self.assertEqual(self.chain.uid(), 0)
-    self.assertEqual(self.chain.block_seconds, 12)
+    self.assertEqual(self.chain.block_seconds, substrate.BLOCK_SECONDS)
 
   def test_metagraph_of_every_block(self):
     me = interface.Peer(0, self.hotkey, 1000.0, True, 1)
@@ -47,7 +47,7 @@ class ReadTest(control.ChainTestCase):
     self.assertEqual(
       self.chain.block_hash(2).hex(), self.subnet.hash(2).removeprefix('0x')
     )
-    self.assertEqual(self.chain.timestamp(2), substrate.GENESIS + 24)
+    self.assertEqual(self.chain.timestamp(2), substrate.GENESIS + 0.5)
 
   def test_answers_for_final_blocks_only(self):
     self.subnet.lag = 2
@@ -82,10 +82,10 @@ class ReadTest(control.ChainTestCase):
     for ask in (self.chain.peers, self.chain.commitments, self.chain.timestamp):
       ask(8)
       with self.assertRaisesRegex(
-        interface.ChainRejectedError, 'in.memory has pruned it'
+        interface.ChainRejectedError, '127.0.0.1 has pruned it'
       ):
         ask(7)
-    self.assertEqual(self.subnet.dials, 1)  # that was an answer
+    self.assertEqual(self.node.connections, 1)  # that was an answer
 
   def test_commitments_as_of_a_block(self):
     self.chain.commit(b'first')
@@ -101,20 +101,22 @@ class ReadTest(control.ChainTestCase):
     (['None'],),
     (['ResetBondsFlag'],),
     ([{'Sha256': '0x' + 32 * '00'}],),
+    ([{'Keccak256': '0x' + 32 * '41'}],),
+    ([{'BigRaw': '0x' + 300 * '41'}],),
     ([{'Raw1': '0x00'}, {'Raw1': '0x00'}],),
+    ([{'Raw1': '0x00'}, 'ResetBondsFlag'],),
     ([{'TimelockEncrypted': {'encrypted': '0x00', 'reveal_round': 9}}],),
   )
   def test_leaves_out_strange_commitments(self, fields):
     self.subnet.state['commitments'] = {
       _BOB: {'deposit': 0, 'block': 4, 'info': {'fields': fields}},
-      _EVE: {'deposit': 0, 'block': 4, 'info': {'fields': [{'Raw0': []}]}},
-      substrate.hotkeys(3)[2]: {  # who is not registered any more
+      _EVE: {'deposit': 0, 'block': 4, 'info': {'fields': [{'Raw0': '0x'}]}},
+      substrate.hotkeys(4)[3]: {  # who is not registered any more
         'deposit': 0,
         'block': 4,
         'info': {'fields': [{'Raw1': '0x00'}]},
       },
     }
-    self.subnet.state['revealed'] = {_BOB: [['0x0841', 3]]}
     self.subnet.step()
     self.assertEqual(
       self.chain.commitments(4), {2: interface.CommittedData(4, b'')}
@@ -154,7 +156,7 @@ class WriteTest(control.ChainTestCase):
   def test_weights_are_scaled_to_u16(self):
     self.chain.set_weights({2: 0.2, 0: 0.1, 1: 0.7})
     self.assertEqual(
-      self.subnet.blocks[-1]['weights'], {0: {0: 9362, 1: 65535, 2: 18724}}
+      self.subnet.state['weights'], {0: {0: 9362, 1: 65535, 2: 18724}}
     )
 
   def test_weights_are_sealed_where_the_subnet_wants_that(self):
@@ -166,6 +168,7 @@ class WriteTest(control.ChainTestCase):
       call, 'SubtensorModule.commit_timelocked_mechanism_weights'
     )
     self.assertGreater(len(args['commit']), 64)
+    self.assertEqual(args['mecid'], 0)
 
   @parameterized.parameters(
     ({1: float('nan')}, 'finite'),
@@ -174,7 +177,7 @@ class WriteTest(control.ChainTestCase):
     ({1: 0.0}, 'nothing to set'),
     ({}, 'nothing to set'),
     ({70000: 1.0}, '65535'),
-    ({3: 1.0}, 'refused by in.memory'),
+    ({3: 1.0}, 'refused by 127.0.0.1'),
   )
   def test_wrong_weights(self, weights, message):
     with self.assertRaisesRegex(interface.ChainRejectedError, message):
@@ -198,7 +201,7 @@ class WriteTest(control.ChainTestCase):
       self.chain.set_weights({1: 1.0})
     self.subnet.step(97)
     self.chain.set_weights({1: 1.0})
-    self.assertEqual(self.subnet.dials, 1)
+    self.assertEqual(self.node.connections, 1)
 
   def test_weights_without_permit(self):
     self.subnet.state['neurons'][0]['permit'] = False
@@ -232,7 +235,7 @@ class WriteTest(control.ChainTestCase):
 class OpenTest(control.ChainTestCase):
   @parameterized.parameters(
     ({'network': 'finnney'}, "finney, test.*got 'finnney'"),
-    ({'netuid': 7}, 'in.memory has no subnet 7'),
+    ({'netuid': 7}, '127.0.0.1 has no subnet 7'),
     ({'wallet_name': 'v'}, 'no file .*/v/hotkeys/h;.*new-hotkey'),
     ({'hotkey_name': 'i'}, 'no file .*/w/hotkeys/i;'),
     ({'hotkey_name': 'encrypted'}, 'encrypted is encrypted'),

@@ -1,4 +1,4 @@
-"""A subnet in memory, as tests want to hold it."""
+"""A subnet behind a node, as tests want to hold it."""
 
 import contextlib
 import os
@@ -12,10 +12,23 @@ from absl.testing import parameterized
 from covenant.chain import bittensor
 from covenant.chain import connection
 from covenant.chain import interface
+from tests.chain import node as node_lib
 from tests.chain import substrate
 
 BOB, EVE, _NOBODY = substrate.hotkeys(3)
-ONCE = connection.Patience(50.0, 50.0, 50.0, pause=60.0)  # no time for it
+# One attempt, which ends before the SDK has tried all that it tries.
+ONCE = connection.Patience(0.5, 0.5, 0.5, pause=60.0)
+
+
+def isolate(test: absltest.TestCase) -> str:
+  """Keeps what the SDK stores between runs in a folder of the test."""
+  path = test.create_tempdir().full_path
+  files = {
+    'BTCLI_TOKEN_SYMBOLS_CACHE': f'{path}/symbols.json',
+    'BITTENSOR_RUNTIME_CACHE_DIR': f'{path}/runtimes',
+  }
+  test.enterContext(mock.patch.dict(os.environ, files))
+  return path
 
 
 class BittensorControl:
@@ -30,27 +43,26 @@ class BittensorControl:
     weights_interval: int = 0,
   ):
     self._test = test
-    self._path = test.create_tempdir().full_path
-    symbols = {'BTCLI_TOKEN_SYMBOLS_CACHE': f'{self._path}/symbols.json'}
-    test.enterContext(mock.patch.dict(os.environ, symbols))
+    self._path = isolate(test)
     self._chain = substrate.Subtensor()
     self._chain.state['WeightsSetRateLimit'] = weights_interval
     if commit_interval:  # one a Bittensor epoch; a few blocks longer than asked
       self._chain.state['MaxSpace'] = 100
       self._chain.state['Tempo'] = commit_interval + 4
     self._chain.step(3)
+    self._node = node_lib.Node(self._chain)
+    test.addCleanup(self._node.close)
 
   def view(self, name: str) -> interface.Chain:
     if not os.path.exists(f'{self._path}/{name}'):
       bt.Wallet(name, path=self._path).create_new_hotkey(suppress=True)
     chain = bittensor.BittensorChain(
       netuid=self._chain.netuid,
-      network='ws://in.memory',
+      network=self._node.url,
       wallet_name=name,
       hotkey_name='default',
       wallet_path=self._path,
-      patience=ONCE,
-      dial=self._chain.dial,
+      patience=connection.Patience(20.0, 20.0, 20.0, pause=60.0),
     )
     self._test.addCleanup(chain.close)
     return chain
@@ -91,11 +103,17 @@ class BittensorControl:
   def weights(self, uid: int) -> dict[int, int]:
     return self._chain.state['weights'].get(uid, {})
 
+  def make_impatient(self, chain: bittensor.BittensorChain) -> None:
+    chain._connection._patience = ONCE
+
+  def make_patient(self, chain: bittensor.BittensorChain) -> None:
+    chain._connection._patience = connection.Patience()
+
   @contextlib.contextmanager
   def outage(self) -> Iterator[None]:
-    self._chain.down = True
+    self._node.go_down()
     yield
-    self._chain.down = False
+    self._node.come_up()
 
 
 class ChainTestCase(parameterized.TestCase):
@@ -103,28 +121,24 @@ class ChainTestCase(parameterized.TestCase):
 
   def setUp(self):
     super().setUp()
-    self.path = self.create_tempdir().full_path
-    self.enterContext(
-      mock.patch.dict(
-        os.environ, BTCLI_TOKEN_SYMBOLS_CACHE=f'{self.path}/symbols.json'
-      )
-    )
+    self.path = isolate(self)
     bt.Wallet('w', 'h', self.path).create_new_hotkey(suppress=True)
     self.hotkey = bt.Wallet('w', 'h', self.path).hotkey.ss58_address
     self.subnet = substrate.Subtensor()
     self.subnet.register(self.hotkey, stake=1000, validator=True)
     self.subnet.register(BOB, stake=1.5)
     self.subnet.register(EVE)
+    self.node = node_lib.Node(self.subnet)
+    self.addCleanup(self.node.close)
     self.chain = self.open(connection.Patience(pause=0.0))
 
   def open(self, patience=None, **kwargs) -> bittensor.BittensorChain:
     kwargs = {
       'netuid': 1,
-      'network': 'ws://in.memory/secret',
+      'network': self.node.url + '/secret',
       'wallet_name': 'w',
       'hotkey_name': 'h',
       'wallet_path': self.path,
-      'dial': self.subnet.dial,
     } | kwargs
     chain = bittensor.BittensorChain(**kwargs, patience=patience)
     self.addCleanup(chain.close)

@@ -357,6 +357,9 @@ class ContractTest(parameterized.TestCase):
     before = self.ann.head()
     peers = self.ann.peers(before)
     self.control.advance()
+    if name == 'bittensor':
+      for chain in (self.ann, self.boss):
+        self.control.make_impatient(chain)
     with self.control.outage():
       for action in (
         lambda: self.ann.peers(self.ann.head()),
@@ -366,6 +369,9 @@ class ContractTest(parameterized.TestCase):
         with self.assertRaises(interface.ChainUnreachableError):
           action()
     # And then it is as if nothing had been asked.
+    if name == 'bittensor':
+      for chain in (self.ann, self.boss):
+        self.control.make_patient(chain)
     self.assertEqual(self.ann.peers(before), peers)
     self.assertEqual(self.ann.peers(self.ann.head()), peers)
     self.assertEqual(self.ann.commitments(self.ann.head()), {})

@@ -380,7 +380,6 @@ class TransformersTest(FolderTest):
     return np.abs(actual - expected).max()
 
   @parameterized.product(**_SWITCHES)
-  @pytest.mark.rows(2)
   def test_logits_of_an_export(self, **switches):
     import torch
     import transformers

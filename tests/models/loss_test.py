@@ -206,7 +206,6 @@ class NextTokenTest(parameterized.TestCase):
     self.assertIn('tensor<6x2x13xf32>', text)
     self.assertNotIn('tensor<6x8x13xf32>', text)
 
-  @pytest.mark.slow
   def test_gradient_under_a_named_axis(self):
     """Each peer its own parameters and data, as SparseLoCo's inner step."""
     mesh = jax.make_mesh(

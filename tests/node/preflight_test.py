@@ -55,7 +55,7 @@ class DoctorTest(parameterized.TestCase):
     found = self.examine(hotkey, role)
     self.assertEqual([f.text for f in found.values() if not f.well], [])
     self.assertIn(text, found['hotkey'].text)
-    self.assertLen(found, 9)
+    self.assertLen(found, 10)
     self.assertIn('computes the same bits', found['arithmetic'].text)
 
   @parameterized.parameters(

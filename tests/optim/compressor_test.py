@@ -85,7 +85,7 @@ def assert_equal(got, want):
 
 class CompressorTest(parameterized.TestCase):
   @parameterized.parameters(*EXACT)
-  @pytest.mark.rows(1)
+  @pytest.mark.rows(2)
   def test_a_mesh_sends_what_one_device_does(self, name):
     want, _ = send(trees.STACK, method(EXACT[name]))
     got, compressor = send(

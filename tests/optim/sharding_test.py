@@ -166,7 +166,6 @@ class TypesTest(parameterized.TestCase):
           spec = jax.typeof(params[name]).sharding.spec
           self.assertEqual(jax.typeof(x).sharding.spec, spec)
 
-  @pytest.mark.slow
   def test_of_eager_updates_and_donated_states(self):
     mesh = jax.make_mesh((8,), ('fsdp',))
     with jax.set_mesh(mesh):
@@ -196,7 +195,6 @@ class CommunicationTest(parameterized.TestCase):
     self.assertNotEmpty(found)
     self.assertLessEqual(max(found), 64)
 
-  @pytest.mark.slow
   def test_of_two_peers_is_the_messages_of_shards(self):
     mesh = jax.make_mesh((2, 4), ('peers', 'fsdp'))
     with jax.set_mesh(mesh):
@@ -233,7 +231,6 @@ def two_unsharded_peers():
 class NumericsTest(absltest.TestCase):
   """Shards that are whole blocks give the result of whole tensors."""
 
-  @pytest.mark.slow
   def test_of_one_peer(self):
     tx, target = transformation(TILES), jnp.float32(0.5)
     want = jax.jit(functools.partial(train, tx))(random_params(WHOLE), target)

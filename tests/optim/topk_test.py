@@ -48,7 +48,7 @@ class TopKTest(parameterized.TestCase):
     st.sampled_from([(8, 1), (24, 3), (320, 33)]),
     st.integers(0, 2**32 - 1),
   )
-  @hypothesis.settings(max_examples=60)
+  @hypothesis.settings(max_examples=200)
   def test_groups_change_nothing(self, chosen, sizes, seed):
     """A few chosen values among others that all tie."""
     size, k = sizes

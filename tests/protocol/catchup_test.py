@@ -7,7 +7,6 @@ from unittest import mock
 
 import jax
 import numpy as np
-import pytest
 from absl.testing import absltest
 from absl.testing import parameterized
 
@@ -117,7 +116,6 @@ class JoinTest(absltest.TestCase):
     own = objects_of(network, '0')
     self.assertEqual(own.rounds('payloads', own.bucket)[0], 2)
 
-  @pytest.mark.slow
   def test_joiners_train_and_stay_equal(self):
     network = begin(
       script={

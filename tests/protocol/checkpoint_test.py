@@ -101,7 +101,6 @@ class CheckpointTest(parameterized.TestCase):
     with self.open() as checkpoints:
       return checkpoints.restore_tree(like)
 
-  @pytest.mark.slow
   def test_from_mesh_to_mesh_every_bit_stays(self):
     """Eight devices, four, one, eight cut otherwise, and as it was."""
     tree = want = state(mesh(**SIZES[0]))
@@ -150,7 +149,6 @@ class CheckpointTest(parameterized.TestCase):
     self.assertEqual(kinds, {'pinned_host'})
 
   @parameterized.product(sizes=SIZES[:3], fits=(True, False))
-  @pytest.mark.rows(2)
   def test_training_goes_on_in_the_same_buffers(self, sizes, fits):
     """Before anything is written, unless it does not fit on the host."""
     train = jax.jit(
@@ -215,7 +213,6 @@ class CheckpointTest(parameterized.TestCase):
     self.assertIsNotNone(self.restore(left_out))
 
   @parameterized.parameters('short', 'gone', 'metadata')
-  @pytest.mark.rows(1)
   def test_a_damaged_one_is_named_and_can_be_removed(self, what):
     for completed in (1, 2):
       self.save(state(seed=completed), completed)

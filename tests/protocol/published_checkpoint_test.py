@@ -67,9 +67,8 @@ class ArchiveTest(parameterized.TestCase):
     return shared, index
 
   @parameterized.parameters(
-    ({}, dict(fsdp=2, tensor=2)), (dict(fsdp=2, tensor=2), {})
+    (dict(fsdp=2, tensor=2), {}), ({}, dict(fsdp=2, tensor=2))
   )
-  @pytest.mark.rows(1)
   def test_a_joiner_has_it_on_its_own_mesh(self, theirs, own):
     want, index = self.publish(self.shared_model(**theirs))
     shared_model = self.shared_model(**own)

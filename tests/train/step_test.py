@@ -199,7 +199,6 @@ class InnerStepTest(parameterized.TestCase):
     moved = distance(want, random_params(config.model))
     self.assertLess(distance(want, got) / moved, 1e-4)
 
-  @pytest.mark.slow
   def test_neither_the_table_nor_the_logits_exist_whole(self):
     """Only the vocabulary is 1,280 here, and only the width is 64."""
     config = config_of(vocab_size=1280, microbatch=0)
@@ -254,7 +253,6 @@ class InnerStepTest(parameterized.TestCase):
 class Whole72BTest(absltest.TestCase):
   """The step of configs/72b.py, compiled for eight devices."""
 
-  @pytest.mark.slow
   def test_lowers_without_devices_and_compiles_for_eight(self):
     config = config_lib.load(
       f'{helpers.CONFIGS}/72b.py',

@@ -117,7 +117,7 @@ class PipelineTest(parameterized.TestCase):
 
 class TrainerTest(parameterized.TestCase):
   @parameterized.parameters(dict(fsdp=4), dict(data=2, fsdp=2))
-  @pytest.mark.slow
+  @pytest.mark.rows(1)
   def test_shards_do_as_one_device(self, **sizes):
     """Equal up to rounding in L2, which Adam magnifies."""
     mesh = sharding.mesh(config_lib.Devices(**sizes), jax.devices())

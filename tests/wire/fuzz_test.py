@@ -138,7 +138,6 @@ class FuzzTest(parameterized.TestCase):
     self.fuzz(100_000)
 
   @parameterized.parameters(*CASES)
-  @pytest.mark.rows(1)
   def test_memory_is_the_message_and_a_constant(self, compression, codec):
     like = {'w': jax.ShapeDtypeStruct((2048, 2048), jnp.float32)}
     spec, message, data = make(compression, codec, like)

@@ -5,7 +5,6 @@ import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 from absl.testing import absltest
 from absl.testing import parameterized
 
@@ -200,7 +199,6 @@ class PayloadTest(parameterized.TestCase):
       self.refused(flipped(data, at), EXPECTED, LIKE, spec, reason)
 
   @parameterized.parameters(*COMPRESSIONS)
-  @pytest.mark.rows(1)
   def test_a_right_digest_is_of_no_use_to_who_cannot_sign(self, compression):
     spec, data = payload.make_spec(LIKE, compression), make_payload(compression)
     for at in places(data[:-TAIL]):

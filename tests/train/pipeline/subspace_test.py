@@ -162,7 +162,7 @@ class LosslessTest(parameterized.TestCase):
     (4, {}, 1),
     (2, dict(tie_embeddings=False, scan_layers=True, remat='dots'), None),
   )
-  @pytest.mark.slow
+  @pytest.mark.rows(1)
   def test_of_every_cut(self, stages, changes, microbatch):
     model = dataclasses.replace(DEEP, **changes)
     self.check(model, stages, 3, microbatch)

@@ -1,0 +1,185 @@
+"""What doctor says about the rules of a subnet."""
+
+import dataclasses
+
+from absl.testing import absltest
+from absl.testing import parameterized
+
+from covenant import config as config_lib
+from covenant.chain import interface
+from covenant.node import preflight
+from covenant.node import subnet_check
+from tests import helpers
+from tests.chain import control
+from tests.chain import runtime as runtime_lib
+from tests.chain import substrate
+
+RULES = interface.Subnet(
+  block=1000,
+  runtime=462,
+  sdk='bittensor 11.3.0',
+  tempo=360,
+  commitment_bytes=3100,
+  weights_interval=100,
+  min_weights=1,
+  stake_threshold=100.0,
+  version_key=7,
+  sealed=True,
+  reveal_epochs=1,
+  mechanisms=1,
+  owner_uids=(3,),
+  permits=64,
+  immunity=5000,
+  oldest=800,
+)
+PEER = interface.Peer(5, 'hotkey', 500.0, True, 10)
+
+
+def config(**changes):
+  base = config_lib.load(f'{helpers.CONFIGS}/72b.py')
+  return dataclasses.replace(base, **changes)
+
+
+class FindingsTest(parameterized.TestCase):
+  def examine(self, role='validator', peer=PEER, settings=None, **rules):
+    found = subnet_check.examine(
+      subnet_check.Situation(
+        settings or config(), RULES._replace(**rules), peer, role, 12.0
+      )
+    )
+    return {f.name: f for f in found}
+
+  @parameterized.parameters('miner', 'validator', 'pool', 'evaluator', '')
+  def test_a_subnet_of_the_usual_rules_is_well(self, role):
+    found = self.examine(role)
+    self.assertEqual([f.text for f in found.values() if not f.well], [])
+    self.assertContainsSubset(
+      {'runtime', 'space', 'state', 'weights', 'version', 'sealing'}, found
+    )
+
+  def test_a_chain_without_rules_has_no_findings(self):
+    found = subnet_check.examine(
+      subnet_check.Situation(
+        config(), interface.Subnet(block=5), None, 'validator', 12.0
+      )
+    )
+    self.assertEmpty(list(found))
+
+  @parameterized.parameters(
+    ('miner', 2750, True),
+    ('miner', 3001, False),
+    ('validator', 750, True),
+    ('validator', 1000, False),
+  )
+  def test_commitments_must_fit_an_epoch(self, role, tempo, well):
+    """24 fit; rounds of 125 blocks, one commitment or up to three each."""
+    found = self.examine(role, tempo=tempo)['space']
+    self.assertEqual(found.well, well, found.text)
+    self.assertIn('24 commitments of 128 bytes', found.text)
+    if not well:
+      (blocks,) = (
+        int(word.replace(',', ''))
+        for word in found.text.partition('the tempo to ')[2].split()[:1]
+      )
+      self.assertTrue(self.examine(role, tempo=blocks)['space'].well)
+
+  @parameterized.parameters(
+    ('state', {'oldest': None}, 'archive node'),
+    ('interval', {'weights_interval': 400}, 'gauntlet.weights_every to 4'),
+    ('weights', {'min_weights': 1024}, 'must lower MinAllowedWeights'),
+    ('stake', {'stake_threshold': 800.0}, 'stake 300.0 more'),
+    (
+      'runtime',
+      {'weights_error': 'StorageFunctionNotFound: SubnetEpochConsensus'},
+      'cannot compose weights .* SubnetEpochConsensus.*another release',
+    ),
+    ('immunity', {'immunity': 200}, 'too short'),
+  )
+  def test_what_will_not_work(self, name, rules, text):
+    found = self.examine(**rules)
+    self.assertEqual([f.name for f in found.values() if not f.well], [name])
+    self.assertRegex(found[name].text, text)
+
+  def test_rules_about_weights_are_the_validators(self):
+    rules = {'weights_interval': 400, 'min_weights': 1024, 'weights_error': 'x'}
+    found = self.examine('miner', **rules)
+    self.assertEqual([f.text for f in found.values() if not f.well], [])
+
+  @parameterized.parameters((3, True), (0, False))
+  def test_only_the_owner_burns(self, uid, well):
+    gauntlet = dataclasses.replace(config().gauntlet, burn=0.5, burn_uid=uid)
+    found = self.examine(settings=config(gauntlet=gauntlet))['burn']
+    self.assertEqual(found.well, well)
+    if not well:
+      self.assertIn('which is uid 3', found.text)
+      found = self.examine(settings=config(gauntlet=gauntlet), owner_uids=())[
+        'burn'
+      ]
+      self.assertIn('not registered', found.text)
+
+  @parameterized.parameters((2, 1, True), (2, 2, False), (1, 1, False))
+  def test_the_mechanism_exists(self, count, chosen, well):
+    network = dataclasses.replace(config().network, mechanism=chosen)
+    found = self.examine(settings=config(network=network), mechanisms=count)[
+      'mechanism'
+    ]
+    self.assertEqual(found.well, well, found.text)
+
+  def test_a_node_needs_no_state_that_a_node_without_archive_prunes(self):
+    self.assertLess(subnet_check.oldest_needed(config()), 256)
+
+
+class DoctorTest(control.ChainTestCase):
+  """Against a node: the table that `--role=doctor` prints."""
+
+  def table(self, role='validator', **state):
+    self.subnet.state |= {'owner': control.BOB, 'MinAllowedWeights': 1} | state
+    self.subnet.step(600)
+    settings = helpers.tiny()
+    found = list(
+      preflight._subnet(settings, self.chain, self.chain.head(), role)
+    )
+    return preflight.table(found)
+
+  def test_all_is_well(self):
+    text = self.table()
+    self.assertNotIn('NOT WELL', text)
+    for line in (
+      r'well +runtime +spec 462, read by bittensor 11\.\d\.\d',
+      r'well +space +24 commitments of 128 bytes fit an epoch of 360 blocks',
+      r'well +state +the state of \d+ blocks ago can be read',
+      r'well +weights +at least 1',
+      r'well +stake +1,000.0; 0.0 are needed',
+      r'well +version +0 is required',
+      r'well +immunity +a newcomer is not replaced for 4,096 blocks',
+    ):
+      self.assertRegex(text, line)
+
+  def test_what_is_not(self):
+    self.subnet.spec = runtime_lib.RECORDED
+    self.subnet.oldest = 590
+    text = self.table(
+      Tempo=5000,
+      StakeThreshold=5000 * substrate.RAO,
+      MinAllowedWeights=200,
+      ImmunityPeriod=10,
+      WeightsSetRateLimit=5000,
+    )
+    lines = text.splitlines()
+    bad = [x.split()[2] for x in lines if x.startswith('NOT WELL')]
+    self.assertContainsSubset(
+      ['space', 'state', 'interval', 'weights', 'stake', 'immunity'], bad
+    )
+
+  def test_a_chain_that_does_not_answer(self):
+    self.node.go_down()
+    self.chain._connection._patience = control.ONCE
+    text = preflight.table(
+      list(preflight._subnet(helpers.tiny(), self.chain, 3, 'miner'))
+    )
+    self.assertRegex(text, 'NOT WELL +subnet .*127.0.0.1')
+    self.node.come_up()
+
+
+if __name__ == '__main__':
+  absltest.main()
