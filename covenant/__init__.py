@@ -1,3 +1,100 @@
-"""Open, trustless pre-training of language models over the internet, in JAX."""
+"""Open, trustless pre-training of language models over the internet, in JAX.
+
+The optimizer's names are here, as in `from covenant import sparseloco, TopK`.
+They load on first use, so that other parts of the package stay light.
+`covenant.optim.sparseloco` is the module, `covenant.sparseloco` its function.
+"""
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+  from covenant.optim.baselines.demo import demo
+  from covenant.optim.baselines.diloco import diloco
+  from covenant.optim.baselines.diloco import streaming_diloco
+  from covenant.optim.baselines.sparta import sparta
+  from covenant.optim.compression import Compression
+  from covenant.optim.compression import Dense
+  from covenant.optim.compression import TopK
+  from covenant.optim.quantize import Exact
+  from covenant.optim.quantize import Linear
+  from covenant.optim.quantize import Quantizer
+  from covenant.optim.quantize import Sign
+  from covenant.optim.quantize import SignMagnitude
+  from covenant.optim.quantize import Statistical
+  from covenant.optim.reduce import aggregate
+  from covenant.optim.reduce import nesterov
+  from covenant.optim.reduce import outer_update
+  from covenant.optim.sparseloco import compress
+  from covenant.optim.sparseloco import decompress
+  from covenant.optim.sparseloco import pseudo_gradient
+  from covenant.optim.sparseloco import sparseloco
+  from covenant.optim.topk_variants import DCTTopK
+  from covenant.optim.topk_variants import RandomK
 
 __version__ = '0.1.0'
+
+__all__ = [
+  'Compression',
+  'DCTTopK',
+  'Dense',
+  'Exact',
+  'Linear',
+  'Quantizer',
+  'RandomK',
+  'Sign',
+  'SignMagnitude',
+  'Statistical',
+  'TopK',
+  '__version__',
+  'aggregate',
+  'compress',
+  'decompress',
+  'demo',
+  'diloco',
+  'nesterov',
+  'outer_update',
+  'pseudo_gradient',
+  'sparseloco',
+  'sparta',
+  'streaming_diloco',
+]
+
+# The module of each name, below covenant.optim.
+_MODULES = {
+  'Compression': 'compression',
+  'DCTTopK': 'topk_variants',
+  'Dense': 'compression',
+  'Exact': 'quantize',
+  'Linear': 'quantize',
+  'Quantizer': 'quantize',
+  'RandomK': 'topk_variants',
+  'Sign': 'quantize',
+  'SignMagnitude': 'quantize',
+  'Statistical': 'quantize',
+  'TopK': 'compression',
+  'aggregate': 'reduce',
+  'compress': 'sparseloco',
+  'decompress': 'sparseloco',
+  'demo': 'baselines.demo',
+  'diloco': 'baselines.diloco',
+  'nesterov': 'reduce',
+  'outer_update': 'reduce',
+  'pseudo_gradient': 'sparseloco',
+  'sparseloco': 'sparseloco',
+  'sparta': 'baselines.sparta',
+  'streaming_diloco': 'baselines.diloco',
+}
+
+
+def __getattr__(name: str) -> object:
+  if name not in _MODULES:
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+  module = importlib.import_module(f'{__name__}.optim.{_MODULES[name]}')
+  value = getattr(module, name)
+  globals()[name] = value  # from now on without this function
+  return value
+
+
+def __dir__() -> list[str]:
+  return sorted({*globals(), *__all__})

@@ -2,14 +2,19 @@
 
 import sys
 
+from covenant import extras
+
 
 def main() -> None:
   """Runs the command line; Ctrl-C ends it with one line."""
   try:
     # Imported here, because it takes seconds, in which Ctrl-C is possible.
-    from covenant import cli
+    with extras.needed('run'):
+      from covenant import cli
 
     cli.main()
+  except extras.MissingExtraError as e:
+    sys.exit(f'error: {e}')
   except KeyboardInterrupt:
     sys.exit('stopped')
 

@@ -1,6 +1,10 @@
 """The command line: flags, and one function per role.
 
-run.py and the console script `covenant` call it.
+  python run.py --config=configs/shakespeare.py
+  python run.py --config=configs/shakespeare.py:smoke --config.rounds=10
+
+The console script `covenant`, or `python -m covenant`, takes the same flags
+from any folder: `covenant --config=shakespeare:smoke`.
 """
 
 import contextlib
@@ -387,10 +391,11 @@ def _help() -> str:
 
 _CONFIG = flags.DEFINE_string(
   'config',
-  'configs/shakespeare.py',
-  'A file under configs/, with :VARIANT if it has some, or the config.json of '
-  'a run. Every field is a flag, as in --config.optim.inner_steps=20; '
-  'covenant/config/ lists them.',
+  'shakespeare',
+  'A config that comes with the package, such as shakespeare or, with a '
+  'variant, shakespeare:smoke; a file such as mine.py:smoke; or the '
+  'config.json of a run. Every field is a flag, as in '
+  '--config.optim.inner_steps=20; covenant/config/ lists them.',
 )
 _ROLE = flags.DEFINE_enum('role', 'emulate', list(ROLES), _help())
 _WORKDIR = flags.DEFINE_string(

@@ -2,4 +2,4 @@
 
 
 class CovenantError(Exception):
-  """An error with a message for people; run.py ends with that line."""
+  """An error with a message for people; the program ends with that line."""

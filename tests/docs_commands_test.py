@@ -13,6 +13,7 @@ from absl.testing import parameterized
 from covenant import cli
 from covenant import config as config_lib
 from tests import helpers
+from tests import venvs
 
 PAGES = ('README.md', 'AGENTS.md', 'CONTRIBUTING.md', 'docs/*.md')
 
@@ -22,6 +23,14 @@ def pages():
   for pattern in PAGES:
     for page in sorted(helpers.ROOT.glob(pattern)):
       yield page.name, page.read_text(encoding='utf-8')
+
+
+def messages():
+  """Yields (name, text) of every module, whose errors may name extras."""
+  for path in sorted((helpers.ROOT / 'covenant').rglob('*.py')):
+    text = path.read_text(encoding='utf-8')
+    needed = re.findall(r"extras\.needed\('(.*)'\)", text)
+    yield path.name, text + ''.join(f"'covenant[{name}]'" for name in needed)
 
 
 def commands():
@@ -46,6 +55,12 @@ def steps():
 
 PROGRAM = [c for c in commands() if c[1][:2] == ['python', 'run.py']]
 PROGRAM += steps()
+# The same program under its other name.
+PROGRAM += [
+  (page, ['python', 'run.py', *words[1:]])
+  for page, words in commands()
+  if words[0] == 'covenant'
+]
 MODULES = sorted(
   {
     (module,)
@@ -62,7 +77,7 @@ class CommandsTest(parameterized.TestCase):
   def test_names_what_there_is(self, page, words):
     del page
     flags = dict(word[2:].split('=', 1) for word in words[2:])
-    config = flags.pop('config', 'configs/shakespeare.py')
+    config = flags.pop('config', 'shakespeare')
     self.assertIn(flags.pop('role', 'emulate'), cli.ROLES)
     sets = [
       f'{name.removeprefix("config.")}={value}'
@@ -72,11 +87,23 @@ class CommandsTest(parameterized.TestCase):
     rest = {name for name in flags if not name.startswith('config.')}
     self.assertContainsSubset(rest, set(cli.flags.FLAGS))
     if '...' not in config and '$' not in config:
-      config_lib.load(str(helpers.ROOT / config), sets)
+      file = helpers.ROOT / config
+      config_lib.load(str(file) if '/' in config else config, sets)
 
   @parameterized.parameters(*MODULES)
   def test_modules_are_there(self, module):
     self.assertIsNotNone(importlib.util.find_spec(module))
+
+  def test_extras_are_there(self):
+    known = venvs.setup_arguments()['extras_require']
+    asked = [
+      (page, extra.strip())
+      for page, text in [*pages(), *messages()]
+      for extras in re.findall(r"'(?:covenant|\.)\[([\w, -]+)\]'", text)
+      for extra in extras.split(',')
+    ]
+    self.assertGreater(len(asked), 15)
+    self.assertEqual([a for a in asked if a[1] not in known], [])
 
   def test_commands_are_found(self):
     self.assertGreater(len(PROGRAM), 10)

@@ -2,6 +2,7 @@
 
 import ast
 import pathlib
+import sys
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
@@ -14,6 +15,7 @@ from tests import helpers
 # is a module or a package; the longest name that fits a module is its room.
 LEVELS = (
   ('covenant.errors', 'covenant.typing'),
+  ('covenant.extras',),
   (
     'covenant.files',
     'covenant.plugins',
@@ -64,11 +66,17 @@ def _is_private(name: str) -> bool:
   return name.startswith('_') and not name.startswith('__')
 
 
+def _is_for_types(node: ast.stmt) -> bool:
+  return isinstance(node, ast.If) and ast.unparse(node.test) == 'TYPE_CHECKING'
+
+
 def violations(module: str, source: str) -> list[str]:
   """Returns the violations in the imports of one module, a line each."""
   found = []
   tree = ast.parse(source)
   here = room_of(module)
+  if module in PACKAGES_OF_LEAVES:  # for readers and type checkers: never run
+    tree.body = [n for n in tree.body if not _is_for_types(n)]
   if here is None and module not in PACKAGES_OF_LEAVES:
     return [f'{module} is in no room: add it to LEVELS']
   neighbours = {}  # name bound here -> room
@@ -119,6 +127,34 @@ def modules() -> Iterator[tuple[str, pathlib.Path]]:
       if parts[-1] == '__init__':
         parts = parts[:-1]
       yield '.'.join(parts), path
+
+
+# Packages that `pip install covenant` brings, with those that they need.
+_CORE = {'absl', 'jax', 'ml_dtypes', 'numpy', 'optax', 'scipy'}
+
+
+def unnamed(module: str, source: str) -> list[str]:
+  """Imports of an extra's package that would not say which extra it is in.
+
+  Only statements of the module itself count: a function may import what another
+  one that is always called before has asked for.
+  """
+  found = []
+  for node in ast.parse(source).body:
+    if isinstance(node, ast.Import):
+      targets = [alias.name for alias in node.names]
+    elif isinstance(node, ast.ImportFrom):
+      targets = [node.module or '']
+    else:
+      continue
+    for target in targets:
+      package = target.partition('.')[0]
+      if package not in {*sys.stdlib_module_names, *_CORE, *_OURS}:
+        found.append(
+          f'{module}:{node.lineno} imports {target}: put it below '
+          "`with extras.needed('EXTRA'):`"
+        )
+  return found
 
 
 class _Class(NamedTuple):
@@ -238,6 +274,24 @@ class ImportsTest(parameterized.TestCase):
       found += violations(module, path.read_text(encoding='utf-8'))
     self.assertEmpty(found, '\n' + '\n'.join(found))
 
+  def test_packages_of_extras_are_named(self):
+    found = []
+    for module, path in modules():
+      if module.partition('.')[0] == 'covenant':
+        found += unnamed(module, path.read_text(encoding='utf-8'))
+    self.assertEmpty(found, '\n' + '\n'.join(found))
+
+  def test_planted_package_of_an_extra_is_found(self):
+    for bad in 'import flax.linen as nn', 'from orbax import checkpoint':
+      (found,) = unnamed('covenant.a', bad)
+      self.assertIn('covenant.a:1 imports', found)
+    for good in (
+      'import jax.numpy as jnp\nimport covenant.b\nimport os.path',
+      "with extras.needed('run'):\n  import flax",
+      'def f():\n  import flax',
+    ):
+      self.assertEmpty(unnamed('covenant.a', good))
+
   def test_modules_are_found(self):
     names = [module for module, _ in modules()]
     self.assertIn('covenant.config.config', names)
@@ -290,6 +344,7 @@ class ImportsTest(parameterized.TestCase):
     ('covenant.report.page', 'from covenant.report import plots'),
     ('run', 'import covenant\nfrom covenant.emulate import host'),
     ('covenant', ''),
+    ('covenant', 'if TYPE_CHECKING:\n  from covenant.optim import topk'),
   )
   def test_allowed(self, module, source):
     self.assertEmpty(violations(module, source))

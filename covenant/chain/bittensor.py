@@ -13,6 +13,7 @@ import math
 from collections.abc import Awaitable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from covenant import extras
 from covenant import typing as ct
 from covenant.chain import connection
 from covenant.chain import interface
@@ -320,7 +321,8 @@ class BittensorChain:
 
 def _read_hotkey(wallet: str, hotkey: str, path: str) -> Any:
   """Reads the key of a file; no error quotes its content."""
-  import bittensor as bt
+  with extras.needed('network'):
+    import bittensor as bt
 
   for name in (wallet, hotkey):
     if not name or '/' in name:

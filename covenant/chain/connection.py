@@ -19,6 +19,7 @@ import urllib.parse
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
 
+from covenant import extras
 from covenant.chain import interface
 
 # `bittensor` is slow to import, so only functions that talk to a chain do.
@@ -307,8 +308,9 @@ async def _hang_up(session: Session) -> None:
 
 def _resolve(network: str) -> tuple[str, Dial]:
   """Returns the name of a network, and a function that opens it."""
-  import bittensor as bt
-  from bittensor import settings
+  with extras.needed('network'):
+    import bittensor as bt
+    from bittensor import settings
 
   try:
     label, address = settings.resolve_endpoint(network)

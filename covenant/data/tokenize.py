@@ -23,9 +23,9 @@ from collections.abc import Iterator
 from concurrent import futures
 
 import numpy as np
-import tqdm
 
 from covenant import config as config_lib
+from covenant import extras
 from covenant import files
 from covenant import typing as ct
 from covenant.data import corpus
@@ -33,6 +33,9 @@ from covenant.data import encode
 from covenant.data import manifest as manifest_lib
 from covenant.data import sources
 from covenant.data import tokenizer as tokenizer_lib
+
+with extras.needed('run'):
+  import tqdm
 
 _EXACT_BYTES = 2**30  # files of less in all are read twice, to split exactly
 _JOB = 'job.json'

@@ -13,14 +13,17 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 import numpy as np
-import tokenizers
-from tokenizers import decoders
-from tokenizers import models
-from tokenizers import pre_tokenizers
-from tokenizers import trainers
 
 from covenant import config
+from covenant import extras
 from covenant.data import corpus as corpus_lib
+
+with extras.needed('run'):
+  import tokenizers
+  from tokenizers import decoders
+  from tokenizers import models
+  from tokenizers import pre_tokenizers
+  from tokenizers import trainers
 
 END_OF_TEXT = '<|endoftext|>'
 # Its names in published tokenizers: GPT and Qwen, Llama 3, Llama 2, Gemma,
@@ -228,7 +231,7 @@ class SentencePiece:
     except ImportError:
       raise config.ConfigError(
         "data.tokenizer 'sentencepiece' needs the package sentencepiece; run "
-        "`pip install 'covenant[sentencepiece]'`"
+        "`pip install 'covenant[data]'`"
       ) from None
     self._model = model
     self._processor = sentencepiece.SentencePieceProcessor()

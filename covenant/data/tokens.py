@@ -18,7 +18,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
-import tensorstore as ts
+
+from covenant import extras
+
+with extras.needed('run'):
+  import tensorstore as ts
 
 
 class PendingRead(Protocol):

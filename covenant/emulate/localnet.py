@@ -28,7 +28,7 @@ from covenant.node import connect
 _READY_SECONDS = 300.0
 _STOP_SECONDS = 60.0
 _LOOK_SECONDS = 0.5
-_RUN = pathlib.Path(__file__).resolve().parents[2] / 'run.py'
+_ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 class LocalnetError(errors.CovenantError):
@@ -194,7 +194,7 @@ class Localnet:
     return subprocess.Popen(
       [
         sys.executable,
-        str(_RUN),
+        *_program(),
         f'--role={member.role}',
         f'--config={self._file}',
         f'--config.network.hotkey={hotkey}',
@@ -263,6 +263,12 @@ class Localnet:
       except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
+
+
+def _program() -> list[str]:
+  """Returns the program's arguments to Python, in a checkout or installed."""
+  in_checkout = (_ROOT / 'setup.py').is_file()
+  return [str(_ROOT / 'run.py')] if in_checkout else ['-m', 'covenant']
 
 
 def _shares(weights: dict[int, dict[int, int]]) -> dict[int, float]:

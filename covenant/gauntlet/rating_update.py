@@ -12,13 +12,15 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from openskill.models import PlackettLuce
-
 from covenant import config as config_lib
+from covenant import extras
 from covenant import typing as ct
 from covenant.gauntlet import checks as checks_lib
 from covenant.gauntlet import ratings as ratings_lib
 from covenant.gauntlet import scores as scores_lib
+
+with extras.needed('run'):
+  from openskill.models import PlackettLuce
 
 Finding = checks_lib.CheckFinding
 

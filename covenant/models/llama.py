@@ -20,15 +20,18 @@ import dataclasses
 import functools
 import math
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from covenant import config
+from covenant import extras
 from covenant import typing as ct
 from covenant.models import initial
 from covenant.models import sharding
+
+with extras.needed('run'):
+  import flax.linen as nn
 
 _STDDEV = 0.02  # as in GPT-2 and Hugging Face's LlamaConfig
 

@@ -18,9 +18,9 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from orbax.checkpoint import v1 as ocp
 
 from covenant import config as config_lib
+from covenant import extras
 from covenant import files
 from covenant import typing as ct
 from covenant.chain import interface as chain_lib
@@ -38,6 +38,9 @@ from covenant.protocol import published_checkpoint
 from covenant.protocol import round as round_lib
 from covenant.store import interface as store_lib
 from covenant.train import shared_state as shared_state_lib
+
+with extras.needed('run'):
+  from orbax.checkpoint import v1 as ocp
 
 _FOLDER = 'hf'
 # The message of an evaluator that does not export.

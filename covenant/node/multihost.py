@@ -25,7 +25,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
-import msgpack
 
 # Not public, but Flax and Orbax rely on it too: the store of the ranks' own
 # coordinator, by which they find rank 0.
@@ -33,11 +32,15 @@ from jax._src import distributed
 
 from covenant import config as config_lib
 from covenant import errors
+from covenant import extras
 from covenant import typing as ct
 from covenant.chain import interface as chain_lib
 from covenant.models import sharding
 from covenant.store import interface as store_lib
 from covenant.train import local as local_lib
+
+with extras.needed('run'):
+  import msgpack
 
 _Result = TypeVar('_Result')
 

@@ -314,7 +314,7 @@ def lacking_data(config: config_lib.Config) -> str:
     return ''
   return (
     f'there is no data.path={missing[0]!r}. Make token shards of your text '
-    'with: python run.py --role=tokenize --config.data.source=text '
+    'with: covenant --role=tokenize --config.data.source=text '
     f'--config.data.path=YOUR_TEXT --workdir={missing[0]} (docs/data.md)'
   )
 

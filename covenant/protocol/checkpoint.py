@@ -17,16 +17,19 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from orbax.checkpoint import v1 as ocp
-
-# v1 has an option of this type, but not the type.
-from orbax.checkpoint._src.serialization import types as orbax_types
 
 from covenant import config as config_lib
 from covenant import errors
+from covenant import extras
 from covenant import typing as ct
 from covenant.train import local as local_lib
 from covenant.train import shared_state as shared_state_lib
+
+with extras.needed('run'):
+  from orbax.checkpoint import v1 as ocp
+
+  # v1 has an option of this type, but not the type.
+  from orbax.checkpoint._src.serialization import types as orbax_types
 
 # Bytes that are read or written at the same time, beside the arrays in memory;
 # more if a single tensor (when reading) or shard (when writing) is larger.

@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
-from orbax.checkpoint import v1 as ocp
 
+from covenant import extras
 from covenant import typing as ct
 from covenant.models import sharding
 from covenant.protocol import apply
@@ -22,6 +22,9 @@ from covenant.protocol import run_storage as run_storage_lib
 from covenant.store import interface as store_lib
 from covenant.train import shared_state as shared_state_lib
 from covenant.wire import manifest as manifest_lib
+
+with extras.needed('run'):
+  from orbax.checkpoint import v1 as ocp
 
 _CHUNK = 32 << 20  # bytes
 _MAX_INDEX = 16 << 20  # bytes

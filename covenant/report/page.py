@@ -269,7 +269,7 @@ def fields(run: folder.Run) -> list[markup.Html]:
   )
   path = run.folder / 'config.json'
   if path.exists():  # a process has the config of its network instead
-    again = tag('code', f'python run.py --config={path}')
+    again = tag('code', f'covenant --config={path}')
     folds.append(tag('p', 'To run it again: ', again, class_='note'))
   return [tag('div', search, *folds, class_='wide', id='fields')]
 

@@ -10,11 +10,13 @@ import types
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-from matplotlib import axes
-from matplotlib import figure
-from matplotlib import ticker
-
+from covenant import extras
 from covenant import metrics
+
+with extras.needed('run'):
+  from matplotlib import axes
+  from matplotlib import figure
+  from matplotlib import ticker
 
 # The palette of Okabe and Ito, which color-blind readers can tell apart,
 # without black (the axes) and yellow (too light on white).

@@ -5,12 +5,14 @@ import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import TextIO
 
-import tqdm
-
 from covenant import config as config_lib
+from covenant import extras
 from covenant import metrics
 from covenant.emulate import localnet
 from covenant.models import llama
+
+with extras.needed('run'):
+  import tqdm
 
 # The text fits in 80 columns up to round 9999; the bar takes the rest.
 _BAR = '{n_fmt}/{total_fmt} {desc} {bar}'

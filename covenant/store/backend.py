@@ -19,11 +19,13 @@ import weakref
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-import obstore.exceptions
-import obstore.store
-
+from covenant import extras
 from covenant.store import interface
 from covenant.store import location as location_lib
+
+with extras.needed('run'):
+  import obstore.exceptions
+  import obstore.store
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,13 +17,15 @@ from collections.abc import (
 )
 from typing import TypeVar
 
-import obstore
-import obstore.store
-
+from covenant import extras
 from covenant.store import backend
 from covenant.store import interface
 from covenant.store import location as location_lib
 from covenant.store import reader
+
+with extras.needed('run'):
+  import obstore
+  import obstore.store
 
 STAGING = '.staging/'  # uploads under way; old ones are left by killed nodes
 MAX_LISTED = 100_000  # objects

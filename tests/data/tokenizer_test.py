@@ -143,7 +143,7 @@ class SentencePieceTest(parameterized.TestCase):
     with (
       mock.patch.dict(sys.modules, sentencepiece=None),
       self.assertRaisesRegex(
-        config.ConfigError, r"pip install 'covenant\[sentencepiece\]'"
+        config.ConfigError, r"pip install 'covenant\[data\]'"
       ),
     ):
       tokenizer.SentencePiece(b'')
