@@ -11,6 +11,7 @@ from absl.testing import parameterized
 
 from covenant.chain import bittensor
 from covenant.chain import interface
+from tests import helpers
 from tests.chain import control
 from tests.chain import substrate
 
@@ -122,6 +123,15 @@ class ReadTest(control.ChainTestCase):
       self.chain.commitments(4), {2: interface.CommittedData(4, b'')}
     )
 
+  def test_a_past_block_is_asked_for_once(self):
+    head = self.chain.head()
+    self.chain.peers(head), self.chain.commitments(head)
+    asked = self.node.asked.total()
+    for _ in range(3):
+      self.chain.peers(head), self.chain.commitments(head)
+      self.chain.earned(head)
+    self.assertEqual(self.node.asked.total(), asked)
+
   def test_text_that_looks_like_hex_stays_as_it_is(self):
     for data in (b'0x41', b'\xff\x00', 'β'.encode(), b''):
       self.chain.commit(data)
@@ -152,6 +162,33 @@ class WriteTest(control.ChainTestCase):
       interface.ChainRejectedError, 'commitment.*Space Limit'
     ):
       self.chain.commit(bytes(128))
+
+  def test_a_full_epoch_is_told_and_the_next_one_is_tried(self):
+    self.subnet.state['Tempo'] = 50
+    self.subnet.step()
+    for _ in range(24):
+      self.chain.commit(bytes(128))
+    sent = self.node.asked['author_submitAndWatchExtrinsic']
+    for _ in range(3):
+      with self.assertRaisesRegex(
+        interface.ChainRejectedError,
+        r'Space Limit Exceeded.*the next epoch begins in \d+ blocks, and the '
+        'commitment is tried again then.*--role=doctor',
+      ):
+        self.chain.commit(bytes(128))
+    # Only the first of them was sent.
+    self.assertEqual(
+      self.node.asked['author_submitAndWatchExtrinsic'], sent + 1
+    )
+    self.subnet.step(50 - self.subnet.head)
+    self.chain.commit(bytes(128))
+
+  def test_nothing_says_that_somebody_pays_for_them(self):
+    """They are `Pays::No` in the runtime."""
+    guide = (helpers.ROOT / 'docs' / 'operating.md').read_text()
+    for text in (guide, bittensor.__doc__):
+      self.assertNotRegex(text, r'(?i)(fees?|paid|pays?) [^.]*coldkey')
+    self.assertIn('`Pays::No`', guide)
 
   def test_weights_are_scaled_to_u16(self):
     self.chain.set_weights({2: 0.2, 0: 0.1, 1: 0.7})
@@ -224,6 +261,36 @@ class WriteTest(control.ChainTestCase):
         'not registered on subnet 1.*btcli subnets register',
       ):
         ask()
+
+  def test_a_hotkey_swap_takes_the_uid_and_loses_the_commitment(self):
+    self.chain.commit(b'x')
+    before = self.chain.peers(self.chain.head())[0]
+    bt.Wallet('w', 'new', self.path).create_new_hotkey(suppress=True)
+    new = self.open(hotkey_name='new')
+    self.subnet.swap(self.hotkey, new.hotkey)
+    head = self.chain.head()
+    after = self.chain.peers(head)[0]
+    self.assertEqual(after, before._replace(hotkey=new.hotkey))
+    self.assertEqual(self.chain.commitments(head), {})
+    with self.assertRaisesRegex(
+      interface.ChainRejectedError, f'hotkey {self.hotkey} is not registered'
+    ):
+      self.chain.commit(b'y')
+    new.commit(b'z')
+    found = self.chain.commitments(new.head())
+    self.assertEqual(found[0].data, b'z')
+
+  def test_a_hotkey_that_registers_again_is_another_peer(self):
+    self.chain.commit(b'x')
+    before = self.chain.peers(self.chain.head())[0]
+    self.subnet.register(_EVE, uid=0)
+    with self.assertRaisesRegex(interface.ChainRejectedError, 'not registered'):
+      self.chain.commit(b'y')
+    self.subnet.register(self.hotkey, stake=1000, uid=0)
+    head = self.chain.head()
+    self.assertGreater(self.chain.peers(head)[0].registered, before.registered)
+    self.assertEqual(self.chain.commitments(head), {})
+    self.chain.commit(b'y')
 
   def test_thrown_out_between_check_and_inclusion(self):
     self.chain.commit(b'x')

@@ -368,6 +368,100 @@ class LocalTest(parameterized.TestCase):
         self.assertEqual(eager.earned(past), lazy.earned(past))
         self.assertEqual(eager.peers(past), lazy.peers(past))
 
+  # As on the real chain, by rules that are off by default.
+
+  @parameterized.parameters(0, 1, 2)
+  def test_a_worked_epoch_is_paid_once_its_weights_are_revealed(self, epochs):
+    """The first epoch of `test_bonds` in subtensor's tests/epoch.rs."""
+    chain = self.create(capacity=8, emission=1.0, reveal_epochs=epochs)
+    views = [
+      self.join(chain, i, stake, stake > 0)
+      for i, stake in enumerate([1.0, 2.0, 3.0, 4.0, 0.0, 0.0, 0.0, 0.0])
+    ]
+    self.clock.to(2)
+    said = {4: 0.25, 5: 0.5, 6: 0.75, 7: 1.0}
+    for view in views[:4]:
+      view.set_weights(said)
+    self.assertEqual(bool(chain.weights()), epochs == 0)
+    tempo, paid = RULES.tempo, []
+    for end in range(tempo, (epochs + 2) * tempo, tempo):
+      self.clock.to(end + 1)
+      total = [chain.earned(end)[uid] for uid in range(8)]
+      before = [sum(x) for x in zip(*paid, strict=True)] or [0.0] * 8
+      paid.append([x - y for x, y in zip(total, before, strict=True)])
+    # Until then nobody has said anything, and stake is paid.
+    by_stake = [0.1, 0.2, 0.3, 0.4, 0, 0, 0, 0]
+    for pay in paid[:epochs]:
+      np.testing.assert_allclose(pay, np.multiply(by_stake, tempo), atol=1e-9)
+    emission = [49999998, 99999999, 150000000, 200000001]
+    emission += [49998779, 100000610, 149996337, 200004272]
+    np.testing.assert_allclose(
+      np.divide(paid[epochs], tempo), np.divide(emission, 1e9), atol=1e-5
+    )
+
+  def test_sealed_weights_are_followed(self):
+    chain = self.create(reveal_epochs=1)
+    boss = self.join(chain, 'boss', 10.0, True)
+    self.join(chain, 'ann')
+    self.clock.to(2)
+    boss.set_weights({1: 1.0})
+    self.clock.to(4)
+    self.assertIsNone(boss.check_weights({1: 1.0}, 2))
+    self.clock.to(9)
+    self.assertIsNone(boss.check_weights({1: 1.0}, 2))
+    self.clock.to(12)  # after the epoch in which they are revealed
+    self.assertEqual(boss.check_weights({1: 1.0}, 2), '')
+    self.assertEqual(chain.subnet().reveal_epochs, 1)
+
+  def test_a_reveal_without_a_permit_is_dropped(self):
+    chain = self.create(reveal_epochs=1)
+    boss = self.join(chain, 'boss', 10.0, True)
+    self.join(chain, 'ann')
+    self.clock.to(2)
+    boss.set_weights({1: 1.0})
+    self.clock.to(4)
+    chain.set_permit(boss.hotkey, False)
+    self.clock.to(20)
+    chain.earned(19)
+    self.assertEmpty(chain.weights())
+    self.assertRegex(
+      boss.check_weights({1: 1.0}, 2), 'not in force.* no validator permit'
+    )
+
+  def test_sealed_weights_count_for_the_rate(self):
+    chain = self.create(reveal_epochs=1, weights_interval=10)
+    boss = self.join(chain, 'boss', 10.0, True)
+    self.join(chain, 'ann')
+    self.clock.to(2)
+    boss.set_weights({1: 1.0})
+    self.clock.to(8)
+    with self.assertRaisesRegex(interface.ChainRejectedError, 'until block 1'):
+      boss.set_weights({1: 1.0})
+
+  def test_a_miner_that_is_paid_gets_a_permit(self):
+    """As on Bittensor: pay is staked, and permits go to the top stakes."""
+    chain = self.create(permits=2, emission=10.0)
+    boss = self.join(chain, 'boss', 1.0, True)
+    ann, bob = self.join(chain, 'ann'), self.join(chain, 'bob')
+    self.clock.to(2)
+    boss.set_weights({1: 1.0})
+    self.clock.to(4)
+    self.assertEqual([p.permit for p in chain.peers(3)], [True, False, False])
+    self.clock.to(RULES.tempo + 1)
+    peers = chain.peers(RULES.tempo)
+    self.assertEqual([p.permit for p in peers], [True, True, False])
+    self.assertAlmostEqual(
+      sum(p.stake for p in peers), 1.0 + 10.0 * RULES.tempo
+    )
+    # A permit is enough to set weights, but it is no role.
+    ann.set_weights({2: 1.0})
+    with self.assertRaises(interface.ChainRejectedError):
+      bob.set_weights({1: 1.0})
+    chain.set_permit(ann.hotkey, False)
+    self.clock.to(RULES.tempo + 3)
+    peers = chain.peers(RULES.tempo + 2)
+    self.assertEqual([p.permit for p in peers], [True, False, False])
+
   # Checkpoints.
 
   @parameterized.parameters(':memory:', 'file')

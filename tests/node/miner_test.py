@@ -100,6 +100,36 @@ class MinerTest(parameterized.TestCase):
     self.assertEqual(signed.header.receipt, b'r' * 16)
     self.assertEqual(made.tokens, 12 * network_lib.CONFIG.data.context)
 
+  def test_a_hotkey_that_is_thrown_out_is_told_and_goes_on_when_it_is_back(
+    self,
+  ):
+    address = network_lib.KEYS[1].address
+    self.poll(1)  # trained
+    self.network.block = 2
+    self.network.chain.deregister(address)
+    opens = self.schedule.put_opens(0)
+    for block in range(opens, self.schedule.put_closes(0)):
+      self.assertEqual(self.poll(block), block + 1)
+    errors = {event.error for event in self.network.events if event.error}
+    for error in errors:
+      self.assertIn(f'{address} is not registered at block', error)
+    self.assertLen(errors, self.schedule.put_closes(0) - opens)
+    self.assertFalse(self.node.state.committed)
+    # It registers again: another peer for validators, the same process here.
+    self.network.chain.register(address, 0.0, False)
+    self.network.block += 1
+    self.network.commit(0, 0)
+    head = self.schedule.last_decision_block(0) + 2
+    for block in range(self.network.block, self.schedule.start(1) + 2):
+      self.poll(block)
+    for block in range(self.schedule.start(1) + 2, head + 2):
+      self.poll(block)
+    self.assertEqual(self.node.state.round, 1)
+    self.poll(self.schedule.put_opens(1))
+    self.assertTrue(self.node.state.committed)
+    membership = self.network.read()
+    self.assertGreater(membership.peers[1].registered, 2)
+
   def test_batches_end_when_the_put_window_opens(self):
     self.network.block = 1
     task = miner_lib.task(self.node, 0)

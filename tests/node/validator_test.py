@@ -142,6 +142,50 @@ class ScoreTest(absltest.TestCase):
       self.score(chain_lib.ChainRejectedError('too often'))
     self.score().assert_not_called()
 
+  def test_weights_that_are_in_force_are_reported_once(self):
+    role, chain = self.node.role, self.node.chain
+    self.score()
+    self.assertEqual(role.sent, [(0, {0: 0.5, 1: 0.5})])
+    for found, events in ((None, []), ('', [('weights in force', '')])):
+      with mock.patch.object(chain, 'check_weights', return_value=found) as ask:
+        self.score()
+      ask.assert_called_once_with({0: 0.5, 1: 0.5}, 0)
+      self.assertEqual([(e.what, e.error) for e in self.network.events], events)
+    with mock.patch.object(chain, 'check_weights') as ask:
+      self.score()
+    ask.assert_not_called()
+
+  def test_weights_that_are_not_in_force_are_an_error_with_its_reason(self):
+    role, chain = self.node.role, self.node.chain
+    role.sent = [(1, {0: 1.0}), (9, {1: 1.0})]
+    reason = 'weights of block 1 are not in force: no validator permit'
+    answers = {1: reason, 9: None}
+    with mock.patch.object(
+      chain, 'check_weights', side_effect=lambda weights, sent: answers[sent]
+    ):
+      self.score()
+    (event,) = self.network.events
+    self.assertEqual((event.what, event.error), ('weights in force', reason))
+    self.assertLen(role.sent, 1)  # those that it has just set
+
+  def test_later_weights_replace_earlier_ones(self):
+    role, chain = self.node.role, self.node.chain
+    role.sent = [(1, {0: 1.0}), (9, {1: 1.0})]
+    answers = {1: 'not in force', 9: ''}
+    with mock.patch.object(
+      chain, 'check_weights', side_effect=lambda weights, sent: answers[sent]
+    ):
+      self.score()
+    self.assertEqual([e.error for e in self.network.events], [''])
+
+  def test_a_chain_that_does_not_answer_is_asked_again(self):
+    self.node.role.sent = [(1, {0: 1.0})]
+    error = chain_lib.ChainUnreachableError('no route')
+    with mock.patch.object(self.node.chain, 'check_weights', side_effect=error):
+      self.score()
+    self.assertEmpty(self.network.events)
+    self.assertLen(self.node.role.sent, 2)
+
   def test_a_round_that_it_did_not_see_is_not_judged(self):
     verdicts = []
     self.node.role.announce = verdicts.append
