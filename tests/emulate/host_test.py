@@ -81,6 +81,32 @@ def batch_of(config, miner, round_index):
   return split.read(ids_B, config.data.context)
 
 
+class ChainOptionsTest(absltest.TestCase):
+  """A chain whose permits go to stake, and whose weights are sealed."""
+
+  @pytest.mark.slow
+  def test_paid_miners_get_permits_and_stay_miners(self):
+    plain = tiny(validators=2)
+    network = dataclasses.replace(plain.network, permits=4, reveal_epochs=1)
+    config = dataclasses.replace(plain, network=network)
+    hosts = [host_lib.Host(c, dataset.load(c)) for c in (config, plain)]
+    for _ in range(9):  # two epochs of 360 blocks and more
+      records = [host.round() for host in hosts]
+      self.assertEqual(records[0].uids, (0, 1, 2))
+      self.assertEqual(records[0].payloads, records[1].payloads)
+    chain = hosts[0].chain
+    peers = chain.peers(chain.head())
+    holders = [peer.uid for peer in peers if peer.permit]
+    self.assertLen(holders, 4)
+    self.assertNotEmpty(set(holders) & {0, 1, 2})
+    # It changes who is paid when, and nothing else.
+    self.assertEqual(*(host.miners[0].fingerprint() for host in hosts))
+    chain = hosts[1].chain
+    self.assertEqual(
+      [peer.uid for peer in chain.peers(chain.head()) if peer.permit], [3, 4]
+    )
+
+
 class NodesTest(absltest.TestCase):
   @classmethod
   def setUpClass(cls):

@@ -1,8 +1,11 @@
 """The chain and the buckets that a config names."""
 
+from unittest import mock
+
 from absl.testing import absltest
 
 from covenant import config as config_lib
+from covenant.chain import bittensor
 from covenant.chain import interface as chain_lib
 from covenant.chain import local_chain
 from covenant.chain import storage as chain_storage
@@ -40,6 +43,23 @@ class ConnectTest(absltest.TestCase):
   def test_a_local_network_needs_its_folder(self):
     with self.assertRaisesRegex(config_lib.ConfigError, 'network.path'):
       connect.chain_file(helpers.tiny())
+
+  def test_a_subnet_is_opened_as_the_hotkey_of_a_wallet(self):
+    with mock.patch.object(bittensor, 'BittensorChain') as opened:
+      chain = connect.chain(
+        self.config(
+          'hot',
+          'network.chain=bittensor',
+          'network.name=ws://127.0.0.1:9',
+          'network.netuid=7',
+          'network.wallet=cold',
+          'network.mechanism=1',
+        )
+      )
+    self.assertIs(chain, opened.return_value)
+    opened.assert_called_once_with(
+      7, 'ws://127.0.0.1:9', 'cold', 'hot', mechanism=1
+    )
 
   def test_others_read_the_bucket_beside_the_chain(self):
     own, other = (
