@@ -111,7 +111,8 @@ def measure(
 def closure(root: pathlib.Path, entry: str) -> dict[str, pathlib.Path]:
   """Returns the files of ours that importing a module reads, by module.
 
-  Imports inside functions count, and so do the packages around a module.
+  Imports inside functions count, and so do the packages around a module; those
+  for type checkers do not.
   """
   found: dict[str, pathlib.Path] = {}
   waiting = [entry]
@@ -123,13 +124,22 @@ def closure(root: pathlib.Path, entry: str) -> dict[str, pathlib.Path]:
     found[module] = path
     if '.' in module:
       waiting.append(module.rpartition('.')[0])
-    for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
+    tree = ast.parse(path.read_text(encoding='utf-8'))
+    tree.body = [node for node in tree.body if not _is_for_types(node)]
+    for node in ast.walk(tree):
       if isinstance(node, ast.Import):
         waiting += [alias.name for alias in node.names]
       elif isinstance(node, ast.ImportFrom) and node.module:
         waiting.append(node.module)
         waiting += [f'{node.module}.{alias.name}' for alias in node.names]
   return found
+
+
+def _is_for_types(node: ast.stmt) -> bool:
+  """Returns True for `if TYPE_CHECKING:`."""
+  return isinstance(node, ast.If) and ast.unparse(node.test).endswith(
+    'TYPE_CHECKING'
+  )
 
 
 def table(size: Size, config_fields: int) -> list[Row]:

@@ -133,7 +133,7 @@ class Study(NamedTuple):
         config, sets = make_config(cell), (*cell.sets, *QUICK)
         if not config.islands:  # which have steps of their own
           # A fraction: cells that differ in their steps still do.
-          steps = max(config.optim.inner_steps // 5, 1)
+          steps = max(config.optim.inner_steps // 3, 1)
           sets = (*sets, f'optim.inner_steps={steps}')
         yield cell._replace(sets=sets)
 

@@ -1,4 +1,4 @@
-"""What the data of a run holds, for people, and its verification."""
+"""A description of the data of a run for people, and its verification."""
 
 import numpy as np
 

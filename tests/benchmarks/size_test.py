@@ -68,6 +68,14 @@ class SizeTest(parameterized.TestCase):
     )
     self.assertEqual(self.size.closure_lines, self.size.lines - 64)
 
+  def test_imports_for_type_checkers_are_in_no_closure(self):
+    init = self.root / 'pack' / '__init__.py'
+    for test in ('TYPE_CHECKING', 'typing.TYPE_CHECKING'):
+      init.write_text(f'if {test}:\n  from pack import unused\n')
+      self.assertNotIn('pack.unused', size.closure(self.root, 'pack.step'))
+    init.write_text('if True:\n  from pack import unused\n')
+    self.assertIn('pack.unused', size.closure(self.root, 'pack.step'))
+
   def test_measures_one_file(self):
     one = size.measure(self.root, 'pack/unused.py', 'pack.step')
     self.assertEqual(one.lines, 64)
