@@ -63,7 +63,7 @@ def wrong(source: str) -> list[str]:
   imported, names = bound(tree)
   for name in imported.values():
     if name.startswith('covenant'):
-      find(name)
+      find(name.removesuffix('.*'))
   for node in ast.walk(tree):
     if isinstance(node, ast.Name) and node.id not in names | set(imported):
       found.append(node.id)

@@ -46,7 +46,7 @@ class Rule(NamedTuple):
 
 
 class Job(NamedTuple):
-  """What the processes of a job share."""
+  """The data that the processes of a job share."""
 
   files: tuple[sources.File, ...]
   field: str
