@@ -8,7 +8,7 @@ A folder as `transformers.LlamaForCausalLM.from_pretrained` loads it:
 
 Its matrices are [out, in] where ours are [in, out], and its layers are never
 stacked. Both pair dimension i of a head with i + K / 2 in rotary positions
-(llama.rotate), so no row is permuted. Tensors are written and read one at a
+(attention.rotate), so no row is permuted. Tensors are written and read one at a
 time.
 """
 

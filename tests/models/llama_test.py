@@ -12,6 +12,7 @@ from absl.testing import absltest
 from absl.testing import parameterized
 
 from covenant import config
+from covenant.models import attention
 from covenant.models import llama
 from covenant.models import loss
 
@@ -268,7 +269,7 @@ class AttentionTest(parameterized.TestCase):
       ).swapaxes(1, 2)
 
     qkv = _random_heads(length=7)
-    got, want = _both(llama.attend, qkv), _both(reference, qkv)
+    got, want = _both(attention.attend, qkv), _both(reference, qkv)
     jax.tree.map(
       lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5),
       got,
@@ -292,7 +293,7 @@ class AttentionTest(parameterized.TestCase):
     if jax.default_backend() != 'gpu':
       self.skipTest('cuDNN needs an NVIDIA GPU')
     qkv = _random_heads(length=128, dtype=jnp.bfloat16)
-    got, want = _both(llama.attend_fused, qkv), _both(llama.attend, qkv)
+    got, want = _both(attention.attend_fused, qkv), _both(attention.attend, qkv)
     jax.tree.map(
       lambda x, y: np.testing.assert_allclose(
         np.float32(x), np.float32(y), atol=3e-2
@@ -302,7 +303,7 @@ class AttentionTest(parameterized.TestCase):
     )
 
 
-_rotate = jax.jit(llama.rotate, static_argnames='theta')
+_rotate = jax.jit(attention.rotate, static_argnames='theta')
 
 
 class RotateTest(absltest.TestCase):

@@ -1,0 +1,89 @@
+"""Causal grouped-query attention and rotary positions, as pure functions.
+
+Shapes: B batch, L length, H query heads, N key and value heads, G = H / N
+queries that share one, K head width, Q = G * L, I = K / 2.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from covenant import config
+
+
+def rotate(x_BxHxLxK: jax.Array, theta: float) -> jax.Array:
+  """Applies rotary positions 0 to L - 1 to the pairs (i, i + K / 2).
+
+  RoFormer (arXiv 2104.09864), eq. 34, with the pairs of Hugging Face's Llama.
+  """
+  length, half = x_BxHxLxK.shape[2], x_BxHxLxK.shape[3] // 2
+  # In float64 on the host, so that far positions keep their precision.
+  frequency = theta ** (-np.arange(half) / half)
+  angle_1x1xLxI = np.outer(np.arange(length), frequency)[None, None]
+  cos_1x1xLxI = np.cos(angle_1x1xLxI).astype(np.float32)
+  sin_1x1xLxI = np.sin(angle_1x1xLxI).astype(np.float32)
+  a_BxHxLxI, b_BxHxLxI = jnp.split(x_BxHxLxK.astype(jnp.float32), 2, axis=-1)
+  y_BxHxLxK = jnp.concatenate(
+    [
+      a_BxHxLxI * cos_1x1xLxI - b_BxHxLxI * sin_1x1xLxI,
+      b_BxHxLxI * cos_1x1xLxI + a_BxHxLxI * sin_1x1xLxI,
+    ],
+    axis=-1,
+  )
+  return y_BxHxLxK.astype(x_BxHxLxK.dtype)
+
+
+def attend(
+  q_BxHxLxK: jax.Array, k_BxNxLxK: jax.Array, v_BxNxLxK: jax.Array
+) -> jax.Array:
+  """Computes causal attention of query heads to their group's key and value."""
+  B, H, L, K = q_BxHxLxK.shape
+  N = k_BxNxLxK.shape[1]
+  G = H // N
+  # The G queries that share a key are rows of one product: Q = G * L. Heads
+  # come before positions, so that each product has contiguous matrices.
+  q_BxNxQxK = q_BxHxLxK.reshape(B, N, G * L, K) * (1 / math.sqrt(K))
+  score_BxNxQxL = jnp.einsum(
+    'bnqk,bnlk->bnql',
+    q_BxNxQxK,
+    k_BxNxLxK,
+    preferred_element_type=jnp.float32,
+  )
+  position_Q = jnp.tile(jnp.arange(L), G)
+  seen_QxL = position_Q[:, None] >= jnp.arange(L)[None]
+  score_BxNxQxL = jnp.where(seen_QxL[None, None], score_BxNxQxL, -1e30)
+  top_BxNxQx1 = jnp.max(score_BxNxQxL, axis=-1, keepdims=True)
+  p_BxNxQxL = jnp.exp(score_BxNxQxL - jax.lax.stop_gradient(top_BxNxQx1))
+  # The division of softmax follows the product, K wide instead of L.
+  z_BxNxQx1 = jnp.sum(p_BxNxQxL, axis=-1, keepdims=True)
+  y_BxNxQxK = jnp.einsum(
+    'bnql,bnlk->bnqk',
+    p_BxNxQxL.astype(v_BxNxLxK.dtype),
+    v_BxNxLxK,
+    preferred_element_type=jnp.float32,
+  )
+  y_BxNxQxK = (y_BxNxQxK / z_BxNxQx1).astype(q_BxHxLxK.dtype)
+  return y_BxNxQxK.reshape(B, H, L, K)
+
+
+def attend_fused(
+  q_BxHxLxK: jax.Array, k_BxNxLxK: jax.Array, v_BxNxLxK: jax.Array
+) -> jax.Array:
+  """Computes `attend` by cuDNN; raises ConfigError where that is missing."""
+  if q_BxHxLxK.dtype != jnp.bfloat16:
+    raise config.ConfigError(
+      "model.attention: 'cudnn' needs model.compute_dtype='bfloat16', got "
+      f"{q_BxHxLxK.dtype}; use 'portable'"
+    )
+  kinds = {device.device_kind for device in jax.devices()}
+  if not any('NVIDIA' in kind for kind in kinds):
+    raise config.ConfigError(
+      "model.attention: 'cudnn' needs an NVIDIA GPU, got "
+      f"{', '.join(sorted(kinds))}; use 'portable'"
+    )
+  by_position = (x.swapaxes(1, 2) for x in (q_BxHxLxK, k_BxNxLxK, v_BxNxLxK))
+  return jax.nn.dot_product_attention(
+    *by_position, is_causal=True, implementation='cudnn'
+  ).swapaxes(1, 2)
