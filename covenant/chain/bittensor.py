@@ -154,7 +154,7 @@ class BittensorChain:
     try:
       self._connection.write('commitment', send)
     except interface.ChainRejectedError as e:
-      if _FULL not in str(e.__cause__ and vars(e.__cause__)):
+      if getattr(e.__cause__, 'name', '') != _FULL:
         raise
       self._full_until = self._next_epoch() or head + 1
       raise self._full(head) from e
@@ -190,7 +190,7 @@ class BittensorChain:
         raise interface.ChainRejectedError(
           f'weights: expected finite numbers from 0, got {weight} for uid {uid}'
         )
-      if not 0 <= uid < yuma.U16 + 1:
+      if not 0 <= uid <= yuma.U16:
         raise interface.ChainRejectedError(
           f'weights: expected uids from 0 to {yuma.U16}, got {uid}'
         )
@@ -214,7 +214,6 @@ class BittensorChain:
     self, weights: Mapping[int, float], sent: int
   ) -> str | None:
     head, uid = self.head(), self.uid()
-    # The vote of a peer must be that of the node which `peers` speaks of.
     stake = {peer.uid: peer.stake for peer in self.peers(head)}.get(uid, 0.0)
     mine = subnet_lib.Sent(dict(weights), sent, uid, stake)
     return self._connection.read(

@@ -83,7 +83,8 @@ def _first_proposal(
     digest = _vote_of(proposals, peer.uid, r)
     if digest is None:
       continue
-    if digest == mine:
+    # Another one of the same maker is not taken up: it could go on for ever.
+    if mine and (digest == mine or _is_by(node, mine, peer)):
       return rank, None
     data = _verified(node, collected, now, peer, digest, r)
     if data is not None:
@@ -97,6 +98,15 @@ def _vote_of(
   """Returns the digest that a validator stands for in a round, if any."""
   voted = membership.votes.get(uid) == round_index
   return membership.commitments[uid].digest if voted else None
+
+
+def _is_by(node: Validator, digest: bytes, peer: chain_lib.Peer) -> bool:
+  """Returns whether a known manifest is the proposal of a peer."""
+  try:
+    data = node.manifests[digest]
+    return manifest_lib.decode(data, node.chain.verify).hotkey == peer.hotkey
+  except manifest_lib.ManifestError:
+    return False
 
 
 def _order(

@@ -3,7 +3,9 @@
 import types
 
 from absl.testing import absltest
+from absl.testing import parameterized
 
+from covenant.chain import keys
 from covenant.node import base as node_lib
 from covenant.node import validator_role as role_lib
 from covenant.node import vote as vote_lib
@@ -91,6 +93,27 @@ class VoteTest(absltest.TestCase):
     self.network.block += 1
     digest = run_storage_lib.digest(data)
     self.assertEqual(self.network.read().commitments[4].digest, digest)
+
+  def test_a_second_proposal_of_the_same_maker_is_not_taken_up(self):
+    """Else a leader could use up the others' space for commitments."""
+    last = self.network.validator(5)
+    self.stand_for = lambda node, r, data, head: (
+      self.stood.append(data),
+      vote_lib.publish(node, r, data, head),
+    )
+    turn = self.schedule.decision_block(0)
+    self.network.block = turn - 1
+    one = self.network.manifest(4, self.listed)
+    self.network.propose(4, one)
+    with self.assertRaises(node_lib.RetryLaterError):
+      self.vote(last, at=turn)
+    self.assertEqual(self.stood, [one])
+    other = self.network.manifest(4, self.listed[:1])
+    self.network.propose(4, other)
+    self.assertNotEqual(one, other)
+    with self.assertRaises(node_lib.RetryLaterError):
+      self.vote(last)
+    self.assertEqual(self.stood, [one])
 
   def test_a_vote_is_kept_where_the_other_cannot_be_verified(self):
     self.propose_own()
@@ -215,6 +238,69 @@ class VoteTest(absltest.TestCase):
     self.network.block += 1
     self.assertEqual(self.network.read().commitments[4].digest, digest)
     self.assertEqual(self.node.manifests, {digest: data})
+
+
+class SilentTest(parameterized.TestCase):
+  """All validators of a network vote, block by block."""
+
+  def setUp(self):
+    super().setUp()
+    self.network = network_lib.Network(self)
+    self.nodes = [self.network.validator(uid) for uid in network_lib.STAKES]
+    self.schedule = self.nodes[0].schedule
+
+  def silent(self, count, stake):
+    """Registers holders of a permit that run nothing."""
+    for i in range(count):
+      key = keys.Key.from_seed(bytes([200, i]) * 16)
+      self.network.chain.register(key.address, stake, True)
+
+  def run_votes(self, first, last, skip=()):
+    """Returns the block of the last vote, and the digests voted for."""
+    closes = self.network.read(self.schedule.put_closes(0))
+    for node in self.nodes:
+      node.role.collected = role_lib.Collected(
+        closes, node.place, {}, {}, types.SimpleNamespace(), []
+      )
+    for block in range(first, last + 1):
+      self.network.block = block
+      for node in self.nodes:
+        if node.chain.hotkey in skip:
+          continue
+        command = network_lib.command(Phase.VOTE)
+        try:
+          vote_lib.vote(
+            vote_lib.proposal, vote_lib.publish, node, command, block
+          )
+        except node_lib.RetryLaterError:
+          pass
+    self.network.block = last + 1
+    now = self.network.read(last)
+    votes = {u: now.commitments[u].digest for u in now.votes}
+    return max(now.committed.values()), votes
+
+  @parameterized.parameters(0, 1, 2, 3, 10, 40)
+  def test_silent_candidates_cost_one_window_at_most(self, count):
+    self.network.block = 1
+    self.silent(count, 5000.0)
+    self.network.block = self.schedule.start(1)
+    last = self.schedule.last_decision_block(0)
+    block, votes = self.run_votes(self.network.block + 1, last)
+    self.assertLessEqual(block, last)
+    self.assertCountEqual(votes, network_lib.STAKES)
+    self.assertLen(set(votes.values()), 1)
+    if not count:
+      self.assertLessEqual(block, self.schedule.decision_block(0))
+
+  @parameterized.parameters((3,), (3, 4))
+  def test_dead_validators_cost_one_window_at_most(self, *dead):
+    self.network.block = self.schedule.start(1)
+    last = self.schedule.last_decision_block(0)
+    skip = {network_lib.KEYS[uid].address for uid in dead}
+    block, votes = self.run_votes(self.network.block + 1, last, skip)
+    self.assertLessEqual(block, last)
+    self.assertCountEqual(votes, set(network_lib.STAKES) - set(dead))
+    self.assertLen(set(votes.values()), 1)
 
 
 if __name__ == '__main__':
