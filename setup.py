@@ -140,7 +140,7 @@ setuptools.setup(
     'track': ['tensorboard>=2.18,<3'],
     # The compiler of TPUs, for `--config.plan.tpu_topology`; needs no TPU.
     'plan-tpu': ['libtpu>=0.0.45,<0.1'],
-    'docs': [],
+    'docs': ['furo>=2024.8.6', 'myst-nb>=1.2,<2', 'sphinx>=8,<10'],
     'test': _RUN + _NETWORK + _DATA + _NOTEBOOK + _TEST,
     'dev': ['pre-commit>=3.7,<6', 'pyrefly>=1.0,<2', 'ruff>=0.9,<1'],
   },

@@ -1,0 +1,84 @@
+"""The names of the optimizer in `covenant` itself."""
+
+import importlib
+import inspect
+import pathlib
+import pkgutil
+import re
+import subprocess
+import sys
+import types
+
+from absl.testing import absltest
+from absl.testing import parameterized
+
+import covenant
+from tests import helpers
+
+NAMES = [name for name in covenant.__all__ if not name.startswith('_')]
+
+
+class ExportsTest(parameterized.TestCase):
+  @parameterized.parameters(*NAMES)
+  def test_each_is_what_its_module_has(self, name):
+    value = getattr(covenant, name)
+    self.assertNotIsInstance(value, types.ModuleType)
+    home = importlib.import_module(value.__module__)
+    self.assertIs(getattr(home, name), value)
+    self.assertStartsWith(home.__name__, 'covenant.optim.')
+
+  def test_none_is_the_name_of_a_module(self):
+    modules = {m.name for m in pkgutil.iter_modules(covenant.__path__)}
+    self.assertEmpty(modules.intersection(covenant.__all__))
+
+  def test_module_and_function_stay_apart(self):
+    # In either order, and in a process of its own, where nothing is loaded.
+    function = 'from covenant import sparseloco as f'
+    module = 'import covenant.optim.sparseloco as m'
+    again = 'from covenant.optim import sparseloco as n'
+    check = (
+      'import covenant, types; '
+      'assert m is n and isinstance(m, types.ModuleType); '
+      'assert f is m.sparseloco is covenant.sparseloco'
+    )
+    for lines in ([function, module, again], [again, module, function]):
+      code = '; '.join([*lines, check])
+      subprocess.run([sys.executable, '-c', code], cwd=helpers.ROOT, check=True)
+
+  def test_importing_covenant_loads_nothing_of_it(self):
+    code = (
+      'import sys, covenant; covenant.__version__; '
+      'print(*[m for m in sys.modules if m.startswith("covenant.")], '
+      '*{"jax", "numpy"} & set(sys.modules))'
+    )
+    done = subprocess.run(
+      [sys.executable, '-c', code], cwd=helpers.ROOT, check=True,
+      capture_output=True, text=True,
+    )  # fmt: skip
+    self.assertEqual(done.stdout, '\n')
+
+  def test_type_checkers_see_the_same_names(self):
+    source = pathlib.Path(inspect.getfile(covenant)).read_text(encoding='utf-8')
+    pairs = re.findall(
+      r'^  from covenant\.optim\.(\S+) import (\w+)$', source, re.M
+    )
+    self.assertEqual(
+      {name: module for module, name in pairs}, covenant._MODULES
+    )
+    self.assertEqual(sorted(covenant._MODULES), sorted(NAMES))
+
+  def test_dir_and_unknown_names(self):
+    self.assertContainsSubset(covenant.__all__, dir(covenant))
+    with self.assertRaisesRegex(
+      AttributeError, "'covenant' has no .* 'sparse'"
+    ):
+      covenant.sparse  # noqa: B018
+
+  def test_each_is_in_the_reference(self):
+    page = (helpers.ROOT / 'docs' / 'api.rst').read_text(encoding='utf-8')
+    found = re.findall(r'^\.\. auto\w+:: covenant\.(\w+)$', page, re.M)
+    self.assertContainsSubset(NAMES, found)
+
+
+if __name__ == '__main__':
+  absltest.main()
