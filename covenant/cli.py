@@ -24,6 +24,7 @@ from absl import logging
 
 from covenant import config as config_lib
 from covenant import errors
+from covenant import extras
 from covenant import metrics
 from covenant import typing as ct
 from covenant.adversaries import registry
@@ -93,7 +94,8 @@ def _watch(
     raise
   if where := devices_lib.describe(config):
     print(where, file=sys.stderr)
-  # matplotlib starts slowly: beside the first round, which compiles.
+  extras.require('run', 'matplotlib')
+  # It starts slowly: beside the first round, which compiles.
   threading.Thread(
     target=importlib.import_module, args=('covenant.report.plots',), daemon=True
   ).start()

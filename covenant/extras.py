@@ -1,6 +1,7 @@
 """Packages that only an extra of setup.py installs."""
 
 import contextlib
+import importlib.util
 from collections.abc import Generator
 
 from covenant import errors
@@ -29,7 +30,21 @@ def needed(extra: str) -> Generator[None]:
     package = (e.name or '').partition('.')[0]
     if package in ('', 'covenant'):
       raise  # a fault of ours, which no install mends
-    raise MissingExtraError(
-      f"{package} is not installed; run: pip install 'covenant[{extra}]'",
-      name=e.name,
-    ) from None
+    raise _missing(package, extra) from None
+
+
+def require(extra: str, package: str) -> None:
+  """Names the extra of a package that is imported later, if it is missing.
+
+  Raises:
+    MissingExtraError: the package is missing.
+  """
+  if importlib.util.find_spec(package) is None:
+    raise _missing(package, extra)
+
+
+def _missing(package: str, extra: str) -> MissingExtraError:
+  return MissingExtraError(
+    f"{package} is not installed; run: pip install 'covenant[{extra}]'",
+    name=package,
+  )

@@ -147,8 +147,10 @@ def _sentencepiece(content: bytes) -> tokenizers.Tokenizer | None:
 
   The fields are those of sentencepiece_model.proto.
   """
-  # An optional dependency, whose names exist at run time only.
-  proto: Any = importlib.import_module('sentencepiece.sentencepiece_model_pb2')
+  with extras.needed('data'):  # its names exist at run time only
+    proto: Any = importlib.import_module(
+      'sentencepiece.sentencepiece_model_pb2'
+    )
   spm = proto.ModelProto.FromString(content)
   trainer, normalizer = spm.trainer_spec, spm.normalizer_spec
   kinds = {name: [] for name in ('NORMAL', 'CONTROL', 'USER_DEFINED')}
