@@ -32,6 +32,7 @@ from covenant.config.training import Inner
 from covenant.config.training import Model
 from covenant.config.training import Optim
 from covenant.config.training import Outer
+from covenant.config.training import PackedModel
 
 __all__ = [
   'WEIGHT_UNITS',
@@ -52,6 +53,7 @@ __all__ = [
   'Network',
   'Optim',
   'Outer',
+  'PackedModel',
   'Phases',
   'Plan',
   'Pool',

@@ -68,6 +68,13 @@ class Config(schema.Section):
   pool: network_lib.Pool = network_lib.Pool()
   plan: network_lib.Plan = network_lib.Plan()
 
+  @property
+  def decoder(self) -> training.Model:
+    """The model, with attention as `data.packing` says."""
+    if self.data.packing == 'concatenate':
+      return self.model
+    return training.PackedModel(**vars(self.model))
+
   def check(self) -> None:
     inner = self.optim.inner
     steps = inner.decay_steps or self.rounds * self.optim.inner_steps

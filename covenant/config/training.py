@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from typing import ClassVar
 
 from covenant.config import schema
 
@@ -10,8 +11,13 @@ WEIGHT_UNITS = 10_000  # parts in which the weights of a mixture are counted
 
 @dataclasses.dataclass(frozen=True)
 class Model(schema.Section):
-  """A Llama-style decoder (covenant/models/llama.py)."""
+  """A Llama-style decoder (covenant/models/llama.py).
 
+  Attributes:
+    packed: True for a `PackedModel`.
+  """
+
+  packed: ClassVar[bool] = False
   vocab_size: int = schema.positive(256)  # tokens
   width: int = schema.positive(64)
   layers: int = schema.positive(2)
@@ -46,6 +52,13 @@ class Model(schema.Section):
       'model.kv_heads',
       f'must divide model.heads = {self.heads}, got {self.kv_heads}',
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class PackedModel(Model):
+  """A model in which positions of one document attend to each other only."""
+
+  packed: ClassVar[bool] = True
 
 
 @dataclasses.dataclass(frozen=True)

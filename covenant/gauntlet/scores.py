@@ -74,7 +74,7 @@ class Scorer:
     method: algorithm_lib.Algorithm,
     abstract_params: ct.Params,
   ):
-    self._model = config.model
+    self._model = config.decoder
     self._method = method
     self._abstract_params = abstract_params
     # A step of plain SGD: the momentum belongs to the run, not to the peer.
@@ -163,7 +163,7 @@ class Scorer:
     self, params: ct.Params, tokens_NxL1: jax.Array
   ) -> jax.Array:
     """Returns the nats per token of each sequence, float32 [N]."""
-    inputs_NxL = jnp.maximum(tokens_NxL1[:, :-1], 0)
+    inputs_NxL = llama.inputs(self._model, tokens_NxL1)
     logits_NxLxV = llama.apply(self._model, params, inputs_NxL)
 
     def sequence(logits_LxV, tokens_L1):

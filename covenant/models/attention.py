@@ -36,9 +36,20 @@ def rotate(x_BxHxLxK: jax.Array, theta: float) -> jax.Array:
 
 
 def attend(
-  q_BxHxLxK: jax.Array, k_BxNxLxK: jax.Array, v_BxNxLxK: jax.Array
+  q_BxHxLxK: jax.Array,
+  k_BxNxLxK: jax.Array,
+  v_BxNxLxK: jax.Array,
+  document_BxL: jax.Array | None = None,
 ) -> jax.Array:
-  """Computes causal attention of query heads to their group's key and value."""
+  """Computes causal attention of query heads to their group's key and value.
+
+  Args:
+    q_BxHxLxK: the queries.
+    k_BxNxLxK: the keys.
+    v_BxNxLxK: the values.
+    document_BxL: the document of each position (`llama.documents`), which
+      attends to no other; None: all positions are of one.
+  """
   B, H, L, K = q_BxHxLxK.shape
   N = k_BxNxLxK.shape[1]
   G = H // N
@@ -53,7 +64,10 @@ def attend(
   )
   position_Q = jnp.tile(jnp.arange(L), G)
   seen_QxL = position_Q[:, None] >= jnp.arange(L)[None]
-  score_BxNxQxL = jnp.where(seen_QxL[None, None], score_BxNxQxL, -1e30)
+  seen_BxNxQxL = seen_QxL[None, None]
+  if document_BxL is not None:
+    seen_BxNxQxL &= jnp.tile(_same(document_BxL), (1, G, 1))[:, None]
+  score_BxNxQxL = jnp.where(seen_BxNxQxL, score_BxNxQxL, -1e30)
   top_BxNxQx1 = jnp.max(score_BxNxQxL, axis=-1, keepdims=True)
   p_BxNxQxL = jnp.exp(score_BxNxQxL - jax.lax.stop_gradient(top_BxNxQx1))
   # The division of softmax follows the product, K wide instead of L.
@@ -68,8 +82,16 @@ def attend(
   return y_BxNxQxK.reshape(B, H, L, K)
 
 
+def _same(document_BxL: jax.Array) -> jax.Array:
+  """Returns whether positions are of one document, bool [B, L, L]."""
+  return document_BxL[:, :, None] == document_BxL[:, None, :]
+
+
 def attend_fused(
-  q_BxHxLxK: jax.Array, k_BxNxLxK: jax.Array, v_BxNxLxK: jax.Array
+  q_BxHxLxK: jax.Array,
+  k_BxNxLxK: jax.Array,
+  v_BxNxLxK: jax.Array,
+  document_BxL: jax.Array | None = None,
 ) -> jax.Array:
   """Computes `attend` by cuDNN; raises ConfigError where that is missing."""
   if q_BxHxLxK.dtype != jnp.bfloat16:
@@ -84,6 +106,7 @@ def attend_fused(
       f"{', '.join(sorted(kinds))}; use 'portable'"
     )
   by_position = (x.swapaxes(1, 2) for x in (q_BxHxLxK, k_BxNxLxK, v_BxNxLxK))
+  mask_Bx1xLxL = None if document_BxL is None else _same(document_BxL)[:, None]
   return jax.nn.dot_product_attention(
-    *by_position, is_causal=True, implementation='cudnn'
+    *by_position, mask=mask_Bx1xLxL, is_causal=True, implementation='cudnn'
   ).swapaxes(1, 2)

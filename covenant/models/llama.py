@@ -147,7 +147,9 @@ class Attention(nn.Module):
   model: config.Model
 
   @nn.compact
-  def __call__(self, x_BxLxD: jax.Array) -> jax.Array:
+  def __call__(
+    self, x_BxLxD: jax.Array, document_BxL: jax.Array | None = None
+  ) -> jax.Array:
     m = self.model
     B, L, D = x_BxLxD.shape
     H, N, K = m.heads, m.kv_heads, m.width // m.heads
@@ -163,7 +165,7 @@ class Attention(nn.Module):
     v_BxNxLxK = project('value', N)
     fused = m.attention == 'cudnn'
     function = attention.attend_fused if fused else attention.attend
-    y_BxHxLxK = function(q_BxHxLxK, k_BxNxLxK, v_BxNxLxK)
+    y_BxHxLxK = function(q_BxHxLxK, k_BxNxLxK, v_BxNxLxK, document_BxL)
 
     y_BxLxHK = y_BxHxLxK.swapaxes(1, 2).reshape(B, L, -1)
     y_BxLxD = _project(self, 'output', y_BxLxHK, (H * K, D), _branch_stddev(m))
@@ -194,10 +196,12 @@ class Block(nn.Module):
   model: config.Model
 
   @nn.compact
-  def __call__(self, x_BxLxD: jax.Array) -> jax.Array:
+  def __call__(
+    self, x_BxLxD: jax.Array, document_BxL: jax.Array | None = None
+  ) -> jax.Array:
     m = self.model
     y_BxLxD = RMSNorm(m, name='attention_norm')(x_BxLxD)
-    x_BxLxD = x_BxLxD + Attention(m, name='attention')(y_BxLxD)
+    x_BxLxD += Attention(m, name='attention')(y_BxLxD, document_BxL)
     y_BxLxD = RMSNorm(m, name='ffn_norm')(x_BxLxD)
     return x_BxLxD + SwiGLU(m, name='ffn')(y_BxLxD)
 
@@ -220,6 +224,30 @@ def _look_up(
   return sharding.total(sharding.scatter(x_BxLxD, along, 0), 'tensor')
 
 
+def ids(model: config.Model, tokens_BxL: jax.Array) -> jax.Array:
+  """Returns the ids of tokens.
+
+  Negative tokens are padding, read as 0. Of a packed model they are the
+  complements of the ids that start documents (covenant/data/tokens.py).
+  """
+  if not model.packed:
+    return jnp.maximum(tokens_BxL, 0)
+  return jnp.where(tokens_BxL < 0, ~tokens_BxL, tokens_BxL)
+
+
+def inputs(model: config.Model, tokens_BxL1: jax.Array) -> jax.Array:
+  """Returns all tokens but the last, as `hidden` reads them."""
+  tokens_BxL = tokens_BxL1[:, :-1]
+  return tokens_BxL if model.packed else ids(model, tokens_BxL)
+
+
+def documents(model: config.Model, tokens_BxL: jax.Array) -> jax.Array | None:
+  """Returns the number of the document of each position; None if not packed."""
+  if not model.packed:
+    return None
+  return jnp.cumsum(tokens_BxL < 0, axis=1, dtype=jnp.int32)
+
+
 class Llama(nn.Module):
   """The decoder: tokens_BxL -> (x_BxLxD, w_DxV), with logits x @ w."""
 
@@ -229,6 +257,9 @@ class Llama(nn.Module):
   def __call__(self, tokens_BxL: jax.Array) -> tuple[jax.Array, jax.Array]:
     m = self.model
     table_VxD = _weight(self, 'embedding', (m.vocab_size, m.width))
+    document_BxL = documents(m, tokens_BxL)
+    if m.packed:
+      tokens_BxL = ids(m, tokens_BxL)
     x_BxLxD = _look_up(table_VxD, tokens_BxL, m.compute_dtype)
     block = Block
     if m.remat != 'none':
@@ -240,15 +271,16 @@ class Llama(nn.Module):
       )
     if m.scan_layers:
       scan = nn.scan(
-        lambda layer, x_BxLxD, _: (layer(x_BxLxD), None),
+        lambda layer, x_BxLxD, document: (layer(x_BxLxD, document), None),
         variable_axes={'params': 0},
         split_rngs={'params': True},
+        in_axes=nn.broadcast,
         length=m.layers,
       )
-      x_BxLxD, _ = scan(block(m, name='layers'), x_BxLxD, None)
+      x_BxLxD, _ = scan(block(m, name='layers'), x_BxLxD, document_BxL)
     else:
       for i in range(m.layers):
-        x_BxLxD = block(m, name=f'layers_{i}')(x_BxLxD)
+        x_BxLxD = block(m, name=f'layers_{i}')(x_BxLxD, document_BxL)
     x_BxLxD = RMSNorm(m, name='final_norm')(x_BxLxD)
     if m.tie_embeddings:
       return x_BxLxD, table_VxD.T
@@ -285,7 +317,7 @@ def hidden(
 
   x is in the compute dtype, to which `logits` casts w. Inside `jax.shard_map`
   over a miner's mesh they are of this device's sequences and its shard of the
-  vocabulary.
+  vocabulary. Of a packed model tokens are as `ids` says.
   """
   product: ct.PyTree = Llama(model).apply({'params': params}, tokens_BxL)
   return product
@@ -299,10 +331,15 @@ def embed(
 
 
 def block(
-  model: config.Model, layer: ct.Params, x_BxLxD: jax.Array
+  model: config.Model,
+  layer: ct.Params,
+  x_BxLxD: jax.Array,
+  document_BxL: jax.Array | None = None,
 ) -> jax.Array:
   """Applies one layer with its own parameters."""
-  y_BxLxD: ct.PyTree = Block(model).apply({'params': layer}, x_BxLxD)
+  y_BxLxD: ct.PyTree = Block(model).apply(
+    {'params': layer}, x_BxLxD, document_BxL
+  )
   return y_BxLxD
 
 

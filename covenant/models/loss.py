@@ -75,10 +75,11 @@ def next_token_loss(
   Args:
     model: the architecture.
     params: parameters of `llama.init`.
-    tokens_BxL1: tokens; negative ones are padding, no targets and read as 0.
+    tokens_BxL1: tokens; negative ones are no targets. They are padding, or in a
+      packed model the first tokens of documents (`llama.ids`).
     hidden: another implementation of `llama.hidden`.
   """
-  inputs_BxL = jnp.maximum(tokens_BxL1[:, :-1], 0)
+  inputs_BxL = llama.inputs(model, tokens_BxL1)
   x_BxLxD, w_DxV = hidden(model, params, inputs_BxL)
   return _of_product(model, x_BxLxD, w_DxV, tokens_BxL1[:, 1:])
 
@@ -236,14 +237,17 @@ def _add_gradient(
   rematerialization. `jax.grad` would hold the whole gradient of a slice before
   adding it, which takes as much memory as the parameters.
   """
-  inputs_MxL = jnp.maximum(tokens_MxL1[:, :-1], 0)
+  inputs_MxL = llama.ids(model, tokens_MxL1[:, :-1])
+  document_MxL = llama.documents(model, tokens_MxL1[:, :-1])
   layers, rest = params['layers'], {**params}
   del rest['layers']
   x_MxLxD, embed_backward = jax.vjp(
     lambda rest: llama.embed(model, rest, inputs_MxL), rest
   )
   x_MxLxD, x_NxMxLxD = jax.lax.scan(
-    lambda x, layer: (llama.block(model, layer, x), x), x_MxLxD, layers
+    lambda x, layer: (llama.block(model, layer, x, document_MxL), x),
+    x_MxLxD,
+    layers,
   )
 
   def head(rest, x_MxLxD):
@@ -257,7 +261,9 @@ def _add_gradient(
     dx_MxLxD, sums = carry
     i, layer, x_MxLxD = slices
     _, block_backward = jax.vjp(
-      functools.partial(llama.block, model), layer, x_MxLxD
+      functools.partial(llama.block, model, document_BxL=document_MxL),
+      layer,
+      x_MxLxD,
     )
     grads, dx_MxLxD = block_backward(dx_MxLxD)
     sums = jax.tree.map(lambda s, g: s.at[i].add(g), sums, grads)

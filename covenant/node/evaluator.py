@@ -81,7 +81,7 @@ class Evaluator:
     self._ids_NxB = ids[: len(ids) // batch * batch].reshape(-1, batch)
     self._nats = jax.jit(
       lambda params, tokens_BxL1: (
-        loss_lib.next_token_loss(config.model, params, tokens_BxL1).nats
+        loss_lib.next_token_loss(config.decoder, params, tokens_BxL1).nats
       )
     )
 

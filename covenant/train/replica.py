@@ -145,7 +145,7 @@ def pipeline(
     ConfigError: the mesh or the optimizer does not fit a pipeline.
   """
   stages = _stages(config, island, placement, stages)
-  model, load = config.model, placement.host.load
+  model, load = config.decoder, placement.host.load
   fit = jax.jit(functools.partial(subspace.fix, model, island=island))
   learned = jax.jit(
     functools.partial(subspace.learned, model, island=island),

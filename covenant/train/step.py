@@ -126,7 +126,7 @@ def _loss_and_gradient(
 ) -> Callable[[ct.Params, jax.Array], tuple[jax.Array, ct.Grads]]:
   gradient = functools.partial(
     loss_lib.next_token_gradient,
-    config.model,
+    config.decoder,
     microbatch=_microbatch(config.optim.inner, mesh),
   )
 
@@ -182,7 +182,7 @@ def _pipeline(
 
   It runs on the stages of a mesh, or on one device without.
   """
-  model, microbatch = config.model, _microbatch(config.optim.inner, None)
+  model, microbatch = config.decoder, _microbatch(config.optim.inner, None)
   if mesh is not None:
     return functools.partial(
       gpipe_lib.next_token_gradient,

@@ -1,7 +1,10 @@
 """Tests of the loss, against the formula written out, and of its gradient."""
 
+import contextlib
 import dataclasses
 import functools
+import types
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -52,6 +55,87 @@ def _reference(logits_BxLxV, targets_BxL, z_loss):
         nats.append(log_z - logits_V[target])
         squares.append(log_z**2)
   return np.mean(nats) + z_loss * np.mean(squares), np.mean(nats), len(nats)
+
+
+def _packed(model: config.Model) -> config.Model:
+  return config.PackedModel(**vars(model))
+
+
+def _documents():
+  """Three documents, packed in one row, and each in a row of its own."""
+  rng = np.random.default_rng(2)
+  parts = [rng.integers(0, 13, n, np.int32) for n in (4, 3, 6)]
+  row = np.concatenate(
+    [parts[0], *(np.append(~p[:1], p[1:]) for p in parts[1:])]
+  )
+  rows = np.full((3, 7), -1, np.int32)
+  for i, part in enumerate(parts):
+    rows[i, : len(part)] = part
+  return np.asarray(row, np.int32)[None], rows
+
+
+class PackedTest(parameterized.TestCase):
+  @parameterized.parameters(
+    {},
+    {'scan_layers': True, 'remat': 'block', 'layers': 2},  # layer by layer
+    {'scan_layers': True, 'remat': 'dots', 'layers': 2},
+    {'loss_chunk': 5, 'kv_heads': 1},
+    {'attention': 'cudnn', 'compute_dtype': 'bfloat16', 'kv_heads': 1},
+  )
+  def test_equals_separate_sequences(self, **changes):
+    """Documents in one row have the loss and the gradient that they have alone.
+
+    Of the kernel for GPUs all but the kernel itself is tested.
+    """
+    model = dataclasses.replace(_TINY, **changes)
+    packed_1xL1, rows_BxL1 = _documents()
+    plain = dataclasses.replace(model, attention='portable')
+    params = jax.jit(functools.partial(llama.init, plain))(jax.random.key(0))
+    params = jax.tree.map(lambda x: x * (3 if x.ndim > 1 else 1), params)
+
+    def gradient(model, tokens_BxL1):
+      return jax.jit(
+        functools.partial(loss.next_token_gradient, model, microbatch=1)
+      )(params, tokens_BxL1)
+
+    attend = jax.nn.dot_product_attention
+
+    def on_any_device(*args, implementation, **kwargs):
+      self.assertEqual(implementation, 'cudnn')
+      return attend(*args, implementation='xla', **kwargs)
+
+    gpu = types.SimpleNamespace(device_kind='NVIDIA')
+    with contextlib.ExitStack() as stack:
+      if model.attention == 'cudnn':
+        patch = mock.patch.object
+        stack.enter_context(jax.numpy_dtype_promotion('standard'))
+        stack.enter_context(
+          patch(jax.nn, 'dot_product_attention', on_any_device)
+        )
+        stack.enter_context(patch(llama.jax, 'devices', lambda: [gpu]))
+      got, got_grads = gradient(_packed(model), packed_1xL1)
+      # Rows are padded: one at a time, so that nothing follows a document.
+      want, want_grads = gradient(plain, rows_BxL1)
+      other, _ = gradient(
+        plain, np.where(packed_1xL1 < 0, ~packed_1xL1, packed_1xL1)
+      )
+    close = {'rtol': 1e-4, 'atol': 1e-6}
+    if model.compute_dtype == 'bfloat16':
+      close = {'rtol': 0.1, 'atol': 0.01}
+    self.assertEqual(int(got.tokens), 3 + 2 + 5)
+    np.testing.assert_allclose(got.total, want.total, rtol=close['rtol'])
+    self.assertNotAlmostEqual(float(other.total), float(got.total), places=2)
+    jax.tree.map(
+      lambda x, y: np.testing.assert_allclose(x, y, **close),
+      got_grads,
+      want_grads,
+    )
+
+  def test_padding_of_a_model_that_is_not_packed(self):
+    tokens_1xL1, _ = _documents()
+    ids_1xL = llama.ids(_TINY, tokens_1xL1)
+    np.testing.assert_array_equal(ids_1xL, np.maximum(tokens_1xL1, 0))
+    self.assertIsNone(llama.documents(_TINY, tokens_1xL1))
 
 
 class CrossEntropyTest(parameterized.TestCase):

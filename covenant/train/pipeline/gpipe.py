@@ -192,7 +192,7 @@ def _stage(
     return slices_MxbxL1[jnp.clip(i, 0, M - 1)]
 
   def look_up(table_VxD: jax.Array, tokens_bxL1: jax.Array) -> jax.Array:
-    ids_bxL = jnp.maximum(tokens_bxL1[:, :-1], 0)
+    ids_bxL = llama.ids(model, tokens_bxL1[:, :-1])
     return llama.embed(model, {'embedding': table_VxD}, ids_bxL)
 
   def sent(
@@ -231,7 +231,8 @@ def _stage(
       x_bxLxD = jax.lax.cond(
         s == 0, lambda _, x: embedded(x), received, c_bxLxK, tokens_bxL1
       )
-    x_bxLxD = subspace.apply_layers(model, own['layers'], x_bxLxD)
+    document_bxL = llama.documents(model, tokens_bxL1[:, :-1])
+    x_bxLxD = subspace.apply_layers(model, own['layers'], x_bxLxD, document_bxL)
     ends = _is_last() & (i >= 0) & (i < M)
     zeros = jax.lax.pcast((jnp.float32(0),) * 2, AXIS, to='varying')
     loss = jax.lax.cond(ends, loss_of, lambda *_: zeros, x_bxLxD, tokens_bxL1)

@@ -71,7 +71,8 @@ def fix(
     tokens_BxL1: tokens of the round; negative ones are padding.
     island: a pipeline with a rank, K.
   """
-  tokens_BxL = jnp.maximum(tokens_BxL1[:, :-1], 0)
+  tokens_BxL = llama.ids(model, tokens_BxL1[:, :-1])
+  document_BxL = llama.documents(model, tokens_BxL1[:, :-1])
   real_BxLx1 = (tokens_BxL1[:, 1:] >= 0)[..., None]
   table_VxD = params['embedding'].astype(jnp.float32)
   features_VxE = jnp.pad(table_VxD, ((0, 0), (0, 1)), constant_values=1)
@@ -86,7 +87,7 @@ def fix(
   depth = model.layers // island.stages
   for first in range(0, model.layers - depth, depth):
     layers = stage_layers(model, params, first, depth)
-    x_BxLxD = apply_layers(model, layers, x_BxLxD)
+    x_BxLxD = apply_layers(model, layers, x_BxLxD, document_BxL)
     added_BxLxD = x_BxLxD.astype(jnp.float32) - table_VxD[tokens_BxL]
     map_ExD = jax.scipy.linalg.solve(
       gram_ExE, _sum_of_products(f_BxLxE, added_BxLxD), assume_a='pos'
@@ -210,6 +211,9 @@ def hidden(
   With tied embeddings the last stage has the table, and embeddings cross a
   boundary to the first stage.
   """
+  document_BxL = llama.documents(model, tokens_BxL)
+  if model.packed:
+    tokens_BxL = llama.ids(model, tokens_BxL)
   x_BxLxD = llama.embed(model, params, tokens_BxL)
   depth = model.layers // island.stages
   for s in range(island.stages):
@@ -218,7 +222,7 @@ def hidden(
       basis_DxK = fixed.basis_SxDxK[s]
       x_BxLxD = cross(x_BxLxD, x0_BxLxD, basis_DxK, island.bits)
     layers = stage_layers(model, params, s * depth, depth)
-    x_BxLxD = apply_layers(model, layers, x_BxLxD)
+    x_BxLxD = apply_layers(model, layers, x_BxLxD, document_BxL)
   return llama.product_of(model, params, x_BxLxD)
 
 
@@ -253,10 +257,13 @@ def stage_layers(
 
 
 def apply_layers(
-  model: config_lib.Model, layers: ct.Params, x_BxLxD: jax.Array
+  model: config_lib.Model,
+  layers: ct.Params,
+  x_BxLxD: jax.Array,
+  document_BxL: jax.Array | None = None,
 ) -> jax.Array:
   """Applies the layers of a stage."""
-  block = functools.partial(llama.block, model)
+  block = functools.partial(llama.block, model, document_BxL=document_BxL)
   if model.remat != 'none':
     dots = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
     block = jax.checkpoint(

@@ -60,6 +60,7 @@ class PipelineTest(parameterized.TestCase):
   @parameterized.parameters(
     (2, model_of(), 0, {f'1,8,{RANK}'}),
     (2, model_of(), 4, {f'1,8,{RANK // 2}', '1,8,1'}),
+    (2, config_lib.PackedModel(**vars(model_of())), 0, {f'1,8,{RANK}'}),
     (
       4,
       model_of(tie_embeddings=False, scan_layers=True, remat='dots'),
