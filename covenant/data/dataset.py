@@ -170,7 +170,7 @@ def tokenize(
 
   def split(documents: tuple[corpus_lib.Document, ...]) -> tokens.Split:
     tokens_n = np.concatenate(
-      [tokenizer_lib.encode(document, tokenizer) for document in documents]
+      [shards.encode(document, tokenizer) for document in documents]
     )
     num_bytes = sum(document.num_bytes for document in documents)
     return tokens.Split(ts.cast(ts.array(tokens_n), ts.int32), num_bytes)

@@ -180,7 +180,7 @@ class _Unit(NamedTuple):
 def write_set(index: int) -> None:
   """Writes the shards of a file, atomically."""
   file, tokenizer = _job.files[index], _mine()
-  dtype = tokenizer_lib.token_dtype(tokenizer.vocab_size)
+  dtype = manifest_lib.token_dtype(tokenizer.vocab_size)
   end = np.array([tokenizer.end_of_text], dtype)
   documents, sizes = 0, dict.fromkeys(_SIDES, 0)
   place = pathlib.Path(_job.folder)
@@ -245,7 +245,7 @@ def _encode_named(file: sources.File, units: list[_Unit]) -> list[_Encoded]:
   if tokenizer.kind == tokenizer_lib.Bytes.kind:
     corpus.check_nul(corpus.Document(file.label, u.text) for u in units)
   ids = tokenizer.encode_batch([unit.text for unit in units])
-  dtype = tokenizer_lib.token_dtype(tokenizer.vocab_size)
+  dtype = manifest_lib.token_dtype(tokenizer.vocab_size)
   return [
     (unit.side, ids_n.astype(dtype), len(unit.text.encode()), unit.ends)
     for unit, ids_n in zip(units, ids, strict=True)

@@ -118,6 +118,15 @@ class ShardManifest(NamedTuple):
     return sum(shard.bytes for shard in getattr(self, split))
 
 
+def token_dtype(vocab_size: int) -> np.dtype:
+  """Returns the dtype of stored ids: little-endian uint16 or uint32.
+
+  >>> token_dtype(65536), token_dtype(65537)
+  (dtype('uint16'), dtype('uint32'))
+  """
+  return np.dtype('<u2' if vocab_size <= 2**16 else '<u4')
+
+
 def leaf(shard: Shard) -> bytes:
   """Returns the leaf of a shard in the Merkle tree; its name has no part."""
   return _hash(b'\0' + json.dumps(shard[1:]).encode())

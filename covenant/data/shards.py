@@ -29,6 +29,15 @@ _REMOTE_AHEAD = 8  # batches that are fetched ahead of training
 _CHUNK, _SUM = manifest_lib.CHUNK, manifest_lib.SUM_BYTES
 
 
+def encode(
+  document: corpus_lib.Document, tokenizer: tokenizer_lib.Tokenizer
+) -> np.ndarray:
+  """Returns the tokens of a document with its end of text: [n]."""
+  dtype = manifest_lib.token_dtype(tokenizer.vocab_size)
+  ids = tokenizer.encode(document.text).astype(dtype)
+  return np.append(ids, dtype.type(tokenizer.end_of_text))
+
+
 def write(
   directory: str | pathlib.Path,
   corpus: corpus_lib.Corpus,
@@ -54,13 +63,13 @@ def write(
       f'{str(directory)!r} exists; shards are never overwritten: remove it or '
       'choose another folder'
     )
-  dtype = tokenizer_lib.token_dtype(tokenizer.vocab_size)
+  dtype = manifest_lib.token_dtype(tokenizer.vocab_size)
   with files.new_folder(directory) as partial:
     splits = {}
     for split in manifest_lib.SPLITS:
       writer = manifest_lib.ShardWriter(partial, '', split, dtype, shard_tokens)
       for document in getattr(corpus, split):
-        ids = tokenizer_lib.encode(document, tokenizer)
+        ids = encode(document, tokenizer)
         writer.add(ids, document.num_bytes)
       splits[split] = writer.close()
       if not splits[split]:
@@ -181,7 +190,7 @@ def open_shards(
   if digest and manifest.digest != digest:
     raise other_tokens(str(path), digest, manifest.digest)
   directory = remote.folder(str(path))
-  dtype = tokenizer_lib.token_dtype(manifest.vocab_size)
+  dtype = manifest_lib.token_dtype(manifest.vocab_size)
   cache = None
   if directory.is_remote:
     slot = _CHUNK * dtype.itemsize
@@ -217,7 +226,7 @@ class ShardedTokens:
   ):
     self._directory, self._shards, self._cache = directory, shards, cache
     self._vocab_size = vocab_size
-    self._dtype = tokenizer_lib.token_dtype(vocab_size)
+    self._dtype = manifest_lib.token_dtype(vocab_size)
     self._ends = np.cumsum([shard.tokens for shard in shards])
     self.shape = (int(self._ends[-1]),)
     self.ahead = _REMOTE_AHEAD if directory.is_remote else 2

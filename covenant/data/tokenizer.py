@@ -1,15 +1,14 @@
 """Tokenizers: bytes, byte-level BPE and SentencePiece.
 
-No tokenizer adds a beginning of text. An end of text follows every document; it
-never comes from the text itself, nor do other special tokens, whose names stay
-text. A document of more than `corpus.PIECE` characters is encoded in pieces,
-which end where words end.
+No tokenizer adds a beginning of text. An end of text follows every document;
+names of special tokens in a text stay text. A document of more than
+`corpus.PIECE` characters is encoded in pieces, which end where words end.
 """
 
 import json as json_lib
 import pathlib
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -29,13 +28,13 @@ END_OF_TEXT = '<|endoftext|>'
 # Its names in published tokenizers: GPT and Qwen, Llama 3, Llama 2, Gemma,
 # DeepSeek. Only special tokens count: Gemma has the HTML tag '</s>' as text.
 _END_NAMES = (
-  END_OF_TEXT,
-  '<|end_of_text|>',
-  '</s>',
-  '<eos>',
-  '<｜end▁of▁sentence｜>',
-  '[EOS]',
+  *(END_OF_TEXT, '<|end_of_text|>', '</s>', '<eos>'),
+  *('<｜end▁of▁sentence｜>', '[EOS]'),
 )
+_END_FIELDS = {
+  'tokenizer_config.json': 'eos_token',
+  'generation_config.json': 'eos_token_id',
+}
 _NUM_BYTES = 256
 
 
@@ -70,7 +69,30 @@ class Tokenizer(Protocol):
     """Returns the content of its file, which shards store with a digest."""
 
 
-class Bytes:
+class _InPieces:
+  """The encoding of long texts in pieces, by `_encode` of a subclass."""
+
+  has_pieces = True
+
+  def _encode(self, text: str) -> np.ndarray:
+    raise NotImplementedError
+
+  def encode(self, text: str) -> np.ndarray:
+    if len(text) <= corpus_lib.PIECE or not self.has_pieces:
+      return self._encode(text)
+    pieces = corpus_lib.pieces([text])
+    return np.concatenate([self._encode(piece) for piece in pieces])
+
+  def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+    return [self.encode(text) for text in texts]
+
+  def _is_local(self) -> bool:
+    """Returns True if a text may be cut between a word and a line break."""
+    parts = self._encode('ab'), self._encode('\ncd')
+    return np.array_equal(self._encode('ab\ncd'), np.concatenate(parts))
+
+
+class Bytes(_InPieces):
   """A tokenizer whose ids are UTF-8 bytes; id 0 is the end of text.
 
   >>> Bytes().encode('hé').tolist()
@@ -80,7 +102,6 @@ class Bytes:
   kind = 'bytes'
   vocab_size = _NUM_BYTES
   end_of_text = 0
-  has_pieces = True
 
   def encode(self, text: str) -> np.ndarray:
     content = np.frombuffer(text.encode(), np.uint8)
@@ -90,9 +111,6 @@ class Bytes:
         'of the byte tokenizer, so text must not contain it'
       )
     return content.astype(np.int32)
-
-  def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-    return [self.encode(text) for text in texts]
 
   def byte_lengths(self) -> np.ndarray:
     return (np.arange(_NUM_BYTES) != self.end_of_text).astype(np.int64)
@@ -105,7 +123,7 @@ class Bytes:
     return b'utf-8'
 
 
-class BPE:
+class BPE(_InPieces):
   """A tokenizer of the `tokenizers` library, from the text of its JSON.
 
   Its ids are below `vocab_size`, which counts no special token that no text can
@@ -128,8 +146,7 @@ class BPE:
     except Exception as error:  # the library raises bare Exceptions
       raise ValueError(f'not a tokenizer.json: {error}') from error
     self._json = json
-    # '<|endoftext|>' in a document must not end it. The JSON does not store
-    # this switch, nor that texts are never cut or padded.
+    # '<|endoftext|>' in a document must not end it.
     self._tokenizer.encode_special_tokens = True
     self._tokenizer.no_truncation()
     self._tokenizer.no_padding()
@@ -138,9 +155,8 @@ class BPE:
     self.end_of_text = _end_of_text(end_of_text, special)
     vocabulary = self._tokenizer.get_vocab(with_added_tokens=False)
     text = [i for i, token in added.items() if not token.special]
-    # Ids may have gaps.
     self.vocab_size = 1 + max(self.end_of_text, *vocabulary.values(), *text)
-    self.has_pieces = _is_local(self._encode)
+    self.has_pieces = self._is_local()
 
   @classmethod
   def train(cls, texts: Iterable[str], vocab_size: int) -> 'BPE':
@@ -169,20 +185,13 @@ class BPE:
     tokenizer.train_from_iterator(corpus_lib.training_texts(texts), trainer)
     return cls(tokenizer.to_str())
 
-  def encode(self, text: str) -> np.ndarray:
-    if len(text) <= corpus_lib.PIECE or not self.has_pieces:
-      return self._encode(text)
-    return np.concatenate(
-      [self._encode(piece) for piece in corpus_lib.pieces([text])]
-    )
-
   def _encode(self, text: str) -> np.ndarray:
     encoding = self._tokenizer.encode(text, add_special_tokens=False)
     return np.asarray(encoding.ids, np.int32)
 
   def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
     if any(len(text) > corpus_lib.PIECE for text in texts):
-      return [self.encode(text) for text in texts]
+      return super().encode_batch(texts)
     encodings = self._tokenizer.encode_batch_fast(
       list(texts), add_special_tokens=False
     )
@@ -210,7 +219,7 @@ class BPE:
     return self._json.encode()
 
 
-class SentencePiece:
+class SentencePiece(_InPieces):
   """A SentencePiece model, from the bytes of its .model file.
 
   Args:
@@ -242,28 +251,20 @@ class SentencePiece:
     self.vocab_size = self._processor.vocab_size()
     self.end_of_text = self._processor.eos_id()
     if end_of_text != '':
-      ids = range(self.vocab_size)
-      control = [i for i in ids if self._processor.is_control(i)]
-      names = {self._processor.id_to_piece(i): i for i in control}
+      names = {
+        self._processor.id_to_piece(i): i
+        for i in range(self.vocab_size)
+        if self._processor.is_control(i)
+      }
       self.end_of_text = _end_of_text(end_of_text, names)
     if self.end_of_text < 0:
       raise ValueError(
         'expected an end of text token (eos); the model has none'
       )
-    self.has_pieces = _is_local(self._encode)
-
-  def encode(self, text: str) -> np.ndarray:
-    if len(text) <= corpus_lib.PIECE or not self.has_pieces:
-      return self._encode(text)
-    return np.concatenate(
-      [self._encode(piece) for piece in corpus_lib.pieces([text])]
-    )
+    self.has_pieces = self._is_local()
 
   def _encode(self, text: str) -> np.ndarray:
     return np.asarray(self._processor.encode(text), np.int32)
-
-  def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-    return [self.encode(text) for text in texts]
 
   def byte_lengths(self) -> np.ndarray:
     lengths = np.zeros(self.vocab_size, np.int64)
@@ -281,15 +282,12 @@ class SentencePiece:
 
 def _end_of_text(wanted: str | int, special: dict[str, int]) -> int:
   """Returns the id of the end of text among the special tokens."""
-  names = list(special)
+  names = [wanted] if wanted else _END_NAMES
   if isinstance(wanted, int):
     names = [name for name, i in special.items() if i == wanted]
-  elif wanted:
-    names = [wanted] if wanted in special else []
-  else:
-    names = [name for name in _END_NAMES if name in special]
-  if names:
-    return special[names[0]]
+  for name in names:
+    if name in special:
+      return special[name]
   shown = ', '.join(list(special)[:12]) or 'none'
   expected = repr(wanted) if wanted != '' else f'one of {", ".join(_END_NAMES)}'
   raise ValueError(
@@ -298,33 +296,10 @@ def _end_of_text(wanted: str | int, special: dict[str, int]) -> int:
   )
 
 
-def _is_local(encode: Callable[[str], np.ndarray]) -> bool:
-  """Returns True if a text may be cut between a word and a line break."""
-  whole, parts = encode('ab\ncd'), (encode('ab'), encode('\ncd'))
-  return np.array_equal(whole, np.concatenate(parts))
-
-
 def _piece_bytes(name: str) -> int:
   """Returns the bytes of text of a piece of SentencePiece."""
-  if re.fullmatch('<0x[0-9A-F]{2}>', name):
-    return 1
-  return len(name.replace('▁', ' ').encode())
-
-
-def token_dtype(vocab_size: int) -> np.dtype:
-  """Returns the dtype of stored ids: little-endian uint16 or uint32.
-
-  >>> token_dtype(65536), token_dtype(65537)
-  (dtype('uint16'), dtype('uint32'))
-  """
-  return np.dtype('<u2' if vocab_size <= 2**16 else '<u4')
-
-
-def encode(document: corpus_lib.Document, tokenizer: Tokenizer) -> np.ndarray:
-  """Returns the tokens of a document with its end of text: [n]."""
-  dtype = token_dtype(tokenizer.vocab_size)
-  ids = tokenizer.encode(document.text).astype(dtype)
-  return np.append(ids, dtype.type(tokenizer.end_of_text))
+  is_byte = re.fullmatch('<0x[0-9A-F]{2}>', name)
+  return 1 if is_byte else len(name.replace('▁', ' ').encode())
 
 
 def make(
@@ -374,11 +349,10 @@ def _make(
         "data.tokenizer 'sentencepiece' needs data.tokenizer_path, a .model "
         'file; it is empty'
       )
-    texts = corpus
-    if isinstance(texts, corpus_lib.Corpus):
-      texts = [document.text for document in texts.train]
+    if isinstance(corpus, corpus_lib.Corpus):
+      corpus = [document.text for document in corpus.train]
     try:
-      return BPE.train(texts, vocab_size)
+      return BPE.train(corpus, vocab_size)
     except ValueError as error:
       raise config.ConfigError(f'model.vocab_size: {error}') from error
   suffix = {'bpe': '.json', 'sentencepiece': '.model'}[kind]
@@ -394,11 +368,9 @@ def _make(
   content = path.read_bytes()
   try:
     end = data.end_of_text or _configured_end(path.parent)
-    return (
-      BPE(content.decode(), end)
-      if kind == 'bpe'
-      else SentencePiece(content, end)
-    )
+    if kind == 'bpe':
+      return BPE(content.decode(), end)
+    return SentencePiece(content, end)
   except config.ConfigError:
     raise
   except ValueError as error:
@@ -413,10 +385,7 @@ def _configured_end(folder: pathlib.Path) -> str | int:
   tokenizer_config.json has its name, generation_config.json its id, of which
   the first counts; empty if neither says anything.
   """
-  for file, field in (
-    ('tokenizer_config.json', 'eos_token'),
-    ('generation_config.json', 'eos_token_id'),
-  ):
+  for file, field in _END_FIELDS.items():
     try:
       found = json_lib.loads((folder / file).read_bytes()).get(field)
     except FileNotFoundError:
@@ -425,8 +394,7 @@ def _configured_end(folder: pathlib.Path) -> str | int:
       raise ValueError(f'{folder / file}: {error}') from error
     if isinstance(found, dict):  # a token with its options
       found = found.get('content')
-    if isinstance(found, list):
-      found = found[0] if found else None
+    found = found[0] if isinstance(found, list) and found else found
     if isinstance(found, str | int) and found != '':
       return found
   return ''

@@ -1,6 +1,7 @@
 """Tests for covenant.data.tokenizer."""
 
 import io
+import json
 import pathlib
 import sys
 from unittest import mock
@@ -118,6 +119,144 @@ class BPETest(parameterized.TestCase):
   def test_too_few_ids(self):
     with self.assertRaisesRegex(ValueError, 'needs 257 ids or more.*got 256'):
       tokenizer.BPE.train(TEXTS, 256)
+
+
+def _published(
+  special: tuple[str, ...], text: tuple[str, ...] = (), gap: int = 0
+) -> tokenizers.Tokenizer:
+  """A tokenizer with the structure of a published one, of a few ids.
+
+  Args:
+    special: the names of special tokens, in front as in Gemma.
+    text: the names of added tokens that are text.
+    gap: 1 adds a special token behind the vocabulary, as Gemma 3 has.
+  """
+  made = tokenizers.Tokenizer(tokenizers.models.BPE())
+  made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(
+    add_prefix_space=False
+  )
+  made.decoder = tokenizers.decoders.ByteLevel()
+  trainer = tokenizers.trainers.BpeTrainer(
+    vocab_size=290,
+    special_tokens=[*special, *text],
+    initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+    show_progress=False,
+  )
+  made.train_from_iterator(TEXTS, trainer)
+  if gap:
+    made.add_special_tokens(['<image_soft_token>'])
+  record = json.loads(made.to_str())
+  for token in record['added_tokens']:
+    token['special'] = token['content'] not in text
+  return tokenizers.Tokenizer.from_str(json.dumps(record))
+
+
+class PublishedTest(parameterized.TestCase):
+  def make(self, made, files=(), **fields):
+    folder = pathlib.Path(self.create_tempdir().full_path)
+    path = folder / 'tokenizer.json'
+    path.write_text(made.to_str())
+    for name, content in dict(files).items():
+      (folder / name).write_text(json.dumps(content))
+    data = config.Data(tokenizer='bpe', tokenizer_path=str(path), **fields)
+    return tokenizer.make(data, 300, CORPUS)
+
+  def end(self, made, *args, **fields) -> str:
+    found = self.make(made, *args, **fields)
+    return made.id_to_token(found.end_of_text)
+
+  def test_gemma(self):
+    """'</s>' is an HTML tag, and no text gives the token for images."""
+    made = _published(('<pad>', '<eos>', '<bos>'), ('</s>', '<h1>'), gap=1)
+    found = self.make(made)
+    self.assertEqual(made.id_to_token(found.end_of_text), '<eos>')
+    self.assertEqual(found.vocab_size, made.get_vocab_size() - 1)
+    ids = found.encode('a</s><eos><bos><image_soft_token>')
+    self.assertIn(made.token_to_id('</s>'), ids)
+    self.assertNotIn(found.end_of_text, ids)
+    self.assertLess(ids.max(), found.vocab_size)
+    self.assertEqual(found.decode(ids), 'a</s><eos><bos><image_soft_token>')
+
+  @parameterized.parameters(
+    (('<|begin_of_text|>', '<|end_of_text|>', '<|eot_id|>'), '<|end_of_text|>'),
+    (('<|endoftext|>', '<|im_start|>', '<|im_end|>'), '<|endoftext|>'),
+    (
+      ('<｜begin▁of▁sentence｜>', '<｜end▁of▁sentence｜>'),
+      '<｜end▁of▁sentence｜>',
+    ),
+    (('[CLS]', '[EOS]'), '[EOS]'),
+  )
+  def test_llama_3_qwen_deepseek(self, special, expected):
+    self.assertEqual(self.end(_published(special)), expected)
+
+  def test_files_beside_it_and_the_config_come_first(self):
+    made = _published(('<a>', '<b>', '<|endoftext|>'), ('<t>',))
+    by_name = {'tokenizer_config.json': {'eos_token': '<b>'}}
+    by_dict = {'tokenizer_config.json': {'eos_token': {'content': '<b>'}}}
+    by_id = {'generation_config.json': {'eos_token_id': [0, 1]}}
+    nothing = {'tokenizer_config.json': {'eos_token': None}}
+    for files, expected in (
+      (by_name, '<b>'),
+      (by_dict, '<b>'),
+      (by_id, '<a>'),
+      (by_name | by_id, '<b>'),
+      (nothing | by_id, '<a>'),
+      (nothing, '<|endoftext|>'),
+    ):
+      self.assertEqual(self.end(made, files), expected)
+      self.assertEqual(self.end(made, files, end_of_text='<a>'), '<a>')
+
+  @parameterized.parameters('<t>', '<no>', 'the')
+  def test_only_special_tokens_can_be_the_end(self, name):
+    made = _published(('<a>', '<b>'), ('<t>',))
+    with self.assertRaisesRegex(
+      config.ConfigError,
+      f"an end of text token, '{name}'; the 2 special tokens are <a>, <b>",
+    ):
+      self.make(made, end_of_text=name)
+
+  def test_byte_lengths(self):
+    for encoder in (
+      tokenizer.Bytes(), TRAINED, tokenizer.SentencePiece(model())
+    ):  # fmt: skip
+      ids = encoder.encode('the cat sat')
+      self.assertEqual(
+        int(encoder.byte_lengths()[ids].sum()),
+        len(
+          ' the cat sat' if encoder.kind == 'sentencepiece' else 'the cat sat'
+        ),
+      )
+
+
+class BoundedTest(parameterized.TestCase):
+  def test_words_without_spaces_are_trained_on_in_parts(self):
+    letters = 'abcdefghij' * 1000
+    parts = list(corpus_lib.training_texts([letters, 'a b', ' ' * 600]))
+    self.assertLessEqual(max(map(len, parts)), 256)
+    self.assertEqual(''.join(parts), letters + 'a b' + ' ' * 600)
+    self.assertEqual(list(corpus_lib.training_texts(TEXTS)), list(TEXTS))
+
+  def test_long_texts_are_encoded_in_pieces_with_the_same_ids(self):
+    text = TEXTS[0] * 20
+    whole = TRAINED.encode(text)
+    with mock.patch.object(corpus_lib, 'PIECE', 100):
+      np.testing.assert_array_equal(TRAINED.encode(text), whole)
+      (batched,) = TRAINED.encode_batch([text])
+      np.testing.assert_array_equal(batched, whole)
+      pieces = list(corpus_lib.pieces([text]))
+      again = list(
+        corpus_lib.pieces(text[i : i + 7] for i in range(0, 9600, 7))
+      )
+    self.assertGreater(len(pieces), 50)
+    self.assertEqual(again, pieces)
+    self.assertEqual(''.join(pieces), text)
+
+  def test_a_text_with_a_prefix_of_its_own_is_not_cut(self):
+    prefixed = model(
+      remove_extra_whitespaces=False, normalization_rule_name='identity'
+    )
+    self.assertFalse(tokenizer.SentencePiece(prefixed).has_pieces)
+    self.assertTrue(TRAINED.has_pieces)
 
 
 class SentencePieceTest(parameterized.TestCase):
