@@ -1,4 +1,4 @@
-"""Tests for covenant.models.attention: documents; llama_test.py has the rest."""
+"""Tests for covenant.models.attention; llama_test.py has more."""
 
 import jax
 import jax.numpy as jnp
