@@ -1,11 +1,15 @@
 """A validator fetches and checks what was committed."""
 
+from unittest import mock
+
 from absl.testing import absltest
 
+from covenant.chain import interface as chain_lib
 from covenant.gauntlet import checks as checks_lib
 from covenant.node import collect
 from covenant.protocol import round as round_lib
 from covenant.protocol import run_storage as run_storage_lib
+from covenant.wire import commitment as commitment_lib
 from covenant.wire import manifest as manifest_lib
 from covenant.wire import payload as payload_lib
 from tests.node import network as network_lib
@@ -78,6 +82,59 @@ class CollectTest(absltest.TestCase):
     self.network.block += 2
     self.network.publish(0, 0, self.payloads[0])
     self.assertEqual(self.findings()[0], Finding.TWICE)
+
+  def test_a_second_digest_is_found_behind_a_repetition_of_the_first(self):
+    for digest in (b'x' * 32, b'y' * 32, b'x' * 32, b'x' * 32):
+      self.network.commit(0, 0, digest)
+      self.network.block += 1
+      self.network.read()  # which ends this block
+    self.network.publish(0, 0, self.payloads[0])
+    self.assertEqual(self.findings()[0], Finding.TWICE)
+
+  def test_the_same_digest_again_is_not_twice(self):
+    digest = run_storage_lib.digest(self.payloads[0])
+    for _ in range(3):
+      self.network.commit(0, 0, digest)
+      self.network.block += 1
+      self.network.read()
+    self.network.publish(0, 0, self.payloads[0])
+    self.assertNotEqual(self.findings()[0], Finding.TWICE)
+
+  def test_who_takes_over_a_uid_in_the_window_has_not_committed_twice(self):
+    """Some chains keep the commitment of the hotkey before for a block."""
+    self.network.publish(0, 0, self.payloads[0])
+    closes = self.schedule.put_closes(0)
+    at = self.network.block
+    self.network.block = closes + 2
+    membership = self.network.read(closes)
+    peer = membership.peers[0]._replace(registered=at + 1)
+    membership = membership._replace(
+      peers={**membership.peers, 0: peer}, committed={0: at + 2}
+    )
+    before = commitment_lib.Commitment(
+      commitment_lib.Role.MINER, b'', 0, b'x' * 32
+    )
+    data = chain_lib.CommittedData(at, commitment_lib.encode(before))
+    with mock.patch.object(
+      self.node.chain, 'commitments', return_value={0: data}
+    ):
+      found = collect._committed(self.node, 0, membership)
+    self.assertEmpty(found.twice)
+    self.assertEqual(list(found.entries), [0])
+
+  def test_only_blocks_before_a_commitment_are_read(self):
+    for uid in (0, 1, 2):
+      self.network.publish(uid, 0, self.payloads.get(uid, b'x'))
+    chain, asked = self.node.chain, []
+
+    def commitments(block):
+      asked.append(block)
+      return type(chain).commitments(chain, block)
+
+    with mock.patch.object(chain, 'commitments', commitments):
+      self.collect()
+    # The close of the window, and the block before all three committed.
+    self.assertLessEqual(len(set(asked)), 2)
 
   def test_a_commitment_before_the_window_is_early(self):
     self.network = network_lib.Network(self)
