@@ -69,5 +69,52 @@ class SectionsTest(parameterized.TestCase):
     self.assertNotIn('\n', str(caught.exception))
 
 
+class DataPhasesTest(parameterized.TestCase):
+  PHASES = (
+    '[{"start": 0, "mixture": [{"path": "a"}]}, {"start": 9, "mixture": '
+    '[{"path": "b", "weight": 3}, {"path": "c"}]}]'
+  )
+
+  def edit(self, *sets: str) -> config_lib.Config:
+    return config_lib.edit(config_lib.Config(), ['data.source=shards', *sets])
+
+  def test_as_a_flag_and_back(self):
+    made = self.edit(f'data.phases={self.PHASES}')
+    self.assertEqual(made.data.paths, ('a', 'b', 'c'))
+    self.assertEqual(made.data.phases[1].mixture[0].weight, 3.0)
+    self.assertEqual(config_lib.from_json(config_lib.to_json(made)), made)
+    self.assertLen(config_lib.differences(made, self.edit('data.path=a')), 2)
+
+  @parameterized.parameters(
+    ('[', 'data.phases: expected JSON, such as'),
+    ('[{"start": 1, "mixture": [{"path": "a"}]}]', 'begin with 0 and ascend'),
+    ('[{"start": 0}]', 'expected a mixture, got none'),
+    ('[{"start": 0, "mixture": [{"weight": 1}]}]', 'expected the path of a'),
+    (
+      '[{"start": 0, "mixture": [{"path": "a"}, {"path": "a"}]}]',
+      'expected each path once',
+    ),
+    (
+      '[{"start": 0, "mixture": [{"path": "a", "digest": "x"}]}]',
+      'expected 64 hex digits',
+    ),
+    (
+      '[{"start": 0, "mixture": [{"path": "a"}, {"path": "b", '
+      '"weight": 0.00001}]}]',
+      'expected weights of at least 1 in 10000 of their sum',
+    ),
+    ('[{"start": 0, "mixture": [{"path": "a", "weight": 0}]}]', 'more than 0'),
+  )
+  def test_invalid(self, phases, message):
+    with self.assertRaisesRegex(config_lib.ConfigError, message):
+      self.edit(f'data.phases={phases}')
+
+  def test_beside_a_path(self):
+    with self.assertRaisesRegex(
+      config_lib.ConfigError, 'neither data.path nor'
+    ):
+      self.edit(f'data.phases={self.PHASES}', 'data.path=x')
+
+
 if __name__ == '__main__':
   absltest.main()
