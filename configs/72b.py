@@ -93,7 +93,7 @@ def get_config(variant: str = '') -> config_lib.Config:
     ),
     eval=config_lib.Eval(every=10, sequences=1024),
     phases=config_lib.Phases(
-      round_blocks=125, put_blocks=12, select_blocks=8, takeover_blocks=6
+      round_blocks=125, put_blocks=12, select_blocks=8, takeover_blocks=12
     ),
     devices=config_lib.Devices(fsdp=8, offload=True),
     plan=config_lib.Plan(hardware='8xB200', compute_minutes=20.0),

@@ -17,6 +17,9 @@ from covenant.chain import interface as chain_lib
 _LEAST_BYTES = 100
 _PER_ROUND = {'validator': 3}
 _SPARE_ROUNDS = 2  # of a newcomer's immunity: to catch up and to be paid
+# Blocks from the newest final one, which a node goes by, to the one that has
+# what the node sends then.
+_INCLUSION = 4
 
 
 class Situation(NamedTuple):
@@ -60,6 +63,11 @@ def examine(situation: Situation) -> Iterator[SubnetFinding]:
 
 
 _Found = tuple[bool, str] | None
+
+
+def _is_others_matter(at: Situation) -> bool:
+  """Returns whether the node follows what the validators of a run settle."""
+  return at.role in ('miner', 'pool', 'evaluator')
 
 
 def _runtime(at: Situation) -> _Found:
@@ -106,6 +114,23 @@ def _state(at: Situation) -> _Found:
     f'this endpoint does not have the state of {needed} blocks ago, which a '
     'node that is late reads; name an archive node (network.name), or the '
     'network itself, which has public archives'
+  )
+
+
+def _window(at: Situation) -> _Found:
+  if at.rules.runtime is None:
+    return None
+  phases = at.config.phases
+  # A proposal in the first half, and votes for it in the second one.
+  needed = 2 * (_INCLUSION + phases.confirmations)
+  text = (
+    f'phases.takeover_blocks={phases.takeover_blocks}; {needed} are needed for '
+    'a proposal and the votes for it to become final'
+  )
+  if phases.takeover_blocks >= needed:
+    return True, text
+  return _is_others_matter(at), (
+    f'{text}: a round whose leader is silent is lost; set it for the whole run'
   )
 
 
@@ -194,7 +219,7 @@ def _burn(at: Situation) -> _Found:
   if gauntlet.burn_uid in owners:
     return True, f'uid {gauntlet.burn_uid} is the owner, whose pay is burned'
   known = f'uid {owners[0]}' if owners else 'not registered'
-  return False, (
+  return _is_others_matter(at), (
     f'gauntlet.burn_uid={gauntlet.burn_uid} would be paid: only the pay of '
     f"the owner's hotkey is burned, which is {known}"
   )
@@ -221,6 +246,7 @@ _CHECKS: dict[str, Callable[[Situation], _Found]] = {
   'runtime': _runtime,
   'space': _space,
   'state': _state,
+  'window': _window,
   'interval': _interval,
   'weights': _count,
   'stake': _stake,

@@ -100,6 +100,21 @@ class FindingsTest(parameterized.TestCase):
     self.assertEqual([f.name for f in found.values() if not f.well], [name])
     self.assertRegex(found[name].text, text)
 
+  def test_the_window_is_as_long_as_finality_takes(self):
+    for blocks, well in ((9, False), (10, True)):
+      phases = dataclasses.replace(config().phases, takeover_blocks=blocks)
+      for role in ('validator', ''):
+        found = self.examine(role, settings=config(phases=phases))['window']
+        self.assertEqual(found.well, well, found.text)
+      # A miner cannot change it, so it does not keep one from starting.
+      found = self.examine('miner', settings=config(phases=phases))['window']
+      self.assertTrue(found.well)
+
+  @parameterized.parameters('8b', '72b', '1t')
+  def test_the_windows_of_the_recipes_are(self, name):
+    settings = config_lib.load(f'{helpers.CONFIGS}/{name}.py')
+    self.assertTrue(self.examine(settings=settings)['window'].well)
+
   def test_rules_about_weights_are_the_validators(self):
     rules = {'weights_interval': 400, 'min_weights': 1024, 'weights_error': 'x'}
     found = self.examine('miner', **rules)
@@ -132,10 +147,12 @@ class FindingsTest(parameterized.TestCase):
 class DoctorTest(control.ChainTestCase):
   """Against a node: the table that `--role=doctor` prints."""
 
-  def table(self, role='validator', **state):
+  def table(self, role='validator', takeover=10, **state):
     self.subnet.state |= {'owner': control.BOB, 'MinAllowedWeights': 1} | state
     self.subnet.step(600)
     settings = helpers.tiny()
+    phases = dataclasses.replace(settings.phases, takeover_blocks=takeover)
+    settings = dataclasses.replace(settings, phases=phases)
     found = list(
       preflight._subnet(settings, self.chain, self.chain.head(), role)
     )
