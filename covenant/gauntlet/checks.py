@@ -126,12 +126,10 @@ class Checker:
     # Signs agree more often than sparse indices do, by an unknown amount.
     sparse = isinstance(compression, compression_lib.TopK)
     self._least = 0.0 if sparse else 0.9
-    self._norms = jax.jit(
-      functools.partial(
-        reduce.message_norms,
-        abstract_params=abstract_params,
-        compression=compression,
-      )
+    self._norms = functools.partial(
+      reduce.message_norms,
+      abstract_params=abstract_params,
+      compression=compression,
     )
 
   def check(

@@ -85,7 +85,7 @@ class Scorer:
       'abstract_params': abstract_params,
       'compression': method.compression,
     }
-    self._norms = jax.jit(functools.partial(reduce.message_norms, **rules))
+    self._norms = functools.partial(reduce.message_norms, **rules)
     self._losses = jax.jit(self._sequence_losses)
     self._evaluate = jax.jit(self._evaluate_message)
 
@@ -139,8 +139,11 @@ class Scorer:
     The weight of the message limits its norm, but does not scale this step.
     """
     reach = reduce.reach(np.float32(weight.size), shared.median_size)
+    limits_P = np.asarray(reach * shared.median_P, np.float32)
+    norms_P = np.asarray(self._norms(message))
+    factors_P = reduce.limit_factors(norms_P, limits_P)
     losses_3xN = np.asarray(
-      self._evaluate(shared, message, own_NxL1, reach), np.float64
+      self._evaluate(shared, message, own_NxL1, factors_P), np.float64
     )
     before_N = np.asarray(shared.before_N, np.float64)
     before_own_N, after_own_N, after_N = losses_3xN
@@ -177,12 +180,12 @@ class Scorer:
     shared: RoundBaseline,
     message: ct.Message,
     own_NxL1: jax.Array,
-    reach: jax.Array,
+    factors_P: jax.Array,
   ) -> jax.Array:
     """Returns losses on own data before and after, random after: [3, N]."""
     delta = reduce.single_delta(
       message,
-      reach * shared.median_P,
+      factors_P,
       self._abstract_params,
       self._method.compression,
     )

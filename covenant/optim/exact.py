@@ -17,7 +17,7 @@ An addition of two numbers and a comparison need no care.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -35,13 +35,6 @@ _SQUARES = 128  # squares in one sum
 _ROOT = 24  # bits of a norm
 
 
-class Square(NamedTuple):
-  """A sum of squares: the integer of `limbs` times 4^(exponent - 22)."""
-
-  limbs: jax.Array  # uint32 [7, ...], 12 bits each, the lowest first
-  exponent: jax.Array  # int32 [...], of the largest value
-
-
 def product(a: ct.Scalar, b: ct.Scalar) -> Any:
   """Returns float32 a * b, rounded to 22 explicit bits of mantissa.
 
@@ -57,69 +50,33 @@ def product(a: ct.Scalar, b: ct.Scalar) -> Any:
   return jnp.where(jnp.abs(cut) < SMALLEST, jnp.zeros_like(cut), cut)
 
 
-def square(values: Sequence[jax.Array], axes: tuple[str, ...] = ()) -> Square:
-  """Returns the sum of squares of all values.
+def norms(
+  values_P: Sequence[Sequence[jax.Array]], axes: tuple[str, ...] = ()
+) -> jax.Array:
+  """Returns the L2 norms of P tensors, float32 [P], rounded down to 24 bits.
 
   Args:
-    values: finite float32 arrays.
-    axes: the mesh axes over which they are sharded, in `jax.shard_map`.
+    values_P: the values of each tensor, finite float32 arrays.
+    axes: the mesh axes over which all are sharded, in `jax.shard_map`.
   """
-  largest = jnp.float32(0)
-  for x in values:
-    largest = jnp.maximum(largest, jnp.max(jnp.abs(x), initial=0.0))
+  flat_P = [jnp.concatenate([x.reshape(-1) for x in v]) for v in values_P]
+  if not flat_P:
+    return jnp.zeros(0, jnp.float32)
+  largest = jnp.stack([jnp.max(jnp.abs(x), initial=0.0) for x in flat_P])
   if axes:
     largest = jax.lax.pmax(largest, axes)
   exponent = jnp.where(largest < SMALLEST, -127, _exponent(largest))
   unit = _power(jnp.where(largest < SMALLEST, -126, _UNIT - exponent))
-  limbs = jnp.zeros(_LIMBS, jnp.uint32)
-  for x in values:
-    units = jnp.round(jnp.abs(x) * unit).astype(jnp.uint32)  # at most 2^23
-    limbs = _carry(limbs + _sum_of_squares(units))
+  sums = [_square_sums(x, unit[i]) for i, x in enumerate(flat_P)]
+  limbs = _limbs(jnp.concatenate(sums, axis=1))
+  if any(x.shape[1] > 1 for x in sums):
+    ends = np.cumsum([x.shape[1] for x in sums])[:-1]
+    limbs = jnp.concatenate(
+      [_add_up(x) for x in jnp.split(limbs, ends, axis=1)], axis=1
+    )
   if axes:
     limbs = _carry(jax.lax.psum(limbs, axes))
-  return Square(limbs, exponent)
-
-
-def norms(squares: Sequence[Square]) -> jax.Array:
-  """Returns the square root of each square, float32 [N]."""
-  return norm(
-    Square(
-      jnp.stack([s.limbs for s in squares], axis=1),
-      jnp.stack([s.exponent for s in squares]),
-    )
-  )
-
-
-def norm(of: Square) -> jax.Array:
-  """Returns square roots, float32 [...], rounded down to 24 bits.
-
-  The digits come one by one, from pairs of bits of the 84-bit integer.
-  """
-  count = _LIMB * _LIMBS
-  bits = [(of.limbs[i // _LIMB] >> (i % _LIMB)) & 1 for i in range(count)]
-  pairs = [a + 2 * b for a, b in zip(bits[::2], bits[1::2], strict=True)]
-
-  def digit(state, pair):
-    root, rest, beyond = state
-    full = root >= 1 << (_ROOT - 1)
-    rest_ = (rest << 2) | pair
-    trial = (root << 2) | 1
-    fits = rest_ >= trial
-    root_ = (root << 1) | fits.astype(jnp.uint32)
-    rest_ = jnp.where(fits, rest_ - trial, rest_)
-    return (
-      jnp.where(full, root, root_),
-      jnp.where(full, rest, rest_),
-      beyond + full.astype(jnp.int32),
-    ), None
-
-  zeros = jnp.zeros_like(bits[0])
-  start = zeros, zeros, zeros.astype(jnp.int32)
-  (root, _, beyond), _ = jax.lax.scan(digit, start, jnp.stack(pairs[::-1]))
-  exponent = jnp.maximum(of.exponent - _UNIT + beyond, -126)
-  return jnp.where(
-    of.exponent < -126, 0.0, root.astype(jnp.float32) * _power(exponent)
-  )
+  return _root(limbs, exponent)
 
 
 def quotient(a: Any, b: Any) -> Any:
@@ -132,11 +89,12 @@ def quotient(a: Any, b: Any) -> Any:
     b: float32, 0 or more; the quotient by 0 is 1.
   """
   if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
-    (m, e), (n, d) = np.frexp(a), np.frexp(b)
+    endless = np.isinf(b)
+    (m, e), (n, d) = (np.frexp(np.where(np.isinf(x), 1, x)) for x in (a, b))
     m, n = (np.ldexp(x, 24).astype(np.int64) for x in (m, n))
     digits = (m << BITS) // np.maximum(n, 1)
     part = np.ldexp(digits.astype(np.float32), e - d - BITS)
-    none = (a < SMALLEST) | (part < SMALLEST)
+    none = endless | (a < SMALLEST) | (part < SMALLEST)
     part = np.where(none, np.float32(0), part)
     return np.where((a >= b) | (b < SMALLEST), np.float32(1), part)
   a, b = jnp.broadcast_arrays(jnp.asarray(a), jnp.asarray(b))
@@ -156,6 +114,40 @@ def quotient(a: Any, b: Any) -> Any:
   return jnp.where((a >= b) | (b < SMALLEST), 1.0, part)
 
 
+def _root(limbs: jax.Array, exponent: jax.Array) -> jax.Array:
+  """Returns the root of an 84-bit integer times 2^(exponent - 22).
+
+  The digits come one by one, from pairs of bits.
+
+  Args:
+    limbs: uint32 [7, P], 12 bits each, the lowest first.
+    exponent: int32 [P].
+  """
+  count = _LIMB * _LIMBS
+  bits = [(limbs[i // _LIMB] >> (i % _LIMB)) & 1 for i in range(count)]
+  pairs = [a + 2 * b for a, b in zip(bits[::2], bits[1::2], strict=True)]
+
+  def digit(state, pair):
+    root, rest, beyond = state
+    full = root >= 1 << (_ROOT - 1)
+    rest_ = (rest << 2) | pair
+    trial = (root << 2) | 1
+    fits = rest_ >= trial
+    root_ = (root << 1) | fits.astype(jnp.uint32)
+    rest_ = jnp.where(fits, rest_ - trial, rest_)
+    return (
+      jnp.where(full, root, root_),
+      jnp.where(full, rest, rest_),
+      beyond + full.astype(jnp.int32),
+    ), None
+
+  zeros = jnp.zeros_like(bits[0])
+  start = zeros, zeros, zeros.astype(jnp.int32)
+  (root, _, beyond), _ = jax.lax.scan(digit, start, jnp.stack(pairs[::-1]))
+  scale = _power(jnp.maximum(exponent - _UNIT + beyond, -126))
+  return jnp.where(exponent < -126, 0.0, root.astype(jnp.float32) * scale)
+
+
 def _exponent(x: jax.Array) -> jax.Array:
   """Returns floor(log2(x)) as int32; -127 for zero."""
   bits = jax.lax.bitcast_convert_type(x, jnp.int32)
@@ -173,17 +165,41 @@ def _power(exponent: jax.Array) -> jax.Array:
   return jax.lax.bitcast_convert_type((exponent + 127) << 23, jnp.float32)
 
 
-def _sum_of_squares(units: jax.Array) -> jax.Array:
-  """Returns the limbs, uint32 [7], of a sum of squares of numbers to 2^23."""
+def _square_sums(values: jax.Array, unit: jax.Array) -> jax.Array:
+  """Returns the sum of squares of values in units, as six sums of parts.
+
+  With low and high 12 bits of each integer, the products low^2, 2 low high and
+  high^2 are at most 2^24. 128 of each are added, and of these sums the low and
+  the high 16 bits, of up to 2^16, so that nothing overflows.
+
+  Returns:
+    uint32 [6, C], one column for each 2^23 values.
+  """
+  units = jnp.round(jnp.abs(values) * unit).astype(jnp.uint32)  # at most 2^23
   low, high = units & 0xFFF, units >> _LIMB
-  products = low * low, 2 * low * high, high * high  # each at most 2^24
-  limbs = jnp.stack(
-    [_row_sums(x.reshape(1, -1), _SQUARES)[0] for x in products]
-  )
-  limbs = _carry(jnp.pad(limbs, ((0, _LIMBS - len(products)), (0, 0))))
+  products_3xN = jnp.stack([low * low, 2 * low * high, high * high])
+  rows_3xM = _row_sums(products_3xN, _SQUARES)
+  halves_3x2xM = jnp.stack([rows_3xM & 0xFFFF, rows_3xM >> 16], axis=1)
+  return _row_sums(halves_3x2xM.reshape(6, -1), 2**16)
+
+
+def _limbs(sums_6xM: jax.Array) -> jax.Array:
+  """Returns the integers of sums of parts: uint32 [7, M], of 12 bits."""
+  limbs: list[ct.Scalar] = [0] * _LIMBS
+  for i, x in enumerate(sums_6xM):
+    # Of the products, each 12 bits above the last, the low or the high half.
+    first, shift = (i // 2, 0) if i % 2 == 0 else (i // 2 + 1, 4)
+    limbs[first] += (x << shift) & 0xFFF
+    limbs[first + 1] += (x >> (_LIMB - shift)) & 0xFFF
+    limbs[first + 2] += (x >> (2 * _LIMB - shift)) & 0xFFF
+  return _carry(jnp.stack([jnp.zeros_like(sums_6xM[0]) + x for x in limbs]))
+
+
+def _add_up(limbs: jax.Array) -> jax.Array:
+  """Returns the sum of the columns: uint32 [7, 1]."""
   while limbs.shape[1] > 1:
     limbs = _carry(_row_sums(limbs, _ROW))
-  return limbs[:, 0]
+  return limbs
 
 
 def _row_sums(x_LxM: jax.Array, width: int) -> jax.Array:

@@ -85,7 +85,6 @@ class OuterStep:
       jax.eval_shape(outer.init, abstract_params)
     )
     self._is_trace = [self._is_like_params(x) for x in states]
-    self._norms = jax.jit(self._part_norms)
     self._start = jax.jit(self._start_group, static_argnames=('group',))
     self._add = jax.jit(
       self._add_group, static_argnames=('group',), donate_argnames=('sums',)
@@ -187,7 +186,7 @@ class OuterStep:
     for message in messages:
       parts = self._groups.treedef.flatten_up_to(message)
       batches = [parts] if self._groups.is_small else [[x] for x in parts]
-      rows.append([self._norms(batch) for batch in batches])
+      rows.append([reduce.part_norms(x, self._compression) for x in batches])
     return np.stack([np.concatenate(row) for row in jax.device_get(rows)])
 
   def lower(self) -> tuple[jax.stages.Lowered, jax.stages.Lowered]:
@@ -243,10 +242,6 @@ class OuterStep:
     return group.map(
       lambda leaf, part: leaf.scatter_slice(part, index, quantizer), message
     )
-
-  def _part_norms(self, parts: list[ct.Message]) -> jax.Array:
-    values = (self._compression.values(x) for x in parts)
-    return exact.norms([exact.square(v) for v in values])
 
   def _start_leaf(self, leaf: sharded_leaf.ShardedLeaf) -> reduce.Sums:
     return self._compression.start(leaf.slice_shape)

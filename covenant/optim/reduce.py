@@ -15,6 +15,7 @@ All arithmetic of the mean is in this module: products, sums, norms, clip
 factors and the outer step. `outer_step.py` runs it where parameters lie.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -141,8 +142,7 @@ def aggregate(
     shards = jax.tree.map(lambda _: (), abstract_params)
 
   def norms(_: Any, axes: tuple[str, ...], *parts: ct.Message) -> jax.Array:
-    squares = [exact.square(compression.values(x), axes) for x in parts]
-    return exact.norms(squares)
+    return exact.norms([compression.values(x) for x in parts], axes)
 
   treedef = jax.tree.structure(abstract_params)
   factors = [()] * treedef.num_leaves
@@ -169,20 +169,18 @@ def aggregate(
 
 def single_delta(
   message: ct.Message,
-  limits_P: ct.Array,
+  factors_P: ct.Array,
   abstract_params: ct.Params,
   compression: Compression,
 ) -> ct.Delta:
-  """Returns the delta of one message, each tensor clipped to a norm.
+  """Returns the delta of one message alone.
 
   Args:
     message: one peer's.
-    limits_P: the largest norm of each tensor, in leaf order.
+    factors_P: the clip factor of each tensor, in leaf order.
     abstract_params: the parameters or their shapes.
     compression: the compressor that made the message.
   """
-  norms_P = message_norms(message, abstract_params, compression)
-  factors_P = _clip(norms_P, limits_P)
   treedef = jax.tree.structure(abstract_params)
   whole = np.full(1, weight_lib.WHOLE, np.uint16)
   totals = weight_lib.totals(whole, weight_lib.WHOLE + 1)
@@ -201,7 +199,7 @@ def single_delta(
 
 def norm(part: ct.Message, compression: Compression) -> jax.Array:
   """Returns the L2 norm of the values in a leaf's part of a message."""
-  return exact.norm(exact.square(compression.values(part)))
+  return exact.norms([compression.values(part)])[0]
 
 
 def message_norms(
@@ -209,7 +207,18 @@ def message_norms(
 ) -> jax.Array:
   """Returns the norm of each tensor of a message: float32 [P]."""
   parts = jax.tree.structure(abstract_params).flatten_up_to(message)
-  return exact.norms([exact.square(compression.values(x)) for x in parts])
+  return part_norms(parts, compression)
+
+
+@functools.partial(jax.jit, static_argnames=('compression',))
+def part_norms(
+  parts: Sequence[ct.Message], compression: Compression
+) -> jax.Array:
+  """Returns the norms of tensors, from their parts: float32 [P].
+
+  One program serves all who check, score and add messages of one model.
+  """
+  return exact.norms([compression.values(x) for x in parts])
 
 
 def lower_median(x_Rx: Any) -> Any:
@@ -250,7 +259,7 @@ def clip_factors(
     longer_RxP = exact.product(limits_RxP, reach_Rx1)
     xp = norms_RxP.__array_namespace__()
     limits_RxP = xp.where(reach_Rx1 > 1, longer_RxP, limits_RxP)
-  return _clip(norms_RxP, limits_RxP)
+  return limit_factors(norms_RxP, limits_RxP)
 
 
 def reach(size: ct.Scalar, median: ct.Scalar) -> Any:
@@ -258,7 +267,7 @@ def reach(size: ct.Scalar, median: ct.Scalar) -> Any:
   return np.maximum(np.float32(1), size / median)
 
 
-def _clip(norms: Any, limits: Any) -> Any:
+def limit_factors(norms: Any, limits: Any) -> Any:
   """Returns the factors that bring norms down to their limits."""
   return exact.quotient(limits, norms)
 

@@ -1,5 +1,4 @@
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -26,7 +25,7 @@ class ExactTest(parameterized.TestCase):
   )
   def test_norm_equals_the_reference(self, shape):
     x = draw(2, shape, -3, 3)
-    got = jax.jit(lambda x: exact.norm(exact.square([x, -2 * x])))(x)
+    got = jax.jit(lambda x: exact.norms([[x, -2 * x]]))(x)[0]
     if x.size < 1e5:
       self.assertEqual(got, protocol.norm([x, -2 * x]))
     want = np.sqrt(5 * np.sum(x.astype(np.float64) ** 2))
@@ -37,27 +36,33 @@ class ExactTest(parameterized.TestCase):
   )
   def test_norm_of_special_values(self, values):
     x = np.array(values, np.float32)
-    got = exact.norm(exact.square([x]))
+    got = exact.norms([[x]])[0]
     self.assertEqual(got, protocol.norm([x]))
 
   def test_norms_of_many_at_once(self):
     xs = [draw(s, (7, 64)) for s in range(5)]
-    squares = [exact.square([x]) for x in xs]
-    stacked = exact.Square(
-      jnp.stack([s.limbs for s in squares], 1),
-      jnp.stack([s.exponent for s in squares]),
-    )
     want = [protocol.norm([x]) for x in xs]
-    np.testing.assert_array_equal(exact.norm(stacked), want)
+    np.testing.assert_array_equal(exact.norms([[x] for x in xs]), want)
+
+  def test_norm_of_more_values_than_one_sum_holds(self):
+    x = np.zeros(2**23 + 5, np.float32)
+    x[:9], x[-7:] = draw(7, 9, -3, 3), draw(8, 7, -3, 3)
+    got = jax.jit(lambda x, y: exact.norms([[x], [y]]))(x, x[:9])
+    want = protocol.norm([x[:9], x[-7:]]), protocol.norm([x[:9]])
+    np.testing.assert_array_equal(got, want)
+    full = jax.jit(lambda x: exact.norms([[x]]))(
+      np.ones(2**23 + 2**20, np.float32)
+    )
+    np.testing.assert_array_equal(full, [3072])
 
   def test_norm_of_shards_is_that_of_the_whole(self):
     x = draw(4, (64, 32))
     axes = (jax.sharding.AxisType.Auto,) * 2
     mesh = jax.make_mesh((4, 2), ('a', 'b'), axes)
-    whole = exact.norm(exact.square([x]))
+    whole = exact.norms([[x]])[0]
 
     def local(x):
-      return exact.norm(exact.square([x], ('a', 'b')))
+      return exact.norms([[x]], ('a', 'b'))[0]
 
     got = jax.shard_map(
       local, mesh=mesh, in_specs=jax.P('a', 'b'), out_specs=jax.P()
