@@ -160,7 +160,7 @@ class TypesTest(parameterized.TestCase):
         state.anchor,
         state.error,
         state.inner[0].trace,
-        state.outer[0].trace,
+        state.outer.trace,
       ):
         for name, x in tree.items():
           spec = jax.typeof(params[name]).sharding.spec
