@@ -210,7 +210,7 @@ def store(folder: pathlib.Path) -> None:
   base = config_lib.Config(
     rounds=2 * _TURNS.value,
     miners=1,
-    model=config_lib.Model(width=256, layers=4, ffn_width=768),
+    model=config_lib.Model(width=128),
     optim=config_lib.Optim(inner_steps=40),
   )
   seconds: dict[str, list[float]] = {}
@@ -231,8 +231,10 @@ def store(folder: pathlib.Path) -> None:
       task = local_lib.Task(uid=0, round=turn, seed=turn, root=bytes(32))
       began = time.perf_counter()
       trainer.train(params, state, task, trainer.batches(task))
+      spent = time.perf_counter() - began
       if turn:  # the first one compiles
-        seconds[name].append(time.perf_counter() - began)
+        seconds[name].append(spent)
+      print(f'turn {turn}, {name}: {spent:.2f} s', flush=True)
   server.shutdown()
   ratios = np.array(seconds['local']) / np.array(seconds['store'])
   print(
