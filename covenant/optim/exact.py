@@ -16,6 +16,7 @@ An addition of two numbers and a comparison need no care.
 `tests/reference/protocol.py` specifies the results in NumPy.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -35,6 +36,10 @@ _SQUARES = 128  # squares in one sum
 _ROOT = 24  # bits of a norm
 
 
+# Called outside of a program, each function is one, not one per operation.
+_inlined = functools.partial(jax.jit, inline=True)
+
+
 def product(a: ct.Scalar, b: ct.Scalar) -> Any:
   """Returns float32 a * b, rounded to 22 explicit bits of mantissa.
 
@@ -45,11 +50,17 @@ def product(a: ct.Scalar, b: ct.Scalar) -> Any:
     bits = (bits + ((bits >> 1) & 1)) & np.uint32(0xFFFFFFFE)
     cut = bits.view(np.float32)
     return np.where(np.abs(cut) < SMALLEST, np.float32(0), cut)
+  return _product(a, b)
+
+
+@_inlined
+def _product(a: ct.Scalar, b: ct.Scalar) -> jax.Array:
   wide = jnp.asarray(a) * b
   cut = jax.lax.reduce_precision(wide, exponent_bits=8, mantissa_bits=BITS)
   return jnp.where(jnp.abs(cut) < SMALLEST, jnp.zeros_like(cut), cut)
 
 
+@functools.partial(jax.jit, static_argnames=('axes',), inline=True)
 def norms(
   values_P: Sequence[Sequence[jax.Array]], axes: tuple[str, ...] = ()
 ) -> jax.Array:
@@ -97,6 +108,11 @@ def quotient(a: Any, b: Any) -> Any:
     none = endless | (a < SMALLEST) | (part < SMALLEST)
     part = np.where(none, np.float32(0), part)
     return np.where((a >= b) | (b < SMALLEST), np.float32(1), part)
+  return _quotient(a, b)
+
+
+@_inlined
+def _quotient(a: ct.Scalar, b: ct.Scalar) -> jax.Array:
   a, b = jnp.broadcast_arrays(jnp.asarray(a), jnp.asarray(b))
   divisor = _mantissa(b)
 

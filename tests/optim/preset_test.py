@@ -132,9 +132,11 @@ class TemplarTest(parameterized.TestCase):
     norms = [reduce.message_norms(m, like, exact) for m in messages]
     for p, n in enumerate('bw'):
       assert_close([x[p] for x in norms], z[f'n{peers}_{n}_norms'])
-    delta = sparseloco.aggregate(
-      messages, like, exact, TEMPLAR.mean_over, TEMPLAR.clip
-    )
+    delta = jax.jit(
+      lambda messages: sparseloco.aggregate(
+        messages, like, exact, TEMPLAR.mean_over, TEMPLAR.clip
+      )
+    )(messages)
     after, _ = sparseloco.outer_update(
       TEMPLAR.outer, delta, TEMPLAR.outer.init(like), like
     )

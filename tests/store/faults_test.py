@@ -7,6 +7,7 @@ import http.server
 import os
 import random
 import re
+import socket
 import threading
 import traceback
 from unittest import mock
@@ -483,6 +484,11 @@ class FaultsTest(parameterized.TestCase):
   def test_no_server_is_unavailable(self):
     self.store.over.set()
     self.store.socket.close()
+    # Bound without listening: no server of another test gets this port.
+    refusing = socket.socket()
+    self.addCleanup(refusing.close)
+    refusing.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    refusing.bind(('127.0.0.1', self.store.server_port))
     own = self.open(wait=self.until(self.paused))
     with self.assertRaisesRegex(
       interface.StoreUnavailableError, 'connection refused'
