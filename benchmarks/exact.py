@@ -12,6 +12,7 @@ that XLA may contract and reorder.
 
 import argparse
 import contextlib
+import functools
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -33,20 +34,43 @@ from covenant.optim import weight
 _TARGET = 1.2
 
 
+@functools.partial(jax.jit, static_argnames=('compression',))
+def _plain_norms(
+  parts: Any, compression: compression_lib.Compression
+) -> jax.Array:
+  squares = [
+    sum(jnp.sum(jnp.square(x)) for x in compression.values(part))
+    for part in parts
+  ]
+  return jnp.sqrt(jnp.stack(squares))
+
+
+def _plain_finish(
+  sums: reduce.Sums,
+  totals: weight.Totals,
+  shape: Any,
+  compression: compression_lib.Compression,
+  mean_over: str = 'senders',
+) -> jax.Array:
+  del mean_over  # over the senders
+  average = weight.WHOLE / totals.of_senders[0]
+  regions = [
+    total * weight.WHOLE / jnp.maximum(senders.astype(jnp.float32), average)
+    for total, senders in zip(sums.total, sums.senders, strict=True)
+  ]
+  return compression.join(regions, shape)
+
+
 @contextlib.contextmanager
 def plain() -> Iterator[None]:
-  """Replaces the exact operations in what is traced meanwhile."""
-
-  def square(values: Any, axes: Any = ()) -> jax.Array:
-    del axes  # one device
-    return sum((jnp.sum(jnp.square(x)) for x in values), jnp.float32(0))
-
-  with mock.patch.multiple(
-    exact,
-    product=lambda a, b: a * b,
-    square=square,
-    norms=lambda squares: jnp.sqrt(jnp.stack(squares)),
-    quotient=lambda a, b: np.minimum(1, a / (b + 1e-8)),
+  """Replaces the exact operations in what is traced and called meanwhile."""
+  with (
+    mock.patch.object(exact, 'product', lambda a, b: a * b),
+    mock.patch.object(
+      exact, 'quotient', lambda a, b: np.minimum(1, a / (b + 1e-8))
+    ),
+    mock.patch.object(reduce, 'part_norms', _plain_norms),
+    mock.patch.object(reduce, 'finish', _plain_finish),
   ):
     yield
 

@@ -139,9 +139,10 @@ def _root(limbs: jax.Array, exponent: jax.Array) -> jax.Array:
     limbs: uint32 [7, P], 12 bits each, the lowest first.
     exponent: int32 [P].
   """
-  count = _LIMB * _LIMBS
-  bits = [(limbs[i // _LIMB] >> (i % _LIMB)) & 1 for i in range(count)]
-  pairs = [a + 2 * b for a, b in zip(bits[::2], bits[1::2], strict=True)]
+  # The barrier keeps XLA from computing the limbs anew for each pair.
+  limbs = jax.lax.optimization_barrier(limbs)
+  shifts = jnp.arange(0, _LIMB, 2, dtype=jnp.uint32).reshape(1, -1, 1)
+  pairs = ((limbs[:, None] >> shifts) & 3).reshape(-1, limbs.shape[1])
 
   def digit(state, pair):
     root, rest, beyond = state
@@ -157,9 +158,9 @@ def _root(limbs: jax.Array, exponent: jax.Array) -> jax.Array:
       beyond + full.astype(jnp.int32),
     ), None
 
-  zeros = jnp.zeros_like(bits[0])
+  zeros = jnp.zeros_like(limbs[0])
   start = zeros, zeros, zeros.astype(jnp.int32)
-  (root, _, beyond), _ = jax.lax.scan(digit, start, jnp.stack(pairs[::-1]))
+  (root, _, beyond), _ = jax.lax.scan(digit, start, pairs[::-1], unroll=7)
   scale = _power(jnp.maximum(exponent - _UNIT + beyond, -126))
   return jnp.where(exponent < -126, 0.0, root.astype(jnp.float32) * scale)
 
@@ -191,10 +192,11 @@ def _square_sums(values: jax.Array, unit: jax.Array) -> jax.Array:
   Returns:
     uint32 [6, C], one column for each 2^23 values.
   """
-  units = jnp.round(jnp.abs(values) * unit).astype(jnp.uint32)  # at most 2^23
+  # At most 2^23; processors convert to signed integers faster.
+  units = jnp.round(jnp.abs(values) * unit).astype(jnp.int32)
   low, high = units & 0xFFF, units >> _LIMB
   products_3xN = jnp.stack([low * low, 2 * low * high, high * high])
-  rows_3xM = _row_sums(products_3xN, _SQUARES)
+  rows_3xM = _row_sums(products_3xN, _SQUARES).astype(jnp.uint32)
   halves_3x2xM = jnp.stack([rows_3xM & 0xFFFF, rows_3xM >> 16], axis=1)
   return _row_sums(halves_3x2xM.reshape(6, -1), 2**16)
 
@@ -223,8 +225,9 @@ def _row_sums(x_LxM: jax.Array, width: int) -> jax.Array:
   size = x_LxM.shape[1]
   width = min(max(size, 1), width)
   padded = jnp.pad(x_LxM, ((0, 0), (0, -size % width if size else 1)))
-  rows_LxNxR = padded.reshape(x_LxM.shape[0], -1, width)
-  return jnp.sum(rows_LxNxR, axis=2, dtype=jnp.uint32)
+  # Sums along the last axis would not be vectorized.
+  rows_LxRxN = padded.reshape(x_LxM.shape[0], width, -1)
+  return jnp.sum(rows_LxRxN, axis=1, dtype=x_LxM.dtype)
 
 
 def _carry(limbs: jax.Array) -> jax.Array:

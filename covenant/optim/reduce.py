@@ -87,7 +87,7 @@ def finish(
     factor = jnp.asarray(totals.of_all, jnp.float32)
     if mean_over == 'senders':
       table = jnp.asarray(totals.of_senders)
-      factor = table.at[senders.astype(jnp.int32)].get(mode='clip')
+      factor = table.at[senders.astype(jnp.int32)].get(mode='promise_in_bounds')
     return exact.product(total, factor)
 
   regions = [region(*x) for x in zip(sums.total, sums.senders, strict=True)]
@@ -210,15 +210,22 @@ def message_norms(
   return part_norms(parts, compression)
 
 
-@functools.partial(jax.jit, static_argnames=('compression',))
 def part_norms(
   parts: Sequence[ct.Message], compression: Compression
 ) -> jax.Array:
   """Returns the norms of tensors, from their parts: float32 [P].
 
-  One program serves all who check, score and add messages of one model.
+  The same programs serve all who check, score and add messages of one model.
+  They are two: XLA would decode the values for each product of the norm.
   """
-  return exact.norms([compression.values(x) for x in parts])
+  return exact.norms(_values(parts, compression))
+
+
+@functools.partial(jax.jit, static_argnames=('compression',))
+def _values(
+  parts: Sequence[ct.Message], compression: Compression
+) -> list[list[jax.Array]]:
+  return [[x.reshape(-1) for x in compression.values(p)] for p in parts]
 
 
 def lower_median(x_Rx: Any) -> Any:
