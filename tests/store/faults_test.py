@@ -483,6 +483,7 @@ class FaultsTest(parameterized.TestCase):
 
   def test_no_server_is_unavailable(self):
     self.store.over.set()
+    self.store.shutdown()  # a thread that polls a socket keeps it open
     self.store.socket.close()
     # Bound without listening: no server of another test gets this port.
     refusing = socket.socket()
