@@ -8,6 +8,7 @@ import pytest
 from absl.testing import absltest
 from absl.testing import parameterized
 
+from covenant.optim import collectives
 from covenant.optim import sparseloco as sl
 
 P = jax.P
@@ -116,6 +117,45 @@ class TransformationTest(parameterized.TestCase):
       got, _ = train(tx, 3, params, tx.init(params), 0.5)
       want, _ = train(plain, 3, params, plain.init(params), 0.5)
     jax.tree.map(np.testing.assert_array_equal, got, want)
+
+  @pytest.mark.slow
+  def test_same_bits_by_vmap_on_a_mesh_and_op_by_op(self):
+    """Of equal messages: the sum, the clip and the outer step are exact."""
+    tx = sl.sparseloco(
+      optax.sgd(1.0),
+      outer=sl.nesterov(0.7, momentum=0.9),
+      inner_steps=1,
+      compression=sl.TopK(4, (8, 8), sl.Exact()),
+      error_decay=None,  # a product and a sum, which a peer may contract
+      axis_name='peers',
+    )
+    grads = jax.random.normal(jax.random.key(0), (4, 3, 24, 20))
+    grads = grads * jnp.array([1, 5, 0.1, 1]).reshape(4, 1, 1, 1)
+
+    def run(grads):
+      params, state = jnp.zeros((24, 20)), tx.init(jnp.zeros((24, 20)))
+      params, state = collectives.varying((params, state), 'peers')
+      for g in grads:
+        updates, state = tx.update(g, state, params)
+        # The exact parameters, so that the next delta is the gradient.
+        del updates
+        params = state.anchor
+      return params
+
+    by_peers = jax.vmap(run, axis_name='peers')
+    want = jax.jit(by_peers)(grads)
+    with jax.disable_jit():
+      np.testing.assert_array_equal(by_peers(grads), want)
+    mesh = jax.make_mesh(
+      (4,), ('peers',), (jax.sharding.AxisType.Auto,), devices=jax.devices()[:4]
+    )
+    on_mesh = jax.shard_map(
+      lambda g: run(g[0])[None],
+      mesh=mesh,
+      in_specs=P('peers'),
+      out_specs=P('peers'),
+    )
+    np.testing.assert_array_equal(jax.jit(on_mesh)(grads), want)
 
   @pytest.mark.slow
   def test_peers_of_vmap_and_of_a_mesh_agree_and_share_one_anchor(self):
