@@ -82,7 +82,7 @@ async def read(
     )
   )
   threshold = await _known(session, 'StakeThreshold', [])
-  space = await _known(session, 'MaxSpace', [], 'Commitments')
+  space = await _known(session, 'MaxSpace', [], pallet='Commitments')
   sealed = found['CommitRevealWeightsEnabled']
   return interface.Subnet(
     block=block,
@@ -210,15 +210,11 @@ async def _item(
 
 
 async def _known(
-  session: connection.Session,
-  name: str,
-  params: list[Any],
-  pallet: str = 'SubtensorModule',
-  block: int | None = None,
+  session: connection.Session, name: str, params: list[Any], **where: Any
 ) -> Any:
   """Returns an item; None if this runtime has none, or has pruned it."""
   try:
-    return await _item(session, name, params, pallet, block)
+    return await _item(session, name, params, **where)
   except OSError:
     raise
   except Exception as e:

@@ -1,6 +1,6 @@
 """Checks that the rules of a subnet allow what a run will do on it.
 
-What a rule forbids would show hours later, as a refusal of every commitment of
+Forbidden actions would show hours later, as a refusal of every commitment of
 an epoch, or as weights that are never in force. docs/operating.md has a remedy
 for each finding.
 """

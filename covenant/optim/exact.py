@@ -36,7 +36,7 @@ _SQUARES = 128  # squares in one sum
 _ROOT = 24  # bits of a norm
 
 
-# Called outside of a program, each function is one, not one per operation.
+# Compiles a function called eagerly as one program, not one per operation.
 _inlined = functools.partial(jax.jit, inline=True)
 
 

@@ -1,8 +1,8 @@
 """The outer step of a round: messages move the parameters where these lie.
 
 The arithmetic is that of `reduce.py`. The norm of a whole tensor is computed
-from the message alone, by the same program on every node; all else is done
-element by element. So nodes reach the same bits, whatever their meshes.
+from the message alone, in integers; all else is done element by element. So
+nodes reach the same bits, whatever their meshes and processors.
 
 Groups of leaves are moved one after another, slice by slice and in place
 (leaf_group.py): memory beside the model is a slice of the sums, and that slice
@@ -180,7 +180,7 @@ class OuterStep:
   def norms(self, messages: Sequence[ct.Message]) -> np.ndarray:
     """Returns the L2 norm of each tensor of R messages: float32 [R, P].
 
-    All nodes compute them by the same program, whatever their meshes.
+    They are exact (exact.py), the same whatever the mesh of the node.
     """
     rows = []
     for message in messages:

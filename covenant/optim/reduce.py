@@ -215,8 +215,8 @@ def part_norms(
 ) -> jax.Array:
   """Returns the norms of tensors, from their parts: float32 [P].
 
-  The same programs serve all who check, score and add messages of one model.
-  They are two: XLA would decode the values for each product of the norm.
+  Checks, scores and sums of one model share these two compiled programs. In a
+  single one XLA would decode the values again for each product of the norm.
   """
   return exact.norms(_values(parts, compression))
 

@@ -439,7 +439,7 @@ class LocalTest(parameterized.TestCase):
       boss.set_weights({1: 1.0})
 
   def test_a_miner_that_is_paid_gets_a_permit(self):
-    """As on Bittensor: pay is staked, and permits go to the top stakes."""
+    """Pay is staked and permits go to the top stakes, as on Bittensor."""
     chain = self.create(permits=2, emission=10.0)
     boss = self.join(chain, 'boss', 1.0, True)
     ann, bob = self.join(chain, 'ann'), self.join(chain, 'bob')

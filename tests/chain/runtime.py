@@ -24,7 +24,7 @@ _DEFAULT, _MAP, _IDENTITY = 1, 1, 6  # of a storage item
 
 @functools.cache
 def recorded() -> dict[str, Any]:
-  """What the node said."""
+  """Returns the recorded answers of the node."""
   return json.loads(lzma.decompress(_FILE.read_bytes()))
 
 

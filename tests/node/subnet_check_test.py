@@ -1,4 +1,4 @@
-"""What doctor says about the rules of a subnet."""
+"""Tests for the findings of doctor about the rules of a subnet."""
 
 import dataclasses
 

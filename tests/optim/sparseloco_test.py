@@ -120,7 +120,7 @@ class TransformationTest(parameterized.TestCase):
 
   @pytest.mark.slow
   def test_same_bits_by_vmap_on_a_mesh_and_op_by_op(self):
-    """Of equal messages: the sum, the clip and the outer step are exact."""
+    """Equal messages give equal sums, clip factors and outer steps."""
     tx = sl.sparseloco(
       optax.sgd(1.0),
       outer=sl.nesterov(0.7, momentum=0.9),

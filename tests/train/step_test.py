@@ -54,7 +54,8 @@ def config_of(microbatch=1, **model) -> config_lib.Config:
 def random_params(model: config_lib.Model):
   """Returns large parameters, so that attention is no plain mean.
 
-  With key 0 one gradient is zero but for rounding, of which Adam makes a step.
+  With key 0 one gradient is zero but for rounding, which Adam scales to a full
+  step.
   """
   init = jax.jit(functools.partial(llama.init, model))
   return jax.tree.map(lambda x: np.asarray(2 * x), init(jax.random.key(2)))
