@@ -8,12 +8,10 @@ from any folder: `covenant --config=shakespeare:smoke`.
 """
 
 import contextlib
-import importlib
 import os
 import pathlib
 import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 
@@ -24,14 +22,10 @@ from absl import logging
 
 from covenant import config as config_lib
 from covenant import errors
-from covenant import extras
-from covenant import metrics
 from covenant import typing as ct
-from covenant.adversaries import registry
 from covenant.data import corpus
 from covenant.data import dataset
 from covenant.data import inspect as inspect_lib
-from covenant.data import manifest
 from covenant.data import shards
 from covenant.data import tokenize as tokenize_lib
 from covenant.data import tokenizer
@@ -54,7 +48,7 @@ from covenant.pool import miner as miner_lib
 from covenant.pool import worker as worker_lib
 from covenant.report import page
 from covenant.report import progress
-from covenant.train import shared_state
+from covenant.report import watch
 
 
 def emulate(config: config_lib.Config, workdir: str) -> None:
@@ -73,16 +67,13 @@ def emulate(config: config_lib.Config, workdir: str) -> None:
         config, workdir, process_group=process_group, profile=_flag('profile')
       )
     else:
-      _watch(config, workdir, stop, process_group)
+      print(progress.header(config), file=sys.stderr)
+      _check(config, workdir)
+      watch.run(config, workdir, stop, process_group, _flag('profile'))
 
 
-def _watch(
-  config: config_lib.Config,
-  workdir: str,
-  stop: Callable[[], bool],
-  process_group: multihost_lib.ProcessGroup,
-) -> None:
-  print(progress.header(config), file=sys.stderr)
+def _check(config: config_lib.Config, workdir: str) -> None:
+  """Checks this machine; plans the config for another one if it must."""
   try:
     preflight.check(config, miners=1)
   except preflight.InsufficientResourcesError as e:
@@ -94,36 +85,6 @@ def _watch(
     raise
   if where := devices_lib.describe(config):
     print(where, file=sys.stderr)
-  extras.require('run', 'matplotlib')
-  # It starts slowly: beside the first round, which compiles.
-  threading.Thread(
-    target=importlib.import_module, args=('covenant.report.plots',), daemon=True
-  ).start()
-  bad, figures = registry.dishonest(config), list[pathlib.Path]()
-  records: list[metrics.Record] = []
-  with progress.Progress(config.rounds, stream=sys.stderr) as bar:
-
-    def observe(record: metrics.Record) -> None:
-      records.append(record)
-      bar.update(record)
-
-    def draw() -> None:
-      plots = importlib.import_module('covenant.report.plots')
-      figures.extend(plots.write_figures(records, f'{workdir}/figures', bad))
-
-    outcome = emulation.run(
-      config, workdir, observe, stop, process_group, _flag('profile'), draw
-    )
-  print(f'\n{config.name}\n{progress.summary(records, bad)}')
-  print(f'parameters: {shared_state.fingerprint(outcome.state.shared.params)}')
-  print(f'everything is in {workdir}: config.json, metrics.jsonl, tensorboard/')
-  print('figures:', *figures)
-  print(f'report: {page.write(workdir)}')
-  if not outcome.finished:
-    print(
-      f'\nstopped after round {outcome.state.counters.round} of '
-      f'{config.rounds}. To go on: the same command with --workdir={workdir}'
-    )
 
 
 def tokenize(config: config_lib.Config, workdir: str) -> None:
@@ -131,15 +92,9 @@ def tokenize(config: config_lib.Config, workdir: str) -> None:
 
   --workers processes do it; --part=3/64 does a part of the files.
   """
-  number, slash, parts = (_flag('part') or '1/1').partition('/')
-  valid = slash and number.isdigit() and parts.isdigit()
-  if not valid or not 1 <= int(number) <= int(parts):
-    raise config_lib.ConfigError(
-      f'--part: expected K/N, with K from 1 to N, got {_flag("part")!r}'
-    )
+  part = tokenize_lib.parse_part(_flag('part') or '1/1')
   if config.data.source == 'text':
     workers = _flag('workers') or len(os.sched_getaffinity(0))
-    part = int(number), int(parts)
     made = tokenize_lib.run(config, workdir, workers, part)
   else:
     documents = corpus.load(config.data, config.seed)
@@ -147,24 +102,17 @@ def tokenize(config: config_lib.Config, workdir: str) -> None:
     made = shards.write(workdir, documents, encoder)
   if made is None:
     print(
-      f'part {number} of {parts} is in {workdir}; the manifest follows with '
+      f'part {part[0]} of {part[1]} is in {workdir}; the manifest follows with '
       'the last part, or with --role=merge'
     )
   else:
-    _say_shards(made, workdir)
+    print(inspect_lib.summary(made, workdir))
 
 
 def merge(config: config_lib.Config, workdir: str) -> None:
   """Writes the manifest of all parts of --role=tokenize in the workdir."""
   del config
-  _say_shards(tokenize_lib.merge(workdir), workdir)
-
-
-def _say_shards(made: manifest.ShardManifest, workdir: str) -> None:
-  print(
-    f'{inspect_lib.shares(made)}\nwrote token shards to {workdir}; train on '
-    f'them with --config.data.source=shards --config.data.path={workdir}'
-  )
+  print(inspect_lib.summary(tokenize_lib.merge(workdir), workdir))
 
 
 def data(config: config_lib.Config, workdir: str) -> None:
@@ -394,10 +342,9 @@ def _help() -> str:
 _CONFIG = flags.DEFINE_string(
   'config',
   'shakespeare',
-  'A config that comes with the package, such as shakespeare or, with a '
-  'variant, shakespeare:smoke; a file such as mine.py:smoke; or the '
-  'config.json of a run. Every field is a flag, as in '
-  '--config.optim.inner_steps=20; covenant/config/ lists them.',
+  'A config of the package, such as shakespeare or, with a variant, '
+  'shakespeare:smoke; a file such as mine.py:smoke; or the config.json of a '
+  'run. Every field is a flag, as in --config.optim.inner_steps=20.',
 )
 _ROLE = flags.DEFINE_enum('role', 'emulate', list(ROLES), _help())
 _WORKDIR = flags.DEFINE_string(

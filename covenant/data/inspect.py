@@ -48,6 +48,14 @@ def shares(manifest: manifest_lib.ShardManifest) -> str:
   )
 
 
+def summary(manifest: manifest_lib.ShardManifest, folder: str) -> str:
+  """Returns the shares, and how to train on the shards in a folder."""
+  return (
+    f'{shares(manifest)}\nwrote token shards to {folder}; train on them with '
+    f'--config.data.source=shards --config.data.path={folder}'
+  )
+
+
 def _folder(path: str) -> str:
   """Describes and verifies one folder or URL."""
   manifest = shards.read_manifest(path)

@@ -42,6 +42,21 @@ _JOB = 'job.json'
 _SIDES = manifest_lib.SPLITS
 
 
+def parse_part(text: str) -> tuple[int, int]:
+  """Parses K/N, the number of a machine and that of all machines.
+
+  Raises:
+    ConfigError: the text is none.
+  """
+  number, slash, parts = text.partition('/')
+  valid = slash and number.isdecimal() and parts.isdecimal()
+  if not valid or not 1 <= int(number) <= int(parts):
+    raise config_lib.ConfigError(
+      f'--part: expected K/N, with K from 1 to N, got {text!r}'
+    )
+  return int(number), int(parts)
+
+
 def run(
   config: config_lib.Config,
   folder: str,

@@ -213,6 +213,11 @@ class ResumeTest(TokenizeCase):
     self.assertEqual(shard_files(folder), shard_files(there))
     self.assertEmpty(list(folder.glob('.*.partial')))
 
+  @parameterized.parameters('3', '0/2', '3/2', 'a/b', '1/', '-1/2', '1/2/3')
+  def test_a_part_that_is_none(self, text):
+    with self.assertRaisesRegex(config_lib.ConfigError, 'expected K/N'):
+      tokenize.parse_part(text)
+
   def test_parts_in_one_folder(self):
     config, folder = self.config(self.rows(count=5)), self.folder() / 'out'
     expected, _ = self.run_job(config)
