@@ -57,7 +57,6 @@ def emulate(config: config_lib.Config, workdir: str) -> None:
   Shows a live line, a summary and figures; of several processes only the
   first does.
   """
-  keep_compilations()
   signals = stoppable('stopping after this round, with a checkpoint')
   with multihost_lib.start(config.network) as process_group, signals as stop:
     # The default is named after the time, which processes read differently.
@@ -147,7 +146,6 @@ def validator(config: config_lib.Config, workdir: str) -> None:
 
 def pool(config: config_lib.Config, workdir: str) -> None:
   """Runs one miner of a network whose training is done by workers."""
-  keep_compilations()
   preflight.require(config, workdir, 'pool')
   with stoppable('stopping') as stop:
     miner_lib.PoolProcess(config, workdir).run(stop)
@@ -155,14 +153,12 @@ def pool(config: config_lib.Config, workdir: str) -> None:
 
 def worker(config: config_lib.Config, workdir: str) -> None:
   """Runs one worker of the pool at --config.pool.url, until Ctrl-C."""
-  keep_compilations()
   with stoppable('stopping after this lease') as stop:
     worker_lib.Worker(config, workdir).run(stop)
 
 
 def evaluator(config: config_lib.Config, workdir: str) -> None:
   """Evaluates the checkpoints that validators publish, until Ctrl-C."""
-  keep_compilations()
   preflight.require(config, workdir, 'evaluator')
   with stoppable('stopping') as stop:
     evaluator_lib.EvaluatorProcess(config, workdir).run(stop)
@@ -173,9 +169,7 @@ def run_localnet(config: config_lib.Config, workdir: str) -> None:
 
   The exit status is 0 if all of them end with the same parameters.
   """
-  keep_compilations()
-  print(progress.header(config), file=sys.stderr)
-  print('compiling, once for all processes', file=sys.stderr, flush=True)
+  print(f'{progress.header(config)}\ncompiling, once for all', file=sys.stderr)
   host.Host(config, dataset.load(config)).round()
   screen = progress.MembersScreen(sys.stderr)
   with stoppable('stopping everybody') as stop:
@@ -195,10 +189,9 @@ def run_localnet(config: config_lib.Config, workdir: str) -> None:
 
 def examine(config: config_lib.Config, workdir: str) -> None:
   """Lists what this machine lacks for a member of a network."""
-  keep_compilations()
-  findings = list(preflight.examine(config, workdir))
+  findings = list(preflight.examine(config, workdir, _flag('as') or ''))
   print(preflight.table(findings))
-  if not all(finding.well for finding in findings):
+  if not all(f.well for f in findings):
     sys.exit(1)
 
 
@@ -254,7 +247,6 @@ def compare(config: config_lib.Config, workdir: str) -> None:
 
 
 def _member(config: config_lib.Config, role: str, workdir: str) -> None:
-  keep_compilations()
   if config.network.coordinator and role != 'miner':
     raise config_lib.ConfigError(
       'network.coordinator: expected nothing, because only a miner, or an '
@@ -364,6 +356,13 @@ flags.DEFINE_integer(
 flags.DEFINE_string(
   'part', None, 'tokenize: the part of the files that this machine does: K/N.'
 )
+flags.DEFINE_enum(
+  'as',
+  None,
+  preflight.ROLES,
+  'doctor: the role to check for. Default: as the hotkey declared; if it did '
+  'not, validator with a permit, and miner without one.',
+)
 flags.DEFINE_integer('uid', None, 'explain: the uid.', lower_bound=0)
 _PREFIX = '--config.'
 
@@ -388,6 +387,7 @@ def run(argv: list[str]) -> None:
     config = dataset.identified(config_lib.load(_CONFIG.value, overrides))
     name = time.strftime('%Y%m%d-%H%M%S-') + config.name
     workdir = _WORKDIR.value or pathlib.Path('runs', name)
+    keep_compilations()
     ROLES[_ROLE.value](config, str(workdir))
   except errors.CovenantError as e:
     sys.exit(f'error: {e}')

@@ -31,6 +31,7 @@ from covenant.protocol import same_bits
 from covenant.store import interface as store_lib
 from covenant.train import shared_state as shared_state_lib
 
+ROLES = ('miner', 'pool', 'validator', 'evaluator')
 _SKEW_SECONDS = 30.0  # that a clock may be ahead
 _BEHIND_SECONDS = 120.0  # final blocks of a chain are some tens old
 
@@ -57,8 +58,8 @@ def examine(
   Args:
     config: the config of the run, with the `network` section of this node.
     workdir: the folder that the node would write to.
-    role: 'miner', 'pool', 'validator' or 'evaluator'; empty is a miner whose
-      hotkey may be that of a validator.
+    role: one of ROLES. If empty, the machine is checked for a miner, and the
+      hotkey for what it declares; for what its permit allows if for nothing.
   """
   kind = jax.devices()[0].device_kind
   yield Finding('devices', True, f'{jax.device_count()} x {kind}')
@@ -81,7 +82,7 @@ def examine(
       yield _attempt('clock', lambda: _clock(chain, head))
       if role != 'evaluator':
         yield _attempt('hotkey', lambda: _hotkey(config, chain, head, role))
-      yield from _subnet(config, chain, head, role)
+      yield from subnet(config, chain, head, role or _declared(config, chain))
   if role != 'evaluator':
     run = shared_state_lib.SharedModel(config).run
     yield _attempt('bucket', lambda: _bucket(config, run))
@@ -199,7 +200,20 @@ def _hotkey(
   )
 
 
-def _subnet(
+def _declared(config: config_lib.Config, chain: chain_lib.Chain) -> str:
+  """Returns the role that the hotkey declares, or would have by its permit."""
+  try:
+    schedule = round_lib.Schedule(config.phases)
+    membership = membership_lib.read(chain, chain.head(), schedule)
+    peer = membership.peers[membership.uid(chain.hotkey)]
+  except chain_lib.ChainError:
+    return ''  # `_hotkey` says why
+  if declared := membership.role(peer.uid):
+    return declared.name.lower()
+  return 'validator' if peer.permit else 'miner'
+
+
+def subnet(
   config: config_lib.Config, chain: chain_lib.Chain, head: int, role: str
 ) -> Iterator[Finding]:
   """Yields the findings about the rules of the subnet, if it has any."""

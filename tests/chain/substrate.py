@@ -48,6 +48,7 @@ class Subtensor:
     self.spec = spec
     self.lag = 0
     self.oldest = 0
+    self.genesis: float = GENESIS
     self.sent: list[tuple[str, dict[str, Any]]] = []
     self.nonces: collections.Counter[str] = collections.Counter()
     self.state: dict[str, Any] = {
@@ -249,7 +250,12 @@ class Subtensor:
       storage[key] = codec.value(pallet, item, value)
 
     block, neurons = len(self.blocks), state['neurons']
-    put('Now', [], round(1000 * (GENESIS + BLOCK_SECONDS * block)), 'Timestamp')
+    put(
+      'Now',
+      [],
+      round(1000 * (self.genesis + BLOCK_SECONDS * block)),
+      'Timestamp',
+    )
     put('NetworksAdded', subnet, True)
     put('TokenSymbol', subnet, [*'β'.encode()])
     for item, value in state.items():

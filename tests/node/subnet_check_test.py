@@ -1,7 +1,14 @@
 """Tests for the findings of doctor about the rules of a subnet."""
 
 import dataclasses
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import time
 
+import pytest
 from absl.testing import absltest
 from absl.testing import parameterized
 
@@ -32,6 +39,31 @@ RULES = interface.Subnet(
   immunity=5000,
   oldest=800,
 )
+WELL = (
+  r'well +runtime +spec 462, read by bittensor 11\.\d\.\d',
+  r'well +space +24 commitments of 128 bytes fit an epoch of 360 blocks',
+  r'well +state +the state of \d+ blocks ago can be read',
+  r'well +weights +at least 1',
+  r'well +stake +1,000.0; 0.0 are needed',
+  r'well +version +0 is required',
+  r'well +immunity +a newcomer is not replaced for 4,096 blocks',
+)
+BAD_RULES = {
+  'Tempo': 5000,
+  'StakeThreshold': 5000 * substrate.RAO,
+  'MinAllowedWeights': 200,
+  'ImmunityPeriod': 10,
+  'WeightsSetRateLimit': 5000,
+}
+BAD = ['space', 'interval', 'weights', 'stake', 'immunity']
+STORE = """
+from covenant.store import bucket
+from covenant.store import location
+
+def open_named(name, write):
+  where = location.Location('file', {home!r} + '/bucket')
+  return bucket.open_bucket(where)
+"""
 PEER = interface.Peer(5, 'hotkey', 500.0, True, 10)
 
 
@@ -144,58 +176,86 @@ class FindingsTest(parameterized.TestCase):
     self.assertLess(subnet_check.oldest_needed(config()), 256)
 
 
-class DoctorTest(control.ChainTestCase):
-  """Against a node: the table that `--role=doctor` prints."""
+class TableTest(control.ChainTestCase):
+  """Against a node."""
 
   def table(self, role='validator', takeover=10, **state):
     self.subnet.state |= {'owner': control.BOB, 'MinAllowedWeights': 1} | state
     self.subnet.step(600)
-    settings = helpers.tiny()
-    phases = dataclasses.replace(settings.phases, takeover_blocks=takeover)
-    settings = dataclasses.replace(settings, phases=phases)
-    found = list(
-      preflight._subnet(settings, self.chain, self.chain.head(), role)
+    settings = helpers.tiny(f'phases.takeover_blocks={takeover}')
+    return preflight.table(
+      list(preflight.subnet(settings, self.chain, self.chain.head(), role))
     )
-    return preflight.table(found)
 
   def test_all_is_well(self):
     text = self.table()
     self.assertNotIn('NOT WELL', text)
-    for line in (
-      r'well +runtime +spec 462, read by bittensor 11\.\d\.\d',
-      r'well +space +24 commitments of 128 bytes fit an epoch of 360 blocks',
-      r'well +state +the state of \d+ blocks ago can be read',
-      r'well +weights +at least 1',
-      r'well +stake +1,000.0; 0.0 are needed',
-      r'well +version +0 is required',
-      r'well +immunity +a newcomer is not replaced for 4,096 blocks',
-    ):
+    for line in WELL:
       self.assertRegex(text, line)
 
   def test_what_is_not(self):
     self.subnet.spec = runtime_lib.RECORDED
     self.subnet.oldest = 590
-    text = self.table(
-      Tempo=5000,
-      StakeThreshold=5000 * substrate.RAO,
-      MinAllowedWeights=200,
-      ImmunityPeriod=10,
-      WeightsSetRateLimit=5000,
-    )
-    lines = text.splitlines()
-    bad = [x.split()[2] for x in lines if x.startswith('NOT WELL')]
-    self.assertContainsSubset(
-      ['space', 'state', 'interval', 'weights', 'stake', 'immunity'], bad
-    )
+    text = self.table(**BAD_RULES)
+    self.assertContainsSubset([*BAD, 'state'], not_well(text))
 
   def test_a_chain_that_does_not_answer(self):
     self.node.go_down()
     self.chain._connection._patience = control.ONCE
     text = preflight.table(
-      list(preflight._subnet(helpers.tiny(), self.chain, 3, 'miner'))
+      list(preflight.subnet(helpers.tiny(), self.chain, 3, 'miner'))
     )
     self.assertRegex(text, 'NOT WELL +subnet .*127.0.0.1')
     self.node.come_up()
+
+
+@pytest.mark.network
+class DoctorTest(control.ChainTestCase):
+  """`--role=doctor`, a process, against a node."""
+
+  def doctor(self, *flags, **state):
+    self.subnet.state |= {'owner': control.BOB, 'MinAllowedWeights': 1} | state
+    self.subnet.genesis = time.time() - 600 * substrate.BLOCK_SECONDS
+    self.subnet.step(600)
+    home = pathlib.Path(self.create_tempdir().full_path)
+    wallet = home / '.bittensor' / 'wallets'
+    shutil.copytree(f'{self.path}/w', wallet / 'w')
+    (home / 'store.py').write_text(STORE.format(home=str(home)))
+    network = {
+      'chain': 'bittensor', 'name': self.node.url, 'netuid': 1, 'wallet': 'w',
+      'hotkey': 'h', 'store': f'{home}/store.py:open_named',
+    }  # fmt: skip
+    fields = [
+      f'--config.network.{key}={value}' for key, value in network.items()
+    ]
+    return subprocess.run(
+      [sys.executable, helpers.ROOT / 'run.py', '--role=doctor',
+       f'--config={helpers.CONFIGS}/tiny.py', f'--workdir={home}/work',
+       '--config.phases.takeover_blocks=10', *fields, *flags],
+      env=os.environ | {'HOME': str(home)}, text=True, capture_output=True,
+    )  # fmt: skip
+
+  def test_all_is_well(self):
+    done = self.doctor()
+    self.assertEqual(not_well(done.stdout), [], done.stdout)
+    self.assertEqual(done.returncode, 0, done.stderr)
+    for line in (*WELL, r'well +chain +block \d+', r'well +bucket +file:'):
+      self.assertRegex(done.stdout, line)
+
+  def test_what_is_not(self):
+    done = self.doctor(**BAD_RULES)
+    self.assertEqual(done.returncode, 1, done.stderr)
+    self.assertContainsSubset(BAD, not_well(done.stdout))
+
+  def test_what_a_miner_need_not_heed(self):
+    done = self.doctor('--as=miner', **BAD_RULES)
+    self.assertEqual(not_well(done.stdout), ['space', 'immunity'])
+
+
+def not_well(table):
+  """The checks of a table that failed."""
+  lines = [line.split() for line in table.splitlines()]
+  return [words[2] for words in lines if words[:2] == ['NOT', 'WELL']]
 
 
 if __name__ == '__main__':
