@@ -10,18 +10,17 @@ from any folder: `covenant --config=shakespeare:smoke`.
 import contextlib
 import os
 import pathlib
-import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
-import jax
 from absl import app
 from absl import flags
 from absl import logging
 
 from covenant import config as config_lib
 from covenant import errors
+from covenant import startup
 from covenant import typing as ct
 from covenant.data import corpus
 from covenant.data import dataset
@@ -57,7 +56,7 @@ def emulate(config: config_lib.Config, workdir: str) -> None:
   Shows a live line, a summary and figures; of several processes only the
   first does.
   """
-  signals = stoppable('stopping after this round, with a checkpoint')
+  signals = startup.stoppable('stopping after this round, with a checkpoint')
   with multihost_lib.start(config.network) as process_group, signals as stop:
     # The default is named after the time, which processes read differently.
     workdir = process_group.broadcast_from(0, 'workdir', lambda: workdir)
@@ -147,20 +146,20 @@ def validator(config: config_lib.Config, workdir: str) -> None:
 def pool(config: config_lib.Config, workdir: str) -> None:
   """Runs one miner of a network whose training is done by workers."""
   preflight.require(config, workdir, 'pool')
-  with stoppable('stopping') as stop:
+  with startup.stoppable('stopping') as stop:
     miner_lib.PoolProcess(config, workdir).run(stop)
 
 
 def worker(config: config_lib.Config, workdir: str) -> None:
   """Runs one worker of the pool at --config.pool.url, until Ctrl-C."""
-  with stoppable('stopping after this lease') as stop:
+  with startup.stoppable('stopping after this lease') as stop:
     worker_lib.Worker(config, workdir).run(stop)
 
 
 def evaluator(config: config_lib.Config, workdir: str) -> None:
   """Evaluates the checkpoints that validators publish, until Ctrl-C."""
   preflight.require(config, workdir, 'evaluator')
-  with stoppable('stopping') as stop:
+  with startup.stoppable('stopping') as stop:
     evaluator_lib.EvaluatorProcess(config, workdir).run(stop)
 
 
@@ -172,7 +171,7 @@ def run_localnet(config: config_lib.Config, workdir: str) -> None:
   print(f'{progress.header(config)}\ncompiling, once for all', file=sys.stderr)
   host.Host(config, dataset.load(config)).round()
   screen = progress.MembersScreen(sys.stderr)
-  with stoppable('stopping everybody') as stop:
+  with startup.stoppable('stopping everybody') as stop:
     outcome = localnet.Localnet(config, workdir).run(screen.show, stop)
   print(progress.members_table(outcome.sights))
   print(f'logs, events and checkpoints of each are in {workdir}')
@@ -240,7 +239,8 @@ def compare(config: config_lib.Config, workdir: str) -> None:
   del config
   from covenant.report import comparison  # matplotlib starts slowly
 
-  made = comparison.write(_flag('workdirs'), workdir)
+  found = [os.path.expanduser(path) for path in _flag('workdirs')]
+  made = comparison.write(found, workdir)
   print(made.table)
   print('figures:', *made.figures)
   print(f'comparison: {made.page}')
@@ -260,7 +260,7 @@ def _member(config: config_lib.Config, role: str, workdir: str) -> None:
   with multihost_lib.start(config.network, devices) as process_group:
     if not process_group.index:
       preflight.require(config, workdir, role)
-    with stoppable('stopping') as stop:
+    with startup.stoppable('stopping') as stop:
       profile = _flag('profile')
       process.Process(config, role, workdir, process_group, profile).run(stop)
 
@@ -268,41 +268,6 @@ def _member(config: config_lib.Config, role: str, workdir: str) -> None:
 def _flag(name: str) -> ct.Json:
   """Returns the value of a flag; None if another program calls a role."""
   return flags.FLAGS[name].value if name in flags.FLAGS else None
-
-
-def keep_compilations() -> None:
-  """Keeps compiled programs on disk, for the next start."""
-  if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
-    cache = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
-    path = pathlib.Path(cache, 'covenant', 'compiled')
-    jax.config.update('jax_compilation_cache_dir', str(path))
-    # Small programs as well: there are many, and to read one is faster.
-    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
-
-
-@contextlib.contextmanager
-def stoppable(message: str) -> Iterator[Callable[[], bool]]:
-  """Yields a function that tells if Ctrl-C or SIGTERM asked to stop.
-
-  A second one stops at once.
-  """
-  asked = False
-
-  def ask(number: int, frame: object) -> None:
-    nonlocal asked
-    del number, frame
-    if asked:
-      raise KeyboardInterrupt
-    asked = True
-    print(f'\n{message}; once more: at once', file=sys.stderr, flush=True)
-
-  signals = (signal.SIGINT, signal.SIGTERM)
-  previous = {number: signal.signal(number, ask) for number in signals}
-  try:
-    yield lambda: asked
-  finally:
-    for number, handler in previous.items():
-      signal.signal(number, handler)
 
 
 ROLES: dict[str, Callable[[config_lib.Config, str], None]] = {
@@ -323,6 +288,10 @@ ROLES: dict[str, Callable[[config_lib.Config, str], None]] = {
   'report': report,
   'compare': compare,
 }
+
+
+# Roles that read no tokens, or make them.
+_WITHOUT_DATA = ('tokenize', 'merge', 'plan', 'report', 'compare', 'explain')
 
 
 def _help() -> str:
@@ -384,13 +353,20 @@ def run(argv: list[str]) -> None:
   if not flags.FLAGS['verbosity'].present:
     logging.set_verbosity(logging.WARNING)  # Orbax logs much
   try:
-    config = dataset.identified(config_lib.load(_CONFIG.value, overrides))
+    source = os.path.expanduser(_CONFIG.value)
+    config = config_lib.load(source, overrides)
+    if _ROLE.value not in _WITHOUT_DATA:
+      config = dataset.identified(config)
     name = time.strftime('%Y%m%d-%H%M%S-') + config.name
-    workdir = _WORKDIR.value or pathlib.Path('runs', name)
-    keep_compilations()
-    ROLES[_ROLE.value](config, str(workdir))
+    workdir = os.path.expanduser(_WORKDIR.value or f'runs/{name}')
+    startup.keep_compilations()
+    ROLES[_ROLE.value](config, workdir)
   except errors.CovenantError as e:
     sys.exit(f'error: {e}')
+  except OSError as e:
+    if not startup.is_for_people(e):
+      raise
+    sys.exit(f'error: {startup.os_error(e)}')
 
 
 def _parse(argv: list[str]) -> list[str]:

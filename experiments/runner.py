@@ -19,10 +19,10 @@ from typing import Any
 import jax
 from absl import logging
 
-from covenant import cli
 from covenant import config as config_lib
 from covenant import files
 from covenant import metrics
+from covenant import startup
 from covenant.emulate import emulation
 from experiments import study as study_lib
 
@@ -95,7 +95,7 @@ def _begin(cores: Any) -> None:
     own = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {own[index % len(own)]})
   logging.set_verbosity(logging.WARNING)  # Orbax logs much
-  cli.keep_compilations()
+  startup.keep_compilations()
 
 
 def workers(jobs: int) -> concurrent.futures.ProcessPoolExecutor:

@@ -21,9 +21,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import optax
 
-from covenant import cli
 from covenant import config as config_lib
 from covenant import metrics
+from covenant import startup
 from covenant.data import dataset
 from covenant.emulate import emulation
 from covenant.models import llama
@@ -33,7 +33,7 @@ from covenant.report import progress
 
 QUICK = 'QUICK' in os.environ  # set by tests, not for the stored outputs
 plt.style.use('notebooks.mplstyle')
-cli.keep_compilations()
+startup.keep_compilations()
 config = config_lib.load(
   '../configs/shakespeare.py:smoke',
   ['adversaries=', f'miners={2 if QUICK else 3}']

@@ -18,14 +18,14 @@ from IPython.display import display
 
 sys.path.insert(0, str(pathlib.Path('..').resolve()))  # for experiments/
 
-from covenant import cli
+from covenant import startup
 from experiments import charts
 from experiments import study
 from experiments import transformations
 
 QUICK = 'QUICK' in os.environ  # set by tests, not for the stored outputs
 plt.style.use('notebooks.mplstyle')
-cli.keep_compilations()
+startup.keep_compilations()
 
 # %% [markdown]
 # ## The studies

@@ -21,9 +21,9 @@ import numpy as np
 
 sys.path.insert(0, str(pathlib.Path('..').resolve()))  # for experiments/
 
-from covenant import cli
 from covenant import config as config_lib
 from covenant import metrics
+from covenant import startup
 from covenant.adversaries import registry
 from covenant.emulate import emulation
 from covenant.gauntlet import ratings
@@ -32,7 +32,7 @@ from experiments import study
 
 QUICK = 'QUICK' in os.environ  # set by tests, not for the stored outputs
 plt.style.use('notebooks.mplstyle')
-cli.keep_compilations()
+startup.keep_compilations()
 
 # %% [markdown]
 # ## The study

@@ -9,6 +9,7 @@ from absl.testing import flagsaver
 
 from covenant import cli
 from covenant import errors
+from covenant import startup
 from tests import helpers
 
 
@@ -59,7 +60,7 @@ class CliTest(absltest.TestCase):
   def test_the_first_ctrl_c_asks_and_the_second_stops(self):
     with (
       contextlib.redirect_stderr(io.StringIO()) as err,
-      cli.stoppable('stopping') as stop,
+      startup.stoppable('stopping') as stop,
     ):
       self.assertFalse(stop())
       signal.raise_signal(signal.SIGINT)

@@ -13,6 +13,7 @@ from absl.testing import parameterized
 from covenant import cli
 from covenant import config as config_lib
 from covenant import metrics
+from covenant import startup
 from covenant.adversaries import registry
 from tests import helpers
 
@@ -53,7 +54,7 @@ class PageTest(parameterized.TestCase):
     self.addCleanup(os.chdir, os.getcwd())
     os.chdir(self.folder)
     # Each role would set the folder of compiled programs, and draw figures.
-    self.enterContext(mock.patch.object(cli, 'keep_compilations'))
+    self.enterContext(mock.patch.object(startup, 'keep_compilations'))
     self.enterContext(mock.patch('covenant.report.plots.write_figures'))
     self.enterContext(mock.patch('covenant.report.page.write'))
 

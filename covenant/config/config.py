@@ -9,6 +9,7 @@ import dataclasses
 import difflib
 import importlib.util
 import json
+import os
 import pathlib
 from collections.abc import Iterable, Mapping
 
@@ -86,22 +87,30 @@ class Config(schema.Section):
     )
 
 
+# The version of the rules that all nodes of a run follow.
+PROTOCOL = 1
 # Sections and fields that nodes of one run may have otherwise: where a node
 # finds the others, its devices and kernels, how often it evaluates and saves
-# the model, how many take part, the assumptions of a plan.
+# the model, how many take part and for how long, the assumptions of a plan.
 _OWN = (
+  'name',
+  'rounds',
   'miners',
   'validators',
   'adversaries',
   'islands',
-  'eval',
-  'checkpoint',
-  'network',
-  'devices',
-  'pool',
-  'plan',
+  'pretrained',
+  'eval.',
+  'checkpoint.',
+  'network.',
+  'devices.',
+  'pool.',
+  'plan.',
+  'model.remat',
+  'model.attention',
+  'model.loss_chunk',
+  'data.cache_gb',
 )
-_OWN_OF_MODEL = ('remat', 'attention', 'loss_chunk')
 
 
 def load(source: str, overrides: Iterable[str] = ()) -> Config:
@@ -205,7 +214,24 @@ def edit(config: Config, overrides: Iterable[str]) -> Config:
   raw = dataclasses.asdict(config)
   for override in overrides:
     schema.override(raw, override, Config())
-  return parse(raw)
+  made = dataclasses.asdict(parse(raw))
+  return parse(_expanded(made, dataclasses.asdict(Config())))
+
+
+def _expanded(raw: schema.Value, default: schema.Value) -> schema.Value:
+  """Returns values with the home folder in place of a leading ~.
+
+  Shells do not expand it in --config.data.path=~/text. Defaults stay as they
+  are, for who uses them expands them.
+  """
+  if isinstance(raw, Mapping):
+    known = default if isinstance(default, Mapping) else {}
+    return {k: _expanded(v, known.get(k)) for k, v in raw.items()}
+  if isinstance(raw, list | tuple):
+    return type(raw)(_expanded(x, None) for x in raw)
+  if isinstance(raw, str) and raw.startswith('~') and raw != default:
+    return os.path.expanduser(raw)
+  return raw
 
 
 def to_json(config: Config) -> str:
@@ -226,36 +252,60 @@ def from_json(text: str) -> Config:
 
 
 def identity(config: Config) -> str:
-  """Returns, as text, all fields that nodes of one run have in common."""
-  raw: dict[str, schema.Value] = dataclasses.asdict(config)
-  for own in _OWN:
-    del raw[own]
-  for own in _OWN_OF_MODEL:
-    del raw['model'][own]
-  raw['data'] = _identity_of_data(raw['data'])
+  """Returns, as text, the genesis of a run: what all its nodes have in common.
+
+  That is the version of the protocol, and every field that is not a node's own
+  and not at its default. So a node whose release has more fields is in the same
+  run, as long as these have their defaults; therefore the default of a field
+  never changes (tests/golden/identity.json).
+  """
+  data = _identity_of_data(config.data)
+  raw = {
+    leaf.path: leaf.value
+    for leaf in schema.leaves(dataclasses.replace(config, data=data))
+    if not leaf.path.startswith(_OWN)
+  }
+  defaults = flatten(Config())
+  changed = {k: v for k, v in raw.items() if v != defaults[k]}
   # The folder may lie anywhere; manifests compare its contents (fingerprint).
-  raw['pretrained'] = pathlib.Path(config.pretrained).name
-  return json.dumps(raw)
+  changed |= {'pretrained': True} if config.pretrained else {}
+  changed |= {'protocol': PROTOCOL}
+  return json.dumps(changed, sort_keys=True, default=_changed)
 
 
-def _identity_of_data(data: dict[str, schema.Value]) -> schema.Value:
-  """Returns what nodes of one run have in common of `dataclasses.asdict`."""
-  del data['cache_gb']
-  shares = [data, *(x for phase in data['phases'] for x in phase['mixture'])]
-  for share in shares:
-    if share['digest']:  # of the same tokens, wherever they lie
-      share['path'] = ''
-  if data['source'] == 'shards':  # whose digests have the tokenizer
-    for name in (
-      'field',
-      'tokenizer',
-      'tokenizer_path',
-      'end_of_text',
-      'heldout_fraction',
-      'synthetic_tokens',
-    ):
-      del data[name]
-  return data
+def _changed(section: schema.Section) -> dict[str, schema.Value]:
+  """Returns the fields of an element of a list that are not at defaults."""
+  default = {leaf.path: leaf.value for leaf in schema.leaves(type(section)())}
+  found = {leaf.path: leaf.value for leaf in schema.leaves(section)}
+  return {k: v for k, v in found.items() if v != default[k]}
+
+
+def _identity_of_data(data: training.Data) -> training.Data:
+  """Returns the data without what a digest stands for."""
+
+  def located(share: training.DataShare) -> training.DataShare:
+    return dataclasses.replace(share, path='') if share.digest else share
+
+  phases = tuple(
+    dataclasses.replace(phase, mixture=tuple(map(located, phase.mixture)))
+    for phase in data.phases
+  )
+  changes: dict[str, schema.Value] = {'phases': phases}
+  if data.digest:  # of the same tokens, wherever they lie
+    changes |= {'path': '', 'tokenizer_path': ''}
+  if data.source == 'shards':  # whose digests have the tokenizer
+    changes |= {
+      name: getattr(training.Data(), name)
+      for name in (
+        'field',
+        'tokenizer',
+        'tokenizer_path',
+        'end_of_text',
+        'heldout_fraction',
+        'synthetic_tokens',
+      )
+    }
+  return dataclasses.replace(data, **changes)
 
 
 def flatten(config: Config) -> dict[str, schema.Value]:

@@ -135,7 +135,8 @@ class Data(schema.Section):
   # text: a file, folder, glob or URL; shards: a tokenized folder or its URL.
   path: str = ''
   field: str = 'text'  # column of the text in JSON lines, Parquet and Arrow
-  digest: str = ''  # digest of the shards' manifest; empty: any
+  # Digest of the shards' manifest, or of text and tokenizer; empty: any.
+  digest: str = ''
   # Mixtures of shards by their first round, instead of a path.
   phases: tuple[DataPhase, ...] = schema.listed(_read_json, _show_json)
   tokenizer: str = schema.bounded(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import fractions
+import hashlib
 import math
 
 import numpy as np
@@ -58,17 +59,18 @@ def load(config: config_lib.Config) -> tokens.TokenData:
 
 
 def identified(config: config_lib.Config) -> config_lib.Config:
-  """Returns a config with the digests of the manifests that it names.
+  """Returns a config with the digests of the manifests or files that it names.
 
   So nodes have the same run when they have the same tokens, wherever these lie.
   A manifest that is not there keeps its path.
 
   Raises:
-    ConfigError: a manifest is invalid, or another one than the config says.
+    ConfigError: a manifest or file is invalid, or another one than the config
+      says; or there is no text.
   """
   data = config.data
   if data.source != 'shards':
-    return config
+    return _with_text_digest(config)
   digests = {}
   for path in data.paths:
     try:
@@ -93,6 +95,35 @@ def identified(config: config_lib.Config) -> config_lib.Config:
   )
   digest = '' if phases else known(data.path, data.digest)
   data = dataclasses.replace(data, digest=digest, phases=phases)
+  return dataclasses.replace(config, data=data)
+
+
+def _with_text_digest(config: config_lib.Config) -> config_lib.Config:
+  """Returns a config with the digest of its text and its tokenizer's file."""
+  data = config.data
+  if not data.path and not data.tokenizer_path:
+    return config  # other sources are functions of the config
+  digest = hashlib.sha256()
+  corpus = corpus_lib.Corpus((), ())
+  if data.source == 'text':
+    corpus = corpus_lib.load(data, config.seed)
+  for split in corpus:
+    digest.update(len(split).to_bytes(8, 'little'))
+    for document in split:
+      text = document.text.encode()
+      digest.update(len(text).to_bytes(8, 'little') + text)
+  if data.tokenizer_path:
+    made = tokenizer_lib.make(data, config.model.vocab_size, corpus)
+    end = made.end_of_text.to_bytes(8, 'little', signed=True)
+    digest.update(end + made.definition())
+  found = digest.hexdigest()
+  if data.digest not in ('', found):
+    raise config_lib.ConfigError(
+      f'data.digest: expected {data.digest}, but the text of {data.path!r} and '
+      f'the tokenizer have {found}: these are other ones; fetch those of the '
+      'run'
+    )
+  data = dataclasses.replace(data, digest=found)
   return dataclasses.replace(config, data=data)
 
 

@@ -7,7 +7,6 @@ to do.
 import os
 import pathlib
 import secrets
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -29,6 +28,7 @@ from covenant.protocol import membership as membership_lib
 from covenant.protocol import round as round_lib
 from covenant.protocol import same_bits
 from covenant.store import interface as store_lib
+from covenant.telemetry import machine
 from covenant.train import shared_state as shared_state_lib
 
 ROLES = ('miner', 'pool', 'validator', 'evaluator')
@@ -134,11 +134,9 @@ def _disk(
 ) -> Finding:
   """Checks the disk: the checkpoints that are kept, and one being written."""
   folder = pathlib.Path(workdir).absolute()
-  while not folder.exists():
-    folder = folder.parent
   copies = config.checkpoint.keep + 1
   needed = 16 * llama.num_params(config.model) * copies
-  free = shutil.disk_usage(folder).free
+  free = machine.free_disk_bytes(folder)
   text = f'{free / 1e9:,.1f} GB free in {folder}'
   if free < needed:
     text += f'; {copies} checkpoints take {needed / 1e9:,.1f} GB'
@@ -379,4 +377,4 @@ def _memory_here() -> int:
   stats = jax.devices()[0].memory_stats()
   if stats and 'bytes_limit' in stats:
     return stats['bytes_limit']
-  return os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+  return machine.memory_bytes()

@@ -11,6 +11,7 @@ profile/         one round under JAX's profiler
 """
 
 import contextlib
+import dataclasses
 import json
 import os
 import pathlib
@@ -31,7 +32,15 @@ _CONFIG = 'config.json'
 _VERDICTS = 'verdicts.jsonl'
 # Fields that may differ when a run is resumed. A miner on other devices rounds
 # differently; on how many the miners are spread changes nothing.
-_FREE = ('devices.', 'network.coordinator', 'network.process', 'plan.')
+_FREE = (
+  'devices.',
+  'network.coordinator',
+  'network.process',
+  'plan.',
+  'data.cache_gb',
+)
+# The places of data, which the identity compares by its digests.
+_PLACES = ('data.path', 'data.tokenizer_path', 'data.digest', 'data.phases')
 
 
 class Workdir:
@@ -93,10 +102,15 @@ class Workdir:
     if not path.exists():
       return
     there = config_lib.from_json(path.read_text())
+    data = there.data
+    if not data.digest and data.path == config.data.path:  # of an old release
+      data = dataclasses.replace(data, digest=config.data.digest)
+    known = config_lib.identity(dataclasses.replace(there, data=data))
+    moved = known == config_lib.identity(config)
     differ = [
       line
       for line in config_lib.differences(there, config)
-      if not line.startswith(_FREE)
+      if not line.startswith((*_FREE, *_PLACES) if moved else _FREE)
     ]
     if differ:
       raise config_lib.ConfigError(

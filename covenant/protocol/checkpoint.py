@@ -11,8 +11,6 @@ arrays in host memory, which JAX then copies instead of donating.
 
 import math
 import os
-import pathlib
-import re
 from typing import Any, NamedTuple
 
 import jax
@@ -22,6 +20,7 @@ from covenant import config as config_lib
 from covenant import errors
 from covenant import extras
 from covenant import typing as ct
+from covenant.telemetry import machine
 from covenant.train import local as local_lib
 from covenant.train import shared_state as shared_state_lib
 
@@ -248,24 +247,13 @@ class _InTurn(orbax_types.DefaultSerializationStatusCallback):
 def _fits(tree: ct.PyTree) -> bool:
   """Returns whether the host has twice the memory of the arrays not on it."""
   staged = [_bytes(x) for x in _arrays(tree) if not _on_host(x)]
-  return 2 * sum(staged) <= _free_bytes()
+  return 2 * sum(staged) <= machine.free_bytes()
 
 
 def _on_host(x: ct.AbstractArray) -> bool:
   if not isinstance(x, jax.Array) or x.sharding.memory_kind == _HOST:
     return True
   return all(device.platform == 'cpu' for device in x.devices())
-
-
-def _free_bytes() -> int:
-  """Returns the free memory of this host, or all of it if that is unknown."""
-  try:
-    text = pathlib.Path('/proc/meminfo').read_text()
-  except OSError:
-    text = ''
-  if found := re.search(r'MemAvailable: *(\d+) kB', text):
-    return 1024 * int(found[1])
-  return os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
 
 
 def _arrays(tree: ct.PyTree) -> list[ct.AbstractArray]:

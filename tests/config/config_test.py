@@ -1,11 +1,14 @@
 import contextlib
 import dataclasses
+import json
 import pathlib
+from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
 
 from covenant import config as config_lib
+from covenant.config import config as config_module
 from covenant.models import llama
 from tests import helpers
 
@@ -246,6 +249,108 @@ class RecipesTest(parameterized.TestCase):
       'optim.inner.flat_steps', 'optim.inner.anneal_start',
     ):  # fmt: skip
       self.assertGreater(small[field], 0, field)
+
+
+class IdentityTest(parameterized.TestCase):
+  rewrite_golden = False
+
+  def test_paths_lengths_and_local_settings_are_not_in_it(self):
+    base = config_lib.edit(config_lib.Config(), ['data.digest=' + '0' * 64])
+    for change in (
+      'rounds=7',
+      'name=other',
+      'miners=3',
+      'data.path=/mnt/b/text',
+      'data.tokenizer_path=/mnt/b/tokenizer.json',
+      'data.cache_gb=1',
+      'pretrained=',
+      'network.path=/elsewhere',
+      'checkpoint.every=3',
+      'eval.every=3',
+      'devices.fsdp=2',
+      'model.remat=block',
+      'pool.listen=0.0.0.0:1',
+    ):
+      other = config_lib.edit(base, [change])
+      self.assertEqual(
+        config_lib.identity(base), config_lib.identity(other), change
+      )
+
+  @parameterized.parameters(
+    'seed=1',
+    'model.width=192',
+    'data.context=32',
+    'data.digest=' + '1' * 64,
+    'optim.outer.learning_rate=0.5',
+    'gauntlet.power=1.5',
+    'phases.round_blocks=200',
+  )
+  def test_the_rules_are_in_it(self, change):
+    base = config_lib.edit(config_lib.Config(), ['data.digest=' + '0' * 64])
+    self.assertNotEqual(
+      config_lib.identity(base),
+      config_lib.identity(config_lib.edit(base, [change])),
+    )
+
+  def test_a_model_to_continue_from_is_in_it_but_not_its_folder(self):
+    ids = [
+      config_lib.identity(
+        dataclasses.replace(config_lib.Config(), pretrained=path)
+      )
+      for path in ('', '/a/llama', '/b/other')
+    ]
+    self.assertNotEqual(ids[0], ids[1])
+    self.assertEqual(ids[1], ids[2])
+
+  def test_a_config_from_before_a_field_meets_a_new_one(self):
+    """A release that lacks fields, of any depth, is in the run of this one."""
+    now = config_lib.load(f'{helpers.CONFIGS}/tiny.py')
+    raw = json.loads(config_lib.to_json(now))
+    del raw['gauntlet']['burn'], raw['optim']['staleness'], raw['data']['field']
+    before = config_lib.parse(raw)
+    self.assertEqual(config_lib.identity(before), config_lib.identity(now))
+    # What that release computed: it knows nothing of the fields.
+    text = config_lib.identity(now)
+    for name in ('burn', 'staleness', 'data.field'):
+      self.assertNotIn(name, text)
+
+  def test_defaults_never_change(self):
+    """A changed default would be two rules in one run; add a field instead."""
+    path = helpers.GOLDEN / 'identity.json'
+    known = json.loads(path.read_text())
+    here = json.loads(json.dumps(config_lib.flatten(config_lib.Config())))
+    if self.rewrite_golden:
+      kept = {k: known.get(k, v) for k, v in here.items()}
+      own = config_module._OWN
+      kept = {k: v for k, v in kept.items() if not k.startswith(own)}
+      path.write_text(json.dumps(kept, indent=1) + '\n')
+    for name, value in known.items():
+      self.assertEqual(here[name], value, name)
+    missing = [k for k in here if k not in known]
+    self.assertEmpty(
+      [k for k in missing if not k.startswith(config_module._OWN)]
+    )
+
+
+class HomeTest(absltest.TestCase):
+  def test_a_tilde_in_any_field_is_the_home_folder(self):
+    edits = [
+      'data.source=shards',
+      'data.phases=[{"start": 0, "mixture": [{"path": "~/a"}]}]',
+      'pretrained=~/llama',
+      'network.path=~/net',
+      'pool.key=~/own.key',
+    ]
+    with mock.patch.dict('os.environ', HOME='/home/x'):
+      made = config_lib.edit(config_lib.Config(), edits)
+    self.assertEqual(made.data.paths, ('/home/x/a',))
+    self.assertEqual(
+      (made.pretrained, made.network.path, made.pool.key),
+      ('/home/x/llama', '/home/x/net', '/home/x/own.key'),
+    )
+    self.assertEqual(
+      config_lib.edit(config_lib.Config(), []).pool.key, config_lib.Pool().key
+    )
 
 
 if __name__ == '__main__':

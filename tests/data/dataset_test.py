@@ -146,6 +146,30 @@ class PhasesTest(parameterized.TestCase):
       self.assertEqual(ids[0], ids[1])
       self.assertNotEqual(ids[0], ids[2])
 
+  def test_identity_of_text_is_by_its_digest(self):
+    def at(name, text, **fields):
+      file = self.create_tempfile(f'{name}/text.txt', text).full_path
+      return dataset.identified(make(source='text', path=file, **fields))
+
+    here, there = at('a', 'to be ' * 99), at('b', 'to be ' * 99)
+    other = at('c', 'not to be ' * 99)
+    self.assertEqual(dataset.identified(here), here)
+    self.assertEqual(config.identity(here), config.identity(there))
+    self.assertNotIn('text.txt', config.identity(here))
+    self.assertNotEqual(config.identity(here), config.identity(other))
+    with self.assertRaisesRegex(config.ConfigError, 'these are other ones'):
+      at('d', 'not to be ' * 99, digest=here.data.digest)
+
+  def test_identity_of_a_tokenizer_is_by_its_digest(self):
+    ids = []
+    for folder, text in (('a', 'ab'), ('b', 'ab'), ('c', 'bc')):
+      content = tokenizer.BPE.train([text * 9], 258).definition().decode()
+      file = self.create_tempfile(f'{folder}/tokenizer.json', content).full_path
+      made = make(258, tokenizer='bpe', tokenizer_path=file)
+      ids.append(config.identity(dataset.identified(made)))
+    self.assertEqual(ids[0], ids[1])
+    self.assertNotEqual(ids[0], ids[2])
+
   def test_another_digest_is_refused(self):
     path = self.write('a', 400)
     for call in (dataset.identified, dataset.load):

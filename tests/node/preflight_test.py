@@ -14,6 +14,7 @@ from covenant.node import connect
 from covenant.node import preflight
 from covenant.protocol import round as round_lib
 from covenant.store import bucket as bucket_lib
+from covenant.telemetry import machine
 from covenant.wire import commitment as commitment_lib
 from tests import helpers
 
@@ -131,7 +132,7 @@ class DoctorTest(parameterized.TestCase):
 
   def test_no_room_and_no_data(self):
     usage = mock.Mock(free=10)
-    with mock.patch.object(preflight.shutil, 'disk_usage', return_value=usage):
+    with mock.patch.object(machine.shutil, 'disk_usage', return_value=usage):
       found = self.examine('0')
     self.assertFalse(found['disk'].well)
     self.assertIn('3 checkpoints take', found['disk'].text)

@@ -1,9 +1,11 @@
+import dataclasses
 import pathlib
 
 import jax
 import jax.numpy as jnp
 from absl.testing import absltest
 
+from covenant import config as config_lib
 from covenant import files
 from covenant.node import workdir as workdir_lib
 
@@ -19,6 +21,28 @@ class LockTest(absltest.TestCase):
       workdir_lib.Workdir(folder)  # of a program that only reads it
     with workdir_lib.Workdir(folder, 'miner', '0'):
       pass
+
+
+class OwnerTest(absltest.TestCase):
+  def test_data_may_move(self):
+    folder = self.create_tempdir().full_path
+    fields = {'source': 'text', 'path': '/a/x', 'digest': '0' * 64}
+    config = config_lib.Config(data=config_lib.Data(**fields))
+    with workdir_lib.Workdir(folder) as workdir:
+      workdir.open_run(config, None, lambda record: None)
+    workdir = workdir_lib.Workdir(folder)
+    for path, digest, text in (
+      ('/b/x', '0' * 64, None),
+      ('/b/x', '1' * 64, 'data.digest'),
+      ('/b/x', '', 'data.path'),
+    ):
+      moved = dataclasses.replace(config.data, path=path, digest=digest)
+      other = dataclasses.replace(config, data=moved)
+      if text is None:
+        workdir.check_owner(other)
+        continue
+      with self.assertRaisesRegex(config_lib.ConfigError, text):
+        workdir.check_owner(other)
 
 
 class ProfileTest(absltest.TestCase):

@@ -1,0 +1,94 @@
+"""Preparations of the program: compiled programs, signals, errors of disks."""
+
+import contextlib
+import errno
+import os
+import pathlib
+import signal
+import sys
+from collections.abc import Callable, Iterator
+
+import jax
+
+# Errors of the operating system that people mend, and how.
+_REMEDIES = {
+  errno.ENOSPC: 'the disk is full',
+  errno.EDQUOT: 'the quota of this user is used up',
+  errno.EROFS: 'the file system is read-only',
+  errno.EACCES: 'this user may not write there',
+  errno.EPERM: 'this user may not do that',
+  errno.ENOENT: 'there is no such file or folder',
+  errno.ENOTDIR: 'a file is where a folder was expected',
+  errno.EISDIR: 'a folder is where a file was expected',
+  errno.EIO: 'the disk does not answer as it should',
+  errno.EMFILE: 'too many files are open; raise ulimit -n',
+}
+
+
+def keep_compilations() -> None:
+  """Keeps compiled programs on disk, for the next start.
+
+  Without a home folder, or where its cache cannot be written, it says so in a
+  line, and each start compiles again.
+  """
+  if 'JAX_COMPILATION_CACHE_DIR' in os.environ:
+    return
+  try:
+    cache = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
+    path = pathlib.Path(cache, 'covenant', 'compiled')
+    path.mkdir(parents=True, exist_ok=True)
+    probe = path / f'.{os.getpid()}.probe'
+    probe.write_bytes(b'')
+    probe.unlink()
+  except (OSError, RuntimeError) as e:  # RuntimeError: there is no home
+    why = os_error(e) if isinstance(e, OSError) else str(e)
+    print(
+      f'compiled programs are not kept: {why}; set XDG_CACHE_HOME to a folder '
+      'that can be written',
+      file=sys.stderr,
+    )
+    return
+  jax.config.update('jax_compilation_cache_dir', str(path))
+  # Small programs as well: there are many, and to read one is faster.
+  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
+
+
+def os_error(error: OSError) -> str:
+  """Returns an error of the operating system as one line for people.
+
+  >>> os_error(OSError(errno.ENOSPC, 'No space left on device', '/w/a.json'))
+  '/w/a.json: the disk is full'
+  """
+  why = _REMEDIES.get(error.errno or 0) or error.strerror or str(error)
+  where = error.filename2 or error.filename
+  return f'{os.fsdecode(where)}: {why}' if where else why
+
+
+def is_for_people(error: OSError) -> bool:
+  """Returns True if the message of an error says all that its user needs."""
+  return error.errno in _REMEDIES
+
+
+@contextlib.contextmanager
+def stoppable(message: str) -> Iterator[Callable[[], bool]]:
+  """Yields a function that tells if Ctrl-C or SIGTERM asked to stop.
+
+  A second one stops at once.
+  """
+  asked = False
+
+  def ask(number: int, frame: object) -> None:
+    nonlocal asked
+    del number, frame
+    if asked:
+      raise KeyboardInterrupt
+    asked = True
+    print(f'\n{message}; once more: at once', file=sys.stderr, flush=True)
+
+  signals = (signal.SIGINT, signal.SIGTERM)
+  previous = {number: signal.signal(number, ask) for number in signals}
+  try:
+    yield lambda: asked
+  finally:
+    for number, handler in previous.items():
+      signal.signal(number, handler)

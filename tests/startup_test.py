@@ -1,0 +1,87 @@
+import contextlib
+import errno
+import io
+import os
+import pathlib
+from unittest import mock
+
+import jax
+from absl.testing import absltest
+from absl.testing import flagsaver
+from absl.testing import parameterized
+
+from covenant import cli
+from covenant import startup
+
+
+class CacheTest(absltest.TestCase):
+  def kept(self, **environment):
+    """(folder of compiled programs, what was printed)."""
+    err = io.StringIO()
+    with (
+      mock.patch.dict('os.environ', environment),
+      mock.patch.object(jax.config, 'update') as update,
+      contextlib.redirect_stderr(err),
+    ):
+      os.environ.pop('JAX_COMPILATION_CACHE_DIR', None)
+      startup.keep_compilations()
+    return [call.args[1] for call in update.call_args_list][:1], err.getvalue()
+
+  def test_in_the_cache_of_the_user(self):
+    folder = self.create_tempdir().full_path
+    found, err = self.kept(XDG_CACHE_HOME=folder)
+    self.assertEqual((found, err), ([f'{folder}/covenant/compiled'], ''))
+
+  def test_where_it_cannot_be_written(self):
+    file = self.create_tempfile('cache').full_path
+    found, err = self.kept(XDG_CACHE_HOME=file)
+    self.assertEmpty(found)
+    self.assertRegex(err, '^compiled programs are not kept: .*cache.*\n$')
+
+  def test_without_a_home(self):
+    failing = mock.patch.object(
+      pathlib.Path, 'home', side_effect=RuntimeError('no home')
+    )
+    with failing:
+      found, err = self.kept(XDG_CACHE_HOME='')
+    self.assertEmpty(found)
+    self.assertRegex(err, '^compiled programs are not kept: no home; set XDG')
+
+
+class DiskTest(parameterized.TestCase):
+  @parameterized.parameters(
+    (errno.ENOSPC, '/w/x: the disk is full'),
+    (errno.EDQUOT, '/w/x: the quota of this user is used up'),
+    (errno.EROFS, '/w/x: the file system is read-only'),
+    (errno.EACCES, '/w/x: this user may not write there'),
+  )
+  def test_one_line(self, number, line):
+    def full(config, workdir):
+      raise OSError(number, os.strerror(number), '/w/x')
+
+    with (
+      mock.patch.dict(cli.ROLES, emulate=full),
+      mock.patch.object(startup, 'keep_compilations'),
+      flagsaver.flagsaver(config='tiny', role='emulate'),
+      self.assertRaises(SystemExit) as caught,
+    ):
+      cli.run(['run.py'])
+    self.assertEqual(caught.exception.code, f'error: {line}')
+
+  def test_a_fault_of_the_program_is_no_such_line(self):
+    self.assertFalse(startup.is_for_people(OSError('odd')))
+
+  def test_tilde_in_flags(self):
+    home, found = self.create_tempdir().full_path, []
+    with (
+      mock.patch.dict('os.environ', HOME=home),
+      mock.patch.dict(cli.ROLES, plan=lambda *given: found.append(given)),
+      mock.patch.object(startup, 'keep_compilations'),
+      flagsaver.flagsaver(config='tiny', role='plan', workdir='~/x'),
+    ):
+      cli.run(['run.py'])
+    self.assertEqual(found[0][1], f'{home}/x')
+
+
+if __name__ == '__main__':
+  absltest.main()
