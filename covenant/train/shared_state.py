@@ -23,13 +23,18 @@ from covenant.models import hf
 from covenant.models import llama
 from covenant.models import sharding
 from covenant.optim import algorithm as algorithm_lib
+from covenant.optim import exact
 from covenant.optim import outer_step as outer_step_lib
+from covenant.optim import reduce
 from covenant.optim import weight
 from covenant.train import placement
+from covenant.train import step_bound
 from covenant.wire import payload
 
 _PIECE_BYTES = 1 << 26  # bytes of a leaf that have a digest of their own
 _PIECES = 32  # number of pieces on the host at once
+# Baselines whose outer optimizer normalizes the step.
+_UNBOUNDED = ('ddp', 'demo')
 _EQUAL_WEIGHTS: Mapping[int, weight.Weight] = types.MappingProxyType({})
 
 
@@ -38,6 +43,8 @@ class SharedState(NamedTuple):
 
   params: ct.Params  # theta in the papers
   outer: ct.OptState  # state of the outer optimizer
+  # Sizes of the last rounds, newest first, float32 [16]; 0 stands for none.
+  steps: ct.AbstractArray | tuple[()] = ()  # see step_bound.py
 
 
 class SharedModel:
@@ -115,10 +122,7 @@ class SharedModel:
       ConfigError: the folder has no model of this architecture.
     """
     if self._config.pretrained:
-      params = self._pretrained()
-      return self.host.offload(
-        SharedState(params, self.method.outer.init(params))
-      )
+      return self._begin(self._pretrained())
     key = jax.random.key(self._config.seed)
     init = functools.partial(llama.init, self._config.model)
     placed: dict[str, ct.PyTree] = {}
@@ -126,16 +130,27 @@ class SharedModel:
       placed['out_shardings'] = sharding.shardings(
         self.abstract_params, self.mesh
       )
-    params = jax.jit(init, **placed)(key)
-    return self.host.offload(
-      SharedState(params, self.method.outer.init(params))
-    )
+    return self._begin(jax.jit(init, **placed)(key))
+
+  def _begin(self, params: ct.Params) -> SharedState:
+    """Returns the state before the first round, from the parameters."""
+    steps = self._place(np.zeros(step_bound.ROUNDS, np.float32))
+    outer = self.method.outer.init(params)
+    return self.host.offload(SharedState(params, outer, steps))
+
+  def _place(self, x: np.ndarray) -> jax.Array:
+    """Copies a small array to all devices of the state."""
+    if self.mesh is None:
+      return jnp.asarray(x)
+    where = jax.NamedSharding(self.mesh, jax.P(*[None] * x.ndim))
+    return jax.device_put(x, where)
 
   def abstract(self) -> SharedState:
     """Returns the shapes of the state."""
     return SharedState(
       self.abstract_params,
       jax.eval_shape(self.method.outer.init, self.abstract_params),
+      jax.ShapeDtypeStruct((step_bound.ROUNDS,), jnp.float32),
     )
 
   def _pretrained(self) -> ct.Params:
@@ -191,11 +206,23 @@ class SharedModel:
     ordered = [messages[uid] for uid in sorted(messages)]
     weighed = [weights.get(uid, weight.Weight()) for uid in sorted(messages)]
     consume = consume or placement.is_offloaded(shared)  # loaded copies
+    parts_R, sizes_R = weight.columns(weighed)
+    norms_RxP = self.outer_step.norms(ordered)
+    clips_RxP = reduce.clip_factors(norms_RxP, self.method.clip, sizes_R)
+    steps = np.asarray(shared.steps, np.float32)
+    size = step_bound.size(norms_RxP, clips_RxP, parts_R)
+    factors_RxP = exact.product(clips_RxP, weight.wholes(parts_R)[:, None])
+    bound = step_bound.factor(size, steps)
+    if bound < 1 and self._config.optim.method not in _UNBOUNDED:
+      factors_RxP = exact.product(factors_RxP, np.full((1, 1), bound))
+      size = exact.product(np.full(1, bound), np.full(1, size))[0]
     here = self.host.load(shared)
-    new = self.outer_step.apply(
-      here.params, here.outer, ordered, consume, weighed
+    totals = weight.totals(parts_R)
+    new = self.outer_step.apply_sum(
+      here.params, here.outer, ordered, factors_RxP, parts_R, totals, consume
     )
-    after = self.host.offload(SharedState(new.params, new.outer))
+    steps = self._place(step_bound.remember(steps, size))
+    after = self.host.offload(SharedState(new.params, new.outer, steps))
     return after, new.delta_norm
 
 

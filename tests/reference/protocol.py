@@ -172,12 +172,39 @@ def decode(data: bytes, tensors: Sequence[Tensor], quantizer: str):
   return message
 
 
-def outer_step(payloads, weights, params, traces, tensors, quantizer, rate, mu):
+def bound(messages, weights, steps) -> tuple[np.float32, np.float32]:
+  """The factor of a round's messages, and the round's size.
+
+  Args:
+    messages: for each message the positions and values of every tensor.
+    weights: parts of 64.
+    steps: the sizes of the rounds before, newest first; 16 are kept.
+  """
+  norms = [[norm([what]) for _, what in message] for message in messages]
+  medians = [sorted(column)[(len(norms) - 1) // 2] for column in zip(*norms)]  # noqa: B905
+  total = 0.0
+  for row, parts in zip(norms, weights, strict=True):
+    clipped = [product(x, quotient(m, x)) for x, m in zip(row, medians)]  # noqa: B905
+    total += float(norm([np.array(clipped)])) * parts
+  size = F(total / sum(weights))
+  known = [F(x) for x in steps if x]
+  if len(known) < 3:
+    return F(1), size
+  middle = [sorted(x)[(len(x) - 1) // 2] for x in (known, known[:3])]
+  factor = quotient(F(product(max(middle), F(4))), size)
+  return factor, F(product(factor, size)) if factor < 1 else size
+
+
+def outer_step(
+  payloads, weights, params, traces, tensors, quantizer, rate, mu, steps=()
+):
   """Payloads in uid order move flat params and their momentum, in place.
 
-  Weights are parts of 64; rate and mu are those of the outer step.
+  Weights are parts of 64; rate and mu are those of the outer step; steps are
+  the sizes of the rounds before. Returns these with that of this round.
   """
   messages = [decode(data, tensors, quantizer) for data in payloads]
+  limit, size = bound(messages, weights, steps)
   total, count = max(sum(weights), 1), max(len(weights), 1)
   for p, (theta, trace) in enumerate(zip(params, traces, strict=True)):
     norms = [norm([message[p][1]]) for message in messages]
@@ -186,12 +213,14 @@ def outer_step(payloads, weights, params, traces, tensors, quantizer, rate, mu):
     for message, length, parts in zip(messages, norms, weights, strict=True):
       where, what = message[p]
       factor = product(quotient(median, length), F(parts) / F(WHOLE))
+      factor = product(factor, limit) if limit < 1 else factor
       sums[where] += product(factor, what)
       senders[where] += parts
     divisors = np.maximum(senders * float(count), float(total))
     delta = product(sums, (float(WHOLE * count) / divisors).astype(F))
     trace[:] = delta + product(F(mu), trace)
     theta[:] = theta - product(F(rate), delta + product(F(mu), trace))
+  return [size, *steps][:16] if size else list(steps)
 
 
 def fingerprint(arrays: Sequence[np.ndarray]) -> str:
