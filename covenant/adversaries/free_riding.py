@@ -186,8 +186,10 @@ def repeater(policy: Policy) -> Policy:
     notes = miner.role.notes
     if 'repeated' not in notes:
       notes['repeated'] = policy.train(miner, task, params, batches)
-    first: Future[TrainedRound] = notes['repeated']
-    return first.then(lambda w: base.untrained(miner, task, w.message))
+    first: Future[TrainedRound | None] = notes['repeated']
+    return first.then(
+      lambda w: None if w is None else base.untrained(miner, task, w.message)
+    )
 
   return base.untrusted(policy)._replace(train=train)
 

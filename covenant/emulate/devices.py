@@ -183,7 +183,7 @@ class DevicePool:
     """
     row = self._rows.get(index)
     if row is not None and len(self.places) == 1:
-      return Future.done(row.train(params, state, task, batches, begun))
+      return Future.run(lambda: row.train(params, state, task, batches, begun))
     future = None
     if row is not None:
       future = row.pool.submit(row.train, params, state, task, batches, begun)

@@ -53,7 +53,7 @@ def run(
 
   Raises:
     ConfigError: the config cannot run here, or `workdir` has another one's.
-    DivergedError: training produced a number that is not one.
+    DivergedError: the round of every miner is lost; its numbers are not finite.
     MultihostError: another process has ended.
   """
   process_group = process_group or multihost_lib.ProcessGroup()
@@ -84,7 +84,7 @@ def run(
     stack.enter_context(folder)
     if is_first:
       folder.open_run(config, resume, observe)
-      host.announce = folder.announce
+      host.announce, host.stopwatch.note = folder.announce, folder.note
       if restored is None:
         folder.log(host.evaluate())
     completed = resume or 0

@@ -12,6 +12,7 @@ them, are held once.
 """
 
 import base64
+import functools
 import itertools
 import json
 import time
@@ -99,7 +100,7 @@ class Host:
       ),
       data.train,
     )
-    self._stopwatch = measurements.Stopwatch()
+    self.stopwatch = measurements.Stopwatch()
     self.now = 0.0  # seconds since block 0
     self.announce: Announce = lambda uid, verdict: None
     self.init()
@@ -245,7 +246,7 @@ class Host:
       self.objects(name),
       self.shared_model,
       self._applied,
-      observe or self._stopwatch.observe,
+      observe or functools.partial(self.stopwatch.observe, name=name),
     )
 
   def round(self) -> metrics.Round:
@@ -261,6 +262,7 @@ class Host:
       if (made := miner.role.contribution.result())
       and made.round == completed - 1
     }
+    self.stopwatch.check(sent)
     self._counted = {
       uid: sent[uid].payload
       for uid in self.validators[0].messages
@@ -279,7 +281,7 @@ class Host:
       self.validators[0],
       self.shared_model,
       time.perf_counter() - began,
-      self._stopwatch.lap(),
+      self.stopwatch.lap(),
     )
 
   def _run_until(self, completed: int) -> None:
@@ -300,7 +302,7 @@ class Host:
         wakes.append(wake)
       # Who was told to train at this block has trained before the next one.
       for miner in self.miners:
-        self._stopwatch.train(miner.role.wait)
+        self.stopwatch.train(miner.role.wait)
       if all(_done(node, completed) for node in waiting):
         return
       self.now = max(min(wakes), head + 1) * self.chain.block_seconds

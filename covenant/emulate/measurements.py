@@ -37,15 +37,31 @@ _FIELDS = {
 
 
 class Stopwatch:
-  """Sums the seconds of all nodes of a host, which act one at a time."""
+  """Sums the seconds of all nodes of a host, which act one at a time.
+
+  Attributes:
+    note: called with the name of a node and each event that is no phase.
+  """
 
   def __init__(self):
     self._spent = collections.defaultdict[str, float](float)
+    self._lost: list[str] = []
+    self.note: Callable[[str, node_lib.Event], None] = lambda *_: None
 
-  def observe(self, event: node_lib.Event) -> None:
-    """Adds the time of one phase of a node."""
-    if event.what != node_lib.WEIGHTS:
+  def observe(self, event: node_lib.Event, name: str = '') -> None:
+    """Adds the time of one phase of the node of a name, or passes on a note."""
+    if event.what not in node_lib.NOTES:
       self._spent[_FIELDS[Phase(event.what)]] += event.seconds
+      return
+    self.note(name, event)
+    if event.what == node_lib.LOST_ROUND:
+      self._lost.append(event.error)
+
+  def check(self, sent: Mapping[int, local_lib.Contribution]) -> None:
+    """Raises DivergedError if nobody trained, because all rounds are lost."""
+    lost, self._lost = self._lost, []
+    if lost and not any(made.tokens for made in sent.values()):
+      raise local_lib.DivergedError(lost[0].partition('; it sits out')[0])
 
   def train(self, wait: Callable[[], None]) -> None:
     """Waits for training that is under way, and adds the time."""

@@ -9,6 +9,7 @@ A role is data: its handlers, one function per phase, and what it remembers.
 (miner.py) and a validator (validator.py) add their own.
 """
 
+import contextlib
 import dataclasses
 import json
 import time
@@ -36,6 +37,11 @@ class RetryLaterError(errors.CovenantError):
 
 # The event of weights that are in force, or of the reason why they are not.
 WEIGHTS = 'weights in force'
+# Events of training that is not finite, and of a loss far above the last ones.
+LOST_ROUND = 'lost round'
+SKIPPED = 'skipped steps'
+SPIKE = 'loss spike'
+NOTES = (WEIGHTS, LOST_ROUND, SKIPPED, SPIKE)
 
 
 class Event(NamedTuple):
@@ -46,7 +52,7 @@ class Event(NamedTuple):
 
   block: int
   round: int
-  what: str  # the value of a `round.Phase`, or `WEIGHTS`
+  what: str  # the value of a `round.Phase`, or one of the names above
   error: str = ''  # empty on success
   seconds: float = 0.0  # of wall-clock time
 
@@ -71,6 +77,8 @@ class Context:
     observe: called with each event of the node.
     sole: True if no other node holds this one's parameters, so that a large
       model can be updated in place.
+    stopping: returns True if the node is asked to stop, so that training ends
+      with the inner step under way.
   """
 
   config: config_lib.Config
@@ -82,6 +90,7 @@ class Context:
   )
   observe: Observe = lambda event: None
   sole: bool = False
+  stopping: Callable[[], bool] = lambda: False
 
 
 class Role(Protocol):
@@ -246,6 +255,14 @@ class Future(Generic[T]):
     if self._error is not None:
       raise self._error
     return self._value
+
+  @classmethod
+  def run(cls, compute: Callable[[], T]) -> 'Future[T]':
+    """Returns the future of what is computed now; it keeps what that raises."""
+    future = cls(compute)
+    with contextlib.suppress(Exception):
+      future.result()
+    return future
 
   def then(self, change: Callable[[T], U]) -> 'Future[U]':
     """Returns the future of `change` of this value."""

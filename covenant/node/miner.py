@@ -71,8 +71,9 @@ class LocalSlot:
     batches: Iterable[np.ndarray],
     begun: local_lib.RoundInProgress | None = None,
   ) -> Future[tuple[TrainedRound, MinerState]]:
-    done = self.trainer.train(params, state, task, batches, begun)
-    return Future.done(done)
+    return Future.run(
+      lambda: self.trainer.train(params, state, task, batches, begun)
+    )
 
 
 @dataclasses.dataclass
@@ -210,12 +211,14 @@ def due(node: Miner, round_index: int) -> Contribution | None:
 
 
 def read_batches(node: Miner, task: Task) -> Batches:
-  """Yields the assigned batches until the put window opens.
+  """Yields the assigned batches until the put window opens or the node stops.
 
   A chain that does not answer leaves time for another step.
   """
 
   def is_late() -> bool:
+    if node.context.stopping():
+      return True
     try:
       return node.chain.head() >= node.schedule.put_opens(task.due)
     except chain_lib.ChainError:
@@ -227,13 +230,33 @@ def read_batches(node: Miner, task: Task) -> Batches:
 def train(
   node: Miner, task: Task, params: ct.Params, batches: Batches
 ) -> Future[TrainedRound | None]:
-  """Starts the inner steps of a round; advances the miner's state."""
+  """Starts the inner steps of a round; advances the miner's state.
+
+  A miner whose round is lost sits it out, and starts again from the shared
+  parameters with a new state.
+  """
   role = node.role
   state, begun = role.miner_state.result(), role.begun
-  done = role.slot.train(params, state, task, batches, begun)
+  trained = role.slot.train(params, state, task, batches, begun)
   role.begun = None
+
+  def outcome() -> tuple[TrainedRound | None, MinerState]:
+    try:
+      work, after = trained.result()
+    except local_lib.DivergedError as e:
+      _note(node, task, node_lib.LOST_ROUND, f'{e}; it sits out this round')
+      return None, role.slot.init(node.shared.params, task.round + 1)
+    if work.skipped:
+      _note(node, task, node_lib.SKIPPED, f'{work.skipped} were not finite')
+    return work, after
+
+  done = Future(outcome)
   role.miner_state = done.then(lambda result: result[1])
   return done.then(lambda result: result[0])
+
+
+def _note(node: Miner, task: Task, what: str, text: str) -> None:
+  node.context.observe(node_lib.Event(node.head, task.round, what, text))
 
 
 def seal(node: Miner, task: Task, work: TrainedRound) -> Contribution:

@@ -6,6 +6,7 @@ share one workdir and write the checkpoints together; all other files of a rank
 but 0 are in rank-N/.
 """
 
+import contextlib
 import itertools
 import os
 import pathlib
@@ -87,6 +88,7 @@ class Process:
     build: Build | None = None,
   ):
     self._config = config
+    self._stop: Callable[[], bool] = lambda: False
     self._process_group = process_group = (
       process_group or multihost_lib.ProcessGroup()
     )
@@ -112,6 +114,7 @@ class Process:
       shared_model,
       observe=self.workdir.event,
       sole=role != 'validator',
+      stopping=self._is_stopping,
     )
     if build is None:
       build = _miner if role == 'miner' else self._validator
@@ -120,6 +123,7 @@ class Process:
     if saved is not None:
       self.node.load(saved)
     self._saved = self.node.state.round if saved is not None else None
+    self._saved_trained = self.node.state.trained
     here = self.node.state.round, self.node.root, self.node.fingerprint()
     process_group.broadcast_from(0, here, lambda: None)
     self._show('ready')
@@ -145,11 +149,13 @@ class Process:
     return node_lib.Node(context, start, role, validator_lib.handlers())
 
   def run(self, stop: Callable[[], bool]) -> None:
-    """Follows the run until its last round, or until asked to stop."""
-    node, rounds = self.node, self._config.rounds
-    while not self._process_group.broadcast_from(
-      0, 'stop', stop
-    ) and not self._over(rounds):
+    """Follows the run until its last round, or until asked to stop.
+
+    A miner that is asked to stop while it trains ends with the inner step under
+    way and seals what it has done. Its private state is saved before it leaves.
+    """
+    node, rounds, self._stop = self.node, self._config.rounds, stop
+    while not self._is_stopping() and not self._over(rounds):
       try:
         head = self._chain.head()
       except chain_lib.ChainError as e:
@@ -164,6 +170,8 @@ class Process:
         time.sleep(blocks * self._chain.block_seconds)
       elif node.savable and self._due(node.state.round):
         self._save()
+    if not self._over(rounds):
+      self._save_to_leave()
     with self.workdir:
       self._show('finished' if self._over(rounds) else 'stopped')
       try:
@@ -171,11 +179,30 @@ class Process:
       except checkpoint_lib.CheckpointError as e:
         self.workdir.status(error=str(e))
 
-  def _save(self) -> None:
+  def _is_stopping(self) -> bool:
+    """Returns on all ranks whether rank 0 was asked to stop."""
+    return self._process_group.broadcast_from(0, 'stop', self._stop)
+
+  def _save_to_leave(self) -> None:
+    """Saves what a stop would lose, in place of a checkpoint of this round."""
+    node = self.node
+    if isinstance(node.role, miner_lib.MinerRole):
+      # Between two polls no training is under way, but for early steps.
+      lasting = node.role.begun is None
+    else:
+      lasting = node.savable
+    here = node.state.round, node.state.trained
+    if lasting and here != (self._saved, self._saved_trained):
+      self._save(overwrite=True)
+
+  def _save(self, overwrite: bool = False) -> None:
     """Saves a checkpoint; a full disk is an error in the status only."""
-    self._saved = self.node.state.round
+    state = self.node.state
+    self._saved, self._saved_trained = state.round, state.trained
     try:
-      self._checkpoints.save_tree(self._saved, self.node.save())
+      self._checkpoints.save_tree(
+        state.round, self.node.save(), overwrite=overwrite
+      )
     except checkpoint_lib.CheckpointError as e:
       self.workdir.status(error=str(e))
 
@@ -213,7 +240,8 @@ def _miner(
   # One step compiles the programs before the first round begins.
   params, task = start.shared.params, local_lib.Task(0, 0, b'', bytes(32))
   batches = itertools.islice(trainer.batches(task), 1)
-  trainer.train(params, trainer.init(params), task, batches)
+  with contextlib.suppress(local_lib.DivergedError):  # not a round of the run
+    trainer.train(params, trainer.init(params), task, batches)
   role = miner_lib.role(miner_lib.LocalSlot(trainer), start)
   overlap = bool(config.optim.overlap)
   handlers = miner_lib.handlers(miner_lib.HONEST, overlap)

@@ -4,7 +4,8 @@ config.json      of an emulated run: its config
 metrics.jsonl    of an emulated run: a line per round and evaluation, which
 tensorboard/ mirrors
 verdicts.jsonl   the findings of validators about every miner, a line per round
-events.jsonl     of a process: what it did and what failed
+events.jsonl     of a process: what it did and what failed; of an emulated run:
+                 lost rounds, skipped steps and loss spikes
 status.json      of a process: where it stands now
 pool.jsonl       of a pool: the work of each worker, a line per round
 profile/         one round under JAX's profiler
@@ -30,6 +31,7 @@ from covenant.node import validator_role as validator_lib
 
 _CONFIG = 'config.json'
 _VERDICTS = 'verdicts.jsonl'
+_EVENTS = 'events.jsonl'
 # Fields that may differ when a run is resumed. A miner on other devices rounds
 # differently; on how many the miners are spread changes nothing.
 _FREE = (
@@ -140,9 +142,11 @@ class Workdir:
     self._observe = observe
     for record in metrics.read(path):
       observe(record)
-    verdicts = files.read_jsonl(self.path / _VERDICTS)
-    kept = [json.dumps(x) for x in verdicts if x['round'] < (resume or 0)]
-    files.write_lines(self.path / _VERDICTS, kept)
+    for name in (_VERDICTS, _EVENTS):
+      lines = files.read_jsonl(self.path / name)
+      kept = [json.dumps(x) for x in lines if x['round'] < (resume or 0)]
+      if lines or name == _VERDICTS:
+        files.write_lines(self.path / name, kept)
 
   def log(self, record: metrics.Record) -> None:
     """Writes a record of an emulated run; `open_run` comes first."""
@@ -154,6 +158,11 @@ class Workdir:
     """Appends the verdict of one of the validators of an emulated run."""
     line = {'validator': uid, **verdict._asdict()}
     files.append_jsonl(self.path / _VERDICTS, line)
+
+  def note(self, name: str, event: node_lib.Event) -> None:
+    """Appends an event of one of the nodes of an emulated run."""
+    line = {'time': time.time(), 'node': name, **event._asdict()}
+    files.append_jsonl(self.path / _EVENTS, line)
 
   def sync(self) -> None:
     """Returns once all records of an emulated run are on the disk."""

@@ -112,10 +112,10 @@ class LeaseTrainer:
     local, inner = self._begin(params)
     losses = []
     for k, tokens_BxL1 in enumerate(np.split(job.tokens_NxL1, job.steps)):
-      local, inner, nats = self._step(
+      local, inner, outcome = self._step(
         local, inner, tokens_BxL1, np.int32(job.step + k), np.int32(0)
       )
-      losses.append(nats)
+      losses.append(outcome.nats)
     loss = float(np.mean(jax.device_get(losses)))
     if not np.isfinite(loss):
       raise local_lib.DivergedError(

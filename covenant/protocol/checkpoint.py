@@ -87,7 +87,9 @@ class Checkpoints:
     """Starts to write a state; see `save_tree`."""
     self.save_tree(state.counters.round, _to_tree(state))
 
-  def save_tree(self, completed: int, tree: ct.PyTree) -> None:
+  def save_tree(
+    self, completed: int, tree: ct.PyTree, *, overwrite: bool = False
+  ) -> None:
     """Starts to write a tree; returns once training may go on.
 
     That is once the tree is in host memory or, if it does not fit there, once
@@ -97,18 +99,21 @@ class Checkpoints:
       completed: rounds completed; nothing is written if the newest checkpoint
         is of this round.
       tree: nested dicts and tuples of arrays and text.
+      overwrite: replace a checkpoint of this round.
 
     Raises:
       CheckpointError: this or, since writing goes on in the background, the
         last checkpoint could not be written.
     """
     latest = self._checkpointer.latest
-    if latest is not None and latest.step == completed:
+    if latest is not None and latest.step == completed and not overwrite:
       return
     tree = writable(tree)
     try:
       with writing(tree):
-        saving = self._checkpointer.save_async(completed, tree, force=True)
+        saving = self._checkpointer.save_async(
+          completed, tree, force=True, overwrite=overwrite
+        )
       if saving is not None and not _fits(tree):
         saving.result()
     except Exception as e:  # any error of Orbax, such as about a full disk

@@ -1,5 +1,7 @@
 """One round of local training, from the shared parameters to a message."""
 
+import math
+import time
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -12,10 +14,11 @@ from covenant import typing as ct
 from covenant.data import assignment
 from covenant.data import tokens as tokens_lib
 from covenant.train import island as island_lib
+from covenant.train import step as step_lib
 
 
 class DivergedError(errors.CovenantError):
-  """A loss in training is not finite."""
+  """A round of training is lost, because its numbers are not finite."""
 
 
 class MinerState(NamedTuple):
@@ -44,6 +47,27 @@ class Task(NamedTuple):
     return self.round + self.ahead
 
 
+class InnerStep(NamedTuple):
+  """The measurements of one inner step."""
+
+  uid: int
+  round: int  # whose data it trained on
+  index: int  # in the round, from 0 on
+  tokens: int  # number of tokens trained on
+  loss: float | None  # nats per token; None: not finite, the step is skipped
+  gradient_norm: float | None  # L2, before it is clipped; None: as the loss
+  seconds: float  # wall-clock time, with the wait; 0 if not measured
+  wait_seconds: float  # wall-clock time until the batch was there
+
+  @property
+  def is_skipped(self) -> bool:
+    """True if the step was not taken, because it was not finite."""
+    return self.loss is None or self.gradient_norm is None
+
+
+Observe = Callable[[InnerStep], None]
+
+
 class RoundInProgress(NamedTuple):
   """The record of a round of local training; every inner step extends it."""
 
@@ -54,6 +78,10 @@ class RoundInProgress(NamedTuple):
   schedule_steps: int  # inner steps of the learning rate schedule per round
   receipt: assignment.Receipt  # of the sequences trained on
   losses: list[jax.Array]  # nats per token, one per step
+  norms: list[jax.Array]  # of gradients, one per step
+  tokens: list[int]  # trained on, one per step
+  seconds: list[float]  # one per step; 0 for early ones
+  waits: list[float]  # seconds of each step until its batch was there
   origin: ct.Params | None = None  # the parameters before early steps
 
   @property
@@ -66,21 +94,19 @@ class RoundInProgress(NamedTuple):
     done = len(self.losses) * self.schedule_steps // self.steps
     return np.int32(self.task.round * self.schedule_steps + done)
 
-  def mean_loss(self) -> float:
-    """Returns the mean loss in nats per token.
-
-    Raises:
-      DivergedError: a loss is not finite; names the uid, the round and the
-        step.
-    """
-    losses = np.asarray(jax.device_get(self.losses))
-    if not np.isfinite(losses).all():
-      bad = int(np.argmin(np.isfinite(losses)))
-      raise DivergedError(
-        f'miner {self.task.uid}, round {self.task.round}: the loss is '
-        f'{losses[bad]} at inner step {bad}; lower optim.inner.learning_rate'
-      )
-    return float(losses.mean())
+  def step(self, index: int) -> 'InnerStep':
+    """Returns one of the steps done; waits for it."""
+    index %= len(self.losses)
+    return InnerStep(
+      self.task.uid,
+      self.task.round,
+      index,
+      self.tokens[index],
+      _finite(self.losses[index]),
+      _finite(self.norms[index]),
+      self.seconds[index],
+      self.waits[index],
+    )
 
 
 class TrainedRound(NamedTuple):
@@ -89,8 +115,9 @@ class TrainedRound(NamedTuple):
   message: ct.Message
   receipt: bytes  # of the sequences trained on
   sequences: int  # number of sequences trained on
-  loss: float  # mean training loss over the round, nats per token
+  loss: float  # mean training loss over the steps taken, nats per token
   error_norm: float  # L2 norm of the new error feedback
+  skipped: int = 0  # steps that were not taken, because they were not finite
 
 
 class Contribution(NamedTuple):
@@ -126,9 +153,11 @@ class Replica(NamedTuple):
   ]
   shard_batch: Callable[[np.ndarray], ct.Tokens]
   # (parameters, optimizer state, tokens_BxL1, inner step of the run, inner step
-  # at which the miner joined, *constants) -> parameters, optimizer state, nats
-  # per token. Consumes parameters and optimizer state.
-  step: Callable[..., tuple[ct.Params, ct.OptState | None, jax.Array]]
+  # at which the miner joined, *constants) -> parameters, optimizer state,
+  # outcome. Consumes parameters and optimizer state.
+  step: Callable[
+    ..., tuple[ct.Params, ct.OptState | None, step_lib.StepOutcome]
+  ]
   # Optimizer state of the last step -> the same where it rests between rounds.
   rest: Callable[[ct.OptState | None], ct.OptState | None]
   # (shared parameters, trained parameters, constants) -> start and end, whose
@@ -146,8 +175,12 @@ def train_round(
   params: ct.Params,
   state: MinerState,
   run: RoundInProgress,
+  observe: Observe = lambda step: None,
 ) -> tuple[TrainedRound, MinerState]:
   """Trains one miner for one round and compresses its delta.
+
+  A step whose loss or gradient is not finite is not taken. The round is lost if
+  the last step is one of them, or if its delta is not finite.
 
   Args:
     replica: the functions of its kind.
@@ -155,29 +188,71 @@ def train_round(
     params: the shared parameters at the start of the round.
     state: the miner's own state; consumed.
     run: the round, of which no step or the first few are done.
+    observe: called with each step of this call, soon after it is done.
 
   Raises:
-    DivergedError: a loss is not finite; names the uid, the round and the step.
+    DivergedError: the round is lost; names the uid, the round and the step.
   """
   local, inner, constants = replica.begin_round(params, state, run)
+  first = len(run.losses)
+  began = time.perf_counter()
   for tokens_BxL1 in run.batches:
+    waited = time.perf_counter() - began
     local, inner = inner_step(
       replica, run, tokens_BxL1, local, inner, constants
     )
     # At most one step is under way when the next batch is asked for, which may
     # depend on the time left.
     jax.block_until_ready(run.losses[-2:-1])
+    run.waits[-1] = waited
+    if len(run.losses) - first > 1:
+      run.seconds[-2] = time.perf_counter() - began
+      began = time.perf_counter()
+      observe(run.step(-2))
+  steps = _finish(run, began, first, observe)
   inner = replica.rest(inner)
   start, end = replica.end_round(params, local, constants)
   message, error, error_norm = compress(start, end, state.error)
+  if not math.isfinite(error_norm):
+    raise DivergedError(
+      f'miner {run.task.uid}, round {run.task.round}: the delta is not finite; '
+      'lower optim.inner.learning_rate'
+    )
+  taken = [step.loss for step in steps if not step.is_skipped]
   trained = TrainedRound(
     message,
     run.receipt.digest(),
     run.receipt.sequences,
-    run.mean_loss(),
+    float(np.asarray(taken, np.float32).mean()),
     error_norm,
+    len(steps) - len(taken),
   )
   return trained, MinerState(state.joined, inner, error, replica.keep(end))
+
+
+def _finish(
+  run: RoundInProgress, began: float, first: int, observe: Observe
+) -> tuple[InnerStep, ...]:
+  """Waits for the last step; returns all, or raises as the round is lost."""
+  jax.block_until_ready(run.losses[-1:])
+  if len(run.losses) > first:
+    run.seconds[-1] = time.perf_counter() - began
+    observe(run.step(-1))
+  steps = tuple(run.step(i) for i in range(len(run.losses)))
+  if steps[-1].is_skipped:
+    bad = next(step for step in steps if step.is_skipped)
+    loss, norm = run.losses[bad.index], run.norms[bad.index]
+    raise DivergedError(
+      f'miner {run.task.uid}, round {run.task.round}: the loss is '
+      f'{float(loss):g} and the norm of the gradient {float(norm):g} at inner '
+      f'step {bad.index}; lower optim.inner.learning_rate'
+    )
+  return steps
+
+
+def _finite(x: jax.Array) -> float | None:
+  value = float(x)
+  return value if math.isfinite(value) else None
 
 
 def inner_step(
@@ -192,14 +267,14 @@ def inner_step(
 
   Args:
     replica: the functions of the miner's kind.
-    run: the round; its receipt and losses are extended.
+    run: the round; its receipt and its lists are extended.
     tokens_BxL1: the batch.
     params: the miner's parameters; consumed.
     inner: the state of its optimizer; consumed.
     constants: of the round.
   """
   run.receipt.add(tokens_BxL1)
-  params, inner, nats = replica.step(
+  params, inner, outcome = replica.step(
     params,
     inner,
     replica.shard_batch(tokens_BxL1),
@@ -207,7 +282,11 @@ def inner_step(
     run.joined,
     *constants,
   )
-  run.losses.append(nats)
+  run.losses.append(outcome.nats)
+  run.norms.append(outcome.gradient_norm)
+  run.tokens.append(tokens_BxL1.size - len(tokens_BxL1))
+  run.seconds.append(0.0)
+  run.waits.append(0.0)
   return params, inner
 
 

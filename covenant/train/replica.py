@@ -14,6 +14,7 @@ import itertools
 from collections.abc import Iterable
 
 import jax
+import optax
 
 from covenant import config as config_lib
 from covenant import typing as ct
@@ -223,6 +224,7 @@ def gradient(
     ConfigError: the model or the batch cannot be sharded so.
   """
   loss_and_gradient = step_lib.gradient(config, placement.mesh)
+  norm = jax.jit(optax.tree.norm)
 
   def begin_round(
     params: ct.Params,
@@ -237,9 +239,9 @@ def gradient(
     inner: ct.OptState | None,
     tokens_BxL1: ct.Tokens,
     *_: object,
-  ) -> tuple[ct.Grads, ct.OptState | None, jax.Array]:
+  ) -> tuple[ct.Grads, ct.OptState | None, step_lib.StepOutcome]:
     nats, grads = loss_and_gradient(params, tokens_BxL1)
-    return grads, inner, nats
+    return grads, inner, step_lib.StepOutcome(nats, norm(grads))
 
   def end_round(
     params: ct.Params, grads: ct.Grads, constants: local_lib.Constants

@@ -10,6 +10,7 @@ is not there:
 import functools
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +27,13 @@ from covenant.train.pipeline import gpipe as gpipe_lib
 from covenant.train.pipeline import subspace
 
 
+class StepOutcome(NamedTuple):
+  """The numbers of an inner step. It was not taken unless both are finite."""
+
+  nats: jax.Array  # loss, nats per token
+  gradient_norm: jax.Array  # L2 norm of the gradient, before it is clipped
+
+
 def inner_step(
   config: config_lib.Config,
   mesh: sharding.AnyMesh | None = None,
@@ -35,8 +43,9 @@ def inner_step(
 
   It maps params and the state of the optimizer, which it consumes, tokens_BxL1,
   the inner step of the run, the inner step at which the miner joined and, in a
-  pipeline, the `subspace.Fixed` of the round to (params, state, loss in nats
-  per token).
+  pipeline, the `subspace.Fixed` of the round to (params, state, `StepOutcome`).
+  Where the loss or the gradient is not finite, params and state stay as they
+  are.
 
   Args:
     config: the config of the run.
@@ -67,19 +76,25 @@ def inner_step(
     step: jax.Array,
     joined: jax.Array,
     *fixed: subspace.Fixed,
-  ) -> tuple[ct.Params, ct.OptState, jax.Array]:
+  ) -> tuple[ct.Params, ct.OptState, StepOutcome]:
     nats, grads = loss_and_gradient(params, tokens_BxL1, *fixed)
-    updates, state = optimizer.update(grads, state, params)
+    norm = optax.tree.norm(grads)
+    updates, moved = optimizer.update(grads, state, params)
     rate = learning_rate(step) * inner_lib.rejoin_factor(inner, step, joined)
     updates = jax.tree.map(lambda u: rate * u, updates)
-    return optax.apply_updates(params, updates), state, nats
+    new = optax.apply_updates(params, updates), moved
+    finite = jnp.isfinite(nats) & jnp.isfinite(norm)
+    params, state = jax.tree.map(
+      lambda x, old: jnp.where(finite, x, old), new, (params, state)
+    )
+    return params, state, StepOutcome(nats, norm)
 
   shardings: dict[str, ct.PyTree] = {}
   if mesh is not None and pipeline is None:
     params, state, *_ = arguments(config, mesh)
     shardings['out_shardings'] = (
       *jax.tree.map(lambda x: x.sharding, (params, state)),
-      jax.NamedSharding(mesh, jax.P()),
+      jax.NamedSharding(mesh, jax.P()),  # of both numbers
     )
   return jax.jit(step, donate_argnames=('params', 'state'), **shardings)
 

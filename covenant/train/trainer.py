@@ -29,6 +29,10 @@ from covenant.wire import payload
 class Trainer:
   """Trains rounds from the shared parameters.
 
+  Attributes:
+    split: the data to train on.
+    observe: called with each inner step, soon after it is done.
+
   Args:
     config: the config of the run.
     shared_model: the shared model of the run.
@@ -52,6 +56,7 @@ class Trainer:
   ):
     self._config = config
     self._shared_model = shared_model
+    self.observe: local_lib.Observe = lambda step: None
     self.split = data.train
     stages = None
     if mesh is not None and gpipe.AXIS in mesh.axis_names:
@@ -130,8 +135,7 @@ class Trainer:
       begun: the round as `begin` began it; one of another round is ignored.
 
     Raises:
-      DivergedError: a loss is not finite; names the uid, the round and the
-        step.
+      DivergedError: the round is lost; names the uid, the round and the step.
     """
     replica = self._replica(task)
     if self._config.optim.overlap:
@@ -140,7 +144,9 @@ class Trainer:
       run, replica = begun, replica_lib.overlapped(replica, self._placement)
     else:
       run = self._start(state, task, batches)
-    return local_lib.train_round(replica, self._compress, params, state, run)
+    return local_lib.train_round(
+      replica, self._compress, params, state, run, self.observe
+    )
 
   def begin(
     self,
@@ -240,6 +246,10 @@ class Trainer:
       schedule_steps=schedule_steps,
       receipt=assignment.Receipt(),
       losses=[],
+      norms=[],
+      tokens=[],
+      seconds=[],
+      waits=[],
     )
 
   def _compress(

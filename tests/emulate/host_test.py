@@ -8,9 +8,11 @@ from absl.testing import absltest
 from covenant.data import dataset
 from covenant.emulate import host as host_lib
 from covenant.models import loss as loss_lib
+from covenant.node import miner as miner_lib
 from covenant.optim import inner as inner_lib
 from covenant.train import local as local_lib
 from covenant.train import shared_state as shared_state_lib
+from covenant.train import trainer as trainer_lib
 from tests import helpers
 
 TRACES = helpers.ROOT / 'tests' / 'golden' / 'traces.json'
@@ -67,6 +69,41 @@ class MinersTest(absltest.TestCase):
       host.state().shared.params,
       params,
     )
+
+
+class LostRoundTest(absltest.TestCase):
+  """One miner of four trains at a rate at which nothing stays finite."""
+
+  def test_it_sits_out_and_starts_again_from_the_shared_parameters(self):
+    config = tiny(miners=4, rounds=3)
+    inner = dataclasses.replace(config.optim.inner, learning_rate=1e30)
+    optim = dataclasses.replace(config.optim, inner=inner)
+    wild = dataclasses.replace(config, optim=optim)
+    data = dataset.load(config)
+    host = host_lib.Host(config, data)
+    notes = []
+    host.stopwatch.note = lambda name, event: notes.append((name, event))
+    own = host.miners[2].role.slot
+    trainer = trainer_lib.Trainer(wild, host.shared_model, data)
+    host.miners[2].role.slot = miner_lib.LocalSlot(trainer)
+    for r in range(2):
+      record = host.round()
+      self.assertEqual((record.round, record.uids), (r + 1, (0, 1, 3)))
+      self.assertTrue(np.isfinite(record.loss))
+      fresh = own.init(host.miners[2].shared.params, r + 1)
+      self.assertEqual(
+        helpers.bits(host.miners[2].role.miner_state.result()),
+        helpers.bits(fresh),
+      )
+    self.assertEqual(
+      [(n, e.round, e.what) for n, e in notes],
+      [('2', 0, 'lost round'), ('2', 1, 'lost round')],
+    )
+    self.assertRegex(notes[0][1].error, 'miner 2, round 0: .*sits out')
+    host.miners[2].role.slot = own
+    self.assertEqual(host.round().uids, (0, 1, 2, 3))
+    self.assertLen({node.root for node in host.nodes}, 1)
+    self.assertLen({node.fingerprint() for node in host.nodes}, 1)
 
 
 def batch_of(config, miner, round_index):

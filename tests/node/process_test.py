@@ -112,6 +112,55 @@ class ProcessTest(absltest.TestCase):
     self.assertEqual((status['round'], status['error']),
                      (CONFIG.rounds, 'no space'))  # fmt: skip
 
+  def test_a_stop_while_it_trains_seals_the_inner_step_under_way(self):
+    drawn = []
+
+    class Slot(network_lib.Slot):
+      def train(self, params, state, task, batches, begun=None):
+        def seen():
+          for batch in batches:
+            drawn.append(task.round)
+            yield batch
+
+        return super().train(params, state, task, seen(), begun)
+
+    with mock.patch.object(network_lib, 'Slot', Slot):
+      process = self.process()
+      process.run(lambda: drawn.count(1) == 2)
+    self.assertEqual(drawn.count(0), CONFIG.optim.inner_steps)
+    self.assertEqual(drawn.count(1), 2)
+    made = process.node.role.contribution.result()
+    self.assertEqual(
+      made.tokens, 2 * CONFIG.optim.inner.batch_size * CONFIG.data.context
+    )
+    again = self.process()
+    self.assertEqual(again.node.role.contribution.result(), made)
+    self.assertEqual((again.node.state.round, again.node.state.trained),
+                     (1, True))  # fmt: skip
+    private = again.node.role.miner_state.result()
+    self.assertEqual(
+      private.joined, process.node.role.miner_state.result().joined
+    )
+    again.run(lambda: False)
+    self.assertEqual(self.status()['round'], CONFIG.rounds)
+    events = files.read_jsonl(self.workdir / 'events.jsonl')
+    committed = [e['round'] for e in events if e['what'] == 'commit']
+    self.assertIn(1, committed)
+
+  def test_a_second_stop_in_one_round_keeps_the_newest_state(self):
+    process = self.process()
+    process.run(lambda: process.node.state.round == 1)
+    self.assertFalse(process.node.state.trained)
+    again = self.process()
+    self.assertEqual(
+      (again.node.state.round, again.node.state.trained), (1, False)
+    )
+    again.run(lambda: again.node.state.trained)
+    third = self.process()
+    self.assertEqual(
+      (third.node.state.round, third.node.state.trained), (1, True)
+    )
+
   def test_a_folder_is_of_one_process(self):
     process = self.process()
     with self.assertRaises(files.FolderInUseError):

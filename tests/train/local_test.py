@@ -10,6 +10,7 @@ from covenant.data import dataset
 from covenant.train import local as local_lib
 from covenant.train import placement
 from covenant.train import replica as replica_lib
+from covenant.train import step as step_lib
 from tests import helpers
 
 BATCHES = [np.full((2, 4), i, np.int32) for i in range(3)]
@@ -24,6 +25,10 @@ def start(steps=3, schedule_steps=6, round_index=5):
     schedule_steps=schedule_steps,
     receipt=assignment.Receipt(),
     losses=[],
+    norms=[],
+    tokens=[],
+    seconds=[],
+    waits=[],
   )
 
 
@@ -47,7 +52,8 @@ class Recorder:
   def step(self, params, inner, tokens_BxL1, step, joined, constant):
     assert constant == 'constant'
     self.calls.append((int(tokens_BxL1[0, 0]), int(step), int(joined)))
-    return params - 1, inner + 1, jnp.float32(self.nats)
+    outcome = step_lib.StepOutcome(jnp.float32(self.nats), jnp.float32(1))
+    return params - 1, inner + 1, outcome
 
   def rest(self, inner):
     self.calls.append('rest')
@@ -98,11 +104,52 @@ class TrainRoundTest(absltest.TestCase):
   def test_a_loss_that_is_not_finite_is_named(self):
     recorder = Recorder(nats=np.nan)
     with self.assertRaisesRegex(
-      local_lib.DivergedError, 'miner 1, round 5: the loss is nan at inner st'
+      local_lib.DivergedError,
+      'miner 1, round 5: the loss is nan and .* inner step 0',
     ):
       local_lib.train_round(
         recorder.replica, recorder.compress, jnp.float32(9), state(), start()
       )
+
+
+class NotFiniteTest(absltest.TestCase):
+  def train(self, numbers, error_norm=0.5):
+    """Trains a round whose steps have these losses and norms of gradients."""
+    recorder, seen, left = Recorder(), [], iter(numbers)
+
+    def step(params, inner, *_):
+      nats, norm = next(left)
+      outcome = step_lib.StepOutcome(jnp.float32(nats), jnp.float32(norm))
+      return params - 1, inner + 1, outcome
+
+    def compress(start, end, error):
+      return start - end + error, error / 2, error_norm
+
+    trained, _ = local_lib.train_round(
+      recorder.replica._replace(step=step),
+      compress,
+      jnp.float32(9),
+      state(),
+      start(),
+      seen.append,
+    )
+    return trained, seen
+
+  def test_a_skipped_step_is_counted_and_not_in_the_mean(self):
+    for bad in ((np.nan, 1.0), (2.0, np.inf)):
+      trained, seen = self.train([(2.0, 1.0), bad, (4.0, 1.0)])
+      self.assertEqual((trained.loss, trained.skipped), (3.0, 1))
+      self.assertEqual([x.is_skipped for x in seen], [False, True, False])
+      self.assertEqual([x.index for x in seen], [0, 1, 2])
+      self.assertEqual([x.tokens for x in seen], [6, 6, 6])
+
+  def test_the_round_is_lost_with_its_last_step(self):
+    with self.assertRaisesRegex(local_lib.DivergedError, 'at inner step 1;'):
+      self.train([(2.0, 1.0), (np.nan, 1.0), (2.0, np.nan)])
+
+  def test_the_round_is_lost_with_its_delta(self):
+    with self.assertRaisesRegex(local_lib.DivergedError, 'the delta is not'):
+      self.train([(2.0, 1.0)] * 3, error_norm=np.inf)
 
 
 class OverlapTest(absltest.TestCase):

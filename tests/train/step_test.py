@@ -179,7 +179,7 @@ class InnerStepTest(parameterized.TestCase):
       step = step_lib.inner_step(config, where)
       for i in range(3):
         before = params
-        params, state, nats = step(
+        params, state, (nats, _) = step(
           params, state, tokens, np.int32(i), np.int32(0)
         )
         self.assertTrue(all(x.is_deleted() for x in jax.tree.leaves(before)))
@@ -231,7 +231,7 @@ class InnerStepTest(parameterized.TestCase):
       state = put(method.inner.init(params), mesh)
       step, losses = step_lib.inner_step(config, mesh), []
       for i, batch in enumerate(tokens):
-        params, state, nats = step(
+        params, state, (nats, _) = step(
           params, state, put_tokens(batch, mesh), np.int32(i), np.int32(0)
         )
         losses.append(float(nats))
