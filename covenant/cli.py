@@ -182,7 +182,7 @@ def run_localnet(config: config_lib.Config, workdir: str) -> None:
     sys.exit('NOT EQUAL: the members hold different histories or parameters')
   print(
     f'equal: all {len(outcome.sights)} hold root {status["root"][:16]} and '
-    f'parameters {status["fingerprint"]} after round {status["round"]}'
+    f'state {status["fingerprint"]} after round {status["round"]}'
   )
 
 

@@ -22,6 +22,7 @@ from covenant import typing as ct
 from covenant.chain import interface as chain_lib
 from covenant.optim import weight as weight_lib
 from covenant.protocol import apply
+from covenant.protocol import catchup
 from covenant.protocol import round as round_lib
 from covenant.protocol import run_storage as run_storage_lib
 from covenant.store import interface as store_lib
@@ -145,6 +146,8 @@ class Node(Generic[R]):
     self.shared = place.shared
     self.root = place.root
     self.past = place.past
+    # States that led to a mismatch, which are not tried again.
+    self.refused: set[catchup.Refused] = set()
     # Of the last round:
     self.delta_norm = 0.0  # L2
     self.messages: Mapping[int, ct.Message] = {}  # by uid
@@ -182,7 +185,9 @@ class Node(Generic[R]):
     except RetryLaterError:
       return head + 1
     except apply.OutOfSyncError as e:
-      self.state = self.state._replace(out_of_sync=True)
+      # That others could not be followed says nothing about the own state.
+      if command.phase is not Phase.CATCH_UP:
+        self.state = self.state._replace(out_of_sync=True)
       error = f'{type(e).__name__}: {e}'
     except (chain_lib.ChainError, store_lib.StoreError, OSError) as e:
       error = f'{type(e).__name__}: {e}'  # OSError: this node's disk is full
@@ -215,7 +220,7 @@ class Node(Generic[R]):
     self.state = self.role.load(saved, text, state)
 
   def fingerprint(self) -> str:
-    """Returns the digest of its parameters."""
+    """Returns the digest of its state."""
     return self.shared_model.fingerprint(self.shared)
 
 

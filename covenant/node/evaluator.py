@@ -33,8 +33,7 @@ from covenant.models import loss as loss_lib
 from covenant.node import connect
 from covenant.node import workdir as workdir_lib
 from covenant.protocol import apply
-from covenant.protocol import membership as membership_lib
-from covenant.protocol import published_checkpoint
+from covenant.protocol import catchup
 from covenant.protocol import round as round_lib
 from covenant.store import interface as store_lib
 from covenant.train import shared_state as shared_state_lib
@@ -121,6 +120,7 @@ class EvaluatorProcess:
       self._exporter = Exporter(config, self._workdir.path)
     else:
       print(WITHOUT, file=sys.stderr)
+    self._refused: set[catchup.Refused] = set()  # see `CatchUp`
     self._path = self._workdir.path / 'evaluations.jsonl'
     self._rows = self._read()
     self._workdir.status(phase='ready')
@@ -131,7 +131,12 @@ class EvaluatorProcess:
     while not stop() and last not in self._rows:
       try:
         found = self._look()
-      except (chain_lib.ChainError, store_lib.StoreError, OSError) as e:
+      except (
+        apply.OutOfSyncError,
+        chain_lib.ChainError,
+        store_lib.StoreError,
+        OSError,
+      ) as e:
         self._workdir.status(error=f'{type(e).__name__}: {e}')
         found = False
       if not found:
@@ -142,38 +147,36 @@ class EvaluatorProcess:
   def _look(self) -> bool:
     """Evaluates the newest new checkpoint; returns True if there was one.
 
-    A checkpoint that differs from its index is reported and skipped.
+    It is one whose fingerprint a later manifest of the chain's history names.
+    The state after the last round, which no manifest follows, is replayed from
+    a checkpoint before it.
     """
-    head = self._chain.head() - self._config.phases.confirmations
-    if head < 0:
+    head, rounds = self._chain.head(), self._config.rounds
+    if self._schedule.finalized(head) < 0:
       return False
-    membership = membership_lib.read(self._chain, head, self._schedule)
-    for peer in membership.candidates:
-      bucket = self._objects.bucket_at(membership.location(peer.uid))
-      if bucket is None:
-        continue
-      published = published_checkpoint.published(self._objects, bucket)
-      new = [r for r in published if r not in self._rows]
-      if new:
-        try:
-          index = published_checkpoint.read_index(
-            self._objects, bucket, new[-1], peer.hotkey, self._chain.verify
-          )
-          sources = [bucket, *apply.mirrors(self._objects, membership)]
-          place = published_checkpoint.load(
-            self._objects, index, sources, self._shared_model
-          )
-        except apply.OutOfSyncError as e:
-          self._workdir.status(error=f'uid {peer.uid}: {e}')
-          continue
-        self._evaluate(place, index)
-        return True
+    attempt = catchup.CatchUp(
+      self._chain,
+      self._objects,
+      self._shared_model,
+      self._schedule,
+      head,
+      rounds,
+      self._refused,
+    )
+    if attempt.target == rounds:
+      self._evaluate(attempt.run(None))
+      return True
+    for r in reversed(attempt.published()):
+      if r not in self._rows:
+        place = attempt.checkpoint(r)
+        if place is not None:
+          self._evaluate(place)
+          return True
     return False
 
-  def _evaluate(
-    self, place: apply.Position, index: published_checkpoint.Index
-  ) -> None:
+  def _evaluate(self, place: apply.Position) -> None:
     heldout = self._evaluator.evaluate(place.shared.params)
+    fingerprint = self._shared_model.fingerprint(place.shared)
     # Before the row is written: a restart skips rounds that have a row.
     self._export(place)
     row = {
@@ -182,7 +185,7 @@ class EvaluatorProcess:
       'nats_per_byte': heldout.nats_per_byte,
       'bits_per_byte': heldout.nats_per_byte / math.log(2),
       'sequences': heldout.sequences,
-      'fingerprint': index.fingerprint,
+      'fingerprint': fingerprint,
     }
     self._rows[place.round] = row
     rows = [json.dumps(self._rows[r]) for r in sorted(self._rows)]
@@ -194,8 +197,8 @@ class EvaluatorProcess:
     self._workdir.status(
       phase='evaluating',
       round=place.round,
-      root=index.root,
-      fingerprint=index.fingerprint,
+      root=place.root.hex(),
+      fingerprint=fingerprint,
       loss=heldout.nats_per_token,
     )
 

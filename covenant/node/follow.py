@@ -183,6 +183,7 @@ def catch_up(node: Node, command: Command, head: int) -> Mapping[int, bytes]:
     node.schedule,
     head,
     node.config.rounds,
+    node.refused,
   )
   place = attempt.run(None if node.state.out_of_sync else node.place)
   node.shared, node.root, node.past = place.shared, place.root, place.past

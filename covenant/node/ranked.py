@@ -144,29 +144,59 @@ class RankedStorage(run_storage_lib.RunStorage):
     def answer() -> Mapping[bytes, bytes | tuple[str, str]]:
       buckets = [mirror.bucket() for mirror in mirrors]
       got = self._real.fetch(kind, round_index, refs, buckets, limit)
-      return {
-        digest: multihost_lib.error_to_plain(data)
-        if isinstance(data, Exception)
-        else data
-        for digest, data in got.items()
-      }
+      return {digest: _to_plain(data) for digest, data in got.items()}
 
     label = ('fetch', kind, round_index, refs, limit)
-    got: dict[bytes, Any] = {}
-    for digest, data in self._process_group.broadcast_from(
-      0, label, answer
-    ).items():
-      is_error = isinstance(data, tuple)
-      got[digest] = multihost_lib.ERRORS[data[0]](data[1]) if is_error else data
-    return got
+    got = self._process_group.broadcast_from(0, label, answer)
+    return {digest: _from_plain(data) for digest, data in got.items()}
 
-  def fetch_chunk(
-    self, digest: bytes, sources: Sequence[Any], limit: int
-  ) -> bytes:
-    def answer() -> bytes:
+  def fetch_chunks(
+    self, digests: Sequence[bytes], sources: Sequence[Any], limit: int
+  ) -> Mapping[bytes, bytes]:
+    def answer() -> Mapping[bytes, bytes]:
       buckets = [source.bucket() for source in sources]
-      return self._real.fetch_chunk(digest, buckets, limit)
+      return self._real.fetch_chunks(digests, buckets, limit)
 
     return self._process_group.broadcast_from(
-      0, ('fetch_chunk', digest, limit), answer
+      0, ('fetch_chunks', list(digests), limit), answer
     )
+
+  def fetch_each(
+    self, key: str, buckets: Sequence[Any], limit: int
+  ) -> list[bytes | store_lib.StoreError]:
+    def answer() -> list[Any]:
+      real = [bucket.bucket() for bucket in buckets]
+      return list(map(_to_plain, self._real.fetch_each(key, real, limit)))
+
+    got = self._process_group.broadcast_from(
+      0, ('fetch_each', key, len(buckets), limit), answer
+    )
+    return list(map(_from_plain, got))
+
+  def rounds_of_each(
+    self, kind: str, buckets: Sequence[Any]
+  ) -> list[list[int] | store_lib.StoreError]:
+    def answer() -> list[Any]:
+      real = [bucket.bucket() for bucket in buckets]
+      return list(map(_to_plain, self._real.rounds_of_each(kind, real)))
+
+    got = self._process_group.broadcast_from(
+      0, ('rounds_of_each', kind, len(buckets)), answer
+    )
+    answers = map(_from_plain, got)
+    return [list(x) if isinstance(x, tuple) else x for x in answers]
+
+
+def _to_plain(answer: Any) -> Any:
+  """Returns an answer as it is sent: an error as its name and message."""
+  if isinstance(answer, Exception):
+    return {'error': multihost_lib.error_to_plain(answer)}
+  return answer
+
+
+def _from_plain(answer: Any) -> Any:
+  """Returns the answer of `_to_plain`."""
+  if isinstance(answer, dict):
+    name, message = answer['error']
+    return multihost_lib.ERRORS[name](message)
+  return answer

@@ -91,7 +91,7 @@ def _keep(node: Validator, command: Command, head: int) -> None:
   due = r % every == 0 or r == node.config.rounds
   if due:
     published_checkpoint.publish(
-      objects, node.place, node.fingerprint(), node.chain.sign
+      objects, node.place, node.shared_model, node.chain.sign
     )
   while role.to_keep:
     objects.put_once(*role.to_keep[0])

@@ -1,13 +1,13 @@
 """Catch-up: a node that joins or fell behind gets the state of the others.
 
-The node takes the newest state that it can verify: its own, a validator's
-checkpoint, or the initial state of the run. It replays the later rounds
-through the code that applied them on every other node. Histories and
-checkpoints may come from liars. Roots chain all manifests to the one that the
-validators vote for on the chain now, so a whole history is checked before a
-byte of it is applied. The decision about the last round with a vote is read
-from the chain itself, because no history has it if all validators died after
-the vote.
+The node starts from its own state, a validator's checkpoint, or the initial
+state of the run, and replays the later rounds through the code that applied
+them on every other node. Histories and checkpoints may come from liars. The
+history is proven from the chain (history.py), and a checkpoint is used only if
+a later manifest of this history names its fingerprint, which is known before a
+byte of it is fetched. A checkpoint of the newest round is not used before a
+majority votes on that round; the one before it is, and the rounds since are
+replayed.
 """
 
 from collections.abc import Callable, Iterator
@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from covenant.chain import interface as chain_lib
 from covenant.protocol import apply
-from covenant.protocol import membership as membership_lib
+from covenant.protocol import history as history_lib
 from covenant.protocol import published_checkpoint
 from covenant.protocol import round as round_lib
 from covenant.protocol import run_storage as run_storage_lib
@@ -23,22 +23,24 @@ from covenant.store import interface as store_lib
 from covenant.train import shared_state as shared_state_lib
 from covenant.wire import manifest as manifest_lib
 
-_PATIENCE = 2  # rounds
+Source = history_lib.Source
 
-_Base = Callable[[], apply.Position]
-
-
-class _Source(NamedTuple):
-  hotkey: str
-  bucket: store_lib.Bucket
+_OWN, _GENESIS = 'own', 'genesis'
 
 
-class _Anchor(NamedTuple):
-  """The last round before the target that any validator voted on."""
+class Refused(NamedTuple):
+  """A state that has led a node to a mismatch, which it does not try again."""
 
+  origin: str  # hotkey of the validator that published it, or 'own'
   round: int
-  root: bytes  # history root before the round
-  manifest: bytes  # the manifest that was decided; b'' if none was
+
+
+class _Base(NamedTuple):
+  """A state to replay from."""
+
+  name: Refused
+  root: bytes
+  load: Callable[[], apply.Position]
 
 
 class CatchUp:
@@ -51,6 +53,12 @@ class CatchUp:
     schedule: the blocks of the phases.
     head: the newest block.
     rounds: the number of rounds of the run.
+    refused: what the node has found wrong in earlier attempts; this one adds
+      to it.
+
+  Attributes:
+    target: the round to reach: all rounds before it are decided.
+    replayed: the manifests that `run` applied, by round, as in a history.
 
   Raises:
     ChainError: the chain cannot be read.
@@ -64,22 +72,20 @@ class CatchUp:
     schedule: round_lib.Schedule,
     head: int,
     rounds: int,
+    refused: set[Refused] | None = None,
   ):
-    self.replayed: dict[int, bytes] = {}  # manifests by round, as in a history
+    self.replayed: dict[int, bytes] = {}
     self._chain = chain
     self._storage = storage
     self._shared_model = shared_model
-    self._schedule = schedule
-    self._membership = membership_lib.read(
-      chain, schedule.finalized(head), schedule
+    self._refused = set() if refused is None else refused
+    self._view = history_lib.view(
+      chain, storage, schedule, shared_model.run, head, rounds
     )
-    self._target = min(max(schedule.round_at(head) - 1, 0), rounds)
-    self._sources = [
-      _Source(peer.hotkey, bucket)
-      for peer in self._membership.candidates
-      if (location := self._membership.location(peer.uid))
-      and (bucket := storage.bucket_at(location)) is not None
-    ]
+    self.target = self._view.target
+    self._listed: dict[int, list[Source]] | None = None
+    self._indexes: dict[int, list[tuple[Source, published_checkpoint.Index]]]
+    self._indexes = {}
 
   def run(self, position: apply.Position | None) -> apply.Position:
     """Returns the position of the others.
@@ -96,175 +102,171 @@ class CatchUp:
       StoreError: an object cannot be had now.
     """
     reasons: list[Exception] = []
-    for anchor in self._anchors():
-      for base in self._bases(position):
+    for anchor in history_lib.anchors(self._view):
+      history = history_lib.History(self._view, anchor)
+      for base in self._bases(history, position):
         try:
-          return self._replay(base(), anchor)
+          place = self._replay(base, history)
+          self._refused.discard(Refused(_OWN, place.round))
+          return place
         except (apply.OutOfSyncError, store_lib.StoreError) as e:
           reasons.append(e)
-      for e in reasons:
-        if isinstance(e, store_lib.StoreError):
-          raise store_lib.StoreUnavailableError(f'cannot catch up: {e}')
-    raise apply.OutOfSyncError(
-      f'cannot catch up: {"; ".join(map(str, reasons))}'
-    )
+      reasons += history.unavailable
+      if any(isinstance(e, store_lib.StoreError) for e in reasons):
+        raise store_lib.StoreUnavailableError(
+          f'cannot catch up: {_joined(reasons)}'
+        )
+      reasons.append(
+        apply.OutOfSyncError(
+          f'no state that is here or published leads to the root '
+          f'{anchor.root.hex()} that validators have in round {anchor.round}'
+        )
+      )
+    raise apply.OutOfSyncError(f'cannot catch up: {_joined(reasons)}')
 
-  def _anchors(self) -> Iterator[_Anchor]:
-    """Yields the newest vote, then older ones in case a minority lied.
+  def published(self) -> list[int]:
+    """Returns the rounds up to the target that checkpoints are listed for."""
+    return sorted(self._sources_of_rounds())
+
+  def checkpoint(self, round_index: int) -> apply.Position | None:
+    """Returns the published state before a round.
+
+    None is returned if no manifest that the chain vouches for names the
+    fingerprint of a checkpoint of this round.
 
     Raises:
-      StoreError: no validator has the manifest that was voted for. If only a
-        minority voted for it, and none voted since, the node waits for it for
-        some rounds only.
+      StoreError: it cannot be had now.
     """
-    membership = self._before_target()
-    voted = {
-      membership.votes[peer.uid]
-      for peer in membership.candidates
-      if membership.votes.get(peer.uid, self._target) < self._target
-    }
-    for r in sorted(voted, reverse=True):
-      held = self._decided(r, membership)
-      # Votes that came too late still name their history.
-      late = self._decision(r, membership, membership.block, True)
-      digest = held.digest if late is None else held.digest or late.digest
-      assert digest is not None
-      try:
-        data = apply.fetch_manifest(self._storage, self._membership, r, digest)
-        root = manifest_lib.decode(data, self._chain.verify).root
-        yield _Anchor(r, root, b'' if held.digest is None else data)
-      except manifest_lib.ManifestError:
-        pass  # malformed for every node: no message counts
-      except store_lib.StoreError:
-        if held.majority or self._target <= r + _PATIENCE:
-          raise
-      if held.majority:
-        return
-    yield _Anchor(0, manifest_lib.genesis(self._shared_model.run), b'')
+    for anchor in history_lib.anchors(self._view):
+      if anchor.majority:
+        history = history_lib.History(self._view, anchor)
+        for base in self._checkpoints(history, round_index):
+          return base.load()
+    return None
 
-  def _decided(
-    self, round_index: int, membership: membership_lib.Membership
-  ) -> round_lib.Decision:
-    """Returns the decision about a round whose votes `membership` has."""
-    r, schedule = round_index, self._schedule
-    held = self._decision(r, membership, schedule.decision_block(r), False)
-    held = held or self._decision(
-      r, membership, schedule.last_decision_block(r), True
-    )
-    assert held is not None  # the last decision block leaves nothing open
-    return held
+  def _bases(
+    self, history: history_lib.History, position: apply.Position | None
+  ) -> Iterator[_Base]:
+    """Yields states of a history, in the order in which they are tried.
 
-  def _decision(
-    self,
-    round_index: int,
-    membership: membership_lib.Membership,
-    until: int,
-    last: bool,
-  ) -> round_lib.Decision | None:
-    """Returns the decision by the votes that were cast until a block."""
-    stakes = membership.stakes(round_index)
-    votes = {
-      uid: vote
-      for uid, vote in membership.commitments.items()
-      if membership.committed[uid] <= until
-    }
-    return round_lib.decide(round_index, votes, stakes, last)
-
-  def _before_target(self) -> membership_lib.Membership:
-    """Returns the membership at the decision of the round before the target."""
-    try:
-      block = self._schedule.last_decision_block(self._target - 1)
-      return membership_lib.read(self._chain, block, self._schedule)
-    except chain_lib.ChainRejectedError:  # too old: the run is over
-      return self._membership
-
-  def _bases(self, position: apply.Position | None) -> Iterator[_Base]:
-    """Yields loaders of the positions to replay from, newest first.
-
-    A validator whose bucket fails now is skipped.
+    The own state comes first: what it lacks is less than a checkpoint.
     """
-    found = []
-    for source in self._sources:
-      try:
-        rounds = published_checkpoint.published(self._storage, source.bucket)
-      except store_lib.StoreError:
+    if position is not None and position.round <= self.target:
+      own = Refused(_OWN, position.round)
+      if own not in self._refused:
+        yield _Base(own, position.root, lambda: position)
+    for r in sorted(self._sources_of_rounds(), reverse=True):
+      yield from self._checkpoints(history, r)
+    root = manifest_lib.genesis(self._shared_model.run)
+    yield _Base(Refused(_GENESIS, 0), root, self._genesis)
+
+  def _checkpoints(
+    self, history: history_lib.History, round_index: int
+  ) -> Iterator[_Base]:
+    """Yields the checkpoints of a round that a later manifest vouches for.
+
+    All of them have the same pieces, which are fetched from whoever has them.
+    """
+    r = round_index
+    fitting = []
+    for source, index in self._read(r):
+      name = Refused(source.hotkey, r)
+      if not history.leads_from(r, bytes.fromhex(index.root)):
         continue
-      found += [(r, source) for r in rounds if r <= self._target]
-    oldest = -1 if position is None else position.round
-    for r, source in sorted(found, key=lambda item: -item[0]):
-      if r > oldest:
-        yield lambda r=r, source=source: self._load(r, source)
-    if position is not None:
-      yield lambda: position
-    yield self._genesis
+      vouched = history.fingerprint(r)
+      if vouched == index.fingerprint:
+        fitting.append((name, source, index))
+      elif vouched is not None and history.anchor.majority:
+        self._refused.add(name)
+    if fitting:
+      name, _, index = fitting[0]
+      first = [source for _, source, _ in fitting]
+      rest = [source for source in self._view.sources if source not in first]
+      buckets = [source.bucket for source in (*first, *rest)]
+      yield _Base(
+        name,
+        bytes.fromhex(index.root),
+        lambda: published_checkpoint.load(
+          self._storage, index, buckets, self._shared_model
+        ),
+      )
 
-  def _load(self, round_index: int, source: _Source) -> apply.Position:
-    index = published_checkpoint.read_index(
-      self._storage,
-      source.bucket,
-      round_index,
-      source.hotkey,
-      self._chain.verify,
-    )
-    buckets = [other.bucket for other in self._sources if other != source]
-    return published_checkpoint.load(
-      self._storage, index, [source.bucket, *buckets], self._shared_model
-    )
+  def _sources_of_rounds(self) -> dict[int, list[Source]]:
+    """Returns the validators that list a checkpoint, by round.
+
+    A validator whose bucket fails now is skipped, and of one that lists many
+    the newest are looked at.
+    """
+    if self._listed is None:
+      self._listed = {}
+      buckets = [source.bucket for source in self._view.sources]
+      lists = self._storage.rounds_of_each('checkpoints', buckets)
+      for source, rounds in zip(self._view.sources, lists, strict=True):
+        if isinstance(rounds, store_lib.StoreError):
+          continue
+        past = [r for r in rounds if r <= self.target]
+        for r in past[-published_checkpoint.MOST_ROUNDS :]:
+          self._listed.setdefault(r, []).append(source)
+    return self._listed
+
+  def _read(
+    self, round_index: int
+  ) -> list[tuple[Source, published_checkpoint.Index]]:
+    """Returns the well-formed indexes of a round; remembers the others."""
+    r = round_index
+    if r not in self._indexes:
+      self._indexes[r] = []
+      sources = [
+        source
+        for source in self._sources_of_rounds().get(r, [])
+        if Refused(source.hotkey, r) not in self._refused
+      ]
+      layout = published_checkpoint.layout(self._shared_model)
+      got = self._storage.fetch_each(
+        self._storage.key('checkpoints', r),
+        [source.bucket for source in sources],
+        layout.index_bytes,
+      )
+      for source, data in zip(sources, got, strict=True):
+        if isinstance(data, store_lib.ObjectTooLargeError):
+          self._refused.add(Refused(source.hotkey, r))
+        if isinstance(data, store_lib.StoreError):
+          continue
+        try:
+          index = published_checkpoint.decode(
+            data, layout, source.hotkey, self._chain.verify
+          )
+          if index.round != r:
+            raise apply.OutOfSyncError(f'of round {index.round}, not {r}')
+          self._indexes[r].append((source, index))
+        except apply.OutOfSyncError:
+          self._refused.add(Refused(source.hotkey, r))
+    return self._indexes[r]
 
   def _genesis(self) -> apply.Position:
     root = manifest_lib.genesis(self._shared_model.run)
     return apply.Position(0, root, self._shared_model.init())
 
-  def _replay(self, start: apply.Position, anchor: _Anchor) -> apply.Position:
-    """Returns the target's position, if a history from `start` leads there."""
-    error: Exception | None = None
-    for first in range(max(len(self._sources), 1)):
-      order = self._sources[first:] + self._sources[:first]
-      try:
-        manifests = self._history(order, start.round, anchor)
-        self._verify(start, manifests, anchor)
-        position = self._apply(start, manifests)
-        self.replayed = dict(enumerate(manifests, start=start.round))
-        return position
-      except (apply.OutOfSyncError, store_lib.StoreError) as e:
-        error = e
-    assert error is not None
-    raise error
-
-  def _history(
-    self, sources: list[_Source], start: int, anchor: _Anchor
-  ) -> list[bytes]:
-    """Returns the manifest of every round from `start`; b'' for none."""
-    manifests = []
-    for r in range(start, self._target):
-      # No vote on a later round was ever cast, so no message counted in it.
-      data = anchor.manifest if r == anchor.round else b''
-      if r < anchor.round:
-        key = self._storage.key('history', r)
-        for source in sources:
-          try:
-            data = source.bucket.get(key, manifest_lib.MAX_BYTES)
-            break
-          except store_lib.MissingObjectError:
-            continue
-      manifests.append(data)
-    return manifests
-
-  def _verify(
-    self, start: apply.Position, manifests: list[bytes], anchor: _Anchor
-  ) -> None:
-    """Raises OutOfSyncError unless the history leads to the voted root."""
-    root = start.root
-    for r, data in enumerate(manifests, start=start.round):
-      root = _extend(root, r, data)
-    goal = anchor.root
-    for r in range(anchor.round, self._target):
-      goal = _extend(goal, r, anchor.manifest if r == anchor.round else b'')
-    if root != goal:
+  def _replay(
+    self, base: _Base, history: history_lib.History
+  ) -> apply.Position:
+    """Returns the target's position, if the history leads there from a base."""
+    name, r = base.name, base.name.round
+    if not history.leads_from(r, base.root):
       raise apply.OutOfSyncError(
-        f'the history from round {start.round} leads to the root {root.hex()} '
-        f'in round {self._target}, where validators have {goal.hex()}'
+        f'the history from round {r} ({name.origin}) leads to another root '
+        f'than {history.anchor.root.hex()}, which validators have in round '
+        f'{history.anchor.round}'
       )
+    manifests = history.manifests(r, self.target)
+    try:
+      position = self._apply(base.load(), manifests)
+    except apply.OutOfSyncError:
+      if history.anchor.majority:
+        self._refused.add(name)
+      raise
+    self.replayed = dict(enumerate(manifests, start=r))
+    return position
 
   def _apply(
     self, start: apply.Position, manifests: list[bytes]
@@ -282,7 +284,7 @@ class CatchUp:
         apply.check_matches(manifest, position.root, fingerprint)
         payloads = apply.fetch_payloads(
           self._storage,
-          self._membership,
+          self._view.membership,
           r,
           manifest.entries,
           self._shared_model.spec.payload_bytes,
@@ -296,6 +298,5 @@ class CatchUp:
     return position
 
 
-def _extend(root: bytes, round_index: int, manifest: bytes) -> bytes:
-  digest = run_storage_lib.digest(manifest) if manifest else None
-  return manifest_lib.extend(root, round_index, digest)
+def _joined(reasons: list[Exception]) -> str:
+  return '; '.join(dict.fromkeys(map(str, reasons)))

@@ -1,34 +1,42 @@
 """Published checkpoints: the shared state in a validator's bucket.
 
-Orbax writes the state. Its files are cut into chunks that are named by their
-digests, so unchanged chunks are stored once and any mirror can serve them. The
-signed index is put last: a checkpoint that can be found is complete.
+A checkpoint is the bytes of every tensor, cut into pieces that are named by
+their digests, so unchanged pieces are stored once and any mirror can serve
+them. The signed index is put last: a checkpoint that can be found is complete.
+
+Indexes come from strangers. The model says which tensors an index lists, and
+how many pieces of how many bytes each has, so there is nothing in it that a
+reader has to trust or to make room for. The fingerprint of a state is a hash of
+the same digests. So whoever knows the fingerprint of a round, from a manifest
+that the chain vouches for, knows whether an index is right before it fetches a
+byte of the state.
 """
 
 import json
+import math
 import pathlib
+import re
 import tempfile
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
+import numpy as np
 
-from covenant import extras
 from covenant import typing as ct
 from covenant.models import sharding
 from covenant.protocol import apply
-from covenant.protocol import checkpoint as checkpoint_lib
 from covenant.protocol import run_storage as run_storage_lib
 from covenant.store import interface as store_lib
 from covenant.train import shared_state as shared_state_lib
 from covenant.wire import manifest as manifest_lib
 
-with extras.needed('run'):
-  from orbax.checkpoint import v1 as ocp
-
-_CHUNK = 32 << 20  # bytes
-_MAX_INDEX = 16 << 20  # bytes
+MOST_ROUNDS = 4  # newest checkpoints of a stranger that are looked at
 _SIGNATURE_BYTES = 64
+_BATCH = 16  # pieces that are fetched and held at the same time
+_NAME = re.compile(r'[A-Za-z0-9_.]{1,200}')
+_HEX_64 = re.compile(r'[0-9a-f]{64}')
+_HEX_32 = re.compile(r'[0-9a-f]{32}')
 
 
 class Index(NamedTuple):
@@ -38,42 +46,66 @@ class Index(NamedTuple):
   root: str  # history root, hexadecimal
   fingerprint: str  # of the shared state
   past: list[list[str]]  # see `apply.Position`
-  files: dict[str, list[str]]  # relative path -> digests of its chunks
+  files: dict[str, list[str]]  # tensor -> digests of its pieces
+
+
+class Layout(NamedTuple):
+  """The tensors of a run's checkpoints, by name."""
+
+  tensors: dict[str, jax.ShapeDtypeStruct]
+  links: int  # past rounds that a node must know, see `apply.kept_links`
+
+  def pieces(self, name: str) -> int:
+    """Returns the number of pieces of a tensor."""
+    return -(-self.size(name) // shared_state_lib.PIECE_BYTES)
+
+  def size(self, name: str) -> int:
+    """Returns the bytes of a tensor."""
+    x = self.tensors[name]
+    return math.prod(x.shape) * x.dtype.itemsize
+
+  @property
+  def index_bytes(self) -> int:
+    """The most bytes of an index."""
+    pieces = sum(self.pieces(name) for name in self.tensors)
+    names = sum(len(name) + 10 for name in self.tensors)
+    return 1024 + names + 70 * pieces + 150 * self.links
+
+
+def layout(shared_model: shared_state_lib.SharedModel) -> Layout:
+  """Returns the layout of a model's checkpoints."""
+  return Layout(
+    shared_state_lib.named_leaves(_abstract(shared_model)),
+    apply.kept_links(shared_model),
+  )
 
 
 def publish(
   storage: run_storage_lib.RunStorage,
   position: apply.Position,
-  fingerprint: str,
+  shared_model: shared_state_lib.SharedModel,
   sign: ct.Sign,
 ) -> None:
   """Puts the shared state of a position into the own bucket.
 
   Raises:
-    StoreError: it is not published; chunks already put are used next time.
+    StoreError: it is not published; pieces already put are used next time.
   """
-  files = {}
-  with tempfile.TemporaryDirectory() as folder:
-    root = pathlib.Path(folder, 'checkpoint')
-    try:
-      tree = checkpoint_lib.writable(position.shared._asdict())
-      context = checkpoint_lib.writing(tree)
-      context.array.saving.use_compression = True  # it will be downloaded
-      with context:
-        ocp.save(str(root), tree)
-    except Exception as e:  # any error of Orbax, such as about a full disk
-      raise store_lib.StoreError(f'cannot write to {folder}: {e}') from e
-    for path in sorted(p for p in root.rglob('*') if p.is_file()):
-      digests = []
-      with open(path, 'rb') as file:
-        while chunk := file.read(_CHUNK):
-          digest = run_storage_lib.digest(chunk)
-          storage.put_once(storage.chunk_key(digest), chunk)
-          digests.append(digest.hex())
-      files[str(path.relative_to(root))] = digests
+  files: dict[str, list[str]] = {}
+  put = set()
+  for name, leaf in shared_state_lib.named_leaves(position.shared).items():
+    files[name] = []
+    for piece in shared_state_lib.pieces(shared_model.host.load(leaf)):
+      data = piece.tobytes()
+      digest = run_storage_lib.digest(data)
+      if digest not in put:
+        storage.put_once(storage.chunk_key(digest), data)
+        put.add(digest)
+      files[name].append(digest.hex())
+  fingerprint = _fingerprint(files)
   past = apply.links_to_json(position.past)
   index = Index(position.round, position.root.hex(), fingerprint, past, files)
-  body = json.dumps(index._asdict()).encode()
+  body = encode(index)
   storage.put_once(
     storage.key('checkpoints', position.round), body + sign(body)
   )
@@ -86,98 +118,88 @@ def published(
   return storage.rounds('checkpoints', bucket)
 
 
-def read_index(
-  storage: run_storage_lib.RunStorage,
-  bucket: store_lib.Bucket,
-  round_index: int,
+def encode(index: Index) -> bytes:
+  """Returns the one encoding of an index, without its signature."""
+  return json.dumps(index._asdict(), separators=(',', ':')).encode()
+
+
+def decode(
+  data: bytes,
+  layout: Layout,
   hotkey: str,
   verify: Callable[[str, bytes, bytes], bool],
 ) -> Index:
-  """Reads an index and checks that `hotkey` signed it.
+  """Decodes the index of an untrusted peer.
+
+  Args:
+    data: the bytes.
+    layout: of the run's checkpoints.
+    hotkey: of the owner of the bucket.
+    verify: returns whether a hotkey signed bytes: (hotkey, data, signature).
 
   Raises:
-    StoreError: the index cannot be had.
-    apply.OutOfSyncError: it is malformed, or not signed by `hotkey`.
+    apply.OutOfSyncError: it is not signed by `hotkey`, not in canonical form,
+      not of this layout, or it contradicts itself.
   """
-  key = storage.key('checkpoints', round_index)
-  data = bucket.get(key, _MAX_INDEX)
+  if not _SIGNATURE_BYTES < len(data) <= layout.index_bytes + _SIGNATURE_BYTES:
+    raise apply.OutOfSyncError(
+      f'index of a checkpoint: expected up to {layout.index_bytes} bytes and '
+      f'a signature, got {len(data)} bytes'
+    )
   body, signature = data[:-_SIGNATURE_BYTES], data[-_SIGNATURE_BYTES:]
   if not verify(hotkey, body, signature):
-    raise apply.OutOfSyncError(f'{key} is not signed by {hotkey}')
+    raise apply.OutOfSyncError(f'index of a checkpoint: not signed by {hotkey}')
   try:
     index = Index(**json.loads(body))
-    for path, digests in index.files.items():
-      parts = pathlib.PurePosixPath(path).parts
-      if not parts or '..' in parts or path.startswith('/'):
-        raise ValueError(f'a file named {path!r}')
-      if any(len(bytes.fromhex(digest)) != 32 for digest in digests):
-        raise ValueError(f'a digest of {path!r}')
-    if index.round != round_index or len(bytes.fromhex(index.root)) != 32:
-      raise ValueError(f'of round {index.round}, with root {index.root!r}')
-    _check_past(index)
-  except (ValueError, TypeError, AttributeError) as e:
-    raise apply.OutOfSyncError(f'{key}: {e}') from e
+    _check(index, layout)
+    if encode(index) != body:
+      raise ValueError('not in canonical form')
+  except (ValueError, TypeError, AttributeError, RecursionError) as e:
+    raise apply.OutOfSyncError(
+      f'index of a checkpoint: {type(e).__name__}: {str(e)[:200]}'
+    ) from None
   return index
 
 
-def load(
-  storage: run_storage_lib.RunStorage,
-  index: Index,
-  sources: Sequence[store_lib.Bucket],
-  shared_model: shared_state_lib.SharedModel,
-) -> apply.Position:
-  """Loads the position that an index describes onto the model's devices.
+def _check(index: Index, layout: Layout) -> None:
+  """Raises ValueError or TypeError unless an index is of a layout."""
+  if type(index.round) is not int or not 0 <= index.round < 10**8:
+    raise ValueError(f'expected a round, got {str(index.round)[:50]}')
+  _match(_HEX_64, index.root)
+  _match(_HEX_32, index.fingerprint)
+  if type(index.past) is not list or type(index.files) is not dict:
+    raise ValueError('expected a list `past` and an object `files`')
+  if len(index.past) != min(layout.links, index.round):
+    raise ValueError(f'knows {len(index.past)} rounds before')
+  for link in index.past:
+    root, digest = link
+    _match(_HEX_64, root)
+    if digest != '':
+      _match(_HEX_64, digest)
+  for name in index.files:
+    _match(_NAME, name)
+  if index.files.keys() != layout.tensors.keys():
+    different = sorted(index.files.keys() ^ layout.tensors.keys())
+    raise ValueError(f'of another model, which differs in {different[0]!r}')
+  for name, digests in index.files.items():
+    if type(digests) is not list or len(digests) != layout.pieces(name):
+      raise ValueError(f'{name}: expected {layout.pieces(name)} digests')
+    for digest in digests:
+      _match(_HEX_64, digest)
+  if _fingerprint(index.files) != index.fingerprint:
+    raise ValueError('the fingerprint is not that of its pieces')
+  _check_past(index)
 
-  Args:
-    storage: the storage of the node that asks.
-    index: the checkpoint to load.
-    sources: buckets that may have the chunks.
-    shared_model: the model of the run.
 
-  Raises:
-    StoreError: a chunk cannot be had.
-    apply.OutOfSyncError: the checkpoint differs from its index.
-  """
-  abstract: ct.PyTree = _abstract(shared_model)
-  # Orbax's own files are smaller than the arrays. A limit protects the disk.
-  budget = (1 << 20) + 2 * sum(
-    x.size * x.dtype.itemsize for x in jax.tree.leaves(abstract)
+def _match(pattern: re.Pattern[str], text: object) -> None:
+  if type(text) is not str or not pattern.fullmatch(text):
+    raise ValueError(f'expected {pattern.pattern}, got {str(text)[:80]!r}')
+
+
+def _fingerprint(files: dict[str, list[str]]) -> str:
+  return shared_state_lib.state_fingerprint(
+    {name: list(map(bytes.fromhex, digests)) for name, digests in files.items()}
   )
-  with tempfile.TemporaryDirectory() as folder:
-    root = pathlib.Path(folder, 'checkpoint')
-    for name, digests in index.files.items():
-      path = root / name
-      path.parent.mkdir(parents=True, exist_ok=True)
-      with open(path, 'wb') as file:
-        for digest in digests:
-          chunk = storage.fetch_chunk(bytes.fromhex(digest), sources, _CHUNK)
-          budget -= len(chunk)
-          if budget < 0:
-            raise apply.OutOfSyncError(
-              f'the checkpoint of round {index.round} is too large'
-            )
-          file.write(chunk)
-    try:
-      with checkpoint_lib.reading(abstract):
-        tree: ct.PyTree = ocp.load(str(root), abstract._asdict())
-    except Exception as e:  # any error of Orbax about untrusted files
-      raise apply.OutOfSyncError(
-        f'the checkpoint of round {index.round} cannot be read: '
-        f'{checkpoint_lib.reason(e)}'
-      ) from e
-  shared = shared_state_lib.SharedState(**tree)
-  found = shared_model.fingerprint(shared)
-  if found != index.fingerprint:
-    raise apply.OutOfSyncError(
-      f'the checkpoint of round {index.round} has the fingerprint {found}, '
-      f'not {index.fingerprint}'
-    )
-  past = apply.links_from_json(index.past)
-  if len(past) != min(apply.kept_links(shared_model), index.round):
-    raise apply.OutOfSyncError(
-      f'the checkpoint of round {index.round} knows {len(past)} rounds before'
-    )
-  return apply.Position(index.round, bytes.fromhex(index.root), shared, past)
 
 
 def _check_past(index: Index) -> None:
@@ -188,6 +210,95 @@ def _check_past(index: Index) -> None:
     if manifest_lib.extend(link.root, r, link.digest) != root:
       raise ValueError(f'round {r} of its past does not lead to {root.hex()}')
     root = link.root
+
+
+def load(
+  storage: run_storage_lib.RunStorage,
+  index: Index,
+  sources: Sequence[store_lib.Bucket],
+  shared_model: shared_state_lib.SharedModel,
+) -> apply.Position:
+  """Loads the position that an index describes onto the model's devices.
+
+  One tensor at a time is on the disk of this host.
+
+  Args:
+    storage: the storage of the node that asks.
+    index: a checkpoint of this model, see `decode`.
+    sources: buckets that may have the pieces.
+    shared_model: the model of the run.
+
+  Raises:
+    StoreError: a piece cannot be had, or not be stored.
+    apply.OutOfSyncError: the state in memory is not that of the index.
+  """
+  found = layout(shared_model)
+  try:
+    _check(index, found)
+  except (ValueError, TypeError) as e:
+    raise apply.OutOfSyncError(f'index of a checkpoint: {e}') from None
+  leaves = {}
+  try:
+    with tempfile.TemporaryDirectory() as folder:
+      for name, abstract in found.tensors.items():
+        path = pathlib.Path(folder, 'tensor')
+        _fetch(storage, index, name, found.size(name), sources, path)
+        leaves[name] = _place(path, abstract)
+  except OSError as e:
+    raise store_lib.StoreError(
+      f'the checkpoint of round {index.round} cannot be stored: {e}'
+    ) from e
+  shared = jax.tree_util.tree_map_with_path(
+    lambda path, _: leaves[
+      jax.tree_util.keystr(path, simple=True, separator='.')
+    ],
+    _abstract(shared_model),
+  )
+  here = shared_model.fingerprint(shared)
+  if here != index.fingerprint:
+    raise apply.OutOfSyncError(
+      f'the checkpoint of round {index.round} has the fingerprint {here} here, '
+      f'not {index.fingerprint}: check the memory and the disk of this machine'
+    )
+  past = apply.links_from_json(index.past)
+  return apply.Position(index.round, bytes.fromhex(index.root), shared, past)
+
+
+def _fetch(
+  storage: run_storage_lib.RunStorage,
+  index: Index,
+  name: str,
+  size: int,
+  sources: Sequence[store_lib.Bucket],
+  path: pathlib.Path,
+) -> None:
+  """Writes the bytes of a tensor to a file; raises StoreError or OSError."""
+  digests = [bytes.fromhex(digest) for digest in index.files[name]]
+  limit = shared_state_lib.PIECE_BYTES
+  with open(path, 'wb') as file:
+    for i in range(0, len(digests), _BATCH):
+      some = digests[i : i + _BATCH]
+      pieces = storage.fetch_chunks(list(dict.fromkeys(some)), sources, limit)
+      for at, digest in enumerate(some, start=i):
+        expected = min(limit, size - at * limit)
+        if len(pieces[digest]) != expected:
+          raise apply.OutOfSyncError(
+            f'the checkpoint of round {index.round}: piece {at} of {name} has '
+            f'{len(pieces[digest])} bytes, not {expected}'
+          )
+        file.write(pieces[digest])
+
+
+def _place(path: pathlib.Path, abstract: jax.ShapeDtypeStruct) -> jax.Array:
+  """Returns the tensor in a file, where the model keeps it."""
+  dtype, shape = np.dtype(abstract.dtype), abstract.shape
+  if math.prod(shape):
+    whole = np.memmap(path, dtype, 'r', shape=shape or (1,)).reshape(shape)
+  else:
+    whole = np.empty(shape, dtype)
+  return jax.make_array_from_callback(
+    shape, abstract.sharding, lambda index: np.array(whole[index], copy=True)
+  )
 
 
 def _abstract(
@@ -208,12 +319,16 @@ def _abstract(
 
 
 def prune(storage: run_storage_lib.RunStorage, keep: int) -> int:
-  """Deletes own checkpoints but the newest ones, and unused chunks.
+  """Deletes own checkpoints but the newest ones, and unused pieces.
+
+  At least two are kept: a joining node starts from one that later manifests
+  vouch for.
 
   Returns:
     The first round whose objects a joining node may need: the round of the
-    oldest checkpoint left, or 0 while there are fewer than `keep`.
+    oldest checkpoint left, or 0 while there are fewer than are kept.
   """
+  keep = max(keep, 2)
   rounds = published(storage, storage.bucket)
   left = rounds[-keep:]
   if rounds[:-keep]:
@@ -223,7 +338,7 @@ def prune(storage: run_storage_lib.RunStorage, keep: int) -> int:
     named = set()
     for r in left:
       key = storage.key('checkpoints', r)
-      body = storage.bucket.get(key, _MAX_INDEX)[:-_SIGNATURE_BYTES]
+      body = storage.bucket.get(key, 1 << 30)[:-_SIGNATURE_BYTES]
       for digests in json.loads(body)['files'].values():
         named.update(digests)
     storage.delete_chunks_except(named)

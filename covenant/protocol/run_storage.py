@@ -10,6 +10,9 @@
 An object that is named by its digest can come from any bucket.
 """
 
+import re
+import threading
+import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -22,7 +25,9 @@ Open = Callable[[bytes], interface.Bucket]  # a location from the chain
 # A fetch of several objects gives up after these seconds plus the time that all
 # of them take at half a gigabit per second.
 _SECONDS, _RATE = 60.0, 2.0**26  # bytes/s
+_SMALL_SECONDS = 20.0  # that one object or list of each peer may take
 _WORKERS = 16
+_ROUND = re.compile(r'[0-9]{8}')
 
 
 class ObjectRef(NamedTuple):
@@ -116,22 +121,71 @@ class RunStorage:
     seconds = _SECONDS + len(requests) * limit / _RATE
     return reader.fetch(requests, seconds, _WORKERS) | missing
 
-  def fetch_chunk(
-    self, digest: bytes, sources: Sequence[interface.Bucket], limit: int
-  ) -> bytes:
-    """Fetches a chunk from any of the sources; raises StoreError."""
-    key = self.chunk_key(digest)
-    request = reader.ObjectRequest(tuple(sources), key, limit, digest)
-    got = reader.fetch({digest: request}, _SECONDS, _WORKERS)[digest]
-    if isinstance(got, interface.StoreError):
-      raise got
-    return got
+  def fetch_chunks(
+    self,
+    digests: Sequence[bytes],
+    sources: Sequence[interface.Bucket],
+    limit: int,
+  ) -> Mapping[bytes, bytes]:
+    """Fetches chunks from any of the sources; raises StoreError."""
+    requests = {
+      digest: reader.ObjectRequest(
+        tuple(sources), self.chunk_key(digest), limit, digest
+      )
+      for digest in digests
+    }
+    seconds = _SECONDS + len(requests) * limit / _RATE
+    chunks = {}
+    for digest, got in reader.fetch(requests, seconds, _WORKERS).items():
+      if isinstance(got, interface.StoreError):
+        raise got
+      chunks[digest] = got
+    return chunks
+
+  def fetch_each(
+    self, key: str, buckets: Sequence[interface.Bucket], limit: int
+  ) -> list[bytes | interface.StoreError]:
+    """Fetches what each bucket has under a key, from all at the same time."""
+    requests = {
+      i: reader.ObjectRequest((bucket,), key, limit)
+      for i, bucket in enumerate(buckets)
+    }
+    got = reader.fetch(requests, _SMALL_SECONDS, max(len(requests), 1))
+    return [got[i] for i in requests]
+
+  def rounds_of_each(
+    self, kind: str, buckets: Sequence[interface.Bucket]
+  ) -> list[list[int] | interface.StoreError]:
+    """Lists the rounds of each bucket's objects, of all at the same time.
+
+    A bucket that has not answered in time has an error.
+    """
+    answers: list[list[int] | interface.StoreError] = [
+      interface.StoreUnavailableError(f'no list within {_SMALL_SECONDS:g} s')
+    ] * len(buckets)
+
+    def ask(i: int) -> None:
+      try:
+        answers[i] = self.rounds(kind, buckets[i])
+      except interface.StoreError as e:
+        answers[i] = e
+
+    threads = [
+      threading.Thread(target=ask, args=(i,), daemon=True)
+      for i in range(len(buckets))
+    ]
+    deadline = time.monotonic() + _SMALL_SECONDS
+    for thread in threads:
+      thread.start()
+    for thread in threads:
+      thread.join(max(deadline - time.monotonic(), 0))
+    return list(answers)
 
   def rounds(self, kind: str, bucket: interface.Bucket) -> list[int]:
     """Returns the rounds of a bucket's objects of a kind, in order."""
     folder = f'{self._run}/{kind}/'
     names = {i.key.removeprefix(folder)[:8] for i in bucket.list(folder)}
-    return sorted(int(name) for name in names if name.isdecimal())
+    return sorted(int(name) for name in names if _ROUND.fullmatch(name))
 
   def delete_before(self, kind: str, before: int) -> None:
     """Deletes own objects of a kind that belong to earlier rounds."""

@@ -8,7 +8,7 @@ import collections
 import functools
 import hashlib
 import types
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent import futures
 from typing import NamedTuple
 
@@ -31,7 +31,9 @@ from covenant.train import placement
 from covenant.train import step_bound
 from covenant.wire import payload
 
-_PIECE_BYTES = 1 << 26  # bytes of a leaf that have a digest of their own
+# Bytes of a leaf that have a digest of their own; a published checkpoint has an
+# object per piece.
+PIECE_BYTES = 1 << 25
 _PIECES = 32  # number of pieces on the host at once
 # Baselines whose outer optimizer normalizes the step.
 _UNBOUNDED = ('ddp', 'demo')
@@ -106,10 +108,13 @@ class SharedModel:
     self.host = placement.HostOffload(device, offload)
 
   def fingerprint(self, shared: SharedState) -> str:
-    """Returns the `fingerprint` of the parameters; caches the last one."""
+    """Returns the `state_fingerprint` of a state; caches the last one."""
     if self._last is None or self._last[0] is not shared:
-      found = fingerprint(shared.params, load=self.host.load)
-      self._last = shared, found
+      pieces = {
+        name: list(piece_digests(self.host.load(leaf)))
+        for name, leaf in named_leaves(shared).items()
+      }
+      self._last = shared, state_fingerprint(pieces)
     return self._last[1]
 
   def init(self) -> SharedState:
@@ -226,21 +231,40 @@ class SharedModel:
     return after, new.delta_norm
 
 
-def fingerprint(
-  params: ct.Params,
-  piece_bytes: int = _PIECE_BYTES,
-  load: Callable[[ct.Array], ct.Array] = lambda leaf: leaf,
-) -> str:
-  """Returns a digest that is equal if and only if all parameters are equal.
+def named_leaves(state: SharedState) -> dict[str, ct.Array]:
+  """Returns the tensors of a state by name, such as `params.embedding`.
 
-  The digest covers the bytes of small leaves, and the digests of the pieces of
-  large ones, which all cores compute in parallel: one core would need minutes
-  for 72 billion parameters.
+  The names increase, so that all nodes hash and publish in one order.
+  """
+  leaves = {
+    jax.tree_util.keystr(path, simple=True, separator='.'): leaf
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state)
+  }
+  return dict(sorted(leaves.items()))
+
+
+def state_fingerprint(pieces: Mapping[str, Sequence[bytes]]) -> str:
+  """Returns the digest by which nodes compare states.
+
+  It covers the outer optimizer as well as the parameters. It is a hash of the
+  digests of pieces, so that a list of pieces can be verified before any of
+  them is there.
 
   Args:
-    params: the parameters.
-    piece_bytes: bytes per piece.
-    load: brings a leaf to where it can be sliced.
+    pieces: the `piece_digests` of each tensor, by its name in `named_leaves`.
+  """
+  digest = hashlib.blake2b(digest_size=16, person=b'covenant.state')
+  for name in sorted(pieces):
+    count = len(pieces[name]).to_bytes(4, 'little')
+    digest.update(name.encode() + b'\0' + count + b''.join(pieces[name]))
+  return digest.hexdigest()
+
+
+def fingerprint(params: ct.Params, piece_bytes: int = 1 << 26) -> str:
+  """Returns a digest of all bits of the parameters.
+
+  It covers the bytes of small leaves, and the digests of the pieces of large
+  ones.
   """
   digest = hashlib.blake2b(digest_size=16)
   for path, leaf in jax.tree_util.tree_leaves_with_path(params):
@@ -248,31 +272,46 @@ def fingerprint(
     if leaf.nbytes <= piece_bytes:
       digest.update(np.asarray(leaf).reshape(-1).view(np.uint8).data)
     else:
-      for of_piece in _piece_digests(load(leaf), piece_bytes):
+      for of_piece in piece_digests(leaf, piece_bytes):
         digest.update(of_piece)
   return digest.hexdigest()
 
 
-def _piece_digests(leaf: ct.Array, piece_bytes: int) -> Iterator[bytes]:
-  """Yields digests of `piece_bytes` each of a leaf; the last may be shorter."""
+def piece_digests(
+  leaf: ct.Array, piece_bytes: int = PIECE_BYTES
+) -> Iterator[bytes]:
+  """Yields the digest of each piece of a tensor, 32 bytes each.
 
-  def digest(data: np.ndarray) -> bytes:
-    return hashlib.blake2b(data.data, digest_size=32).digest()
+  All cores compute them in parallel: one core would need minutes for 72 billion
+  parameters.
+  """
+
+  def digest(piece: np.ndarray) -> bytes:
+    return hashlib.blake2b(piece.data, digest_size=32).digest()
 
   with futures.ThreadPoolExecutor() as pool:
     waiting = collections.deque[futures.Future[bytes]]()
-    left = np.zeros(0, np.uint8)
-    for piece in stream(leaf, piece_bytes // leaf.dtype.itemsize):
-      left = np.concatenate([left, piece.reshape(-1).view(np.uint8)])
-      while left.size >= piece_bytes:
-        waiting.append(pool.submit(digest, left[:piece_bytes]))
-        left = left[piece_bytes:]
-        if len(waiting) > _PIECES:
-          yield waiting.popleft().result()
-    if left.size:
-      waiting.append(pool.submit(digest, left))
+    for piece in pieces(leaf, piece_bytes):
+      waiting.append(pool.submit(digest, piece))
+      if len(waiting) > _PIECES:
+        yield waiting.popleft().result()
     while waiting:
       yield waiting.popleft().result()
+
+
+def pieces(
+  leaf: ct.Array, piece_bytes: int = PIECE_BYTES
+) -> Iterator[np.ndarray]:
+  """Yields the bytes of a tensor, row-major, cut at multiples of a size."""
+  left = np.zeros(0, np.uint8)
+  for part in stream(leaf, max(piece_bytes // leaf.dtype.itemsize, 1)):
+    data = np.ascontiguousarray(part).reshape(-1).view(np.uint8)
+    left = np.concatenate([left, data]) if left.size else data
+    while left.size >= piece_bytes:
+      yield left[:piece_bytes]
+      left = left[piece_bytes:]
+  if left.size:
+    yield left
 
 
 def stream(x: ct.Array, budget: int) -> Iterator[np.ndarray]:

@@ -39,7 +39,7 @@ class Manifest(NamedTuple):
   run: bytes  # 16 bytes
   round: int
   root: bytes  # 32 bytes: of the history before this round
-  fingerprint: str  # of the parameters before this round
+  fingerprint: str  # of the state before this round
   hotkey: str  # of the validator who made it
   entries: tuple[Entry, ...]  # uids increase
 

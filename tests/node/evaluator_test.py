@@ -14,7 +14,9 @@ from absl.testing import absltest
 
 from covenant import cli
 from covenant import config as config_lib
+from covenant import files
 from covenant.data import dataset
+from covenant.emulate import host as host_lib
 from covenant.models import llama
 from covenant.models import sharding
 from covenant.node import evaluator as evaluator_lib
@@ -23,6 +25,8 @@ from covenant.protocol import apply
 from covenant.protocol import checkpoint
 from covenant.protocol import published_checkpoint
 from covenant.train import shared_state
+from experiments.chaos import network as network_lib
+from experiments.chaos import scenario
 from tests import helpers
 
 CONFIG = config_lib.load(f'{helpers.CONFIGS}/tiny.py', ['checkpoint.keep=2'])
@@ -61,8 +65,7 @@ class EvaluatorProcessTest(absltest.TestCase):
       shared = shared_state.SharedModel(CONFIG).init()
       for completed in rounds:
         place = apply.Position(completed, bytes(32), shared)
-        index = published_checkpoint.Index(completed, '00', 'f', [], {})
-        process._evaluate(place, index)
+        process._evaluate(place)
     return (self.workdir / 'evaluations.csv').read_text()
 
   def test_with_lm_eval(self):
@@ -87,6 +90,69 @@ class EvaluatorProcessTest(absltest.TestCase):
     errors = [fields['error'] for fields in said if 'error' in fields]
     self.assertLen(errors, 1)
     self.assertRegex(errors[0], 'export: .*the disk has 0.0 GB')
+
+
+class BelievesTest(absltest.TestCase):
+  """The evaluator believes what the chain's history vouches for."""
+
+  def test_no_validator_alone(self):
+    config = dataclasses.replace(
+      scenario.get_config(helpers.tiny()),
+      miners=2,
+      validators=2,
+      checkpoint=config_lib.Checkpoint(every=1, keep=2, publish=1),
+    )
+    network = network_lib.Network(
+      config, host_lib.Host(config, dataset.load(config))
+    )
+    config = dataclasses.replace(config, rounds=5)
+    start = network.plan.start
+    place = network.nodes['3'].place
+    stranger = network.host.objects('stranger')
+    for name, found in (
+      ('chain', network.nodes['0'].chain),
+      ('objects', stranger),
+    ):
+      self.enterContext(
+        mock.patch.object(evaluator_lib.connect, name, return_value=found)
+      )
+    workdir = pathlib.Path(self.create_tempdir().full_path)
+    process = evaluator_lib.EvaluatorProcess(config, workdir)
+
+    def lie():
+      liar, model = network.nodes['3'], network.host.shared_model
+      wrong = jax.tree.map(lambda x: x + 7, place.shared)
+      for r, root in ((100, b'e' * 32), (liar.state.round, liar.root)):
+        lies = apply.Position(r, root, wrong)
+        sign, objects = liar.chain.sign, liar.objects
+        objects.bucket.delete([objects.key('checkpoints', r)])
+        published_checkpoint.publish(objects, lies, model, sign)
+
+    def rows():
+      path = workdir / 'evaluations.jsonl'
+      return [row['round'] for row in files.read_jsonl(path)]
+
+    while network.block < start(1):
+      network.step()
+      lie()
+      self.assertFalse(process._look())  # nothing is vouched for
+    states = {}
+    while network.block < start(5) - 1:
+      network.step()
+      node = network.nodes['2']
+      states[node.state.round] = node.shared
+      lie()
+      process._look()
+    self.assertEqual(rows(), [1, 2, 3])
+    network.run(6)
+    process._look()
+    self.assertEqual(rows(), [1, 2, 3, 5])
+    model = shared_state.SharedModel(config)
+    for row in files.read_jsonl(workdir / 'evaluations.jsonl'):
+      if row['round'] in states:
+        want = model.fingerprint(states[row['round']])
+        self.assertEqual(row['fingerprint'], want, row['round'])
+    self.assertLen(states, 5)
 
 
 class ExportTest(absltest.TestCase):
@@ -117,7 +183,8 @@ class ExportTest(absltest.TestCase):
     want = shared_state.fingerprint(self.params)
     for mesh in None, sharding.mesh(config_lib.Devices(fsdp=2), jax.devices()):
       of_run = shared_state.SharedModel(config, mesh)
-      self.assertEqual(of_run.fingerprint(of_run.init()), want)
+      got = shared_state.fingerprint(of_run.init().params)
+      self.assertEqual(got, want)
     self.assertNotEqual(of_run.run, shared_state.SharedModel(CONFIG).run)
 
     other = dataclasses.replace(config.data, tokenizer='bpe')

@@ -111,7 +111,10 @@ class RankedTest(absltest.TestCase):
         objects.location, objects.rounds('history', objects.bucket),
         objects.bucket.head(objects.key('history', 4)).size,
         got[digests[b'a']], type(missing), str(missing),
-        objects.fetch_chunk(digests[b'b'], [bucket], 10),
+        objects.fetch_chunks([digests[b'b']], [bucket], 10)[digests[b'b']],
+        objects.fetch_each(objects.key('history', 4), [objects.bucket], 10),
+        str(objects.fetch_each(objects.key('history', 4), [bucket], 10)),
+        objects.rounds_of_each('history', [objects.bucket, bucket]),
       )  # fmt: skip
 
     first, second = run(program)
@@ -119,7 +122,9 @@ class RankedTest(absltest.TestCase):
     self.assertEqual(
       first[:5], (own.location, [4], 4, b'a', store_lib.MissingObjectError)
     )
-    self.assertEqual(first[6], b'b')
+    self.assertEqual(first[6:8], (b'b', [b'four']))
+    self.assertIn('MissingObjectError', first[8])
+    self.assertEqual(first[9], [[4], []])
 
 
 if __name__ == '__main__':

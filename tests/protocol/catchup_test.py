@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import tempfile
 from unittest import mock
 
 import jax
@@ -35,7 +36,7 @@ MINERS, VALIDATORS = ('0', '1', '2'), ('3', '4')
 def host():
   """Three miners, two validators; checkpoints every other round, two stay."""
   config = dataclasses.replace(
-    scenario.get_config(helpers.tiny()),
+    scenario.get_config(helpers.tiny('optim.outer.momentum=0.5')),
     miners=len(MINERS),
     validators=len(VALIDATORS),
     checkpoint=config_lib.Checkpoint(every=1, keep=2, publish=2),
@@ -177,8 +178,8 @@ class JoinTest(absltest.TestCase):
     network.run(6)
     self.assertEqual(network.faults.count[faults.Kind.KILL], 2)
     own = network.nodes['3'].objects
-    # It went on from the checkpoint of round 4, and over round 4.
-    self.assertEqual(own.rounds('history', own.bucket), [2, 4, 5])
+    # It replayed rounds 3 and 4 from its own state.
+    self.assertEqual(own.rounds('history', own.bucket), [2, 3, 4, 5])
     gone = network.nodes['4'].objects.bucket
     gone.delete([info.key for info in gone.list('')])
     network.join('10')
@@ -186,8 +187,78 @@ class JoinTest(absltest.TestCase):
     self.assertEqual(network.nodes['10'].root, network.nodes['3'].root)
 
 
+class MinorityTest(parameterized.TestCase):
+  @parameterized.parameters('parameters', 'momentum', 'root', 'fingerprint')
+  def test_it_keeps_nobody_out(self, what):
+    """39 % of the stake publish wrong checkpoints of every round, first.
+
+    A joiner and a miner that was away stand where all are after at most two
+    downloads, and stay there.
+    """
+    away = faults.Fault(
+      faults.Kind.UNREACHABLE, range(2 * ROUND, 6 * ROUND), frozenset('0')
+    )
+    network = begin(faults=faults.Faults([away]))
+    network.set_stake('3', 61.0)
+    network.set_stake('4', 39.0)
+    loads, load = [], published_checkpoint.load
+
+    def watched(storage, *args):
+      loads.append(storage)
+      return load(storage, *args)
+
+    self.enterContext(mock.patch.object(published_checkpoint, 'load', watched))
+    while network.block < 8 * ROUND:
+      if network.block == 5 * ROUND + 3:
+        network.join('10')
+      self.lie(network, what)
+      network.step()
+      if network.block >= 7 * ROUND:
+        for name, node in network.nodes.items():
+          self.assertGreaterEqual(node.state.round, 6, name)
+    self.assertEqual(
+      len({(n.root, n.fingerprint()) for n in network.nodes.values()}), 1
+    )
+    for name in network.nodes:
+      storage = network.nodes[name].objects
+      self.assertLessEqual(sum(x is storage for x in loads), 2, name)
+    self.assertLessEqual(len(network.errors('OutOfSync')), 2)
+    counted = network_lib.audit(network)
+    self.assertEqual(counted[7 - 1], [0, 1, 2, 5])
+
+  def lie(self, network, what):
+    """Puts checkpoints of the liar's up to its round, as if they were true."""
+    liar = network.nodes['4']
+    state, model = liar.shared, network.host.shared_model
+    wrong = state._replace(params=jax.tree.map(lambda x: x + 1, state.params))
+    if what == 'momentum':
+      wrong = state._replace(outer=jax.tree.map(lambda x: x + 1, state.outer))
+    for r in range(max(liar.state.round - 2, 0), liar.state.round + 2):
+      root = liar.root
+      if r < liar.state.round:
+        key = liar.objects.key('history', r)
+        try:
+          data = network.nodes['3'].objects.bucket.get(key, 1 << 20)
+        except store_lib.MissingObjectError:
+          continue
+        root = manifest_lib.decode(data, liar.chain.verify).root
+      if what == 'root':
+        root = bytes(32)
+      key = liar.objects.key('checkpoints', r)
+      place = apply.Position(r, root, state if what == 'root' else wrong)
+      liar.objects.bucket.delete([key])
+      published_checkpoint.publish(liar.objects, place, model, liar.chain.sign)
+      if what == 'fingerprint':
+        body = liar.objects.bucket.get(key, 1 << 20)[:-64]
+        index = published_checkpoint.Index(**json.loads(body))
+        index = index._replace(fingerprint=model.fingerprint(state))
+        body = published_checkpoint.encode(index)
+        data = body + liar.chain.sign(body)
+        liar.objects.bucket.put(key, data, replace=True)
+
+
 class LiarsTest(parameterized.TestCase):
-  """A network after four rounds, where buckets hold something else.
+  """A network after five rounds, where buckets hold something else.
 
   There are checkpoints of rounds 2 and 4, and what happened since round 2.
   """
@@ -196,20 +267,23 @@ class LiarsTest(parameterized.TestCase):
   def setUpClass(cls):
     super().setUpClass()
     cls.network = begin()
-    run_blocks(cls.network, 5 * ROUND + 2)
+    run_blocks(cls.network, 6 * ROUND + 2)
 
   def put(self, name, key, data):
     """Replaces an object, or deletes it, until the test is over."""
     bucket = self.network.nodes[name].objects.bucket
-    before = bucket.get(key, 1 << 30)
-    self.addCleanup(bucket.put, key, before, replace=True)
+    try:
+      before = bucket.get(key, 1 << 30)
+      self.addCleanup(bucket.put, key, before, replace=True)
+    except store_lib.MissingObjectError:
+      self.addCleanup(bucket.delete, [key])
     if data is None:
       bucket.delete([key])
     else:
       bucket.put(key, data, replace=True)
 
   def without_checkpoint(self):
-    """Rounds 2 and 3 must be replayed."""
+    """Rounds 2 to 4 must be replayed."""
     for name in VALIDATORS:
       key = self.network.nodes[name].objects.key('checkpoints', 4)
       self.put(name, key, None)
@@ -227,8 +301,10 @@ class LiarsTest(parameterized.TestCase):
 
   def index(self, name):
     node = self.network.nodes[name]
-    return published_checkpoint.read_index(
-      node.objects, node.objects.bucket, 4, node.chain.hotkey, node.chain.verify
+    data = node.objects.bucket.get(node.objects.key('checkpoints', 4), 1 << 20)
+    layout = published_checkpoint.layout(self.network.host.shared_model)
+    return published_checkpoint.decode(
+      data, layout, node.chain.hotkey, node.chain.verify
     )
 
   def test_own_place_is_gone_on_from(self):
@@ -252,7 +328,7 @@ class LiarsTest(parameterized.TestCase):
         index = index._replace(files=index.files | {'../' + name: []})
       case 'signer':
         sign = self.network.nodes['4'].chain.sign
-    body = json.dumps(index._asdict()).encode()
+    body = published_checkpoint.encode(index)
     data = b'{' + bytes(100) if what == 'bytes' else body + sign(body)
     self.put('3', liar.objects.key('checkpoints', 4), data)
     loaded, load = [], published_checkpoint.load
@@ -264,6 +340,130 @@ class LiarsTest(parameterized.TestCase):
     with mock.patch.object(published_checkpoint, 'load', watched):
       assert_at(self, attempt(self.network), self.network)
     self.assertEqual(loaded[-1], self.index('4'))
+
+  @parameterized.parameters(
+    b'[' * 100_000,
+    b'{"round":' * 5000,
+    b'{"a\\u0000b":[]}',
+    b'\xff\xfe{}',
+    b'null',
+    b'[]',
+    b'{}',
+    b'1' * 5000,
+    b'',
+  )
+  def test_an_index_of_any_bytes_is_passed_over(self, body):
+    """With its signature; longer than an index of this model, or not."""
+    liar = self.network.nodes['3']
+    key = liar.objects.key('checkpoints', 4)
+    self.put('3', key, body + liar.chain.sign(body))
+    self.assert_joined(loads=1)
+
+  @parameterized.parameters(
+    lambda files: {'a\0b': []},
+    lambda files: {'\ud800': []},
+    lambda files: {'/'.join('a' * 1200): []},
+    lambda files: {'a' * 300: []},
+    lambda files: {'a': [], 'a/b': []},
+    lambda files: {'..': [], '.': []},
+    lambda files: files | {'more': []},
+    lambda files: dict(list(files.items())[1:]),
+    lambda files: files | {'params.embedding': []},
+    lambda files: files | {'params.embedding': ['00' * 32] * 9},
+    lambda files: files | {'params.embedding': ['00' * 31]},
+    lambda files: files | {'params.embedding': ['0G' * 32]},
+    lambda files: files | {'params.embedding': [7]},
+    lambda files: files | {'params.embedding': '00' * 32},
+    lambda files: files | {'params.embedding': ['٣' * 64]},
+    lambda files: {name: [[x] for x in files[name]] for name in files},
+    lambda files: list(files),
+    lambda files: None,
+    lambda files: 1e999,
+  )
+  def test_an_index_of_other_files_is_passed_over(self, change):
+    index = self.index('3')
+    index = index._replace(files=change(index.files))
+    try:
+      fingerprint = published_checkpoint._fingerprint(index.files)
+      index = index._replace(fingerprint=fingerprint)
+    except (TypeError, ValueError, AttributeError):
+      pass
+    self.publish_index('3', index)
+    self.assert_joined(loads=1)
+
+  def publish_index(self, name, index):
+    liar = self.network.nodes[name]
+    body = published_checkpoint.encode(index)
+    key = liar.objects.key('checkpoints', index.round)
+    self.put(name, key, body + liar.chain.sign(body))
+
+  def assert_joined(self, loads, refused=None):
+    """A joiner stands where all are, after so many downloads."""
+    node = self.network.nodes['0']
+    catch_up = catchup.CatchUp(
+      node.chain,
+      self.network.host.objects('stranger'),
+      self.network.host.shared_model,
+      self.network.plan,
+      self.network.block,
+      self.network.config.rounds,
+      refused,
+    )
+    load = published_checkpoint.load
+    with mock.patch.object(
+      published_checkpoint, 'load', side_effect=load
+    ) as watched:
+      assert_at(self, catch_up.run(None), self.network)
+    self.assertEqual(watched.call_count, loads)
+
+  def forged(self, name, r, **changes):
+    """An index of pieces of the liar's, with a true root."""
+    liar, piece = self.network.nodes[name], bytes(range(100))
+    digest = run_storage_lib.digest(piece)
+    liar.objects.put_once(liar.objects.chunk_key(digest), piece)
+    index = self.index(name)
+    files = {name: [digest.hex()] for name in index.files}
+    fingerprint = published_checkpoint._fingerprint(files)
+    index = index._replace(round=r, files=files, fingerprint=fingerprint)
+    return index._replace(**changes)
+
+  def test_other_parameters_under_the_right_root_are_not_fetched(self):
+    """Of a round that a manifest names, and of the newest, which none does."""
+    node, refused = self.network.nodes['0'], set()
+    self.publish_index('3', self.forged('3', 4))
+    self.publish_index('3', self.forged('3', 5, root=node.root.hex()))
+    self.assert_joined(1, refused)
+    hotkey = self.network.nodes['3'].chain.hotkey
+    # That of the newest round may yet turn out to be right.
+    self.assertEqual(refused, {catchup.Refused(hotkey, 4)})
+    decode = published_checkpoint.decode
+    with mock.patch.object(
+      published_checkpoint, 'decode', wraps=decode
+    ) as decode:
+      self.assert_joined(1, refused)
+    self.assertLen(decode.mock_calls, 2)  # of round 5, and of uid 4's round 4
+
+  def test_what_nobody_can_have_is_tried_again(self):
+    """A StoreError is no lie, and keeps no other base from being tried."""
+    refused = set()
+    full = OSError(28, 'No space left on device')
+    whole = tempfile.TemporaryDirectory
+    with mock.patch.object(tempfile, 'TemporaryDirectory') as folder:
+      folder.side_effect = [full, whole()]
+      self.assert_joined(2, refused)  # of rounds 4 and 2
+    self.assertEmpty(refused)
+    with mock.patch.object(tempfile, 'TemporaryDirectory', side_effect=full):
+      with self.assertRaisesRegex(store_lib.StoreUnavailableError, 'No space'):
+        self.assert_joined(2, refused)
+    self.assertEmpty(refused)
+
+  def test_a_lying_source_of_pieces_costs_nothing(self):
+    """It has the right index, and other bytes, or none."""
+    liar = self.network.nodes['3'].objects
+    for digests in self.index('3').files.values():
+      for digest in digests:
+        self.put('3', liar.chunk_key(bytes.fromhex(digest)), b'lie')
+    self.assert_joined(loads=1)
 
   def test_corrupt_chunks_come_from_a_mirror(self):
     infos = self.network.nodes['3'].objects.bucket.list('')
@@ -279,7 +479,7 @@ class LiarsTest(parameterized.TestCase):
     digest = run_storage_lib.digest(chunk)
     liar.objects.put_once(liar.objects.chunk_key(digest), chunk)
     index = self.index('3')._replace(files={'a': [digest.hex()] * 1000})
-    with self.assertRaisesRegex(apply.OutOfSyncError, 'too large'):
+    with self.assertRaisesRegex(apply.OutOfSyncError, 'of another model'):
       published_checkpoint.load(
         liar.objects,
         index,
@@ -298,7 +498,7 @@ class LiarsTest(parameterized.TestCase):
 
     with mock.patch.object(apply, 'outer_step', watched):
       assert_at(self, attempt(self.network), self.network)
-    self.assertLen(steps, 2)  # of rounds 2 and 3, once each
+    self.assertLen(steps, 3)  # of rounds 2 to 4, once each
 
   def test_a_history_that_everybody_forges_leads_nowhere(self):
     self.without_checkpoint()
@@ -311,7 +511,7 @@ class LiarsTest(parameterized.TestCase):
     """Nobody has a history of it when all validators died after the vote."""
     self.without_checkpoint()
     for name in VALIDATORS:
-      key = self.network.nodes[name].objects.key('history', 3)
+      key = self.network.nodes[name].objects.key('history', 4)
       self.put(name, key, None)
     assert_at(self, attempt(self.network), self.network)
 

@@ -1,13 +1,12 @@
 """Checkpoints for strangers, from one mesh to another."""
 
 import dataclasses
-import gc
 import shutil
 import tempfile
 
+import hypothesis
 import jax
 import numpy as np
-import pytest
 from absl.testing import absltest
 from absl.testing import parameterized
 
@@ -19,15 +18,12 @@ from covenant.protocol import run_storage as run_storage_lib
 from covenant.store import bucket as bucket_lib
 from covenant.store import location as location_lib
 from covenant.train import shared_state as shared_state_lib
+from tests import mutations
 
 
-# Orbax leaves them behind where a tensor cannot be read.
-@pytest.mark.filterwarnings('ignore:coroutine .* was never awaited')
-@pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
 class ArchiveTest(parameterized.TestCase):
   def setUp(self):
     super().setUp()
-    self.addCleanup(gc.collect)  # of this test, not of one after it
     folder = tempfile.mkdtemp()  # short: a path must fit the chain
     self.addCleanup(shutil.rmtree, folder)
     location = location_lib.Location.parse(f'file://{folder}/own')
@@ -56,15 +52,19 @@ class ArchiveTest(parameterized.TestCase):
       outer=jax.tree.map(lambda x: x + np.ones_like(x), shared.outer)
     )
     place = apply.Position(6, bytes(32), shared)
-    fingerprint = shared_model.fingerprint(shared)
     published_checkpoint.publish(
-      self.objects, place, fingerprint, lambda _: bytes(64)
+      self.objects, place, shared_model, lambda _: bytes(64)
     )
-    bucket = self.objects.bucket
-    index = published_checkpoint.read_index(
-      self.objects, bucket, 6, 'me', lambda hotkey, data, signature: True
-    )
+    index = self.index(shared_model, 6)
+    self.assertEqual(index.fingerprint, shared_model.fingerprint(shared))
     return shared, index
+
+  def index(self, shared_model, r):
+    data = self.objects.bucket.get(self.objects.key('checkpoints', r), 1 << 20)
+    layout = published_checkpoint.layout(shared_model)
+    return published_checkpoint.decode(
+      data, layout, 'me', lambda hotkey, data, signature: True
+    )
 
   @parameterized.parameters(
     (dict(fsdp=2, tensor=2), {}), ({}, dict(fsdp=2, tensor=2))
@@ -97,14 +97,9 @@ class ArchiveTest(parameterized.TestCase):
 
     def published(place):
       published_checkpoint.publish(
-        self.objects,
-        place,
-        shared_model.fingerprint(place.shared),
-        lambda _: bytes(64),
+        self.objects, place, shared_model, lambda _: bytes(64)
       )
-      index = published_checkpoint.read_index(
-        self.objects, self.objects.bucket, place.round, 'me', lambda *_: True
-      )
+      index = self.index(shared_model, place.round)
       return published_checkpoint.load(
         self.objects, index, [self.objects.bucket], shared_model
       )
@@ -117,13 +112,47 @@ class ArchiveTest(parameterized.TestCase):
       with self.assertRaisesRegex(apply.OutOfSyncError, said):
         published(place._replace(round=r, past=past))
 
+  def test_a_mutated_index_is_the_same_or_refused(self):
+    """Signed as it is, so that nothing but its form is looked at."""
+    self.config = dataclasses.replace(
+      self.config, optim=dataclasses.replace(self.config.optim, staleness=1)
+    )
+    shared_model = self.shared_model()
+    place = apply.Position(0, bytes(32), shared_model.init())
+    for digest in (b'a' * 32, None):
+      place = place.advance(digest, place.shared, 2)
+    published_checkpoint.publish(
+      self.objects, place, shared_model, lambda _: bytes(64)
+    )
+    layout = published_checkpoint.layout(shared_model)
+    key = self.objects.key('checkpoints', 2)
+    data = self.objects.bucket.get(key, 1 << 20)
+    whole = self.index(shared_model, 2)
+    self.assertLessEqual(len(data) - 64, layout.index_bytes)
+
+    @hypothesis.settings(deadline=None, max_examples=500, database=None)
+    @hypothesis.given(mutations.mutated(data))
+    def check(mutant):
+      try:
+        index = published_checkpoint.decode(
+          mutant, layout, 'me', lambda hotkey, data, signature: True
+        )
+      except apply.OutOfSyncError:
+        return
+      body = mutant[:-64]
+      self.assertEqual(published_checkpoint.encode(index), body)
+      if body != data[:-64]:  # the root of nothing but the round may differ
+        self.assertEqual(index._replace(round=whole.round), whole)
+
+    check()
+
   def test_of_another_model(self):
     _, index = self.publish(self.shared_model())
     model = dataclasses.replace(self.config.model, width=64)
     config = dataclasses.replace(self.config, model=model)
     with self.assertRaisesRegex(
       apply.OutOfSyncError,
-      'round 6 cannot be read: ValueError: Requested shape',
+      'has 32768 bytes, not 65536',
     ):
       published_checkpoint.load(
         self.objects,
@@ -131,6 +160,58 @@ class ArchiveTest(parameterized.TestCase):
         [self.objects.bucket],
         shared_state_lib.SharedModel(config),
       )
+
+  def test_an_index_is_the_same_from_every_mesh(self):
+    _, plain = self.publish(self.shared_model())
+    self.objects.bucket.delete([self.objects.key('checkpoints', 6)])
+    _, sharded = self.publish(self.shared_model(fsdp=2, tensor=2))
+    self.assertEqual(plain, sharded)
+
+  def test_the_size_of_a_piece_is_that_of_the_model(self):
+    """A digest of other bytes than the model has room for."""
+    shared_model = self.shared_model()
+    _, index = self.publish(shared_model)
+    for size in (0, 1, 10_000):
+      piece = bytes(size)
+      digest = run_storage_lib.digest(piece)
+      self.objects.put_once(self.objects.chunk_key(digest), piece)
+      files = index.files | {'params.embedding': [digest.hex()]}
+      other = index._replace(
+        files=files, fingerprint=published_checkpoint._fingerprint(files)
+      )
+      with self.assertRaisesRegex(
+        apply.OutOfSyncError, f'embedding has {size} bytes, not 32768'
+      ):
+        published_checkpoint.load(
+          self.objects, other, [self.objects.bucket], shared_model
+        )
+
+  def test_pieces_that_nobody_lists_are_deleted(self):
+    """Two checkpoints stay at least, so that one of them is vouched for."""
+    shared_model = self.shared_model()
+    shared = shared_model.init()
+    for r in range(4):
+      shared = jax.tree.map(lambda x: x + np.ones_like(x), shared)
+      place = apply.Position(r, bytes(32), shared)
+      published_checkpoint.publish(
+        self.objects, place, shared_model, lambda _: bytes(64)
+      )
+    self.assertEqual(published_checkpoint.prune(self.objects, 1), 2)
+    bucket = self.objects.bucket
+    self.assertEqual(
+      published_checkpoint.published(self.objects, bucket), [2, 3]
+    )
+    for r in (2, 3):
+      index = self.index(shared_model, r)
+      published_checkpoint.load(self.objects, index, [bucket], shared_model)
+    named = {
+      digest
+      for r in (2, 3)
+      for digests in self.index(shared_model, r).files.values()
+      for digest in digests
+    }
+    keys = [info.key for info in bucket.list('')]
+    self.assertLen([key for key in keys if '/chunks/' in key], len(named))
 
 
 if __name__ == '__main__':

@@ -117,9 +117,41 @@ class ObjectsTest(parameterized.TestCase):
       owner.put_once(owner.chunk_key(digest), bytes([i]))
     owner.delete_chunks_except({digests[1].hex()})
     sources = reader.buckets_at([owner.location])
-    self.assertEqual(reader.fetch_chunk(digests[1], sources, LIMIT), b'\1')
+    got = reader.fetch_chunks([digests[1]], sources, LIMIT)
+    self.assertEqual(got, {digests[1]: b'\1'})
     with self.assertRaises(interface.MissingObjectError):
-      reader.fetch_chunk(digests[0], sources, LIMIT)
+      reader.fetch_chunks(digests[:2], sources, LIMIT)
+
+  def test_each_bucket_answers_for_itself(self):
+    one, two = self.make('memory', 'a'), self.make('memory', 'b')
+    one.put_once(one.key('history', 3), b'one')
+    two.put_once(two.key('history', 3), b'two')
+    two.put_once(two.key('history', 4), b'long enough')
+    buckets = [one.bucket, two.bucket]
+    reader = self.make('memory', 'me')
+    got = reader.fetch_each(reader.key('history', 3), buckets, 3)
+    self.assertEqual(got, [b'one', b'two'])
+    got = reader.fetch_each(reader.key('history', 4), buckets, 3)
+    self.assertEqual(
+      list(map(type, got)),
+      [interface.MissingObjectError, interface.ObjectTooLargeError],
+    )
+    self.assertEqual(reader.rounds_of_each('history', buckets), [[3], [3, 4]])
+    self.assertEqual(reader.fetch_each('x', [], 3), [])
+    self.assertEqual(reader.rounds_of_each('x', []), [])
+
+  def test_a_bucket_that_cannot_be_listed_hides_no_other(self):
+    class Down:
+      location = 'memory://down'
+
+      def list(self, prefix):
+        raise interface.StoreUnavailableError('down')
+
+    one = self.make('memory', 'a')
+    one.put_once(one.key('history', 3), b'one')
+    down, up = one.rounds_of_each('history', [Down(), one.bucket])
+    self.assertIsInstance(down, interface.StoreUnavailableError)
+    self.assertEqual(up, [3])
 
   def test_runs_do_not_see_each_other(self):
     one = self.make('memory', 'a')

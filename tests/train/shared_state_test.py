@@ -1,3 +1,5 @@
+import hashlib
+
 import jax
 import numpy as np
 from absl.testing import absltest
@@ -75,8 +77,40 @@ class ReplicaTest(absltest.TestCase):
     """Only the last fingerprint is cached."""
     other, _ = self.shared_model.apply_round(self.shared, self.messages)
     for shared in (self.shared, other, other, self.shared):
-      want = shared_state_lib.fingerprint(shared.params)
+      anew = shared_state_lib.SharedModel(config_lib.load('configs/tiny.py'))
+      want = anew.fingerprint(shared)
       self.assertEqual(self.shared_model.fingerprint(shared), want)
+
+  def test_a_fingerprint_covers_the_outer_optimizer(self):
+    config = config_lib.load('configs/tiny.py', ['optim.outer.momentum=0.5'])
+    shared_model = shared_state_lib.SharedModel(config)
+    shared = shared_model.init()
+    before = shared_model.fingerprint(shared)
+    found = {before}
+    for name, leaf in shared_state_lib.named_leaves(shared).items():
+      flipped = np.array(leaf)
+      flipped.reshape(-1).view(np.uint32)[-1] ^= 1
+
+      def swap(path, x, name=name, flipped=flipped):
+        here = jax.tree_util.keystr(path, simple=True, separator='.')
+        return flipped if here == name else x
+
+      other = jax.tree_util.tree_map_with_path(swap, shared)
+      found.add(shared_model.fingerprint(other))
+    self.assertLen(found, 1 + len(jax.tree.leaves(shared)))
+    self.assertEqual(shared_model.fingerprint(shared), before)
+
+  def test_a_fingerprint_is_a_hash_of_the_digests_of_pieces(self):
+    """By the rule of docs/protocol.md, written down a second time."""
+    want = hashlib.blake2b(digest_size=16, person=b'covenant.state')
+    for name, leaf in shared_state_lib.named_leaves(self.shared).items():
+      data = np.asarray(leaf, '<f4').tobytes()
+      cut = [data[i : i + 2**25] for i in range(0, len(data), 2**25)]
+      digests = [hashlib.blake2b(x, digest_size=32).digest() for x in cut]
+      want.update(name.encode() + b'\0' + len(cut).to_bytes(4, 'little'))
+      want.update(b''.join(digests))
+    found = self.shared_model.fingerprint(self.shared)
+    self.assertEqual(found, want.hexdigest())
 
 
 class MeshTest(absltest.TestCase):
@@ -175,6 +209,16 @@ class StreamTest(absltest.TestCase):
       other = x.copy()
       other.reshape(-1).view(np.uint32)[at] ^= 1
       self.assertNotEqual(shared_state_lib.fingerprint({'x': other}, 100), want)
+
+  def test_pieces_are_cut_at_multiples_of_a_size(self):
+    x = np.arange(7 * 4 * 8, dtype=np.float32).reshape(7, 4, 8)
+    mesh = sharding.mesh(config_lib.Devices(fsdp=4), jax.devices())
+    where = jax.NamedSharding(mesh, jax.P(None, 'fsdp'))
+    for lying in (x, jax.device_put(x, where), x[:, ::2, :1].copy()):
+      got = [p.tobytes() for p in shared_state_lib.pieces(lying, 100)]
+      data = np.asarray(lying).tobytes()
+      want = [data[i : i + 100] for i in range(0, len(data), 100)]
+      self.assertEqual(got, want)
 
 
 if __name__ == '__main__':
