@@ -13,6 +13,7 @@ import pathlib
 import secrets
 import shutil
 from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 from covenant import errors
 from covenant import typing as ct
@@ -84,6 +85,40 @@ def read_jsonl(path: Path) -> list[ct.Json]:
     except ValueError as error:  # JSON and UTF-8 errors are both of this class
       raise JsonLinesError(f'{path}:{number}: not JSON: {error}') from None
   return objects
+
+
+class Records(NamedTuple):
+  """The objects of a file of JSON lines."""
+
+  objects: list[ct.Json]  # JSON objects with all required fields
+  lost: int  # lines that are none
+
+
+def read_records(path: Path, *required: str) -> Records:
+  """Returns the objects of a file of JSON lines that can be read.
+
+  A machine that loses its power leaves zeros and parts of lines, and a process
+  that is killed and started again by another release a line that joins two.
+  They cost what they held, not the file.
+
+  Args:
+    path: the file; a missing one has no lines.
+    *required: names that an object must have.
+  """
+  objects, lost = [], 0
+  for line in read_lines(path):
+    line = line.strip(b'\0')
+    if not line:
+      continue
+    try:
+      found = json.loads(line)
+    except (ValueError, RecursionError):
+      found = None
+    if isinstance(found, dict) and all(name in found for name in required):
+      objects.append(found)
+    else:
+      lost += 1
+  return Records(objects, lost)
 
 
 def append_jsonl(path: Path, *records: ct.Json) -> None:

@@ -16,6 +16,7 @@ import os
 import pathlib
 import socket
 import struct
+import sys
 import time
 import typing
 from collections.abc import Iterable, Iterator
@@ -42,6 +43,10 @@ _CRC_TABLE = _crc_table()
 
 class MetricsError(errors.CovenantError):
   """An invalid record; the message names the field, and the line in a file."""
+
+
+class TornLineError(MetricsError):
+  """A line is not JSON: its writer or its machine died."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,8 +180,8 @@ def decode(line: str | bytes) -> Record:
   """
   try:
     fields = json.loads(line)
-  except ValueError as error:  # JSON and UTF-8 errors are both of this class
-    raise MetricsError(f'not JSON: {error}') from None
+  except (ValueError, RecursionError) as error:  # ValueError: UTF-8's as well
+    raise TornLineError(f'not JSON: {error}') from None
   if not isinstance(fields, dict):
     raise MetricsError(f'not a JSON object but a {type(fields).__name__}')
   kind = fields.pop('kind', None)
@@ -198,12 +203,26 @@ def decode(line: str | bytes) -> Record:
 
 
 def _lines(path: pathlib.Path) -> Iterator[tuple[bytes, Record]]:
-  """Yields every complete line with its record."""
+  """Yields every complete line with its record.
+
+  Torn lines, which are not JSON, are left out, and reported.
+  """
+  torn = []
   for number, line in enumerate(files.read_lines(path), start=1):
+    line = line.strip(b'\0')
     try:
       yield line, decode(line)
+    except TornLineError:
+      torn.append(number)
     except MetricsError as error:
       raise MetricsError(f'{path}:{number}: {error}') from None
+  if torn:
+    numbers = ', '.join(map(str, torn[:5])) + (', ...' if torn[5:] else '')
+    print(
+      f'{path}: {len(torn)} torn lines are left out: {numbers}',
+      file=sys.stderr,
+      flush=True,
+    )
 
 
 def read(path: str | os.PathLike[str]) -> list[Record]:

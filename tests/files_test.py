@@ -72,6 +72,29 @@ class FilesTest(absltest.TestCase):
       with self.assertRaisesRegex(files.JsonLinesError, 'jsonl:2: not JSON'):
         files.read_jsonl(self.path)
 
+  def test_records_survive_what_a_dead_machine_leaves(self):
+    whole = [{'round': 1, 'x': 'a'}, {'round': 2, 'x': [1]}]
+    lines = [json.dumps(x).encode() for x in whole]
+    for torn in (
+      b'{"round": 3',
+      b'{"round"{"round": 3}',
+      b'\0' * 512,
+      b'\0\xff\0',
+      b'null',
+      b'7',
+      b'{"x": 3}',
+      b'[' * 5000,
+      b'9' * 5000,
+    ):
+      is_lost = int(bool(torn.strip(b'\0')))
+      for at in range(3):
+        files.write_lines(self.path, [*lines[:at], torn, *lines[at:]])
+        found = files.read_records(self.path, 'round')
+        self.assertEqual(found, (whole, is_lost), torn)
+    self.path.write_bytes(b'\0' * 100 + b'\n'.join(lines) + b'\n' + b'\0' * 9)
+    self.assertEqual(files.read_records(self.path, 'round', 'x'), (whole, 0))
+    self.assertEqual(files.read_records(self.folder / 'none'), ([], 0))
+
   def test_new_folder_appears_whole_or_not_at_all(self):
     with self.assertRaisesRegex(ValueError, 'stop'):
       with files.new_folder(self.folder) as partial:

@@ -17,6 +17,7 @@ from covenant import extras
 from covenant import typing as ct
 from covenant.chain import connection
 from covenant.chain import interface
+from covenant.chain import keys
 from covenant.chain import subnet as subnet_lib
 from covenant.chain import yuma
 
@@ -252,7 +253,7 @@ class BittensorChain:
     from bittensor import sp_core
 
     try:
-      return sp_core.verify(data, signature, hotkey)
+      return keys.is_address(hotkey) and sp_core.verify(data, signature, hotkey)
     except Exception:  # of malformed input: no signature
       return False
 

@@ -87,6 +87,18 @@ def verify(address: str, data: bytes, signature: bytes) -> bool:
   return True
 
 
+def is_address(address: str) -> bool:
+  """Returns whether a text is the one spelling of a key's address.
+
+  Addresses of other chains' prefixes, and of the key of zeros, for which
+  anybody can sign, are none.
+
+  >>> is_address('5DQcDYQ3wwobcrJ5aE5CzGp34ZWYNeYfYZ1yLbPiU2RcSvwm')
+  True
+  """
+  return any(_public(address) or b'')
+
+
 @functools.lru_cache(maxsize=4096)
 def _public(address: str) -> bytes | None:
   """Returns the public key of an SS58 address; None if it is none."""

@@ -21,6 +21,7 @@ from covenant.config.network import Plan
 from covenant.config.network import Pool
 from covenant.config.network import read_islands
 from covenant.config.network import show_islands
+from covenant.config.secrets import hide_secrets
 from covenant.config.training import WEIGHT_UNITS
 from covenant.config.training import Aggregation
 from covenant.config.training import Compression
@@ -62,6 +63,7 @@ __all__ = [
   'edit',
   'flatten',
   'from_json',
+  'hide_secrets',
   'identity',
   'load',
   'parse',

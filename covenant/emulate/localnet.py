@@ -117,6 +117,7 @@ class Localnet:
     environment.register(self.chain, config)
     self._file = self._workdir / 'config.json'
     files.write(self._file, config_lib.to_json(self._config))
+    self._file.chmod(0o600)  # its processes need the secrets in it
     self._members = members(config)
     self._processes: dict[Member, subprocess.Popen[bytes]] = {}
     self._restarts = dict.fromkeys(self._members, -1)

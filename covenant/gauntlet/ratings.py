@@ -208,8 +208,11 @@ def from_json(text: str) -> Ratings:
 
 
 def read_decisions(path: pathlib.Path) -> list[ct.Json]:
-  """Reads the decisions of the first validator in a verdicts.jsonl."""
-  verdicts = files.read_jsonl(path)
+  """Reads the decisions of the first validator in a verdicts.jsonl.
+
+  Lines that cannot be read are left out.
+  """
+  verdicts = files.read_records(path, 'round', 'decisions').objects
   first = verdicts[0].get('validator') if verdicts else None
   return [
     decision

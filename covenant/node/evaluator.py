@@ -34,6 +34,7 @@ from covenant.node import connect
 from covenant.node import workdir as workdir_lib
 from covenant.protocol import apply
 from covenant.protocol import catchup
+from covenant.protocol import checkpoint as checkpoint_lib
 from covenant.protocol import round as round_lib
 from covenant.store import interface as store_lib
 from covenant.train import shared_state as shared_state_lib
@@ -213,7 +214,8 @@ class EvaluatorProcess:
 
   def _read(self) -> dict[int, dict[str, ct.Json]]:
     """Returns the evaluations of before a restart, by round."""
-    return {row['round']: row for row in files.read_jsonl(self._path)}
+    rows = files.read_records(self._path, *_COLUMNS).objects
+    return {row['round']: row for row in rows}
 
 
 def wanted() -> bool:
@@ -283,9 +285,14 @@ def newest(workdir: str | os.PathLike[str]) -> tuple[int, ct.Params]:
   context = ocp.Context()
   context.pytree.loading.partial_load = True
   with ocp.training.Checkpointer(str(folder)) as checkpoints:
-    latest = checkpoints.latest
+    steps = [found.step for found in checkpoints.checkpoints]
+    latest, damaged = checkpoint_lib.newest_sound(folder, steps)
+    for why in damaged.values():
+      print(f'a checkpoint is damaged: {why}', file=sys.stderr)
     if latest is None:
-      raise config_lib.ConfigError(f'{folder} has no checkpoint yet')
+      raise config_lib.ConfigError(
+        f'{folder} has no {"sound " if damaged else ""}checkpoint yet'
+      )
     # The stored shapes, not those of a config: Orbax would invent the rest.
     stored: ct.PyTree = checkpoints.metadata(latest).metadata
     like = jax.tree.map(
@@ -295,4 +302,4 @@ def newest(workdir: str | os.PathLike[str]) -> tuple[int, ct.Params]:
       tree: ct.PyTree = checkpoints.load(
         latest, abstract_state={'shared': {'params': like}}
       )
-  return latest.step, tree['shared']['params']
+  return latest, tree['shared']['params']

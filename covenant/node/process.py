@@ -10,6 +10,7 @@ import contextlib
 import itertools
 import os
 import pathlib
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -104,7 +105,7 @@ class Process:
       process_group, run, lambda: connect.objects(config, run)
     )
     self._checkpoints = checkpoint_lib.Checkpoints(
-      pathlib.Path(workdir, 'checkpoints'), config.checkpoint
+      pathlib.Path(workdir, 'checkpoints'), config.checkpoint, self._damaged
     )
     start = apply.Position(0, manifest_lib.genesis(run), shared_model.init())
     context = node_lib.Context(
@@ -194,6 +195,11 @@ class Process:
     here = node.state.round, node.state.trained
     if lasting and here != (self._saved, self._saved_trained):
       self._save(overwrite=True)
+
+  def _damaged(self, line: str) -> None:
+    """Reports a damaged checkpoint: in the log, the status and the events."""
+    print(line, file=sys.stderr, flush=True)
+    self.workdir.event(node_lib.Event(-1, -1, 'restore', line))
 
   def _save(self, overwrite: bool = False) -> None:
     """Saves a checkpoint; a full disk is an error in the status only."""

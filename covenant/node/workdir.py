@@ -104,6 +104,7 @@ class Workdir:
     if not path.exists():
       return
     there = config_lib.from_json(path.read_text())
+    config = config_lib.from_json(_shown(config))
     data = there.data
     if not data.digest and data.path == config.data.path:  # of an old release
       data = dataclasses.replace(data, digest=config.data.digest)
@@ -134,7 +135,7 @@ class Workdir:
         records of later ones are dropped. None: there is no checkpoint.
       observe: called with every record, those of earlier starts included.
     """
-    files.write(self.path / _CONFIG, config_lib.to_json(config))
+    files.write(self.path / _CONFIG, _shown(config))
     path = self.path / 'metrics.jsonl'
     self._writer = metrics.MetricsWriter(
       path, self.path / 'tensorboard', resume=resume
@@ -143,7 +144,7 @@ class Workdir:
     for record in metrics.read(path):
       observe(record)
     for name in (_VERDICTS, _EVENTS):
-      lines = files.read_jsonl(self.path / name)
+      lines = files.read_records(self.path / name, 'round').objects
       kept = [json.dumps(x) for x in lines if x['round'] < (resume or 0)]
       if lines or name == _VERDICTS:
         files.write_lines(self.path / name, kept)
@@ -202,6 +203,12 @@ class Workdir:
     if self._is_tracing:
       self._is_tracing = False
       jax.profiler.stop_trace()
+
+
+def _shown(config: config_lib.Config) -> str:
+  """Returns a config as JSON without secrets; an emulation needs none."""
+  raw = json.loads(config_lib.to_json(config))
+  return json.dumps(config_lib.hide_secrets(raw), indent=2) + '\n'
 
 
 @contextlib.contextmanager

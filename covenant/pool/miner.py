@@ -5,6 +5,7 @@ Beside a miner's files its workdir has ledger.sqlite, the accounts
 pool.jsonl, each worker's work per round.
 """
 
+import json
 import os
 import pathlib
 import secrets
@@ -297,12 +298,19 @@ class PoolProcess:
     _say(_line(round_index, outcome, assigned, totals))
 
   def _write_payouts(self) -> None:
-    """Appends the orders of the ledger that the file does not have yet."""
+    """Appends the orders of the ledger that the file does not have yet.
+
+    A file that a power failure has damaged is written anew.
+    """
     path = self._workdir / 'payouts.jsonl'
-    written = files.read_jsonl(path)
-    last = written[-1]['number'] if written else 0
-    orders = self._ledger.orders(after=last)
-    files.append_jsonl(path, *(order._asdict() for order in orders))
+    orders = self._ledger.orders()
+    lines = [json.dumps(order._asdict()).encode() for order in orders]
+    written = files.read_lines(path)
+    if written != lines[: len(written)]:
+      files.write_lines(path, lines, durable=True)
+    else:
+      new = orders[len(written) :]
+      files.append_jsonl(path, *(order._asdict() for order in new))
 
 
 def _line(

@@ -9,17 +9,25 @@ Orbax has copied the arrays on accelerators to the host. It holds views of
 arrays in host memory, which JAX then copies instead of donating.
 """
 
+import contextlib
 import math
 import os
+import pathlib
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from concurrent import futures
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from covenant import config as config_lib
 from covenant import errors
 from covenant import extras
 from covenant import typing as ct
+from covenant.protocol import checksums
 from covenant.telemetry import machine
 from covenant.train import local as local_lib
 from covenant.train import shared_state as shared_state_lib
@@ -40,6 +48,44 @@ _HOST = 'pinned_host'
 
 class CheckpointError(errors.CovenantError, OSError):
   """A checkpoint could not be written. Earlier checkpoints are unharmed."""
+
+
+Report = Callable[[str], None]
+
+
+def _print(line: str) -> None:
+  print(line, file=sys.stderr, flush=True)
+
+
+def newest_sound(
+  directory: str | os.PathLike[str], steps: Sequence[int]
+) -> tuple[int | None, dict[int, str]]:
+  """Returns the newest checkpoint whose files are as they were written.
+
+  One without checksums counts as sound: its process died in the moment after it
+  was written, or it is of an earlier release.
+
+  Args:
+    directory: the folder of the checkpoints.
+    steps: their rounds.
+
+  Returns:
+    Its round, or None, and what is wrong with the newer ones, by round.
+  """
+  damaged: dict[int, str] = {}
+  for step in sorted(steps, reverse=True):
+    try:
+      checksums.check(pathlib.Path(directory, str(step)))
+      return step, damaged
+    except checksums.ChecksumError as e:
+      damaged[step] = str(e)
+  return None, damaged
+
+
+def _wait_for_all() -> None:
+  """Waits until all processes are here."""
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices('checkpoints')
 
 
 class RunCounters(NamedTuple):
@@ -65,14 +111,26 @@ class RunState(NamedTuple):
 
 
 class Checkpoints:
-  """The checkpoints of one run, in `directory`. Use as a context manager."""
+  """The checkpoints of one run. Use as a context manager.
+
+  Args:
+    directory: the folder, which has one folder per checkpoint.
+    config: how often they are due, and how many stay.
+    report: called with a line about each checkpoint that is damaged.
+  """
 
   def __init__(
-    self, directory: str | os.PathLike[str], config: config_lib.Checkpoint
+    self,
+    directory: str | os.PathLike[str],
+    config: config_lib.Checkpoint,
+    report: Report = _print,
   ):
     policies: Any = ocp.training.preservation_policies
     self._every = config.every
     self._directory = os.path.abspath(directory)
+    self._report = report
+    self._pool = futures.ThreadPoolExecutor(1)
+    self._summing: futures.Future[None] | None = None
     self._checkpointer = ocp.training.Checkpointer(
       self._directory,
       preservation_policy=policies.LatestN(config.keep),
@@ -110,19 +168,43 @@ class Checkpoints:
       return
     tree = writable(tree)
     try:
+      self._finish_checksums()
       with writing(tree):
         saving = self._checkpointer.save_async(
           completed, tree, force=True, overwrite=overwrite
         )
       if saving is not None and not _fits(tree):
         saving.result()
+      if saving is not None and not jax.process_index():
+        self._summing = self._pool.submit(
+          self._write_checksums, completed, saving.result
+        )
     except Exception as e:  # any error of Orbax, such as about a full disk
       raise CheckpointError(
         f'no checkpoint after round {completed}: {e}'
       ) from e
 
+  def _write_checksums(
+    self, completed: int, wait: Callable[[], object]
+  ) -> None:
+    """Writes the checksums of a checkpoint, once it is written."""
+    with contextlib.suppress(Exception):  # raised by the next call of Orbax
+      wait()
+    folder = pathlib.Path(self._directory, str(completed))
+    if folder.is_dir():
+      checksums.write(folder)
+
+  def _finish_checksums(self) -> None:
+    """Waits for the checksums of the last checkpoint; raises OSError."""
+    if self._summing is not None:
+      summing, self._summing = self._summing, None
+      summing.result()
+
   def restore_tree(self, abstract_tree: ct.PyTree) -> ct.PyTree | None:
-    """Restores the newest tree, or returns None if there is none.
+    """Restores the newest sound tree, or returns None if there is none.
+
+    A checkpoint whose files differ from what was written is reported and moved
+    to `DIRECTORY.damaged`, and the one before it is restored.
 
     Args:
       abstract_tree: a tree of the same structure, of arrays or of
@@ -130,29 +212,55 @@ class Checkpoints:
         kinds. Leaves `...` are not restored.
 
     Raises:
-      ConfigError: the checkpoint is of another run, or damaged.
+      ConfigError: the checkpoint is of another run, or all are damaged.
     """
-    latest = self._checkpointer.latest
-    if latest is None:
-      return None
     abstract = jax.tree.map(_abstract, abstract_tree)
-    folder = f'{self._directory}/{latest.step}'
+    steps = [found.step for found in self._checkpointer.checkpoints]
+    sound, damaged = newest_sound(self._directory, steps)
+    if damaged and sound is None:
+      raise config_lib.ConfigError(
+        f'all checkpoints in {self._directory} are damaged: '
+        f'{"; ".join(damaged.values())}. Remove them to begin from the start'
+      )
+    self._set_aside(damaged)
+    return None if sound is None else self._load(sound, abstract)
+
+  def _load(self, step: int, abstract: ct.PyTree) -> ct.PyTree:
+    folder = f'{self._directory}/{step}'
     try:
-      stored = self._checkpointer.metadata(latest).metadata
+      stored = self._checkpointer.metadata(step).metadata
       # Metadata is None if its files cannot be read; then loading says why.
       differs = _difference(stored, abstract) if stored else ''
       if not differs:
         with reading(abstract):
-          return self._checkpointer.load(latest, abstract_state=abstract)
-    except Exception as e:  # any error of Orbax about damaged files
+          return self._checkpointer.load(step, abstract_state=abstract)
+    except Exception as e:  # any error of Orbax, such as about memory
       raise config_lib.ConfigError(
-        f'{folder} is damaged: {reason(e)}. Remove it to go on from the '
+        f'{folder} cannot be read: {reason(e)}. Remove it to go on from the '
         'checkpoint before, or from the beginning'
       ) from e
     raise config_lib.ConfigError(
       f'{folder} is not of this run: {differs}. Expected the config it was '
       'made with, or another --workdir'
     )
+
+  def _set_aside(self, damaged: dict[int, str]) -> None:
+    """Moves damaged checkpoints away, so that their rounds can be saved."""
+    if not damaged:
+      return
+    _wait_for_all()  # until every process has looked at them
+    for step, why in damaged.items():
+      aside = pathlib.Path(f'{self._directory}.damaged', str(step))
+      self._report(
+        f'a checkpoint is damaged: {why}. It is now {aside}, and the one '
+        'before it is restored; test the disk'
+      )
+      if not jax.process_index():
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.parent.mkdir(parents=True, exist_ok=True)
+        pathlib.Path(self._directory, str(step)).rename(aside)
+    _wait_for_all()
+    self._checkpointer.reload()
 
   def restore(self, abstract_state: RunState) -> RunState | None:
     """Restores the newest state, or returns None; see `restore_tree`."""
@@ -169,7 +277,11 @@ class Checkpoints:
   def __exit__(self, *_: object) -> None:
     """Waits until the last checkpoint is written."""
     try:
-      self._checkpointer.close()
+      try:
+        self._finish_checksums()
+      finally:
+        self._pool.shutdown()
+        self._checkpointer.close()
     except Exception as e:
       raise CheckpointError(f'the last checkpoint: {e}') from e
 

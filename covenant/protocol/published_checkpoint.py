@@ -74,10 +74,8 @@ class Layout(NamedTuple):
 
 def layout(shared_model: shared_state_lib.SharedModel) -> Layout:
   """Returns the layout of a model's checkpoints."""
-  return Layout(
-    shared_state_lib.named_leaves(_abstract(shared_model)),
-    apply.kept_links(shared_model),
-  )
+  tensors: ct.PyTree = shared_state_lib.named_leaves(_abstract(shared_model))
+  return Layout(tensors, apply.kept_links(shared_model))
 
 
 def publish(

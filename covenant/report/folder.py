@@ -134,13 +134,17 @@ def read(workdir: str | os.PathLike[str]) -> Run:
 
 
 def _config(folder: pathlib.Path) -> JsonObject:
-  """Returns the config of the folder, or of the network above it."""
+  """Returns the config of the folder, or of the network above it.
+
+  Secrets in it are hidden: reports are sent to others.
+  """
   for path in (folder / 'config.json', folder.parent / 'config.json'):
     if path.exists():
       try:
         config = json.loads(path.read_text(encoding='utf-8'))
       except ValueError as e:
         raise config_lib.ConfigError(f'{path}: not JSON: {e}') from None
+      config = config_lib.hide_secrets(config)
       return config if isinstance(config, Mapping) else {}
   return {}
 
@@ -153,13 +157,5 @@ def _lines(
   A process that was killed while it wrote and then restarted leaves a line
   which joins two.
   """
-  lines = files_lib.read_lines(path)
-  objects: list[JsonObject] = []
-  for line in lines:
-    try:
-      found = json.loads(line)
-    except ValueError:
-      continue
-    if isinstance(found, dict) and all(key in found for key in required):
-      objects.append(found)
-  return objects, len(lines) - len(objects)
+  objects, lost = files_lib.read_records(path, *required)
+  return objects, lost

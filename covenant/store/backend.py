@@ -117,12 +117,13 @@ def connect(
     return obstore.store.LocalStore(
       location.bucket, mkdir=make_folder, automatic_cleanup=True
     )
-  return _connect_s3(location, key, settings, retries)
+  return _connect_s3(location, key, make_folder, settings, retries)
 
 
 def _connect_s3(
   location: location_lib.Location,
   key: Credentials | None,
+  own: bool,
   settings: StoreSettings,
   retries: int,
 ) -> obstore.store.S3Store:
@@ -154,6 +155,9 @@ def _connect_s3(
     request_payer=False,
     s3_express=False,
     credential_provider=(lambda: credentials) if credentials else None,
+    # Else AWS_SSE_CUSTOMER_KEY_BASE64 of the operator went to every store. It
+    # is an option of writes, of which others' buckets get none.
+    **({} if own else {'server_side_encryption': 'AES256'}),
     client_options={
       'allow_http': endpoint.startswith('http://'),
       'connect_timeout': datetime.timedelta(seconds=min(stall, 5)),

@@ -1,6 +1,7 @@
 import copy
 import hashlib
 import pickle
+from unittest import mock
 
 import bittensor_core
 import hypothesis
@@ -13,6 +14,12 @@ from covenant.chain import keys
 
 SEED = hashlib.blake2b(b'a secret', digest_size=32).digest()
 KEY = keys.Key.from_seed(SEED)
+
+
+def _spelled(prefix: int) -> str:
+  """Returns the address of the key on another chain."""
+  with mock.patch.object(keys, '_PREFIX', bytes([prefix])):
+    return keys._address(bytes(signing.SigningKey(SEED).verify_key))
 
 
 class KeysTest(parameterized.TestCase):
@@ -95,6 +102,20 @@ class KeysTest(parameterized.TestCase):
     self.assertEqual(key.sign(data), other.sign(data))
     self.assertTrue(keys.verify(other.ss58_address, data, other.sign(data)))
 
+  def test_addresses(self):
+    """Each has one spelling; that of another chain's prefix is none."""
+    other = bittensor_core.Keypair.from_seed(
+      SEED, bittensor_core.CRYPTO_ED25519
+    )
+    self.assertEqual(other.ss58_address, KEY.address)
+    self.assertTrue(keys.is_address(KEY.address))
+    for address in (
+      '', KEY.address + '1', '1' + KEY.address, KEY.address[:-1],
+      _spelled(0), _spelled(2), keys._address(bytes(32)), '\ud800' * 48,
+    ):  # fmt: skip
+      self.assertFalse(keys.is_address(address), address)
+      self.assertFalse(keys.verify(address, b'data', KEY.sign(b'data')))
+
   def test_a_wrapped_message_is_another(self):
     signature = KEY.sign(b'<Bytes>data</Bytes>')
     self.assertFalse(keys.verify(KEY.address, b'data', signature))
@@ -103,10 +124,21 @@ class KeysTest(parameterized.TestCase):
     # Any message fits this signature where such keys are let in.
     identity = (1).to_bytes(32, 'little')
     signature = identity + bytes(32)
-    for public in (identity, bytes(32)):
+    p = 2**255 - 19
+    order_8 = (
+      '26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc05',
+      'c7176a703d4dd84fba3c0b760d10670f2a2053fa2c39ccc64ec7fd7792ac037a',
+    )
+    points = [bytes.fromhex(x) for x in order_8]
+    points += [y.to_bytes(32, 'little') for y in (0, 1, p - 1, p, p + 1)]
+    points += [x[:31] + bytes([x[31] | 128]) for x in points]  # the other x
+    self.assertLen(set(points), 14)
+    for public in points:
       address = keys._address(public)
       self.assertLen(address, 48)
-      self.assertFalse(keys.verify(address, b'data', signature))
+      for other in (signature, public + bytes(32)):
+        for data in (b'data', b'other', b''):
+          self.assertFalse(keys.verify(address, data, other))
 
   @hypothesis.given(st.integers(0, 47), st.characters(codec='ascii'))
   def test_an_address_has_one_spelling(self, place, letter):

@@ -1,5 +1,6 @@
 """A pool's accounts add up to the unit, whatever happens."""
 
+import json
 import pathlib
 import sqlite3
 from unittest import mock
@@ -10,6 +11,7 @@ from absl.testing import absltest
 from absl.testing import parameterized
 
 from covenant.pool import ledger as ledger_lib
+from covenant.pool import miner as miner_lib
 
 WORKERS = st.sampled_from('abcdef')
 ROUNDS = st.lists(
@@ -154,6 +156,24 @@ class LedgerTest(parameterized.TestCase):
     file = self.create_tempfile(content='not a database, but long enough ' * 9)
     with self.assertRaisesRegex(ledger_lib.LedgerError, 'not the ledger'):
       ledger_lib.Ledger(file.full_path, ledger_lib.PaymentPolicy())
+
+  def test_payouts_are_whole_again_after_a_power_failure(self):
+    """Its zeros and parts of lines are replaced by what the ledger has."""
+    folder = pathlib.Path(self.create_tempdir().full_path)
+    pool = object.__new__(miner_lib.PoolProcess)
+    pool._workdir = folder
+    policy = ledger_lib.PaymentPolicy()
+    pool._ledger = ledger_lib.Ledger(':memory:', policy)
+    path, lines = folder / 'payouts.jsonl', []
+    for r, torn in enumerate((b'', b'\0' * 99, b'\0' * 99 + b'\n', b'{"nu\n')):
+      pool._ledger.settle(r, 100 * (r + 1), {'w': 1}, {'w'})
+      with open(path, 'ab') as file:
+        file.write(torn)
+      pool._write_payouts()
+      lines = [json.loads(line) for line in path.read_text().splitlines()]
+      wanted = [order._asdict() for order in pool._ledger.orders()]
+      self.assertEqual(lines, wanted)
+    self.assertLen(lines, 3)
 
 
 if __name__ == '__main__':

@@ -89,9 +89,11 @@ class CheckpointTest(parameterized.TestCase):
     self.addCleanup(gc.collect)  # of this test, not of one after it
     self.workdir = pathlib.Path(self.create_tempdir().full_path)
     self.folder = self.workdir / 'checkpoints'
+    self.said = []
 
   def open(self):
-    return checkpoint.Checkpoints(self.folder, config_lib.Checkpoint(keep=9))
+    keep = config_lib.Checkpoint(keep=9)
+    return checkpoint.Checkpoints(self.folder, keep, self.said.append)
 
   def save(self, tree, completed=1):
     with self.open() as checkpoints:
@@ -212,8 +214,8 @@ class CheckpointTest(parameterized.TestCase):
     left_out['shared'].params['embedding'] = ...
     self.assertIsNotNone(self.restore(left_out))
 
-  @parameterized.parameters('short', 'gone', 'metadata')
-  def test_a_damaged_one_is_named_and_can_be_removed(self, what):
+  @parameterized.parameters('short', 'gone', 'metadata', 'more', 'checksums')
+  def test_a_damaged_one_is_named_and_set_aside(self, what):
     for completed in (1, 2):
       self.save(state(seed=completed), completed)
     files = [p for p in (self.folder / '2').rglob('*') if p.is_file()]
@@ -225,12 +227,60 @@ class CheckpointTest(parameterized.TestCase):
         largest.unlink()
       case 'metadata':
         (self.folder / '2' / 'state' / '_METADATA').write_text('{"')
+      case 'more':
+        (self.folder / '2' / 'state' / 'more').write_text('')
+      case 'checksums':
+        (self.folder / '2' / 'checksums.json').write_text('[' * 5000)
+    self.assertEqual(bits(self.restore(state())), bits(state(seed=1)))
+    (said,) = self.said
+    self.assertIn('checkpoints/2', said)
+    self.assertTrue((self.workdir / 'checkpoints.damaged' / '2').is_dir())
+    self.save(state(seed=3), 2)  # its place is free
+    self.assertEqual(bits(self.restore(state())), bits(state(seed=3)))
+    self.assertLen(self.said, 1)
+
+  def test_every_flipped_bit_is_noticed(self):
+    """In every file, at random places of it; no other values are loaded."""
+    random = np.random.default_rng(0)
+    for completed in (1, 2):
+      self.save(state(seed=completed), completed)
+    whole = {p: p.read_bytes() for p in self.files('2')}
+    for path, data in whole.items():
+      for at in random.integers(0, 8 * max(len(data), 1), 3 if data else 0):
+        changed = bytearray(data)
+        changed[at // 8] ^= 1 << int(at % 8)
+        path.write_bytes(changed)
+        sound, damaged = checkpoint.newest_sound(self.folder, [1, 2])
+        self.assertEqual((sound, list(damaged)), (1, [2]), path)
+      path.write_bytes(data)
+    self.assertEqual(checkpoint.newest_sound(self.folder, [1, 2]), (2, {}))
+
+  def test_none_that_is_sound(self):
+    for completed in (1, 2):
+      self.save(state(seed=completed), completed)
+      self.files(str(completed))[0].write_bytes(b'?')
     with self.assertRaisesRegex(
-      config_lib.ConfigError, r'checkpoints/2 is damaged: \w+: .*Remove it'
+      config_lib.ConfigError, 'all checkpoints in .* are damaged: .*Remove them'
     ):
       self.restore(state())
-    (self.folder / '2').rename(self.workdir / 'damaged')
+    self.assertTrue((self.folder / '2').is_dir())
+
+  def test_one_without_checksums_is_restored(self):
+    """Its process died before they were written."""
+    self.save(state(seed=1))
+    (self.folder / '1' / 'checksums.json').unlink()
     self.assertEqual(bits(self.restore(state())), bits(state(seed=1)))
+    self.assertEmpty(self.said)
+    largest = max(self.files('1'), key=lambda path: path.stat().st_size)
+    largest.unlink()
+    with self.assertRaisesRegex(
+      config_lib.ConfigError, r'checkpoints/1 cannot be read: \w+: .*Remove it'
+    ):
+      self.restore(state())
+
+  def files(self, step):
+    paths = sorted((self.folder / step).rglob('*'))
+    return [path for path in paths if path.is_file()]
 
 
 _PROGRAM = """

@@ -1,3 +1,4 @@
+import json
 import pathlib
 
 from absl.testing import absltest
@@ -37,6 +38,18 @@ class FolderTest(absltest.TestCase):
     self.assertIn(
       'Torn lines that were skipped: 1', page.write(self.folder).read_text()
     )
+
+  def test_secrets_of_a_config_are_not_shown(self):
+    """One written by hand, or by a network whose processes need them."""
+    workdirs.write(self.folder)
+    path = self.folder / 'config.json'
+    raw = json.loads(path.read_text())
+    raw['network']['name'] = 'wss://rpc.example.org/v1/SECRET'
+    raw['network']['bucket'] = 's3://runs?key_id=SECRET&secret=SECRET'
+    path.write_text(json.dumps(raw))
+    text = page.write(self.folder).read_text()
+    self.assertIn('rpc.example.org/hidden', text)
+    self.assertNotIn('SECRET', text)
 
   def test_before_the_first_round(self):
     path = page.write(workdirs.write(self.folder, rounds=0, planned=5))

@@ -1,7 +1,11 @@
 """The meaning of obstore's errors, and the options of a store."""
 
+import base64
 import errno
+import http.server
 import os
+import threading
+from unittest import mock
 
 import obstore.exceptions
 import obstore.store
@@ -116,6 +120,62 @@ class ConnectTest(absltest.TestCase):
     self.assertIn(
       f'https://{"a" * 32}.r2.cloudflarestorage.com', str(store.config)
     )
+
+  def test_the_operators_keys_stay_at_the_own_store(self):
+    """Those of the environment, which obstore reads by itself."""
+    seen = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+      def do_GET(self):  # noqa: N802
+        seen.append((self.path, str(self.headers)))
+        self.send_response(200)
+        self.send_header('Content-Length', '1')
+        self.send_header('ETag', '"1"')
+        self.send_header('Last-Modified', 'Thu, 01 Jan 1970 00:00:00 GMT')
+        self.end_headers()
+        self.wfile.write(b'x')
+
+      def log_message(self, *args):
+        pass
+
+    server = http.server.HTTPServer(('127.0.0.1', 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    self.addCleanup(thread.join)
+    self.addCleanup(server.server_close)
+    self.addCleanup(server.shutdown)
+    secret = base64.b64encode(b'k' * 32).decode()
+    environ = {
+      'AWS_SERVER_SIDE_ENCRYPTION': 'sse-c',
+      'AWS_SSE_CUSTOMER_KEY_BASE64': secret,
+      'AWS_SSE_KMS_KEY_ID': 'SECRET-kms',
+      'AWS_SECRET_ACCESS_KEY': 'SECRET-access',
+      'AWS_ACCESS_KEY_ID': 'SECRET-id',
+      'AWS_SESSION_TOKEN': 'SECRET-token',
+      'AWS_CONTAINER_AUTHORIZATION_TOKEN': 'SECRET-container',
+    }
+    location = location_lib.Location(
+      's3', 'runs', endpoint=f'http://127.0.0.1:{server.server_port}'
+    )
+    key = backend.Credentials('theirs', 'theirs')
+    for credentials in (None, key):
+      with mock.patch.dict(os.environ, environ):
+        store = backend.connect(
+          location, credentials, False, backend.StoreSettings(), retries=0
+        )
+        self.assertEqual(bytes(obstore.get(store, 'a').bytes()), b'x')
+    self.assertLen(seen, 2)
+    for path, headers in seen:
+      for word in ('SECRET', secret, 'customer'):
+        self.assertNotIn(word.lower(), (path + headers).lower())
+    # The own store is read with the operator's key.
+    with mock.patch.dict(os.environ, environ | {'AWS_SSE_KMS_KEY_ID': ''}):
+      del os.environ['AWS_SSE_KMS_KEY_ID']
+      store = backend.connect(
+        location, None, True, backend.StoreSettings(), retries=0
+      )
+      obstore.get(store, 'a').bytes()
+    self.assertIn('customer', seen[-1][1].lower())
 
   def test_credentials_are_not_printed(self):
     key = backend.Credentials('id-of-key', 'secret', 'token')

@@ -1,0 +1,55 @@
+"""Hides what must not leave a machine in the text of a config.
+
+Files of a run are copied, shown and sent to others. The endpoint of a chain may
+have a key in its path, and the location of a bucket keys to read it.
+"""
+
+import re
+from collections.abc import Mapping
+
+from covenant import typing as ct
+
+HIDDEN = 'hidden'
+_USER = re.compile(r'(?<=://)[^/?#\s@]*@')
+_PARAMETER = re.compile(
+  r'(?i)([\w-]*(?:secret|token|passw|key|credential|signature|auth|sig)[\w-]*=)'
+  r'[^&#;,\s]+'
+)
+_PATH = re.compile(r'(?i)\b((?:wss?|https?)://[^/?#\s]+)[/?#]\S+')
+
+
+def hide_secrets(value: ct.Json, in_network: bool = False) -> ct.Json:
+  """Returns JSON with all that may be secret replaced by 'hidden'.
+
+  That is the user part of any URL, any parameter that is named like a secret
+  and, in the section `network`, whatever follows the host in a URL.
+
+  >>> hide_secrets({'network': {'name': 'wss://rpc.example.org/v1/8fe2'}})
+  {'network': {'name': 'wss://rpc.example.org/hidden'}}
+  >>> hide_secrets('s3://runs?key_id=K&secret=S&region=eu')
+  's3://runs?key_id=hidden&secret=hidden&region=eu'
+  """
+  if isinstance(value, Mapping):
+    return {
+      name: hide_secrets(x, in_network or name == 'network')
+      for name, x in value.items()
+    }
+  if isinstance(value, (list, tuple)):
+    return type(value)(hide_secrets(x, in_network) for x in value)
+  if not isinstance(value, str):
+    return value
+  value = _USER.sub(f'{HIDDEN}@', value)
+  value = _PARAMETER.sub(rf'\1{HIDDEN}', value)
+  if in_network and not value.startswith(('s3://', 'r2://')):
+    value = _hide_paths(value)
+  return value
+
+
+def _hide_paths(text: str) -> str:
+  """Returns a text whose URLs have nothing but a scheme and a host."""
+  return _PATH.sub(
+    lambda found: (
+      f'{found[1]}/{HIDDEN}' if found[0].rstrip('/') != found[1] else found[0]
+    ),
+    text,
+  )
