@@ -52,6 +52,7 @@ _HF = [
   'torch==2.13.0',
   'transformers>=4.57,<6',
 ]
+_TRACKERS = ['trackio>=0.20,<1', 'wandb>=0.19,<1']
 _NOTEBOOK = [
   'ipykernel>=6.29,<8',
   'jupytext>=1.16,<2',
@@ -138,12 +139,12 @@ setuptools.setup(
     'hf': _HF,
     'lm-eval': _HF + ['lm-eval[hf]>=0.4.13,<0.5'],
     'notebook': _NOTEBOOK,
-    # Shows the events that every run writes.
-    'track': ['tensorboard>=2.18,<3'],
+    # Shows the events that every run writes; trackers (docs/operating.md).
+    'track': ['tensorboard>=2.18,<3', *_TRACKERS],
     # The compiler of TPUs, for `--config.plan.tpu_topology`; needs no TPU.
     'plan-tpu': ['libtpu>=0.0.45,<0.1'],
     'docs': ['furo>=2024.8.6', 'myst-nb>=1.2,<2', 'sphinx>=8,<10'],
-    'test': _RUN + _NETWORK + _DATA + _NOTEBOOK + _TEST,
+    'test': _RUN + _NETWORK + _DATA + _NOTEBOOK + _TRACKERS + _TEST,
     'dev': ['pre-commit>=3.7,<6', 'pyrefly>=1.0,<2', 'ruff>=0.9,<1'],
   },
 )

@@ -1,11 +1,10 @@
 """The metrics of a run: `metrics.jsonl`, one JSON object per line.
 
-The fields of `Round` and `Evaluation` are the schema; the key `kind` before
-them tells the two apart.
+The fields of `Round`, `Evaluation`, `Step` and `NodeRound` are the schema; the
+key `kind` before them tells them apart. An emulated run writes the first two,
+and steps to `steps.jsonl`; a process of a network writes the last two.
 
-TensorBoard gets a copy of the scalars; the JSONL is authoritative. An event
-file is a sequence of TFRecords, each a serialized `Event` message
-(tensorflow/core/util/event.proto), written here without TensorFlow.
+TensorBoard gets a copy of the scalars; the JSONL is authoritative.
 """
 
 import dataclasses
@@ -14,31 +13,15 @@ import math
 import operator
 import os
 import pathlib
-import socket
-import struct
 import sys
-import time
+import types
 import typing
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any, ClassVar, TypeAlias
 
 from covenant import errors
 from covenant import files
-
-_CASTAGNOLI = 0x82F63B78  # the reflected polynomial of CRC-32C
-
-
-def _crc_table() -> tuple[int, ...]:
-  """Returns the remainder of every byte."""
-  table = []
-  for byte in range(256):
-    for _ in range(8):
-      byte = (byte >> 1) ^ (_CASTAGNOLI if byte & 1 else 0)
-    table.append(byte)
-  return tuple(table)
-
-
-_CRC_TABLE = _crc_table()
+from covenant import tensorboard
 
 
 class MetricsError(errors.CovenantError):
@@ -120,13 +103,88 @@ class Evaluation:
     _normalize(self)
 
 
+@dataclasses.dataclass(frozen=True)
+class Step:
+  """One inner step: of one miner, or the mean of all miners of an emulation.
+
+  A loss or a norm that is not finite becomes None.
+
+  Raises:
+    MetricsError: a field has the wrong type.
+  """
+
+  kind: ClassVar[str] = 'step'
+
+  round: int  # rounds completed once the step's round is
+  step: int  # inner step of the run, from 0 on
+  tokens: int  # trained on in this step
+  loss: float | None  # nats per token; None: not finite
+  gradient_norm: float | None  # L2, before it is clipped; None: not finite
+  learning_rate: float
+  skipped: int = 0  # miners whose step was not finite and so not taken
+  # Of a process:
+  seconds: float | None = None  # wall-clock time of this step
+  wait_seconds: float | None = None  # part of it until the batch was there
+  tokens_per_second: float | None = None
+  mfu: float | None = None  # share of the devices' peak; None: unknown peak
+  device_bytes: int | None = None  # memory in use on a device; None: unknown
+  host_bytes: int | None = None  # memory of this process on the host
+
+  def __post_init__(self):
+    for name in ('loss', 'gradient_norm'):
+      value = getattr(self, name)
+      if value is not None and not math.isfinite(value):
+        object.__setattr__(self, name, None)
+    _normalize(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class NodeRound:
+  """One round of one process of a network.
+
+  Raises:
+    MetricsError: a field has the wrong type, or is infinite or NaN.
+  """
+
+  kind: ClassVar[str] = 'node'
+
+  round: int  # rounds completed
+  seconds: float  # wall-clock time of this round
+  queue_seconds: float  # part of it without work: waiting for the chain
+  bytes_sent: int  # to stores
+  bytes_received: int  # from stores
+  send_rate: float  # bytes per second of sending; 0 without
+  receive_rate: float  # bytes per second of receiving; 0 without
+  retries: int  # requests to stores that were sent again
+  failures: int  # phases that failed and were tried again
+  host_bytes: int  # memory of this process on the host
+  host_free_bytes: int  # memory that it can still get
+  disk_free_bytes: int  # of the disk of its folder
+  # Seconds of each phase.
+  begin_seconds: float = 0.0
+  train_seconds: float = 0.0
+  commit_seconds: float = 0.0
+  upload_seconds: float = 0.0
+  collect_seconds: float = 0.0
+  vote_seconds: float = 0.0
+  decide_seconds: float = 0.0
+  apply_seconds: float = 0.0
+  keep_seconds: float = 0.0
+  score_seconds: float = 0.0
+  catch_up_seconds: float = 0.0
+
+  def __post_init__(self):
+    _normalize(self)
+
+
 Record = Round | Evaluation
+Line = Record | Step | NodeRound
 
 _Value: TypeAlias = Any  # a Python or NumPy number, or a sequence of them
-_KINDS = {cls.kind: cls for cls in (Round, Evaluation)}
+_KINDS = {cls.kind: cls for cls in (Round, Evaluation, Step, NodeRound)}
 
 
-def _normalize(record: Record) -> None:
+def _normalize(record: Line) -> None:
   """Checks the fields and replaces them by plain Python objects."""
   for field in dataclasses.fields(record):
     where = f'{record.kind} {record.round}: {field.name!r}'
@@ -136,6 +194,10 @@ def _normalize(record: Record) -> None:
 
 def _checked(value: _Value, kind: object, where: str) -> _Value:
   """Returns `value` as the plain Python object of type `kind`."""
+  if isinstance(kind, types.UnionType):
+    if value is None:
+      return None
+    kind = typing.get_args(kind)[0]
   if typing.get_origin(kind) is tuple:
     element = typing.get_args(kind)[0]
     if isinstance(value, (str, bytes)):
@@ -162,16 +224,30 @@ def _checked(value: _Value, kind: object, where: str) -> _Value:
   return number
 
 
-def _fields(record: Record) -> dict[str, object]:
-  return {'kind': record.kind, **dataclasses.asdict(record)}
+def _fields(record: Line) -> dict[str, object]:
+  """Returns the fields of a line; a default None is left out."""
+  fields = dataclasses.asdict(record)
+  for field in dataclasses.fields(record):
+    if field.default is None and fields[field.name] is None:
+      del fields[field.name]
+  return {'kind': record.kind, **fields}
 
 
-def encode(record: Record) -> str:
+def scalars(record: Line) -> dict[str, float]:
+  """Returns the numbers of a record but for its round and step, by field."""
+  return {
+    name: value
+    for name, value in dataclasses.asdict(record).items()
+    if isinstance(value, (int, float)) and name not in ('round', 'step')
+  }
+
+
+def encode(record: Line) -> str:
   """Returns the line of a record, without its newline."""
   return json.dumps(_fields(record), allow_nan=False)
 
 
-def decode(line: str | bytes) -> Record:
+def decode(line: str | bytes) -> Line:
   """Returns the record of one line; the inverse of `encode`.
 
   Raises:
@@ -202,7 +278,7 @@ def decode(line: str | bytes) -> Record:
   return cls(**fields)
 
 
-def _lines(path: pathlib.Path) -> Iterator[tuple[bytes, Record]]:
+def _lines(path: pathlib.Path) -> Iterator[tuple[bytes, Line]]:
   """Yields every complete line with its record.
 
   Torn lines, which are not JSON, are left out, and reported.
@@ -225,8 +301,11 @@ def _lines(path: pathlib.Path) -> Iterator[tuple[bytes, Record]]:
     )
 
 
-def read(path: str | os.PathLike[str]) -> list[Record]:
-  """Reads the records of a metrics file in their order.
+def read(
+  path: str | os.PathLike[str],
+  kinds: Collection[type[Line]] = (Round, Evaluation),
+) -> list[Any]:
+  """Reads the records of some kinds of a metrics file in their order.
 
   A run that is still writing may be read: an unfinished last line is left out.
 
@@ -237,7 +316,7 @@ def read(path: str | os.PathLike[str]) -> list[Record]:
   path = pathlib.Path(path)
   if not path.exists():
     raise MetricsError(f'{path}: expected the metrics of a run, found no file')
-  return [record for _, record in _lines(path)]
+  return [record for _, record in _lines(path) if type(record) in kinds]
 
 
 def rounds(records: Iterable[Record]) -> list[Round]:
@@ -284,13 +363,16 @@ class MetricsWriter:
     purge = 0 if resume is None else resume + 1
     self._tensorboard = EventWriter(tensorboard_dir, purge)
 
-  def write(self, record: Record) -> None:
+  def write(self, record: Line) -> None:
     """Appends one record and hands it to the operating system."""
     files.append_jsonl(self._path, _fields(record))
-    for name, value in dataclasses.asdict(record).items():
-      if isinstance(value, (int, float)) and name != 'round':
-        tag = f'{record.kind}/{name}'
-        self._tensorboard.add_scalar(tag, value, record.round)
+    self.mirror(record)
+
+  def mirror(self, record: Line) -> None:
+    """Hands a record to TensorBoard alone."""
+    at = record.step if isinstance(record, Step) else record.round
+    for name, value in scalars(record).items():
+      self._tensorboard.add_scalar(f'{record.kind}/{name}', value, at)
 
   def sync(self) -> None:
     """Returns once all records are on the disk."""
@@ -311,76 +393,4 @@ class MetricsWriter:
     self.close()
 
 
-class EventWriter:
-  """Writes the scalars of one start of a run.
-
-  Args:
-    folder: the folder of the event files; created if missing.
-    purge_step: the step from which TensorBoard ignores earlier files.
-  """
-
-  def __init__(self, folder: str | os.PathLike[str], purge_step: int):
-    folder = pathlib.Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    # Two files of one second must not have one name.
-    name = f'{int(time.time()):010d}.{socket.gethostname()}.from{purge_step}'
-    self._file = open(folder / f'events.out.tfevents.{name}', 'ab')
-    self._write(_text(3, b'brain.Event:2'))  # file_version
-    self._write(_integer(2, purge_step) + _text(7, _integer(1, 1)))
-
-  def add_scalar(self, tag: str, value: float, step: int) -> None:
-    """Writes one value of a curve."""
-    simple_value = _key(2, 5) + struct.pack('<f', value)
-    summary = _text(1, _text(1, tag.encode()) + simple_value)
-    self._write(_integer(2, step) + _text(5, summary))
-
-  def flush(self) -> None:
-    self._file.flush()
-
-  def close(self) -> None:
-    self._file.close()
-
-  def _write(self, fields: bytes) -> None:
-    """Appends an event, with the time, as a TFRecord."""
-    event = _key(1, 1) + struct.pack('<d', time.time()) + fields
-    length = struct.pack('<Q', len(event))
-    self._file.write(length + _masked_crc(length) + event + _masked_crc(event))
-
-
-def _key(field: int, wire_type: int) -> bytes:
-  return bytes([field << 3 | wire_type])
-
-
-def _varint(value: int) -> bytes:
-  """Returns a non-negative integer in protobuf's encoding.
-
-  >>> _varint(300).hex()
-  'ac02'
-  """
-  digits = bytearray()
-  while value > 127:
-    digits.append(value & 127 | 128)
-    value >>= 7
-  return bytes([*digits, value])
-
-
-def _integer(field: int, value: int) -> bytes:
-  return _key(field, 0) + _varint(value)
-
-
-def _text(field: int, data: bytes) -> bytes:
-  return _key(field, 2) + _varint(len(data)) + data
-
-
-def _masked_crc(data: bytes) -> bytes:
-  """Returns TFRecord's masked CRC-32C.
-
-  >>> _masked_crc(b'123456789').hex()  # the CRC is 0xe3069283
-  'e5b08ac7'
-  """
-  crc = 0xFFFFFFFF
-  for byte in data:
-    crc = crc >> 8 ^ _CRC_TABLE[(crc ^ byte) & 255]
-  crc ^= 0xFFFFFFFF
-  masked = (crc >> 15 | crc << 17) + 0xA282EAD8
-  return struct.pack('<I', masked & 0xFFFFFFFF)
+EventWriter = tensorboard.EventWriter

@@ -9,7 +9,6 @@ import numpy as np
 from absl.testing import absltest
 from absl.testing import parameterized
 from tensorboardX.proto import event_pb2
-from tensorboardX.record_writer import masked_crc32c
 
 from covenant import metrics
 
@@ -250,6 +249,19 @@ class MetricsTest(parameterized.TestCase):
     # All fields but `round` and the two lists.
     self.assertEqual(events.count((1, False)), 17)
 
+  def test_a_step_and_a_round_of_a_process(self):
+    step = metrics.Step(3, 20, 512, math.nan, 1.5, 1e-3, skipped=1)
+    self.assertIsNone(step.loss)
+    self.assertNotIn('mfu', metrics.encode(step))
+    node = metrics.NodeRound(3, 2.0, 0.5, 10, 20, 5.0, 4.0, 1, 0, 7, 8, 9)
+    self._write(_round(2), step, node)
+    self.assertEqual(metrics.read(self.path), [_round(2)])
+    self.assertEqual(
+      metrics.read(self.path, [metrics.Step, metrics.NodeRound]), [step, node]
+    )
+    events = _event_steps(self.tensorboard)
+    self.assertIn((20, False), events)  # by the inner step
+
   def test_sync_and_close_may_be_repeated(self):
     writer = self._writer()
     writer.write(_round(1))
@@ -258,37 +270,6 @@ class MetricsTest(parameterized.TestCase):
     writer.close()
     writer.close()
     self.assertEqual(metrics.read(self.path), [_round(1)])
-
-
-class EventWriterTest(absltest.TestCase):
-  def test_tensorboards_own_classes_read_it(self):
-    folder = pathlib.Path(self.create_tempdir().full_path, 'events')
-    writer = metrics.EventWriter(folder, 300)
-    writer.add_scalar('round/loss', -1.5, 70_000)
-    writer.add_scalar('round/tokens_per_second', 1e30, 0)
-    writer.flush()
-    writer.close()
-    (path,) = folder.iterdir()
-    self.assertRegex(path.name, r'^events\.out\.tfevents\.\d{10}\..*\.from300$')
-    data, events = path.read_bytes(), []
-    while data:
-      (length,) = struct.unpack('<Q', data[:8])
-      event = data[12 : 12 + length]
-      crcs = data[8:12], data[12 + length : 16 + length]
-      want = masked_crc32c(data[:8]), masked_crc32c(event)
-      self.assertEqual(crcs, tuple(struct.pack('<I', c) for c in want))
-      events.append(event_pb2.Event.FromString(event))
-      data = data[16 + length :]
-    first, purge, loss, speed = events
-    self.assertEqual(first.file_version, 'brain.Event:2')
-    self.assertEqual(purge.step, 300)
-    self.assertEqual(purge.session_log.status, event_pb2.SessionLog.START)
-    (value,) = loss.summary.value
-    self.assertEqual(
-      (loss.step, value.tag, value.simple_value), (70_000, 'round/loss', -1.5)
-    )
-    self.assertEqual(speed.step, 0)
-    self.assertGreater(loss.wall_time, 1e9)
 
 
 if __name__ == '__main__':

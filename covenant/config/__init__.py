@@ -22,6 +22,8 @@ from covenant.config.network import Pool
 from covenant.config.network import read_islands
 from covenant.config.network import show_islands
 from covenant.config.secrets import hide_secrets
+from covenant.config.telemetry import Alerts
+from covenant.config.telemetry import Telemetry
 from covenant.config.training import WEIGHT_UNITS
 from covenant.config.training import Aggregation
 from covenant.config.training import Compression
@@ -38,6 +40,7 @@ from covenant.config.training import PackedModel
 __all__ = [
   'WEIGHT_UNITS',
   'Aggregation',
+  'Alerts',
   'Checkpoint',
   'Compression',
   'Config',
@@ -58,6 +61,7 @@ __all__ = [
   'Phases',
   'Plan',
   'Pool',
+  'Telemetry',
   'choose',
   'differences',
   'edit',

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping
 
 from covenant.config import network as network_lib
 from covenant.config import schema
+from covenant.config import telemetry as telemetry_lib
 from covenant.config import training
 
 ConfigError = schema.ConfigError
@@ -68,6 +69,8 @@ class Config(schema.Section):
   devices: network_lib.Devices = network_lib.Devices()
   pool: network_lib.Pool = network_lib.Pool()
   plan: network_lib.Plan = network_lib.Plan()
+  telemetry: telemetry_lib.Telemetry = telemetry_lib.Telemetry()
+  alerts: telemetry_lib.Alerts = telemetry_lib.Alerts()
 
   @property
   def decoder(self) -> training.Model:
@@ -106,6 +109,8 @@ _OWN = (
   'devices.',
   'pool.',
   'plan.',
+  'telemetry.',
+  'alerts.',
   'model.remat',
   'model.attention',
   'model.loss_chunk',

@@ -12,6 +12,7 @@ from covenant import metrics
 from covenant.data import dataset
 from covenant.emulate import devices as devices_lib
 from covenant.emulate import host as host_lib
+from covenant.emulate import measurements
 from covenant.node import multihost as multihost_lib
 from covenant.node import preflight
 from covenant.node import workdir as workdir_lib
@@ -36,8 +37,8 @@ def run(
 ) -> Outcome:
   """Runs `config` in `workdir`, from its newest checkpoint if it has one.
 
-  Writes config.json, metrics.jsonl, verdicts.jsonl, tensorboard/ and
-  checkpoints/.
+  Writes config.json, metrics.jsonl, steps.jsonl, verdicts.jsonl, tensorboard/
+  and checkpoints/.
 
   Args:
     config: the experiment.
@@ -93,6 +94,11 @@ def run(
       record = host.round()
       completed = record.round
       if is_first:
+        folder.log_steps(
+          measurements.step_records(
+            config, completed, host.miners, host.shared_model
+          )
+        )
         folder.log(record)
       # Processes that differ in anything differ in the root.
       stopped = process_group.broadcast_from(

@@ -2,7 +2,7 @@
 
 import collections
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -11,6 +11,7 @@ from covenant import metrics
 from covenant.gauntlet import incentives
 from covenant.node import base as node_lib
 from covenant.node import evaluator as evaluator_lib
+from covenant.node import miner as miner_lib
 from covenant.node import validator as validator_lib
 from covenant.protocol import checkpoint as checkpoint_lib
 from covenant.protocol import round as round_lib
@@ -129,6 +130,54 @@ def round_record(
     ),
     weights=_weights(config, witness),
   )
+
+
+def step_records(
+  config: config_lib.Config,
+  completed: int,
+  miners: Sequence[miner_lib.Miner],
+  shared_model: shared_state_lib.SharedModel,
+) -> list[metrics.Step]:
+  """Returns the inner steps of a round, each the mean of the miners.
+
+  Args:
+    config: of the run.
+    completed: rounds completed, this one included.
+    miners: in the order of uids.
+    shared_model: of the run.
+  """
+  length = config.optim.inner_steps
+  # Slower and faster miners take their steps in the time of a round.
+  at: dict[int, list[tuple[float | None, float | None, int]]] = {}
+  for uid, miner in enumerate(miners):
+    trained, losses, norms = miner.role.trained
+    if trained != completed - 1:
+      continue
+    batch = island_lib.of(config, uid).batch * config.data.context
+    for i, (loss, norm) in enumerate(zip(losses, norms, strict=True)):
+      step = i * length // len(losses)
+      at.setdefault(step, []).append((loss, norm, batch))
+  first = (completed - 1) * length
+  rates = np.asarray(
+    shared_model.method.schedule(first + np.arange(length, dtype=np.int32))
+  )
+  return [
+    metrics.Step(
+      round=completed,
+      step=first + step,
+      tokens=sum(tokens for *_, tokens in each),
+      loss=_mean([loss for loss, *_ in each]),
+      gradient_norm=_mean([norm for _, norm, _ in each]),
+      learning_rate=float(rates[step]),
+      skipped=sum(None in numbers for numbers in each),
+    )
+    for step, each in sorted(at.items())
+  ]
+
+
+def _mean(numbers: list[float | None]) -> float | None:
+  known = [x for x in numbers if x is not None]
+  return sum(known) / len(known) if known else None
 
 
 def evaluation_record(

@@ -109,6 +109,7 @@ class EvaluatorProcess:
     self._config = config
     hotkey = config.network.hotkey
     self._workdir = workdir_lib.Workdir(workdir, 'evaluator', hotkey)
+    self._workdir.measure(config)
     self._chain = connect.chain(config)
     self._schedule = round_lib.Schedule(config.phases)
     self._shared_model = shared_state_lib.SharedModel(config)
@@ -129,7 +130,9 @@ class EvaluatorProcess:
   def run(self, stop: Callable[[], bool]) -> None:
     """Runs until the last round is evaluated, or `stop` returns True."""
     last = self._config.rounds
+    measured, seconds = self._workdir.telemetry, self._chain.block_seconds
     while not stop() and last not in self._rows:
+      measured.pulse(max(self._rows, default=0), seconds)
       try:
         found = self._look()
       except (
@@ -141,7 +144,9 @@ class EvaluatorProcess:
         self._workdir.status(error=f'{type(e).__name__}: {e}')
         found = False
       if not found:
-        time.sleep(min(self._chain.block_seconds, 12.0) / 2)
+        time.sleep(min(seconds, 12.0) / 2)
+        measured.waited(min(seconds, 12.0) / 2)
+    measured.pulse(max(self._rows, default=0), seconds)
     over = last in self._rows
     self._workdir.status(phase='finished' if over else 'stopped')
 

@@ -85,6 +85,8 @@ class MinerRole:
     miner_state: its optimizer state and error feedback.
     contribution: what it made last, if anything.
     begun: a round that it has begun to train before the last one was applied.
+    trained: the round that it trained last, with the losses and the norms of
+      the gradients of its steps.
     notes: what its policy remembers, by name; a restart forgets it.
   """
 
@@ -94,6 +96,11 @@ class MinerRole:
     default_factory=lambda: Future.done(None)
   )
   begun: local_lib.RoundInProgress | None = None
+  trained: tuple[int, tuple[float | None, ...], tuple[float | None, ...]] = (
+    -1,
+    (),
+    (),
+  )
   notes: dict[str, Any] = dataclasses.field(default_factory=dict)
 
   def wait(self) -> None:
@@ -246,6 +253,7 @@ def train(
     except local_lib.DivergedError as e:
       _note(node, task, node_lib.LOST_ROUND, f'{e}; it sits out this round')
       return None, role.slot.init(node.shared.params, task.round + 1)
+    role.trained = task.round, work.losses, work.norms
     if work.skipped:
       _note(node, task, node_lib.SKIPPED, f'{work.skipped} were not finite')
     return work, after

@@ -33,9 +33,13 @@ from covenant.node import multihost as multihost_lib
 from covenant.node import ranked
 from covenant.node import validator as validator_lib
 from covenant.node import workdir as workdir_lib
+from covenant.optim import inner as inner_lib
 from covenant.optim import sparseloco
+from covenant.plan import hardware
+from covenant.plan import timing
 from covenant.protocol import apply
 from covenant.protocol import checkpoint as checkpoint_lib
+from covenant.telemetry import telemetry as telemetry_lib
 from covenant.train import local as local_lib
 from covenant.train import placement
 from covenant.train import shared_state as shared_state_lib
@@ -90,12 +94,14 @@ class Process:
   ):
     self._config = config
     self._stop: Callable[[], bool] = lambda: False
+    self._speed: telemetry_lib.Speed | None = None
     self._process_group = process_group = (
       process_group or multihost_lib.ProcessGroup()
     )
     self.workdir = workdir_lib.Workdir(
       workdir, role, config.network.hotkey, process_group.index, profile
     )
+    self.workdir.measure(config)
     self._chain = ranked.chain(process_group, lambda: connect.chain(config))
     mesh = placement.Placement(process_group.mesh).home_mesh
     offload = role == 'miner' and config.devices.offload
@@ -120,6 +126,12 @@ class Process:
     if build is None:
       build = _miner if role == 'miner' else self._validator
     self.node = build(context, start, dataset.load(config), process_group.mesh)
+    if isinstance(self.node.role, miner_lib.MinerRole):
+      kind = jax.local_devices()[0].device_kind
+      if peak := hardware.peak_of(kind):
+        each = timing.flops(config).total / timing.tokens(config)
+        self._speed = telemetry_lib.Speed(each, peak * jax.local_device_count())
+      self.node.role.slot.trainer.observe = self._inner_step
     saved = self._checkpoints.restore_tree(self.node.save())
     if saved is not None:
       self.node.load(saved)
@@ -156,21 +168,27 @@ class Process:
     way and seals what it has done. Its private state is saved before it leaves.
     """
     node, rounds, self._stop = self.node, self._config.rounds, stop
+    measured = self.workdir.telemetry
     while not self._is_stopping() and not self._over(rounds):
+      measured.pulse(node.state.round, self._chain.block_seconds)
       try:
         head = self._chain.head()
       except chain_lib.ChainError as e:
         self.workdir.status(error=f'{type(e).__name__}: {e}')
         time.sleep(_UNREACHABLE)
+        measured.waited(_UNREACHABLE)
         continue
       self.workdir.begin_round(node.state.round)
       wake = node.poll(head)
       if wake > head:
         self._show('waiting', head)
         blocks = min(wake - head, 1) * _POLL
-        time.sleep(blocks * self._chain.block_seconds)
+        seconds = blocks * self._chain.block_seconds
+        time.sleep(seconds)
+        measured.waited(seconds)
       elif node.savable and self._due(node.state.round):
         self._save()
+    measured.pulse(node.state.round, self._chain.block_seconds)
     if not self._over(rounds):
       self._save_to_leave()
     with self.workdir:
@@ -179,6 +197,29 @@ class Process:
         self._checkpoints.__exit__()
       except checkpoint_lib.CheckpointError as e:
         self.workdir.status(error=str(e))
+
+  def _inner_step(self, step: local_lib.InnerStep) -> None:
+    """Measures an inner step of this miner."""
+    at = jnp.int32(step.schedule_step)
+    rate = self.node.shared_model.method.schedule(at)
+    rate *= inner_lib.rejoin_factor(
+      self._config.optim.inner, at, jnp.int32(step.joined)
+    )
+    stats = jax.local_devices()[0].memory_stats() or {}
+    self.workdir.telemetry.step(
+      telemetry_lib.Measured(
+        step.round + 1,
+        step.schedule_step,
+        step.tokens,
+        step.loss,
+        step.gradient_norm,
+        step.seconds,
+        step.wait_seconds,
+      ),
+      float(np.asarray(rate)),
+      stats.get('bytes_in_use'),
+      self._speed,
+    )
 
   def _is_stopping(self) -> bool:
     """Returns on all ranks whether rank 0 was asked to stop."""

@@ -1,8 +1,9 @@
 """The folder of a node or of an emulated run, but for its checkpoints.
 
 config.json      of an emulated run: its config
-metrics.jsonl    of an emulated run: a line per round and evaluation, which
-tensorboard/ mirrors
+metrics.jsonl    of a process: a line per inner step and round; of an emulated
+                 run: a line per round and evaluation; tensorboard/ mirrors it
+steps.jsonl      of an emulated run: a line per inner step
 verdicts.jsonl   the findings of validators about every miner, a line per round
 events.jsonl     of a process: what it did and what failed; of an emulated run:
                  lost rounds, skipped steps and loss spikes
@@ -18,7 +19,7 @@ import os
 import pathlib
 import sys
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 
 import jax
 
@@ -28,10 +29,16 @@ from covenant import metrics
 from covenant import typing as ct
 from covenant.node import base as node_lib
 from covenant.node import validator_role as validator_lib
+from covenant.protocol import apply
+from covenant.protocol import round as round_lib
+from covenant.telemetry import copies as copies_lib
+from covenant.telemetry import telemetry as telemetry_lib
+from covenant.telemetry import trackers as trackers_lib
 
 _CONFIG = 'config.json'
 _VERDICTS = 'verdicts.jsonl'
 _EVENTS = 'events.jsonl'
+_STEPS = 'steps.jsonl'
 # Fields that may differ when a run is resumed. A miner on other devices rounds
 # differently; on how many the miners are spread changes nothing.
 _FREE = (
@@ -40,9 +47,21 @@ _FREE = (
   'network.process',
   'plan.',
   'data.cache_gb',
+  'telemetry.',
+  'alerts.',
 )
 # The places of data, which the identity compares by its digests.
 _PLACES = ('data.path', 'data.tokenizer_path', 'data.digest', 'data.phases')
+
+
+_PHASES = {phase.value: phase.name.lower() for phase in round_lib.Phase}
+# The class of the alert of an event with an error.
+_ALERTS = {
+  node_lib.LOST_ROUND: 'diverged',
+  node_lib.SKIPPED: 'diverged',
+  node_lib.SPIKE: 'diverged',
+  node_lib.WEIGHTS: 'weights',
+}
 
 
 class Workdir:
@@ -80,6 +99,10 @@ class Workdir:
     self._held = contextlib.ExitStack()
     if role:
       self._held.enter_context(files.lock(self.path))
+    self._rank = rank
+    self._measured: telemetry_lib.Telemetry | None = None
+    self._copies: copies_lib.Copies | None = None
+    self._at = 0, 0  # block and round of the last event
     self._profile = profile
     self._is_tracing = False
     self._writer: metrics.MetricsWriter | None = None
@@ -92,7 +115,29 @@ class Workdir:
     self._end_trace()
     if self._writer is not None:
       self._writer.close()
+    if self._copies is not None:
+      self._copies.close()
+    if self._measured is not None:
+      self._measured.close()
     self._held.close()
+
+  @property
+  def telemetry(self) -> telemetry_lib.Telemetry:
+    """The measurements of a process; `measure` comes first."""
+    assert self._measured is not None
+    return self._measured
+
+  def measure(self, config: config_lib.Config) -> None:
+    """Begins the measurements of a process."""
+    node = telemetry_lib.Node(
+      self._status['role'], self._status['hotkey'], self.path, not self._rank
+    )
+    self._measured = telemetry_lib.Telemetry(config, node, self._spike)
+    if self._measured.url:
+      self.status(metrics=self._measured.url)
+
+  def _spike(self, text: str) -> None:
+    self.event(node_lib.Event(*self._at, node_lib.SPIKE, text))
 
   def check_owner(self, config: config_lib.Config) -> None:
     """Refuses a folder that holds a run with another config.
@@ -141,6 +186,9 @@ class Workdir:
       path, self.path / 'tensorboard', resume=resume
     )
     self._observe = observe
+    run = trackers_lib.run_of(config, self.path.name, self.path)
+    names = {'role': 'emulate', 'hotkey': '', 'run': config.name}
+    self._copies = copies_lib.Copies(config.telemetry, run, names)
     for record in metrics.read(path):
       observe(record)
     for name in (_VERDICTS, _EVENTS):
@@ -148,12 +196,27 @@ class Workdir:
       kept = [json.dumps(x) for x in lines if x['round'] < (resume or 0)]
       if lines or name == _VERDICTS:
         files.write_lines(self.path / name, kept)
+    steps = self.path / _STEPS
+    found = metrics.read(steps, [metrics.Step]) if steps.exists() else []
+    kept = [metrics.encode(x) for x in found if x.round <= (resume or 0)]
+    files.write_lines(steps, kept)
 
   def log(self, record: metrics.Record) -> None:
     """Writes a record of an emulated run; `open_run` comes first."""
     assert self._writer is not None
     self._writer.write(record)
+    if self._copies is not None:
+      self._copies.record(record)
     self._observe(record)
+
+  def log_steps(self, steps: Sequence[metrics.Step]) -> None:
+    """Writes the inner steps of a round of an emulated run."""
+    assert self._writer is not None and self._copies is not None
+    lines = (json.loads(metrics.encode(step)) for step in steps)
+    files.append_jsonl(self.path / _STEPS, *lines)
+    for step in steps:
+      self._writer.mirror(step)
+      self._copies.record(step)
 
   def announce(self, uid: int, verdict: validator_lib.Verdict) -> None:
     """Appends the verdict of one of the validators of an emulated run."""
@@ -172,6 +235,14 @@ class Workdir:
 
   def event(self, event: node_lib.Event) -> None:
     """Appends an event of a process; an error also goes into its status."""
+    self._at = event.block, event.round
+    if self._measured is not None:
+      phase, kind = _PHASES.get(event.what, ''), _ALERTS.get(event.what)
+      self._measured.event(event.what, event.error, event.seconds, phase)
+      if event.error.startswith(apply.OutOfSyncError.__name__):
+        kind = 'lost'
+      if event.error and kind:
+        self._measured.alert(kind, f'{event.what}: {event.error}')
     self.record('events', {'time': time.time(), **event._asdict()})
     if event.error:
       self.status(error=f'block {event.block}, {event.what}: {event.error}')
@@ -182,13 +253,15 @@ class Workdir:
 
   def record(self, name: str, fields: dict[str, ct.Json]) -> None:
     """Appends a line to NAME.jsonl; a full disk loses it, not the process."""
-    with _unless_full():
+    with self._unless_full():
       files.append_jsonl(self.path / f'{name}.jsonl', fields)
 
   def status(self, **fields: ct.Json) -> None:
     """Changes fields of status.json; a full disk loses the change."""
     self._status |= fields
-    with _unless_full():
+    if self._measured is not None:
+      self._measured.status(self._status)
+    with self._unless_full():
       files.write(self.path / 'status.json', json.dumps(self._status))
 
   def begin_round(self, round_index: int) -> None:
@@ -204,17 +277,18 @@ class Workdir:
       self._is_tracing = False
       jax.profiler.stop_trace()
 
+  @contextlib.contextmanager
+  def _unless_full(self) -> Generator[None]:
+    try:
+      yield
+    except OSError as e:
+      with contextlib.suppress(OSError):  # its log may be on the same disk
+        print(f'cannot write what happened: {e}', file=sys.stderr, flush=True)
+      if self._measured is not None:
+        self._measured.alert('disk', f'a file cannot be written: {e}')
+
 
 def _shown(config: config_lib.Config) -> str:
   """Returns a config as JSON without secrets; an emulation needs none."""
   raw = json.loads(config_lib.to_json(config))
   return json.dumps(config_lib.hide_secrets(raw), indent=2) + '\n'
-
-
-@contextlib.contextmanager
-def _unless_full() -> Generator[None]:
-  try:
-    yield
-  except OSError as e:
-    with contextlib.suppress(OSError):  # its log may be on the same disk
-      print(f'cannot write what happened: {e}', file=sys.stderr, flush=True)

@@ -93,6 +93,17 @@ DEVICES = {
 }  # fmt: skip
 
 
+def peak_of(kind: str) -> float | None:
+  """Returns the peak FLOP/s of a device by JAX's name of it; None: unknown.
+
+  >>> peak_of('NVIDIA H100 80GB HBM3') == DEVICES['H100'].peak
+  True
+  """
+  words = kind.lower().replace('tpu ', '').replace(' lite', 'e')
+  fits = [name for name in DEVICES if name.lower() in words]
+  return DEVICES[max(fits, key=len)].peak if fits else None
+
+
 class Hardware(NamedTuple):
   """The devices of one peer."""
 

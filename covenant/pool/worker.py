@@ -292,7 +292,12 @@ class Worker:
       self._round, self._counts = job.round, {}
     if job.base != self._base:
       self._fetch(job.base)
-    message, loss = self._lease_trainer.train(self._params, job)
+    try:
+      message, loss = self._lease_trainer.train(self._params, job)
+    except local_lib.DivergedError as e:
+      self._workdir.status(error=str(e))  # the pool gives the lease to others
+      _say(str(e))
+      return _LONGEST_WAIT
     sent = self._lease_trainer.encode(job, message, self._key.sign)
     path = f'/delta?number={job.number}&loss={loss:.6f}'
     text, _ = self._client.ask('POST', path, sent)

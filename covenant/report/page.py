@@ -127,7 +127,7 @@ def _digest(text: str) -> str:
 def standing(run: folder.Run) -> str:
   """Returns the progress of a run as a sentence."""
   if not run.rounds:
-    emulated = (run.folder / 'metrics.jsonl').exists()
+    emulated = not (run.folder / 'status.json').exists()
     return 'No round yet.' if emulated else 'A process of a network.'
   last, planned = run.rounds[-1].round, run.get('rounds')
   text = f'{last:,} of {planned:,} rounds' if planned else f'{last:,} rounds'

@@ -7,6 +7,7 @@ import functools
 import os
 import re
 import secrets
+import time
 from collections.abc import (
   Awaitable,
   Callable,
@@ -22,6 +23,7 @@ from covenant.store import backend
 from covenant.store import interface
 from covenant.store import location as location_lib
 from covenant.store import reader
+from covenant.store import traffic
 
 with extras.needed('run'):
   import obstore
@@ -346,13 +348,16 @@ class ObstoreBucket:
     size: int = 0,
   ) -> _T:
     """Runs `act` on the loop until the deadline; completes its errors."""
-    call = _Call()
+    call, began = _Call(), time.monotonic()
+    moved = 0
     seconds = self._settings.deadline_seconds
     seconds += size / self._settings.slowest_rate
     message = f'cannot {verb} {what} in {self._name}'
     future = asyncio.run_coroutine_threadsafe(act(call), self._loop)
     try:
-      return self._settings.wait(future, seconds)
+      answer = self._settings.wait(future, seconds)
+      moved = len(answer) if isinstance(answer, bytes) else size
+      return answer
     except interface.StoreError as e:
       raise type(e)(f'{message}: {e}') from None
     except TimeoutError:
@@ -362,6 +367,8 @@ class ObstoreBucket:
     finally:
       call.over = True
       future.cancel()
+      took = time.monotonic() - began
+      traffic.TRAFFIC.add(verb, moved, took, call.tries)
 
 
 @dataclasses.dataclass

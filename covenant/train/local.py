@@ -53,6 +53,8 @@ class InnerStep(NamedTuple):
   uid: int
   round: int  # whose data it trained on
   index: int  # in the round, from 0 on
+  schedule_step: int  # of the run, on which the learning rate depends
+  joined: int  # inner step of the run at which the miner joined
   tokens: int  # number of tokens trained on
   loss: float | None  # nats per token; None: not finite, the step is skipped
   gradient_norm: float | None  # L2, before it is clipped; None: as the loss
@@ -91,7 +93,10 @@ class RoundInProgress(NamedTuple):
     A round has as many steps of the schedule for every miner, however many
     steps it trains, so that all anneal alike.
     """
-    done = len(self.losses) * self.schedule_steps // self.steps
+    return self._schedule_step(len(self.losses))
+
+  def _schedule_step(self, index: int) -> np.int32:
+    done = index * self.schedule_steps // self.steps
     return np.int32(self.task.round * self.schedule_steps + done)
 
   def step(self, index: int) -> 'InnerStep':
@@ -101,6 +106,8 @@ class RoundInProgress(NamedTuple):
       self.task.uid,
       self.task.round,
       index,
+      int(self._schedule_step(index)),
+      int(self.joined),
       self.tokens[index],
       _finite(self.losses[index]),
       _finite(self.norms[index]),
@@ -118,6 +125,9 @@ class TrainedRound(NamedTuple):
   loss: float  # mean training loss over the steps taken, nats per token
   error_norm: float  # L2 norm of the new error feedback
   skipped: int = 0  # steps that were not taken, because they were not finite
+  # Of each step; None: not finite.
+  losses: tuple[float | None, ...] = ()  # nats per token
+  norms: tuple[float | None, ...] = ()  # L2, of the gradient
 
 
 class Contribution(NamedTuple):
@@ -226,6 +236,8 @@ def train_round(
     float(np.asarray(taken, np.float32).mean()),
     error_norm,
     len(steps) - len(taken),
+    tuple(step.loss for step in steps),
+    tuple(step.gradient_norm for step in steps),
   )
   return trained, MinerState(state.joined, inner, error, replica.keep(end))
 

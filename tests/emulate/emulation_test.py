@@ -72,6 +72,23 @@ class RunTest(parameterized.TestCase):
     for name, want in golden[config.name].items():
       np.testing.assert_allclose(trace[name], want, rtol=1e-5, err_msg=name)
 
+  def test_every_inner_step_is_written(self):
+    steps = metrics.read(self.finished / 'steps.jsonl', [metrics.Step])
+    config = tiny()
+    length = config.optim.inner_steps
+    self.assertEqual(
+      [(x.round, x.step) for x in steps],
+      [(1 + i // length, i) for i in range(config.rounds * length)],
+    )
+    rounds = metrics.rounds(metrics.read(self.finished / 'metrics.jsonl'))
+    for r, record in enumerate(rounds):
+      own = steps[r * length : (r + 1) * length]
+      mean = sum(step.loss for step in own) / length
+      self.assertAlmostEqual(mean, record.loss, places=5)
+      self.assertAlmostEqual(own[-1].learning_rate, record.learning_rate)
+      self.assertGreater(min(step.gradient_norm for step in own), 0)
+      self.assertEqual(sum(step.tokens for step in own), 576)
+
   def test_the_bytes_printed_are_the_lengths_of_the_payloads(self):
     shared_model = shared_state_lib.SharedModel(tiny())
     records = [
@@ -110,6 +127,9 @@ class RunTest(parameterized.TestCase):
     self.assertEqual(
       helpers.untimed(parts / 'metrics.jsonl'),
       helpers.untimed(whole / 'metrics.jsonl'),
+    )
+    self.assertEqual(
+      (parts / 'steps.jsonl').read_text(), (whole / 'steps.jsonl').read_text()
     )
 
   def test_a_finished_run_is_not_run_again(self):

@@ -7,6 +7,7 @@ from unittest import mock
 from absl.testing import absltest
 
 from covenant import files
+from covenant import metrics
 from covenant.chain import interface as chain_lib
 from covenant.node import base as node_lib
 from covenant.node import miner as miner_lib
@@ -160,6 +161,17 @@ class ProcessTest(absltest.TestCase):
     self.assertEqual(
       (third.node.state.round, third.node.state.trained), (1, True)
     )
+
+  def test_writes_what_each_round_took(self):
+    process = self.process()
+    process.run(lambda: False)
+    rounds = metrics.read(self.workdir / 'metrics.jsonl', [metrics.NodeRound])
+    self.assertEqual(
+      [r.round for r in rounds], list(range(1, CONFIG.rounds + 1))
+    )
+    self.assertGreater(rounds[0].train_seconds, 0)
+    self.assertGreater(rounds[0].queue_seconds, 0)
+    self.assertGreater(rounds[0].bytes_sent, 0)  # its payload
 
   def test_a_folder_is_of_one_process(self):
     process = self.process()
