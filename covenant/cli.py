@@ -47,6 +47,7 @@ from covenant.pool import miner as miner_lib
 from covenant.pool import worker as worker_lib
 from covenant.report import page
 from covenant.report import progress
+from covenant.report import status as status_lib
 from covenant.report import watch
 
 
@@ -194,6 +195,13 @@ def examine(config: config_lib.Config, workdir: str) -> None:
     sys.exit(1)
 
 
+def status(config: config_lib.Config, workdir: str) -> None:
+  """Prints how the members of a network do; --watch goes on doing so."""
+  del workdir
+  with startup.stoppable('stopping') as stop:
+    status_lib.watch(config, sys.stdout, bool(_flag('watch')), stop)
+
+
 def explain_uid(config: config_lib.Config, workdir: str) -> None:
   """Explains the weight of --uid, from a validator's records."""
   del config  # the folder has the run's
@@ -283,6 +291,7 @@ ROLES: dict[str, Callable[[config_lib.Config, str], None]] = {
   'evaluator': evaluator,
   'localnet': run_localnet,
   'doctor': examine,
+  'status': status,
   'explain': explain_uid,
   'plan': plan,
   'report': report,
@@ -332,6 +341,7 @@ flags.DEFINE_enum(
   'doctor: the role to check for. Default: as the hotkey declared; if it did '
   'not, validator with a permit, and miner without one.',
 )
+flags.DEFINE_bool('watch', False, 'status: prints again with every block.')
 flags.DEFINE_integer('uid', None, 'explain: the uid.', lower_bound=0)
 _PREFIX = '--config.'
 

@@ -10,6 +10,7 @@ Commitments and weights cost no fee.
 
 import functools
 import math
+import secrets
 from collections.abc import Awaitable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -63,7 +64,11 @@ class BittensorChain:
     self._netuid = netuid
     self._mechanism = mechanism
     self._full_until = -1  # block until which commitments are refused
-    self._keypair = _read_hotkey(wallet_name, hotkey_name, wallet_path)
+    self._keypair = (
+      _read_hotkey(wallet_name, hotkey_name, wallet_path)
+      if wallet_name
+      else _new_hotkey()
+    )
     self.hotkey: str = self._keypair.ss58_address
     self._final = -1  # newest block known to be final
     self._neurons = functools.lru_cache(_KEPT)(self._read_neurons)
@@ -317,6 +322,14 @@ class BittensorChain:
         f'block {block} of {self._connection.where} is not there yet; '
         f'the newest final one is {self._final}'
       )
+
+
+def _new_hotkey() -> Any:
+  """Returns a key that nobody has registered, of a node that only reads."""
+  with extras.needed('network'):
+    from bittensor import sp_core
+
+  return sp_core.Keypair.create_from_seed(secrets.token_bytes(32))
 
 
 def _read_hotkey(wallet: str, hotkey: str, path: str) -> Any:

@@ -43,8 +43,14 @@ def _folder(config: config_lib.Config) -> pathlib.Path:
   return pathlib.Path(config.network.path).absolute()
 
 
-def chain(config: config_lib.Config) -> chain_lib.Chain:
+def chain(
+  config: config_lib.Config, reads_only: bool = False
+) -> chain_lib.Chain:
   """Returns the chain of a run as this node's hotkey sees it.
+
+  Args:
+    config: the config of this node.
+    reads_only: needs no wallet.
 
   Raises:
     ChainError: it cannot be reached, or refuses the hotkey.
@@ -59,7 +65,7 @@ def chain(config: config_lib.Config) -> chain_lib.Chain:
     return bittensor.BittensorChain(
       network.netuid,
       network.name,
-      network.wallet,
+      '' if reads_only else network.wallet,
       network.hotkey,
       mechanism=network.mechanism,
     )

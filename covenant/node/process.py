@@ -30,6 +30,7 @@ from covenant.node import base as node_lib
 from covenant.node import connect
 from covenant.node import miner as miner_lib
 from covenant.node import multihost as multihost_lib
+from covenant.node import published_status
 from covenant.node import ranked
 from covenant.node import validator as validator_lib
 from covenant.node import workdir as workdir_lib
@@ -39,6 +40,7 @@ from covenant.plan import hardware
 from covenant.plan import timing
 from covenant.protocol import apply
 from covenant.protocol import checkpoint as checkpoint_lib
+from covenant.store import interface as store_lib
 from covenant.telemetry import telemetry as telemetry_lib
 from covenant.train import local as local_lib
 from covenant.train import placement
@@ -93,6 +95,8 @@ class Process:
     build: Build | None = None,
   ):
     self._config = config
+    self._role = role
+    self._told = -1  # the round of the last published status
     self._stop: Callable[[], bool] = lambda: False
     self._speed: telemetry_lib.Speed | None = None
     self._process_group = process_group = (
@@ -179,6 +183,9 @@ class Process:
         measured.waited(_UNREACHABLE)
         continue
       self.workdir.begin_round(node.state.round)
+      if node.state.round != self._told:
+        self._told = node.state.round
+        self._publish_status('running')
       wake = node.poll(head)
       if wake > head:
         self._show('waiting', head)
@@ -191,6 +198,7 @@ class Process:
     measured.pulse(node.state.round, self._chain.block_seconds)
     if not self._over(rounds):
       self._save_to_leave()
+    self._publish_status('finished' if self._over(rounds) else 'stopped')
     with self.workdir:
       self._show('finished' if self._over(rounds) else 'stopped')
       try:
@@ -259,6 +267,32 @@ class Process:
 
   def _due(self, completed: int) -> bool:
     return self._checkpoints.due(completed) and completed != self._saved
+
+  def _publish_status(self, phase: str) -> None:
+    """Tells everybody where this node stands; a failure changes nothing."""
+    node, run = self.node, self.node.shared_model.run
+    made = None
+    if isinstance(node.role, miner_lib.MinerRole):
+      made = node.role.contribution.result()
+
+    def compute() -> published_status.Status:
+      return published_status.make(
+        self._role,
+        phase,
+        node.state.round,
+        made.loss if made is not None else None,
+        self.workdir.last_error,
+      )
+
+    status = self._process_group.broadcast_from(0, 'status', compute)
+    try:
+      data = published_status.encode(
+        published_status.Status(*status), run, self._chain.sign
+      )
+      published_status.publish(node.objects, data)
+    except (chain_lib.ChainError, store_lib.StoreError, OSError) as e:
+      self.workdir.status(error=f'status: {type(e).__name__}: {e}')
+    self.workdir.last_error = ''
 
   def _show(self, phase: str, head: int | None = None) -> None:
     """Writes the state of this node to status.json."""

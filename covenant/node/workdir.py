@@ -81,6 +81,8 @@ class Workdir:
     FolderInUseError: another process writes there.
   """
 
+  last_error = ''  # phase and class of the last error of this process
+
   def __init__(
     self,
     path: str | os.PathLike[str],
@@ -236,6 +238,10 @@ class Workdir:
   def event(self, event: node_lib.Event) -> None:
     """Appends an event of a process; an error also goes into its status."""
     self._at = event.block, event.round
+    if event.error:
+      is_note = event.what in node_lib.NOTES
+      kind = '' if is_note else f': {event.error.partition(":")[0]}'
+      self.last_error = event.what + kind
     if self._measured is not None:
       phase, kind = _PHASES.get(event.what, ''), _ALERTS.get(event.what)
       self._measured.event(event.what, event.error, event.seconds, phase)

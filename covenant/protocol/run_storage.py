@@ -6,6 +6,7 @@
   RUN/verdicts/ROUND            validators: their findings, for miners to read
   RUN/checkpoints/ROUND         validators: an index, once all chunks are there
   RUN/chunks/DIGEST             validators: the bytes of checkpoints
+  RUN/status/00000000           all: what a node says of itself, signed
 
 An object that is named by its digest can come from any bucket.
 """

@@ -1,8 +1,13 @@
+import dataclasses
+import json
+import re
 import urllib.request
 
 from absl.testing import absltest
 
+from covenant import metrics
 from covenant.telemetry import prometheus
+from tests import helpers
 
 
 def fetch(url):
@@ -49,6 +54,26 @@ class EndpointTest(absltest.TestCase):
       'x': True,
     }
     self.assertEqual(prometheus.values_of(status), {'round': 3.0, 'loss': 2.5})
+
+
+class DashboardTest(absltest.TestCase):
+  def test_shows_only_what_the_endpoint_has(self):
+    text = (helpers.ROOT / 'docs' / 'grafana.json').read_text()
+    shown = {
+      name
+      for panel in json.loads(text)['panels']
+      for target in panel['targets']
+      for name in re.findall(r'covenant_\w+', target['expr'])
+    }
+    known = {'covenant_tokens_total', 'covenant_events_total'}
+    known |= {f'covenant_status_{name}' for name in ('round', 'loss', 'head')}
+    for kind in (metrics.Step, metrics.NodeRound):
+      known |= {
+        f'covenant_{kind.kind}_{field.name}'
+        for field in dataclasses.fields(kind)
+      }
+    self.assertContainsSubset(shown, known)
+    self.assertGreater(len(shown), 20)
 
 
 if __name__ == '__main__':
