@@ -22,7 +22,7 @@ def hide_secrets(value: ct.Json, in_network: bool = False) -> ct.Json:
   """Returns JSON with all that may be secret replaced by 'hidden'.
 
   That is the user part of any URL, any parameter that is named like a secret
-  and, in the sections `network` and `alerts`, whatever follows the host in a URL.
+  and, in the sections `network` and `alerts`, what follows the host in a URL.
 
   >>> hide_secrets({'network': {'name': 'wss://rpc.example.org/v1/8fe2'}})
   {'network': {'name': 'wss://rpc.example.org/hidden'}}

@@ -35,6 +35,13 @@ class Alerts:
     clock: Callable[[], float] = time.monotonic,
   ):
     self._config = config
+    self._commands = {
+      'stalled': config.stalled,
+      'lost': config.lost,
+      'diverged': config.diverged,
+      'weights': config.weights,
+      'disk': config.disk,
+    }
     self._node = node
     self._clock = clock
     self._last: dict[str, float] = {}
@@ -49,7 +56,7 @@ class Alerts:
       message: a line for people.
       **fields: further ones of the alert.
     """
-    command = getattr(self._config, kind) or self._config.command
+    command = self._commands[kind] or self._config.command
     now, last = self._clock(), self._last.get(kind)
     if not command:
       return False

@@ -78,7 +78,7 @@ class Telemetry:
     self._config, self._node = config, node
     self._spike, self._clock = spike, clock
     self._spikes = spikes.SpikeDetector(
-      section.spike_sigmas, section.spike_steps
+      config.telemetry.spike_sigmas, config.telemetry.spike_steps
     )
     names = {'role': node.role, 'hotkey': node.hotkey, 'run': config.name}
     self._alerts = alerts_lib.Alerts(own, dict(names), clock)
