@@ -164,6 +164,11 @@ class Plan(schema.Section):
   peers: int = schema.positive(20)  # contributors per round
   upload: float = schema.positive(110.0)  # of a peer, megabytes per second
   download: float = schema.positive(500.0)  # of a peer, megabytes per second
+  # Prices; 0: costs are not printed.
+  device_price: float = schema.bounded(0.0, low=0.0)  # dollars per device-hour
+  egress_price: float = schema.bounded(
+    0.0, low=0.0
+  )  # dollars per GB of a store
   compile: bool = True  # false: programs are only lowered, in seconds
   # TPU topology to compile for as well, such as 'v5p:4x4x4'; needs the extra
   # 'plan-tpu'.

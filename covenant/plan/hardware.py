@@ -13,6 +13,8 @@ order:
       internet link of a host: download, and upload if different
   with 24 GB, with 40 ms, with 80 TFLOP/s
       memory, latency and peak of a device, instead of the listed values
+  at $2.10
+      price of a device-hour, instead of `plan.device_price`
 
 Mb/s are megabits, as internet providers count; the defaults `plan.upload` and
 `plan.download` are megabytes. Data-center devices without a clause on hosts
@@ -35,6 +37,7 @@ _PIECE = re.compile(r'([1-9]\d*)\s*x\s*([\w-]+)\s*')
 _HOSTS = re.compile(r'in\s+(\w+)\s*|alone\s*')
 _LINK = re.compile(rf'on\s+{_SPEED}\s*(?:/\s*{_SPEED}\s+up\s*)?')
 _WITH = re.compile(r'with\s+(\d+(?:\.\d+)?)\s*(?:([kMGT]?)(B|FLOP/s)|ms)\s*')
+_PRICE = re.compile(r'at\s+\$(\d+(?:\.\d+)?)\s*')
 _HOW = (
   'expected such as 64xA100 in pairs on 1 Gb/s / 300 Mb/s up with 40 GB, '
   'where Mb/s are megabits'
@@ -181,6 +184,7 @@ class HostGroup(NamedTuple):
   download: float  # bytes/s
   latency: float  # round-trip time, seconds
   together: bool  # hosts share one site, joined by `device.outside`
+  price: float = 0.0  # dollars per device-hour
 
   @property
   def name(self) -> str:
@@ -234,6 +238,7 @@ def _group(piece: str, plan: config_lib.Plan) -> HostGroup:
     said.get('download', plan.download * 1e6),
     said.get('latency', LATENCY),
     together,
+    said.get('price', plan.device_price),
   )
 
 
@@ -259,6 +264,8 @@ def _said(piece: str, rest: str) -> dict[str, float]:
       say('download', down)
       up = float(match[3]) * _PREFIX[match[4]] / 8 if match[3] else down
       say('upload', up)
+    elif match := _PRICE.match(rest):
+      say('price', float(match[1]))
     elif match := _WITH.match(rest):
       name = {'B': 'memory', 'FLOP/s': 'peak', None: 'latency'}[match[3]]
       unit = _PREFIX[match[2]] if match[3] else 1e-3

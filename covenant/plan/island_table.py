@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 from covenant import config as config_lib
 from covenant.models import llama
+from covenant.plan import costs
 from covenant.plan import planner
 from covenant.plan import table
 from covenant.plan import timing
@@ -18,7 +19,7 @@ _WIDTH = 99
 
 def text(config: config_lib.Config, plan: planner.NetworkPlan) -> str:
   """Returns the page of a plan."""
-  sections = (_groups(config, plan), _islands(plan), _network(plan))
+  sections = (_groups(config, plan), _islands(plan), _network(config, plan))
   return '\n\n'.join('\n'.join(section) for section in sections)
 
 
@@ -87,7 +88,31 @@ def _islands(plan: planner.NetworkPlan) -> Iterator[str]:
   )
 
 
-def _network(plan: planner.NetworkPlan) -> Iterator[str]:
+def _cost(
+  config: config_lib.Config, plan: planner.NetworkPlan, exchange: float
+) -> str:
+  """Returns the costs of all hosts, idle ones included; '' without prices."""
+  hourly = sum(g.price * g.hosts * g.size for g in plan.groups)
+  if not hourly and not config.plan.egress_price:
+    return ''
+  chain = config.phases.round_blocks * config.network.block_seconds
+  hours = max(chain, plan.terms.window + exchange) / 3600
+  cost = costs.of_round(
+    config.plan,
+    hours,
+    sum(work.downloaded for work in plan.works),
+    sum(work.tokens for work in plan.works),
+    hourly,
+  )
+  return (
+    f'~${cost.devices:,.2f} of devices and ~${cost.egress:,.2f} of egress a '
+    f'round: ~${cost.per_million:,.4f} per million tokens'
+  )
+
+
+def _network(
+  config: config_lib.Config, plan: planner.NetworkPlan
+) -> Iterator[str]:
   works, window = plan.works, plan.terms.window
   yield f'all {len(works)} islands'
   if not works:
@@ -109,6 +134,8 @@ def _network(plan: planner.NetworkPlan) -> Iterator[str]:
     f'  a round      {window:.0f} s of steps, {upload:.0f} s up, {gather:.0f} '
     f's down: ~{100 * share:.1f} % of it are for steps'
   )
+  if cost := _cost(config, plan, upload + gather):
+    yield f'  costs        {cost}'
   most = max(island.steps * island.batch for island in plan.islands)
   yield from textwrap.wrap(
     f'--config.optim.most_sequences={most} '

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from covenant import config as config_lib
 from covenant.models import llama
+from covenant.plan import costs
 from covenant.plan import hardware as hardware_lib
 from covenant.plan import memory
 from covenant.plan import timing
@@ -68,6 +69,7 @@ def text(config: config_lib.Config, programs: Sequence[Program] = ()) -> str:
     _memory(plan),
     _programs(plan, programs),
     _round(plan),
+    _costs(plan),
     _gathers(plan),
     _published(),
     textwrap.wrap(verdict(config), 79),
@@ -251,6 +253,17 @@ def _round(plan: _Plan) -> Iterator[str]:
       f'{"":15}too few: raise phases.round_blocks by '
       f'{-(-(plan.compute_seconds - left) // seconds):.0f}'
     )
+
+
+def _costs(plan: _Plan) -> Iterator[str]:
+  asked, payload = plan.config.plan, plan.cut.payload_bytes
+  links = timing.links_of(asked)
+  times = timing.round_time(links, plan.compute_seconds, payload, asked.peers)
+  fetched = (asked.peers - 1) * payload
+  lines = [*costs.rows(plan.config, plan.hardware.count, times, fetched)]
+  if lines:
+    yield 'costs of a peer'
+    yield from _rows(*lines)
 
 
 def _gathers(plan: _Plan) -> Iterator[str]:

@@ -23,6 +23,18 @@ class TableTest(absltest.TestCase):
     long = [line for line in page.splitlines() if len(line) > 100]
     self.assertEmpty(long)
 
+  def test_costs_of_devices_at_their_own_prices(self):
+    inventory = '8xB200 at $4, 8xH100, 2x4090 on 200 Mb/s at $0.50'
+    edits = [f'plan.inventory={inventory}', 'plan.device_price=2']
+    config = config_lib.load(str(helpers.CONFIGS / '72b.py'), edits)
+    plan = planner.plan(config)
+    page = island_table.text(config, plan)
+    # 125 blocks of 12 s; the hosts that take no part are paid, too.
+    dollars = (8 * 4 + 8 * 2 + 2 * 0.5) * 25 / 60
+    self.assertIn(f'~${dollars:.2f} of devices and ~$0.00 of egress', page)
+    million = 1e6 * dollars / sum(work.tokens for work in plan.works)
+    self.assertIn(f'~${million:,.4f} per million tokens', page)
+
   def test_every_island_and_every_host_is_there(self):
     config = toy.make(
       f'{toy.any_of(2, 60, toy.STRONG, toy.FAST)}, '

@@ -38,6 +38,23 @@ class TextTest(parameterized.TestCase):
     ):  # fmt: skip
       self.assertIn(text, page)
 
+  def test_costs_are_of_the_prices_that_are_given(self):
+    self.assertNotIn('costs', table.text(load('72b')))
+    page = table.text(
+      load('72b', 'plan.device_price=3', 'plan.egress_price=0.09')
+    )
+    # 30 steps of 393,216 tokens; 8 devices for 125 blocks of 12 s; 26.2 GB.
+    tokens, devices, egress = 11.79648, 8 * 3 * 25 / 60, 26.2 * 0.09
+    for text in (
+      '11.80 M a round', '8 x 25.0 min at $3 an hour: $10.00',
+      '26.20 GB from stores at $0.09 a GB: $2.36', '$0.1202', '$0.169',
+    ):  # fmt: skip
+      self.assertIn(text, page)
+    (found,) = re.findall(r'~\$([\d.]+) per million tokens', page)
+    self.assertAlmostEqual(float(found), (devices + egress) / tokens, places=3)
+    long = [line for line in page.splitlines() if len(line) > 80]
+    self.assertEmpty(long)
+
   def test_what_a_miner_cannot_do_yet_is_said(self):
     text = 'spans hosts: a miner cannot do that yet'
     self.assertIn(text, table.text(load('1t')))
