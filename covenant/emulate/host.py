@@ -247,6 +247,7 @@ class Host:
       self.shared_model,
       self._applied,
       observe or functools.partial(self.stopwatch.observe, name=name),
+      virtual=True,
     )
 
   def round(self) -> metrics.Round:
@@ -332,6 +333,7 @@ class Host:
         str(self._config.miners + i): ratings.to_json(v.role.standings)
         for i, v in enumerate(self.validators)
       },
+      'passed': [v.role.passed for v in self.validators],
     }
     states = [miner.role.miner_state.result() for miner in self.miners]
     miners, text = dict(enumerate(states)), json.dumps(protocol)
@@ -355,6 +357,9 @@ class Host:
       for uid, text in protocol['standings'].items()
     }
     self._populate(chain, protocol['block'], place, state.miners, standings)
+    passed = protocol.get('passed', [{}] * len(self.validators))
+    for validator, rounds in zip(self.validators, passed, strict=True):
+      validator.role.passed = dict(rounds)
     self._before = bytes.fromhex(protocol['before'])
     self._counted = {
       int(uid): base64.b64decode(text)

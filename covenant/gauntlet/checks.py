@@ -25,6 +25,9 @@ from covenant.wire import payload
 LARGEST_NORM = 10.0
 SMALLEST_NORM = 0.01
 _FEW = 3  # messages below which a median means nothing
+# Distance from a limit at which validators that have fetched other messages,
+# and so know another median, still find the same.
+_NORM_MARGIN, _SIMILARITY_MARGIN = 1.25, 0.05
 
 
 class CheckFinding(enum.Enum):
@@ -105,6 +108,26 @@ class CheckReport(NamedTuple):
     """The uids that may count, in order."""
     return sorted(u for u, c in self.checks.items() if c.valid)
 
+  def clear(self, threshold: float) -> list[int]:
+    """Returns the valid uids that other validators find valid, too, in order.
+
+    Norms and similarities are held against the messages that a validator has,
+    and others have others. Without a margin a message at a limit would divide
+    them.
+
+    Args:
+      threshold: see `Checker.threshold`.
+    """
+    most, least = LARGEST_NORM / _NORM_MARGIN, SMALLEST_NORM * _NORM_MARGIN
+    likest = threshold - _SIMILARITY_MARGIN
+    return [
+      uid
+      for uid in self.valid
+      for check in [self.checks[uid]]
+      if check.relative_norm is None or least < check.relative_norm < most
+      if check.similarity is None or check.similarity < likest
+    ]
+
 
 class Checker:
   """The checks of one run, compiled once.
@@ -152,7 +175,7 @@ class Checker:
       threshold: the similarity from which on a message is a copy; at least 0.9
         for messages that send every value.
     """
-    threshold = max(threshold, self._least)
+    threshold = self.threshold(threshold)
     ordered = sorted(submissions, key=lambda s: s.uid)
     checks = {s.uid: first_check(s, expected) for s in ordered}
     sought = [s for s in ordered if s.fetch or s.digest]
@@ -179,6 +202,10 @@ class Checker:
     messages = {u: m for u, m in messages.items() if checks[u].valid}
     self._find_copies(checks, messages, previous or {}, seed, threshold)
     return CheckReport(checks, fault)
+
+  def threshold(self, threshold: float) -> float:
+    """Returns the similarity from which on messages of this run are copies."""
+    return max(threshold, self._least)
 
   def _find_copies(
     self,

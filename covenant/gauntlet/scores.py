@@ -19,6 +19,7 @@ import numpy as np
 from covenant import config as config_lib
 from covenant import typing as ct
 from covenant.data import assignment
+from covenant.data import tokens as tokens_lib
 from covenant.models import llama
 from covenant.models import loss as loss_lib
 from covenant.optim import algorithm as algorithm_lib
@@ -286,6 +287,18 @@ def random_ids(
     for position in sorted(chosen)
   ]
   return np.concatenate(ids)
+
+
+def seats(config: config_lib.Config, split: tokens_lib.Split) -> int:
+  """Returns the number of uids for which there is training data, from uid 0.
+
+  What is left over is enough to draw `random_ids` from. Validators do not look
+  at uids from this one on, however many are registered.
+  """
+  each = assignment.per_miner(config)
+  count = min(config.gauntlet.sequences, each)
+  most = assignment.least_capacity(split, config.data.context)
+  return max((most - count) // each, 0)
 
 
 def work_fraction(config: config_lib.Config, claimed: int) -> float:

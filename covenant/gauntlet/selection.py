@@ -58,7 +58,7 @@ def contributors(
   lots = {u: _lot(seed, round_index, u) for u in free}
   if not config.evaluate:
     free = sorted(free, key=lots.__getitem__)
-  new = [u for u in free if standings[u].evaluations < NEWCOMER]
+  new = [u for u in free if is_newcomer(standings[u])]
   new = sorted(new, key=lots.__getitem__) if config.evaluate else []
   known = [u for u in free if u not in set(new)]
   places = min(config.contributors, len(free))
@@ -105,6 +105,11 @@ def to_evaluate(
   # Weighted lots without replacement: the largest lot ** (1 / weight) first.
   rest.sort(key=lambda u: (math.log(lots[u]) / -(standings[u].sigma ** 2), u))
   return sorted(chosen + rest[: count - len(chosen)])
+
+
+def is_newcomer(standing: ratings.Standing) -> bool:
+  """Returns whether a uid has been evaluated too seldom for a rating."""
+  return standing.evaluations < NEWCOMER
 
 
 def _barred(s: ratings.Standing, round_index: int) -> str:

@@ -76,6 +76,7 @@ class Context:
     applied: the rounds that the nodes of a process applied last, by root and
       digest; nodes at the same root share the result.
     observe: called with each event of the node.
+    virtual: True if time is virtual: waiting for others takes none of it.
     sole: True if no other node holds this one's parameters, so that a large
       model can be updated in place.
     stopping: returns True if the node is asked to stop, so that training ends
@@ -90,6 +91,7 @@ class Context:
     default_factory=dict
   )
   observe: Observe = lambda event: None
+  virtual: bool = False
   sole: bool = False
   stopping: Callable[[], bool] = lambda: False
 

@@ -1,6 +1,7 @@
 """A validator's first phase: fetch and check what was committed."""
 
-from collections.abc import Mapping
+import time
+from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 from covenant import typing as ct
@@ -9,6 +10,7 @@ from covenant.gauntlet import checks as checks_lib
 from covenant.gauntlet import incentives
 from covenant.gauntlet import ratings
 from covenant.gauntlet import selection
+from covenant.node import follow
 from covenant.node import validator_role as role_lib
 from covenant.protocol import apply
 from covenant.protocol import membership as membership_lib
@@ -31,18 +33,26 @@ class _Committed(NamedTuple):
 
 
 def collect(node: Validator, command: round_lib.Command, head: int) -> None:
-  """Fetches and checks what was committed, and chooses who should count."""
-  del head
-  r, role = command.round, node.role
+  """Fetches and checks what was committed, and chooses who should count.
+
+  What has not come by the deadline is unreachable in this round. Half of the
+  time to the decision is left to agree.
+  """
+  r, role, gauntlet = command.round, node.role, node.config.gauntlet
+  seconds = follow.patience(node, head, node.schedule.decision_block(r))
+  deadline = time.monotonic() + seconds
   closes = node.schedule.put_closes(r)
   membership = membership_lib.read(node.chain, closes, node.schedule)
+  node.objects.keep_only(membership.locations)
   role.standings = ratings.admit(
     role.standings, r, role_lib.identities(membership)
   )
   committed = _committed(node, r, membership)
+  previous = node.messages or _recall(node, membership, seconds / 2)
   entries = committed.entries
   wanted = [entries[uid] for uid in _worth_fetching(node, r, entries)]
-  fetched = _fetch(node, r, membership, wanted)
+  left = max(deadline - time.monotonic(), seconds / 4)
+  fetched = _fetch(node, r, membership, wanted, left)
   readable: dict[int, payload_lib.Payload] = {}
   submissions = [
     submission
@@ -53,30 +63,88 @@ def collect(node: Validator, command: round_lib.Command, head: int) -> None:
       )
     )
   ]
-  report = role.judge.checker.check(
-    submissions,
-    checks_lib.Expected(
-      opens=node.schedule.put_opens(r),
-      closes=closes + 1,
-      root=node.root[:16],
-      receipts={u: _receipt(node, p.header) for u, p in readable.items()},
-      sequences=assignment.per_miner(node.config),
-      older=apply.older_roots(node.shared_model, node.place),
-    ),
-    seed=role_lib.lottery(node, r),
-    previous=node.messages or _recall(node, membership),
+  expected = checks_lib.Expected(
+    opens=node.schedule.put_opens(r),
+    closes=closes + 1,
+    root=node.root[:16],
+    receipts={u: _receipt(node, p.header) for u, p in readable.items()},
+    sequences=assignment.per_miner(node.config),
+    older=apply.older_roots(node.shared_model, node.place),
+  )
+  evidence = role_lib.Evidence(submissions, expected, previous)
+  report = _check(node, r, evidence)
+  clear = report.clear(role.judge.checker.threshold(gauntlet.copy_similarity))
+  chosen = selection.contributors(
+    role.standings, clear, gauntlet, r, role_lib.lottery(node, r)
+  )
+  firm: Collection[int] | None = None
+  if chosen.reserves:  # else no place was given by lot
+    standings = role.standings.standings
+    firm = [u for u in chosen.uids if not selection.is_newcomer(standings[u])]
+  role.collected = role_lib.Collected(
+    membership,
+    node.place,
+    entries,
+    readable,
+    report,
+    chosen.uids,
+    firm,
+    evidence,
+  )
+
+
+def _check(
+  node: Validator, round_index: int, evidence: role_lib.Evidence
+) -> checks_lib.CheckReport:
+  return node.role.judge.checker.check(
+    evidence.submissions,
+    evidence.expected,
+    seed=role_lib.lottery(node, round_index),
+    previous=evidence.previous,
     threshold=node.config.gauntlet.copy_similarity,
   )
-  chosen = selection.contributors(
-    role.standings,
-    report.valid,
-    node.config.gauntlet,
-    r,
-    role_lib.lottery(node, r),
+
+
+def check_late(
+  node: Validator,
+  round_index: int,
+  collected: role_lib.Collected,
+  payloads: Mapping[int, bytes],
+) -> set[int]:
+  """Returns the uids whose payloads are valid beside those collected before.
+
+  Args:
+    node: the validator.
+    round_index: the round.
+    collected: its findings before.
+    payloads: committed payloads that it had not fetched, by uid.
+  """
+  evidence, report = collected.evidence, collected.report
+  assert evidence is not None
+  submissions = [s for s in evidence.submissions if report.checks[s.uid].valid]
+  receipts = dict(evidence.expected.receipts)
+  for uid, data in payloads.items():
+    entry = collected.entries[uid]
+    decoded = decode(node, entry, data)
+    if isinstance(decoded, payload_lib.Payload):
+      node.decoded[entry.digest] = decoded
+      receipts[uid] = _receipt(node, decoded.header)
+    submissions.append(
+      checks_lib.Submission(
+        uid,
+        collected.membership.committed[uid],
+        entry.digest,
+        digest=run_storage_lib.digest(data),
+        decoded=decoded,
+      )
+    )
+  expected = evidence.expected._replace(receipts=receipts)
+  found = _check(
+    node,
+    round_index,
+    evidence._replace(submissions=submissions, expected=expected),
   )
-  role.collected = role_lib.Collected(
-    membership, node.place, entries, readable, report, chosen.uids
-  )
+  return {uid for uid in payloads if found.checks[uid].valid}
 
 
 def decode(
@@ -127,24 +195,32 @@ def _submission(
 
 
 def _recall(
-  node: Validator, membership: membership_lib.Membership
+  node: Validator, membership: membership_lib.Membership, seconds: float
 ) -> Mapping[int, ct.Message]:
   """Returns the messages of the last round, which a restart has forgotten."""
   if not node.place.round:
     return {}
   return apply.fetch_last_messages(
-    node.shared_model, node.chain, node.objects, membership, node.place
+    node.shared_model,
+    node.chain,
+    node.objects,
+    membership,
+    node.place,
+    seconds,
   )
 
 
 def _committed(
   node: Validator, round_index: int, membership: membership_lib.Membership
 ) -> _Committed:
-  newest = membership.commitments
+  newest, seats = membership.commitments, role_lib.seats(node)
   entries = {
     peer.uid: manifest_lib.Entry(peer.uid, peer.hotkey, newest[peer.uid].digest)
     for peer in membership.miners
-    if peer.uid in newest and newest[peer.uid].round == round_index
+    if peer.uid < seats
+    and peer.uid in newest
+    and newest[peer.uid].round == round_index
+    and membership.committed[peer.uid] >= peer.registered
   }
   twice = _committed_twice(node, round_index, membership, entries)
   return _Committed(entries, twice)
@@ -201,13 +277,14 @@ def _fetch(
   round_index: int,
   membership: membership_lib.Membership,
   entries: list[manifest_lib.Entry],
+  seconds: float,
 ) -> dict[int, bytes | store_lib.StoreError]:
   wanted = [
     run_storage_lib.ObjectRef(entry.digest, membership.location(entry.uid))
     for entry in entries
   ]
   limit = node.shared_model.spec.payload_bytes
-  got = node.objects.fetch('payloads', round_index, wanted, [], limit)
+  got = node.objects.fetch('payloads', round_index, wanted, [], limit, seconds)
   return {entry.uid: got[entry.digest] for entry in entries}
 
 

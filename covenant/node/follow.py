@@ -14,6 +14,7 @@ from covenant.wire import manifest as manifest_lib
 Command = round_lib.Command
 Node = node_lib.Node
 Phase = round_lib.Phase
+_VIRTUAL_SECONDS = 60.0  # of real time, which decides nothing then
 
 
 def commit(node: Node, round_index: int, digest: bytes, head: int) -> None:
@@ -37,6 +38,17 @@ def commit(node: Node, round_index: int, digest: bytes, head: int) -> None:
       f'round {round_index}: this hotkey has committed to other bytes '
       'already; is it in use twice?'
     )
+
+
+def patience(node: Node, head: int, until: int) -> float:
+  """Returns the seconds that a phase may wait for others at a block.
+
+  It is half of the time to the block at which the phase must be over, so that
+  as much is left for what comes after the waiting; at least half a block.
+  """
+  if node.context.virtual:
+    return _VIRTUAL_SECONDS
+  return max(until - head, 1) / 2 * node.chain.block_seconds
 
 
 def decide(
@@ -73,17 +85,13 @@ def next_state(
   """
   decision = node.state.decision
   assert decision is not None
-  digest, applied = decision.digest, None
+  digest = decision.digest if decision.majority else None
+  applied = None
   if digest is not None:
     try:
       applied = _counted(node, round_index, digest, head)
     except manifest_lib.ManifestError:
-      digest = None  # the same bytes for all nodes: nobody counts
-    except apply.OutOfSyncError:
-      # A minority that voted alone does not say what the others hold.
-      if decision.majority:
-        raise
-      digest = None
+      digest = None  # void for all nodes: nobody counts
   if applied is None:
     applied = apply.AppliedRound(node.shared, node.shared, 0.0, {}, {})
   return applied, digest
@@ -139,6 +147,12 @@ def _outer_step(
     raise manifest_lib.ManifestError(
       f'manifest: not of round {round_index} of this run'
     )
+  closing = membership_lib.read(
+    node.chain, node.schedule.put_closes(round_index), node.schedule
+  )
+  apply.check_entries(
+    manifest, closing, node.schedule, node.shared_model.most_entries
+  )
   apply.check_matches(manifest, node.root, node.fingerprint())
   node.payloads = apply.fetch_payloads(
     node.objects,

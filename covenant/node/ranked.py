@@ -140,10 +140,11 @@ class RankedStorage(run_storage_lib.RunStorage):
     refs: Sequence[run_storage_lib.ObjectRef],
     mirrors: Sequence[Any],
     limit: int,
+    seconds: float | None = None,
   ) -> Mapping[bytes, bytes | store_lib.StoreError]:
     def answer() -> Mapping[bytes, bytes | tuple[str, str]]:
       buckets = [mirror.bucket() for mirror in mirrors]
-      got = self._real.fetch(kind, round_index, refs, buckets, limit)
+      got = self._real.fetch(kind, round_index, refs, buckets, limit, seconds)
       return {digest: _to_plain(data) for digest, data in got.items()}
 
     label = ('fetch', kind, round_index, refs, limit)

@@ -66,7 +66,9 @@ def _apply_round(node: Validator, command: Command, head: int) -> None:
         key = node.objects.key('payloads', r, entry.digest)
         role.to_keep.append((key, payload))
   role.to_keep.append((node.objects.key('history', r), data))
+  vote_lib.pass_over(node, r, data)
   role.to_score, role.collected = role.collected, None
+  role.ballot = role_lib.Ballot()
   follow.move(node, applied, digest)
 
 
@@ -74,8 +76,10 @@ def _catch_up(node: Validator, command: Command, head: int) -> None:
   """Catches up without a gap in its history, which may be the only one left."""
   role, replayed = node.role, follow.catch_up(node, command, head)
   role.collected = role.to_score = None
-  for r, manifest in replayed.items():
-    role.to_keep.append((node.objects.key('history', r), manifest))
+  role.ballot = role_lib.Ballot()
+  for r, data in replayed.items():
+    role.to_keep.append((node.objects.key('history', r), data))
+    vote_lib.pass_over(node, r, data)
   if replayed:
     node.state = node.state._replace(kept=False)
 
@@ -206,7 +210,7 @@ def _scores(
     return {}
   seed = node.chain.block_hash(node.schedule.assignment_block(r))
   total = split.population(context, r)
-  everybody = max(collected.membership.peers) + 1
+  everybody = min(max(collected.membership.peers) + 1, role_lib.seats(node))
   random = scores_lib.random_ids(config, everybody, r, total, seed, lot)
   found = collected.payloads
   weights = {u: node.shared_model.weigh(p.header) for u, p in found.items()}

@@ -1,7 +1,7 @@
 """The tools and the memory of a validator."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 from covenant import typing as ct
@@ -25,6 +25,14 @@ class Judge(NamedTuple):
   split: tokens_lib.Split  # of training
 
 
+class Evidence(NamedTuple):
+  """The data behind a report, for what comes after it."""
+
+  submissions: Sequence[checks_lib.Submission]
+  expected: checks_lib.Expected
+  previous: Mapping[int, ct.Message]  # of the round before, by uid
+
+
 class Collected(NamedTuple):
   """The contributions to a round that is being agreed upon."""
 
@@ -34,6 +42,24 @@ class Collected(NamedTuple):
   payloads: Mapping[int, payload_lib.Payload]  # by uid, readable
   report: checks_lib.CheckReport
   chosen: list[int]  # the uids that should count, in this validator's eyes
+  # Those of them that no lot chose; None: all.
+  firm: Collection[int] | None = None
+  evidence: Evidence | None = None
+
+
+@dataclasses.dataclass
+class Ballot:
+  """The proposals of a round that a validator has seen.
+
+  Attributes:
+    proposals: the bytes of manifests, by digest.
+    refused: the digests of those that it will not vote for.
+    withheld: the digests that nobody had when it asked.
+  """
+
+  proposals: dict[bytes, bytes] = dataclasses.field(default_factory=dict)
+  refused: set[bytes] = dataclasses.field(default_factory=set)
+  withheld: set[bytes] = dataclasses.field(default_factory=set)
 
 
 class Verdict(NamedTuple):
@@ -53,6 +79,9 @@ class ValidatorRole:
     standings: its ratings of the miners.
     announce: called with every verdict.
     collected: the contributions to the round in agreement.
+    ballot: the proposals of that round.
+    passed: the last round in which a validator was passed over, by hotkey: its
+      turn came before that of the maker of the manifest that held.
     to_score: those to the round before, until they are scored.
     to_keep: objects to store, as (key, bytes).
     weights: to be set on the chain.
@@ -67,6 +96,8 @@ class ValidatorRole:
   )
   announce: Callable[[Verdict], None] = lambda verdict: None
   collected: Collected | None = None
+  ballot: Ballot = dataclasses.field(default_factory=Ballot)
+  passed: dict[str, int] = dataclasses.field(default_factory=dict)
   to_score: Collected | None = None
   to_keep: list[tuple[str, bytes]] = dataclasses.field(default_factory=list)
   weights: dict[int, float] | None = None
@@ -84,13 +115,15 @@ class ValidatorRole:
   ) -> tuple[dict[str, ct.PyTree], ct.Json]:
     del state
     sent = [[block, list(weights.items())] for block, weights in self.sent]
-    return {}, {'standings': ratings.to_json(self.standings), 'sent': sent}
+    standings = ratings.to_json(self.standings)
+    return {}, {'standings': standings, 'sent': sent, 'passed': self.passed}
 
   def load(
     self, tree: dict[str, ct.PyTree], text: ct.Json, state: round_lib.RoundState
   ) -> round_lib.RoundState:
     del tree
     self.standings = ratings.from_json(text['standings'])
+    self.passed = dict(text.get('passed', {}))
     self.sent = [(block, dict(pairs)) for block, pairs in text.get('sent', [])]
     return state
 
@@ -101,6 +134,11 @@ Validator: TypeAlias = node_lib.Node[ValidatorRole]
 def lottery(node: Validator, round_index: int) -> bytes:
   """Returns a seed that nobody knew before all payloads were committed."""
   return node.chain.block_hash(node.schedule.put_closes(round_index))
+
+
+def seats(node: Validator) -> int:
+  """Returns the number of uids that it looks at, see `scores.seats`."""
+  return scores_lib.seats(node.config, node.role.judge.split)
 
 
 def identities(

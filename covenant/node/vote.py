@@ -1,8 +1,11 @@
 """A validator's vote: the manifest that it stands for on the chain."""
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from covenant.chain import interface as chain_lib
+from covenant.gauntlet import checks as checks_lib
 from covenant.node import base as node_lib
 from covenant.node import collect
 from covenant.node import follow
@@ -16,11 +19,29 @@ from covenant.wire import manifest as manifest_lib
 from covenant.wire import payload as payload_lib
 
 Collected = role_lib.Collected
+Finding = checks_lib.CheckFinding
+Membership = membership_lib.Membership
 Validator = role_lib.Validator
 
+# Rounds in which a validator that was passed over comes after the others.
+PASSED_ROUNDS = 16
+# Findings about a store, not about a payload: another try may find it valid.
+_NOT_FETCHED = (Finding.ABSENT, Finding.UNREACHABLE, Finding.EXCUSED)
 
 Propose = Callable[[Validator, Collected, int], bytes]
 StandFor = Callable[[Validator, int, bytes, int], None]
+
+
+class _Poll(NamedTuple):
+  """What a validator looks at, once per block."""
+
+  node: Validator
+  collected: Collected
+  round: int
+  head: int
+  now: Membership  # at the newest final block
+  proposals: Membership  # whose proposals may be taken up
+  mine: bytes | None  # digest of the own vote
 
 
 def vote(
@@ -30,11 +51,12 @@ def vote(
   command: round_lib.Command,
   head: int,
 ) -> None:
-  """Stands for the first manifest, by rank, that it can verify.
+  """Stands for the first manifest, by rank, that it finds right.
 
   A validator whose turn comes proposes its own. As soon as it sees a proposal
-  of a lower rank that it can verify, it stands for that one instead, so that
-  validators that proposed in one block agree in the next ones.
+  of a lower rank that is right in its eyes, it stands for that one instead, so
+  that validators that proposed in one block agree in the next ones. In the end
+  it goes with the one that has the most stake.
 
   Raises:
     RetryLaterError: the vote is missing, or may still change.
@@ -47,9 +69,20 @@ def vote(
   mine = _vote_of(now, now.uid(node.chain.hotkey), r)
   if mine is not None and mine not in node.manifests:
     return  # before it was started again
-  if mine is not None and _is_settled(node, now, mine, r, head):
+  if mine is not None and _is_over(node, now, r, head):
     return
-  found = _first_proposal(propose, node, now, mine, r, head)
+  proposals = _proposals(node, now, r)
+  poll = _Poll(node, collected, r, head, now, proposals, mine)
+  _fetch_manifests(poll)
+  if command.last:
+    found = _find_leading(poll, time.monotonic() + _patience(poll))
+    if found is not None and found[1] is not None:
+      stand_for(node, r, found[1], head)
+    return
+  # What is at hand first: a payload that does not come must not cost the vote.
+  found = _find(propose, poll, None)
+  if found is None or found[1] is None:
+    found = _find(propose, poll, time.monotonic() + _patience(poll))
   if found is None:
     raise node_lib.RetryLaterError
   rank, data = found
@@ -59,84 +92,177 @@ def vote(
     raise node_lib.RetryLaterError
 
 
-def _first_proposal(
-  propose: Propose,
-  node: Validator,
-  now: membership_lib.Membership,
-  mine: bytes | None,
-  round_index: int,
-  head: int,
+def _find(
+  propose: Propose, poll: _Poll, deadline: float | None
 ) -> tuple[int, bytes | None] | None:
   """Returns the rank of the proposal to stand for, and its manifest.
 
   The manifest is None for the one that the node stands for already. None is
   returned if there is no proposal.
+
+  Args:
+    propose: makes the own one.
+    poll: what the node sees.
+    deadline: when payloads are no longer waited for, by `time.monotonic`; None
+      leaves out all proposals with payloads that are not at hand.
   """
-  collected, r = node.role.collected, round_index
-  assert collected is not None
-  proposals = _proposals(node, now, r)
-  for rank, peer in enumerate(_order(node, collected.membership)):
-    if head < node.schedule.proposes(r, rank):
-      break
+  node, mine, is_skipped = poll.node, poll.mine, False
+  if poll.now.block >= node.schedule.closing_block(poll.round):
+    found = _find_leading(poll, deadline)
+    if found is not None:
+      return found
+  elif mine is not None and mine == _held(poll.now, poll.round):
+    return 1, None  # it holds, unless others change their votes
+  for rank, peer in enumerate(_turns(poll)):
     if peer.hotkey == node.chain.hotkey:
-      return rank, propose(node, collected, r) if mine is None else None
-    digest = _vote_of(proposals, peer.uid, r)
+      if is_skipped and mine is None:
+        return None
+      made = propose(node, poll.collected, poll.round) if mine is None else None
+      return rank, made
+    digest = _vote_of(poll.proposals, peer.uid, poll.round)
     if digest is None:
       continue
     # Another one of the same maker is not taken up: it could go on for ever.
-    if mine and (digest == mine or _is_by(node, mine, peer)):
+    if mine and (digest == mine or _is_by(node, node.manifests[mine], peer)):
       return rank, None
-    data = _verified(node, collected, now, peer, digest, r)
+    data = _verified(poll, peer, digest, deadline)
     if data is not None:
       return rank, data
+    is_skipped |= deadline is None and digest not in node.role.ballot.refused
   return None
 
 
+def _find_leading(
+  poll: _Poll, deadline: float | None
+) -> tuple[int, bytes | None] | None:
+  """Returns what `_find` does, once a change of the vote must be the last.
+
+  All validators look at the state of one block, so those that find the same
+  proposals right go the same way: to the most stake, then to the highest rank.
+  """
+  node = poll.node
+  closing = node.schedule.closing_block(poll.round)
+  votes = membership_lib.read(node.chain, closing, node.schedule)
+  stakes = votes.stakes(poll.round)
+  behind: dict[bytes, float] = {}
+  for uid in sorted(stakes):
+    if (digest := _vote_of(votes, uid, poll.round)) is not None:
+      behind[digest] = behind.get(digest, 0.0) + stakes[uid]
+  best = None
+  # Among equals to the last: its voters could have gone to the first.
+  for rank, peer in [*enumerate(_turns(poll))][::-1]:
+    # Its maker may stand for another one by now.
+    for digest, stake in behind.items():
+      if best is not None and stake <= behind[best[0]]:
+        continue
+      data = _verified(poll, peer, digest, deadline)
+      if data is not None:
+        best = digest, rank, data
+  if best is None:
+    return None
+  # The own vote may be in a block that is not final yet.
+  newest = membership_lib.read(node.chain, poll.head, node.schedule)
+  own = _vote_of(newest, newest.uid(node.chain.hotkey), poll.round)
+  return best[1], None if own == best[0] else best[2]
+
+
+def _turns(poll: _Poll) -> list[chain_lib.Peer]:
+  """Returns the candidates whose turn has come."""
+  order = turns(poll.node, poll.collected.membership, poll.round)
+  proposes = poll.node.schedule.proposes
+  return [
+    peer
+    for rank, peer in enumerate(order)
+    if poll.head >= proposes(poll.round, rank)
+  ]
+
+
+def turns(
+  node: Validator, membership: Membership, round_index: int
+) -> list[chain_lib.Peer]:
+  """Returns the candidates of a round in the order of their turns.
+
+  They are ordered by stake, and those that were passed over lately come last:
+  a leader whose proposal others do not vote for has lost its turn for some
+  rounds. A node that is no candidate yet is behind all others.
+  """
+  order = membership.candidates
+  oldest = round_index - PASSED_ROUNDS
+  passed = {h for h, r in node.role.passed.items() if r >= oldest}
+  order.sort(key=lambda peer: peer.hotkey in passed)
+  if all(peer.hotkey != node.chain.hotkey for peer in order):
+    order.append(membership.peers[membership.uid(node.chain.hotkey)])
+  return order
+
+
+def pass_over(node: Validator, round_index: int, data: bytes) -> None:
+  """Notes who was passed over in a round, once it is decided.
+
+  Those are the candidates before the maker of the manifest that held; if none
+  held, the first one. It is a function of what is on the chain. A validator
+  that was away for longer than the chain remembers may know another order than
+  others for a while; they still vote for the same proposals.
+
+  Args:
+    node: the validator.
+    round_index: the round.
+    data: the manifest that held; b'' if none did.
+  """
+  block, role = node.schedule.put_closes(round_index), node.role
+  try:
+    membership = membership_lib.read(node.chain, block, node.schedule)
+    maker = manifest_lib.decode(data, node.chain.verify).hotkey if data else ''
+  except (chain_lib.ChainRejectedError, manifest_lib.ManifestError):
+    return
+  order = [peer.hotkey for peer in turns(node, membership, round_index)]
+  last = order.index(maker) if maker in order else 1
+  role.passed |= dict.fromkeys(order[:last], round_index)
+  oldest = round_index - PASSED_ROUNDS
+  role.passed = {h: r for h, r in role.passed.items() if r >= oldest}
+
+
 def _vote_of(
-  membership: membership_lib.Membership, uid: int, round_index: int
+  membership: Membership, uid: int, round_index: int
 ) -> bytes | None:
   """Returns the digest that a validator stands for in a round, if any."""
   voted = membership.votes.get(uid) == round_index
   return membership.commitments[uid].digest if voted else None
 
 
-def _is_by(node: Validator, digest: bytes, peer: chain_lib.Peer) -> bool:
-  """Returns whether a known manifest is the proposal of a peer."""
+def _is_by(node: Validator, data: bytes, peer: chain_lib.Peer) -> bool:
+  """Returns whether a manifest is the proposal of a peer."""
   try:
-    data = node.manifests[digest]
     return manifest_lib.decode(data, node.chain.verify).hotkey == peer.hotkey
   except manifest_lib.ManifestError:
     return False
 
 
-def _order(
-  node: Validator, membership: membership_lib.Membership
-) -> list[chain_lib.Peer]:
-  """Returns the candidates; a node that is none yet is the last one."""
-  order = membership.candidates
-  if all(peer.hotkey != node.chain.hotkey for peer in order):
-    order.append(membership.peers[membership.uid(node.chain.hotkey)])
-  return order
-
-
-def _is_settled(
-  node: Validator,
-  now: membership_lib.Membership,
-  mine: bytes,
-  round_index: int,
-  head: int,
+def _is_over(
+  node: Validator, now: Membership, round_index: int, head: int
 ) -> bool:
-  """Returns whether the own vote holds already, or is too late to change."""
-  if head >= node.schedule.last_decision_block(round_index):
+  """Returns whether no vote can change the decision any more."""
+  schedule = node.schedule
+  if head >= schedule.last_decision_block(round_index):
     return True
-  stakes = now.stakes(round_index)
-  held = round_lib.decide(round_index, now.commitments, stakes, last=False)
-  return held is not None and held.digest == mine
+  look = schedule.decision_block(round_index)
+  if now.block < look:
+    return False
+  then = membership_lib.read(node.chain, look, schedule)
+  return _held(then, round_index) is not None
+
+
+def _held(membership: Membership, round_index: int) -> bytes | None:
+  """Returns the digest that more than half of the stake stands for, if any."""
+  stakes = membership.stakes(round_index)
+  held = round_lib.decide(
+    round_index, membership.commitments, stakes, last=False
+  )
+  return held.digest if held is not None else None
 
 
 def _proposals(
-  node: Validator, now: membership_lib.Membership, round_index: int
-) -> membership_lib.Membership:
+  node: Validator, now: Membership, round_index: int
+) -> Membership:
   """Returns the state whose proposals are looked at, equal for all in the end.
 
   Else a proposal in the last blocks would divide those who see it from those
@@ -146,6 +272,50 @@ def _proposals(
   if now.block <= last:
     return now
   return membership_lib.read(node.chain, last, node.schedule)
+
+
+def _patience(poll: _Poll) -> float:
+  """Returns the seconds that payloads may be waited for at this block."""
+  schedule = poll.node.schedule
+  until = schedule.decision_block(poll.round)
+  if poll.head >= until:
+    until = schedule.last_decision_block(poll.round)
+  return follow.patience(poll.node, poll.head, until)
+
+
+def _fetch_manifests(poll: _Poll) -> None:
+  """Fetches the proposals that have not been seen, all at the same time.
+
+  Who votes for a manifest that nobody has is not waited for twice as long.
+  """
+  node, ballot = poll.node, poll.node.role.ballot
+  wanted = []
+  for membership in poll.proposals, poll.now:
+    for uid in membership.votes:
+      digest = _vote_of(membership, uid, poll.round)
+      if digest in node.manifests:
+        ballot.proposals[digest] = node.manifests[digest]
+      elif digest is not None and digest not in ballot.proposals:
+        location = poll.now.location(uid)
+        wanted.append(run_storage_lib.ObjectRef(digest, location))
+  if not wanted:
+    return
+  seconds = follow.patience(node, poll.head, poll.head)
+  if all(digest in ballot.withheld for digest, _ in wanted):
+    seconds /= 4
+  got = node.objects.fetch(
+    'proposals',
+    poll.round,
+    wanted,
+    apply.mirrors(node.objects, poll.now),
+    manifest_lib.MAX_BYTES,
+    seconds,
+  )
+  for digest, data in got.items():
+    if isinstance(data, bytes):
+      ballot.proposals[digest] = data
+    else:
+      ballot.withheld.add(digest)
 
 
 def proposal(node: Validator, collected: Collected, round_index: int) -> bytes:
@@ -172,48 +342,93 @@ def publish(node: Validator, round_index: int, data: bytes, head: int) -> None:
 
 
 def _verified(
-  node: Validator,
-  collected: Collected,
-  now: membership_lib.Membership,
-  peer: chain_lib.Peer,
-  digest: bytes,
-  round_index: int,
+  poll: _Poll, peer: chain_lib.Peer, digest: bytes, deadline: float | None
 ) -> bytes | None:
-  """Returns a proposal of `peer`, or None where it cannot be vouched for.
+  """Returns a proposal of `peer`, or None where it is not right.
 
-  Its choice need not be this validator's; but every payload that it lists must
-  be committed in time, available and valid.
+  All that it lists must be valid in this validator's eyes, and at least half of
+  this validator's own choice must be in it. What it lists and this validator
+  has not fetched is fetched and checked now.
   """
+  node, ballot = poll.node, poll.node.role.ballot
+  data = ballot.proposals.get(digest)
+  if data is None or digest in ballot.refused:
+    return None
+  if not _is_by(node, data, peer):
+    return None  # its maker's own vote is looked at by itself
+  entries = _entries(poll, data)
+  unsure = None if entries is None else _unsure(poll.collected, entries)
+  if entries is None or unsure is None:
+    ballot.refused.add(digest)
+    return None
+  is_here = all(entry.digest in node.payloads for entry in entries)
+  if deadline is None and not is_here:
+    return None
+  left = 0.0 if deadline is None else deadline - time.monotonic()
   try:
-    data = apply.fetch_manifest(node.objects, now, round_index, digest)
-    manifest = manifest_lib.decode(data, node.chain.verify)
-    apply.check_matches(manifest, node.root, node.fingerprint())
-    if (manifest.run, manifest.round) != (node.shared_model.run, round_index):
-      return None
-    if manifest.hotkey != peer.hotkey:
-      return None  # its maker's own vote is looked at by itself
-    for entry in manifest.entries:
-      if collected.entries.get(entry.uid) != entry:
-        return None
     node.payloads |= apply.fetch_payloads(
       node.objects,
-      now,
-      round_index,
-      manifest.entries,
+      poll.now,
+      poll.round,
+      entries,
       node.shared_model.spec.payload_bytes,
       node.payloads,
+      # Half of what is left: the next proposal may be right.
+      max(left, 0.0) / 2,
     )
-  except (
-    store_lib.StoreError,
-    manifest_lib.ManifestError,
-    apply.OutOfSyncError,
-  ):
+  except store_lib.StoreError:
     return None
-  for entry in manifest.entries:
-    if entry.digest in node.decoded:
-      continue
-    decoded = collect.decode(node, entry, node.payloads[entry.digest])
-    if isinstance(decoded, payload_lib.PayloadError):
+  if unsure:
+    late = {entry.uid: node.payloads[entry.digest] for entry in unsure}
+    valid = collect.check_late(node, poll.round, poll.collected, late)
+    if len(valid) < len(late):
+      ballot.refused.add(digest)
       return None
-    node.decoded[entry.digest] = decoded
+  for entry in entries:
+    if entry.digest not in node.decoded:
+      decoded = collect.decode(node, entry, node.payloads[entry.digest])
+      if isinstance(decoded, payload_lib.PayloadError):
+        ballot.refused.add(digest)
+        return None
+      node.decoded[entry.digest] = decoded
   return data
+
+
+def _entries(poll: _Poll, data: bytes) -> Sequence[manifest_lib.Entry] | None:
+  """Returns what a proposal lists; None where it is not one to vote for."""
+  node, collected = poll.node, poll.collected
+  try:
+    manifest = manifest_lib.decode(data, node.chain.verify)
+    if (manifest.run, manifest.round) != (node.shared_model.run, poll.round):
+      return None
+    apply.check_entries(
+      manifest,
+      collected.membership,
+      node.schedule,
+      node.shared_model.most_entries,
+    )
+    apply.check_matches(manifest, node.root, node.fingerprint())
+  except (manifest_lib.ManifestError, apply.OutOfSyncError):
+    return None
+  listed = {entry.uid for entry in manifest.entries}
+  firm = collected.chosen if collected.firm is None else collected.firm
+  # Of places that were given by lot only the number must agree.
+  if 2 * len(listed) < len(collected.chosen):
+    return None
+  return manifest.entries if 2 * len(listed & {*firm}) >= len(firm) else None
+
+
+def _unsure(
+  collected: Collected, entries: Sequence[manifest_lib.Entry]
+) -> list[manifest_lib.Entry] | None:
+  """Returns the entries that are yet to be checked; None if one is refused."""
+  unsure = []
+  for entry in entries:
+    if collected.entries.get(entry.uid) != entry:
+      return None
+    check = collected.report.checks.get(entry.uid)
+    if check is None or check.finding in _NOT_FETCHED:
+      unsure.append(entry)
+    elif not check.valid:
+      return None
+  return unsure

@@ -13,11 +13,14 @@ from covenant import typing as ct
 from covenant.chain import interface as chain_lib
 from covenant.optim import weight as weight_lib
 from covenant.protocol import membership as membership_lib
+from covenant.protocol import round as round_lib
 from covenant.protocol import run_storage as run_storage_lib
 from covenant.store import interface as store_lib
 from covenant.train import shared_state as shared_state_lib
 from covenant.wire import manifest as manifest_lib
 from covenant.wire import payload as payload_lib
+
+_SECONDS = 60.0  # for objects that nobody is waited for with
 
 
 class OutOfSyncError(errors.CovenantError):
@@ -106,6 +109,40 @@ def check_matches(
       )
 
 
+def check_entries(
+  manifest: manifest_lib.Manifest,
+  closing: membership_lib.Membership,
+  schedule: round_lib.Schedule,
+  most: int,
+) -> None:
+  """Raises ManifestError unless the chain has all that a manifest lists.
+
+  Such a manifest is void, whoever voted for it: nobody counts. All nodes find
+  the same, as they read the same block.
+
+  Args:
+    manifest: the manifest.
+    closing: the membership at the close of the round's put window.
+    schedule: the blocks of the phases.
+    most: the most entries, `SharedModel.most_entries`.
+  """
+  if len(manifest.entries) > most:
+    raise manifest_lib.ManifestError(
+      f'manifest of round {manifest.round}: expected at most {most} entries, '
+      f'got {len(manifest.entries)}'
+    )
+  opens = schedule.put_opens(manifest.round)
+  for entry in manifest.entries:
+    peer = closing.peers.get(entry.uid)
+    digest = closing.payload(entry.uid, manifest.round, opens)
+    if peer is None or peer.hotkey != entry.hotkey or digest != entry.digest:
+      raise manifest_lib.ManifestError(
+        f'manifest of round {manifest.round}: no miner {entry.hotkey} with '
+        f'uid {entry.uid} committed to {entry.digest.hex()[:16]} in its put '
+        'window'
+      )
+
+
 def mirrors(
   storage: run_storage_lib.RunStorage, membership: membership_lib.Membership
 ) -> list[store_lib.Bucket]:
@@ -142,7 +179,8 @@ def fetch_payloads(
   round_index: int,
   entries: Sequence[manifest_lib.Entry],
   limit: int,
-  have: Mapping[bytes, bytes],
+  have: dict[bytes, bytes],
+  seconds: float | None = None,
 ) -> dict[bytes, bytes]:
   """Fetches the payloads of a manifest's entries, by digest.
 
@@ -152,7 +190,9 @@ def fetch_payloads(
     round_index: the round of the manifest.
     entries: the entries to fetch.
     limit: bytes per payload, at most.
-    have: payloads that are at hand, by digest.
+    have: payloads that are at hand, by digest; those that come are added, even
+      if others do not.
+    seconds: see `RunStorage.fetch`.
 
   Raises:
     StoreError: a payload cannot be had now; the message names its uid.
@@ -162,17 +202,18 @@ def fetch_payloads(
     for entry in entries
     if entry.digest not in have
   ]
-  got = {}
+  got: Mapping[bytes, bytes | store_lib.StoreError] = {}
   if missing:
     sources = mirrors(storage, membership)
-    got = storage.fetch('payloads', round_index, missing, sources, limit)
-  payloads = {}
+    got = storage.fetch(
+      'payloads', round_index, missing, sources, limit, seconds
+    )
+    have |= {d: x for d, x in got.items() if isinstance(x, bytes)}
   for entry in entries:
-    data = have.get(entry.digest) or got[entry.digest]
-    if isinstance(data, store_lib.StoreError):
-      raise type(data)(f'payload of uid {entry.uid}: {data}')
-    payloads[entry.digest] = data
-  return payloads
+    error = got.get(entry.digest)
+    if isinstance(error, store_lib.StoreError):
+      raise type(error)(f'payload of uid {entry.uid}: {error}')
+  return {entry.digest: have[entry.digest] for entry in entries}
 
 
 def decode(
@@ -204,32 +245,40 @@ def fetch_last_messages(
   storage: run_storage_lib.RunStorage,
   membership: membership_lib.Membership,
   position: Position,
+  seconds: float = _SECONDS,
 ) -> dict[int, ct.Message]:
   """Fetches the messages that led to a position, by uid.
 
   Used by a node that no longer has them. Empty if no message counted, or if no
-  validator has them any more.
+  validator has them any more, or none that answers within these seconds.
   """
   r, limit = position.round - 1, shared_model.spec.payload_bytes
-  for bucket in [storage.bucket, *mirrors(storage, membership)]:
+
+  def leads_here(data: bytes) -> bool:
     try:
-      data = bucket.get(storage.key('history', r), manifest_lib.MAX_BYTES)
-      if not data:
-        return {}
-      manifest = manifest_lib.decode(data, chain.verify)
-      entries = manifest.entries
-      payloads = fetch_payloads(storage, membership, r, entries, limit, {})
-    except (store_lib.StoreError, manifest_lib.ManifestError):
-      continue
-    if manifest_lib.extend(manifest.root, r, run_storage_lib.digest(data)) != (
-      position.root
-    ):
-      continue  # of another history
-    past = position.past[1:]
-    before = position._replace(round=r, root=manifest.root, past=past)
-    found = _decode_all(shared_model, chain, before, entries, payloads)
-    return {uid: payload.message for uid, payload in found.items()}
-  return {}
+      root = manifest_lib.decode(data, chain.verify).root
+    except manifest_lib.ManifestError:
+      return False
+    digest = run_storage_lib.digest(data)
+    return manifest_lib.extend(root, r, digest) == position.root
+
+  buckets = [storage.bucket, *mirrors(storage, membership)]
+  key = storage.key('history', r)
+  try:
+    data = storage.fetch_first(
+      key, buckets, manifest_lib.MAX_BYTES, leads_here, seconds / 2
+    )
+    manifest = manifest_lib.decode(data, chain.verify)
+    payloads = fetch_payloads(
+      storage, membership, r, manifest.entries, limit, {}, seconds / 2
+    )
+  except store_lib.StoreError:
+    return {}
+  before = position._replace(
+    round=r, root=manifest.root, past=position.past[1:]
+  )
+  found = _decode_all(shared_model, chain, before, manifest.entries, payloads)
+  return {uid: payload.message for uid, payload in found.items()}
 
 
 def outer_step(

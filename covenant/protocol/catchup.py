@@ -80,7 +80,13 @@ class CatchUp:
     self._shared_model = shared_model
     self._refused = set() if refused is None else refused
     self._view = history_lib.view(
-      chain, storage, schedule, shared_model.run, head, rounds
+      chain,
+      storage,
+      schedule,
+      shared_model.run,
+      head,
+      rounds,
+      shared_model.most_entries,
     )
     self.target = self._view.target
     self._listed: dict[int, list[Source]] | None = None

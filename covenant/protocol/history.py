@@ -55,6 +55,7 @@ class View:
     membership: the peers at the newest final block.
     sources: the validators' buckets, the leader's first.
     target: the first round that may not be decided yet.
+    most_entries: the most payloads that count in a round.
   """
 
   chain: chain_lib.Chain
@@ -64,6 +65,7 @@ class View:
   membership: membership_lib.Membership
   sources: Sequence[Source]
   target: int
+  most_entries: int = manifest_lib.MAX_ENTRIES
 
 
 def view(
@@ -73,6 +75,7 @@ def view(
   run: bytes,
   head: int,
   rounds: int,
+  most_entries: int = manifest_lib.MAX_ENTRIES,
 ) -> View:
   """Returns what a node sees at block `head` of a run of so many rounds.
 
@@ -88,7 +91,9 @@ def view(
     and (bucket := storage.bucket_at(location)) is not None
   ]
   target = min(max(schedule.round_at(head) - 1, 0), rounds)
-  return View(chain, storage, schedule, run, membership, sources, target)
+  return View(
+    chain, storage, schedule, run, membership, sources, target, most_entries
+  )
 
 
 class History:
@@ -288,7 +293,21 @@ def _anchor(
     return None
   if (manifest.run, manifest.round) != (view.run, r):
     return None
-  return Anchor(r, manifest.root, data if held.digest else b'', majority)
+  void = held.digest is None or _is_void(view, manifest)
+  return Anchor(r, manifest.root, b'' if void else data, majority)
+
+
+def _is_void(view: View, manifest: manifest_lib.Manifest) -> bool:
+  """Returns whether the chain tells that a manifest counts nobody."""
+  block = view.schedule.put_closes(manifest.round)
+  try:
+    closing = membership_lib.read(view.chain, block, view.schedule)
+    apply.check_entries(manifest, closing, view.schedule, view.most_entries)
+  except chain_lib.ChainRejectedError:
+    return False  # the chain has forgotten that block
+  except manifest_lib.ManifestError:
+    return True
+  return False
 
 
 def _decision(

@@ -15,6 +15,7 @@ from covenant.protocol import round as round_lib
 from covenant.wire import commitment as commitment_lib
 
 Role = commitment_lib.Role
+OUTAGE = 8  # times `active_rounds`: how long a silent majority is waited for
 
 
 class Membership(NamedTuple):
@@ -60,21 +61,43 @@ class Membership(NamedTuple):
 
   def active(self, round_index: int) -> list[chain_lib.Peer]:
     """Returns the validators that voted in a round or soon before, by stake."""
-    oldest = round_index - self.active_rounds
-    return _by_stake(
-      peer
-      for uid, peer in self.peers.items()
-      if peer.permit and self.votes.get(uid, oldest - 1) >= oldest
-    )
+    return self._voted_since(round_index - self.active_rounds)
 
   def stakes(self, round_index: int) -> dict[int, float]:
     """Returns the stakes of which a round's decision takes more than half.
 
     They are those of the validators of the run. Nobody can have voted before
     round 0, so there all holders of a permit count that are no miners.
+
+    Validators that fell silent count on if those who still vote are a minority
+    of all who voted in the last `OUTAGE` times as many rounds. So a minority
+    does not decide alone as soon as the others have been away for a while.
     """
     voters = self.active(round_index) if round_index else self._holders()
-    return {peer.uid: peer.stake for peer in voters}
+    stakes = {peer.uid: peer.stake for peer in voters}
+    if round_index:
+      before = self._voted_since(round_index - OUTAGE * self.active_rounds)
+      known = {peer.uid: peer.stake for peer in before}
+      if 2 * _total(stakes) <= _total(known):
+        return known
+    return stakes
+
+  def payload(self, uid: int, round_index: int, opens: int) -> bytes | None:
+    """Returns the digest that a miner committed to in a round, if any.
+
+    Args:
+      uid: of a peer, which may not be registered.
+      round_index: the round.
+      opens: the first block of its put window.
+    """
+    new, peer = self.commitments.get(uid), self.peers.get(uid)
+    if new is None or peer is None:
+      return None
+    if new.role is not Role.MINER or new.round != round_index:
+      return None
+    # A uid may have changed hands since.
+    since = max(opens, peer.registered)
+    return new.digest if self.committed[uid] >= since else None
 
   def role(self, uid: int) -> Role | None:
     """Returns the role that a peer declares; None if it declares none."""
@@ -86,6 +109,11 @@ class Membership(NamedTuple):
     commitment = self.commitments.get(uid)
     return commitment.location if commitment else b''
 
+  @property
+  def locations(self) -> set[bytes]:
+    """The newest location of each uid that committed one."""
+    return {c.location for c in self.commitments.values() if c.location}
+
   def uid(self, hotkey: str) -> int:
     """Returns the uid of a hotkey; raises ChainRejectedError if it has none."""
     for peer in self.peers.values():
@@ -94,6 +122,14 @@ class Membership(NamedTuple):
     raise chain_lib.ChainRejectedError(
       f'{hotkey} is not registered at block {self.block}: register it, or '
       'name another hotkey'
+    )
+
+  def _voted_since(self, oldest: int) -> list[chain_lib.Peer]:
+    """Returns the validators whose last vote is on this round or later."""
+    return _by_stake(
+      peer
+      for uid, peer in self.peers.items()
+      if peer.permit and self.votes.get(uid, oldest - 1) >= oldest
     )
 
   def _holders(self) -> list[chain_lib.Peer]:
@@ -134,3 +170,7 @@ def read(
 
 def _by_stake(peers: Iterable[chain_lib.Peer]) -> list[chain_lib.Peer]:
   return sorted(peers, key=lambda peer: (-peer.stake, peer.uid))
+
+
+def _total(stakes: Mapping[int, float]) -> float:
+  return sum(stakes[uid] for uid in sorted(stakes))

@@ -82,12 +82,20 @@ class Schedule(NamedTuple):
     half = self.phases.takeover_blocks // 2
     return self.decision_block(round_index) + half
 
+  def closing_block(self, round_index: int) -> int:
+    """The last block whose votes others see in time to follow them.
+
+    By its state the validators that have not agreed yet agree.
+    """
+    seen = 1 + self.phases.confirmations  # blocks until a vote follows it
+    return self.last_decision_block(round_index) - seen
+
   def decision_block(self, round_index: int) -> int:
     """The block whose votes decide, if more than half of the stake agrees."""
     return self.start(round_index + 1) + self.phases.select_blocks
 
   def last_decision_block(self, round_index: int) -> int:
-    """The block whose votes decide by plurality if there was no majority."""
+    """The block whose votes decide if there was no majority before."""
     return self.decision_block(round_index) + self.phases.takeover_blocks
 
   def round_at(self, block: int) -> int:
@@ -136,7 +144,7 @@ class Command(NamedTuple):
 
   phase: Phase
   round: int
-  last: bool = False  # of DECIDE: True if plurality is enough
+  last: bool = False  # of DECIDE: at the last look; of VOTE: for the last time
 
 
 class Decision(NamedTuple):
@@ -162,6 +170,7 @@ class RoundState(NamedTuple):
   # Of the previous round, after it was applied:
   kept: bool = True
   scored: bool = True
+  closed: bool = False  # voted for the last time, as there was no majority
 
   def previous_round_done(self, can: frozenset['Phase']) -> bool:
     """Returns whether no work on the previous round is left."""
@@ -207,7 +216,11 @@ def next_command(
     Phase.BEGIN: not state.begun
     and over
     and finalized >= schedule.assignment_block(r + 1),
-    Phase.VOTE: not state.voted and finalized >= schedule.collection_block(r),
+    Phase.VOTE: (
+      finalized >= schedule.collection_block(r)
+      if not state.voted
+      else _is_closing(schedule, state, finalized)
+    ),
     Phase.TRAIN: not state.trained and training,
     Phase.UPLOAD: undecided and state.committed and not state.uploaded,
     Phase.COMMIT: (
@@ -222,10 +235,15 @@ def next_command(
   for phase, now in wanted.items():
     if now and phase in can:
       about = r + 1 if phase is Phase.BEGIN else r
-      return Command(
-        phase, about, last=phase is Phase.DECIDE and state.undecided
-      )
+      last = phase is Phase.DECIDE and state.undecided
+      return Command(phase, about, last or phase is Phase.VOTE and state.voted)
   return None
+
+
+def _is_closing(schedule: Schedule, state: RoundState, finalized: int) -> bool:
+  """Returns whether a vote without a majority may have to change, once."""
+  is_open = state.undecided and not state.closed and state.decision is None
+  return is_open and finalized >= schedule.closing_block(state.round)
 
 
 def transition(
@@ -250,7 +268,7 @@ def transition(
     case Phase.COLLECT:
       return state._replace(collected=True)
     case Phase.VOTE:
-      return state._replace(voted=True)
+      return state._replace(voted=True, closed=command.last)
     case Phase.DECIDE:
       return state._replace(decision=decision, undecided=decision is None)
     case Phase.APPLY:
@@ -274,6 +292,7 @@ def next_wakeup(schedule: Schedule, state: RoundState, head: int) -> int:
     schedule.put_opens(r),
     schedule.collection_block(r) + unsettled,
     schedule.decision_block(r) + unsettled,
+    schedule.closing_block(r) + unsettled,
     schedule.last_decision_block(r) + unsettled,
   )
   return min((block for block in turns if block > head), default=head + 1)
@@ -287,26 +306,49 @@ def decide(
 ) -> Decision | None:
   """Returns the manifest that the validators voted for, equal on every node.
 
+  It is the one of more than half of all stake; without such a majority no
+  message counts.
+
   Args:
     round_index: the round to decide.
     votes: the validators' commitments at one block, by uid.
     stakes: the stake of every validator of the run at the same block, by uid
       (`membership.Membership.stakes`).
-    last: False if more than half of all stake must agree. True if the manifest
-      with the most stake is chosen, and no message counts without a vote.
+    last: True at the last decision block, which leaves nothing open.
 
   Returns:
-    The decision, or None if it must wait for the last decision block. Ties go
-    to the smaller digest.
+    The decision, or None if it must wait for the last decision block.
   """
+  best = leading(round_index, votes, stakes)
+  if best is not None:
+    total = sum(stakes[uid] for uid in sorted(stakes))
+    if 2 * _weights(round_index, votes, stakes)[best] > total:
+      return Decision(best)
+  return Decision(None, majority=False) if last else None
+
+
+def leading(
+  round_index: int,
+  votes: Mapping[int, commitment_lib.Commitment],
+  stakes: Mapping[int, float],
+) -> bytes | None:
+  """Returns the digest with the most stake; ties go to the smaller digest.
+
+  It decides nothing: it may be a minority's.
+  """
+  weight = _weights(round_index, votes, stakes)
+  return min(weight, key=lambda digest: (-weight[digest], digest), default=None)
+
+
+def _weights(
+  round_index: int,
+  votes: Mapping[int, commitment_lib.Commitment],
+  stakes: Mapping[int, float],
+) -> dict[bytes, float]:
+  """Returns the stake behind each digest."""
   weight: dict[bytes, float] = {}
   for uid in sorted(stakes):
     vote = votes.get(uid)
     if vote is not None and vote.round == round_index:
       weight[vote.digest] = weight.get(vote.digest, 0.0) + stakes[uid]
-  if not weight:
-    return Decision(None, majority=False) if last else None
-  best = min(weight, key=lambda digest: (-weight[digest], digest))
-  total = sum(stakes[uid] for uid in sorted(stakes))
-  majority = 2 * weight[best] > total
-  return Decision(best, majority) if last or majority else None
+  return weight

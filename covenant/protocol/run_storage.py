@@ -17,11 +17,10 @@ import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
+from covenant.store import directory
 from covenant.store import interface
 from covenant.store import reader
 from covenant.wire import commitment as commitment_lib
-
-Open = Callable[[bytes], interface.Bucket]  # a location from the chain
 
 # A fetch of several objects gives up after these seconds plus the time that all
 # of them take at half a gigabit per second.
@@ -53,13 +52,12 @@ class RunStorage:
     run: bytes,
     bucket: interface.Bucket,
     location: bytes,
-    open_bucket: Open,
+    open_bucket: directory.Open,
   ):
     self.bucket = bucket
     self.location = location
     self._run = run.hex()
-    self._open = open_bucket
-    self._buckets: dict[bytes, interface.Bucket] = {}
+    self._directory = directory.Directory(open_bucket)
 
   def key(
     self, kind: str, round_index: int, digest: bytes | None = None
@@ -74,12 +72,11 @@ class RunStorage:
 
   def bucket_at(self, location: bytes) -> interface.Bucket | None:
     """Opens another peer's bucket; None if the location is unusable."""
-    if location not in self._buckets:
-      try:
-        self._buckets[location] = self._open(location)
-      except (ValueError, interface.StoreError):  # a location is not trusted
-        return None
-    return self._buckets[location]
+    return self._directory.bucket_at(location)
+
+  def keep_only(self, locations: Collection[bytes]) -> None:
+    """Closes the buckets of peers at all but these locations."""
+    self._directory.keep_only(locations)
 
   def buckets_at(self, locations: Iterable[bytes]) -> list[interface.Bucket]:
     """Opens the buckets at those locations that are usable."""
@@ -100,18 +97,32 @@ class RunStorage:
     refs: Sequence[ObjectRef],
     mirrors: Sequence[interface.Bucket],
     limit: int,
+    seconds: float | None = None,
   ) -> Mapping[bytes, bytes | interface.StoreError]:
     """Fetches objects from their owners or else from a mirror, by digest.
 
-    The value of an object that cannot be had is the error that came last.
+    Buckets that failed in the last rounds are asked last. The value of an
+    object that cannot be had is the error that came last.
+
+    Args:
+      kind: the kind of the objects.
+      round_index: their round.
+      refs: the objects.
+      mirrors: buckets that may have them, too.
+      limit: bytes per object, at most.
+      seconds: the time for all of them, at most; None: as long as they may
+        take.
     """
+    self._directory.begin(round_index)
     # Several peers may commit one digest: a copier cannot hide the original.
     owners: dict[bytes, list[bytes]] = {}
     for digest, location in refs:
       owners.setdefault(digest, []).append(location)
     requests, missing = {}, {}
     for digest, locations in owners.items():
-      sources = tuple(dict.fromkeys([*self.buckets_at(locations), *mirrors]))
+      sources = tuple(
+        self._directory.by_trust([*self.buckets_at(locations), *mirrors])
+      )
       key = self.key(kind, round_index, digest)
       if sources:
         requests[digest] = reader.ObjectRequest(sources, key, limit, digest)
@@ -119,8 +130,34 @@ class RunStorage:
         missing[digest] = interface.MissingObjectError(
           f'{key}: no known peer says where it is'
         )
-    seconds = _SECONDS + len(requests) * limit / _RATE
-    return reader.fetch(requests, seconds, _WORKERS) | missing
+    in_turn = sorted(
+      requests, key=lambda d: self._directory.failed(requests[d].buckets[0])
+    )
+    requests = {digest: requests[digest] for digest in in_turn}
+    longest = _SECONDS + len(requests) * limit / _RATE
+    seconds = longest if seconds is None else min(seconds, longest)
+    note = self._directory.note
+    return reader.fetch(requests, seconds, _WORKERS, note) | missing
+
+  def fetch_first(
+    self,
+    key: str,
+    buckets: Sequence[interface.Bucket],
+    limit: int,
+    accepts: Callable[[bytes], bool],
+    seconds: float,
+  ) -> bytes:
+    """Fetches an object from the first bucket whose bytes are accepted.
+
+    Raises:
+      StoreError: there is none.
+    """
+    sources = tuple(self._directory.by_trust(buckets))
+    request = reader.ObjectRequest(sources, key, limit, accepts=accepts)
+    got = reader.fetch({key: request}, seconds, _WORKERS)[key]
+    if isinstance(got, interface.StoreError):
+      raise got
+    return got
 
   def fetch_chunks(
     self,

@@ -69,10 +69,16 @@ _NETWORK = {
   'TimedOut': 'no answer',
   'ConnectionRefused': 'connection refused',
   'IncompleteBody': 'the connection broke in the middle',
+}
+_HOSTS = {
   'dns error': 'the name of the host is not known',
+  'failed to lookup address': 'the name of the host is not known',
   'certificate': 'the certificate of the host is not trusted',
+  'tls': 'the host does not speak TLS',
+  'invalidcontenttype': 'the host does not speak TLS',
 }
 _TRANSIENT = (408, 409, 425, 429)  # and 500 to 599
+_BUSY_TRIES = 3  # of a stranger's bucket that answers one of these
 
 
 class ObjectReplacedError(interface.StoreUnavailableError):
@@ -198,6 +204,9 @@ def explain(error: Exception) -> interface.StoreError:
     return interface.MissingObjectError('there is no such object')
   number = re.search(r'\(os error (\d+)\)', text)
   if 'HTTP error' in text:
+    for mark, words in _HOSTS.items():
+      if mark in text.lower():
+        return _given_up(words, 1)
     known = [words for mark, words in _NETWORK.items() if mark in text]
     return interface.StoreUnavailableError(
       known[0] if known else 'the connection failed'
@@ -212,15 +221,22 @@ def explain(error: Exception) -> interface.StoreError:
   return interface.StoreError('the answer of the store is malformed')
 
 
+def _given_up(reason: str, tries: int) -> interface.StoreUnavailableError:
+  """Returns an error of which a stranger's bucket may have so many."""
+  error = interface.StoreUnavailableError(reason)
+  error.most_tries = tries
+  return error
+
+
 def _of_status(status: int, text: str) -> interface.StoreError:
   code = re.search(r'<Code>(\w{1,40})</Code>', text)
   known = _CODES.get(code[1], '') if code else ''
   reason = f'{known} (HTTP {status})' if known else f'HTTP {status}'
   if status in (401, 403):
     return interface.AccessDeniedError(reason)
-  if (
-    status in _TRANSIENT or status >= 500 or code and code[1] == 'NoSuchUpload'
-  ):
+  if status in _TRANSIENT:
+    return _given_up(reason, _BUSY_TRIES)
+  if status >= 500 or code and code[1] == 'NoSuchUpload':
     return interface.StoreUnavailableError(reason)
   if status == 404:
     return interface.MissingObjectError(known or 'there is no such object')

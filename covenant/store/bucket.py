@@ -123,12 +123,13 @@ class ObstoreBucket:
     self._name = location.name
     self._settings = settings
     self._s3 = location.kind in ('s3', 'r2')
+    self._own = own
     # Only this layer retries: it resumes a read where it broke, and knows when
     # an upload of its own may have arrived. The one exception are the parts of
     # an upload, which obstore retries.
     connect = functools.partial(backend.connect, location, key, own, settings)
     self._store = connect(retries=0)
-    self._parts_store = connect(retries=10) if self._s3 else None
+    self._parts_store = connect(retries=10) if self._s3 and own else None
     self._slots = asyncio.Semaphore(settings.requests)
     self._uploads: set[asyncio.Task] = set()  # asyncio keeps weak references
     self._loop = backend.event_loop()
@@ -334,11 +335,16 @@ class ObstoreBucket:
         return await act()
       except Exception as e:
         error = backend.explain(e)
-      if call.over or not isinstance(error, interface.StoreUnavailableError):
+      if call.over or not self._is_worth_another(error, call.tries):
         raise error from None
       call.last = str(error)
       await settings.sleep(settings.rng.uniform(0, longest))
       longest = min(2 * longest, settings.backoff_limit_seconds)
+
+  def _is_worth_another(self, error: Exception, tries: int) -> bool:
+    if not isinstance(error, interface.StoreUnavailableError):
+      return False
+    return self._own or tries < error.most_tries
 
   def _run(
     self,

@@ -32,7 +32,14 @@ class AccessDeniedError(StoreError):
 
 
 class StoreUnavailableError(StoreError):
-  """The store did not answer before the deadline, retries included."""
+  """The store did not answer before the deadline, retries included.
+
+  Attributes:
+    most_tries: the number of tries after which another one is no use. Only
+      buckets of strangers are given up so early.
+  """
+
+  most_tries = 1 << 30
 
 
 class Info(NamedTuple):

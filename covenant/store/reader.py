@@ -7,7 +7,7 @@ import io
 import queue
 import threading
 import time
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import NamedTuple, TypeVar
 
 from covenant import extras
@@ -121,12 +121,82 @@ class ObjectRequest(NamedTuple):
   key: str
   limit: int  # bytes
   digest: bytes | None = None  # blake2b, 32 bytes; None accepts any bytes
+  accepts: Callable[[bytes], bool] | None = None  # True for the right bytes
+
+
+Note = Callable[[interface.Bucket, interface.StoreError | None], None]
+# Tries per bucket that nobody waits for any more, but that are not over.
+_MOST_ABANDONED = 4
+
+
+class _Try:
+  """One request to one bucket, on a thread of its own."""
+
+  _lock = threading.Lock()
+  _abandoned: collections.Counter[int] = collections.Counter()  # by bucket
+
+  def __init__(self, bucket: interface.Bucket):
+    self.bucket = bucket
+    self._over = self._is_abandoned = False
+
+  @classmethod
+  def is_too_many(cls, bucket: interface.Bucket) -> bool:
+    """Returns whether a bucket still owes too many answers."""
+    return cls._abandoned[id(bucket)] >= _MOST_ABANDONED
+
+  def abandon(self) -> None:
+    """Notes that nobody waits for the answer any more."""
+    with self._lock:
+      if not self._over:
+        self._is_abandoned = True
+        self._abandoned[id(self.bucket)] += 1
+
+  def end(self) -> None:
+    """Notes that the bucket has answered, or given up."""
+    with self._lock:
+      self._over = True
+      if self._is_abandoned:
+        self._abandoned[id(self.bucket)] -= 1
+        if not self._abandoned[id(self.bucket)]:
+          del self._abandoned[id(self.bucket)]
+
+  def run(
+    self,
+    answers: queue.SimpleQueue,
+    name: Hashable,
+    index: int,
+    request: ObjectRequest,
+  ) -> None:
+    """Puts the bytes, if they are right, or the error on `answers`."""
+    answer: bytes | Exception
+    try:
+      answer = _read(self.bucket, request)
+    except Exception as e:
+      answer = e
+    self.end()
+    answers.put((name, index, answer))
+
+
+def _read(bucket: interface.Bucket, request: ObjectRequest) -> bytes:
+  data = bucket.get(request.key, request.limit)
+  digest = hashlib.blake2b(data, digest_size=32).digest()
+  if request.digest is not None and request.digest != digest:
+    raise interface.StoreError(
+      f'{request.key} in {bucket!r}: expected bytes of digest '
+      f'{request.digest.hex()[:16]}, got {digest.hex()[:16]}'
+    )
+  if request.accepts is not None and not request.accepts(data):
+    raise interface.StoreError(
+      f'{request.key} in {bucket!r}: not the object that was asked for'
+    )
+  return data
 
 
 def fetch(
   requests: Mapping[_Name, ObjectRequest],
   deadline_seconds: float,
   workers: int = 64,
+  note: Note = lambda bucket, error: None,
 ) -> dict[_Name, bytes | interface.StoreError]:
   """Fetches the object of each request.
 
@@ -140,6 +210,8 @@ def fetch(
     deadline_seconds: the time for all requests. Reads that are under way then
       end by their buckets' own deadlines, unused.
     workers: parallel tries within their share.
+    note: told of every answer of a bucket; with an error of those that have
+      not answered in time, too.
 
   Returns:
     The bytes of each name, or an error with one reason per bucket.
@@ -153,9 +225,10 @@ def fetch(
   answers = queue.SimpleQueue()  # (name, index of the bucket, what came)
   waiting = collections.deque((name, 0) for name in requests)
   within = {}  # (name, index) -> end of its share; they end in this order
+  running: dict[tuple[_Name, int], _Try] = {}
   pending = collections.Counter(requests.keys())  # tries that wait or run
   asked = collections.Counter(requests.keys())  # and those that are over
-  errors = {name: [] for name in requests}
+  errors: dict[_Name, list[interface.StoreError]] = {n: [] for n in requests}
   results = {}
 
   def ask_next(name: _Name) -> None:
@@ -169,8 +242,16 @@ def fetch(
       name, index = waiting.popleft()
       if name not in results:
         within[name, index] = time.monotonic() + share
+        bucket = requests[name].buckets[index]
+        if _Try.is_too_many(bucket):
+          busy = interface.StoreUnavailableError(
+            f'{bucket!r} has not answered {_MOST_ABANDONED} earlier requests'
+          )
+          answers.put((name, index, busy))
+          continue
+        running[name, index] = one = _Try(bucket)
         args = answers, name, index, requests[name]
-        threading.Thread(target=_try, args=args, daemon=True).start()
+        threading.Thread(target=one.run, args=args, daemon=True).start()
     until = min([deadline, *list(within.values())[:1]])
     try:
       left = max(0, until - time.monotonic())
@@ -183,6 +264,10 @@ def fetch(
       ask_next(slow[0])
       continue
     pending[name] -= 1
+    running.pop((name, index), None)
+    is_good = isinstance(answer, bytes)
+    if is_good or isinstance(answer, interface.StoreError):
+      note(requests[name].buckets[index], None if is_good else answer)
     in_time = within.pop((name, index), None) is not None
     if name in results:
       continue
@@ -199,28 +284,13 @@ def fetch(
   late = interface.StoreUnavailableError(
     f'not there within {deadline_seconds:g} s'
   )
+  for one in running.values():
+    one.abandon()
+    note(one.bucket, late)
   return {
     name: results[name] if name in results else _joined([*errors[name], late])
     for name in requests
   }
-
-
-def _try(
-  answers: queue.SimpleQueue, name: Hashable, index: int, request: ObjectRequest
-) -> None:
-  """Puts the bytes, if their digest is right, or the error on `answers`."""
-  try:
-    bucket = request.buckets[index]
-    data = bucket.get(request.key, request.limit)
-    digest = hashlib.blake2b(data, digest_size=32).digest()
-    if request.digest is not None and request.digest != digest:
-      raise interface.StoreError(
-        f'{request.key} in {bucket!r}: expected bytes of digest '
-        f'{request.digest.hex()[:16]}, got {digest.hex()[:16]}'
-      )
-    answers.put((name, index, data))
-  except Exception as e:
-    answers.put((name, index, e))
 
 
 def _joined(errors: list[interface.StoreError]) -> interface.StoreError:

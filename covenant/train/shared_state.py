@@ -183,6 +183,11 @@ class SharedModel:
     """The most rounds by which the parameters of a payload may be older."""
     return self._config.optim.staleness
 
+  @property
+  def most_entries(self) -> int:
+    """The most payloads that count in a round."""
+    return self._config.gauntlet.contributors
+
   def weigh(self, header: payload.Header) -> weight.Weight:
     """Returns the weight of a message, from the header of its payload."""
     most = assignment.per_miner(self._config)

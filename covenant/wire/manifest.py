@@ -15,7 +15,9 @@ from typing import NamedTuple
 
 from covenant import errors
 from covenant import typing as ct
+from covenant.optim import weight
 
+MAX_ENTRIES = weight.MOST_PEERS  # that the sums of a round can count
 MAX_BYTES = 1 << 20
 _PERSON = b'covenant.history'
 _SIGNATURE_BYTES = 64
@@ -94,6 +96,11 @@ def decode(
     raise ManifestError(f'manifest: {type(e).__name__}: {e}') from None
   if not canonical:
     raise ManifestError('manifest: not in canonical form')
+  if len(manifest.entries) > MAX_ENTRIES:
+    raise ManifestError(
+      f'manifest: expected at most {MAX_ENTRIES} entries, '
+      f'got {len(manifest.entries)}'
+    )
   uids = [entry.uid for entry in manifest.entries]
   if uids != sorted(set(uids)):
     raise ManifestError(f'manifest: expected increasing uids, got {uids[:10]}')

@@ -85,6 +85,14 @@ class FollowTest(absltest.TestCase):
     last = follow.decide(self.node, command(Phase.DECIDE, last=True), 0)
     self.assertEqual(last, round_lib.Decision(DIGEST, majority=True))
 
+  def test_without_a_majority_nobody_counts_at_the_last_look(self):
+    self.network.block = self.schedule.start(1)
+    self.network.commit(3, 0, DIGEST)  # 60 of 150
+    self.network.commit(5, 0, b'e' * 32)
+    self.network.block = self.schedule.last_decision_block(0) + 1
+    last = follow.decide(self.node, command(Phase.DECIDE, last=True), 0)
+    self.assertEqual(last, round_lib.Decision(None, majority=False))
+
   def test_a_miner_has_no_vote(self):
     self.network.block = self.schedule.decision_block(0)
     self.network.commit(1, 0, DIGEST)
@@ -127,6 +135,8 @@ class FollowTest(absltest.TestCase):
     self.assertLen(applied, 1)
 
   def test_a_payload_that_nobody_has_is_an_error_of_the_store(self):
+    self.network.block = self.schedule.put_opens(0)
+    self.network.commit(1, 0, DIGEST)
     self.network.block = self.schedule.start(1)
     data = self.network.manifest(3, [(1, DIGEST)])
     self.decided(self.network.propose(3, data))
@@ -167,6 +177,71 @@ class FollowTest(absltest.TestCase):
         follow.apply_round(node, command(Phase.APPLY), network.block)
         self.assertEqual(node.root, manifest_lib.extend(root, 0, None))
 
+  def test_what_the_chain_does_not_have_is_void(self):
+    """Whoever voted for it: uids, hotkeys and digests are the chain's."""
+    key = network_lib.KEYS[1].address
+    for name, entry in {
+      'an invented uid': (900, key, None),
+      'an invented hotkey': (1, network_lib.KEYS[5].address, None),
+      'another uid': (0, key, None),
+      'a validator': (4, network_lib.KEYS[4].address, None),
+      'another payload': (1, key, DIGEST),
+      'one that has not committed': (2, network_lib.KEYS[2].address, None),
+    }.items():
+      with self.subTest(name):
+        self.setUp()
+        self.network.block = self.schedule.put_opens(0)
+        payload = self.network.payload(self.network.miner(1))
+        digest = self.network.publish(1, 0, payload)
+        uid, hotkey, other = entry
+        listed = manifest_lib.Entry(uid, hotkey, other or digest)
+        self.network.block = self.schedule.start(1)
+        data = self.network.manifest(3, [listed])
+        self.decided(self.network.propose(3, data))
+        before = self.node.place
+        self.apply()
+        self.assertIs(self.node.shared, before.shared)
+        self.assertEqual(
+          self.node.root, manifest_lib.extend(before.root, 0, None)
+        )
+
+  def test_a_payload_committed_before_its_window_is_void(self):
+    payload = self.network.payload(self.network.miner(1))
+    self.network.block = self.schedule.put_opens(0) - 3
+    digest = self.network.publish(1, 0, payload)
+    self.network.block = self.schedule.start(1)
+    self.decided(
+      self.network.propose(3, self.network.manifest(3, [(1, digest)]))
+    )
+    before = self.node.place
+    self.apply()
+    self.assertIs(self.node.shared, before.shared)
+
+  def test_who_votes_after_its_payload_still_counts(self):
+    digest = self.counted(1)
+    vote = commitment_lib.Commitment(
+      commitment_lib.Role.VALIDATOR, self.network.objects(1).location, 0, DIGEST
+    )
+    self.network.chain.seen_by(network_lib.KEYS[1]).commit(
+      commitment_lib.encode(vote)
+    )
+    self.decided(digest)
+    self.apply()
+    self.assertEqual(list(self.node.messages), [1])
+
+  def test_more_entries_than_contributors_are_void(self):
+    most = network_lib.shared_model().most_entries
+    entries = tuple(
+      manifest_lib.Entry(u, network_lib.KEYS[1].address, DIGEST)
+      for u in range(most + 1)
+    )
+    self.network.block = self.schedule.start(1)
+    data = self.network.manifest(3, entries)
+    self.decided(self.network.propose(3, data))
+    before = self.node.place
+    self.apply()
+    self.assertIs(self.node.shared, before.shared)
+
   def test_a_manifest_is_fetched_once_until_its_round_is_applied(self):
     digest = self.counted(1)
     self.network.block += 1
@@ -202,6 +277,7 @@ class FollowTest(absltest.TestCase):
     data = follow.fetch_manifest(self.node, self.network.read(), 0, digest)
     leader = self.network.objects(3)
     leader.put_once(leader.key('history', 0), data)
+    self.network.commit(4, 0, digest)  # which makes a majority
     ahead = self.network.node(2)
     self.apply(self.decided(digest, node=ahead))
     self.network.block = self.schedule.start(2) + 1

@@ -147,6 +147,7 @@ class Network:
         'objects': self.objects(uid),
         'shared_model': shared_model(),
         'observe': self.events.append,
+        'virtual': True,
         **changes,
       }
     )
@@ -213,7 +214,10 @@ class Network:
     ).payload
 
   def manifest(self, uid: int, entries, **changes) -> bytes:
-    """Returns a validator's manifest of round 0: (uid, digest) each."""
+    """Returns a validator's manifest of round 0.
+
+    An entry is (uid, digest), or `manifest_lib.Entry`.
+    """
     manifest = manifest_lib.Manifest(
       shared_model().run,
       0,
@@ -221,7 +225,10 @@ class Network:
       shared_model().fingerprint(start().shared),
       KEYS[uid].address,
       tuple(
-        manifest_lib.Entry(u, KEYS[u].address, digest) for u, digest in entries
+        entry
+        if isinstance(entry, manifest_lib.Entry)
+        else manifest_lib.Entry(entry[0], KEYS[entry[0]].address, entry[1])
+        for entry in entries
       ),
     )._replace(**changes)
     return manifest_lib.encode(manifest, KEYS[uid].sign)

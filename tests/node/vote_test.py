@@ -1,11 +1,10 @@
 """A validator votes for a manifest, on a chain in memory."""
 
-import types
-
 from absl.testing import absltest
 from absl.testing import parameterized
 
 from covenant.chain import keys
+from covenant.gauntlet import checks as checks_lib
 from covenant.node import base as node_lib
 from covenant.node import validator_role as role_lib
 from covenant.node import vote as vote_lib
@@ -14,6 +13,7 @@ from covenant.protocol import run_storage as run_storage_lib
 from covenant.wire import manifest as manifest_lib
 from tests.node import network as network_lib
 
+Finding = checks_lib.CheckFinding
 Phase = round_lib.Phase
 
 
@@ -37,6 +37,13 @@ class VoteTest(absltest.TestCase):
       (r, data, head)
     )
 
+    self.findings = dict.fromkeys((0, 1), Finding.VALID)
+    self.chosen = [1]
+
+  def report(self):
+    checks = {u: checks_lib.CheckResult(f) for u, f in self.findings.items()}
+    return checks_lib.CheckReport(checks, False)
+
   def vote(self, node=None, propose=None, at=None):
     """Votes once the proposals of this block are final."""
     node = node or self.node
@@ -45,8 +52,8 @@ class VoteTest(absltest.TestCase):
       node.place,
       self.entries,
       {},
-      types.SimpleNamespace(),
-      [1],
+      self.report(),
+      self.chosen,
     )
     self.network.block = at or self.network.block + 2
     vote_lib.vote(
@@ -122,11 +129,25 @@ class VoteTest(absltest.TestCase):
       self.vote()
     self.assertEmpty(self.stood)
 
-  def test_a_vote_that_a_majority_shares_is_final(self):
+  def test_a_vote_that_a_majority_shares_is_kept(self):
     own = self.propose_own()
     self.network.commit(5, 0, run_storage_lib.digest(own))  # 90 of 150
     self.network.propose(3, self.network.manifest(3, self.listed))
-    self.vote()
+    with self.assertRaises(node_lib.RetryLaterError):  # others may change it
+      self.vote()
+    self.assertEmpty(self.stood)
+
+  def test_a_vote_is_final_once_a_majority_of_the_decision_block_shares_it(
+    self,
+  ):
+    self.network.block = self.schedule.start(1) + 1
+    data = self.network.manifest(3, self.listed)
+    self.network.propose(3, data)
+    self.network.commit(5, 0, run_storage_lib.digest(data))
+    self.vote()  # 150 of 150
+    vote_lib.publish(self.node, 0, data, self.network.block)
+    self.stood.clear()
+    self.vote(at=self.schedule.decision_block(0) + 1)
     self.assertEmpty(self.stood)
 
   def test_a_vote_that_cannot_change_in_time_is_final(self):
@@ -163,11 +184,38 @@ class VoteTest(absltest.TestCase):
     self.assertEqual(set(self.node.payloads), digests)
     self.assertEqual(set(self.node.decoded), digests)
 
-  def test_the_leaders_choice_need_not_be_its_own(self):
-    data = self.network.manifest(3, self.listed[:1])  # it chose uid 1
-    self.network.propose(3, data)
-    self.vote()
-    self.assertEqual(self.stood[0][1], data)
+  def test_half_of_its_own_choice_must_be_in_the_leaders(self):
+    for chosen, listed, want in (
+      ([0, 1], [1], True),
+      ([1], [0], False),
+      ([0, 1], [], False),
+      ([], [0], True),
+      ([], [], True),
+    ):
+      with self.subTest(chosen=chosen, listed=listed):
+        self.setUp()
+        self.chosen = chosen
+        data = self.network.manifest(3, [self.listed[u] for u in listed])
+        self.network.propose(3, data)
+        if want:
+          self.vote()
+          self.assertEqual(self.stood[0][1], data)
+        else:
+          with self.assertRaises(node_lib.RetryLaterError):
+            self.vote()
+          self.assertEmpty(self.stood)
+
+  def test_what_is_not_valid_in_its_own_eyes_gets_no_vote(self):
+    for finding in Finding:
+      if finding in (Finding.VALID, *vote_lib._NOT_FETCHED):
+        continue
+      with self.subTest(finding.name):
+        self.setUp()
+        self.findings[0] = finding
+        self.network.propose(3, self.network.manifest(3, self.listed))
+        with self.assertRaises(node_lib.RetryLaterError):
+          self.vote()
+        self.assertEmpty(self.stood)
 
   def test_what_it_cannot_vouch_for_it_does_not_stand_for(self):
     unknown = [(0, b'x' * 32)]
@@ -260,7 +308,7 @@ class SilentTest(parameterized.TestCase):
     closes = self.network.read(self.schedule.put_closes(0))
     for node in self.nodes:
       node.role.collected = role_lib.Collected(
-        closes, node.place, {}, {}, types.SimpleNamespace(), []
+        closes, node.place, {}, {}, checks_lib.CheckReport({}, False), []
       )
     for block in range(first, last + 1):
       self.network.block = block

@@ -504,7 +504,7 @@ class DecideTest(parameterized.TestCase):
       self.assertEqual(got, round_lib.Decision(None, majority=False))
 
   @hypothesis.given(elections())
-  def test_no_other_has_more_stake(self, election):
+  def test_it_takes_more_than_half_of_all_stake(self, election):
     votes, stakes = election
     got = round_lib.decide(7, votes, stakes, True)
 
@@ -515,8 +515,13 @@ class DecideTest(parameterized.TestCase):
         if votes.get(uid) == vote(digest)
       )
 
-    if got.digest is not None:
-      self.assertEqual(weight(got.digest), max(map(weight, _DIGESTS)))
+    total = sum(stakes[uid] for uid in sorted(stakes))
+    wanted = [d for d in _DIGESTS if 2 * weight(d) > total]
+    self.assertEqual([got.digest], wanted or [None])
+    self.assertEqual(got.majority, bool(wanted))
+    first = round_lib.leading(7, votes, stakes)
+    if first is not None:
+      self.assertEqual(weight(first), max(map(weight, _DIGESTS)))
 
   A, B = _DIGESTS[1], _DIGESTS[2]
 
@@ -525,15 +530,15 @@ class DecideTest(parameterized.TestCase):
     ({}, {}, None, (None,)),
     ({}, {0: 5.0}, None, (None,)),
     ({0: A}, {0: 5.0}, (A,), (A,)),
-    ({0: A}, {0: 5.0, 1: 5.0}, None, (A,)),
+    ({0: A}, {0: 5.0, 1: 5.0}, None, (None,)),
     ({0: A}, {0: 5.0, 1: 4.0}, (A,), (A,)),
     ({0: A, 1: B}, {0: 5.0, 1: 4.0}, (A,), (A,)),
-    ({0: B, 1: A}, {0: 5.0, 1: 5.0}, None, (A,)),
-    ({0: A, 1: B}, {0: 5.0, 1: 5.0}, None, (A,)),
+    ({0: B, 1: A}, {0: 5.0, 1: 5.0}, None, (None,)),
+    ({0: A, 1: B}, {0: 5.0, 1: 5.0}, None, (None,)),
     ({0: A, 1: B, 2: B}, {0: 5.0, 1: 3.0, 2: 4.0}, (B,), (B,)),
-    ({0: A, 1: B}, {0: 5.0, 1: 4.0, 2: 3.0}, None, (A,)),
-    ({0: B}, {0: 0.0}, None, (B,)),
-    ({0: B, 1: A}, {0: 0.0, 1: 0.0}, None, (A,)),
+    ({0: A, 1: B}, {0: 5.0, 1: 4.0, 2: 3.0}, None, (None,)),
+    ({0: B}, {0: 0.0}, None, (None,)),
+    ({0: B, 1: A}, {0: 0.0, 1: 0.0}, None, (None,)),
     ({0: B, 1: A}, {0: 1.0, 1: 0.0}, (B,), (B,)),
     ({5: A}, {0: 1.0}, None, (None,)),
   )
