@@ -22,6 +22,7 @@ from covenant.gauntlet import selection
 from covenant.node import base as node_lib
 from covenant.node import collect
 from covenant.node import follow
+from covenant.node import turns as turns_lib
 from covenant.node import validator_role as role_lib
 from covenant.node import vote as vote_lib
 from covenant.protocol import membership as membership_lib
@@ -66,7 +67,7 @@ def _apply_round(node: Validator, command: Command, head: int) -> None:
         key = node.objects.key('payloads', r, entry.digest)
         role.to_keep.append((key, payload))
   role.to_keep.append((node.objects.key('history', r), data))
-  vote_lib.pass_over(node, r, data)
+  turns_lib.pass_over(node, r, data)
   role.to_score, role.collected = role.collected, None
   role.ballot = role_lib.Ballot()
   follow.move(node, applied, digest)
@@ -79,7 +80,7 @@ def _catch_up(node: Validator, command: Command, head: int) -> None:
   role.ballot = role_lib.Ballot()
   for r, data in replayed.items():
     role.to_keep.append((node.objects.key('history', r), data))
-    vote_lib.pass_over(node, r, data)
+    turns_lib.pass_over(node, r, data)
   if replayed:
     node.state = node.state._replace(kept=False)
 

@@ -9,6 +9,7 @@ from covenant.gauntlet import checks as checks_lib
 from covenant.node import base as node_lib
 from covenant.node import collect
 from covenant.node import follow
+from covenant.node import turns as turns_lib
 from covenant.node import validator_role as role_lib
 from covenant.protocol import apply
 from covenant.protocol import membership as membership_lib
@@ -23,8 +24,6 @@ Finding = checks_lib.CheckFinding
 Membership = membership_lib.Membership
 Validator = role_lib.Validator
 
-# Rounds in which a validator that was passed over comes after the others.
-PASSED_ROUNDS = 16
 # Findings about a store, not about a payload: another try may find it valid.
 _NOT_FETCHED = (Finding.ABSENT, Finding.UNREACHABLE, Finding.EXCUSED)
 
@@ -168,57 +167,13 @@ def _find_leading(
 
 def _turns(poll: _Poll) -> list[chain_lib.Peer]:
   """Returns the candidates whose turn has come."""
-  order = turns(poll.node, poll.collected.membership, poll.round)
+  order = turns_lib.turns(poll.node, poll.collected.membership, poll.round)
   proposes = poll.node.schedule.proposes
   return [
     peer
     for rank, peer in enumerate(order)
     if poll.head >= proposes(poll.round, rank)
   ]
-
-
-def turns(
-  node: Validator, membership: Membership, round_index: int
-) -> list[chain_lib.Peer]:
-  """Returns the candidates of a round in the order of their turns.
-
-  They are ordered by stake, and those that were passed over lately come last:
-  a leader whose proposal others do not vote for has lost its turn for some
-  rounds. A node that is no candidate yet is behind all others.
-  """
-  order = membership.candidates
-  oldest = round_index - PASSED_ROUNDS
-  passed = {h for h, r in node.role.passed.items() if r >= oldest}
-  order.sort(key=lambda peer: peer.hotkey in passed)
-  if all(peer.hotkey != node.chain.hotkey for peer in order):
-    order.append(membership.peers[membership.uid(node.chain.hotkey)])
-  return order
-
-
-def pass_over(node: Validator, round_index: int, data: bytes) -> None:
-  """Notes who was passed over in a round, once it is decided.
-
-  Those are the candidates before the maker of the manifest that held; if none
-  held, the first one. It is a function of what is on the chain. A validator
-  that was away for longer than the chain remembers may know another order than
-  others for a while; they still vote for the same proposals.
-
-  Args:
-    node: the validator.
-    round_index: the round.
-    data: the manifest that held; b'' if none did.
-  """
-  block, role = node.schedule.put_closes(round_index), node.role
-  try:
-    membership = membership_lib.read(node.chain, block, node.schedule)
-    maker = manifest_lib.decode(data, node.chain.verify).hotkey if data else ''
-  except (chain_lib.ChainRejectedError, manifest_lib.ManifestError):
-    return
-  order = [peer.hotkey for peer in turns(node, membership, round_index)]
-  last = order.index(maker) if maker in order else 1
-  role.passed |= dict.fromkeys(order[:last], round_index)
-  oldest = round_index - PASSED_ROUNDS
-  role.passed = {h: r for h, r in role.passed.items() if r >= oldest}
 
 
 def _vote_of(
