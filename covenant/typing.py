@@ -19,3 +19,5 @@ OptState: TypeAlias = optax.OptState
 Tokens: TypeAlias = Array  # int32 [B, L + 1]
 Json: TypeAlias = Any  # what json.loads returns
 Sign: TypeAlias = Callable[[bytes], bytes]
+# A named axis of `jax.shard_map` or `jax.vmap`, or several; None: one peer.
+AxisName: TypeAlias = str | tuple[str, ...] | None

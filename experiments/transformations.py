@@ -179,13 +179,13 @@ class Configured:
       return demo.demo(method.schedule, method.compression, decay, AXIS)
     return sparseloco.sparseloco(
       inner(config),
-      method.outer,
-      optim.inner_steps,
-      method.compression,
-      method.error_decay,
-      AXIS,
-      method.mean_over,
-      method.clip,
+      outer=method.outer,
+      inner_steps=optim.inner_steps,
+      compression=method.compression,
+      error_decay=method.error_decay,
+      axis_name=AXIS,
+      mean_over=method.mean_over,
+      clip=method.clip,
     )
 
   def sent(self, config: config_lib.Config) -> Sent:

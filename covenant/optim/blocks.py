@@ -137,7 +137,7 @@ def join(
     for i in range(0, len(joined), across)
   ]
   if not bands:
-    return jnp.zeros(tuple(shape))
+    return jnp.zeros(tuple(shape), jnp.float32)
   x_SxRxC = jnp.concatenate(bands, axis=1) if len(bands) > 1 else bands[0]
   return x_SxRxC.reshape(tuple(shape))
 

@@ -12,20 +12,26 @@ import jax
 from covenant import typing as ct
 
 
-def gather(message: ct.Message, axis_name: str | None) -> list[ct.Message]:
-  """Returns all peers' messages along an axis, by one all-gather per leaf.
-
-  Args:
-    message: this peer's.
-    axis_name: the axis of the peers; None for a single peer.
-  """
+def names(axis_name: ct.AxisName) -> frozenset[str]:
+  """Returns the axes that `axis_name` names."""
   if axis_name is None:
-    return [message]
-  gathered = jax.lax.all_gather(message, axis_name)
-  return [
-    jax.tree.map(lambda x, r=r: x[r], gathered)
-    for r in range(jax.lax.axis_size(axis_name))
-  ]
+    return frozenset()
+  return frozenset((axis_name,) if isinstance(axis_name, str) else axis_name)
+
+
+def gather_words(words: jax.Array, axis_name: ct.AxisName) -> jax.Array:
+  """Returns the words of all R peers, by one all-gather: [R, W]."""
+  if axis_name is None:
+    return words[None]
+  if names(axis_name) & set(jax.sharding.get_abstract_mesh().manual_axes):
+    # Typed as equal on all peers, which results may then be, too.
+    return jax.lax.all_gather(words, axis_name, to='invarying')
+  return jax.lax.all_gather(words, axis_name)
+
+
+def index(axis_name: ct.AxisName) -> ct.Scalar:
+  """Returns the position of this peer along its axis."""
+  return 0 if axis_name is None else jax.lax.axis_index(axis_name)
 
 
 def sum_over(tree: ct.PyTree, axes: tuple[str, ...]) -> ct.PyTree:
@@ -33,7 +39,7 @@ def sum_over(tree: ct.PyTree, axes: tuple[str, ...]) -> ct.PyTree:
   return jax.lax.psum(tree, axes) if axes else tree
 
 
-def shard_axes(x: jax.Array, axis_name: str | None) -> tuple[str, ...]:
+def shard_axes(x: jax.Array, axis_name: ct.AxisName) -> tuple[str, ...]:
   """Returns the axes along which `x`, of one peer, is sharded, sorted.
 
   They follow from its type: the explicit axes of its sharding and, inside
@@ -41,40 +47,51 @@ def shard_axes(x: jax.Array, axis_name: str | None) -> tuple[str, ...]:
   """
   kind = jax.typeof(x)
   return tuple(
-    sorted(_explicit(x) | kind.manual_axis_type.varying - {axis_name})
+    sorted(_explicit(x) | kind.manual_axis_type.varying - names(axis_name))
   )
 
 
 def on_shards(
   f: Callable[..., tuple[ct.PyTree, ...]],
   trees: tuple[ct.PyTree, ...],
-  axis_name: str | None,
+  axis_name: ct.AxisName,
+  whole: tuple[ct.PyTree, ...] = (),
 ) -> tuple[ct.PyTree, ...]:
-  """Returns `f(*trees)`, where f takes and returns one shard of every leaf.
+  """Returns `f(*trees, *whole)`, where f sees one shard of every leaf.
 
   Args:
     f: returns `trees`, sharded as they came, then values that are the same on
       all shards. It may use `axis_name`, and the axes that its arguments are
       sharded on.
-    trees: pytrees of arrays. Without explicit sharding, f is just called.
+    trees: pytrees of arrays; those after the first are sharded like it. Without
+      explicit sharding, f is just called.
     axis_name: the axis of the peers.
+    whole: pytrees of arrays that are the same on all shards.
   """
-  leaves = jax.tree.leaves(trees)
+  leaves = jax.tree.leaves(trees[0])
   axes = frozenset().union(*map(_explicit, leaves))
   if not axes:
-    return f(*trees)
+    return f(*trees, *whole)
   mesh = next(jax.typeof(x).sharding.mesh for x in leaves if _explicit(x))
+  first = jax.tree.map(lambda x: jax.typeof(x).sharding, trees[0])
+  # What crossed the border of a program may have lost its sharding.
+  trees = (
+    trees[0],
+    *(
+      t if t is None else jax.tree.map(jax.reshard, t, first) for t in trees[1:]
+    ),
+  )
   specs = jax.tree.map(lambda x: jax.typeof(x).sharding.spec, trees)
   manual = jax.sharding.get_abstract_mesh().manual_axes
   return jax.shard_map(
     f,
     mesh=mesh,
-    in_specs=specs,
+    in_specs=(*specs, *[jax.P()] * len(whole)),
     out_specs=(*specs, jax.P()),
     axis_names=axes,
     # JAX cannot type a collective along an axis of `jax.vmap` in here.
-    check_vma=axis_name is None or axis_name in manual,
-  )(*trees)
+    check_vma=names(axis_name) <= set(manual),
+  )(*trees, *whole)
 
 
 def _explicit(x: jax.Array) -> frozenset[str]:
@@ -86,18 +103,32 @@ def _explicit(x: jax.Array) -> frozenset[str]:
   return frozenset(axes)
 
 
-def varying(tree: ct.PyTree, axis_name: str | None) -> ct.PyTree:
+def varying(tree: ct.PyTree, axis_name: ct.AxisName) -> ct.PyTree:
   """Types every leaf as varying over the peers, inside `jax.shard_map`.
 
   An exchanged value and a local one differ in type there, and the branches of
   `lax.cond` may not. `jax.vmap` types nothing.
   """
-  if axis_name not in jax.sharding.get_abstract_mesh().manual_axes:
-    return tree
+  manual = set(jax.sharding.get_abstract_mesh().manual_axes)
+  axes = names(axis_name) & manual
+  return jax.tree.map(lambda x: _cast(x, axes), tree) if axes else tree
 
-  def cast(x: jax.Array) -> jax.Array:
-    if axis_name in jax.typeof(x).manual_axis_type.varying:
-      return x
-    return jax.lax.pcast(x, axis_name, to='varying')
 
-  return jax.tree.map(cast, tree)
+def typed_like(tree: ct.PyTree, like: ct.PyTree) -> ct.PyTree:
+  """Types every leaf as varying over the axes of any leaf of `like`."""
+  axes = frozenset().union(*map(_varying, jax.tree.leaves(like)))
+  return jax.tree.map(lambda x: _cast(x, axes), tree)
+
+
+def typed_as(tree: ct.PyTree, like: ct.PyTree) -> ct.PyTree:
+  """Types each leaf as varying over the axes of its counterpart, too."""
+  return jax.tree.map(lambda x, y: _cast(x, _varying(y)), tree, like)
+
+
+def _varying(x: jax.Array) -> frozenset[str]:
+  return frozenset(jax.typeof(x).manual_axis_type.varying)
+
+
+def _cast(x: jax.Array, axes: frozenset[str]) -> jax.Array:
+  more = tuple(sorted(axes - _varying(x)))
+  return jax.lax.pcast(x, more, to='varying') if more else x

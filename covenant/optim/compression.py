@@ -119,6 +119,19 @@ class TopK:
   layout: str = 'tiles'
 
   def __post_init__(self):
+    height, width = _check_block(self.block)
+    if not _is_count(self.k) or self.k > height * width:
+      raise ValueError(
+        f'k: expected an integer from 1 to {height * width}, the values of a '
+        f'block of {height} x {width}, got {self.k!r}'
+      )
+    if isinstance(self.quantizer, type) or not hasattr(
+      self.quantizer, 'encode'
+    ):
+      raise TypeError(
+        'quantizer: expected one such as Sign() or Statistical(bits=2), '
+        f'got {self.quantizer!r}'
+      )
     if self.layout not in blocks.LAYOUTS:
       raise ValueError(
         f'layout: expected one of {blocks.LAYOUTS}, got {self.layout!r}'
@@ -131,6 +144,15 @@ class TopK:
   def block_k(self, block_size: int) -> int:
     """Returns the number of values kept of a block of `block_size`."""
     return blocks.block_k(self.k, self.block, block_size, self.layout)
+
+  @property
+  def is_blockwise(self) -> bool:
+    """Whether every block is compressed without regard to the others."""
+    return type(self) is TopK and getattr(self.quantizer, 'is_blockwise', False)
+
+  def of_blocks(self, block_size: int) -> 'TopK':
+    """Returns the compressor of stacked blocks [N, 1, L] of one size."""
+    return TopK(self.block_k(block_size), (1, block_size), self.quantizer)
 
   def compress(self, x: jax.Array) -> tuple[Packet, ...]:
     return tuple(self.encode(kept) for kept in self.keep(x))
@@ -164,9 +186,11 @@ class TopK:
     # Straight into the leaf: by way of blocks the whole leaf would move again.
     regions = self.regions(shape)
     if not regions:
-      return jnp.zeros(tuple(shape))
+      return jnp.zeros(tuple(shape), jnp.float32)
     corner = regions[-1]
-    x_SxRxC = jnp.zeros((corner.stack, corner.rows[1], corner.columns[1]))
+    x_SxRxC = jnp.zeros(
+      (corner.stack, corner.rows[1], corner.columns[1]), jnp.float32
+    )
     for r, p, v in zip(regions, part, self.values(part), strict=True):
       x_SxRxC = x_SxRxC.at[_locate(r, p.indices)].add(v)
     return x_SxRxC.reshape(tuple(shape))
@@ -274,6 +298,73 @@ class Dense:
   ) -> jax.Array:
     del shape
     return regions[0]
+
+
+# A compressor for all leaves; a pytree of compressors, like the parameters or a
+# prefix of them; or a function of a leaf's path and value. None is `TopK()`.
+Compressions: TypeAlias = Any
+
+
+def check(compression: Compressions) -> None:
+  """Raises TypeError unless each leaf may find its compressor in it."""
+  if compression is None or _is_function(compression):
+    return
+  for one in jax.tree.leaves(compression):
+    _check_one(one)
+
+
+def each_leaf(
+  compression: Compressions, params: ct.Params
+) -> list[Compression]:
+  """Returns the compressor of each leaf of `params`, in order.
+
+  Raises:
+    TypeError: a leaf has none.
+    ValueError: a tree of compressors is no prefix of `params`.
+  """
+  if compression is None:
+    compression = TopK()
+  if _is_function(compression):
+    found = jax.tree.leaves(jax.tree.map_with_path(compression, params))
+  else:
+    found = jax.tree.leaves(
+      jax.tree.map(
+        lambda one, part: jax.tree.map(lambda _: one, part), compression, params
+      )
+    )
+  for one in found:
+    _check_one(one)
+  return found
+
+
+def _is_function(compression: Compressions) -> bool:
+  return callable(compression) and not isinstance(compression, type)
+
+
+def _check_one(one: Any) -> None:
+  if isinstance(one, type) or not hasattr(one, 'scatter_add'):
+    raise TypeError(
+      'compression: expected a compressor such as TopK(k=64) or Dense(), a '
+      'pytree of compressors, or a function (path, leaf) -> compressor, got '
+      f'{one!r}'
+    )
+
+
+def _check_block(block: Any) -> tuple[int, int]:
+  if (
+    not isinstance(block, tuple)
+    or len(block) != 2
+    or not all(map(_is_count, block))
+  ):
+    raise ValueError(
+      'block: expected a tuple of two integers, height and width, each at '
+      f'least 1, got {block!r}'
+    )
+  return block
+
+
+def _is_count(x: Any) -> bool:
+  return isinstance(x, int) and not isinstance(x, bool) and x >= 1
 
 
 def _locate(

@@ -32,7 +32,8 @@ _UNIT = 22  # a norm's values are integers in units of 2^-22 of the largest
 _LIMB = 12  # bits of one limb of a large integer
 _LIMBS = 7
 _ROW = 4096  # limbs in one sum
-_SQUARES = 128  # squares in one sum
+ROW = 128  # squares in one sum
+_MOST_LIMBS = 2**20  # limbs in one sum
 _ROOT = 24  # bits of a norm
 
 
@@ -55,7 +56,7 @@ def product(a: ct.Scalar, b: ct.Scalar) -> Any:
 
 @_inlined
 def _product(a: ct.Scalar, b: ct.Scalar) -> jax.Array:
-  wide = jnp.asarray(a) * b
+  wide = jnp.asarray(a, jnp.float32) * jnp.asarray(b, jnp.float32)
   cut = jax.lax.reduce_precision(wide, exponent_bits=8, mantissa_bits=BITS)
   return jnp.where(jnp.abs(cut) < SMALLEST, jnp.zeros_like(cut), cut)
 
@@ -73,12 +74,11 @@ def norms(
   flat_P = [jnp.concatenate([x.reshape(-1) for x in v]) for v in values_P]
   if not flat_P:
     return jnp.zeros(0, jnp.float32)
-  largest = jnp.stack([jnp.max(jnp.abs(x), initial=0.0) for x in flat_P])
+  largest_P = jnp.stack([largest(x) for x in flat_P])
   if axes:
-    largest = jax.lax.pmax(largest, axes)
-  exponent = jnp.where(largest < SMALLEST, -127, _exponent(largest))
-  unit = _power(jnp.where(largest < SMALLEST, -126, _UNIT - exponent))
-  sums = [_square_sums(x, unit[i]) for i, x in enumerate(flat_P)]
+    largest_P = jax.lax.pmax(largest_P, axes)
+  unit_P = _unit(largest_P)
+  sums = [_square_sums(x, unit_P[i]) for i, x in enumerate(flat_P)]
   limbs = _limbs(jnp.concatenate(sums, axis=1))
   if any(x.shape[1] > 1 for x in sums):
     ends = np.cumsum([x.shape[1] for x in sums])[:-1]
@@ -86,8 +86,67 @@ def norms(
       [_add_up(x) for x in jnp.split(limbs, ends, axis=1)], axis=1
     )
   if axes:
-    limbs = _carry(jax.lax.psum(limbs, axes))
-  return _root(limbs, exponent)
+    limbs = jax.lax.psum(limbs, axes)
+  return norms_of_squares(limbs, largest_P)
+
+
+def largest(values: jax.Array) -> jax.Array:
+  """Returns the largest magnitude along the last axis, 0 of no values."""
+  return jnp.max(jnp.abs(values), axis=-1, initial=jnp.float32(0))
+
+
+def row_squares(rows: jax.Array, largest: jax.Array) -> jax.Array:
+  """Returns the sum of squares of each row, in parts: uint32 [3, ...].
+
+  Args:
+    rows: finite float32 [..., W] of up to 128 values of a tensor.
+    largest: the largest magnitude of the whole tensor of each row.
+  """
+  products = _products(rows, _unit(largest)[..., None])
+  return jnp.stack(
+    [jnp.sum(x, axis=-1, dtype=jnp.int32).astype(jnp.uint32) for x in products]
+  )
+
+
+def tensor_squares(
+  parts_3xTxR: jax.Array, owners_T: np.ndarray, count: int
+) -> jax.Array:
+  """Returns sums of squares as integers in limbs: uint32 [7, count, R].
+
+  Args:
+    parts_3xTxR: of `row_squares`.
+    owners_T: the tensor of each row.
+    count: the number of tensors.
+  """
+  halves = [x for part in parts_3xTxR for x in (part & 0xFFFF, part >> 16)]
+  limbs_7xTxR = _limbs(jnp.stack(halves))
+  if len(owners_T) > _MOST_LIMBS:  # more than a sum has room for
+    parts_T = np.arange(len(owners_T)) // _MOST_LIMBS
+    pairs_2xN, rows_T = np.unique(
+      np.stack([parts_T, owners_T]), axis=1, return_inverse=True
+    )
+    rows_T = rows_T.reshape(-1)
+    limbs_7xTxR = _carry(_add_owned(limbs_7xTxR, rows_T, pairs_2xN.shape[1]))
+    owners_T = pairs_2xN[1]
+  return _carry(_add_owned(limbs_7xTxR, owners_T, count))
+
+
+def _add_owned(
+  limbs_7xTxR: jax.Array, owners_T: np.ndarray, count: int
+) -> jax.Array:
+  shape = limbs_7xTxR.shape[0], count, limbs_7xTxR.shape[2]
+  return jnp.zeros(shape, jnp.uint32).at[:, owners_T].add(limbs_7xTxR)
+
+
+def norms_of_squares(limbs: jax.Array, largest: jax.Array) -> jax.Array:
+  """Returns square roots, float32 [...], rounded down to 24 bits.
+
+  Args:
+    limbs: uint32 [7, ...], of `tensor_squares`, or their sums over shards.
+    largest: float32 [...], those that the squares were computed with.
+  """
+  exponent = jnp.where(largest < SMALLEST, -127, _exponent(largest))
+  return _root(_carry(limbs), exponent)
 
 
 def quotient(a: Any, b: Any) -> Any:
@@ -130,19 +189,44 @@ def _quotient(a: ct.Scalar, b: ct.Scalar) -> jax.Array:
   return jnp.where((a >= b) | (b < SMALLEST), 1.0, part)
 
 
+def ratio(a: Any, b: Any) -> jax.Array:
+  """Returns the float32 nearest to a / b, of integers from 1 to 2^30."""
+  a, b = jnp.broadcast_arrays(
+    jnp.asarray(a, jnp.uint32), jnp.asarray(b, jnp.uint32)
+  )
+  shifts = [jax.lax.clz(x) - jnp.uint32(1) for x in (a, b)]
+  rest, divisor = a << shifts[0], b << shifts[1]  # both have 31 bits
+
+  def digit(_, state):
+    rest, digits = state
+    fits = rest >= divisor
+    rest = jnp.where(fits, rest - divisor, rest) << 1
+    return rest, (digits << 1) | fits.astype(jnp.uint32)
+
+  # Two bits more than a mantissa has, and one for all that is below them.
+  count = _ROOT + 3
+  zeros = jnp.zeros_like(divisor)
+  rest, digits = jax.lax.fori_loop(0, count, digit, (rest, zeros))
+  nearest = (digits | (rest > 0).astype(jnp.uint32)).astype(jnp.float32)
+  exponent = shifts[1].astype(jnp.int32) - shifts[0].astype(jnp.int32)
+  return nearest * _power(exponent - (count - 1))
+
+
 def _root(limbs: jax.Array, exponent: jax.Array) -> jax.Array:
   """Returns the root of an 84-bit integer times 2^(exponent - 22).
 
   The digits come one by one, from pairs of bits.
 
   Args:
-    limbs: uint32 [7, P], 12 bits each, the lowest first.
-    exponent: int32 [P].
+    limbs: uint32 [7, ...], 12 bits each, the lowest first.
+    exponent: int32 [...].
   """
   # The barrier keeps XLA from computing the limbs anew for each pair.
   limbs = jax.lax.optimization_barrier(limbs)
-  shifts = jnp.arange(0, _LIMB, 2, dtype=jnp.uint32).reshape(1, -1, 1)
-  pairs = ((limbs[:, None] >> shifts) & 3).reshape(-1, limbs.shape[1])
+  shape = limbs.shape[1:]
+  shifts = jnp.arange(0, _LIMB, 2, dtype=jnp.uint32)
+  shifts = shifts.reshape(1, -1, *[1] * len(shape))
+  pairs = ((limbs[:, None] >> shifts) & 3).reshape(-1, *shape)
 
   def digit(state, pair):
     root, rest, beyond = state
@@ -165,6 +249,12 @@ def _root(limbs: jax.Array, exponent: jax.Array) -> jax.Array:
   return jnp.where(exponent < -126, 0.0, root.astype(jnp.float32) * scale)
 
 
+def _unit(largest: jax.Array) -> jax.Array:
+  """Returns the power of two by which values become integers of 23 bits."""
+  small = largest < SMALLEST
+  return _power(jnp.where(small, -126, _UNIT - _exponent(largest)))
+
+
 def _exponent(x: jax.Array) -> jax.Array:
   """Returns floor(log2(x)) as int32; -127 for zero."""
   bits = jax.lax.bitcast_convert_type(x, jnp.int32)
@@ -182,21 +272,29 @@ def _power(exponent: jax.Array) -> jax.Array:
   return jax.lax.bitcast_convert_type((exponent + 127) << 23, jnp.float32)
 
 
-def _square_sums(values: jax.Array, unit: jax.Array) -> jax.Array:
-  """Returns the sum of squares of values in units, as six sums of parts.
+def _products(values: jax.Array, unit: jax.Array) -> list[jax.Array]:
+  """Returns the squares of values in units, in three parts: int32.
 
-  With low and high 12 bits of each integer, the products low^2, 2 low high and
-  high^2 are at most 2^24. 128 of each are added, and of these sums the low and
-  the high 16 bits, of up to 2^16, so that nothing overflows.
-
-  Returns:
-    uint32 [6, C], one column for each 2^23 values.
+  With low and high 12 bits of each integer, these are low^2, 2 low high and
+  high^2, at most 2^24 each.
   """
   # At most 2^23; processors convert to signed integers faster.
   units = jnp.round(jnp.abs(values) * unit).astype(jnp.int32)
   low, high = units & 0xFFF, units >> _LIMB
-  products_3xN = jnp.stack([low * low, 2 * low * high, high * high])
-  rows_3xM = _row_sums(products_3xN, _SQUARES).astype(jnp.uint32)
+  return [low * low, 2 * low * high, high * high]
+
+
+def _square_sums(values: jax.Array, unit: jax.Array) -> jax.Array:
+  """Returns the sum of squares of values in units, as six sums of parts.
+
+  128 of each of the products are added, and of these sums the low and the high
+  16 bits, of up to 2^16, so that nothing overflows.
+
+  Returns:
+    uint32 [6, C], one column for each 2^23 values.
+  """
+  products_3xN = jnp.stack(_products(values, unit))
+  rows_3xM = _row_sums(products_3xN, ROW).astype(jnp.uint32)
   halves_3x2xM = jnp.stack([rows_3xM & 0xFFFF, rows_3xM >> 16], axis=1)
   return _row_sums(halves_3x2xM.reshape(6, -1), 2**16)
 

@@ -76,6 +76,7 @@ class Exact:
 
   bits: int = _constant(32)
   scale_dtype: jnp.dtype = _constant(jnp.dtype(jnp.float32))
+  is_blockwise = True
 
   def scale_shape(self, num_blocks: int) -> tuple[int, int]:
     del num_blocks
@@ -114,6 +115,11 @@ class Sign:
 
   def __post_init__(self):
     _check_per(self.per)
+
+  @property
+  def is_blockwise(self) -> bool:
+    """Whether every block is quantized without regard to the others."""
+    return self.per == 'block'
 
   def scale_shape(self, num_blocks: int) -> tuple[int, int]:
     return (num_blocks if self.per == 'block' else 1, 1)

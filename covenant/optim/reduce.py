@@ -16,6 +16,7 @@ factors and the outer step. `outer_step.py` runs it where parameters lie.
 """
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -50,9 +51,31 @@ def add(
     compression: the compressor that made the message.
     parts: the peer's weight as a sender, in parts of a whole (weight.py).
   """
-  values = [exact.product(factor, v) for v in compression.values(part)]
+  values = compression.values(part)
+  return add_values(sums, part, values, factor, compression, parts)
+
+
+def add_values(
+  sums: Sums,
+  part: ct.Message,
+  values: Sequence[jax.Array],
+  factor: ct.Scalar,
+  compression: Compression,
+  parts: ct.Scalar,
+) -> Sums:
+  """Returns `add` of a part whose values are known.
+
+  Args:
+    sums: those of the peers before.
+    part: the leaf's part of the peer's message.
+    values: the values of `part`.
+    factor: see `add`, or a factor of each row of the values.
+    compression: the compressor that made the message.
+    parts: see `add`.
+  """
+  products = [exact.product(factor, v) for v in values]
   return Sums(
-    compression.scatter_add(sums.total, part, values),
+    compression.scatter_add(sums.total, part, products),
     compression.count(sums.senders, part, parts),
   )
 
@@ -78,10 +101,7 @@ def finish(
     mean_over: 'senders' divides each element by the weight of the peers that
       sent it, 'all' by the weight of all peers.
   """
-  if mean_over not in ('senders', 'all'):
-    raise ValueError(
-      f"mean over: expected 'senders' or 'all', got {mean_over!r}"
-    )
+  check_mean_over(mean_over)
 
   def region(total: jax.Array, senders: jax.Array) -> jax.Array:
     factor = jnp.asarray(totals.of_all, jnp.float32)
@@ -92,6 +112,20 @@ def finish(
 
   regions = [region(*x) for x in zip(sums.total, sums.senders, strict=True)]
   return compression.join(regions, shape)
+
+
+def check_mean_over(mean_over: str) -> None:
+  """Raises ValueError unless `finish` knows the mean."""
+  if mean_over not in ('senders', 'all'):
+    raise ValueError(
+      f"mean_over: expected 'senders' or 'all', got {mean_over!r}"
+    )
+
+
+def check_clip(clip: str) -> None:
+  """Raises ValueError unless `clip_factors` knows the rule."""
+  if clip not in ('median', 'none'):
+    raise ValueError(f"clip: expected 'median' or 'none', got {clip!r}")
 
 
 def reduce(
@@ -229,9 +263,18 @@ def _values(
 
 
 def lower_median(x_Rx: Any) -> Any:
-  """Returns the median along the first axis; of an even number the lower."""
+  """Returns the median along the first axis of the numbers above zero.
+
+  It is the lower one of an even number of them, and 0 of none: peers without a
+  delta of a tensor, such as an expert that they did not use, set no limit.
+  """
   xp = x_Rx.__array_namespace__()
-  return xp.sort(x_Rx, axis=0)[(x_Rx.shape[0] - 1) // 2]
+  above_Rx = x_Rx > 0
+  sorted_Rx = xp.sort(xp.where(above_Rx, x_Rx, xp.inf), axis=0)
+  count_1x = xp.sum(above_Rx, axis=0, keepdims=True)
+  index_1x = xp.maximum(count_1x - 1, 0) // 2
+  median_1x = xp.take_along_axis(sorted_Rx, index_1x, axis=0)
+  return xp.where(count_1x > 0, median_1x, xp.zeros_like(median_1x))[0]
 
 
 def clip_factors(
@@ -256,10 +299,9 @@ def clip_factors(
   >>> clip_factors(np.array([[1], [2], [4], [8]], np.float32))[:, 0]
   array([1.  , 1.  , 0.5 , 0.25], dtype=float32)
   """
+  check_clip(clip)
   if clip == 'none':
     return norms_RxP.__array_namespace__().ones_like(norms_RxP)
-  if clip != 'median':
-    raise ValueError(f"clip: expected 'median' or 'none', got {clip!r}")
   limits_RxP = lower_median(norms_RxP)[None]
   if sizes_R is not None:
     reach_Rx1 = reach(sizes_R, lower_median(sizes_R))[:, None]
@@ -288,9 +330,14 @@ def nesterov(
 
   DiLoCo uses (0.7, 0.9); SparseLoCo as published is (1.0, 0).
   """
+  for name, number in ('learning_rate', learning_rate), ('momentum', momentum):
+    # `optax.inject_hyperparams` gives arrays instead.
+    if isinstance(number, int | float) and not 0 <= number < math.inf:
+      raise ValueError(f'nesterov, {name}: expected 0 or more, got {number}')
+  plain = isinstance(momentum, int | float) and not momentum
 
   def init(params: ct.Params) -> ct.OptState:
-    if not momentum:
+    if plain:
       return optax.EmptyState()
     return optax.TraceState(jax.tree.map(jnp.zeros_like, params))
 
@@ -298,13 +345,20 @@ def nesterov(
     updates: ct.Delta, state: Any, params: ct.Params | None = None
   ) -> tuple[ct.PyTree, ct.OptState]:
     del params
-    if momentum:
-      add = lambda d, m: d + exact.product(momentum, m)  # noqa: E731
+    if not plain:
+
+      def add(d: jax.Array, m: jax.Array) -> jax.Array:
+        wide = d.astype(jnp.float32) + exact.product(momentum, m)
+        return wide.astype(m.dtype)
+
       trace = jax.tree.map(add, updates, state.trace)
       updates = jax.tree.map(add, updates, trace)
       state = optax.TraceState(trace)
-    rate = learning_rate
-    return jax.tree.map(lambda u: -exact.product(rate, u), updates), state
+
+    def step(u: jax.Array) -> jax.Array:
+      return -exact.product(learning_rate, u).astype(u.dtype)
+
+    return jax.tree.map(step, updates), state
 
   return optax.GradientTransformation(init, update)
 

@@ -13,31 +13,64 @@ The pieces (`pseudo_gradient`, `compress`, `decompress`, `aggregate`,
 the optax transformation below, all call these.
 """
 
-import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from covenant import typing as ct
+from covenant.optim import arguments
 from covenant.optim import collectives
 from covenant.optim import compression as compression_lib
 from covenant.optim import compressor
+from covenant.optim import exchange as exchange_lib
 from covenant.optim import quantize
 from covenant.optim import reduce
+from covenant.optim import topk_variants
+from covenant.optim import weight as weight_lib
+
+__all__ = (
+  'Compression',
+  'DCTTopK',
+  'Dense',
+  'Exact',
+  'Linear',
+  'RandomK',
+  'Sign',
+  'SignMagnitude',
+  'SparseLoCoState',
+  'Statistical',
+  'Stats',
+  'TopK',
+  'Weight',
+  'aggregate',
+  'compress',
+  'decompress',
+  'flush',
+  'init_error',
+  'nesterov',
+  'outer_update',
+  'pseudo_gradient',
+  'sparseloco',
+  'state_axes',
+)
 
 aggregate = reduce.aggregate
 Compression = compression_lib.Compression
+DCTTopK = topk_variants.DCTTopK
 Dense = compression_lib.Dense
 Exact = quantize.Exact
 Linear = quantize.Linear
 nesterov = reduce.nesterov
 outer_update = reduce.outer_update
+RandomK = topk_variants.RandomK
 Sign = quantize.Sign
 SignMagnitude = quantize.SignMagnitude
 Statistical = quantize.Statistical
+Stats = exchange_lib.Stats
 TopK = compression_lib.TopK
+Weight = weight_lib.Weight
 
 
 def pseudo_gradient(start: ct.Params, end: ct.Params) -> ct.Delta:
@@ -92,93 +125,56 @@ def decompress(
   )
 
 
-class Stats(NamedTuple):
-  """Statistics of the last exchange of one peer, over all its tensors.
-
-  With x what was offered to the compressor and s what was sent of it:
-  """
-
-  relative_error: jax.Array  # |x - s| / |x|
-  # <x, s>^2 / (|x|^2 |s|^2); of exact top-k |s|^2 / |x|^2
-  energy_kept: jax.Array
-  error_norm: jax.Array  # |x - s|, the norm of the error feedback left behind
-  code_counts: jax.Array  # int32 [2**bits]: how often each code was sent
-
-
-def measure(
-  message: ct.Message,
-  residual: ct.PyTree,
-  compression: Compression,
-  shards: ct.PyTree = None,
-) -> Stats:
-  """Returns the statistics of `message`, which left `residual` behind.
-
-  Args:
-    message: this peer's.
-    residual: float32, the part of the compressor's input that was not sent.
-    compression: the compressor that made the message.
-    shards: see `aggregate`.
-  """
-  if shards is None:
-    shards = jax.tree.map(lambda _: (), residual)
-
-  def leaf(
-    left: jax.Array, part: ct.Message, axes: tuple[str, ...]
-  ) -> tuple[jax.Array, jax.Array]:
-    sent = compression.decompress(part, left.shape)
-    offered = sent + left
-    products = (left * left, offered * offered, sent * sent, offered * sent)
-    sums_4 = jnp.stack([jnp.sum(x) for x in products])
-    counts = compression.code_counts(part)
-    return collectives.sum_over((sums_4, counts), axes)
-
-  sums_4 = jnp.zeros(4, jnp.float32)
-  counts = jnp.zeros(compression.num_codes, jnp.int32)
-  measured = jax.tree.map(leaf, residual, message, shards)
-  for one in jax.tree.structure(residual).flatten_up_to(measured):
-    sums_4, counts = sums_4 + one[0], counts + one[1]
-  tiny = jnp.finfo(jnp.float32).tiny
-  norm = jnp.sqrt(sums_4[0])
-  whole = jnp.maximum(jnp.sqrt(sums_4[1]), tiny)
-  along = sums_4[3] / jnp.maximum(jnp.sqrt(sums_4[2]), tiny)
-  return Stats(
-    relative_error=norm / whole,
-    energy_kept=jnp.square(along / whole),
-    error_norm=norm,
-    code_counts=counts,
-  )
-
-
 class SparseLoCoState(NamedTuple):
-  """The state of one peer; `anchor` and `outer` are equal on every peer."""
+  """The state of one peer; `anchor`, `outer` and `count` are equal on all."""
 
   count: jax.Array  # shape=(), dtype=jnp.int32: inner updates so far
+  exchanged: (
+    jax.Array
+  )  # shape=(), dtype=jnp.int32: `count` at the last exchange
   anchor: ct.Params  # the parameters at which the round started, exactly
   error: ct.PyTree  # float32, shaped like the parameters; None without feedback
   inner: optax.OptState
   outer: optax.OptState
+  lost: jax.Array  # shape=(), dtype=bool: a step of this round was not finite
   stats: Stats  # of the last exchange; zeros before the first
 
 
 def sparseloco(
   inner: optax.GradientTransformation,
+  *,
   outer: optax.GradientTransformation | None = None,
   inner_steps: int = 30,
-  compression: Compression | None = None,
+  compression: compression_lib.Compressions = None,
   error_decay: float | None = 0.95,
-  axis_name: str | None = None,
+  axis_name: ct.AxisName = None,
   mean_over: str = 'senders',
   clip: str = 'median',
+  anchor_dtype: str | None = None,
 ) -> optax.GradientTransformationExtraArgs:
   """Returns SparseLoCo as an optax transformation.
 
   Every update applies `inner`; every `inner_steps`-th one also exchanges the
   compressed delta along `axis_name` and moves all peers to the same new
-  parameters. Only the message crosses the axis (an all-gather).
+  parameters. Only the packed message crosses the axis, in one all-gather.
 
   optax hands back differences, and `params + (new - params)` may round: the
   exact shared parameters are `state.anchor`. A peer's next delta is measured
   against that anchor, so rounding cannot add up and peers cannot drift.
+
+  `update` takes two more arguments:
+
+  - `weight`, a number from 0 to 1, the peer's weight in an exchange. A peer of
+    weight 0 takes no part: it is nobody's sender, keeps its error feedback and
+    moves with the others.
+  - `flush=True` exchanges now, without an inner step: at the end of training,
+    or before an evaluation (`flush`).
+
+  A step that is not finite is not taken, and the peer's round is lost: it has
+  weight 0 in the next exchange, its error feedback is emptied, and it goes on
+  from the shared parameters. To skip such steps and keep the round, wrap
+  `inner` in `optax.apply_if_finite`. What the clip takes off a message is
+  lost: error feedback keeps what was not sent.
 
   Where the types of a peer's parameters say how they are sharded (explicit
   mesh axes, such as 'fsdp'; with peers, leave these axes out of `axis_names`
@@ -194,12 +190,16 @@ def sparseloco(
     outer: descends the aggregated delta; `nesterov(1.0)` if omitted, the
       published recipe (plain SGD).
     inner_steps: H, the number of local updates per round.
-    compression: `TopK()` if omitted.
+    compression: `TopK()` if omitted; a compressor for all leaves, a pytree of
+      compressors like the parameters or a prefix of it, or a function of a
+      leaf's path and value that returns its compressor.
     error_decay: beta of the error feedback; None turns the feedback off.
     axis_name: the named axis of `jax.shard_map` or `jax.vmap` along which the
-      peers live; None for a single peer.
-    mean_over: see `aggregate`.
-    clip: see `aggregate`.
+      peers live, or a tuple of axes; None for a single peer.
+    mean_over: 'senders' or 'all', see `aggregate`.
+    clip: 'median' or 'none', see `aggregate`.
+    anchor_dtype: the type in which the shared parameters are kept, such as
+      'float32' for bfloat16 parameters; theirs if omitted.
 
   Returns:
     A transformation whose `update` needs `params`.
@@ -217,85 +217,176 @@ def sparseloco(
     [0. 1. 1. 1.]
 
   Raises:
-    ValueError: if `inner_steps` < 1 or `error_decay` is outside [0, 1].
+    ValueError, TypeError: an argument is not what it should be; says which.
   """
-  if inner_steps < 1:
-    raise ValueError(f'inner_steps: expected at least 1, got {inner_steps}')
-  # `optax.inject_hyperparams` gives an array instead.
-  if isinstance(error_decay, int | float) and not 0 <= error_decay <= 1:
-    raise ValueError(f'error_decay: expected 0 to 1, got {error_decay}')
+  arguments.check(inner, outer, inner_steps, error_decay, axis_name)
+  reduce.check_mean_over(mean_over)
+  reduce.check_clip(clip)
+  compression_lib.check(compression)
+  kept_as = None if anchor_dtype is None else jnp.dtype(anchor_dtype)
   inner = optax.with_extra_args_support(inner)
   outer = outer if outer is not None else nesterov(1.0)
-  compression = compression if compression is not None else TopK()
+  rules = exchange_lib.Rules(axis_name, error_decay, mean_over, clip)
 
-  def init(params: ct.Params) -> SparseLoCoState:
+  def init(params: ct.Params) -> ct.PyTree:
+    anchor = jax.tree.map(lambda x: _copy(x, kept_as), params)
     state = SparseLoCoState(
       count=jnp.zeros((), jnp.int32),
-      # A copy: callers donate params and state together.
-      anchor=jax.tree.map(jnp.copy, params),
+      exchanged=jnp.zeros((), jnp.int32),
+      anchor=anchor,
       error=None if error_decay is None else init_error(params),
       inner=inner.init(params),
-      outer=outer.init(params),
-      stats=Stats(
-        relative_error=jnp.zeros((), jnp.float32),
-        energy_kept=jnp.zeros((), jnp.float32),
-        error_norm=jnp.zeros((), jnp.float32),
-        code_counts=jnp.zeros(compression.num_codes, jnp.int32),
+      outer=outer.init(anchor),
+      lost=jnp.zeros((), bool),
+      stats=exchange_lib.no_stats(
+        compression_lib.each_leaf(compression, params)
       ),
     )
-    return collectives.varying(state, axis_name)
-
-  def transmit(
-    delta: ct.Delta, error: ct.PyTree, shards: ct.PyTree
-  ) -> tuple[ct.Delta, ct.PyTree, Stats]:
-    message, error = compress(delta, error, compression, error_decay)
-    messages = collectives.gather(message, axis_name)
-    aggregated = aggregate(
-      messages, delta, compression, mean_over, clip, shards
+    own = collectives.varying(
+      (state.error, state.inner, state.lost, state.stats), axis_name
     )
-    residual = error
-    if residual is None:
-      sent = decompress(message, delta, compression)
-      residual = jax.tree.map(compressor.residual, delta, sent)
-    return aggregated, error, measure(message, residual, compression, shards)
+    error, inner_state, lost, stats = own
+    return state._replace(
+      error=error, inner=inner_state, lost=lost, stats=stats
+    )
 
   def synchronize(
-    local: ct.Params, state: SparseLoCoState
+    params: ct.Params,
+    updates: ct.Params,
+    state: SparseLoCoState,
+    parts: jax.Array,
   ) -> tuple[ct.Params, SparseLoCoState]:
+    local = optax.apply_updates(params, updates)
     delta = pseudo_gradient(state.anchor, local)
-    shards = jax.tree.map(lambda x: collectives.shard_axes(x, axis_name), delta)
-    aggregated, error, stats = collectives.on_shards(
-      functools.partial(transmit, shards=shards),
-      (delta, state.error),
-      axis_name,
+    shards = [
+      collectives.shard_axes(x, axis_name) for x in jax.tree.leaves(delta)
+    ]
+    leaves = compression_lib.each_leaf(compression, delta)
+
+    def transmit(
+      delta: ct.Delta, error: ct.PyTree, parts: jax.Array, lost: jax.Array
+    ) -> tuple[ct.PyTree, ...]:
+      done = exchange_lib.exchange(
+        delta, error, parts, leaves, rules, shards, lost
+      )
+      return done.delta, done.error, done.stats
+
+    mean, error, stats = collectives.on_shards(
+      transmit, (delta, state.error), axis_name, (parts, state.lost)
     )
-    anchor, outer_state = outer_update(
-      outer, aggregated, state.outer, state.anchor
+    anchor, outer_state = outer_update(outer, mean, state.outer, state.anchor)
+    moved = state._replace(
+      exchanged=state.count,
+      anchor=anchor,
+      error=error,
+      outer=outer_state,
+      lost=jnp.zeros_like(state.lost),
+      stats=stats,
     )
-    state = state._replace(
-      anchor=anchor, error=error, outer=outer_state, stats=stats
-    )
-    return collectives.varying((anchor, state), axis_name)
+    updates = jax.tree.map(lambda a, p: a.astype(p.dtype) - p, anchor, params)
+    return collectives.typed_as((updates, moved), (local, state))
 
   def update(
     updates: ct.Grads,
     state: ct.PyTree,
     params: ct.Params | None = None,
+    weight: ct.Scalar = None,
+    flush: bool = False,
     **extra_args: object,
-  ) -> tuple[ct.Grads, SparseLoCoState]:
+  ) -> tuple[ct.Grads, ct.PyTree]:
     if params is None:
       raise ValueError('sparseloco: update needs params, got None')
-    updates, inner_state = inner.update(
-      updates, state.inner, params, **extra_args
+    arguments.check_axes(params, axis_name)
+    parts = weight_lib.parts_of(weight)
+    if flush:
+      updates = jax.tree.map(jnp.zeros_like, params)
+    else:
+      updates, inner_state = inner.update(
+        updates, state.inner, params, **extra_args
+      )
+      state = state._replace(
+        count=state.count + 1,
+        # Numbers of a step that are not finite are not taken.
+        inner=jax.tree.map(finite_or, inner_state, state.inner),
+        lost=state.lost | ~_all_finite(updates),
+      )
+      updates = jax.tree.map(lambda u: finite_or(u, jnp.zeros_like(u)), updates)
+    params, updates, parts, lost = collectives.varying(
+      (params, updates, parts, state.lost), axis_name
     )
-    state = state._replace(count=state.count + 1, inner=inner_state)
-    local = optax.apply_updates(params, updates)
-    new, state = jax.lax.cond(
-      state.count % inner_steps == 0,
+    state = state._replace(lost=lost)
+    if flush:
+      return synchronize(params, updates, state, parts)
+    return jax.lax.cond(
+      state.count - state.exchanged >= inner_steps,
       synchronize,
-      lambda local, state: (local, state),
-      *collectives.varying((local, state), axis_name),
+      lambda params, updates, state, parts: (updates, state),
+      params,
+      updates,
+      state,
+      parts,
     )
-    return jax.tree.map(lambda n, p: n - p, new, params), state
 
   return optax.GradientTransformationExtraArgs(init, update)
+
+
+def flush(
+  tx: optax.GradientTransformationExtraArgs,
+  state: ct.OptState,
+  params: ct.Params,
+  **extra_args: object,
+) -> tuple[ct.Params, ct.OptState]:
+  """Returns the updates and state of an exchange before H steps are done.
+
+  Without it, the steps since the last exchange are in nobody's `state.anchor`.
+  The next round begins here. `extra_args`, such as `weight`, go to `tx.update`.
+  """
+  zeros = jax.tree.map(jnp.zeros_like, params)
+  return tx.update(zeros, state, params, flush=True, **extra_args)
+
+
+def state_axes(state: ct.OptState, shared: Any, own: Any) -> ct.PyTree:
+  """Returns the axes of an optimizer state over peers, a prefix tree.
+
+  Counters, `anchor` and `outer` of a `SparseLoCoState` are equal on all peers,
+  all else is each peer's own:
+
+    jax.vmap:       axes = state_axes(state, None, 0), for in_axes and out_axes
+    jax.shard_map:  specs = state_axes(state, P(), P('peers'))
+
+  With these axes a step under `jax.vmap` computes the exchange only when it is
+  due, as everywhere else: whether it is due does not depend on the peer. And
+  `state.anchor` is one tree, not one per peer.
+  """
+
+  def axes(x: Any) -> Any:
+    if not isinstance(x, SparseLoCoState):
+      return own
+    return SparseLoCoState(
+      count=shared, exchanged=shared, anchor=shared, error=own, inner=own,
+      outer=shared, lost=own, stats=own,
+    )  # fmt: skip
+
+  return jax.tree.map(
+    axes, state, is_leaf=lambda x: isinstance(x, SparseLoCoState)
+  )
+
+
+def _copy(x: jax.Array, dtype: Any) -> jax.Array:
+  """Returns a copy, since callers donate params and state together."""
+  if dtype is None or not jnp.issubdtype(jnp.result_type(x), jnp.floating):
+    return jnp.copy(x)
+  return jnp.array(x, dtype)
+
+
+def _all_finite(tree: ct.PyTree) -> jax.Array:
+  # A sum is finite if all its terms are: one number per leaf, as of a norm.
+  flags = [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)]
+  return jnp.all(jnp.stack([jnp.array(True), *flags]))
+
+
+def finite_or(new: Any, old: Any) -> Any:
+  """Returns `new`, or `old` where it is a number that is not finite."""
+  if not jnp.issubdtype(jnp.result_type(new), jnp.inexact):
+    return new
+  return jnp.where(jnp.isfinite(new), new, old)

@@ -91,11 +91,11 @@ def _largest(x_NxM: jax.Array, k: int) -> jax.Array:
   above_NxM = x_NxM > threshold_Nx1
   equal_NxM = x_NxM == threshold_Nx1
   wanted_Nx1 = k - jnp.sum(above_NxM, axis=1, keepdims=True, dtype=jnp.int32)
-  last_Nx1 = _nth_one(_bitmap(equal_NxM), wanted_Nx1 - 1)
+  last_Nx1 = nth_one(bitmap(equal_NxM), wanted_Nx1 - 1)
   index_1xM = jnp.arange(size, dtype=jnp.int32)[None]
   chosen_NxM = above_NxM | (equal_NxM & (index_1xM <= last_Nx1))
   rank_1xK = jnp.arange(k, dtype=jnp.int32)[None]
-  return _nth_one(_bitmap(chosen_NxM), jnp.broadcast_to(rank_1xK, (n, k)))
+  return nth_one(bitmap(chosen_NxM), jnp.broadcast_to(rank_1xK, (n, k)))
 
 
 def _threshold(x_NxM: jax.Array, k: int) -> jax.Array:
@@ -130,7 +130,7 @@ def _threshold(x_NxM: jax.Array, k: int) -> jax.Array:
   return lax.while_loop(is_open, halve, bounds)[0]
 
 
-def _bitmap(mask_NxM: jax.Array) -> jax.Array:
+def bitmap(mask_NxM: jax.Array) -> jax.Array:
   """Returns uint32 [N, ceil(M / 32)], the first element in the lowest bit."""
   n, size = mask_NxM.shape
   padded = jnp.pad(mask_NxM, ((0, 0), (0, -size % _WORD)))
@@ -142,21 +142,21 @@ def _bitmap(mask_NxM: jax.Array) -> jax.Array:
   )
 
 
-def _nth_one(bitmap_NxW: jax.Array, n_NxK: jax.Array) -> jax.Array:
+def nth_one(words_NxW: jax.Array, n_NxK: jax.Array) -> jax.Array:
   """Returns the position of the n-th one, counting from zero: int32 [N, K].
 
   The result is arbitrary if there are fewer ones.
   """
-  count_NxW = lax.population_count(bitmap_NxW).astype(jnp.int32)
+  count_NxW = lax.population_count(words_NxW).astype(jnp.int32)
   total_NxW = jnp.cumsum(count_NxW, axis=1)
   word_NxK = jnp.sum(
     total_NxW[:, None, :] <= n_NxK[:, :, None], axis=2, dtype=jnp.int32
   )
-  word_NxK = jnp.minimum(word_NxK, bitmap_NxW.shape[1] - 1)
+  word_NxK = jnp.minimum(word_NxK, words_NxW.shape[1] - 1)
   left_NxK = n_NxK - jnp.take_along_axis(
     total_NxW - count_NxW, word_NxK, axis=1
   )
-  bits_NxK = jnp.take_along_axis(bitmap_NxW, word_NxK, axis=1)
+  bits_NxK = jnp.take_along_axis(words_NxW, word_NxK, axis=1)
   index_NxK = word_NxK * _WORD
   for half in (16, 8, 4, 2, 1):
     low_NxK = bits_NxK & jnp.uint32((1 << half) - 1)

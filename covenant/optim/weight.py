@@ -16,9 +16,12 @@ declares (covenant/gauntlet/scores.py), so its proof and its pay fall.
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from covenant import typing as ct
+from covenant.optim import exact
 
 WHOLE = 64  # parts; sums of 1023 peers' fit the uint16 of `Sums.senders`
 MOST_PEERS = (2**16 - 1) // WHOLE
@@ -38,6 +41,23 @@ class Totals(NamedTuple):
   # 1 / max(n, average) of n parts of senders, in wholes, by n.
   of_senders: ct.Array
   of_all: ct.Scalar = np.float32(1)  # 1 / the weight of all messages
+
+
+def parts_of(weight: ct.Scalar) -> jax.Array:
+  """Returns a weight from 0 to 1 in parts of a whole, int32; None is a whole.
+
+  Of a weight above zero it is at least one part.
+
+  Raises:
+    ValueError: a number outside of 0 to 1.
+  """
+  if weight is None:
+    return jnp.full((), WHOLE, jnp.int32)
+  if isinstance(weight, int | float) and not 0 <= weight <= 1:
+    raise ValueError(f'weight: expected 0 to 1, got {weight!r}')
+  weight = jnp.clip(jnp.asarray(weight, jnp.float32), 0, 1)
+  parts = jnp.round(weight * WHOLE).astype(jnp.int32)
+  return jnp.where(weight > 0, jnp.maximum(parts, 1), 0)
 
 
 def weigh(
@@ -76,16 +96,27 @@ def columns(weights: Sequence[Weight]) -> tuple[np.ndarray, np.ndarray]:
   return parts_R, np.array([w.size for w in weights], np.float32)
 
 
-def totals(parts_R: np.ndarray, size: int = 2**16) -> Totals:
+def totals(parts_R: ct.Array, size: int = 2**16) -> Totals:
   """Returns the divisors of the sums of R messages; of none, those of one.
 
-  They are computed in float64 on the host, since devices divide differently.
+  Messages of weight 0 do not count. Of a NumPy array the divisors are computed
+  in float64 on the host, since devices divide differently; of a JAX array in
+  integers, with the same bits.
 
   Args:
     parts_R: the messages' weights, in parts.
     size: the number of divisors: more than the parts of all senders.
   """
-  count = max(len(parts_R), 1)
+  if not isinstance(parts_R, np.ndarray):
+    parts_R = parts_R.astype(jnp.int32)
+    count = jnp.maximum(jnp.sum(parts_R > 0, dtype=jnp.int32), 1)
+    total = jnp.sum(parts_R, dtype=jnp.int32)
+    total = jnp.where(total > 0, total, WHOLE)
+    senders = jnp.maximum(jnp.arange(size, dtype=jnp.int32) * count, total)
+    return Totals(
+      exact.ratio(WHOLE * count, senders), exact.ratio(WHOLE, total)
+    )
+  count = max(int(np.count_nonzero(parts_R)), 1)
   total = int(parts_R.sum(dtype=np.int64)) or WHOLE
   senders = np.maximum(np.arange(size, dtype=np.float64) * count, total)
   return Totals(
@@ -93,6 +124,6 @@ def totals(parts_R: np.ndarray, size: int = 2**16) -> Totals:
   )
 
 
-def wholes(parts_R: np.ndarray) -> np.ndarray:
+def wholes(parts_R: ct.Array) -> ct.Array:
   """Returns weights as factors: float32 [R]."""
   return parts_R.astype(np.float32) / np.float32(WHOLE)

@@ -47,10 +47,10 @@ STEPS = (
 EXPECTED = (
   'f3dba29a8ce9be6f2853048a57822d5a',
   '2644697643e266365731c082f6e0bdfb',
-  'e150927adea77a6a9f3f72f77f81e7d7',
-  '9cd6d238f1b8aa20bfcad52adc66fc72',
-  'de65e1c0f819d9810b472b9283a89cfb',
-  '82b0704992faf5ae7b6ff9791ffe155c',
+  '97ca77dba33db9390dfebbd9d73d53e7',
+  '5768ec7eb82a338ae0bf2ae438919cc2',
+  '4db091c17b9d0648fd4c90aa5caee96c',
+  '36603a3ad20ec6ad03fbf9535a87179c',
 )
 
 

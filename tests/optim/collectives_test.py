@@ -32,12 +32,18 @@ def sharded(x):
 
 class GatherTest(absltest.TestCase):
   def test_a_single_peer_has_its_own_message(self):
-    self.assertEqual(collectives.gather({'w': 1}, None), [{'w': 1}])
+    words = jnp.array([1, 2], jnp.uint32)
+    np.testing.assert_array_equal(
+      collectives.gather_words(words, None), [[1, 2]]
+    )
+    self.assertEqual(collectives.index(None), 0)
 
   def test_messages_come_in_the_order_of_the_peers(self):
     def difference(x):
-      first, second = collectives.gather({'w': x}, 'peers')
-      return second['w'] - first['w']
+      first, second = collectives.gather_words(x, 'peers')
+      # Typed as equal on all peers; the index is each peer's own.
+      zero = 0 * collectives.index('peers').astype(jnp.float32)
+      return second - first + zero
 
     x = jnp.array([1.0, 5.0])
     got = jax.vmap(difference, axis_name='peers')(x)

@@ -269,7 +269,7 @@ class TransformationTest(parameterized.TestCase):
   def test_statistics_of_the_exchange_by_hand(self):
     """Offered (3, 4, 0, 0), top 1 sent as it is: 4 of 5 remain unsent 3."""
     compression = sl.TopK(k=1, block=(2, 2), quantizer=sl.Sign())
-    tx = sl.sparseloco(optax.sgd(1.0), None, 1, compression)
+    tx = sl.sparseloco(optax.sgd(1.0), inner_steps=1, compression=compression)
     params = {'w': jnp.zeros(4)}
     _, state = tx.update(
       {'w': jnp.array([3.0, 4.0, 0.0, 0.0])}, tx.init(params), params

@@ -208,7 +208,8 @@ def outer_step(
   total, count = max(sum(weights), 1), max(len(weights), 1)
   for p, (theta, trace) in enumerate(zip(params, traces, strict=True)):
     norms = [norm([message[p][1]]) for message in messages]
-    median = sorted(norms)[(len(norms) - 1) // 2]
+    above = sorted(n for n in norms if n > 0) or [F(0)]
+    median = above[(len(above) - 1) // 2]
     sums, senders = np.zeros_like(theta), np.zeros(theta.shape, np.int64)
     for message, length, parts in zip(messages, norms, weights, strict=True):
       where, what = message[p]

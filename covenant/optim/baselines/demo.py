@@ -22,9 +22,11 @@ import optax
 from covenant import typing as ct
 from covenant.optim import collectives
 from covenant.optim import compression as compression_lib
+from covenant.optim import exchange
 from covenant.optim import quantize
 from covenant.optim import sparseloco
 from covenant.optim import topk_variants
+from covenant.optim import weight
 
 Compression = compression_lib.Compression
 
@@ -90,18 +92,13 @@ def demo(
 
   def transmit(
     delta: ct.Delta, error: ct.Params, shards: ct.PyTree
-  ) -> tuple[ct.Delta, ct.Params, tuple[()]]:
-    message, error = sparseloco.compress(delta, error, compression, error_decay)
+  ) -> tuple[ct.PyTree, ...]:
     # Without clipping; the mean is that of coefficients, transformed later.
-    mean = sparseloco.aggregate(
-      collectives.gather(message, axis_name),
-      delta,
-      compression,
-      'senders',
-      'none',
-      shards,
-    )
-    return mean, error, ()
+    rules = exchange.Rules(axis_name, error_decay, 'senders', 'none')
+    compressions = [compression] * len(shards)
+    whole = jnp.full((), weight.WHOLE, jnp.int32)
+    done = exchange.exchange(delta, error, whole, compressions, rules, shards)
+    return done.delta, done.error, ()
 
   def update(
     updates: ct.Grads,
@@ -115,7 +112,9 @@ def demo(
       rate = rate(state.count)
     rate = jnp.asarray(rate, jnp.float32)
     delta = jax.tree.map(lambda g: rate * g.astype(jnp.float32), updates)
-    shards = jax.tree.map(lambda x: collectives.shard_axes(x, axis_name), delta)
+    shards = [
+      collectives.shard_axes(x, axis_name) for x in jax.tree.leaves(delta)
+    ]
     mean, error, _ = collectives.on_shards(
       functools.partial(transmit, shards=shards),
       (delta, state.error),

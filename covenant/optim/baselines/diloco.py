@@ -28,7 +28,9 @@ import optax
 
 from covenant import typing as ct
 from covenant.optim import collectives
+from covenant.optim import exchange
 from covenant.optim import sparseloco
+from covenant.optim import weight
 
 
 class Fragment(NamedTuple):
@@ -60,8 +62,10 @@ def diloco(
   """
   return sparseloco.sparseloco(
     inner,
-    outer if outer is not None else sparseloco.nesterov(0.7, momentum=0.9),
-    inner_steps,
+    outer=outer
+    if outer is not None
+    else sparseloco.nesterov(0.7, momentum=0.9),
+    inner_steps=inner_steps,
     compression=sparseloco.Dense(),
     error_decay=None,
     axis_name=axis_name,
@@ -150,12 +154,16 @@ def streaming_diloco(
     offset = p * inner_steps // fragments
     return (step > 0) & ((step - offset) % inner_steps == 0)
 
-  dense = sparseloco.Dense()
+  rules = exchange.Rules(axis_name, mean_over='all', clip='none')
 
-  def mean(delta: ct.Delta) -> tuple[ct.Delta, tuple[()]]:
-    message = jax.tree.map(dense.compress, delta)
-    messages = collectives.gather(message, axis_name)
-    return sparseloco.aggregate(messages, delta, dense, 'all', 'none'), ()
+  def mean(delta: ct.Delta) -> tuple[ct.PyTree, ...]:
+    shards = [
+      collectives.shard_axes(x, axis_name) for x in jax.tree.leaves(delta)
+    ]
+    dense = [sparseloco.Dense()] * len(shards)
+    whole = jnp.full((), weight.WHOLE, jnp.int32)
+    done = exchange.exchange(delta, None, whole, dense, rules, shards)
+    return done.delta, ()
 
   def send(local: ct.Params, fragment: Fragment) -> tuple[ct.Params, Fragment]:
     delta = sparseloco.pseudo_gradient(fragment.anchor, local)
@@ -188,6 +196,10 @@ def streaming_diloco(
       raise ValueError('streaming_diloco: update needs params, got None')
     updates, inner_state = inner.update(
       updates, state.inner, params, **extra_args
+    )
+    inner_state = jax.tree.map(sparseloco.finite_or, inner_state, state.inner)
+    updates = jax.tree.map(
+      lambda u: sparseloco.finite_or(u, jnp.zeros_like(u)), updates
     )
     count = state.count + 1
     parts = split(optax.apply_updates(params, updates), fragments)

@@ -26,7 +26,7 @@ class SpartaState(NamedTuple):
 def sparta(
   inner: optax.GradientTransformation,
   p: float = 0.005,
-  axis_name: str | None = None,
+  axis_name: ct.AxisName = None,
   seed: int = 0,
 ) -> optax.GradientTransformationExtraArgs:
   """Returns SPARTA as an optax transformation around a local optimizer.
@@ -90,7 +90,7 @@ def sparta(
     updates = treedef.unflatten(
       [x.reshape(u.shape) for x, u in zip(flat, leaves, strict=True)]
     )
-    return updates, params, count, ()
+    return updates, params, ()
 
   def update(
     updates: ct.Grads,
@@ -109,8 +109,9 @@ def sparta(
       )
       updates, *_ = collectives.on_shards(
         functools.partial(average, shards=shards),
-        (updates, params, state.count),
+        (updates, params),
         axis_name,
+        (state.count,),
       )
     return updates, SpartaState(state.count + 1, inner_state)
 

@@ -1,0 +1,153 @@
+"""Leaves as few arrays, so that a program does not grow with their number.
+
+Where the blocks of a leaf are compressed independently of each other, blocks of
+one size from all leaves become one array. Other leaves are stacked with those
+of their shape.
+"""
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, TypeGuard
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from covenant import typing as ct
+from covenant.optim import blocks
+from covenant.optim import compression as compression_lib
+
+Compression = compression_lib.Compression
+
+
+class Batch(NamedTuple):
+  """G elements that are compressed alike: leaves, or one array of blocks."""
+
+  compression: Compression  # of an element
+  shape: tuple[int, ...]  # of an element
+  axes: tuple[str, ...]  # mesh axes of the leaves' shards
+  of_blocks: bool
+  members: list[tuple[int, int, int]]  # leaf, its region, number of blocks
+
+  @property
+  def elements(self) -> int:
+    """G, the number of elements."""
+    return 1 if self.of_blocks else len(self.members)
+
+  @property
+  def owners(self) -> np.ndarray:
+    """The leaf of each element, or of each block of the only element."""
+    leaves, _, counts = zip(*self.members, strict=True)
+    return np.repeat(np.array(leaves, np.int32), counts)
+
+
+class Batches:
+  """The batches of the leaves of a tree.
+
+  Args:
+    leaves: arrays, or their shapes.
+    compressions: the compressor of each leaf.
+    shards: the mesh axes of each leaf's shards.
+  """
+
+  def __init__(
+    self,
+    leaves: Sequence[Any],
+    compressions: Sequence[Compression],
+    shards: Sequence[tuple[str, ...]],
+  ):
+    self._shapes = [tuple(x.shape) for x in leaves]
+    self._compressions = list(compressions)
+    found: dict[Any, list[tuple[int, int, int]]] = {}
+    for i, (shape, one) in enumerate(
+      zip(self._shapes, self._compressions, strict=True)
+    ):
+      if not _is_cut(one):
+        key = one, shape, shards[i], False
+        found.setdefault(key, []).append((i, 0, 1))
+        continue
+      for at, region in enumerate(one.regions(shape)):
+        size = region.block_size
+        key = one.of_blocks(size), (1, size), shards[i], True
+        found.setdefault(key, []).append((i, at, region.num_blocks))
+    self._batches = []
+    for (one, shape, axes, of_blocks), members in found.items():
+      if of_blocks:
+        shape = (sum(count for _, _, count in members), *shape)
+      self._batches.append(Batch(one, shape, axes, of_blocks, members))
+
+  def __iter__(self) -> Iterator[Batch]:
+    return iter(self._batches)
+
+  def split(self, leaves: Sequence[jax.Array]) -> list[jax.Array]:
+    """Returns the elements of each batch: [G, *shape]."""
+    parts = [
+      blocks.cut(x, one.block, one.layout) if _is_cut(one) else (x,)
+      for x, one in zip(leaves, self._compressions, strict=True)
+    ]
+    arrays = []
+    for batch in self:
+      own = [parts[i][at] for i, at, _ in batch.members]
+      if batch.of_blocks:
+        own = [jnp.concatenate(own).reshape(batch.shape)]
+      arrays.append(jnp.stack(own))
+    return arrays
+
+  def merge(self, arrays: Sequence[jax.Array]) -> list[jax.Array]:
+    """Returns the leaves that `split` took apart."""
+    starts = [
+      start
+      for batch in self
+      for start in itertools.accumulate(
+        [0, *(count for _, _, count in batch.members[:-1])]
+      )
+    ]
+    offsets = iter(_opaque(starts))
+    parts: list[dict[int, jax.Array]] = [{} for _ in self._shapes]
+    for batch, x in zip(self, arrays, strict=True):
+      rows = x.reshape(-1, batch.shape[-1]) if batch.of_blocks else x
+      for i, at, count in batch.members:
+        part = jax.lax.dynamic_slice_in_dim(
+          rows, next(offsets), count, allow_negative_indices=False
+        )
+        parts[i][at] = part if batch.of_blocks else part[0]
+    leaves = []
+    for shape, one, own in zip(
+      self._shapes, self._compressions, parts, strict=True
+    ):
+      if _is_cut(one):
+        regions = [own[at] for at in range(len(own))]
+        leaves.append(blocks.join(regions, shape, one.block, one.layout))
+      else:
+        leaves.append(own[0])
+    return leaves
+
+
+def each(f: Callable[..., Any], xs: ct.PyTree) -> ct.PyTree:
+  """Returns the results of `f(*x)` for each row of `xs`, stacked."""
+  if jax.tree.leaves(xs)[0].shape[0] == 1:
+    first = jax.tree.map(lambda x: x[0], xs)
+    return jax.tree.map(lambda x: x[None], f(*first))
+  return jax.lax.map(lambda row: f(*row), xs)
+
+
+def _opaque(numbers: Sequence[int]) -> Sequence[jax.Array]:
+  """Returns int32 scalars that XLA does not take for constants.
+
+  Slices of one size at such offsets are one compiled function; at constant
+  offsets XLA compiles each slice anew, for most of the time of a program.
+  """
+
+  def scalars(shift: int) -> tuple[jax.Array, ...]:
+    return tuple(jnp.array(n + shift, jnp.int32) for n in numbers)
+
+  return jax.lax.cond(
+    jax.lax.optimization_barrier(jnp.array(True)),
+    lambda: scalars(0),
+    lambda: scalars(1),
+  )
+
+
+def _is_cut(one: Any) -> TypeGuard[compression_lib.TopK]:
+  """Returns whether blocks of different leaves may be compressed together."""
+  return isinstance(one, compression_lib.TopK) and one.is_blockwise

@@ -1,0 +1,63 @@
+"""Tests for covenant.optim.packing: words of messages, and their size."""
+
+import jax
+import numpy as np
+from absl.testing import absltest
+from absl.testing import parameterized
+
+from covenant.optim import compression as compression_lib
+from covenant.optim import packing
+from covenant.optim import quantize
+
+SHAPES = (100, 70), (2, 64, 64), (64,), (), (0, 3)
+QUANTIZERS = (
+  quantize.Sign(),
+  quantize.SignMagnitude(),
+  quantize.Statistical(bits=8),
+  quantize.Exact(),
+)
+
+
+def words_of(compression, shape):
+  x = jax.random.normal(jax.random.key(0), shape)
+  part = jax.jit(compression.compress)(x)
+  return part, packing.pack(part, compression, shape)
+
+
+class PackingTest(parameterized.TestCase):
+  @parameterized.product(
+    compression=[
+      *(compression_lib.TopK(quantizer=q) for q in QUANTIZERS),
+      compression_lib.TopK(k=3, block=(2, 5)),
+      compression_lib.TopK(k=64, block=(8, 8)),  # all values
+      compression_lib.TopK(k=4, block=(8, 8), layout='divisors'),
+      compression_lib.Dense(),
+    ]
+  )
+  def test_unpacks_what_was_packed(self, compression):
+    for shape in SHAPES:
+      divisors = getattr(compression, 'layout', '') == 'divisors'
+      if divisors and min(shape, default=1) < 2:
+        continue  # which it cannot cut
+      part, words = words_of(compression, shape)
+      self.assertEqual(words.dtype, np.uint32)
+      back = packing.unpack(words, compression, shape)
+      self.assertEqual(jax.tree.structure(back), jax.tree.structure(part))
+      for want, got in zip(
+        jax.tree.leaves(part), jax.tree.leaves(back), strict=True
+      ):
+        self.assertEqual(got.dtype, want.dtype)
+        np.testing.assert_array_equal(got, want)
+
+  @parameterized.parameters(
+    (quantize.Sign(), 9.5), (quantize.SignMagnitude(), 10.5),
+    (quantize.Statistical(), 10.5),
+  )  # fmt: skip
+  def test_bits_per_value(self, quantizer, most):
+    compression = compression_lib.TopK(quantizer=quantizer)
+    _, words = words_of(compression, (512, 512))
+    self.assertLessEqual(32 * words.size / (512 * 512 / 64), most)
+
+
+if __name__ == '__main__':
+  absltest.main()
