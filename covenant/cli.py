@@ -16,7 +16,6 @@ from collections.abc import Callable
 
 from absl import app
 from absl import flags
-from absl import logging
 
 from covenant import config as config_lib
 from covenant import errors
@@ -361,7 +360,7 @@ def run(argv: list[str]) -> None:
   if len(overrides) < len(argv) - 1:
     sys.exit(f'error: expected only --flags, got {argv[1:]}')
   if not flags.FLAGS['verbosity'].present:
-    logging.set_verbosity(logging.WARNING)  # Orbax logs much
+    startup.quiet_libraries()
   try:
     source = os.path.expanduser(_CONFIG.value)
     config = config_lib.load(source, overrides)

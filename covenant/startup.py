@@ -4,11 +4,14 @@ import contextlib
 import errno
 import os
 import pathlib
+import re
 import signal
 import sys
+import types
 from collections.abc import Callable, Iterator
 
 import jax
+from absl import logging
 
 # Errors of the operating system that people mend, and how.
 _REMEDIES = {
@@ -23,6 +26,9 @@ _REMEDIES = {
   errno.EIO: 'the disk does not answer as it should',
   errno.EMFILE: 'too many files are open; raise ulimit -n',
 }
+
+GO_ON = '. Make room: the same command then goes on'
+_CODE = re.compile(r"os_error_code='(\d+)'|\[Errno (\d+)\]")
 
 
 def keep_compilations() -> None:
@@ -57,11 +63,49 @@ def os_error(error: OSError) -> str:
   """Returns an error of the operating system as one line for people.
 
   >>> os_error(OSError(errno.ENOSPC, 'No space left on device', '/w/a.json'))
-  '/w/a.json: the disk is full'
+  '/w/a.json: the disk is full. Make room: the same command then goes on'
   """
   why = _REMEDIES.get(error.errno or 0) or error.strerror or str(error)
   where = error.filename2 or error.filename
-  return f'{os.fsdecode(where)}: {why}' if where else why
+  text = f'{os.fsdecode(where)}: {why}' if where else why
+  return text + GO_ON if error.errno in (errno.ENOSPC, errno.EDQUOT) else text
+
+
+def disk_error(error: BaseException) -> str:
+  """Returns what is wrong with a disk by an error of a library; '' if nothing.
+
+  >>> disk_error(ValueError("RESOURCE_EXHAUSTED: ... [os_error_code='28']"))
+  'the disk is full'
+  """
+  cause: BaseException | None = error
+  while cause is not None:
+    code = cause.errno if isinstance(cause, OSError) else None
+    if found := _CODE.search(str(cause)):
+      code = code or int(found[1] or found[2])
+    if code in _REMEDIES:
+      return _REMEDIES[code]
+    cause = cause.__cause__ or cause.__context__
+  return ''
+
+
+def quiet_libraries() -> None:
+  """Keeps libraries from printing what they also raise.
+
+  Orbax logs its errors, and TensorStore prints one per array that it had not
+  written when another one failed.
+  """
+  logging.set_verbosity(logging.FATAL)
+  show = sys.excepthook
+
+  def hook(
+    kind: type[BaseException],
+    error: BaseException,
+    trace: types.TracebackType | None,
+  ) -> None:
+    if kind is not RuntimeError or str(error) != 'Event loop is closed':
+      show(kind, error, trace)
+
+  sys.excepthook = hook
 
 
 def is_for_people(error: OSError) -> bool:

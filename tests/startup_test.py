@@ -3,9 +3,11 @@ import errno
 import io
 import os
 import pathlib
+import sys
 from unittest import mock
 
 import jax
+from absl import logging
 from absl.testing import absltest
 from absl.testing import flagsaver
 from absl.testing import parameterized
@@ -50,8 +52,8 @@ class CacheTest(absltest.TestCase):
 
 class DiskTest(parameterized.TestCase):
   @parameterized.parameters(
-    (errno.ENOSPC, '/w/x: the disk is full'),
-    (errno.EDQUOT, '/w/x: the quota of this user is used up'),
+    (errno.ENOSPC, f'/w/x: the disk is full{startup.GO_ON}'),
+    (errno.EDQUOT, f'/w/x: the quota of this user is used up{startup.GO_ON}'),
     (errno.EROFS, '/w/x: the file system is read-only'),
     (errno.EACCES, '/w/x: this user may not write there'),
   )
@@ -67,6 +69,27 @@ class DiskTest(parameterized.TestCase):
     ):
       cli.run(['run.py'])
     self.assertEqual(caught.exception.code, f'error: {line}')
+
+  def test_errors_of_libraries(self):
+    inner = OSError(errno.EROFS, 'Read-only file system', '/w')
+    outer = ValueError('cannot')
+    outer.__cause__ = inner
+    for error, text in (
+      (outer, 'the file system is read-only'),
+      (ValueError("... [os_error_code='28']"), 'the disk is full'),
+      (ValueError('[Errno 122] Disk quota'), 'the quota of this user is used '),
+      (ValueError('odd'), ''),
+    ):
+      self.assertStartsWith(startup.disk_error(error), text)
+
+  def test_libraries_print_nothing_that_they_raise(self):
+    shown = []
+    with mock.patch.object(sys, 'excepthook', lambda *a: shown.append(a[1])):
+      startup.quiet_libraries()
+      self.addCleanup(logging.set_verbosity, logging.get_verbosity())
+      for error in (RuntimeError('Event loop is closed'), ValueError('a bug')):
+        sys.excepthook(type(error), error, None)
+    self.assertEqual([str(error) for error in shown], ['a bug'])
 
   def test_a_fault_of_the_program_is_no_such_line(self):
     self.assertFalse(startup.is_for_people(OSError('odd')))

@@ -6,6 +6,7 @@ transformers and lm-eval.
 
 import csv
 import importlib.util
+import io
 import json
 import math
 import os
@@ -196,10 +197,11 @@ class EvaluatorProcess:
     self._rows[place.round] = row
     rows = [json.dumps(self._rows[r]) for r in sorted(self._rows)]
     files.write_lines(self._path, rows)
-    with open(self._workdir.path / 'evaluations.csv', 'w', newline='') as file:
-      writer = csv.DictWriter(file, _COLUMNS)
-      writer.writeheader()
-      writer.writerows(self._rows[r] for r in sorted(self._rows))
+    table = io.StringIO(newline='')
+    writer = csv.DictWriter(table, _COLUMNS)
+    writer.writeheader()
+    writer.writerows(self._rows[r] for r in sorted(self._rows))
+    files.write(self._workdir.path / 'evaluations.csv', table.getvalue())
     self._workdir.status(
       phase='evaluating',
       round=place.round,

@@ -28,6 +28,8 @@ from covenant import errors
 from covenant import extras
 from covenant import typing as ct
 from covenant.protocol import checksums
+from covenant.protocol import disk
+from covenant.protocol import tree_difference
 from covenant.telemetry import machine
 from covenant.train import local as local_lib
 from covenant.train import shared_state as shared_state_lib
@@ -168,6 +170,8 @@ class Checkpoints:
       return
     tree = writable(tree)
     try:
+      if not jax.process_index():
+        disk.require_room(self._directory, _total(tree))
       self._finish_checksums()
       with writing(tree):
         saving = self._checkpointer.save_async(
@@ -181,7 +185,7 @@ class Checkpoints:
         )
     except Exception as e:  # any error of Orbax, such as about a full disk
       raise CheckpointError(
-        f'no checkpoint after round {completed}: {e}'
+        f'no checkpoint after round {completed}: {disk.why(self._directory, e)}'
       ) from e
 
   def _write_checksums(
@@ -230,14 +234,14 @@ class Checkpoints:
     try:
       stored = self._checkpointer.metadata(step).metadata
       # Metadata is None if its files cannot be read; then loading says why.
-      differs = _difference(stored, abstract) if stored else ''
+      differs = tree_difference.difference(stored, abstract) if stored else ''
       if not differs:
         with reading(abstract):
           return self._checkpointer.load(step, abstract_state=abstract)
     except Exception as e:  # any error of Orbax, such as about memory
       raise config_lib.ConfigError(
-        f'{folder} cannot be read: {reason(e)}. Remove it to go on from the '
-        'checkpoint before, or from the beginning'
+        f'{folder} cannot be read: {disk.reason(e)}. Remove it to go on from '
+        'the checkpoint before, or from the beginning'
       ) from e
     raise config_lib.ConfigError(
       f'{folder} is not of this run: {differs}. Expected the config it was '
@@ -283,7 +287,9 @@ class Checkpoints:
         self._pool.shutdown()
         self._checkpointer.close()
     except Exception as e:
-      raise CheckpointError(f'the last checkpoint: {e}') from e
+      raise CheckpointError(
+        f'the last checkpoint: {disk.why(self._directory, e)}'
+      ) from e
 
 
 def _to_tree(state: RunState) -> ct.PyTree:
@@ -346,14 +352,6 @@ def reading(abstract: ct.PyTree) -> ocp.Context:
   return context
 
 
-def reason(error: BaseException) -> str:
-  """Returns the cause of an error of Orbax, in a line."""
-  while error.__cause__ is not None:
-    error = error.__cause__
-  line = next(iter(str(error).splitlines()), '')
-  return f'{type(error).__name__}: {line[:200]}'
-
-
 class _InTurn(orbax_types.DefaultSerializationStatusCallback):
   """Moves each array to the host once those before it are written."""
 
@@ -389,32 +387,6 @@ def _shard_bytes(x: ct.AbstractArray) -> int:
 
 def _total(tree: ct.PyTree) -> int:
   return sum(map(_bytes, _arrays(tree)))
-
-
-def _difference(stored: ct.PyTree, abstract: ct.PyTree) -> str:
-  """Returns the first difference of two trees, in words; empty if none."""
-  there, here = _by_name(stored), _by_name(abstract)
-  for name in sorted(there.keys() | here.keys()):
-    if here.get(name) is ...:
-      continue
-    is_there, is_here = (_form(leaves, name) for leaves in (there, here))
-    if is_there != is_here:
-      return f'{name} is {is_there} there, {is_here} here'
-  return ''
-
-
-def _by_name(tree: ct.PyTree) -> dict[str, ct.PyTree]:
-  return {
-    jax.tree_util.keystr(path, simple=True, separator='.'): x
-    for path, x in jax.tree_util.tree_leaves_with_path(tree)
-  }
-
-
-def _form(leaves: dict[str, ct.PyTree], name: str) -> str:
-  if name not in leaves:
-    return 'missing'
-  x = leaves[name]
-  return f'{x.dtype}{list(x.shape)}' if hasattr(x, 'shape') else 'text'
 
 
 def _abstract(x: ct.PyTree) -> ct.PyTree:

@@ -18,6 +18,7 @@ from covenant import config as config_lib
 from covenant.models import sharding
 from covenant.node import evaluator as evaluator_lib
 from covenant.protocol import checkpoint
+from covenant.telemetry import machine
 from covenant.train import local
 from covenant.train import shared_state
 from tests import helpers
@@ -173,6 +174,25 @@ class CheckpointTest(parameterized.TestCase):
     self.assertEqual(bits(self.restore(state(mesh(**sizes), 1))), want)
     self.assertNotEqual(bits(shared), want[-len(bits(shared)) :])
 
+  def test_a_full_disk_is_a_line_and_leaves_the_last_one(self):
+    with self.open() as checkpoints:
+      checkpoints.save_tree(1, state(mesh(fsdp=1)))
+    with (
+      mock.patch.object(machine, 'free_disk_bytes', return_value=1000),
+      self.open() as checkpoints,
+    ):
+      with self.assertRaises(checkpoint.CheckpointError) as caught:
+        checkpoints.save_tree(2, state(mesh(fsdp=1)))
+    self.assertRegex(
+      str(caught.exception),
+      '^no checkpoint after round 2: .*: the disk is full; earlier .* whole',
+    )
+    self.assertNotIn('\n', str(caught.exception))
+    self.assertTrue((self.folder / '1').exists())
+    with self.open() as checkpoints:
+      checkpoints.save_tree(2, state(mesh(fsdp=1)))  # with room again
+    self.assertTrue((self.folder / '2').exists())
+
   def test_memory_in_flight_is_bounded(self):
     tree = state(mesh(fsdp=4))
     shard, tensor = 256 * 32, 4 * 256 * 32
@@ -292,6 +312,7 @@ import jax.numpy as jnp
 from covenant import config as config_lib
 from covenant.models import sharding
 from covenant.protocol import checkpoint
+from covenant.telemetry import machine
 
 what, folder, devices = sys.argv[1:]
 checkpoint._IN_FLIGHT = 100 << 20
