@@ -59,6 +59,7 @@ _NOTEBOOK = [
   'nbclient>=0.10,<1',
   'nbformat>=5.10,<6',
 ]
+_POOL = ['aiohttp>=3.10,<4']
 _TEST = [
   'hypothesis>=6.100,<7',
   'moto[server]>=5.2,<6',
@@ -135,6 +136,8 @@ setuptools.setup(
   extras_require={
     'run': _RUN,
     'network': _NETWORK,
+    # The server of `--role=pool`; its workers need `run` alone.
+    'pool': _POOL,
     'data': _DATA,
     'hf': _HF,
     'lm-eval': _HF + ['lm-eval[hf]>=0.4.13,<0.5'],
@@ -144,7 +147,7 @@ setuptools.setup(
     # The compiler of TPUs, for `--config.plan.tpu_topology`; needs no TPU.
     'plan-tpu': ['libtpu>=0.0.45,<0.1'],
     'docs': ['furo>=2024.8.6', 'myst-nb>=1.2,<2', 'sphinx>=8,<10'],
-    'test': _RUN + _NETWORK + _DATA + _NOTEBOOK + _TRACKERS + _TEST,
+    'test': _RUN + _NETWORK + _POOL + _DATA + _NOTEBOOK + _TRACKERS + _TEST,
     'dev': ['pre-commit>=3.7,<6', 'pyrefly>=1.0,<2', 'ruff>=0.9,<1'],
   },
 )

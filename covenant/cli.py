@@ -42,7 +42,6 @@ from covenant.plan import hardware
 from covenant.plan import island_table as islands_table
 from covenant.plan import planner
 from covenant.plan import table
-from covenant.pool import miner as miner_lib
 from covenant.pool import worker as worker_lib
 from covenant.report import page
 from covenant.report import progress
@@ -145,6 +144,8 @@ def validator(config: config_lib.Config, workdir: str) -> None:
 
 def pool(config: config_lib.Config, workdir: str) -> None:
   """Runs one miner of a network whose training is done by workers."""
+  from covenant.pool import miner as miner_lib  # needs the extra `pool`
+
   preflight.require(config, workdir, 'pool')
   with startup.stoppable('stopping') as stop:
     miner_lib.PoolProcess(config, workdir).run(stop)

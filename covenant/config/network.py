@@ -142,7 +142,12 @@ class Pool(schema.Section):
   url: str = ''  # worker: http://HOST:PORT of its pool
   key: str = '~/.covenant/worker.key'  # worker: a file, made at the first start
   batch: int = schema.positive(64)  # worker: sequences per step that fit
+  hotkey: str = ''  # worker: ss58 address of its pool; empty: the first one's
   listen: str = '127.0.0.1:8470'  # pool: address; 0.0.0.0:PORT is everywhere
+  certificate: str = ''  # pool: PEM file of its TLS certificate; empty: no TLS
+  certificate_key: str = ''  # pool: PEM file of the certificate's key
+  # Pool: addresses of its reverse proxies, whose X-Forwarded-For it believes.
+  proxies: tuple[str, ...] = schema.names()
   workers: tuple[str, ...] = schema.names()  # ss58 addresses; empty: anybody
   subrounds: int = schema.positive(10)  # per round, each with a merge
   steps: int = schema.positive(4)  # inner steps per lease

@@ -127,6 +127,7 @@ class LeaseVerdict(enum.Enum):
 
   VALID = 'valid'
   STALE = 'too late: the lease was given to another, or its sub-round is over'
+  LOST = 'the lease did not come back'
   REFUSED = 'the payload was refused'
   RECEIPT = 'trained on other data than was leased'
   TINY = 'the delta holds next to nothing'

@@ -204,6 +204,10 @@ class Ledger:
     )
     return dict(rows)
 
+  def workers(self) -> set[str]:
+    """Returns the workers that have ever done verified work."""
+    return {worker for (worker,) in self._query('SELECT worker FROM work')}
+
   def banned(self, since: int) -> set[str]:
     """Returns the workers caught in round `since` or later."""
     rows = self._query('SELECT worker FROM caught WHERE round >= ?', since)

@@ -8,9 +8,9 @@ pool.jsonl, each worker's work per round.
 import json
 import os
 import pathlib
+import re
 import secrets
 import sys
-import threading
 import time
 import urllib.parse
 from collections.abc import Callable, Mapping
@@ -31,6 +31,7 @@ from covenant.pool import deltas as deltas_lib
 from covenant.pool import ledger as ledger_lib
 from covenant.pool import pool as pool_lib
 from covenant.pool import server as server_lib
+from covenant.pool import visitors
 from covenant.pool import worker as worker_lib
 from covenant.protocol import apply
 from covenant.train import local as local_lib
@@ -38,6 +39,8 @@ from covenant.train import trainer as trainer_lib
 
 _LOOK_SECONDS = 0.05  # poll interval for the end of a sub-round
 _WAIT_SECONDS = 0.5  # pause of a worker without a lease
+
+_NUMBER = re.compile(r'[0-9]{1,9}')
 
 Report = Callable[[int, pool_lib.PoolResult, int], None]
 
@@ -175,6 +178,10 @@ class PoolProcess:
         return False
       return keys.verify(worker, data, signature)
 
+    terms = ledger_lib.PaymentPolicy(
+      config.pool.fee, round(config.pool.threshold * ledger_lib.RAO)
+    )
+    self._ledger = ledger_lib.Ledger(self._workdir / 'ledger.sqlite', terms)
     self._pool = pool_lib.PoolState(
       config,
       shared_model.abstract_params,
@@ -184,27 +191,19 @@ class PoolProcess:
       lambda params, job: lease_trainer.train(params, job)[0],
       verify,
       np.random.default_rng(secrets.randbits(128)),
+      self._ledger.workers(),
     )
     params, message = lease_trainer.warm_up()
     self._pool.warm_up(params, message)
-    terms = ledger_lib.PaymentPolicy(
-      config.pool.fee, round(config.pool.threshold * ledger_lib.RAO)
-    )
-    self._ledger = ledger_lib.Ledger(self._workdir / 'ledger.sqlite', terms)
-    longest = {
-      '/lease': 1000,
-      '/parameters': 0,
-      '/delta': self._pool.payload_bytes,
-      '/account': 0,
-    }
-    hello = {'run': shared_model.run.hex(), 'pool': context.chain.hotkey}
     self._server = server_lib.PoolServer(
-      _address(config.pool.listen),
-      secrets.token_hex(16),
-      lambda: hello,
+      _settings(config.pool),
+      context.chain.hotkey,
+      context.chain.sign,
+      {'run': shared_model.run.hex()},
       verify,
+      self._admit,
       self._answer,
-      longest,
+      self._pool.is_trusted,
     )
     trainer = trainer_lib.Trainer(config, shared_model, data)
     private = trainer.init(start.shared.params)
@@ -221,46 +220,66 @@ class PoolProcess:
   def run(self, stop: Callable[[], bool]) -> None:
     """Serves workers and follows the run, until it is over or asked to stop."""
     self._stop = stop
-    serving = threading.Thread(target=self._server.serve_forever, daemon=True)
-    serving.start()
-    host, port = self._server.server_address[:2]
+    self._server.start()
+    host, port = self._server.address
     self._process.workdir.status(address=f'{host}:{port}')
     hotkey = self._process.node.chain.hotkey
     _say(f'pool of {hotkey}: workers may come to {host}:{port}')
     try:
       self._process.run(stop)
     finally:
-      self._server.shutdown()
-      self._server.server_close()
+      self._server.close()
       self._ledger.close()
 
+  def _admit(self, request: server_lib.Request) -> int | server_lib.Reply:
+    """Returns the largest body that a request may have; nobody else waits.
+
+    A delta is awaited while its lease is open.
+    """
+    path, asked = _parse(request.path)
+    if path not in ('/lease', '/parameters', '/delta', '/account'):
+      return server_lib.Reply(404, {'error': 'unknown path'})
+    if path != '/delta':
+      return 0
+    number = asked.get('number', '')
+    if not _NUMBER.fullmatch(number):
+      return server_lib.Reply(400, {'error': f'{path}: malformed'})
+    if not self._pool.holds(request.worker, int(number)):
+      return self._verdict(pool_lib.LeaseVerdict.STALE)
+    return self._pool.payload_bytes
+
   def _answer(self, request: server_lib.Request) -> server_lib.Reply:
-    path, _, query = request.path.partition('?')
-    asked = dict(urllib.parse.parse_qsl(query))
+    path, asked = _parse(request.path)
+    worker = request.worker
     try:
       match path:
         case '/lease':
-          return self._lease(request.worker, int(asked['most']))
+          most = int(asked['most'])
+          return self._lease(worker, most, request.address)
         case '/parameters':
-          return self._parameters(bytes.fromhex(asked['base']))
+          return self._parameters(worker, bytes.fromhex(asked['base']))
         case '/delta':
           number, loss = int(asked['number']), float(asked['loss'])
-          return self._deliver(request.worker, number, loss, request.body)
+          return self._deliver(worker, number, loss, request.body)
     except (KeyError, ValueError):
       return server_lib.Reply(400, {'error': f'{path}: malformed'})
-    account = self._ledger.account(request.worker)
+    account = self._ledger.account(worker)
     return server_lib.Reply(200, account._asdict())
 
-  def _lease(self, worker: str, most: int) -> server_lib.Reply:
-    job = self._pool.take(worker, time.monotonic(), most)
+  def _lease(self, worker: str, most: int, address: str) -> server_lib.Reply:
+    origin = visitors.group(address)
+    job = self._pool.take(worker, time.monotonic(), most, origin)
     if job is None:
       return server_lib.Reply(200, {'wait': _WAIT_SECONDS})
     text = job._asdict() | {'base': job.base.hex()}
     tokens_NxL1 = text.pop('tokens_NxL1')
     return server_lib.Reply(200, text, tokens_NxL1.astype('<i4').tobytes())
 
-  def _parameters(self, base: bytes) -> server_lib.Reply:
+  def _parameters(self, worker: str, base: bytes) -> server_lib.Reply:
     found = self._pool.parameters(base)
+    if found is not None and not self._pool.may_fetch(worker, base):
+      why = 'parameters are sent with a lease, a few times'
+      return server_lib.Reply(403, {'error': why})
     if found is None:
       return server_lib.Reply(410, {'error': 'the sub-round is over'})
     data, salt = found
@@ -269,7 +288,11 @@ class PoolProcess:
   def _deliver(
     self, worker: str, number: int, loss: float, data: bytes
   ) -> server_lib.Reply:
-    verdict = self._pool.deliver(worker, number, data, loss, time.monotonic())
+    return self._verdict(
+      self._pool.deliver(worker, number, data, loss, time.monotonic())
+    )
+
+  def _verdict(self, verdict: pool_lib.LeaseVerdict) -> server_lib.Reply:
     text = {'verdict': verdict.name, 'text': verdict.value}
     return server_lib.Reply(200, text)
 
@@ -337,13 +360,24 @@ def _line(
   return text
 
 
-def _address(text: str) -> tuple[str, int]:
-  host, _, port = text.rpartition(':')
-  if not host or not port.isdecimal() or int(port) > 65535:
+def _settings(config: config_lib.Pool) -> server_lib.ServerSettings:
+  host, _, port = config.listen.rpartition(':')
+  if not host or not _NUMBER.fullmatch(port) or int(port) > 65535:
     raise config_lib.ConfigError(
-      f'pool.listen: expected HOST:PORT, got {text!r}'
+      f'pool.listen: expected HOST:PORT, got {config.listen!r}'
     )
-  return host, int(port)
+  return server_lib.ServerSettings(
+    host.strip('[]'),
+    int(port),
+    config.certificate,
+    config.certificate_key,
+    config.proxies,
+  )
+
+
+def _parse(path: str) -> tuple[str, dict[str, str]]:
+  name, _, query = path.partition('?')
+  return name, dict(urllib.parse.parse_qsl(query, max_num_fields=8))
 
 
 def _say(text: str) -> None:

@@ -9,20 +9,18 @@ This module reads no clock, network or chain: callers pass the time and the
 function that recomputes leases. It is thread-safe.
 """
 
-import dataclasses
 import hashlib
 import threading
-from collections.abc import Callable, Mapping, Set
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Set
 
 import jax
 import numpy as np
 
 from covenant import config as config_lib
 from covenant import typing as ct
-from covenant.data import assignment
 from covenant.pool import deltas as deltas_lib
 from covenant.pool import leases as leases_lib
+from covenant.pool import tasks
 from covenant.wire import payload
 
 LeaseVerdict = deltas_lib.LeaseVerdict
@@ -30,31 +28,15 @@ LeaseVerdict = deltas_lib.LeaseVerdict
 _FARTHEST = 1.5  # largest step, relative to a full sub-round
 _HARMLESS = (LeaseVerdict.VALID, LeaseVerdict.STALE)
 _STRIKES = 3  # other verdicts until a worker gets no lease for the round
+_GUESTS = 2  # leases of new workers of one network address at a time
+_FETCHES = 3  # times that a worker is sent the parameters of a sub-round
+_LAST = 0.75  # share of the time that the last sub-round plans with
 
 
-class Job(NamedTuple):
-  """The description of a lease that a worker receives."""
-
-  round: int
-  number: int  # of the lease within its round
-  base: bytes  # 16-byte id of the starting parameters
-  step: int  # inner step of the run, for the learning rate
-  steps: int  # inner steps of the lease
-  tokens_NxL1: np.ndarray  # int32, steps * batch sequences in order
-
-  @property
-  def batch(self) -> int:
-    return len(self.tokens_NxL1) // self.steps
-
-  def header(self, run: bytes) -> payload.Header:
-    """Returns the header that the delta's payload must have."""
-    receipt = assignment.Receipt()
-    receipt.add(self.tokens_NxL1)
-    return payload.Header(
-      run, self.round, self.number, self.base, receipt.digest(),
-      receipt.sequences,
-    )  # fmt: skip
-
+Job = tasks.Job
+PoolTask = tasks.PoolTask
+PoolResult = tasks.PoolResult
+_PoolRound = tasks.PoolRound
 
 Again = Callable[[ct.Params, Job], ct.Message]  # (params, job) -> message
 Verify = Callable[[str, bytes, bytes], bool]  # worker, data, signature
@@ -65,57 +47,6 @@ def parameters_id(data: bytes, salt: bytes) -> bytes:
   digest = hashlib.blake2b(data, digest_size=16)
   digest.update(salt)
   return digest.digest()
-
-
-class PoolTask(NamedTuple):
-  """The training of one round, as the pool's miner assigns it."""
-
-  round: int
-  root: bytes  # history root that led to `params`
-  params: ct.Params  # at the start of the round
-  sequences: int  # number assigned
-  read: Callable[[int, int], np.ndarray]  # first, count -> tokens, int32
-  begins: float  # seconds
-  ends: float  # deadline of the payload, seconds
-
-
-class PoolResult(NamedTuple):
-  """The result of one round."""
-
-  params: ct.Params  # at the end of the round
-  sequences: int  # trained prefix of the assigned sequences
-  loss: float  # median of the workers' reports, nats per token; nan if none
-  work: Mapping[str, int]  # verified sequences per worker
-  proven: Set[str]  # workers that passed an audit
-  caught: Set[str]  # workers that failed one
-  verdicts: Mapping[str, Mapping[LeaseVerdict, int]]  # counts per worker
-
-
-@dataclasses.dataclass
-class _PoolRound:
-  """The state of the current round and of its sub-round."""
-
-  task: PoolTask
-  queue: leases_lib.LeaseQueue
-  params: ct.Params
-  held: Mapping[str, int]
-  banned: set[str]
-  subround: int = 0
-  until: float = 0.0
-  step: int = 0
-  base: bytes = b''
-  data: bytes = b''
-  salt: bytes = b''
-  merging: bool = False
-  jobs: dict[int, Job] = dataclasses.field(default_factory=dict)
-  deltas: list[deltas_lib.Delta] = dataclasses.field(default_factory=list)
-  work: dict[str, int] = dataclasses.field(default_factory=dict)
-  losses: list[float] = dataclasses.field(default_factory=list)
-  proven: set[str] = dataclasses.field(default_factory=set)
-  caught: set[str] = dataclasses.field(default_factory=set)
-  verdicts: dict[str, dict[LeaseVerdict, int]] = dataclasses.field(
-    default_factory=dict
-  )
 
 
 class PoolState:
@@ -130,6 +61,7 @@ class PoolState:
     again: recomputes a lease.
     verify: returns True if a worker signed some bytes.
     draw: the random generator that selects audits, unknown to workers.
+    trusted: workers that have proved themselves before.
   """
 
   def __init__(
@@ -142,8 +74,11 @@ class PoolState:
     again: Again,
     verify: Verify,
     draw: np.random.Generator,
+    trusted: Iterable[str] = (),
   ):
     self._config = config
+    self._trusted = set(trusted)
+    self._recent: set[str] = set()  # workers of the last round
     self._abstract_params = abstract_params
     self._run = run
     self._merger = merger
@@ -200,24 +135,83 @@ class PoolState:
       return None
     return current.data, current.salt
 
-  def take(self, worker: str, now: float, most: int = 1 << 30) -> Job | None:
+  def take(
+    self, worker: str, now: float, most: int = 1 << 30, origin: str = ''
+  ) -> Job | None:
     """Leases sequences to a worker; returns None while there are none.
+
+    A worker that has not proved itself by a valid lease gets a trial, unless
+    no worker that has is around.
 
     Args:
       worker: its address.
       now: the time, seconds.
       most: the largest batch that fits its memory, sequences per step.
+      origin: the network address that it asks from; empty if unknown.
     """
     with self._lock:
       current = self._round
       if current is None or current.merging or worker in current.banned:
         return None
-      lease = current.queue.take(worker, now, most)
-      if lease is None:
+      queue = current.queue
+      is_new = worker not in self._trusted
+      if is_new and origin and self._guests(current, worker, origin) >= _GUESTS:
+        return None
+      around = queue.asking | self._recent
+      trial = is_new and bool(self._trusted & around)
+      if trial and current.subround > self._config.pool.subrounds:
+        return None  # what is missing now is for those who are known
+      lease = queue.take(worker, now, most, trial)
+      self._strike_lost(current)
+      if lease is None or worker in current.banned:
         return None
       job = self._job(current, lease)
       current.jobs[lease.number] = job
+      current.origins[lease.number] = worker, origin
     return job
+
+  def is_trusted(self, worker: str) -> bool:
+    """Returns whether a worker has proved itself by a valid lease."""
+    return worker in self._trusted
+
+  def holds(self, worker: str, number: int) -> bool:
+    """Returns whether a worker's lease is open, so that its delta is due."""
+    with self._lock:
+      current = self._round
+      if current is None or current.merging:
+        return False
+      return current.queue.find(number, worker) is not None
+
+  def may_fetch(self, worker: str, base: bytes) -> bool:
+    """Returns whether a worker may have the parameters of the sub-round.
+
+    It needs a lease, and is sent them a few times only.
+    """
+    with self._lock:
+      current = self._round
+      if current is None or current.base != base:
+        return False
+      if not current.queue.has(worker):
+        return False
+      sent = current.fetched.get(worker, 0)
+      current.fetched[worker] = sent + 1
+      return sent < _FETCHES
+
+  def _guests(self, current: _PoolRound, worker: str, origin: str) -> int:
+    """Returns the number of other new workers of an origin with a lease."""
+    return sum(
+      other != worker
+      and other not in self._trusted
+      and asked_from == origin
+      and current.queue.find(number, other) is not None
+      for number, (other, asked_from) in current.origins.items()
+    )
+
+  def _strike_lost(self, current: _PoolRound) -> None:
+    """Counts leases that did not come back; their workers are new again."""
+    for lease in current.queue.take_lost():
+      self._trusted.discard(lease.worker)
+      self._count(current, lease.worker, LeaseVerdict.LOST)
 
   def deliver(
     self, worker: str, number: int, data: bytes, loss: float, now: float
@@ -261,6 +255,7 @@ class PoolState:
       current, self._round = self._round, None
     assert current is not None
     work = {w: n for w, n in current.work.items() if w not in current.caught}
+    self._recent = set(work)
     losses = [x for x in current.losses if np.isfinite(x)]
     return PoolResult(
       current.params,
@@ -276,9 +271,15 @@ class PoolState:
     """Starts the next sub-round."""
     task, queue = current.task, current.queue
     left = max(self._config.pool.subrounds - current.subround, 1)
-    current.until = now + (task.ends - now) / left
-    queue.begin(-(-queue.left // left), current.until)
+    share = 1 / left
+    if left == 1 and not current.repairing:
+      # The rest is for leases of this sub-round that do not come back.
+      share, current.repairing = _LAST, True
+    current.until = now + (task.ends - now) * share
+    queue.begin(-(-queue.left // left), current.until, now)
+    self._strike_lost(current)
     current.subround += 1
+    current.origins, current.fetched = {}, {}
     steps, done = self._config.optim.inner_steps, task.sequences - queue.left
     current.step = task.round * steps + done * steps // task.sequences
     current.jobs, current.deltas, current.merging = {}, [], False
@@ -325,6 +326,7 @@ class PoolState:
       lease = delta.lease
       if lease.worker in current.caught:
         verdicts[lease.number] = LeaseVerdict.FALSE
+        self._trusted.discard(lease.worker)
       verdict = verdicts[lease.number]
       self._count(current, lease.worker, verdict)
       if verdict is not LeaseVerdict.VALID:
@@ -334,6 +336,7 @@ class PoolState:
       current.losses.append(delta.loss)
       current.work.setdefault(lease.worker, 0)
       current.work[lease.worker] += lease.sequences
+      self._trusted.add(lease.worker)
     sequences = [d.lease.sequences for d in merged]
     # Each sequence moves the parameters equally far, however many arrive in a
     # sub-round: refused work that is repeated later is not a whole step.
@@ -358,8 +361,9 @@ class PoolState:
     for _ in range(min(self._config.pool.audits, len(left))):
       stakes_N = np.array([current.held.get(d.lease.worker, 0) for d in left])
       proven_N = np.array([d.lease.worker in current.proven for d in left])
-      # A worker that has just passed an audit can still be drawn.
-      weights_N = (0.1 + stakes_N / usual) * np.where(proven_N, 0.1, 1.0)
+      # A worker for which nothing is held knows that, so it is drawn as well,
+      # and one that has just passed an audit can still be.
+      weights_N = (0.5 + stakes_N / usual) * np.where(proven_N, 0.1, 1.0)
       weights_N /= weights_N.sum()
       chosen = left.pop(
         self._draw.choice(len(left), p=weights_N / sum(weights_N))

@@ -1,49 +1,57 @@
 """The HTTP server of a pool, which accepts signed requests of workers.
 
-Workers connect to the pool, so they may sit behind a router. A request is
+Workers connect to the pool, so they may sit behind a router. aiohttp serves
+them from one thread. A request has the headers of `messages.py`, whose
+signature is verified before the body is read, and the body is read only if the
+pool awaits it. A reply is a line of JSON, followed by bytes if there are any,
+and signed by the pool.
 
-  METHOD path, with the headers
-    X-Worker      ss58 address of the worker
-    X-Number      above that of the worker's last request in this session
-    X-Digest      blake2b-256 of the body, in hexadecimal
-    X-Signature   by the worker, over session, method, path, number and digest
-
-so that it is valid for one pool and one session, once. The signature is
-verified before the body is read, and each path limits the size of its body.
-A reply is a line of JSON, followed by bytes if there are any.
+Nobody has to be fast. A connection that makes no progress is closed: without
+headers after ten seconds, and where less than `_LEAST` bytes pass in half a
+minute. Connections and requests are limited by address and by key
+(visitors.py).
 """
 
-import hashlib
-import http.server
+import asyncio
 import json
 import socket
+import ssl
 import threading
-import time
-from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Coroutine, Mapping
+from typing import NamedTuple, TypeVar
 
+from covenant import extras
 from covenant import typing as ct
+from covenant.pool import messages
+from covenant.pool import visitors
 
-_SECONDS = 30.0  # timeout without progress
-_BODY_SECONDS = 600.0  # timeout of a whole body
-_MOST_AT_ONCE = 256  # concurrent connections; more are closed
-_MOST_WORKERS = 100_000  # workers whose request numbers are kept
+with extras.needed('pool'):
+  from aiohttp import web
+
+_SECONDS = 30.0  # in which a body or a reply must get on
+_HANDSHAKE_SECONDS = 10.0
+_LEAST = 1 << 14  # bytes in that time, if so many are left
+_PIECE = 1 << 18  # bytes that are written at a time
+_PER_KEY = 4  # requests of one key at a time
 _LONGEST_PATH = 256
+_BACKLOG = 256
+_WORKERS = 8  # requests that are answered at the same time
 
-_Connection = socket.socket | tuple[bytes, socket.socket]
+_T = TypeVar('_T')
 
 
 class Request(NamedTuple):
-  """A verified request of a worker."""
+  """A verified request of a worker; `body` is empty before it is admitted."""
 
   worker: str
   method: str
   path: str
   body: bytes
+  address: str  # network address
 
 
 class Reply(NamedTuple):
-  """A reply: JSON, then bytes."""
+  """A reply: JSON, then bytes, whose digest with the line may be known."""
 
   status: int
   text: Mapping[str, ct.Json]
@@ -51,177 +59,299 @@ class Reply(NamedTuple):
 
 
 Answer = Callable[[Request], Reply]
+# Returns the largest body that is awaited, or a refusal.
+Admit = Callable[[Request], int | Reply]
 Verify = Callable[[str, bytes, bytes], bool]  # worker, data, signature
 
 
-def digest(body: bytes) -> str:
-  return hashlib.blake2b(body, digest_size=32).hexdigest()
+class ServerSettings(NamedTuple):
+  """Where and how a pool listens."""
+
+  host: str
+  port: int  # 0 is any free one
+  certificate: str = ''  # PEM file of the chain; empty: plain HTTP
+  certificate_key: str = ''  # PEM file
+  # Addresses of reverse proxies, whose X-Forwarded-For is believed.
+  proxies: tuple[str, ...] = ()
 
 
-def signed_text(
-  session: str, method: str, path: str, number: int, body_digest: str
-) -> bytes:
-  """Returns the bytes of a request that its worker signs."""
-  parts = 'covenant.pool', session, method, path, str(number), body_digest
-  return '\n'.join(parts).encode()
-
-
-def unpack(data: bytes) -> tuple[dict[str, ct.Json], bytes]:
-  """Splits a reply into JSON and bytes; raises ValueError if malformed."""
-  line, _, rest = data.partition(b'\n')
-  text = json.loads(line)
-  if not isinstance(text, dict):
-    raise ValueError('expected a JSON object')
-  return text, rest
-
-
-class PoolServer(http.server.ThreadingHTTPServer):
-  """The server of a pool; run `serve_forever` in a thread of its own.
-
-  Args:
-    address: host and port; port 0 is any free one.
-    session: the id of this start, public.
-    hello: returns further public information.
-    verify: returns True if a worker signed some bytes.
-    answer: replies to a verified request; called from many threads.
-    longest: the largest body in bytes, by path.
-  """
-
-  daemon_threads = True
-  request_queue_size = 128
-
-  def __init__(
-    self,
-    address: tuple[str, int],
-    session: str,
-    hello: Callable[[], Mapping[str, ct.Json]],
-    verify: Verify,
-    answer: Answer,
-    longest: Mapping[str, int],
-  ):
-    self.session = session
-    self.hello = hello
-    self.verify = verify
-    self.answer = answer
-    self.longest = longest
-    self._free = threading.BoundedSemaphore(_MOST_AT_ONCE)
-    self._lock = threading.Lock()
-    self._numbers: dict[str, int] = {}
-    super().__init__(address, _Handler)
-
-  @property
-  def port(self) -> int:
-    return self.server_address[1]
-
-  def is_new(self, worker: str, number: int) -> bool:
-    """Returns True if a number exceeds all previous ones of a worker."""
-    with self._lock:
-      known = self._numbers.get(worker, -1)
-      if number <= known or (known < 0 and len(self._numbers) >= _MOST_WORKERS):
-        return False
-      self._numbers[worker] = number
-      return True
-
-  def process_request(
-    self, request: _Connection, client_address: object
-  ) -> None:
-    """Handles a request in a thread, or closes it if too many are busy."""
-    if not self._free.acquire(blocking=False):
-      self.shutdown_request(request)
-      return
-    super().process_request(request, client_address)
-
-  def process_request_thread(
-    self, request: _Connection, client_address: object
-  ) -> None:
-    try:
-      super().process_request_thread(request, client_address)
-    finally:
-      self._free.release()
-
-  def handle_error(self, request: _Connection, client_address: object) -> None:
-    """Ignores clients that hung up; failures of ours are replied as 500."""
-
-
-class _RequestError(Exception):
+class RequestError(Exception):
   """A refused request; args are the HTTP status and the reason."""
 
 
-class _Handler(http.server.BaseHTTPRequestHandler):
-  """The handler of one connection with one request."""
+class PoolServer:
+  """The server of a pool; serves in a thread of its own until `close`.
 
-  timeout = _SECONDS
+  Args:
+    settings: where it listens.
+    pool: ss58 address of the pool's hotkey.
+    sign: signs with that hotkey.
+    hello: public information.
+    verify: returns True if a worker signed some bytes.
+    admit: decides on a request before its body is read.
+    answer: replies to a verified request; called from many threads.
+    is_known: returns whether a worker has proved itself.
+
+  Raises:
+    OSError: the address or the certificate cannot be used.
+  """
+
+  def __init__(
+    self,
+    settings: ServerSettings,
+    pool: str,
+    sign: ct.Sign,
+    hello: Mapping[str, ct.Json],
+    verify: Verify,
+    admit: Admit,
+    answer: Answer,
+    is_known: Callable[[str], bool] = lambda worker: False,
+  ):
+    self._pool = pool
+    self._sign = sign
+    self._hello = hello
+    self._verify = verify
+    self._admit = admit
+    self._answer = answer
+    self._proxies = frozenset(settings.proxies)
+    self._connections = visitors.Connections(self._proxies)
+    self._requests = visitors.Requests()
+    self._tokens = visitors.Tokens(is_known)
+    self._keys = visitors.Shares(_PER_KEY)
+    self._answering = asyncio.Semaphore(_WORKERS)
+    self._last = b'', b'', ''  # data and line of a long reply, their digest
+    self._ssl = _context(settings)
+    family = socket.AF_INET6 if ':' in settings.host else socket.AF_INET
+    self._socket = socket.create_server(
+      (settings.host, settings.port), family=family, backlog=_BACKLOG
+    )
+    self._socket.setblocking(False)
+    self.address = self._socket.getsockname()[:2]
+    self._loop = asyncio.new_event_loop()
+    self._end = asyncio.Event()
+    self._thread = threading.Thread(
+      target=lambda: self._loop.run_until_complete(self._main()), daemon=True
+    )
+    self._tasks: set[asyncio.Task[None]] = set()
 
   @property
-  def _server(self) -> PoolServer:
-    assert isinstance(self.server, PoolServer)
-    return self.server
+  def port(self) -> int:
+    return self.address[1]
 
-  def do_GET(self) -> None:  # noqa: N802
-    self._serve()
+  def start(self) -> None:
+    """Begins to serve."""
+    self._thread.start()
 
-  def do_POST(self) -> None:  # noqa: N802
-    self._serve()
+  def close(self) -> None:
+    """Ends serving; replies that are under way are cut off."""
+    if self._thread.is_alive():
+      self._loop.call_soon_threadsafe(self._end.set)
+      self._thread.join()
+    self._socket.close()
+    self._loop.close()
 
-  def log_message(self, format: str, *args: object) -> None:
-    """Logs nothing, since strangers control the text."""
-
-  def _serve(self) -> None:
-    self.close_connection = True
-    try:
-      if self.path == '/hello':
-        text = {'session': self._server.session, **self._server.hello()}
-        reply = Reply(200, text)
-      else:
-        reply = self._server.answer(self._request())
-    except _RequestError as e:
-      status, why = e.args
-      reply = Reply(status, {'error': why})
-    except Exception as e:  # one failing request must not end the server
-      reply = Reply(500, {'error': f'the pool failed: {type(e).__name__}'})
-    line = json.dumps(reply.text).encode() + b'\n'
-    self.send_response(reply.status)
-    self.send_header('Content-Type', 'application/octet-stream')
-    self.send_header('Content-Length', str(len(line) + len(reply.data)))
-    self.end_headers()
-    self.wfile.write(line)
-    self.wfile.write(reply.data)
-
-  def _request(self) -> Request:
-    """Reads and verifies the request; raises `_RequestError`."""
-    longest = self._server.longest.get(self.path.partition('?')[0])
-    if longest is None or len(self.path) > _LONGEST_PATH:
-      raise _RequestError(404, 'unknown path')
-    worker = self.headers.get('X-Worker', '')
-    said = self.headers.get('X-Digest', '')
-    try:
-      length = int(self.headers.get('Content-Length', '0'))
-      number = int(self.headers.get('X-Number', ''))
-      signature = bytes.fromhex(self.headers.get('X-Signature', ''))
-    except ValueError:
-      raise _RequestError(400, 'malformed headers') from None
-    if not 0 <= length <= longest:
-      raise _RequestError(
-        413, f'expected at most {longest} bytes, not {length}'
-      )
-    text = signed_text(
-      self._server.session, self.command, self.path, number, said
+  async def _main(self) -> None:
+    server = web.Server(
+      self._serve,
+      handler_cancellation=True,
+      max_line_size=2 * _LONGEST_PATH,
+      max_field_size=4096,
+      access_log=None,
+      keepalive_timeout=5.0,
+      lingering_time=2.0,
+      auto_decompress=False,
     )
-    if not self._server.verify(worker, text, signature):
-      raise _RequestError(401, 'not signed by X-Worker for this session')
-    if not 0 <= number < 2**63 or not self._server.is_new(worker, number):
-      raise _RequestError(409, 'this number has been used; count up')
-    body = self._body(length)
-    if digest(body) != said:
-      raise _RequestError(400, 'the body is not the one that was signed')
-    return Request(worker, self.command, self.path, body)
+    self._spawn(self._accept(server))
+    self._spawn(self._sweep())
+    await self._end.wait()
+    for task in list(self._tasks):
+      task.cancel()
+    await asyncio.gather(*self._tasks, return_exceptions=True)
+    await server.shutdown(0.0)
 
-  def _body(self, length: int) -> bytes:
-    deadline, chunks = time.monotonic() + _BODY_SECONDS, []
-    while length:
-      chunk = self.rfile.read1(min(length, 1 << 20))
-      if not chunk or time.monotonic() > deadline:
-        raise _RequestError(408, 'the body did not come')
-      chunks.append(chunk)
-      length -= len(chunk)
-    return b''.join(chunks)
+  def _spawn(self, work: Coroutine[None, None, None]) -> None:
+    task = self._loop.create_task(work)
+    self._tasks.add(task)
+    task.add_done_callback(self._tasks.discard)
+
+  async def _sweep(self) -> None:
+    while True:
+      await asyncio.sleep(1.0)
+      self._connections.close_silent()
+
+  async def _accept(self, server: web.Server) -> None:
+    while True:
+      try:
+        connection, peer = await self._loop.sock_accept(self._socket)
+      except OSError:  # such as out of file descriptors
+        self._connections.close_silent()
+        await asyncio.sleep(0.1)
+        continue
+      if not self._connections.enter(connection, peer[:2]):
+        connection.close()
+        continue
+      self._spawn(self._connect(server, connection, peer[:2]))
+
+  async def _connect(
+    self, server: web.Server, connection: socket.socket, peer: tuple[str, int]
+  ) -> None:
+    timeout = _HANDSHAKE_SECONDS if self._ssl else None
+    try:
+      await self._loop.connect_accepted_socket(
+        server, connection, ssl=self._ssl, ssl_handshake_timeout=timeout
+      )
+    except (OSError, TimeoutError):  # among them the errors of ssl
+      connection.close()
+
+  async def _serve(self, request: web.BaseRequest) -> web.StreamResponse:
+    text, signed = b'', True
+    try:
+      address = self._visitor(request)
+      if request.path == '/hello':
+        text, reply = self._greet(request)
+      else:
+        text, reply = await self._serve_worker(request, address)
+    except RequestError as e:
+      status, why = e.args
+      reply, signed = Reply(status, {'error': why}), bool(text)
+    return await self._send(request, text, reply, signed)
+
+  def _visitor(self, request: web.BaseRequest) -> str:
+    """Returns the address of a request; raises RequestError for too many."""
+    peer = request.transport and request.transport.get_extra_info('peername')
+    if not peer:
+      raise RequestError(400, 'the connection is closed')
+    self._connections.heard(peer[:2])
+    address = peer[0]
+    if address in self._proxies:
+      chain = request.headers.get('X-Forwarded-For', '').split(',')
+      address = chain[-1].strip() or address
+    if not self._requests.enter(address):
+      raise RequestError(429, 'too many requests from this address; wait')
+    return address
+
+  def _greet(self, request: web.BaseRequest) -> tuple[bytes, Reply]:
+    worker = request.headers.get(messages.WORKER, '')[:64]
+    nonce = request.query.get('nonce', '')[:128]
+    text = {'token': self._tokens.issue(worker), 'pool': self._pool}
+    return nonce.encode(), Reply(200, {**self._hello, **text})
+
+  async def _serve_worker(
+    self, request: web.BaseRequest, address: str
+  ) -> tuple[bytes, Reply]:
+    """Verifies a request and answers it; raises RequestError."""
+    if len(request.raw_path) > _LONGEST_PATH:
+      raise RequestError(404, 'unknown path')
+    headers = request.headers
+    worker = headers.get(messages.WORKER, '')
+    token = headers.get(messages.TOKEN, '')
+    said = headers.get(messages.DIGEST, '')
+    try:
+      length = int(headers.get('Content-Length', '0'))
+      number = int(headers.get(messages.NUMBER, ''))
+      signature = bytes.fromhex(headers.get(messages.SIGNATURE, ''))
+    except ValueError:
+      raise RequestError(400, 'malformed headers') from None
+    method, path = request.method, request.raw_path
+    text = messages.request_text(self._pool, token, method, path, number, said)
+    if not self._verify(worker, text, signature):
+      raise RequestError(401, 'not signed by X-Worker for this pool and token')
+    if not self._tokens.accept(worker, token, number):
+      raise RequestError(409, 'the token or the number is not new; say hello')
+    if not self._keys.enter(worker):
+      raise RequestError(429, 'too many requests of this key at a time')
+    try:
+      asked = Request(worker, method, path, b'', address)
+      admitted = await self._call(self._admit, asked)
+      if isinstance(admitted, Reply):
+        return text, admitted
+      if not 0 <= length <= admitted:
+        why = f'expected at most {admitted} bytes, not {length}'
+        return text, Reply(413, {'error': why})
+      body = await self._read(request, asked, length)
+      if messages.digest(body) != said:
+        return text, Reply(400, {'error': 'the body is not what was signed'})
+      return text, await self._call(self._answer, asked._replace(body=body))
+    finally:
+      self._keys.leave(worker)
+
+  async def _call(
+    self, function: Callable[[Request], _T], asked: Request
+  ) -> _T:
+    """Calls a function that may take a while; a bug costs one request."""
+    async with self._answering:
+      try:
+        return await asyncio.to_thread(function, asked)
+      except Exception as e:
+        raise RequestError(500, f'the pool failed: {type(e).__name__}') from e
+
+  async def _read(
+    self, request: web.BaseRequest, asked: Request, length: int
+  ) -> bytes:
+    """Reads a body, for as long as it makes progress and is awaited."""
+    body = bytearray()
+    while len(body) < length:
+      wanted = min(len(body) + _LEAST, length)
+      try:
+        async with asyncio.timeout(_SECONDS):
+          while len(body) < wanted:
+            chunk = await request.content.readany()
+            if not chunk:
+              raise RequestError(400, 'the body broke off')
+            body += chunk
+      except TimeoutError:
+        raise RequestError(408, 'the body did not come') from None
+      if len(body) > length:
+        raise RequestError(400, 'the body is longer than Content-Length')
+      if len(body) < length and not isinstance(
+        await self._call(self._admit, asked), int
+      ):
+        raise RequestError(410, 'the lease has ended')
+    return bytes(body)
+
+  async def _send(
+    self, request: web.BaseRequest, text: bytes, reply: Reply, signed: bool
+  ) -> web.StreamResponse:
+    line = json.dumps(reply.text).encode() + b'\n'
+    digest = await self._digest(line, reply.data)
+    response = web.StreamResponse(status=reply.status)
+    response.content_type = 'application/octet-stream'
+    response.content_length = len(line) + len(reply.data)
+    response.force_close()
+    if signed:
+      signature = self._sign(messages.reply_text(text, reply.status, digest))
+      response.headers[messages.SIGNATURE] = signature.hex()
+    await response.prepare(request)
+    await self._write(response, line)
+    data = memoryview(reply.data)
+    for start in range(0, len(data), _PIECE):
+      await self._write(response, data[start : start + _PIECE])
+    async with asyncio.timeout(_SECONDS):
+      await response.write_eof()
+    return response
+
+  async def _digest(self, line: bytes, data: bytes) -> str:
+    """Returns the digest of a reply; that of the last long one is kept."""
+    if len(data) < _PIECE:
+      return messages.digest(line, data)
+    if self._last[0] is not data or self._last[1] != line:
+      digest = await asyncio.to_thread(messages.digest, line, data)
+      self._last = data, line, digest
+    return self._last[2]
+
+  async def _write(
+    self, response: web.StreamResponse, piece: bytes | memoryview
+  ) -> None:
+    """Writes a piece; raises TimeoutError if the reader does not get on."""
+    async with asyncio.timeout(_SECONDS):
+      await response.write(piece)
+
+
+def _context(settings: ServerSettings) -> ssl.SSLContext | None:
+  if not settings.certificate:
+    return None
+  context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+  context.load_cert_chain(
+    settings.certificate, settings.certificate_key or None
+  )
+  return context

@@ -22,21 +22,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from covenant import config as config_lib
-from covenant import errors
 from covenant import typing as ct
 from covenant.chain import keys
 from covenant.node import workdir as workdir_lib
 from covenant.optim import sparseloco
+from covenant.pool import client as client_lib
 from covenant.pool import deltas as deltas_lib
 from covenant.pool import ledger as ledger_lib
 from covenant.pool import pool as pool_lib
-from covenant.pool import server as server_lib
 from covenant.train import local as local_lib
 from covenant.train import shared_state as shared_state_lib
 from covenant.train import step as step_lib
 from covenant.wire import payload
 
-_SECONDS = 60.0  # timeout without progress
 _LONGEST_WAIT = 10.0  # seconds between retries, at most
 _LOOK_SECONDS = 0.2  # poll interval of the stop flag
 
@@ -147,88 +145,7 @@ class LeaseTrainer:
     )
 
 
-class PoolUnreachableError(errors.CovenantError):
-  """The pool did not answer or refused; a retry may succeed."""
-
-
-class Client:
-  """An authenticated connection of one worker to a pool.
-
-  Args:
-    url: the pool's URL.
-    key: the worker's key.
-    run: the id of the run.
-  """
-
-  def __init__(self, url: str, key: keys.Key, run: bytes):
-    self._url = url.rstrip('/')
-    self._key = key
-    self._run = run
-    self._session = ''
-
-  def ask(
-    self, method: str, path: str, body: bytes = b'', longest: int = 1 << 20
-  ) -> tuple[dict[str, ct.Json], bytes]:
-    """Sends a signed request; returns the reply's JSON and bytes.
-
-    Args:
-      method: the HTTP method.
-      path: the path with its query.
-      body: the request body.
-      longest: the limit of the reply, bytes.
-
-    Raises:
-      PoolUnreachableError: the pool did not answer or refused; says why.
-      ConfigError: the pool belongs to another run.
-    """
-    if not self._session:
-      self._session = self._hello()
-    number, digest = time.time_ns(), server_lib.digest(body)
-    text = server_lib.signed_text(self._session, method, path, number, digest)
-    headers = {
-      'X-Worker': self._key.address,
-      'X-Number': str(number),
-      'X-Digest': digest,
-      'X-Signature': self._key.sign(text).hex(),
-    }
-    return self._send(method, path, body, headers, longest)
-
-  def _hello(self) -> str:
-    text, _ = self._send('GET', '/hello', b'', {}, 0)
-    if text.get('run') != self._run.hex():
-      raise config_lib.ConfigError(
-        f'pool.url: the pool at {self._url} is of run {text.get("run")}, this '
-        f'config of {self._run.hex()}; start the worker with the config of '
-        'the pool'
-      )
-    return str(text.get('session'))
-
-  def _send(
-    self,
-    method: str,
-    path: str,
-    body: bytes,
-    headers: dict[str, str],
-    longest: int,
-  ) -> tuple[dict[str, ct.Json], bytes]:
-    request = urllib.request.Request(
-      self._url + path, body or None, headers, method=method
-    )
-    try:
-      with urllib.request.urlopen(request, timeout=_SECONDS) as response:
-        data = response.read(longest + 10_000)
-      return server_lib.unpack(data)
-    except urllib.error.HTTPError as e:
-      if e.code in (401, 409):  # the pool or our clock was reset
-        self._session = ''
-      why = e.read(1000).decode(errors='replace')
-      e.close()
-      raise PoolUnreachableError(
-        f'{path}: the pool says {e.code}: {why}'
-      ) from None
-    except (OSError, ValueError) as e:  # a bad URL raises ValueError
-      self._session = ''
-      raise PoolUnreachableError(f'{self._url}{path}: {e}') from None
+PoolUnreachableError = client_lib.PoolUnreachableError
 
 
 class Worker:
@@ -254,7 +171,12 @@ class Worker:
     self._key = read_key(config.pool.key)
     self._shared_model = shared_state_lib.SharedModel(config)
     self._lease_trainer = LeaseTrainer(config, self._shared_model)
-    self._client = Client(config.pool.url, self._key, self._shared_model.run)
+    self._client = client_lib.Client(
+      config.pool.url,
+      self._key,
+      self._shared_model.run,
+      config.pool.hotkey,
+    )
     self._workdir = workdir_lib.Workdir(workdir, 'worker', self._key.address)
     self._base = b''
     self._params: ct.Params = None

@@ -271,6 +271,115 @@ class PoolTest(parameterized.TestCase):
     self.assertEqual(sum(outcome.work.values()), 6)
     self.assertIsNone(self.pool.take('a', 101.0))
 
+  def simulate(self, workers, rounds=3, sequences=128, squatters=(), asks=0.0):
+    """Rounds of workers of one sequence per second, and of squatters.
+
+    A squatter asks before all others in every sub-round, or later in it, and
+    returns nothing; each of its leases is by a new key if it is named so.
+    Returns (trained, claimable, seconds) of every round.
+    """
+    found = []
+    for r in range(rounds):
+      self.begin(sequences=sequences)
+      now, due, keys, base = 0.0, {}, 0, None
+      while True:
+        current = self.pool._round
+        if current.base != base:
+          base, opened = current.base, now
+          squatted = set()
+        if now >= opened + asks * (current.until - opened):
+          for name in squatters:
+            if name not in squatted:
+              keys += 1
+              key = f'{name}-{r}-{keys}' if name.startswith('new') else name
+              self.pool.take(key, now, origin=name)
+              squatted.add(name)
+        for worker in workers:
+          job, at = due.get(worker, (None, now))
+          if job is not None and at <= now:
+            self.work(job, worker, now)
+            job = None
+          if job is None:
+            job = self.pool.take(worker, now, most=4, origin=worker)
+            at = now + len(job.tokens_NxL1) / 1.0 if job else 0.0
+            due[worker] = job, at
+        now += 0.5
+        if self.pool.advance(now):
+          break
+      outcome = self.pool.finish()
+      trained = sum(outcome.work.values())
+      found.append((trained, outcome.sequences, now))
+    return found
+
+  def test_honest_workers_alone(self):
+    for trained, claimable, seconds in self.simulate(list('abcdefgh')):
+      self.assertEqual((trained, claimable), (128, 128))
+      self.assertLess(seconds, 40.0)
+
+  @parameterized.product(
+    squatters=(['one'], ['new'], [f'new{i}' for i in range(12)], ['a-b'] * 1),
+    asks=(0.0, 0.5, 0.99),
+  )
+  def test_squatters_cost_next_to_nothing(self, squatters, asks):
+    """One key, throw-away keys of one address or of many; at any time."""
+    alone = self.simulate(list('abcdefgh'))
+    found = self.simulate(list('abcdefgh'), squatters=squatters, asks=asks)
+    for (trained, claimable, seconds), (_, _, usual) in zip(
+      found, alone, strict=True
+    ):
+      self.assertEqual((trained, claimable), (128, 128))
+      self.assertLess(seconds, 100.0)
+      del usual
+    # From the second round on the honest are known.
+    for (_, _, seconds), (_, _, usual) in zip(
+      found[1:], alone[1:], strict=True
+    ):
+      self.assertLessEqual(seconds, 1.5 * usual + 4.0)
+
+  def test_a_proven_worker_that_squats_is_new_again(self):
+    self.simulate(list('abcd'), rounds=1)
+    self.assertIn('a', self.pool._trusted)
+    found = self.simulate(list('bcd'), rounds=2, squatters=['a'])
+    for trained, claimable, _ in found:
+      self.assertEqual((trained, claimable), (128, 128))
+    self.assertNotIn('a', self.pool._trusted)
+
+  def test_a_new_worker_proves_itself_beside_others(self):
+    self.simulate(list('abcd'), rounds=1)
+    self.simulate(list('abcde'), rounds=2)
+    self.assertIn('e', self.pool._trusted)
+
+  def test_new_keys_of_one_address_wait_for_each_other(self):
+    self.begin()
+    jobs = [self.pool.take(f'k{i}', 0.0, origin='one') for i in range(9)]
+    self.assertLen([job for job in jobs if job], 2)
+    self.assertIsNotNone(self.pool.take('other', 0.0, origin='two'))
+    self.work(jobs[0], 'k0', 1.0)
+    self.assertIsNotNone(self.pool.take('k5', 1.0, origin='one'))
+
+  def test_leases_that_never_come_back_are_struck(self):
+    self.begin()
+    for now in range(4):
+      self.pool.take('bad', float(now))  # asks again and again
+    self.assertIsNone(self.pool.take('bad', 5.0))
+    self.assertIsNotNone(self.pool.take('good', 5.0))
+    self.pool.advance(100.0)
+    lost = self.pool.finish().verdicts['bad']
+    self.assertEqual(lost, {pool_lib.LeaseVerdict.LOST: 3})
+
+  def test_parameters_and_bodies_are_for_who_has_a_lease(self):
+    self.begin()
+    job = self.pool.take('a', 0.0)
+    self.assertTrue(self.pool.holds('a', job.number))
+    self.assertFalse(self.pool.holds('b', job.number))
+    self.assertFalse(self.pool.holds('a', job.number + 1))
+    for want in (True, True, True, False):
+      self.assertEqual(self.pool.may_fetch('a', job.base), want)
+    self.assertFalse(self.pool.may_fetch('b', job.base))
+    self.assertFalse(self.pool.may_fetch('a', bytes(16)))
+    self.work(job, 'a', 1.0)
+    self.assertFalse(self.pool.holds('a', job.number))
+
   def test_nobody_came(self):
     self.begin(banned=['a'])
     self.assertIsNone(self.pool.take('a', 0.0))

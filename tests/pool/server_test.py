@@ -1,98 +1,87 @@
 """A pool's server answers who signs, and outlives who does not."""
 
-import http.client
 import json
 import socket
+import struct
 import threading
+import time
+from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
 
 from covenant.chain import keys
 from covenant.pool import server as server_lib
+from covenant.pool import visitors
+from tests.pool import serving
 
-KEY = keys.Key.from_seed(bytes(32))
+KEY, POOL, RUN = serving.KEY, serving.POOL, serving.RUN
 
 
-class GateTest(parameterized.TestCase):
-  def setUp(self):
-    super().setUp()
-    self.seen = []
-
-    def answer(request):
-      self.seen.append(request)
-      if request.path == '/bug':
-        raise ZeroDivisionError
-      return server_lib.Reply(200, {'of': request.path}, request.body[::-1])
-
-    self.gate = server_lib.PoolServer(
-      ('127.0.0.1', 0), 'session', lambda: {'run': 'r'}, keys.verify, answer,
-      {'/echo': 10, '/bug': 0},
-    )  # fmt: skip
-    thread = threading.Thread(
-      target=self.gate.serve_forever, kwargs={'poll_interval': 0.01}
-    )
-    thread.start()
-    self.addCleanup(thread.join)
-    self.addCleanup(self.gate.server_close)
-    self.addCleanup(self.gate.shutdown)
-
-  def ask(self, path='/echo', body=b'', number=0, **changes):
-    digest = server_lib.digest(body)
-    text = server_lib.signed_text('session', 'POST', path, number, digest)
-    headers = {
-      'X-Worker': KEY.address,
-      'X-Number': str(number),
-      'X-Digest': digest,
-      'X-Signature': KEY.sign(text).hex(),
-    }
-    headers |= {k.replace('_', '-'): v for k, v in changes.items()}
-    link = http.client.HTTPConnection('127.0.0.1', self.gate.port, timeout=60)
-    try:
-      link.request('POST', path, body, headers)
-      response = link.getresponse()
-      return response.status, *server_lib.unpack(response.read())
-    finally:
-      link.close()
-
+class ServerTest(serving.ServerCase):
   def test_signed_requests_are_answered(self):
     self.assertEqual(self.ask(body=b'abc'), (200, {'of': '/echo'}, b'cba'))
-    ((worker, method, path, body),) = self.seen
+    ((worker, method, path, body, address),) = self.seen
     self.assertEqual(
-      (worker, method, path, body), (KEY.address, 'POST', '/echo', b'abc')
+      (worker, method, path, body, address),
+      (KEY.address, 'POST', '/echo', b'abc', '127.0.0.1'),
     )
-    status, text, _ = self.ask('/hello')
-    self.assertEqual((status, text), (200, {'session': 'session', 'run': 'r'}))
+    text = self.hello()
+    self.assertEqual((text['run'], text['pool']), (RUN.hex(), POOL.address))
 
   @parameterized.parameters(
     (dict(path='/other'), 404),
     (dict(path='/echo?' + 'x' * 300), 404),
     (dict(body=b'x' * 11), 413),
-    (dict(Content_Length='-1'), 413),
-    (dict(Content_Length='9' * 30), 413),
-    (dict(Content_Length='x'), 400),
     (dict(X_Number='x'), 400),
     (dict(X_Signature='x'), 400),
     (dict(X_Signature=''), 401),
     (dict(X_Worker='nobody'), 401),
+    (dict(X_Digest='00' * 32), 401),
     (dict(number=-1), 409),
     (dict(number=2**63), 409),
+    (dict(token='nonsense'), 409),
+    (dict(token=f'{2**62:x}.{"0" * 64}'), 409),
+    (dict(token='.'), 409),
+    (dict(token='-1.0'), 409),
   )
   def test_what_is_not_right_is_refused(self, asked, status):
     self.assertEqual(self.ask(**asked)[0], status)
     self.assertEmpty(self.seen)
 
+  @parameterized.parameters('-1', '9' * 30, 'x', '٣')
+  def test_a_malformed_length_is_refused(self, length):
+    _, headers = self.headers('/echo')
+    lines = [f'{k}: {v}' for k, v in headers.items()]
+    lines = ['POST /echo HTTP/1.1', 'Host: x', *lines]
+    with self.raw() as link:
+      text = '\r\n'.join([*lines, f'Content-Length: {length}', '', ''])
+      link.sendall(text.encode())
+      self.assertRegex(link.recv(1 << 16), rb'^HTTP/1.. 4\d\d')
+    self.assertEmpty(self.seen)
+
   def test_nothing_counts_twice_or_for_something_else(self):
-    self.assertEqual(self.ask(number=5)[0], 200)
+    token = self.hello()['token']
+    self.assertEqual(self.ask(number=5, token=token)[0], 200)
     for number in 5, 4:
-      self.assertEqual(self.ask(number=number)[0], 409)
-    self.assertEqual(self.ask(number=6)[0], 200)
-    other = server_lib.signed_text(
-      'before', 'POST', '/echo', 7, server_lib.digest(b'')
-    )
-    signature = KEY.sign(other).hex()
-    self.assertEqual(self.ask(number=7, X_Signature=signature)[0], 401)
+      self.assertEqual(self.ask(number=number, token=token)[0], 409)
+    self.assertEqual(self.ask(number=6, token=token)[0], 200)
+    text, headers = self.headers('/echo', number=7, token=token)
+    for changes in (
+      dict(number=8), dict(path='/large'), dict(body=b'x'),
+      dict(token=self.hello()['token']),
+    ):  # fmt: skip
+      asked = {'number': 7, 'token': token} | changes
+      signature = headers['X-Signature']
+      self.assertEqual(self.ask(**asked, X_Signature=signature)[0], 401)
+    # A token is of one worker.
+    other = keys.Key.from_seed(b'o' * 32)
+    _, headers = self.headers('/echo', number=9, token=token, key=other)
+    self.assertEqual(self.ask(number=9, token=token, **{
+      k.replace('-', '_'): v for k, v in headers.items()
+    })[0], 409)  # fmt: skip
     self.assertLen(self.seen, 2)
+    del text
 
   def test_a_bug_costs_one_request(self):
     status, text, _ = self.ask('/bug')
@@ -100,15 +89,142 @@ class GateTest(parameterized.TestCase):
     self.assertIn('ZeroDivisionError', json.dumps(text))
     self.assertEqual(self.ask(number=1)[0], 200)
 
-  def test_who_says_nothing_keeps_nobody_waiting(self):
-    silent = [socket.create_connection(('127.0.0.1', self.gate.port))]
-    silent.append(socket.create_connection(('127.0.0.1', self.gate.port)))
-    silent[1].sendall(b'\x00\xff GET\r\n\r\n')
-    try:
+  def test_silent_connections_lock_nobody_out(self):
+    """Also more of them than a server would ever take."""
+    with mock.patch.object(visitors, '_MOST', 20):
+      silent = [self.raw() for _ in range(visitors.PER_ADDRESS + 10)]
+      silent[1].sendall(b'\x00\xff GET\r\n\r\n')
+      for link in silent[2:10]:
+        link.sendall(b'POST /echo HTTP/1.1\r\nX-')
       self.assertEqual(self.ask()[0], 200)
-    finally:
+
+  def test_silent_connections_of_one_address_end(self):
+    with mock.patch.object(visitors, '_SILENT_SECONDS', 0.0):
+      silent = [self.raw() for _ in range(visitors.PER_ADDRESS)]
       for link in silent:
-        link.close()
+        self.assertEqual(link.recv(1), b'')
+    self.assertEqual(self.ask()[0], 200)
+
+  def test_strangers_bodies_are_not_read(self):
+    """Of nobody that has no lease, and not before its head is verified."""
+    del self.longest['/large']
+    token = self.hello()['token']
+    for number, changes in enumerate(({}, {'X-Signature': '00' * 64})):
+      body = bytes(1 << 23)
+      _, headers = self.headers('/large', body, number, token)
+      link = self.raw()
+      lines = {**headers, **changes, 'Content-Length': str(len(body))}
+      head = ''.join(f'{k}: {v}\r\n' for k, v in lines.items())
+      link.sendall(f'POST /large HTTP/1.1\r\nHost: x\r\n{head}\r\n'.encode())
+      self.assertRegex(link.recv(100), rb'^HTTP/1.. 4\d\d')
+    self.assertEmpty(self.seen)
+
+  def test_a_body_whose_lease_ends_is_not_read_on(self):
+    body = bytes(1 << 20)
+    _, headers = self.headers('/large', body)
+    link = self.raw()
+    headers |= {'Content-Length': str(len(body))}
+    head = ''.join(f'{k}: {v}\r\n' for k, v in headers.items())
+    link.sendall(f'POST /large HTTP/1.1\r\nHost: x\r\n{head}\r\n'.encode())
+    link.sendall(body[: 1 << 16])
+    while not self.admitted:
+      time.sleep(0.01)
+    del self.longest['/large']
+    link.sendall(body[: 1 << 16])
+    self.assertRegex(link.recv(100), rb'^HTTP/1.. 410')
+    self.assertEmpty(self.seen)
+
+  def test_a_body_that_stops_is_given_up(self):
+    _, headers = self.headers('/echo', b'abc')
+    with mock.patch.object(server_lib, '_SECONDS', 0.05):
+      link = self.raw()
+      head = ''.join(f'{k}: {v}\r\n' for k, v in headers.items())
+      link.sendall(
+        f'POST /echo HTTP/1.1\r\nHost: x\r\n{head}'
+        'Content-Length: 3\r\n\r\na'.encode()
+      )
+      self.assertRegex(link.recv(100), rb'^HTTP/1.. 408')
+    self.assertEqual(self.ask()[0], 200)
+
+  def test_a_slow_reader_gets_all(self):
+    """It reads without a pause, for longer than a pause may take."""
+    self.data = bytes(range(256)) * (1 << 14)  # 4 MiB
+    _, headers = self.headers('/echo')
+    link = socket.socket()
+    link.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 14)
+    link.connect(('127.0.0.1', self.server.port))
+    self.addCleanup(link.close)
+    head = ''.join(f'{k}: {v}\r\n' for k, v in headers.items())
+    with mock.patch.object(server_lib, '_SECONDS', 1.0):
+      link.sendall(f'POST /echo HTTP/1.1\r\nHost: x\r\n{head}\r\n'.encode())
+      began, got = time.monotonic(), bytearray()
+      while chunk := link.recv(1 << 14):
+        got += chunk
+        time.sleep(0.006)
+    self.assertTrue(got.endswith(self.data))
+    self.assertGreater(time.monotonic() - began, 1.2)  # more than a pause
+
+  def test_who_does_not_read_is_cut_off(self):
+    self.data = bytes(1 << 25)
+    _, headers = self.headers('/echo')
+    link = self.raw()
+    head = ''.join(f'{k}: {v}\r\n' for k, v in headers.items())
+    with mock.patch.object(server_lib, '_SECONDS', 0.05):
+      link.sendall(f'POST /echo HTTP/1.1\r\nHost: x\r\n{head}\r\n'.encode())
+      while not self.seen:
+        time.sleep(0.01)
+      deadline = time.monotonic() + 30
+      while self.server._keys._now and time.monotonic() < deadline:
+        time.sleep(0.01)
+    self.data = b''
+    self.assertEqual(self.ask()[0], 200)
+
+  def test_requests_of_one_key_and_one_address_are_limited(self):
+    with mock.patch.object(visitors, '_BURST', 3.0):
+      statuses = []
+      for number in range(6):
+        link = self.link()
+        link.request('GET', f'/hello?nonce={number}')
+        statuses.append(link.getresponse().status)
+      self.assertEqual(statuses[:3], [200] * 3)
+      self.assertIn(429, statuses)
+    self.server._requests = visitors.Requests()
+    gate = threading.Event()
+    self.addCleanup(gate.set)
+    wait = self.server._answer
+    self.server._answer = lambda request: (gate.wait(30), wait(request))[1]
+    token = self.hello()['token']
+    links = []
+    for number in range(5):
+      _, headers = self.headers('/echo', number=number, token=token)
+      links.append(self.link())
+      links[-1].request('POST', '/echo', b'', headers)
+      while len(self.admitted) < min(number + 1, 4):
+        time.sleep(0.01)
+    self.assertEqual(links[4].getresponse().status, 429)
+    gate.set()
+    for link in links[:4]:
+      self.assertEqual(link.getresponse().status, 200)
+
+  def test_a_reverse_proxy_names_the_address(self):
+    self.server = self.serve(proxies=('127.0.0.1',))
+    self.ask(X_Forwarded_For='203.0.113.9, 198.51.100.7')
+    self.assertEqual(self.seen[0].address, '198.51.100.7')
+
+  def test_an_aborted_connection_is_forgotten(self):
+    for _ in range(2 * visitors.PER_ADDRESS):
+      link = socket.create_connection(('127.0.0.1', self.server.port))
+      linger = struct.pack('ii', 1, 0)  # a reset
+      link.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+      link.close()
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+      try:
+        self.assertEqual(self.ask()[0], 200)
+        return
+      except ConnectionError:  # not all of them have been noticed yet
+        time.sleep(0.1)
+    self.fail('nobody is served')
 
 
 if __name__ == '__main__':
