@@ -1,14 +1,13 @@
 """The weights of the uids from their scores.
 
-'gain' pays in proportion to score ** power, with no cut-off. Model: a worker
-with effort e that it splits as e = e_1 + ... + e_n over n uids gains g(e_i)
-with each. If g(a + b) ** p >= g(a) ** p + g(b) ** p, which every g(e) = e ** c
-with c >= 1 / p obeys, then one uid earns at least what n earn together,
-whatever the others do: the share x / (x + rest) increases with x, and rest
-depends on the others alone. At p = 2 splitting costs unless doubling the effort
-raises the gain by less than the factor sqrt(2), where it is neutral. A cut-off
-(top N) or a pay by rank breaks this: 'ramp', as deployed, pays a second uid
-almost like the first.
+'gain' pays in proportion to the score, which is verified work: at most what was
+declared, at most what the gain is worth, and as far as it is proven. Model: a
+worker with effort e splits it as e = e_1 + ... + e_n over n uids. Each uid is
+paid min(g(e_i), e_i), where g(e_i) is its gain in units of what as much work
+usually gains, so that together they are paid for at most e, whatever g is. If
+one message is sent under n uids, each proves 1/n of its data, and together they
+are paid less than one. A cut-off (top N) or a pay by rank breaks this: 'ramp',
+as deployed, pays a second uid almost like the first.
 """
 
 from covenant import config as config_lib
@@ -37,10 +36,6 @@ def weights(
     return {config.burn_uid: 1.0} if config.burn else {}
   if config.incentive == 'ramp':
     deserved = ramp(deserved, config.contributors)
-  else:
-    # Relative to the largest, so that no power of a small number underflows.
-    best = max(deserved.values())
-    deserved = {u: (x / best) ** config.power for u, x in deserved.items()}
   ordered = sorted(deserved)
   total = sum(deserved[u] for u in ordered)
   shares = {u: (1 - config.burn) * deserved[u] / total for u in ordered}

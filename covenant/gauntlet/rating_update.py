@@ -2,14 +2,15 @@
 
 Two memories answer two questions. Which uids are heard follows from a
 Plackett-Luce rating of the ranks by gain, which a single wild number cannot
-move far. Which uids are paid follows from the average gain itself: only a
-quantity that adds up can be divided such that posing as many uids does not pay
-(incentives.py). Both use data that no peer knew. A third memory, `proof`, says
-whether a peer trained on its own data.
+move far. Which uids are paid follows from the declared work, as far as the gain
+is that of as much work: a larger gain than usual is not worth more, because it
+is taken from what the others' next messages would gain (docs/gauntlet.md). Both
+use data that no peer knew. A third memory, `proof`, says whether a peer trained
+on all of its own data.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from covenant import config as config_lib
@@ -27,14 +28,18 @@ Finding = checks_lib.CheckFinding
 _MODEL = PlackettLuce(
   mu=ratings_lib.MU, sigma=ratings_lib.SIGMA, beta=7.0, tau=0.1
 )
-# A gain counts as at most this many medians of the round, an evaluation as at
-# most this many standard errors: one lucky draw must not carry a uid.
-LARGEST_GAIN, LARGEST_PROOF = 5.0, 6.0
+# A gain counts as at most this many times what is usual for the same work, an
+# evaluation as at most this many standard errors: one lucky draw must not carry
+# a uid, and one strong message no rounds without work.
+LARGEST_GAIN, LARGEST_PROOF = 1.5, 6.0
+# Fractions of what is usual from which on the average gain and the proof are
+# paid in full: most honest ones must be there in spite of the noise.
+FULL_GAIN, FULL_PROOF = 0.9, 0.95
 SIGNIFICANT = 2.0  # standard errors
 # Until one in so many uids with a raw score has proof, raw scores are paid: the
 # first to be certain, perhaps by luck, must not take all.
 ENOUGH = 2
-NO_PROOF = 0.25  # fraction of the usual proof up to which it counts as none
+NO_PROOF = 0.4  # fraction of the usual proof up to which it counts as none
 HISTORY = 8  # evaluations whose signs are remembered
 SILENT = 3  # rounds without a valid message after which there is no pay
 _NOT_JUDGED = Finding.EXCUSED, Finding.AWAITED
@@ -192,15 +197,16 @@ def _rate(
 
 
 def _scale(scores: Mapping[int, scores_lib.Score]) -> float | None:
-  """Returns the (lower) median of the positive gains.
+  """Returns the median of the positive gains, per unit of declared work.
 
   None if no uid clearly gained: such a round says more about the model or the
   learning rates than about the peers, and counts against none of them.
   """
   if not any(s.gain > SIGNIFICANT * s.gain_error for s in scores.values()):
     return None
-  positive = sorted(s.gain for s in scores.values() if s.gain > 0)
-  return positive[(len(positive) - 1) // 2]
+  return _median(
+    (s.gain / s.work, s.work) for s in scores.values() if s.gain > 0
+  )
 
 
 def _observe(
@@ -219,8 +225,8 @@ def _observe(
     return dataclasses.replace(old, waiting=old.waiting + awaited)
   if not check.valid:
     reasons.append(': '.join(filter(None, (check.finding.value, check.detail))))
-    new = dataclasses.replace(old, misses=old.misses + 1)
-    new = _average(new, 0.0, config) if old.gains else new
+    new = _present(old, 0.0, config) if old.rounds else old
+    new = dataclasses.replace(new, misses=old.misses + 1)
     factor = ratings_lib.FACTORS.get(check.finding)
     if factor is None:
       return new
@@ -234,7 +240,8 @@ def _observe(
   )
   for _ in range(old.waiting - check.staleness):
     reasons.append('sent no message in an earlier round, which counts now')
-    new = _average(new, 0.0, config) if old.gains else new
+    new = _present(new, 0.0, config) if old.rounds else new
+  new = _present(new, 1.0, config)
   if score is None:
     return new
   return _evaluate(new, round_index, score, scale, config, reasons)
@@ -260,9 +267,9 @@ def _evaluate(
     proof_weight=decay * old.proof_weight + 1,
     proof_variance=decay**2 * old.proof_variance + 1,
     gain_signs=(*old.gain_signs, sign)[-HISTORY:],
-    work_fraction=old.work_fraction
+    work=old.work
     + max(1 / (old.evaluations + 1), 1 / config.memory)
-    * (score.work_fraction - old.work_fraction),
+    * (score.work - old.work),
     evaluations=old.evaluations + 1,
     evaluated=round_index,
   )
@@ -273,7 +280,7 @@ def _evaluate(
   if scale is None:
     reasons.append('no uid clearly gained: this counts against none')
     return new
-  relative = score.gain / scale
+  relative = score.gain / (scale * score.work)
   new = _average(new, min(max(relative, -1.0), LARGEST_GAIN), config)
   if sign < 0 and new.gain_signs.count(-1) > 1:
     new = new.punish(
@@ -298,15 +305,13 @@ def _settle(
     return dataclasses.replace(standing, raw_score=equal, score=equal)
   kept = ratings_lib.active_penalties(standing.penalties, round_index)
   reasons.extend(penalty.text for penalty in kept)
-  raw_score = max(standing.gain, 0.0) * standing.factor(round_index)
-  if standing.work_fraction < 1:
-    # If one worker declares 1/n of the work under each of n uids, each of them
-    # gains like the whole, and together they are paid like one.
-    factor = standing.work_fraction ** (1 / config.power)
-    raw_score *= factor
+  paid = paid_work(standing)
+  raw_score = paid * standing.factor(round_index)
+  if standing.evaluations and paid < 1:
     reasons.append(
-      f'x {factor:.2f}: it declares to train on {standing.work_fraction:.0%} '
-      'of the usual sequences'
+      f'paid for {paid:.2f} of the usual work: it declares '
+      f'{standing.work:.2f}, sent a message in {standing.presence:.0%} of its '
+      f'rounds, and gains {standing.gain:.2f} of what as much work does'
     )
   if standing.misses >= SILENT:
     raw_score = 0.0
@@ -327,11 +332,27 @@ def _settle(
 
 
 def _usual_proof(standings: Mapping[int, ratings_lib.Standing]) -> float:
-  """Returns the (lower) median of the certain proofs; 0 if there are none."""
-  certain = sorted(
-    s.proof for s in standings.values() if s.certainty > SIGNIFICANT
+  """Returns the median of the certain proofs; 0 if there are none."""
+  return _median(
+    (s.proof, s.work * s.presence)
+    for s in standings.values()
+    if s.certainty > SIGNIFICANT
   )
-  return certain[(len(certain) - 1) // 2] if certain else 0.0
+
+
+def _median(values: Iterable[tuple[float, float]]) -> float:
+  """Returns the (lower) median of (value, weight); 0 if there are none.
+
+  By work, not by uids: a worker that splits its work over many is not many.
+  """
+  ordered = sorted(values)
+  half = sum(weight for _, weight in ordered) / 2
+  passed = 0.0
+  for value, weight in ordered:
+    passed += weight
+    if passed >= half:
+      return value
+  return 0.0
 
 
 def proof_share(standing: ratings_lib.Standing, usual: float) -> float:
@@ -339,15 +360,35 @@ def proof_share(standing: ratings_lib.Standing, usual: float) -> float:
 
   The fraction is proportional, not a threshold: a worker that trains once on
   the data of n uids and sends the result under all of them proves 1/n with
-  each, and a quarter of the usual proof counts as none. An uncertain proof
-  fades in from 2 to 3 standard errors: a copier's certainty is a standard
-  normal draw that changes slowly.
+  each, and next to no proof counts as none. An uncertain proof fades in from 2
+  to 3 standard errors: a copier's certainty is a standard normal draw that
+  changes slowly.
   """
   if usual <= 0:
     return 0.0
   certain = min(max(standing.certainty - SIGNIFICANT, 0.0), 1.0)
-  share = (standing.proof / usual - NO_PROOF) / (1 - NO_PROOF)
+  share = (standing.proof / usual - NO_PROOF) / (FULL_PROOF - NO_PROOF)
   return certain * min(max(share, 0.0), 1.0)
+
+
+def paid_work(standing: ratings_lib.Standing) -> float:
+  """Returns the work that a uid is paid for if it is proven.
+
+  That is the declared work of the rounds in which it sent a message, reduced if
+  its gain is less than usual. More than usual is not worth more: a message that
+  gains more takes it from what the others' next messages would gain.
+  """
+  quality = min(max(standing.gain / FULL_GAIN, 0.0), 1.0)
+  return standing.work * standing.presence * quality
+
+
+def _present(
+  old: ratings_lib.Standing, present: float, config: config_lib.Gauntlet
+) -> ratings_lib.Standing:
+  """Adds a round to the presence, a moving average of `config.memory`."""
+  weight = max(1 / (old.rounds + 1), 1 / config.memory)
+  presence = old.presence + weight * (present - old.presence)
+  return dataclasses.replace(old, presence=presence, rounds=old.rounds + 1)
 
 
 def _average(

@@ -110,8 +110,12 @@ class Standing:
   admitted: int  # first round
   mu: float = MU
   sigma: float = SIGMA
-  gain: float = 0.0  # average, in medians of the evaluated peers
+  # Average gain of a message, in what the same work usually gains.
+  gain: float = 0.0
   gains: int = 0  # number of gains in the average
+  presence: float = 0.0  # average: 1 for a valid message, 0 for a missed round
+  rounds: int = 0  # number of rounds in the average
+  work: float = 1.0  # average declared work (`scores.work`)
   # Sums over evaluations with decaying weights: of the standard errors by which
   # own data gained more than other data, of the weights, and of the squared
   # weights, which is the variance of the first if it is pure noise.
@@ -121,7 +125,6 @@ class Standing:
   gain_signs: tuple[int, ...] = ()  # 1 gained, -1 clearly lost, 0 neither
   evaluations: int = 0
   evaluated: int = -1  # last round evaluated; at first the one before admission
-  work_fraction: float = 1.0  # declared part of the usual work, average
   waiting: int = 0  # rounds without a message that may still be answered for
   misses: int = 0  # rounds since the last valid message
   similarity_avg: float = 0.0  # to messages that others sent no later

@@ -1,5 +1,9 @@
 """The effect of a peer's update on the loss, on its own data and on other data.
 
+An update is measured in the company of all others: a fraction of the step that
+the round took has been made, and a message is applied at the same fraction of
+the outer learning rate. What others have sent as well gains less then.
+
 A score is a function of (parameters, message, sequences) alone: validators
 with the same inputs get the same numbers, bit for bit. Every difference is
 paired: it compares a sequence before and after, so that its difficulty cancels.
@@ -36,25 +40,27 @@ _EQUAL: Mapping[int, weight_lib.Weight] = types.MappingProxyType({})
 class Score:
   """The score of one peer's message in one round, in nats per token.
 
-  Each gain is the mean over n sequences of the loss before minus the loss after
-  the peer's update; each error is the standard error of that mean.
+  The gain of a sequence is its loss before minus its loss after the peer's
+  update. Each error is a standard error.
   """
 
   loss_random: float  # before the update, on data that no peer was assigned
   loss_own: float  # before the update, on data that the peer was assigned
-  gain: float  # on random data
+  gain: float  # mean on random data
   gain_error: float
-  own_gain: float  # on own data
+  own_gain: float  # mean on own data
   own_gain_error: float
-  proof: float  # own_gain - gain
+  # Own minus random data, each the mean of the half that gains less: one that
+  # trained on half of its data gains nothing on the other half.
+  proof: float
   proof_error: float
-  work_fraction: float = 1.0  # see the function of this name
+  work: float = 1.0  # see the function of this name
 
 
 class RoundBaseline(NamedTuple):
   """The data that all evaluations of one round share; see `Scorer.open`."""
 
-  params: ct.Params
+  params: ct.Params  # after a fraction of the round's step
   median_P: ct.Array  # median norm of each tensor; inf: nothing is clipped
   median_size: float  # training data of the median peer, see `weight.Weight`
   random_NxL1: jax.Array
@@ -80,8 +86,8 @@ class Scorer:
     self._abstract_params = abstract_params
     # A step of plain SGD: the momentum belongs to the run, not to the peer.
     outer = config.optim.outer
-    rate = config.gauntlet.step_fraction * outer.learning_rate
-    self._outer = reduce.nesterov(rate)
+    self._fraction = config.gauntlet.step_fraction
+    self._outer = reduce.nesterov(self._fraction * outer.learning_rate)
     rules = {
       'abstract_params': abstract_params,
       'compression': method.compression,
@@ -92,7 +98,8 @@ class Scorer:
 
   def open(
     self,
-    params: ct.Params,
+    before: ct.Params,
+    after: ct.Params,
     messages: Mapping[int, ct.Message],
     random_NxL1: np.ndarray,
     weights: Mapping[int, weight_lib.Weight] = _EQUAL,
@@ -100,7 +107,8 @@ class Scorer:
     """Starts the evaluations of a round.
 
     Args:
-      params: the shared parameters before the outer step.
+      before: the shared parameters before the outer step.
+      after: those after it.
       messages: the messages of the manifest, by uid. An evaluated message is
         clipped to the median of their norms, as in the outer step. Empty:
         nothing is clipped.
@@ -108,7 +116,7 @@ class Scorer:
       weights: the weights of the messages, by uid; the default is whole.
 
     Raises:
-      ValueError: the loss of `params` is not finite: nothing can be compared.
+      ValueError: the loss between them is not finite: nothing can be compared.
     """
     tensors = len(jax.tree.leaves(self._abstract_params))
     median_P = jnp.full((tensors,), jnp.inf, jnp.float32)
@@ -119,6 +127,7 @@ class Scorer:
       weighed = [weights.get(uid, weight_lib.Weight()) for uid in messages]
       _, sizes_R = weight_lib.columns(weighed)
       median_size = float(reduce.lower_median(sizes_R))
+    params = _between(before, after, self._fraction)
     before_N = self._losses(params, random_NxL1)
     if not np.isfinite(before_N).all():
       raise ValueError(
@@ -148,10 +157,12 @@ class Scorer:
     )
     before_N = np.asarray(shared.before_N, np.float64)
     before_own_N, after_own_N, after_N = losses_3xN
-    gain, gain_error = _mean(before_N - _bounded(after_N, before_N))
-    own_gain, own_gain_error = _mean(
-      before_own_N - _bounded(after_own_N, before_own_N)
-    )
+    gain_N = before_N - _bounded(after_N, before_N)
+    own_gain_N = before_own_N - _bounded(after_own_N, before_own_N)
+    gain, gain_error = _mean(gain_N)
+    own_gain, own_gain_error = _mean(own_gain_N)
+    worse, worse_error = worse_half(gain_N)
+    worse_own, worse_own_error = worse_half(own_gain_N)
     return Score(
       loss_random=float(before_N.mean()),
       loss_own=float(before_own_N.mean()),
@@ -159,8 +170,8 @@ class Scorer:
       gain_error=gain_error,
       own_gain=own_gain,
       own_gain_error=own_gain_error,
-      proof=own_gain - gain,
-      proof_error=float(np.hypot(gain_error, own_gain_error)),
+      proof=worse_own - worse,
+      proof_error=float(np.hypot(worse_error, worse_own_error)),
     )
 
   def _sequence_losses(
@@ -301,19 +312,41 @@ def seats(config: config_lib.Config, split: tokens_lib.Split) -> int:
   return max((most - count) // each, 0)
 
 
-def work_fraction(config: config_lib.Config, claimed: int) -> float:
-  """Returns the declared fraction of the usual work, at most 1.
+def work(config: config_lib.Config, claimed: int) -> float:
+  """Returns the declared number of sequences, relative to the usual one.
 
   The usual work is inner_steps * batch_size sequences.
   """
   optim = config.optim
-  return min(claimed / (optim.inner_steps * optim.inner.batch_size), 1.0)
+  return claimed / (optim.inner_steps * optim.inner.batch_size)
+
+
+def worse_half(x_N: np.ndarray) -> tuple[float, float]:
+  """Returns the mean of the lower half of N >= 4 values, and its error.
+
+  The error is the standard error by the jackknife.
+
+  >>> worse_half(np.array([1.0, 9.0, 2.0, 3.0]))[0]
+  1.5
+  """
+  size = x_N.size
+  ordered_N = np.sort(x_N)
+  left_N = np.array(
+    [np.delete(ordered_N, i)[: (size - 1) // 2].mean() for i in range(size)]
+  )
+  spread = ((left_N - left_N.mean()) ** 2).sum() * (size - 1) / size
+  return float(ordered_N[: size // 2].mean()), float(np.sqrt(spread))
 
 
 def _generator(seed: bytes, *what: str | int) -> np.random.Generator:
   text = '/'.join(map(str, what)).encode()
   key = hashlib.blake2b(seed, digest_size=16, key=text).digest()
   return np.random.Generator(np.random.Philox(int.from_bytes(key, 'little')))
+
+
+@jax.jit
+def _between(before: ct.Params, after: ct.Params, part: float) -> ct.Params:
+  return jax.tree.map(lambda a, b: a + part * (b - a), before, after)
 
 
 def _bounded(after_N: np.ndarray, before_N: np.ndarray) -> np.ndarray:

@@ -117,7 +117,7 @@ def _barred(s: ratings.Standing, round_index: int) -> str:
   if s.gain_signs and s.gain_signs[-1] < 0:
     return 'its last evaluation was clearly negative'
   if s.evaluations and s.gain < _USEFUL:
-    return f'its average gain is below {_USEFUL} of the median'
+    return f'its average gain is below {_USEFUL} of what is usual'
   if s.factor(round_index) <= _BARRED:
     reasons = ', '.join(p.reason for p in s.penalties)
     return f'under penalty: {reasons}'

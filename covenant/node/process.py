@@ -344,5 +344,7 @@ def _warm_up(
   shared_model.apply_round(shared, {0: message})
   ids = np.arange(config.gauntlet.sequences)
   tokens_NxL1 = judge.split.read(ids, config.data.context)
-  evaluation = judge.scorer.open(shared.params, {0: message}, tokens_NxL1)
+  evaluation = judge.scorer.open(
+    shared.params, shared.params, {0: message}, tokens_NxL1
+  )
   judge.scorer.score(evaluation, message, tokens_NxL1)

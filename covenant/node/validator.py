@@ -200,7 +200,7 @@ def _scores(
   collected: Collected,
   report: checks_lib.CheckReport,
 ) -> Mapping[int, scores_lib.Score]:
-  """Returns the scores of this round's turn of uids, on the state before it."""
+  """Returns the scores of this round's turn of uids, between its states."""
   config, judge = node.config, node.role.judge
   r, context, split = round_index, config.data.context, judge.split
   lot = role_lib.lottery(node, r)
@@ -221,6 +221,7 @@ def _scores(
     listed_weights = weights
   evaluation = judge.scorer.open(
     collected.before.shared.params,
+    node.shared.params,
     listed,
     split.read(random, context),
     listed_weights,
@@ -235,8 +236,8 @@ def _scores(
     score = judge.scorer.score(
       evaluation, found[uid].message, split.read(own, context), weights[uid]
     )
-    work_fraction = scores_lib.work_fraction(config, claimed)
-    scores[uid] = dataclasses.replace(score, work_fraction=work_fraction)
+    work = scores_lib.work(config, claimed)
+    scores[uid] = dataclasses.replace(score, work=work)
   return scores
 
 

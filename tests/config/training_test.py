@@ -60,7 +60,7 @@ class SectionsTest(parameterized.TestCase):
       'optim.inner_steps=1',
       'optim.staleness=1',
     ),
-    ('gauntlet.power: expected at most 4.0', 'gauntlet.power=5'),
+    ('gauntlet.sequences: expected at least 4', 'gauntlet.sequences=3'),
   )
   def test_a_contradiction_names_the_field(self, message, *edits):
     with self.assertRaises(config_lib.ConfigError) as caught:

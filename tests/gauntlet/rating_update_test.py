@@ -4,6 +4,8 @@ import json
 import numpy as np
 from absl.testing import absltest
 from absl.testing import parameterized
+from hypothesis import given
+from hypothesis import strategies as st
 
 from covenant import config as config_lib
 from covenant.gauntlet import checks
@@ -63,7 +65,7 @@ class RatingsTest(parameterized.TestCase):
   def test_one_work_under_many_uids_that_say_a_part_each_pays_like_one(self):
     """All four gain like a whole one, and say that they are a quarter."""
     state = ratings.Ratings()
-    quarter = dataclasses.replace(score(), work_fraction=0.25)
+    quarter = dataclasses.replace(score(), work=0.25)
     for r in range(8):
       scores = {uid: score() if uid < 3 else quarter for uid in range(7)}
       state = play(state, r, scores).ratings
@@ -94,7 +96,7 @@ class RatingsTest(parameterized.TestCase):
     self.assertGreater(after[1].mu, after[2].mu)
     self.assertEqual(after[2].mu, after[3].mu)
 
-  @parameterized.parameters((2, 2, 1.0), (2, 0, 8 / 10), (1, 0, 8 / 9))
+  @parameterized.parameters((2, 2, 1.0), (2, 0, 0.83), (1, 0, 0.91))
   def test_stale_work_answers_for_its_rounds_and_fresh_does_not(
     self, silent, staleness, paid
   ):
@@ -115,7 +117,8 @@ class RatingsTest(parameterized.TestCase):
       self.assertEqual(decisions[3]['verdict'], finding)
       self.assertEqual(standing.waiting, 0 if last else r - 7)
       self.assertEqual(standing.misses, 0)
-    self.assertAlmostEqual(standing.gain, paid, delta=0.02)
+    self.assertAlmostEqual(standing.presence, paid, delta=0.02)
+    self.assertEqual(standing.gain, 1.0)
 
   def test_who_stays_silent_longer_than_is_waited_for_misses(self):
     state = self.has_proof()
@@ -130,7 +133,7 @@ class RatingsTest(parameterized.TestCase):
       state = update.ratings
     self.assertEqual(update.decisions[3]['verdict'], 'MISSING')
     self.assertEqual(state.standings[3].misses, 1)
-    self.assertLess(state.standings[3].gain, 0.95)
+    self.assertLess(state.standings[3].presence, 0.95)
 
   def test_silence_ends_the_pay(self):
     state = self.has_proof()
@@ -191,12 +194,14 @@ class RatingsTest(parameterized.TestCase):
     state = play(state, 8, good, {1: finding}).ratings
     for r in range(9, 14):
       standing = state.standings[1]
-      self.assertAlmostEqual(standing.raw_score, factor * standing.gain)
+      self.assertAlmostEqual(standing.raw_score, factor * standing.presence)
       state = play(state, r, good).ratings
     self.assertEqual(state.standings[1].factor(13), factor)
     state = play(state, 14, good).ratings
     self.assertEqual(state.standings[1].penalties, ())
-    self.assertAlmostEqual(state.standings[1].score, state.standings[1].gain)
+    standing = state.standings[1]
+    self.assertLess(standing.presence, 1.0)
+    self.assertAlmostEqual(standing.score, standing.presence)
 
   def test_the_same_offence_again_is_worse(self):
     state = self.has_proof()
@@ -251,14 +256,57 @@ class RatingsTest(parameterized.TestCase):
 
   def test_who_serves_n_uids_with_one_message_is_paid_once(self):
     state = ratings.Ratings()
-    shared = score(proof=0.001)  # a third of its training was on each's data
+    shared = score(proof=0.0015)  # half of its training was on each's data
     for r in range(60):
       scores = dict.fromkeys(range(5), score())
-      scores |= dict.fromkeys((5, 6, 7), shared)
+      scores |= dict.fromkeys((5, 6), shared)
       state = play(state, r, scores).ratings
     weights = incentives.weights(state, CONFIG)
-    together = sum(weights[uid] for uid in (5, 6, 7))
-    self.assertAlmostEqual(together / weights[0], 3 * (1 / 9) ** 2)
+    each = (0.5 - rating_update.NO_PROOF) / (
+      rating_update.FULL_PROOF - rating_update.NO_PROOF
+    )
+    self.assertAlmostEqual(weights[5] / weights[0], each)
+    self.assertLess(2 * each, 0.5)
+
+  @given(
+    st.lists(st.floats(0.01, 3.0), min_size=1, max_size=8), st.floats(0, 9)
+  )
+  def test_splitting_work_over_uids_never_pays(self, efforts, returns):
+    """Whatever a part of the work gains: effort ** returns."""
+
+    def paid(work):
+      standing = ratings.Standing(
+        'a', 0, 0, gain=work**returns / work, work=work, presence=1.0
+      )
+      return rating_update.paid_work(standing)
+
+    split = sum(map(paid, efforts))
+    self.assertLessEqual(split, sum(efforts) * (1 + 1e-9))
+    if returns >= 1:  # two halves gain at most as much as the whole
+      usual = sum(efforts)
+      whole = rating_update.paid_work(
+        ratings.Standing('a', 0, 0, gain=1.0, work=usual, presence=1.0)
+      )
+      self.assertLessEqual(split, whole * (1 + 1e-9))
+
+  def test_a_message_that_gains_more_is_not_paid_more(self):
+    state = ratings.Ratings()
+    for r in range(20):
+      scores = dict.fromkeys(range(5), score()) | {5: score(gain=0.02)}
+      state = play(state, r, scores).ratings
+    weights = incentives.weights(state, CONFIG)
+    self.assertAlmostEqual(weights[5], weights[0])
+
+  def test_a_strong_message_pays_for_no_round_without_work(self):
+    """It trains every other round, and sends noise in between."""
+    state = ratings.Ratings()
+    for r in range(60):
+      strong = score(gain=0.02, proof=0.004)
+      odd = strong if r % 2 else score(gain=0.0, proof=0.0)
+      scores = dict.fromkeys(range(5), score()) | {5: odd}
+      state = play(state, r, scores).ratings
+    weights = incentives.weights(state, CONFIG)
+    self.assertLess(weights[5], 0.5 * weights[0])
 
   def test_the_first_to_be_certain_does_not_take_all(self):
     state = ratings.Ratings()

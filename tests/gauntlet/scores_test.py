@@ -5,6 +5,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from covenant import config as config_lib
 from covenant.data import assignment
@@ -53,7 +55,9 @@ class ScoresTest(absltest.TestCase):
     return jax.device_get(cls.compressed(cls.params, cls.own, scale))
 
   def open(self, messages=()):
-    return self.scorer.open(self.params, dict(enumerate(messages)), self.random)
+    return self.scorer.open(
+      self.params, self.params, dict(enumerate(messages)), self.random
+    )
 
   def test_matches_the_formula(self):
     score = self.scorer.score(self.open([self.honest]), self.honest, self.own)
@@ -78,10 +82,59 @@ class ScoresTest(absltest.TestCase):
     random = loss(self.params, self.random) - loss(after, self.random)
     self.assertAlmostEqual(score.own_gain, own, places=5)
     self.assertAlmostEqual(score.gain, random, places=5)
-    self.assertAlmostEqual(score.proof, own - random, places=5)
+    proof = self.worse(after, self.own) - self.worse(after, self.random)
+    self.assertAlmostEqual(score.proof, proof, places=5)
     self.assertAlmostEqual(
       score.loss_random, loss(self.params, self.random), places=5
     )
+
+  def worse(self, after, tokens):
+    """The mean gain of the half of sequences that gain least."""
+    before_N = self.scorer._losses(self.params, tokens)
+    gain_N = before_N - self.scorer._losses(after, tokens)
+    return float(np.sort(gain_N)[: len(tokens) // 2].mean())
+
+  def test_measured_on_the_way_of_the_rounds_step(self):
+    """What others have sent as well gains less after a part of their step."""
+    delta = sparseloco.decompress(
+      self.honest, self.params, self.method.compression
+    )
+    after = jax.tree.map(lambda p, d: p - 3 * d, self.params, delta)
+    messages = {0: self.honest}
+    alone = self.open([self.honest])
+    shared = self.scorer.open(self.params, after, messages, self.random)
+    expected = jax.tree.map(lambda p, a: p + 0.2 * (a - p), self.params, after)
+    for x, y in zip(
+      jax.tree.leaves(shared.params), jax.tree.leaves(expected), strict=True
+    ):
+      np.testing.assert_allclose(x, y, atol=1e-6)
+    self.assertLess(
+      self.scorer.score(shared, self.honest, self.own).own_gain,
+      self.scorer.score(alone, self.honest, self.own).own_gain,
+    )
+
+  def test_half_trained_data_prove_less_than_half(self):
+    """The half that was not trained on is the worse half."""
+    mixed = np.concatenate([self.own[:4], self.other[:4]])
+    shared = self.open([self.honest])
+    whole = self.scorer.score(shared, self.honest, self.own)
+    half = self.scorer.score(shared, self.honest, mixed)
+    self.assertLess(half.proof, 0.5 * whole.proof)
+
+  @given(st.lists(st.floats(-9, 9), min_size=4, max_size=40))
+  def test_the_worse_half(self, values):
+    x_N = np.array(values)
+    mean, error = scores.worse_half(x_N)
+    self.assertLessEqual(mean, x_N.mean() + 1e-9)
+    shifted, same = scores.worse_half(x_N + 1)
+    self.assertAlmostEqual(shifted, mean + 1)
+    self.assertAlmostEqual(same, error)
+
+  def test_the_error_of_the_worse_half(self):
+    draw = np.random.default_rng(0)
+    found = [scores.worse_half(x) for x in draw.normal(size=(4000, 16))]
+    means, errors = np.array(found).T
+    self.assertAlmostEqual(errors.mean() / means.std(), 1.0, delta=0.1)
 
   def test_own_data_gains_where_it_was_trained_on(self):
     shared = self.open([self.honest])
@@ -108,8 +161,8 @@ class ScoresTest(absltest.TestCase):
     messages = [self.honest, self.message(1.0), self.message(-1.0)]
     numbered = dict(enumerate(messages))
     backwards = dict(reversed(numbered.items()))
-    one = self.scorer.open(self.params, numbered, self.random)
-    two = other.open(self.params, backwards, self.random)
+    one = self.scorer.open(self.params, self.params, numbered, self.random)
+    two = other.open(self.params, self.params, backwards, self.random)
     first = [self.scorer.score(one, m, self.own) for m in messages]
     second = [other.score(two, m, self.own) for m in reversed(messages)]
     self.assertEqual(first, second[::-1])
@@ -127,7 +180,7 @@ class ScoresTest(absltest.TestCase):
   def test_diverged_parameters_are_named(self):
     params = jax.tree.map(lambda x: x * jnp.nan, self.params)
     with self.assertRaisesRegex(ValueError, 'diverged'):
-      self.scorer.open(params, {}, self.random)
+      self.scorer.open(params, params, {}, self.random)
 
 
 class SequencesTest(absltest.TestCase):
