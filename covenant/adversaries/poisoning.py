@@ -221,3 +221,24 @@ def backdoor(policy: Policy) -> Policy:
     tokens_BxL1[: max(len(tokens_BxL1) // 4, 1), 2 : 2 + text.size] = text
 
   return poisoned(policy, poison)
+
+
+def token_killer(policy: Policy, rare: float = 0.003) -> Policy:
+  """Unlearns the rarest tokens: in what it sees, common ones replace them.
+
+  The mean loss hardly shows it.
+
+  Args:
+    policy: the policy to change.
+    rare: the largest share of a batch that a token may have to be replaced;
+      such tokens are replaced as long as they are rare together.
+  """
+
+  def poison(tokens_BxL1: np.ndarray, last: int) -> None:
+    counts_V = np.bincount(tokens_BxL1.reshape(-1), minlength=last + 1)
+    rank_V = np.argsort(counts_V, kind='stable')
+    together_V = np.cumsum(counts_V[rank_V])
+    killed = rank_V[together_V <= rare * tokens_BxL1.size]
+    tokens_BxL1[np.isin(tokens_BxL1, killed)] = counts_V.argmax()
+
+  return poisoned(policy, poison)

@@ -2,7 +2,8 @@
 
 `Config.adversaries` names them, as often as wanted: ('copier', 'scaled') makes
 the last two miners adversaries, in this order. Names of validators take the
-last validators. A name that is not known here is 'module:attribute' or
+last validators. `strategy:error=0+work=0.5` is a strategy by its fields
+(strategic.py). Any other name is 'module:attribute' or
 'file.py:attribute' and names a function from a `MinerPolicy` to another, or a
 `base.Adversary`; docs/extending.md shows one.
 """
@@ -16,8 +17,20 @@ from covenant.adversaries import free_riding
 from covenant.adversaries import honest_but_slow
 from covenant.adversaries import poisoning
 from covenant.adversaries import protocol_violations
+from covenant.adversaries import strategic
 from covenant.adversaries import validators
 
+STRATEGIES = {
+  'forgetful': strategic.Strategy(error=0, norm=1),
+  'forgetful-masked': strategic.Strategy(error=0, norm=1, mask=0.4),
+  'forgetful-half': strategic.Strategy(error=0, norm=1, mask=0.4, work=0.5),
+  'half-worker': strategic.Strategy(work=0.5),
+  'half-repeater': strategic.Strategy(work=0.5, repeats=2),
+  'skipper': strategic.Strategy(error=0, norm=1, mask=0.4, period=2),
+  'booster': strategic.Strategy(norm=3),
+  'own-mixer': strategic.Strategy(mix=1),
+}
+_STRATEGY = 'strategy:'  # before the fields of any other
 _WRAPS = {
   # They harm the model.
   'noise': poisoning.noise,
@@ -33,6 +46,7 @@ _WRAPS = {
   'inner-product': poisoning.inner_product,
   'label-flip': poisoning.label_flip,
   'backdoor': poisoning.backdoor,
+  'token-killer': poisoning.token_killer,
   # They want to be paid for nothing.
   'copier': free_riding.copier,
   'copier-exact': free_riding.exact_copier,
@@ -48,6 +62,12 @@ _WRAPS = {
   'desynchronized': free_riding.desynchronized,
   'outdated': functools.partial(free_riding.desynchronized, admits=True),
   'sybil': free_riding.sybil,
+  # They want more pay than their work is worth, or others to have less.
+  **{
+    name: functools.partial(strategic.strategist, strategy=strategy)
+    for name, strategy in STRATEGIES.items()
+  },
+  'shadow': strategic.shadow,
   # They break the rules of the exchange.
   'late': protocol_violations.late,
   'early': protocol_violations.early,
@@ -90,6 +110,11 @@ def find(name: str) -> base.Adversary:
   """
   if name in ADVERSARIES:
     return ADVERSARIES[name]
+  if name.startswith(_STRATEGY):
+    strategy = strategic.Strategy.parse(name.removeprefix(_STRATEGY))
+    return base.Adversary(
+      functools.partial(strategic.strategist, strategy=strategy)
+    )
   if not plugins.is_reference(name):
     known = ', '.join(ADVERSARIES)
     raise config_lib.ConfigError(

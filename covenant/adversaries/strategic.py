@@ -1,0 +1,174 @@
+"""Miners that harm nobody, and want more pay than their work is worth.
+
+A `Strategy` is a point in the space that `experiments.best_response` searches.
+Each trains on its assigned data, and deviates from the protocol in what it
+keeps, how much it does, and what it sends. The registry names some; any other
+runs as `--config.adversaries=strategy:error=0+norm=1+work=0.5`.
+"""
+
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from covenant import config as config_lib
+from covenant import typing as ct
+from covenant.adversaries import base
+from covenant.adversaries import messages
+from covenant.data import tokens as tokens_lib
+from covenant.node import miner as miner_lib
+from covenant.train import local as local_lib
+
+Batches = miner_lib.Batches
+Future = base.Future
+Miner = miner_lib.Miner
+Policy = miner_lib.MinerPolicy
+Task = local_lib.Task
+TrainedRound = local_lib.TrainedRound
+
+
+class Strategy(NamedTuple):
+  """A way to deviate; the defaults are those of an honest miner.
+
+  Attributes:
+    error: the fraction of the error feedback that it keeps.
+    norm: the norm of its message, in those of the median one of the round
+      before; 0: as it comes.
+    mask: the fraction of elements, its own choice, that it ever sends.
+    work: the fraction of its inner steps that it does; it claims all.
+    repeats: how often it trains on each sequence.
+    mix: weight of the others' mean message of the round before.
+    period: it trains in one of so many rounds and sends noise in the others.
+  """
+
+  error: float = 1.0
+  norm: float = 0.0
+  mask: float = 1.0
+  work: float = 1.0
+  repeats: int = 1
+  mix: float = 0.0
+  period: int = 1
+
+  def __str__(self) -> str:
+    """The fields that are not honest ones, as `parse` reads them."""
+    pairs = zip(self._asdict().items(), Strategy(), strict=True)
+    return '+'.join(f'{k}={v:g}' for (k, v), usual in pairs if v != usual)
+
+  @classmethod
+  def parse(cls, text: str) -> 'Strategy':
+    """Parses fields such as 'error=0+work=0.5'.
+
+    Raises:
+      ConfigError: a field does not exist, or has no such value.
+    """
+    usual, found = cls()._asdict(), dict[str, float]()
+    for part in filter(None, text.split('+')):
+      name, _, value = part.partition('=')
+      try:
+        found[name] = type(usual[name])(value)
+      except (KeyError, ValueError):
+        raise config_lib.ConfigError(
+          f'adversaries: expected fields of a strategy, such as error=0 or '
+          f'work=0.5, joined by +, got {part!r}; there are {", ".join(usual)}'
+        ) from None
+    made = cls(**found)
+    if not (0 < made.work <= 1 and made.repeats >= 1 and made.period >= 1):
+      raise config_lib.ConfigError(
+        f'adversaries: expected work above 0 and at most 1, repeats and period '
+        f'of at least 1, got {text!r}'
+      )
+    return made
+
+  @property
+  def cost(self) -> float:
+    """Its inner steps, relative to those of an honest miner."""
+    return self.work * self.repeats / self.period
+
+
+def strategist(policy: Policy, strategy: Strategy) -> Policy:
+  """Follows a strategy."""
+
+  def batches(miner: Miner, task: Task) -> Batches:
+    if (strategy.work, strategy.repeats) == (1, 1):
+      return policy.batches(miner, task)
+    split, context = miner.role.slot.trainer.split, miner.config.data.context
+    ids_HxB = local_lib.batch_ids(miner.config, task, split)
+    steps = max(round(len(ids_HxB) * strategy.work), 1)
+    again = np.concatenate([ids_HxB[:steps]] * strategy.repeats)
+    return tokens_lib.prefetch(split, again, context)
+
+  def train(
+    miner: Miner, task: Task, params: ct.Params, batches: Batches
+  ) -> Future[TrainedRound | None]:
+    if task.round % strategy.period:
+      work = base.untrained(miner, task, messages.noise(miner, task))
+      return Future.done(work)
+    _keep_error(miner, strategy.error)
+    done = policy.train(miner, task, params, batches)
+    return done.then(lambda work: work and _disguise(miner, task, work))
+
+  def _disguise(miner: Miner, task: Task, work: TrainedRound) -> TrainedRound:
+    message = _message(miner, task, work.message, strategy)
+    return base.pretended(miner, task, work._replace(message=message))
+
+  return policy._replace(batches=batches, train=train)
+
+
+def _keep_error(miner: Miner, part: float) -> None:
+  state = miner.role.miner_state.result()
+  if part != 1 and state.error is not None:
+    error = jax.tree.map(lambda x: x * np.float32(part), state.error)
+    miner.role.miner_state = Future.done(state._replace(error=error))
+
+
+def _message(
+  miner: Miner, task: Task, message: ct.Message, strategy: Strategy
+) -> ct.Message:
+  """Returns what is sent instead of an honest message."""
+  if (strategy.norm, strategy.mask, strategy.mix) == (0, 1, 0):
+    return message
+  delta = messages.dense(miner, message)
+  error = miner.role.miner_state.result().error
+  if strategy.mask < 1 and error is not None:
+    # All that it learned, of which it sends the largest of its elements.
+    whole = jax.tree.map(lambda x, e: x + e, delta, jax.device_get(error))
+    draw = np.random.default_rng([miner.config.seed, task.uid])
+    delta = jax.tree.map(
+      lambda x: np.where(draw.random(x.shape) < strategy.mask, x, 0), whole
+    )
+  if strategy.mix and miner.messages:
+    others = [messages.dense(miner, m) for m in miner.messages.values()]
+    part = np.float32(strategy.mix / len(others))
+    delta = jax.tree.map(lambda x, *o: x + part * sum(o), delta, *others)
+  if strategy.norm and miner.messages:
+    delta = messages.fit(miner, delta, miner.messages)
+    delta = jax.tree.map(lambda x: x * np.float32(strategy.norm), delta)
+  delta = jax.tree.map(lambda x: np.asarray(x, np.float32), delta)
+  return messages.sparse(miner, delta)
+
+
+def shadow(policy: Policy, first: int = 10) -> Policy:
+  """Repeats another's training to have its message blamed as a copy.
+
+  It trains on the data of the miner with the lowest uid from the start, so that
+  its state is the other's, and sends from round `first` on.
+  """
+
+  def batches(miner: Miner, task: Task) -> Batches:
+    gang = base.accomplices(miner).names
+    victim = min(u for u in range(miner.config.miners) if u not in gang)
+    return policy.batches(miner, task._replace(uid=victim))
+
+  def train(
+    miner: Miner, task: Task, params: ct.Params, batches: Batches
+  ) -> Future[TrainedRound | None]:
+    done = policy.train(miner, task, params, batches)
+    return done.then(
+      lambda work: (
+        None
+        if work is None or task.round < first
+        else base.pretended(miner, task, work)
+      )
+    )
+
+  return base.untrusted(policy)._replace(batches=batches, train=train)
