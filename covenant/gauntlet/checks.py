@@ -3,12 +3,17 @@
 The cheapest check comes first. Every uid gets one finding of a closed list and
 a line that its operator can act on. A finding is a function of the data on the
 chain and in the stores, so validators with the same data find the same.
+
+Similar messages of one round are all valid, but only one of them may count:
+nobody can tell by two messages which of two miners did the work, and who
+repeats another's training could be the first to commit. Which of them is paid
+follows from what each proves on its own data (rating_update.py).
 """
 
 import enum
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -20,8 +25,9 @@ from covenant.optim import compression as compression_lib
 from covenant.optim import reduce
 from covenant.wire import payload
 
-# Ratios of a message's L2 norm to the round's median. Newcomers have no error
-# feedback yet and send several times less, so the lower limit is far below.
+# Ratios of a message's L2 norm to those of the round and of earlier ones.
+# Newcomers have no error feedback yet and send several times less, so the lower
+# limit is far below.
 LARGEST_NORM = 10.0
 SMALLEST_NORM = 0.01
 _FEW = 3  # messages below which a median means nothing
@@ -48,8 +54,9 @@ class CheckFinding(enum.Enum):
   RECEIPT = 'trained on other data than was assigned'
   TINY = 'the message holds next to nothing'
   HUGE = 'the message is absurdly large'
-  COPY = 'the message copies an earlier one'
-  TWIN = 'the same work under two uids, committed before either could be read'
+  REPLAY = 'the message is one of the round before'
+  COPY = 'similar to a message that was committed earlier, which counts instead'
+  TWIN = 'similar to another message of the same block; one of them counts'
 
 
 class Submission(NamedTuple):
@@ -79,6 +86,11 @@ class Expected(NamedTuple):
   sequences: int  # sequences assigned to each uid
   # Roots of earlier rounds, latest first, whose parameters are not too old.
   older: Sequence[bytes] = ()
+  # Usual norm of a message by the rounds before; 0: there are too few.
+  usual_norm: float = 0.0
+  # Uids that sent a valid message lately; only they tell a fault of this node's
+  # network from one of their own. None: all.
+  answering: Collection[int] | None = None
 
 
 class CheckResult(NamedTuple):
@@ -88,13 +100,29 @@ class CheckResult(NamedTuple):
   detail: str = ''  # for people
   block: int | None = None  # block of the commitment
   relative_norm: float | None = None  # L2 norm of the message over the median
+  # The same over the larger, and the smaller, of the median and what is usual.
+  largest: float | None = None
+  least: float | None = None
   similarity: float | None = None  # largest, to messages committed no later
   twin: int | None = None  # uid of that message
   staleness: int = 0  # age in rounds of a valid payload's start parameters
+  origin: int | None = None  # first of the similar messages: its uid
+  near: int | None = None  # the same of those that others may find similar
+  twins: int = 1  # number of similar messages in the block of the first one
 
   @property
   def valid(self) -> bool:
-    return self.finding is CheckFinding.VALID
+    return self.finding in _VALID
+
+  @property
+  def originality(self) -> float:
+    """The share in the message while nobody has proven whose work it is."""
+    if self.finding is CheckFinding.COPY:
+      return 0.0
+    return 1 / self.twins
+
+
+_VALID = (CheckFinding.VALID, CheckFinding.COPY, CheckFinding.TWIN)
 
 
 class CheckReport(NamedTuple):
@@ -105,28 +133,31 @@ class CheckReport(NamedTuple):
 
   @property
   def valid(self) -> list[int]:
-    """The uids that may count, in order."""
+    """The uids whose messages are valid, in order."""
     return sorted(u for u, c in self.checks.items() if c.valid)
 
-  def clear(self, threshold: float) -> list[int]:
-    """Returns the valid uids that other validators find valid, too, in order.
+  def clear(self) -> list[int]:
+    """Returns the uids that may count together in others' eyes, too, in order.
 
-    Norms and similarities are held against the messages that a validator has,
-    and others have others. Without a margin a message at a limit would divide
-    them.
-
-    Args:
-      threshold: see `Checker.threshold`.
+    That is one of each set of similar messages. Norms and similarities are held
+    against the messages that a validator has, and others have others. Without a
+    margin a message at a limit would divide them.
     """
     most, least = LARGEST_NORM / _NORM_MARGIN, SMALLEST_NORM * _NORM_MARGIN
-    likest = threshold - _SIMILARITY_MARGIN
     return [
       uid
       for uid in self.valid
       for check in [self.checks[uid]]
-      if check.relative_norm is None or least < check.relative_norm < most
-      if check.similarity is None or check.similarity < likest
+      if check.near in (None, uid)
+      if check.largest is None or check.largest < most
+      if check.least is None or check.least > least
     ]
+
+  def repeats(self, uids: Iterable[int]) -> bool:
+    """Returns whether two of some valid messages are similar."""
+    origins = [self.checks[u].origin for u in uids if u in self.checks]
+    known = [origin for origin in origins if origin is not None]
+    return len(set(known)) < len(known)
 
 
 class Checker:
@@ -178,9 +209,11 @@ class Checker:
     threshold = self.threshold(threshold)
     ordered = sorted(submissions, key=lambda s: s.uid)
     checks = {s.uid: first_check(s, expected) for s in ordered}
-    sought = [s for s in ordered if s.fetch or s.digest]
+    sought = [s.uid for s in ordered if s.fetch or s.digest]
+    if expected.answering is not None:
+      sought = [uid for uid in sought if uid in expected.answering]
     failed = [
-      u for u, c in checks.items() if c.finding is CheckFinding.UNREACHABLE
+      u for u in sought if checks[u].finding is CheckFinding.UNREACHABLE
     ]
     fault = 2 * len(failed) > len(sought)
     if fault:
@@ -197,7 +230,7 @@ class Checker:
       uid: found._replace(
         block=checks[uid].block, staleness=checks[uid].staleness
       )
-      for uid, found in judge_norms(norms).items()
+      for uid, found in judge_norms(norms, expected.usual_norm).items()
     }
     messages = {u: m for u, m in messages.items() if checks[u].valid}
     self._find_copies(checks, messages, previous or {}, seed, threshold)
@@ -236,7 +269,7 @@ class Checker:
         if checks[uid].valid and similarity_S[nearest] >= threshold:
           source = old_uids[nearest]
           checks[uid] = checks[uid]._replace(
-            finding=CheckFinding.COPY,
+            finding=CheckFinding.REPLAY,
             detail=f'it is the message of uid {source} of the previous round',
             similarity=float(similarity_S[nearest]),
             twin=source,
@@ -301,25 +334,46 @@ def first_check(s: Submission, expected: Expected) -> CheckResult:
   )
 
 
-def judge_norms(norms: Mapping[int, float]) -> dict[int, CheckResult]:
+def judge_norms(
+  norms: Mapping[int, float], usual: float = 0.0
+) -> dict[int, CheckResult]:
   """Returns the results of valid messages with these norms, by uid.
+
+  A norm is too large, or too small, only if it is by the median of the round
+  and by the rounds before: half of the uids could set the median, but not what
+  earlier manifests hold. Before there are such rounds the upper quartile stands
+  for them.
+
+  Args:
+    norms: the L2 norm of each message.
+    usual: that of earlier rounds; 0: it is not known.
 
   >>> judge_norms({0: 1.0, 1: 1.0, 2: 0.0})[2].finding.name
   'TINY'
+  >>> judge_norms({0: 1.0, 1: 99.0, 2: 1.0}, usual=20.0)[1].finding.name
+  'VALID'
   """
   ordered = sorted(norms.values())
-  median = ordered[(len(ordered) - 1) // 2] if len(ordered) >= _FEW else 0.0
+  few, last = len(ordered) < _FEW, len(ordered) - 1
+  median = 0.0 if few else ordered[last // 2]
+  usual = usual or (0.0 if few else ordered[3 * last // 4])
+  known = [x for x in (median, usual) if x]
   results = {}
   for uid, norm in norms.items():
-    relative = norm / median if median else None
     finding = CheckFinding.VALID
-    if norm == 0 or (relative is not None and relative < SMALLEST_NORM):
+    if norm == 0 or (known and norm < SMALLEST_NORM * min(known)):
       finding = CheckFinding.TINY
-    elif relative is not None and relative > LARGEST_NORM:
+    elif known and norm > LARGEST_NORM * max(known):
       finding = CheckFinding.HUGE
-    text = f'L2 norm {norm:.3g}, median {median:.3g}'
+    text = f'L2 norm {norm:.3g}, median {median:.3g}, usual {usual:.3g}'
     detail = '' if finding is CheckFinding.VALID else text
-    results[uid] = CheckResult(finding, detail, relative_norm=relative)
+    results[uid] = CheckResult(
+      finding,
+      detail,
+      relative_norm=norm / median if median else None,
+      largest=norm / max(known) if known else None,
+      least=norm / min(known) if known else None,
+    )
   return results
 
 
@@ -329,40 +383,54 @@ def judge_copies(
   similarity_RxR: np.ndarray,
   threshold: float,
 ) -> None:
-  """Blames the later of two similar messages, or both of one block.
+  """Finds the first of similar messages, by block and then by uid.
 
-  A miner uploads once its commitment is in a block, so a copy is committed in
-  a later block. Similar messages of one block were made together.
+  A miner uploads once its commitment is in a block, so who copies commits in a
+  later one. Similar messages of one block were made together.
 
   Args:
     checks: results by uid; changed in place.
     uids: the uids of the compared messages.
     similarity_RxR: their similarities.
-    threshold: the similarity from which on a message is a copy.
+    threshold: the similarity from which on messages count once.
   """
-  if len(uids) < 2:
-    return
   blocks = {uid: checks[uid].block or 0 for uid in uids}
-  for row, uid in enumerate(uids):
+  order = {uid: (blocks[uid], uid) for uid in uids}
+  origins, near = dict[int, int](), dict[int, int]()
+  rows = dict(zip(uids, similarity_RxR, strict=True))
+  for uid in sorted(uids, key=order.__getitem__):
     earlier = [
-      (float(a), v)
-      for v, a in zip(uids, similarity_RxR[row], strict=True)
+      (float(share), v)
+      for v, share in zip(uids, rows[uid], strict=True)
       if v != uid and blocks[v] <= blocks[uid]
     ]
-    if not earlier:
-      continue
-    share, twin = max(earlier)
-    checks[uid] = checks[uid]._replace(similarity=share, twin=twin)
-    if share < threshold:
-      continue
-    block, source = min((blocks[v], v) for a, v in earlier if a >= threshold)
-    same = block == blocks[uid]
-    detail = f'of uid {source}, in block {block}; this in {blocks[uid]}'
-    checks[uid] = checks[uid]._replace(
-      finding=CheckFinding.TWIN if same else CheckFinding.COPY,
-      detail=f'{detail}; similarity {share:.2f}',
-      twin=source,
-    )
+    if earlier:
+      share, twin = max(earlier)
+      checks[uid] = checks[uid]._replace(similarity=share, twin=twin)
+    for found, least in (
+      (origins, threshold),
+      (near, threshold - _SIMILARITY_MARGIN),
+    ):
+      similar = [found[v] for a, v in earlier if a >= least and v in found]
+      found[uid] = min(similar, key=order.__getitem__, default=uid)
+  for uid, origin in near.items():
+    checks[uid] = checks[uid]._replace(near=origin)
+  for origin in {o for u, o in origins.items() if o != u}:
+    group = [uid for uid in uids if origins[uid] == origin]
+    twins = sum(blocks[uid] == blocks[origin] for uid in group)
+    for uid in group:
+      same = blocks[uid] == blocks[origin]
+      finding = CheckFinding.TWIN if same else CheckFinding.COPY
+      if same and twins == 1:
+        finding = CheckFinding.VALID
+      detail = f'of uid {origin}, in block {blocks[origin]}; this in '
+      checks[uid] = checks[uid]._replace(
+        finding=finding,
+        detail='' if uid == origin else f'{detail}{blocks[uid]}',
+        twin=checks[uid].twin if uid == origin else origin,
+        origin=origin,
+        twins=twins,
+      )
 
 
 def _total(norms_P: jax.Array) -> float:

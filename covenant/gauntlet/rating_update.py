@@ -41,7 +41,6 @@ SIGNIFICANT = 2.0  # standard errors
 ENOUGH = 2
 NO_PROOF = 0.4  # fraction of the usual proof up to which it counts as none
 HISTORY = 8  # evaluations whose signs are remembered
-SILENT = 3  # rounds without a valid message after which there is no pay
 _NOT_JUDGED = Finding.EXCUSED, Finding.AWAITED
 # Honest peers resemble another by chance, but not for long. If all of them do,
 # as dense gradients, a uid is punished from so many times the median on.
@@ -108,7 +107,8 @@ def update(
   usual = _usual_proof(after)
   limit = _similarity_limit([after[uid].similarity_avg for uid in judged])
   for uid, check in judged.items():
-    if check.valid and after[uid].similarity_avg > limit:
+    proven = usual <= 0 or proof_share(after[uid], usual) >= 0.5
+    if check.valid and after[uid].similarity_avg > limit and not proven:
       reasons[uid].append(
         f'average similarity {after[uid].similarity_avg:.2f} to others, now '
         f'to {check.twin}'
@@ -219,10 +219,13 @@ def _observe(
   reasons: list[str],
 ) -> ratings_lib.Standing:
   """Returns the record with the round's observations; extends `reasons`."""
-  if check.finding in _NOT_JUDGED:
+  if check.finding is Finding.AWAITED:
     reasons.append(check.finding.value)
-    awaited = check.finding is Finding.AWAITED
-    return dataclasses.replace(old, waiting=old.waiting + awaited)
+    return dataclasses.replace(old, waiting=old.waiting + 1)
+  if check.finding is Finding.EXCUSED:
+    # It costs nothing, but pays for no longer than any other silence.
+    reasons.append(check.finding.value)
+    return dataclasses.replace(old, misses=old.misses + 1)
   if not check.valid:
     reasons.append(': '.join(filter(None, (check.finding.value, check.detail))))
     new = _present(old, 0.0, config) if old.rounds else old
@@ -236,12 +239,17 @@ def _observe(
     old,
     misses=0,
     waiting=0,
+    originality=old.originality
+    + max(1 / (old.rounds + 1), 1 / SIMILAR_ROUNDS)
+    * (check.originality - old.originality),
     similarity_avg=old.similarity_avg + difference / SIMILAR_ROUNDS,
   )
   for _ in range(old.waiting - check.staleness):
     reasons.append('sent no message in an earlier round, which counts now')
     new = _present(new, 0.0, config) if old.rounds else new
   new = _present(new, 1.0, config)
+  if check.originality < 1:
+    reasons.append(': '.join((check.finding.value, check.detail)))
   if score is None:
     return new
   return _evaluate(new, round_index, score, scale, config, reasons)
@@ -313,7 +321,7 @@ def _settle(
       f'{standing.work:.2f}, sent a message in {standing.presence:.0%} of its '
       f'rounds, and gains {standing.gain:.2f} of what as much work does'
     )
-  if standing.misses >= SILENT:
+  if standing.misses >= ratings_lib.SILENT:
     raw_score = 0.0
     reasons.append(f'x 0: no valid message for {standing.misses} rounds')
   elif standing.evaluations and standing.gain <= 0:
@@ -326,8 +334,12 @@ def _settle(
       f'{standing.certainty:.1f} over all evaluations, pay begins at '
       f'{SIGNIFICANT:g}'
     )
+  # Until proofs say whose work it is, similar messages share the pay of one.
   return dataclasses.replace(
-    standing, penalties=kept, raw_score=raw_score, score=raw_score * share
+    standing,
+    penalties=kept,
+    raw_score=raw_score * standing.originality,
+    score=raw_score * share,
   )
 
 

@@ -28,10 +28,7 @@ FACTORS = {
   Finding.DIGEST: 0.5,
   Finding.REFUSED: 0.5,
   Finding.RECEIPT: 0.5,
-  Finding.TINY: 0.5,
-  Finding.HUGE: 0.5,
-  Finding.COPY: 0.25,
-  Finding.TWIN: 0.25,
+  Finding.REPLAY: 0.25,
 }
 NEGATIVE, SIMILAR = 'NEGATIVE', 'SIMILAR'
 NEGATIVE_FACTOR, SIMILAR_FACTOR = 0.5, 0.25
@@ -90,6 +87,7 @@ def add_penalty(
   return (*others, Penalty(reason, new_factor, until))
 
 
+SILENT = 3  # rounds without a valid message after which there is no pay
 MU, SIGMA = 25.0, 25 / 3  # of a uid that was never rated
 _LINES = 10  # last rounds of an explanation that get a line each
 
@@ -115,6 +113,7 @@ class Standing:
   gains: int = 0  # number of gains in the average
   presence: float = 0.0  # average: 1 for a valid message, 0 for a missed round
   rounds: int = 0  # number of rounds in the average
+  originality: float = 1.0  # average share in similar messages
   work: float = 1.0  # average declared work (`scores.work`)
   # Sums over evaluations with decaying weights: of the standard errors by which
   # own data gained more than other data, of the weights, and of the squared
@@ -190,6 +189,15 @@ def admit(
       old = Standing(*identity, round_index, evaluated=round_index - 1)
     standings[uid] = old
   return dataclasses.replace(ratings, standings=standings)
+
+
+def answering(ratings: Ratings) -> set[int]:
+  """Returns the uids that sent a valid message in the last `SILENT` rounds."""
+  return {
+    uid
+    for uid, standing in ratings.standings.items()
+    if standing.rounds and standing.misses < SILENT
+  }
 
 
 def to_json(ratings: Ratings) -> str:

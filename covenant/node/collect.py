@@ -4,6 +4,8 @@ import time
 from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
+import numpy as np
+
 from covenant import typing as ct
 from covenant.data import assignment
 from covenant.gauntlet import checks as checks_lib
@@ -18,6 +20,7 @@ from covenant.protocol import round as round_lib
 from covenant.protocol import run_storage as run_storage_lib
 from covenant.store import interface as store_lib
 from covenant.train import local as local_lib
+from covenant.train import step_bound
 from covenant.wire import commitment as commitment_lib
 from covenant.wire import manifest as manifest_lib
 from covenant.wire import payload as payload_lib
@@ -70,12 +73,13 @@ def collect(node: Validator, command: round_lib.Command, head: int) -> None:
     receipts={u: _receipt(node, p.header) for u, p in readable.items()},
     sequences=assignment.per_miner(node.config),
     older=apply.older_roots(node.shared_model, node.place),
+    usual_norm=float(step_bound.usual(np.asarray(node.shared.steps))),
+    answering=ratings.answering(role.standings),
   )
   evidence = role_lib.Evidence(submissions, expected, previous)
   report = _check(node, r, evidence)
-  clear = report.clear(role.judge.checker.threshold(gauntlet.copy_similarity))
   chosen = selection.contributors(
-    role.standings, clear, gauntlet, r, role_lib.lottery(node, r)
+    role.standings, report.clear(), gauntlet, r, role_lib.lottery(node, r)
   )
   firm: Collection[int] | None = None
   if chosen.reserves:  # else no place was given by lot
@@ -110,8 +114,8 @@ def check_late(
   round_index: int,
   collected: role_lib.Collected,
   payloads: Mapping[int, bytes],
-) -> set[int]:
-  """Returns the uids whose payloads are valid beside those collected before.
+) -> checks_lib.CheckReport:
+  """Checks payloads beside the valid ones that were collected before.
 
   Args:
     node: the validator.
@@ -139,12 +143,8 @@ def check_late(
       )
     )
   expected = evidence.expected._replace(receipts=receipts)
-  found = _check(
-    node,
-    round_index,
-    evidence._replace(submissions=submissions, expected=expected),
-  )
-  return {uid for uid in payloads if found.checks[uid].valid}
+  evidence = evidence._replace(submissions=submissions, expected=expected)
+  return _check(node, round_index, evidence)
 
 
 def decode(

@@ -301,9 +301,9 @@ def _verified(
 ) -> bytes | None:
   """Returns a proposal of `peer`, or None where it is not right.
 
-  All that it lists must be valid in this validator's eyes, and at least half of
-  this validator's own choice must be in it. What it lists and this validator
-  has not fetched is fetched and checked now.
+  All that it lists must be valid in this validator's eyes, no two messages may
+  be similar, and at least half of this validator's own choice must be in it.
+  What it lists and this validator has not fetched is fetched and checked now.
   """
   node, ballot = poll.node, poll.node.role.ballot
   data = ballot.proposals.get(digest)
@@ -333,12 +333,14 @@ def _verified(
     )
   except store_lib.StoreError:
     return None
+  report = poll.collected.report
   if unsure:
     late = {entry.uid: node.payloads[entry.digest] for entry in unsure}
-    valid = collect.check_late(node, poll.round, poll.collected, late)
-    if len(valid) < len(late):
-      ballot.refused.add(digest)
-      return None
+    report = collect.check_late(node, poll.round, poll.collected, late)
+  listed = {entry.uid for entry in entries}
+  if not listed <= {*report.valid} or report.repeats(listed):
+    ballot.refused.add(digest)
+    return None
   for entry in entries:
     if entry.digest not in node.decoded:
       decoded = collect.decode(node, entry, node.payloads[entry.digest])

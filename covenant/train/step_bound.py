@@ -68,21 +68,32 @@ def size(
   return np.float32(total / int(np.sum(parts_R, dtype=np.int64)))
 
 
+def usual(sizes: np.ndarray) -> np.float32:
+  """Returns the usual size of a round; 0 if there are too few before it.
+
+  Args:
+    sizes: those of the rounds before, newest first; 0 stands for none.
+  """
+  known = sizes[sizes > 0]
+  if known.size < FEWEST:
+    return np.float32(0)
+  return max(reduce.lower_median(x) for x in (known, known[:FEWEST]))
+
+
 def factor(found: np.float32, sizes: np.ndarray) -> np.float32:
   """Returns the factor of a round's messages, at most 1.
 
   Args:
     found: the size of the round.
-    sizes: those of the rounds before, newest first; 0 stands for none.
+    sizes: as in `usual`.
 
   >>> factor(np.float32(80), np.array([9, 10, 11, 0], np.float32))
   np.float32(0.5)
   """
-  known = sizes[sizes > 0]
-  if known.size < FEWEST:
+  most = usual(sizes)
+  if not most:
     return np.float32(1)
-  medians = [reduce.lower_median(x) for x in (known, known[:FEWEST])]
-  limit = exact.product(np.array([max(medians)]), np.array([LARGEST]))
+  limit = exact.product(np.array([most]), np.array([LARGEST]))
   return exact.quotient(limit, np.array([found]))[0]
 
 

@@ -28,7 +28,7 @@ VERDICTS = {
   'copier-exact': {'REFUSED'},
   'copier-fast': {'COPY'},
   'copier-perturbed': {'COPY'},
-  'copier-previous': {'COPY'},
+  'copier-previous': {'REPLAY'},
   'replayer': {'REFUSED'},
   'outdated': {'UNSYNCHRONIZED'},
   'late': {'LATE'},

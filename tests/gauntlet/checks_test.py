@@ -39,8 +39,12 @@ class ChecksTest(parameterized.TestCase):
     super().setUpClass()
     cls.checker = checks.Checker(LIKE, COMPRESSION)
 
-  def check(self, *submissions, **kwargs):
-    return self.checker.check(submissions, EXPECTED, b'seed', **kwargs)
+  def check(self, *submissions, usual_norm=30.0, answering=None, **kwargs):
+    expected = EXPECTED._replace(usual_norm=usual_norm, answering=answering)
+    return self.checker.check(submissions, expected, b'seed', **kwargs)
+
+  def norm(self, message):
+    return float(np.linalg.norm(self.checker._norms(message)))
 
   @parameterized.parameters(
     ({}, Finding.VALID),
@@ -107,7 +111,26 @@ class ChecksTest(parameterized.TestCase):
     self.assertFalse(report.fault)
     self.assertEqual(report.checks[6].finding, Finding.UNREACHABLE)
 
-  def test_the_later_of_two_is_the_copy(self):
+  def test_a_fault_is_told_by_those_who_answered_lately(self):
+    """Who never answers cannot be excused, however many they are."""
+    failed = {'fetch': 'failed', 'digest': b'', 'decoded': None}
+    report = self.check(
+      *(submission(uid, **failed) for uid in range(5)),
+      *(submission(uid) for uid in range(5, 8)),
+      answering={5, 6, 7},
+    )
+    self.assertFalse(report.fault)
+    self.assertEqual(report.checks[0].finding, Finding.UNREACHABLE)
+    report = self.check(
+      *(submission(uid, **failed) for uid in range(5)),
+      *(submission(uid) for uid in range(5, 8)),
+      answering={3, 4, 5},
+    )
+    self.assertTrue(report.fault)
+    found = [report.checks[uid].finding for uid in range(5)]
+    self.assertEqual(found, [Finding.UNREACHABLE] * 3 + [Finding.EXCUSED] * 2)
+
+  def test_of_similar_messages_one_counts_and_all_are_valid(self):
     report = self.check(
       submission(0, message(0), block=107),
       submission(1, message(0), block=104),
@@ -116,19 +139,48 @@ class ChecksTest(parameterized.TestCase):
     self.assertEqual(report.checks[0].finding, Finding.COPY)
     self.assertEqual(report.checks[0].twin, 1)
     self.assertIn('uid 1', report.checks[0].detail)
-    self.assertEqual(report.valid, [1, 2, 3, 4, 5])
+    self.assertEqual(report.checks[1].finding, Finding.VALID)
+    self.assertEqual(report.valid, [0, 1, 2, 3, 4, 5])
+    self.assertEqual(report.clear(), [1, 2, 3, 4, 5])
+    self.assertTrue(report.repeats([0, 1, 2]))
+    self.assertFalse(report.repeats([0, 2, 3]))
+    self.assertEqual(
+      [report.checks[uid].originality for uid in (0, 1, 2)], [0.0, 1.0, 1.0]
+    )
 
-  def test_of_one_block_both_are_blamed(self):
+  def test_of_one_block_the_lowest_uid_counts_and_both_share(self):
     report = self.check(
       submission(0, message(0)),
       submission(1, message(0)),
       submission(2, message(0), block=106),
       *(submission(uid) for uid in range(3, 7)),
     )
-    self.assertEqual(report.valid, [3, 4, 5, 6])
+    self.assertEqual(report.clear(), [0, 3, 4, 5, 6])
     verdicts = [report.checks[uid].finding for uid in range(3)]
     self.assertEqual(verdicts, [Finding.TWIN, Finding.TWIN, Finding.COPY])
     self.assertEqual([report.checks[uid].twin for uid in range(3)], [1, 0, 0])
+    shares = [report.checks[uid].originality for uid in range(3)]
+    self.assertEqual(shares, [0.5, 0.5, 0.0])
+
+  @parameterized.parameters(
+    ({}, 0.0, [0]),
+    ({}, 1.0, [0]),
+    # Half of all are small, and nothing is known of earlier rounds.
+    ({1: 1e-2, 2: 1e-2, 3: 1e-2, 4: 90, 5: 90}, 0.0, []),
+    ({1: 60, 2: 60, 3: 60}, 1.0, []),  # the round says it is not
+    ({1: 1e-2, 2: 1e-2, 3: 1e-2}, 50.0, []),  # earlier rounds say so
+  )
+  def test_too_large_by_the_round_and_by_those_before(
+    self, scales, usual, huge
+  ):
+    """Half of the uids may set the median of a round, not of history."""
+    report = self.check(
+      submission(0, message(0, 100.0)),
+      *(submission(u, message(u, scales.get(u, 1.0))) for u in range(1, 6)),
+      usual_norm=usual * self.norm(message(1)),
+    )
+    found = [u for u, c in report.checks.items() if c.finding is Finding.HUGE]
+    self.assertEqual(found, huge)
 
   def test_only_who_came_first_or_with_it_is_resembled(self):
     report = self.check(
@@ -150,7 +202,7 @@ class ChecksTest(parameterized.TestCase):
       previous=previous,
     )
     self.assertEqual(report.valid, [0, 1, 2, 3, 4])
-    self.assertEqual(report.checks[5].finding, Finding.COPY)
+    self.assertEqual(report.checks[5].finding, Finding.REPLAY)
     self.assertEqual(report.checks[5].twin, 2)
 
   def test_nobody(self):

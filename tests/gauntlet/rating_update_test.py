@@ -145,15 +145,51 @@ class RatingsTest(parameterized.TestCase):
     state = play(state, 11, dict.fromkeys(range(4), score())).ratings
     self.assertGreater(state.standings[3].score, 0.5)
 
-  def test_a_fault_of_the_network_changes_nothing(self):
+  def test_a_fault_of_the_network_costs_nothing_for_a_while(self):
     state = self.has_proof()
     verdicts = dict.fromkeys(range(1, 4), Finding.EXCUSED)
-    after = play(state, 8, {0: score()}, verdicts).ratings
-    for uid in range(1, 4):
-      self.assertEqual(after.standings[uid], state.standings[uid])
+    for r in range(8, 10):
+      state = play(state, r, {0: score()}, verdicts).ratings
+      for uid in range(1, 4):
+        self.assertEqual(state.standings[uid].score, 1.0)
+        self.assertEqual(state.standings[uid].presence, 1.0)
+        self.assertIn(uid, ratings.answering(state))
+    state = play(state, 10, {0: score()}, verdicts).ratings
+    self.assertEqual(state.standings[1].score, 0.0)
+    self.assertEqual(ratings.answering(state), {0})
+    good = dict.fromkeys(range(4), score())
+    self.assertEqual(play(state, 11, good).ratings.standings[1].score, 1.0)
+
+  def test_the_author_of_similar_messages_is_who_proves_the_work(self):
+    """A shadow repeats the training of uid 0, and both are TWINs for ever."""
+    state = ratings.Ratings()
+    twin = checks.CheckResult(
+      Finding.TWIN, similarity=1.0, twin=1, origin=0, twins=2
+    )
+    found = {u: checks.CheckResult(Finding.VALID) for u in range(6)}
+    found |= {0: twin, 1: twin._replace(twin=0)}
+    for r in range(30):
+      scores = dict.fromkeys(range(6), score(proof=0.001))
+      scores[1] = score(proof=0.0)
+      report = checks.CheckReport(found, False)
+      state, decisions = rating_update.update(
+        state, r, identities(6), report, scores, CONFIG
+      )
+      if r == 1:  # nobody has proven anything
+        self.assertFalse(state.has_proof)
+        early = incentives.weights(state, CONFIG)
+        self.assertAlmostEqual(early[0], early[1])
+        self.assertLess(early[0], early[2])
+    self.assertEqual(state.standings[0].penalties, ())
+    weights = incentives.weights(state, CONFIG)
+    self.assertEqual(weights[0], weights[2])
+    self.assertNotIn(1, weights)
+    self.assertTrue(state.standings[1].penalties)
+    self.assertIn('one of them counts', ' '.join(decisions[0]['reasons']))
 
   def test_who_is_too_much_like_others_for_long_is_punished(self):
     state, good = self.has_proof(), dict.fromkeys(range(4), score())
+    good[2] = score(proof=0.0)
     likeness = {0: 0.0, 1: 0.1, 2: 0.26, 3: 0.0}
     for r in range(8, 24):
       likeness[3] = 0.4 if r == 9 else 0.0  # once is chance
@@ -234,7 +270,7 @@ class RatingsTest(parameterized.TestCase):
   def test_registered_again_inherits_nothing(self):
     state = self.has_proof()
     good = dict.fromkeys(range(4), score())
-    state = play(state, 8, good, {1: Finding.COPY}).ratings
+    state = play(state, 8, good, {1: Finding.REPLAY}).ratings
     for identity in (
       ratings.Identity('new', 7),
       ratings.Identity('hotkey1', 8),
@@ -327,13 +363,13 @@ class RatingsTest(parameterized.TestCase):
     state = ratings.Ratings()
     for r in range(12):
       scores = {u: score(*draw.normal(size=2), 0.3) for u in range(6)}
-      state = play(state, r, scores, {6: Finding.COPY}).ratings
+      state = play(state, r, scores, {6: Finding.REPLAY}).ratings
     self.assertTrue(any(s.penalties for s in state.standings.values()))
     again = ratings.from_json(ratings.to_json(state))
     self.assertEqual(again, state)
     self.assertEqual(
-      play(again, 12, scores, {6: Finding.TINY}),
-      play(state, 12, scores, {6: Finding.TINY}),
+      play(again, 12, scores, {6: Finding.REFUSED}),
+      play(state, 12, scores, {6: Finding.REFUSED}),
     )
 
   def test_a_round_counts_once(self):
@@ -372,7 +408,7 @@ class ExplainTest(absltest.TestCase):
     for r in range(8):
       state, decisions = play(state, r, good | {3: score(proof=0.0)})
       records += decisions
-    for r, finding in ((8, Finding.COPY), (9, Finding.LATE)):
+    for r, finding in ((8, Finding.REPLAY), (9, Finding.LATE)):
       state, decisions = play(state, r, good, {3: finding})
       records += decisions
     records = json.loads(json.dumps(records, allow_nan=False))
@@ -380,7 +416,7 @@ class ExplainTest(absltest.TestCase):
     for words in (
       'uid 3, hotkey hotkey3, after round 9',
       'score 0.000',
-      Finding.COPY.value,
+      Finding.REPLAY.value,
       Finding.LATE.value,
       'a detail',
       'x 0.25 until round 13',
