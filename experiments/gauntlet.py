@@ -89,11 +89,12 @@ class Anything(checks.Checker):
 
   def check(self, *args: Any, **kwargs: Any) -> checks.CheckReport:
     report = super().check(*args, **kwargs)
-    judged = (Finding.TINY, Finding.HUGE, Finding.COPY, Finding.TWIN)
+    judged = (Finding.TINY, Finding.HUGE, Finding.REPLAY)
     found = {
-      uid: check._replace(finding=Finding.VALID)
-      if check.finding in judged
-      else check
+      uid: check._replace(
+        finding=Finding.VALID if check.finding in judged else check.finding,
+        origin=None,
+      )
       for uid, check in report.checks.items()
     }
     return report._replace(checks=found)
