@@ -199,7 +199,7 @@ def trial(
     )
     context = config.data.context
     opened = kit.scorer.open(
-      shared.params, messages, split.read(ids_N, context)
+      shared.params, shared.params, messages, split.read(ids_N, context)
     )
     scored = [
       kit.scorer.score(

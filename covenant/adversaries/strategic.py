@@ -36,18 +36,19 @@ class Strategy(NamedTuple):
       before; 0: as it comes.
     mask: the fraction of elements, its own choice, that it ever sends.
     work: the fraction of its inner steps that it does; it claims all.
-    repeats: how often it trains on each sequence.
+    repeats: how often it trains on each sequence, a whole number.
     mix: weight of the others' mean message of the round before.
-    period: it trains in one of so many rounds and sends noise in the others.
+    period: it trains in one of so many rounds, a whole number, and sends noise
+      in the others.
   """
 
   error: float = 1.0
   norm: float = 0.0
   mask: float = 1.0
   work: float = 1.0
-  repeats: int = 1
+  repeats: float = 1
   mix: float = 0.0
-  period: int = 1
+  period: float = 1
 
   def __str__(self) -> str:
     """The fields that are not honest ones, as `parse` reads them."""
@@ -94,7 +95,7 @@ def strategist(policy: Policy, strategy: Strategy) -> Policy:
     split, context = miner.role.slot.trainer.split, miner.config.data.context
     ids_HxB = local_lib.batch_ids(miner.config, task, split)
     steps = max(round(len(ids_HxB) * strategy.work), 1)
-    again = np.concatenate([ids_HxB[:steps]] * strategy.repeats)
+    again = np.concatenate([ids_HxB[:steps]] * int(strategy.repeats))
     return tokens_lib.prefetch(split, again, context)
 
   def train(

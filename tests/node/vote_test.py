@@ -38,10 +38,14 @@ class VoteTest(absltest.TestCase):
     )
 
     self.findings = dict.fromkeys((0, 1), Finding.VALID)
+    self.origins = {}  # of similar messages, by uid
     self.chosen = [1]
 
   def report(self):
-    checks = {u: checks_lib.CheckResult(f) for u, f in self.findings.items()}
+    checks = {
+      u: checks_lib.CheckResult(f, origin=self.origins.get(u))
+      for u, f in self.findings.items()
+    }
     return checks_lib.CheckReport(checks, False)
 
   def vote(self, node=None, propose=None, at=None):
@@ -207,7 +211,8 @@ class VoteTest(absltest.TestCase):
 
   def test_what_is_not_valid_in_its_own_eyes_gets_no_vote(self):
     for finding in Finding:
-      if finding in (Finding.VALID, *vote_lib._NOT_FETCHED):
+      valid = checks_lib.CheckResult(finding).valid
+      if valid or finding in vote_lib._NOT_FETCHED:
         continue
       with self.subTest(finding.name):
         self.setUp()
@@ -216,6 +221,21 @@ class VoteTest(absltest.TestCase):
         with self.assertRaises(node_lib.RetryLaterError):
           self.vote()
         self.assertEmpty(self.stood)
+
+  def test_similar_messages_do_not_count_together(self):
+    self.findings = {0: Finding.TWIN, 1: Finding.TWIN}
+    for origins, want in (({0: 0, 1: 1}, True), ({0: 0, 1: 0}, False)):
+      with self.subTest(origins):
+        self.origins = origins
+        self.network.propose(3, self.network.manifest(3, self.listed))
+        if want:
+          self.vote()
+          self.setUp()
+          self.findings = {0: Finding.TWIN, 1: Finding.TWIN}
+        else:
+          with self.assertRaises(node_lib.RetryLaterError):
+            self.vote()
+          self.assertEmpty(self.stood)
 
   def test_what_it_cannot_vouch_for_it_does_not_stand_for(self):
     unknown = [(0, b'x' * 32)]
