@@ -107,8 +107,8 @@ def update(
   usual = _usual_proof(after)
   limit = _similarity_limit([after[uid].similarity_avg for uid in judged])
   for uid, check in judged.items():
-    proven = usual <= 0 or proof_share(after[uid], usual) >= 0.5
-    if check.valid and after[uid].similarity_avg > limit and not proven:
+    similar = check.valid and after[uid].similarity_avg > limit
+    if similar and _lacks_proof(after[uid], usual):
       reasons[uid].append(
         f'average similarity {after[uid].similarity_avg:.2f} to others, now '
         f'to {check.twin}'
@@ -381,6 +381,14 @@ def proof_share(standing: ratings_lib.Standing, usual: float) -> float:
   certain = min(max(standing.certainty - SIGNIFICANT, 0.0), 1.0)
   share = (standing.proof / usual - NO_PROOF) / (FULL_PROOF - NO_PROOF)
   return certain * min(max(share, 0.0), 1.0)
+
+
+def _lacks_proof(standing: ratings_lib.Standing, usual: float) -> bool:
+  """Returns whether its proof is surely below half of the usual one."""
+  if not standing.proof_weight:
+    return False
+  error = standing.proof_variance**0.5 / standing.proof_weight
+  return standing.proof + SIGNIFICANT * error < usual / 2
 
 
 def paid_work(standing: ratings_lib.Standing) -> float:
