@@ -3,6 +3,7 @@
 import contextlib
 import os
 import pathlib
+import sys
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -13,6 +14,7 @@ from covenant.data import dataset
 from covenant.emulate import devices as devices_lib
 from covenant.emulate import host as host_lib
 from covenant.emulate import measurements
+from covenant.node import extension
 from covenant.node import multihost as multihost_lib
 from covenant.node import preflight
 from covenant.node import workdir as workdir_lib
@@ -84,6 +86,9 @@ def run(
     resume = restored.counters.round if restored else None
     stack.enter_context(folder)
     if is_first:
+      held = folder.held() or config
+      if note := extension.describe(held, config, resume or 0):
+        print(note, file=sys.stderr)
       folder.open_run(config, resume, observe)
       host.announce, host.stopwatch.note = folder.announce, folder.note
       if restored is None:

@@ -32,6 +32,7 @@ from covenant.node import validator_role as validator_lib
 from covenant.protocol import apply
 from covenant.protocol import round as round_lib
 from covenant.telemetry import copies as copies_lib
+from covenant.telemetry import spikes
 from covenant.telemetry import telemetry as telemetry_lib
 from covenant.telemetry import trackers as trackers_lib
 
@@ -42,6 +43,7 @@ _STEPS = 'steps.jsonl'
 # Fields that may differ when a run is resumed. A miner on other devices rounds
 # differently; on how many the miners are spread changes nothing.
 _FREE = (
+  'rounds',  # a run may be made longer (extension.py)
   'devices.',
   'network.coordinator',
   'network.process',
@@ -141,26 +143,31 @@ class Workdir:
   def _spike(self, text: str) -> None:
     self.event(node_lib.Event(*self._at, node_lib.SPIKE, text))
 
+  def held(self) -> config_lib.Config | None:
+    """Returns the config of the run in the folder, if there is one."""
+    path = self.path / _CONFIG
+    return config_lib.from_json(path.read_text()) if path.exists() else None
+
   def check_owner(self, config: config_lib.Config) -> None:
     """Refuses a folder that holds a run with another config.
 
     Raises:
       ConfigError: names the fields that differ; where it runs may differ.
     """
-    path = self.path / _CONFIG
-    if not path.exists():
+    there = self.held()
+    if there is None:
       return
-    there = config_lib.from_json(path.read_text())
     config = config_lib.from_json(_shown(config))
     data = there.data
     if not data.digest and data.path == config.data.path:  # of an old release
       data = dataclasses.replace(data, digest=config.data.digest)
     known = config_lib.identity(dataclasses.replace(there, data=data))
     moved = known == config_lib.identity(config)
+    free = (*_FREE, *_PLACES) if moved else _FREE
     differ = [
       line
       for line in config_lib.differences(there, config)
-      if not line.startswith((*_FREE, *_PLACES) if moved else _FREE)
+      if not line.startswith(free)
     ]
     if differ:
       raise config_lib.ConfigError(
@@ -188,6 +195,9 @@ class Workdir:
       path, self.path / 'tensorboard', resume=resume
     )
     self._observe = observe
+    self._spikes = spikes.SpikeDetector(
+      config.telemetry.spike_sigmas, config.telemetry.spike_steps
+    )
     run = trackers_lib.run_of(config, self.path.name, self.path)
     names = {'role': 'emulate', 'hotkey': '', 'run': config.name}
     self._copies = copies_lib.Copies(config.telemetry, run, names)
@@ -200,8 +210,10 @@ class Workdir:
         files.write_lines(self.path / name, kept)
     steps = self.path / _STEPS
     found = metrics.read(steps, [metrics.Step]) if steps.exists() else []
-    kept = [metrics.encode(x) for x in found if x.round <= (resume or 0)]
-    files.write_lines(steps, kept)
+    found = [x for x in found if x.round <= (resume or 0)]
+    files.write_lines(steps, map(metrics.encode, found))
+    for step in found:
+      self._spikes.add(step)
 
   def log(self, record: metrics.Record) -> None:
     """Writes a record of an emulated run; `open_run` comes first."""
@@ -219,6 +231,9 @@ class Workdir:
     for step in steps:
       self._writer.mirror(step)
       self._copies.record(step)
+      if text := self._spikes.add(step):
+        event = node_lib.Event(0, step.round - 1, node_lib.SPIKE, text)
+        self.note('', event)
 
   def announce(self, uid: int, verdict: validator_lib.Verdict) -> None:
     """Appends the verdict of one of the validators of an emulated run."""

@@ -3,6 +3,8 @@
 import collections
 import math
 
+from covenant import metrics
+
 _LEAST = 8  # losses before the rule applies
 _FLOOR = 1e-3  # nats per token: a smaller deviation is noise of rounding
 
@@ -22,7 +24,19 @@ class SpikeDetector:
     self._sigmas = sigmas
     self._losses = collections.deque[float](maxlen=steps)
 
-  def add(self, loss: float) -> float | None:
+  def add(self, step: metrics.Step) -> str:
+    """Adds a step; returns a text about its loss if that is a spike."""
+    if step.loss is None:
+      return ''
+    score = self.score(step.loss)
+    if score is None:
+      return ''
+    return (
+      f'the loss of inner step {step.step} is {step.loss:.4g}, {score:.1f} '
+      'standard deviations above those before it'
+    )
+
+  def score(self, loss: float) -> float | None:
     """Adds a loss; returns its z-score if it is a spike, else None."""
     score = None
     if len(self._losses) >= _LEAST:

@@ -120,30 +120,24 @@ class Telemetry:
       per_second = step.tokens / step.seconds
       if speed is not None:
         mfu = per_second * speed.flops_per_token / speed.peak
-    self.log(
-      metrics.Step(
-        round=step.round,
-        step=step.step,
-        tokens=step.tokens,
-        loss=step.loss,
-        gradient_norm=step.gradient_norm,
-        learning_rate=rate,
-        skipped=int(skipped),
-        seconds=step.seconds,
-        wait_seconds=step.wait_seconds,
-        tokens_per_second=per_second,
-        mfu=mfu,
-        device_bytes=device_bytes,
-        host_bytes=machine.used_bytes(),
-      )
+    record = metrics.Step(
+      round=step.round,
+      step=step.step,
+      tokens=step.tokens,
+      loss=step.loss,
+      gradient_norm=step.gradient_norm,
+      learning_rate=rate,
+      skipped=int(skipped),
+      seconds=step.seconds,
+      wait_seconds=step.wait_seconds,
+      tokens_per_second=per_second,
+      mfu=mfu,
+      device_bytes=device_bytes,
+      host_bytes=machine.used_bytes(),
     )
-    if step.loss is not None:
-      score = self._spikes.add(step.loss)
-      if score is not None:
-        self._spike(
-          f'the loss of inner step {step.step} is {step.loss:.4g}, '
-          f'{score:.1f} standard deviations above those before it'
-        )
+    self.log(record)
+    if text := self._spikes.add(record):
+      self._spike(text)
 
   def event(self, what: str, error: str, seconds: float, phase: str) -> None:
     """Takes an event of the node; `phase` is empty for one that is none."""

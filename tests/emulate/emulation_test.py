@@ -1,4 +1,6 @@
+import contextlib
 import dataclasses
+import io
 import json
 import pathlib
 import signal
@@ -147,6 +149,29 @@ class RunTest(parameterized.TestCase):
       config_lib.ConfigError, 'seed: 0 there, 5 here'
     ):
       emulation.run(tiny(seed=5), self.finished)
+
+  def test_a_run_is_made_longer(self):
+    workdir, err = self.workdir(), io.StringIO()
+    emulation.run(tiny(rounds=2), workdir)
+    with contextlib.redirect_stderr(err):
+      outcome = emulation.run(tiny(rounds=3), workdir)
+    self.assertEqual(outcome.state.counters.round, 3)
+    self.assertIn('rounds: 2 before, 3 now; the learning rate', err.getvalue())
+    rounds = metrics.rounds(metrics.read(workdir / 'metrics.jsonl'))
+    self.assertEqual([r.round for r in rounds], [1, 2, 3])
+
+  @pytest.mark.slow
+  def test_made_longer_with_its_own_schedule_it_equals_a_long_one(self):
+    short, long = (
+      helpers.tiny(f'rounds={n}', 'optim.inner.decay_steps=6') for n in (2, 4)
+    )
+    want = emulation.run(long, self.workdir('whole'))
+    parts = self.workdir('parts')
+    emulation.run(short, parts)
+    got = emulation.run(long, parts)
+    self.assertEqual(
+      helpers.everything(got.state), helpers.everything(want.state)
+    )
 
   def test_more_miners_than_data_is_refused_and_leaves_nothing(self):
     workdir = self.workdir()
