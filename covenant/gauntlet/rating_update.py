@@ -10,7 +10,7 @@ on all of its own data.
 """
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from covenant import config as config_lib
@@ -19,6 +19,7 @@ from covenant import typing as ct
 from covenant.gauntlet import checks as checks_lib
 from covenant.gauntlet import ratings as ratings_lib
 from covenant.gauntlet import scores as scores_lib
+from covenant.gauntlet import work as work_lib
 
 with extras.needed('run'):
   from openskill.models import PlackettLuce
@@ -32,14 +33,9 @@ _MODEL = PlackettLuce(
 # evaluation as at most this many standard errors: one lucky draw must not carry
 # a uid, and one strong message no rounds without work.
 LARGEST_GAIN, LARGEST_PROOF = 1.5, 6.0
-# Fractions of what is usual from which on the average gain and the proof are
-# paid in full: most honest ones must be there in spite of the noise.
-FULL_GAIN, FULL_PROOF = 0.9, 0.95
-SIGNIFICANT = 2.0  # standard errors
 # Until one in so many uids with a raw score has proof, raw scores are paid: the
 # first to be certain, perhaps by luck, must not take all.
 ENOUGH = 2
-NO_PROOF = 0.4  # fraction of the usual proof up to which it counts as none
 HISTORY = 8  # evaluations whose signs are remembered
 _NOT_JUDGED = Finding.EXCUSED, Finding.AWAITED
 # Honest peers resemble another by chance, but not for long. If all of them do,
@@ -104,11 +100,11 @@ def update(
     after[uid] = _observe(
       new, round_index, check, score, scale, config, reasons[uid]
     )
-  usual = _usual_proof(after)
+  usual = work_lib.usual_proof(after)
   limit = _similarity_limit([after[uid].similarity_avg for uid in judged])
   for uid, check in judged.items():
     similar = check.valid and after[uid].similarity_avg > limit
-    if similar and _lacks_proof(after[uid], usual):
+    if similar and work_lib.lacks_proof(after[uid], usual):
       reasons[uid].append(
         f'average similarity {after[uid].similarity_avg:.2f} to others, now '
         f'to {check.twin}'
@@ -202,9 +198,11 @@ def _scale(scores: Mapping[int, scores_lib.Score]) -> float | None:
   None if no uid clearly gained: such a round says more about the model or the
   learning rates than about the peers, and counts against none of them.
   """
-  if not any(s.gain > SIGNIFICANT * s.gain_error for s in scores.values()):
+  if not any(
+    s.gain > work_lib.SIGNIFICANT * s.gain_error for s in scores.values()
+  ):
     return None
-  return _median(
+  return work_lib.median(
     (s.gain / s.work, s.work) for s in scores.values() if s.gain > 0
   )
 
@@ -266,7 +264,9 @@ def _evaluate(
   """Returns the record with the evaluation of a valid message."""
   decay = 1 - 1 / config.memory
   sign = int(score.gain > 0)
-  if score.gain < -SIGNIFICANT * score.gain_error and scale is not None:
+  if (
+    score.gain < -work_lib.SIGNIFICANT * score.gain_error and scale is not None
+  ):
     sign = -1
   new = dataclasses.replace(
     old,
@@ -313,7 +313,7 @@ def _settle(
     return dataclasses.replace(standing, raw_score=equal, score=equal)
   kept = ratings_lib.active_penalties(standing.penalties, round_index)
   reasons.extend(penalty.text for penalty in kept)
-  paid = paid_work(standing)
+  paid = work_lib.paid_work(standing)
   raw_score = paid * standing.factor(round_index)
   if standing.evaluations and paid < 1:
     reasons.append(
@@ -326,13 +326,13 @@ def _settle(
     reasons.append(f'x 0: no valid message for {standing.misses} rounds')
   elif standing.evaluations and standing.gain <= 0:
     reasons.append('x 0: on average its updates do not help')
-  share = proof_share(standing, usual)
+  share = work_lib.proof_share(standing, usual)
   if share < 1 and standing.evaluations:
     reasons.append(
       f'x {share:.2f}: own data gains {standing.proof:.2f} standard errors '
       f'more than other data, {usual:.2f} is usual; that is '
       f'{standing.certainty:.1f} over all evaluations, pay begins at '
-      f'{SIGNIFICANT:g}'
+      f'{work_lib.SIGNIFICANT:g}'
     )
   # Until proofs say whose work it is, similar messages share the pay of one.
   return dataclasses.replace(
@@ -341,65 +341,6 @@ def _settle(
     raw_score=raw_score * standing.originality,
     score=raw_score * share,
   )
-
-
-def _usual_proof(standings: Mapping[int, ratings_lib.Standing]) -> float:
-  """Returns the median of the certain proofs; 0 if there are none."""
-  return _median(
-    (s.proof, s.work * s.presence)
-    for s in standings.values()
-    if s.certainty > SIGNIFICANT
-  )
-
-
-def _median(values: Iterable[tuple[float, float]]) -> float:
-  """Returns the (lower) median of (value, weight); 0 if there are none.
-
-  By work, not by uids: a worker that splits its work over many is not many.
-  """
-  ordered = sorted(values)
-  half = sum(weight for _, weight in ordered) / 2
-  passed = 0.0
-  for value, weight in ordered:
-    passed += weight
-    if passed >= half:
-      return value
-  return 0.0
-
-
-def proof_share(standing: ratings_lib.Standing, usual: float) -> float:
-  """Returns the proven fraction of the usual work on own data, 0 to 1.
-
-  The fraction is proportional, not a threshold: a worker that trains once on
-  the data of n uids and sends the result under all of them proves 1/n with
-  each, and next to no proof counts as none. An uncertain proof fades in from 2
-  to 3 standard errors: a copier's certainty is a standard normal draw that
-  changes slowly.
-  """
-  if usual <= 0:
-    return 0.0
-  certain = min(max(standing.certainty - SIGNIFICANT, 0.0), 1.0)
-  share = (standing.proof / usual - NO_PROOF) / (FULL_PROOF - NO_PROOF)
-  return certain * min(max(share, 0.0), 1.0)
-
-
-def _lacks_proof(standing: ratings_lib.Standing, usual: float) -> bool:
-  """Returns whether its proof is surely below half of the usual one."""
-  if not standing.proof_weight:
-    return False
-  error = standing.proof_variance**0.5 / standing.proof_weight
-  return standing.proof + SIGNIFICANT * error < usual / 2
-
-
-def paid_work(standing: ratings_lib.Standing) -> float:
-  """Returns the work that a uid is paid for if it is proven.
-
-  That is the declared work of the rounds in which it sent a message, reduced if
-  its gain is less than usual. More than usual is not worth more: a message that
-  gains more takes it from what the others' next messages would gain.
-  """
-  quality = min(max(standing.gain / FULL_GAIN, 0.0), 1.0)
-  return standing.work * standing.presence * quality
 
 
 def _present(

@@ -14,6 +14,7 @@ from covenant.gauntlet import rating_update
 from covenant.gauntlet import ratings
 from covenant.gauntlet import scores as scores_lib
 from covenant.gauntlet import selection
+from covenant.gauntlet import work as work_lib
 
 Finding = checks.CheckFinding
 CONFIG = config_lib.Gauntlet(penalty_rounds=5, memory=10)
@@ -298,9 +299,7 @@ class RatingsTest(parameterized.TestCase):
       scores |= dict.fromkeys((5, 6), shared)
       state = play(state, r, scores).ratings
     weights = incentives.weights(state, CONFIG)
-    each = (0.5 - rating_update.NO_PROOF) / (
-      rating_update.FULL_PROOF - rating_update.NO_PROOF
-    )
+    each = (0.5 - work_lib.NO_PROOF) / (work_lib.FULL_PROOF - work_lib.NO_PROOF)
     self.assertAlmostEqual(weights[5] / weights[0], each)
     self.assertLess(2 * each, 0.5)
 
@@ -314,13 +313,13 @@ class RatingsTest(parameterized.TestCase):
       standing = ratings.Standing(
         'a', 0, 0, gain=work**returns / work, work=work, presence=1.0
       )
-      return rating_update.paid_work(standing)
+      return work_lib.paid_work(standing)
 
     split = sum(map(paid, efforts))
     self.assertLessEqual(split, sum(efforts) * (1 + 1e-9))
     if returns >= 1:  # two halves gain at most as much as the whole
       usual = sum(efforts)
-      whole = rating_update.paid_work(
+      whole = work_lib.paid_work(
         ratings.Standing('a', 0, 0, gain=1.0, work=usual, presence=1.0)
       )
       self.assertLessEqual(split, whole * (1 + 1e-9))

@@ -1,0 +1,70 @@
+"""The work that a uid is paid for: what it declares, gains and proves."""
+
+from collections.abc import Iterable, Mapping
+
+from covenant.gauntlet import ratings as ratings_lib
+
+# Fractions of what is usual from which on the average gain and the proof are
+# paid in full: most honest ones must be there in spite of the noise.
+FULL_GAIN, FULL_PROOF = 0.9, 0.95
+NO_PROOF = 0.4  # fraction of the usual proof up to which it counts as none
+SIGNIFICANT = 2.0  # standard errors
+
+
+def paid_work(standing: ratings_lib.Standing) -> float:
+  """Returns the work that a uid is paid for if it is proven.
+
+  That is the declared work of the rounds in which it sent a message, reduced if
+  its gain is less than usual. More than usual is not worth more: a message that
+  gains more takes it from what the others' next messages would gain.
+  """
+  quality = min(max(standing.gain / FULL_GAIN, 0.0), 1.0)
+  return standing.work * standing.presence * quality
+
+
+def proof_share(standing: ratings_lib.Standing, usual: float) -> float:
+  """Returns the proven fraction of the usual work on own data, 0 to 1.
+
+  The fraction is proportional, not a threshold: a worker that trains once on
+  the data of n uids and sends the result under all of them proves 1/n with
+  each, and next to no proof counts as none. An uncertain proof fades in from 2
+  to 3 standard errors: a copier's certainty is a standard normal draw that
+  changes slowly.
+  """
+  if usual <= 0:
+    return 0.0
+  certain = min(max(standing.certainty - SIGNIFICANT, 0.0), 1.0)
+  share = (standing.proof / usual - NO_PROOF) / (FULL_PROOF - NO_PROOF)
+  return certain * min(max(share, 0.0), 1.0)
+
+
+def lacks_proof(standing: ratings_lib.Standing, usual: float) -> bool:
+  """Returns whether its proof is surely below half of the usual one."""
+  if not standing.proof_weight:
+    return False
+  error = standing.proof_variance**0.5 / standing.proof_weight
+  return standing.proof + SIGNIFICANT * error < usual / 2
+
+
+def usual_proof(standings: Mapping[int, ratings_lib.Standing]) -> float:
+  """Returns the median of the certain proofs; 0 if there are none."""
+  return median(
+    (s.proof, s.work * s.presence)
+    for s in standings.values()
+    if s.certainty > SIGNIFICANT
+  )
+
+
+def median(values: Iterable[tuple[float, float]]) -> float:
+  """Returns the (lower) median of (value, weight); 0 if there are none.
+
+  By work, not by uids: a worker that splits its work over many is not many.
+  """
+  ordered = sorted(values)
+  half = sum(weight for _, weight in ordered) / 2
+  passed = 0.0
+  for value, weight in ordered:
+    passed += weight
+    if passed >= half:
+      return value
+  return 0.0
