@@ -1,7 +1,7 @@
 """A validator's first phase: fetch and check what was committed."""
 
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -43,7 +43,6 @@ def collect(node: Validator, command: round_lib.Command, head: int) -> None:
   """
   r, role, gauntlet = command.round, node.role, node.config.gauntlet
   seconds = follow.patience(node, head, node.schedule.decision_block(r))
-  deadline = time.monotonic() + seconds
   closes = node.schedule.put_closes(r)
   membership = membership_lib.read(node.chain, closes, node.schedule)
   node.objects.keep_only(membership.locations)
@@ -52,10 +51,9 @@ def collect(node: Validator, command: round_lib.Command, head: int) -> None:
   )
   committed = _committed(node, r, membership)
   previous = node.messages or _recall(node, membership, seconds / 2)
+  deadline = time.monotonic() + seconds
   entries = committed.entries
-  wanted = [entries[uid] for uid in _worth_fetching(node, r, entries)]
-  left = max(deadline - time.monotonic(), seconds / 4)
-  fetched = _fetch(node, r, membership, wanted, left)
+  fetched = _fetch_in_turns(node, r, membership, entries, deadline)
   readable: dict[int, payload_lib.Payload] = {}
   submissions = [
     submission
@@ -270,6 +268,72 @@ def _worth_fetching(
   )
   reserves = likely.reserves[: incentives.RESERVES]
   return sorted({*likely.uids, *reserves, *also})
+
+
+def _fetch_in_turns(
+  node: Validator,
+  round_index: int,
+  membership: membership_lib.Membership,
+  entries: Mapping[int, manifest_lib.Entry],
+  deadline: float,
+) -> dict[int, bytes | store_lib.StoreError]:
+  """Fetches payloads until as many came as can count, or until a deadline.
+
+  First those from buckets that have not failed lately; then, while there are
+  places, the next in line, so that any number of dead buckets keeps nobody out;
+  then those from buckets that failed. Each turn leaves time for the next.
+
+  Args:
+    node: the validator.
+    round_index: the round.
+    membership: the locations of the buckets.
+    entries: what was committed, by uid.
+    deadline: by `time.monotonic`.
+
+  Returns:
+    The bytes of all that were asked for, or an error, by uid.
+  """
+  got: dict[int, bytes | store_lib.StoreError] = {}
+  failed = {
+    uid for uid in entries if node.objects.failed(membership.location(uid))
+  }
+  trusted = {uid: e for uid, e in entries.items() if uid not in failed}
+  worth = _worth_fetching(node, round_index, entries)
+  places = min(node.config.gauntlet.contributors, len(entries))
+
+  def fetch(uids: Iterable[int]) -> None:
+    wanted = [entries[uid] for uid in uids if uid not in got]
+    # A quarter of what is left is for others, if there are any.
+    is_last = len(got) + len(wanted) == len(entries)
+    left = (deadline - time.monotonic()) * (1 if is_last else 0.75)
+    if wanted and left > 0:
+      got.update(_fetch(node, round_index, membership, wanted, left))
+
+  fetch(_worth_fetching(node, round_index, trusted))
+  lines = [_in_line(node, round_index, e) for e in (trusted, entries)]
+  line = list(dict.fromkeys([*lines[0], *lines[1]]))
+  while time.monotonic() < deadline:
+    missing = places - sum(isinstance(data, bytes) for data in got.values())
+    following = [uid for uid in line if uid not in got][: 2 * missing]
+    if missing <= 0 or not following:
+      break
+    fetch(following)
+  fetch(worth)
+  for uid in worth:
+    late = store_lib.StoreUnavailableError('its bucket was not asked in time')
+    got.setdefault(uid, late)
+  return got
+
+
+def _in_line(
+  node: Validator, round_index: int, entries: Mapping[int, manifest_lib.Entry]
+) -> list[int]:
+  """Returns uids in the order in which they get places."""
+  lot = role_lib.lottery(node, round_index)
+  found = selection.contributors(
+    node.role.standings, entries, node.config.gauntlet, round_index, lot
+  )
+  return [*found.uids, *found.reserves]
 
 
 def _fetch(

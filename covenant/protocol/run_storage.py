@@ -74,6 +74,11 @@ class RunStorage:
     """Opens another peer's bucket; None if the location is unusable."""
     return self._directory.bucket_at(location)
 
+  def failed(self, location: bytes) -> bool:
+    """Returns whether the bucket at a location failed lately."""
+    bucket = self.bucket_at(location)
+    return bucket is not None and self._directory.failed(bucket)
+
   def keep_only(self, locations: Collection[bytes]) -> None:
     """Closes the buckets of peers at all but these locations."""
     self._directory.keep_only(locations)

@@ -67,7 +67,6 @@ _CODES = {
 }
 _NETWORK = {
   'TimedOut': 'no answer',
-  'ConnectionRefused': 'connection refused',
   'IncompleteBody': 'the connection broke in the middle',
 }
 _HOSTS = {
@@ -78,7 +77,7 @@ _HOSTS = {
   'invalidcontenttype': 'the host does not speak TLS',
 }
 _TRANSIENT = (408, 409, 425, 429)  # and 500 to 599
-_BUSY_TRIES = 3  # of a stranger's bucket that answers one of these
+_BUSY_TRIES = 3  # of a stranger's bucket that refuses for now
 
 
 class ObjectReplacedError(interface.StoreUnavailableError):
@@ -207,6 +206,8 @@ def explain(error: Exception) -> interface.StoreError:
     for mark, words in _HOSTS.items():
       if mark in text.lower():
         return _given_up(words, 1)
+    if 'ConnectionRefused' in text:
+      return _given_up('connection refused', _BUSY_TRIES)
     known = [words for mark, words in _NETWORK.items() if mark in text]
     return interface.StoreUnavailableError(
       known[0] if known else 'the connection failed'

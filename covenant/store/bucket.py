@@ -7,6 +7,7 @@ import functools
 import os
 import re
 import secrets
+import threading
 import time
 from collections.abc import (
   Awaitable,
@@ -128,11 +129,26 @@ class ObstoreBucket:
     # an upload of its own may have arrived. The one exception are the parts of
     # an upload, which obstore retries.
     connect = functools.partial(backend.connect, location, key, own, settings)
-    self._store = connect(retries=0)
+    self._connect: Callable[[], obstore.store.ObjectStore] | None = (
+      functools.partial(connect, retries=0)
+    )
     self._parts_store = connect(retries=10) if self._s3 and own else None
+    self._connecting = threading.Lock()
+    if own or not self._s3:
+      self._open()  # raises where there is none
     self._slots = asyncio.Semaphore(settings.requests)
     self._uploads: set[asyncio.Task] = set()  # asyncio keeps weak references
     self._loop = backend.event_loop()
+
+  def _open(self) -> None:
+    """Makes the client of the store, which takes a core for 30 ms.
+
+    For a stranger's bucket that is done in the thread that asks it first.
+    """
+    with self._connecting:
+      if self._connect is not None:
+        self._store = self._connect()
+        self._connect = None
 
   def __repr__(self) -> str:
     return f'Bucket({self._name!r})'
@@ -354,6 +370,7 @@ class ObstoreBucket:
     size: int = 0,
   ) -> _T:
     """Runs `act` on the loop until the deadline; completes its errors."""
+    self._open()
     call, began = _Call(), time.monotonic()
     moved = 0
     seconds = self._settings.deadline_seconds

@@ -1,14 +1,18 @@
 """A validator fetches and checks what was committed."""
 
+import dataclasses
 from unittest import mock
 
 from absl.testing import absltest
 
 from covenant.chain import interface as chain_lib
 from covenant.gauntlet import checks as checks_lib
+from covenant.gauntlet import incentives
+from covenant.gauntlet import scores
 from covenant.node import collect
 from covenant.protocol import round as round_lib
 from covenant.protocol import run_storage as run_storage_lib
+from covenant.store import interface as store_lib
 from covenant.wire import commitment as commitment_lib
 from covenant.wire import manifest as manifest_lib
 from covenant.wire import payload as payload_lib
@@ -148,6 +152,66 @@ class CollectTest(absltest.TestCase):
     self.network.block = self.schedule.put_closes(0) + 1
     self.network.publish(0, 0, self.payloads[0])
     self.assertEqual(self.findings()[0], Finding.MISSING)
+
+  def test_uids_without_data_are_not_looked_at(self):
+    """However many are registered, validators go on."""
+    for u in (0, 1):
+      self.network.publish(u, 0, self.payloads[u])
+    with mock.patch.object(scores, 'seats', return_value=1):
+      found = self.collect()
+    self.assertEqual(list(found.entries), [0])
+    self.assertEqual(found.chosen, [0])
+
+  def test_places_go_to_the_next_in_line_if_buckets_fail(self):
+    """Any number of dead buckets keeps nobody out."""
+    self.network.publish(2, 0, self.payloads[2])
+    for uid in (0, 1):  # first in line, and nothing is there
+      self.network.commit(uid, 0, b'%d' % uid * 32)
+    gauntlet = dataclasses.replace(
+      network_lib.CONFIG.gauntlet, contributors=1, evaluate=0
+    )
+    self.node.config = dataclasses.replace(
+      network_lib.CONFIG, gauntlet=gauntlet
+    )
+    with mock.patch.object(incentives, 'RESERVES', 0):
+      self.assertEqual(self.collect().chosen, [2])
+
+  def test_a_bucket_that_failed_is_asked_last(self):
+    for u in (0, 1):
+      self.network.publish(u, 0, self.payloads[u])
+    place = self.network.objects(0).location
+    objects = self.node.objects
+    bucket = objects.bucket_at(place)
+    objects._directory.note(bucket, store_lib.StoreUnavailableError('dead'))
+    asked = []
+
+    def fetch(node, r, membership, entries, seconds):
+      asked.append([entry.uid for entry in entries])
+      return fetched(node, r, membership, entries, seconds)
+
+    fetched = collect._fetch
+    with mock.patch.object(collect, '_fetch', fetch):
+      found = self.collect()
+    self.assertEqual(asked, [[1], [0]])
+    self.assertEqual(found.chosen, [0, 1])  # it is back
+
+  def test_what_comes_late_is_checked_beside_the_others(self):
+    for u in (0, 1):
+      self.network.publish(u, 0, self.payloads[u])
+    copy = self.network.payload(self.network.miner(2), seed=1)
+    self.network.block += 2
+    self.network.commit(2, 0, run_storage_lib.digest(copy))  # nothing there
+    found = self.collect()
+    self.assertEqual(found.chosen, [0, 1])
+    late = collect.check_late(self.node, 0, found, {2: copy}).checks[2]
+    self.assertEqual((late.twin, round(late.similarity, 2)), (1, 1.0))
+    good = self.payloads[2]
+    entry = found.entries[2]._replace(digest=run_storage_lib.digest(good))
+    found = found._replace(entries={**found.entries, 2: entry})
+    late = collect.check_late(self.node, 0, found, {2: good})
+    self.assertTrue(late.checks[2].valid)
+    self.assertLess(late.checks[2].similarity, 0.5)
+    self.assertIn(entry.digest, self.node.decoded)
 
   def test_every_miner_gets_a_standing(self):
     self.collect()

@@ -100,13 +100,17 @@ class Network:
 
   Args:
     test: closes the chain when it ends.
+    clock: real time, whose chain the test begins; None: `block` is the time.
+    block_seconds: the time of a block.
 
   Attributes:
     block: the newest block of the chain; tests set it.
     events: those of all nodes.
   """
 
-  def __init__(self, test: absltest.TestCase):
+  def __init__(
+    self, test: absltest.TestCase, clock=None, block_seconds: float = 1.0
+  ):
     self.block = 0
     self.events = []
     self._name = f'network-{next(_NETWORKS)}'
@@ -114,13 +118,14 @@ class Network:
     self.chain = local_chain.LocalChain.create(
       ':memory:',
       b'',
-      chain_storage.ChainRules(block_seconds=1.0),
-      clock=lambda: float(self.block),
+      chain_storage.ChainRules(block_seconds=block_seconds),
+      clock=clock or (lambda: float(self.block)),
     )
     test.addCleanup(self.chain.close)
     for uid, key in KEYS.items():
       self.chain.register(key.address, STAKES.get(uid, 0.0), uid in STAKES)
-    self.chain.begin(0.0)
+    if clock is None:
+      self.chain.begin(0.0)
 
   def objects(self, uid: int) -> run_storage_lib.RunStorage:
     return self._objects[uid]
@@ -171,12 +176,15 @@ class Network:
     return node
 
   def validator(
-    self, uid: int, policy=validator_lib.HONEST
+    self, uid: int, policy=validator_lib.HONEST, **changes
   ) -> validator_lib.Validator:
     """Returns a validator that checks, but has nothing to score with."""
     judge = validator_lib.Judge(_checker(), None, trainer().split)
     return self.node(
-      uid, validator_lib.ValidatorRole(judge), validator_lib.handlers(policy)
+      uid,
+      validator_lib.ValidatorRole(judge),
+      validator_lib.handlers(policy),
+      **changes,
     )
 
   def read(self, block: int | None = None) -> membership_lib.Membership:

@@ -12,6 +12,8 @@ import threading
 import traceback
 from unittest import mock
 
+import obstore
+import obstore.exceptions
 import pytest
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -243,6 +245,43 @@ class FaultsTest(parameterized.TestCase):
     self.assertLen(self.slept, 6)
     for slept, most in zip(self.slept, longest, strict=True):
       self.assertBetween(slept, 0, most)
+
+  def test_a_strangers_refusal_is_not_retried_to_the_deadline(self):
+    theirs = bucket_lib.open_for_reading(
+      self.location, allow_local=True, settings=self.settings()
+    )
+    for code, tries in ((408, 3), (425, 3), (429, 3), (400, 1), (404, 1)):
+      before = len(self.store.log)
+      self.store.fault(status(code), times=tries)
+      with self.assertRaises(interface.StoreError):
+        theirs.get('k', 4)
+      self.assertLen(self.store.log, before + tries)
+
+  def test_names_and_certificates_are_not_retried(self):
+    theirs = bucket_lib.open_for_reading(
+      self.location, allow_local=True, settings=self.settings()
+    )
+    for text in (
+      'HTTP error: error sending request: dns error: failed to lookup address',
+      'HTTP error: invalid peer certificate: UnknownIssuer',
+      'HTTP error: received corrupt message of type InvalidContentType',
+    ):
+      error = obstore.exceptions.GenericError(text)
+      with mock.patch.object(obstore, 'get_async', side_effect=error) as get:
+        with self.assertRaises(interface.StoreUnavailableError):
+          theirs.get('k', 4)
+        self.assertEqual(get.call_count, 1, text)
+
+  def test_a_strangers_bucket_is_connected_when_it_is_asked(self):
+    with mock.patch.object(backend, 'connect', wraps=backend.connect) as made:
+      theirs = bucket_lib.open_for_reading(
+        self.location, allow_local=True, settings=self.settings()
+      )
+      self.assertEqual(made.call_count, 0)
+      self.store.objects['/abc/k'] = b'data'
+      for _ in range(2):
+        self.assertEqual(theirs.get('k', 4), b'data')
+      self.assertEqual(made.call_count, 1)
 
   def test_every_call_recovers(self):
     own = self.open()

@@ -289,6 +289,42 @@ class GatherTest(parameterized.TestCase):
       self.assertIsInstance(found[name], interface.StoreUnavailableError)
       self.assertRegex(str(found[name]), f'{reason} within 0.3 s')
 
+  def test_all_answers_are_noted(self):
+    good, noted = Fake(b'good'), {}
+
+    def note(bucket, error):
+      noted[bucket] = type(error).__name__ if error else ''
+
+    reader.fetch(
+      {
+        1: request(self.missing, self.lying, good),
+        2: request(self.slow),
+      },
+      0.3,
+      note=note,
+    )
+    self.assertEqual(
+      noted,
+      {
+        self.missing: 'MissingObjectError',
+        self.lying: 'StoreError',
+        good: '',
+        self.slow: 'StoreUnavailableError',
+      },
+    )
+
+  def test_a_bucket_that_owes_answers_is_not_asked_on_and_on(self):
+    for _ in range(10):
+      found = reader.fetch({1: request(self.slow, Fake(b'good'))}, 0.3)
+      self.assertEqual(found, {1: b'good'})
+    self.assertLess(self.slow.asked, 6)
+
+  def test_bytes_that_are_not_accepted_are_passed_over(self):
+    asked = reader.ObjectRequest(
+      (self.lying, Fake(b'good')), 'key', 10, accepts=lambda d: d == b'good'
+    )
+    self.assertEqual(reader.fetch({1: asked}, 30), {1: b'good'})
+
   def test_a_bug_is_not_taken_for_a_bad_bucket(self):
     with self.assertRaisesRegex(ZeroDivisionError, 'bug'):
       reader.fetch({1: request(Fake(ZeroDivisionError('bug')))}, 30)
