@@ -1,5 +1,8 @@
 """Changes to the bytes of strangers, for tests of parsers."""
 
+import random
+import re
+
 from hypothesis import strategies as st
 
 # Bytes that parsers of text and JSON look out for.
@@ -41,3 +44,58 @@ def mutated(draw: st.DrawFn, data: bytes, most: int = 4) -> bytes:
       case 6:
         del changed[start:]
   return bytes(changed)
+
+
+class Fuzzer:
+  """Mutates bytes without end; what led to something new is mutated again.
+
+  Args:
+    seeds: the bytes to begin with.
+    seed: of the random draws.
+  """
+
+  def __init__(self, seeds: list[bytes], seed: int = 0):
+    self._random = random.Random(seed)
+    self._pool = list(seeds)
+    self._known: set[str] = set()
+    self._last = b''
+
+  def next(self) -> bytes:
+    """Returns the next mutant."""
+    changed = bytearray(self._random.choice(self._pool))
+    for _ in range(self._random.choice((1, 1, 1, 2, 3, 8))):
+      if changed:
+        self._change(changed)
+    self._last = bytes(changed)
+    return self._last
+
+  def tell(self, outcome: str) -> None:
+    """Notes what became of the last mutant, as text."""
+    kind = re.sub(r'[0-9a-f]{6,}|\d+|\'.*\'|".*"', '_', outcome)[:200]
+    if kind not in self._known and len(self._pool) < 500:
+      self._known.add(kind)
+      self._pool.append(self._last)
+
+  def _change(self, data: bytearray) -> None:
+    draw = self._random
+    start = draw.randrange(len(data))
+    end = start + draw.choice((1, 1, 2, 4, 8, 64))
+    match draw.randrange(9):
+      case 0 | 1:
+        data[start] ^= 1 << draw.randrange(8)
+      case 2:
+        data[start] = draw.choice((0, 1, 127, 128, 255, draw.randrange(256)))
+      case 3:
+        del data[start:end]
+      case 4:
+        data[start:start] = data[start:end]
+      case 5:
+        other = draw.choice(self._pool)
+        at = draw.randrange(len(other)) if other else 0
+        data[start:end] = other[at : at + end - start]
+      case 6:
+        data[start:end] = draw.randbytes(draw.randrange(9))
+      case 7:
+        data[start:end] = draw.choice(_TELLING)[: draw.choice((1, 99, 9999))]
+      case 8:
+        del data[draw.choice((start, len(data) - 1)) :]

@@ -208,7 +208,7 @@ class Worker:
     )
     if 'wait' in text:
       return min(max(float(text['wait']), 0.0), _LONGEST_WAIT)
-    job = self._job(text, data)
+    job = read_lease(text, data, self._config.data.context)
     if job.round != self._round:
       self._tell()
       self._round, self._counts = job.round, {}
@@ -229,27 +229,6 @@ class Worker:
     if verdict != 'VALID':
       _say(f'round {job.round}, lease {job.number}: {text.get("text")}')
     return 0.0
-
-  def _job(self, text: dict[str, ct.Json], data: bytes) -> pool_lib.Job:
-    """Parses a lease; raises PoolUnreachableError if it is malformed."""
-    try:
-      tokens = np.frombuffer(data, '<i4').astype(np.int32)
-      tokens_NxL1 = tokens.reshape(-1, self._config.data.context + 1)
-      job = pool_lib.Job(
-        int(text['round']),
-        int(text['number']),
-        bytes.fromhex(text['base']),
-        int(text['step']),
-        int(text['steps']),
-        tokens_NxL1,
-      )
-    except (KeyError, TypeError, ValueError) as e:
-      raise PoolUnreachableError(f'/lease: not a lease: {e}') from None
-    if job.steps < 1 or not job.batch or len(tokens_NxL1) % job.steps:
-      raise PoolUnreachableError(
-        f'/lease: {len(tokens_NxL1)} sequences in {job.steps}'
-      )
-    return job
 
   def _fetch(self, base: bytes) -> None:
     size = self._shared_model.spec.dense_bytes
@@ -279,6 +258,34 @@ class Worker:
     ]
     leases = ', '.join(f'{n} {v}' for v, n in sorted(self._counts.items()))
     _say(f'round {self._round}: leases: {leases}; TAO: {", ".join(tao)}')
+
+
+def read_lease(
+  text: dict[str, ct.Json], data: bytes, context: int
+) -> pool_lib.Job:
+  """Parses a lease; raises PoolUnreachableError if it is malformed."""
+  try:
+    tokens = np.frombuffer(data, '<i4').astype(np.int32)
+    tokens_NxL1 = tokens.reshape(-1, context + 1)
+    job = pool_lib.Job(
+      int(text['round']),
+      int(text['number']),
+      bytes.fromhex(text['base']),
+      int(text['step']),
+      int(text['steps']),
+      tokens_NxL1,
+    )
+    job.header(bytes(16))  # computes the receipt
+  except (KeyError, TypeError, ValueError, OverflowError) as e:
+    raise PoolUnreachableError(f'/lease: not a lease: {e}') from None
+  numbers = job.round, job.number, job.step
+  if min(numbers) < 0 or max(numbers) >= 2**32 or len(job.base) != 16:
+    raise PoolUnreachableError(f'/lease: not a lease: {numbers}')
+  if job.steps < 1 or not job.batch or len(tokens_NxL1) % job.steps:
+    raise PoolUnreachableError(
+      f'/lease: {len(tokens_NxL1)} sequences in {job.steps}'
+    )
+  return job
 
 
 def read_key(path: str) -> keys.Key:
