@@ -148,6 +148,7 @@ class EvaluatorProcess:
         time.sleep(min(seconds, 12.0) / 2)
         measured.waited(min(seconds, 12.0) / 2)
     measured.pulse(max(self._rows, default=0), seconds)
+    measured.close()
     over = last in self._rows
     self._workdir.status(phase='finished' if over else 'stopped')
 

@@ -32,12 +32,10 @@ from covenant.node import miner as miner_lib
 from covenant.node import multihost as multihost_lib
 from covenant.node import published_status
 from covenant.node import ranked
+from covenant.node import step_meter
 from covenant.node import validator as validator_lib
 from covenant.node import workdir as workdir_lib
-from covenant.optim import inner as inner_lib
 from covenant.optim import sparseloco
-from covenant.plan import hardware
-from covenant.plan import timing
 from covenant.protocol import apply
 from covenant.protocol import checkpoint as checkpoint_lib
 from covenant.store import interface as store_lib
@@ -98,7 +96,6 @@ class Process:
     self._role = role
     self._told = -1  # the round of the last published status
     self._stop: Callable[[], bool] = lambda: False
-    self._speed: telemetry_lib.Speed | None = None
     self._process_group = process_group = (
       process_group or multihost_lib.ProcessGroup()
     )
@@ -131,10 +128,9 @@ class Process:
       build = _miner if role == 'miner' else self._validator
     self.node = build(context, start, dataset.load(config), process_group.mesh)
     if isinstance(self.node.role, miner_lib.MinerRole):
-      kind = jax.local_devices()[0].device_kind
-      if peak := hardware.peak_of(kind):
-        each = timing.flops(config).total / timing.tokens(config)
-        self._speed = telemetry_lib.Speed(each, peak * jax.local_device_count())
+      self._meter = step_meter.StepMeter(
+        config, shared_model, self.workdir.telemetry
+      )
       self.node.role.slot.trainer.observe = self._inner_step
     saved = self._checkpoints.restore_tree(self.node.save())
     if saved is not None:
@@ -208,26 +204,16 @@ class Process:
 
   def _inner_step(self, step: local_lib.InnerStep) -> None:
     """Measures an inner step of this miner."""
-    at = jnp.int32(step.schedule_step)
-    rate = self.node.shared_model.method.schedule(at)
-    rate *= inner_lib.rejoin_factor(
-      self._config.optim.inner, at, jnp.int32(step.joined)
+    measured = telemetry_lib.Measured(
+      step.round + 1,
+      step.schedule_step,
+      step.tokens,
+      step.loss,
+      step.gradient_norm,
+      step.seconds,
+      step.wait_seconds,
     )
-    stats = jax.local_devices()[0].memory_stats() or {}
-    self.workdir.telemetry.step(
-      telemetry_lib.Measured(
-        step.round + 1,
-        step.schedule_step,
-        step.tokens,
-        step.loss,
-        step.gradient_norm,
-        step.seconds,
-        step.wait_seconds,
-      ),
-      float(np.asarray(rate)),
-      stats.get('bytes_in_use'),
-      self._speed,
-    )
+    self._meter.add(measured, step.joined)
 
   def _is_stopping(self) -> bool:
     """Returns on all ranks whether rank 0 was asked to stop."""

@@ -24,12 +24,14 @@ import numpy as np
 from covenant import config as config_lib
 from covenant import typing as ct
 from covenant.chain import keys
+from covenant.node import step_meter
 from covenant.node import workdir as workdir_lib
 from covenant.optim import sparseloco
 from covenant.pool import client as client_lib
 from covenant.pool import deltas as deltas_lib
 from covenant.pool import ledger as ledger_lib
 from covenant.pool import pool as pool_lib
+from covenant.telemetry import telemetry as telemetry_lib
 from covenant.train import local as local_lib
 from covenant.train import shared_state as shared_state_lib
 from covenant.train import step as step_lib
@@ -79,6 +81,9 @@ class LeaseTrainer:
       delta = sparseloco.pseudo_gradient(start, local)
       return sparseloco.compress(delta, None, compression, None)[0]
 
+    self.observe: Callable[
+      [pool_lib.Job, list[step_lib.StepOutcome], float], None
+    ] = lambda job, outcomes, seconds: None
     self._begin = jax.jit(begin)
     self._end = jax.jit(end)
 
@@ -108,13 +113,15 @@ class LeaseTrainer:
       DivergedError: the loss is not finite.
     """
     local, inner = self._begin(params)
-    losses = []
+    outcomes, began = [], time.perf_counter()
     for k, tokens_BxL1 in enumerate(np.split(job.tokens_NxL1, job.steps)):
       local, inner, outcome = self._step(
         local, inner, tokens_BxL1, np.int32(job.step + k), np.int32(0)
       )
-      losses.append(outcome.nats)
-    loss = float(np.mean(jax.device_get(losses)))
+      outcomes.append(outcome)
+    outcomes = jax.device_get(outcomes)
+    self.observe(job, outcomes, time.perf_counter() - began)
+    loss = float(np.mean([outcome.nats for outcome in outcomes]))
     if not np.isfinite(loss):
       raise local_lib.DivergedError(
         f'round {job.round}, lease {job.number}: the loss is {loss}; lower '
@@ -178,6 +185,10 @@ class Worker:
       config.pool.hotkey,
     )
     self._workdir = workdir_lib.Workdir(workdir, 'worker', self._key.address)
+    self._workdir.measure(config)
+    self._meter = step_meter.StepMeter(
+      config, self._shared_model, self._workdir.telemetry
+    )
     self._base = b''
     self._params: ct.Params = None
     self._round = -1
@@ -186,9 +197,12 @@ class Worker:
   def run(self, stop: Callable[[], bool]) -> None:
     _say(f'worker {self._key.address} of {self._config.pool.url}')
     self._lease_trainer.warm_up()
+    self._lease_trainer.observe = self._observe
     self._workdir.status(phase='ready')
     wait = 0.0
+    measured = self._workdir.telemetry
     while not stop():
+      measured.pulse(max(self._round, 0), self._config.network.block_seconds)
       try:
         seconds, wait = self._turn(), 0.0
       except PoolUnreachableError as e:
@@ -197,6 +211,8 @@ class Worker:
         self._workdir.status(error=str(e))
         _say(f'{e}; again in {wait:.0f} s')
       _sleep(seconds, stop)
+      measured.waited(seconds)
+    measured.close()
     if self._round >= 0:
       self._tell()
 
@@ -229,6 +245,26 @@ class Worker:
     if verdict != 'VALID':
       _say(f'round {job.round}, lease {job.number}: {text.get("text")}')
     return 0.0
+
+  def _observe(
+    self,
+    job: pool_lib.Job,
+    outcomes: list[step_lib.StepOutcome],
+    seconds: float,
+  ) -> None:
+    """Measures the steps of a lease."""
+    for k, (loss, norm) in enumerate(outcomes):
+      self._meter.add(
+        telemetry_lib.Measured(
+          job.round + 1,
+          job.step + k,
+          job.batch * self._config.data.context,
+          float(loss) if np.isfinite(loss) else None,
+          float(norm) if np.isfinite(norm) else None,
+          seconds / len(outcomes),
+          0.0,
+        )
+      )
 
   def _fetch(self, base: bytes) -> None:
     size = self._shared_model.spec.dense_bytes

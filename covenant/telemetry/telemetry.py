@@ -227,7 +227,8 @@ class Telemetry:
     self._copies.close()
     self._alerts.close()
     if self._writer is not None:
+      writer, self._writer = self._writer, None
       try:
-        self._writer.close()
+        writer.close()
       except OSError as e:
         self._say_once(f'metrics.jsonl: {e}')

@@ -1,12 +1,19 @@
+import contextlib
 import dataclasses
+import errno
+import io
+import json
 import pathlib
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
 from absl.testing import absltest
+from absl.testing import parameterized
 
 from covenant import config as config_lib
 from covenant import files
+from covenant.node import base as node_lib
 from covenant.node import workdir as workdir_lib
 
 
@@ -43,6 +50,54 @@ class OwnerTest(absltest.TestCase):
         continue
       with self.assertRaisesRegex(config_lib.ConfigError, text):
         workdir.check_owner(other)
+
+
+class AlertTest(parameterized.TestCase):
+  """Events of a process become alerts of the right class."""
+
+  @parameterized.parameters(
+    ('apply', 'OutOfSyncError: another history', 'lost'),
+    (node_lib.LOST_ROUND, 'the loss is nan', 'diverged'),
+    (node_lib.SKIPPED, '1 were not finite', 'diverged'),
+    (node_lib.SPIKE, 'the loss is 9', 'diverged'),
+    (node_lib.WEIGHTS, 'stake', 'weights'),
+    (node_lib.WEIGHTS, '', None),
+    ('apply', 'StoreError: no answer', None),
+    ('train', '', None),
+  )
+  def test_class(self, what, error, kind):
+    folder = self.create_tempdir().full_path
+    with workdir_lib.Workdir(folder, 'miner', '5F') as workdir:
+      workdir.measure(config_lib.Config())
+      with mock.patch.object(workdir.telemetry, 'alert') as alert:
+        workdir.event(node_lib.Event(7, 3, what, error, 0.5))
+    found = [call.args[0] for call in alert.call_args_list]
+    self.assertEqual(found, [kind] if kind else [])
+    if error:
+      self.assertStartsWith(workdir.last_error, what)
+      self.assertNotIn('answer', workdir.last_error)
+
+  def test_a_full_disk(self):
+    folder = self.create_tempdir().full_path
+    full = OSError(errno.ENOSPC, 'No space left on device')
+    with workdir_lib.Workdir(folder, 'miner', '5F') as workdir:
+      workdir.measure(config_lib.Config())
+      with (
+        mock.patch.object(workdir.telemetry, 'alert') as alert,
+        mock.patch.object(files, 'append_jsonl', side_effect=full),
+        contextlib.redirect_stderr(io.StringIO()) as err,
+      ):
+        workdir.event(node_lib.Event(7, 3, 'train', '', 0.5))
+    self.assertEqual(alert.call_args.args[0], 'disk')
+    self.assertEqual(err.getvalue().count('\n'), 1)
+
+  def test_the_endpoint_is_in_the_status(self):
+    folder = pathlib.Path(self.create_tempdir().full_path)
+    config = config_lib.edit(config_lib.Config(), ['telemetry.prometheus=0'])
+    with workdir_lib.Workdir(folder, 'miner', '5F') as workdir:
+      workdir.measure(config)
+      status = json.loads((folder / 'status.json').read_text())
+      self.assertRegex(status['metrics'], r'^http://127\.0\.0\.1:\d+/metrics$')
 
 
 class ProfileTest(absltest.TestCase):
