@@ -8,6 +8,7 @@ from covenant.gauntlet import ratings as ratings_lib
 # paid in full: most honest ones must be there in spite of the noise.
 FULL_GAIN, FULL_PROOF = 0.9, 0.95
 NO_PROOF = 0.4  # fraction of the usual proof up to which it counts as none
+AUTHOR = 0.85  # fraction of the usual proof that an author is sure to have
 SIGNIFICANT = 2.0  # standard errors
 
 
@@ -39,11 +40,15 @@ def proof_share(standing: ratings_lib.Standing, usual: float) -> float:
 
 
 def lacks_proof(standing: ratings_lib.Standing, usual: float) -> bool:
-  """Returns whether its proof is surely below half of the usual one."""
+  """Returns whether its proof is below that of an author of all its message.
+
+  An honest miner whose training another repeats has the usual proof. One that
+  copies has none, and one that sends what it agreed upon with others has less.
+  """
   if not standing.proof_weight:
     return False
   error = standing.proof_variance**0.5 / standing.proof_weight
-  return standing.proof + SIGNIFICANT * error < usual / 2
+  return standing.proof + error < AUTHOR * usual
 
 
 def usual_proof(standings: Mapping[int, ratings_lib.Standing]) -> float:
