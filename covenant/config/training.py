@@ -373,6 +373,8 @@ class Gauntlet(schema.Section):
   # Smallest similarity of two messages that makes the later one a copy.
   copy_similarity: float = schema.bounded(0.5, low=0.1, high=1.0)
   penalty_rounds: int = schema.positive(20)  # rounds after the last offence
+  # Scores and pay: ours, or the deployed ones, for comparison.
+  rules: str = schema.bounded('covenant', choices=('covenant', 'templar'))
   # Pay: by verified work, or by rank (2:1, reserves halving).
   incentive: str = schema.bounded('gain', choices=('gain', 'ramp'))
   burn: float = schema.fraction(0.0)  # share withheld and paid to burn_uid

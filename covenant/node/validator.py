@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from covenant.chain import interface as chain_lib
 from covenant.gauntlet import checks as checks_lib
+from covenant.gauntlet import deployed_update
 from covenant.gauntlet import incentives
 from covenant.gauntlet import rating_update
 from covenant.gauntlet import scores as scores_lib
@@ -153,7 +154,9 @@ def _check_weights(node: Validator, round_index: int, head: int) -> None:
 def _judge(node: Validator, round_index: int, collected: Collected) -> None:
   role, gauntlet = node.role, node.config.gauntlet
   report = _with_late(node, round_index, collected)
-  role.standings, decisions = rating_update.update(
+  is_deployed = gauntlet.rules == 'templar'
+  update = deployed_update.update if is_deployed else rating_update.update
+  role.standings, decisions = update(
     role.standings,
     round_index,
     role_lib.identities(collected.membership),
@@ -162,7 +165,11 @@ def _judge(node: Validator, round_index: int, collected: Collected) -> None:
     gauntlet,
     node.config.optim.staleness,
   )
-  weights = incentives.weights(role.standings, gauntlet)
+  weights = (
+    deployed_update.weights(role.standings)
+    if is_deployed
+    else incentives.weights(role.standings, gauntlet)
+  )
   for decision in decisions:
     decision['weight'] = weights.get(decision['uid'], 0.0)
   verdict = role_lib.Verdict(round_index, decisions, weights)

@@ -282,7 +282,7 @@ class IdentityTest(parameterized.TestCase):
     'data.context=32',
     'data.digest=' + '1' * 64,
     'optim.outer.learning_rate=0.5',
-    'gauntlet.power=1.5',
+    'gauntlet.memory=10',
     'phases.round_blocks=200',
   )
   def test_the_rules_are_in_it(self, change):

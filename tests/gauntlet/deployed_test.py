@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from openskill.models import PlackettLuce
 
-from experiments import templar_rules
+from covenant.gauntlet import deployed
 
 
 class TemplarTest(parameterized.TestCase):
@@ -22,7 +22,7 @@ class TemplarTest(parameterized.TestCase):
     model = PlackettLuce(mu=25, sigma=25 / 3, beta=7, tau=0.1)
     teams = [[model.rating(mu=mu, sigma=sigma)] for mu, sigma, _ in players]
     scores = [float(score) for *_, score in players]
-    got = templar_rules.plackett_luce([p[:2] for p in players], scores)
+    got = deployed.plackett_luce([p[:2] for p in players], scores)
     for (mu, sigma), (want,) in zip(
       got, model.rate(teams, scores=scores), strict=True
     ):
@@ -32,23 +32,23 @@ class TemplarTest(parameterized.TestCase):
   def test_ties_inflate_only_as_deployed(self):
     tied = [(25.0, 25 / 3)] * 3
     for ties, moves in (('average', False), ('inflate', True)):
-      new = templar_rules.plackett_luce(tied, [-99.0] * 3, ties)
+      new = deployed.plackett_luce(tied, [-99.0] * 3, ties)
       self.assertEqual(new[0][0] > 25.1, moves)
 
   def test_average_crosses_the_threshold_on_the_third(self):
-    peer, finals = templar_rules.Peer(mu=40, sigma=5, sync=1.0), []
+    peer, finals = deployed.Peer(mu=40, sigma=5, sync=1.0), []
     average = 0.0
     for _ in range(3):
-      average = templar_rules.moving_average(average, own=1.0, other=0.0)
-      now = templar_rules.Peer(peer.mu, average, peer.mu, peer.sigma, peer.sync)
-      finals.append(templar_rules.final_score(now, rounds=10))
-      self.assertGreater(templar_rules.final_score(now, rounds=9), 0)
+      average = deployed.moving_average(average, own=1.0, other=0.0)
+      now = deployed.Peer(peer.mu, average, peer.mu, peer.sigma, peer.sync)
+      finals.append(deployed.final_score(now, rounds=10))
+      self.assertGreater(deployed.final_score(now, rounds=9), 0)
     self.assertEqual(finals[:2], [0.0, 0.0])
     self.assertAlmostEqual(finals[2], 25 * 0.142625, places=5)
 
   def test_average_below_zero_is_zero(self):
-    peer = templar_rules.Peer(average=-0.3, mu=40, sigma=5, sync=1.0)
-    self.assertEqual(templar_rules.final_score(peer, rounds=0), 0.0)
+    peer = deployed.Peer(average=-0.3, mu=40, sigma=5, sync=1.0)
+    self.assertEqual(deployed.final_score(peer, rounds=0), 0.0)
 
   def test_steps_behind(self):
     ours = [np.zeros(2), np.zeros(2)]
@@ -56,16 +56,16 @@ class TemplarTest(parameterized.TestCase):
     sizes = [np.full(2, 0.1), np.full(2, 0.1)]
     # The outlier lies above the upper quartile.
     self.assertAlmostEqual(
-      templar_rules.steps_behind(theirs, ours, sizes, outer_lr=0.4), 2.0
+      deployed.steps_behind(theirs, ours, sizes, outer_lr=0.4), 2.0
     )
     self.assertAlmostEqual(
-      templar_rules.steps_behind(theirs[:1], ours[:1], [None], outer_lr=0.4),
+      deployed.steps_behind(theirs[:1], ours[:1], [None], outer_lr=0.4),
       0.5,
     )
-    self.assertEqual(templar_rules.steps_behind([], [], [], 0.4), np.inf)
+    self.assertEqual(deployed.steps_behind([], [], [], 0.4), np.inf)
 
   def test_weights_of_a_full_house(self):
-    weights = templar_rules.weights({uid: 100.0 - uid for uid in range(2, 40)})
+    weights = deployed.weights({uid: 100.0 - uid for uid in range(2, 40)})
     self.assertEqual(weights[1], 0.5)
     self.assertLen(weights, 31)
     self.assertAlmostEqual(sum(weights.values()), 1.0)
@@ -75,21 +75,19 @@ class TemplarTest(parameterized.TestCase):
     self.assertAlmostEqual(weights[23] / weights[22], 0.5)
 
   def test_weights_without_reserves(self):
-    weights = templar_rules.weights({5: 2.0, 7: 1.0, 9: 0.0, 11: -1.0})
+    weights = deployed.weights({5: 2.0, 7: 1.0, 9: 0.0, 11: -1.0})
     self.assertAlmostEqual(weights[5], 1 / 3)
     self.assertAlmostEqual(weights[7], 1 / 6)
     self.assertEqual(set(weights), {1, 5, 7})
-    self.assertEqual(templar_rules.weights({}), {1: 1.0})
+    self.assertEqual(deployed.weights({}), {1: 1.0})
 
   def test_slash(self):
-    peer = templar_rules.Peer(final=4.0, average=0.5)
-    half = templar_rules.slash(peer, 0.5)
+    peer = deployed.Peer(final=4.0, average=0.5)
+    half = deployed.slash(peer, 0.5)
     self.assertEqual((half.final, half.average), (2.0, 0.25))
-    below = templar_rules.Peer(final=-4.0, average=0.5)
-    self.assertEqual(templar_rules.slash(below, 0.5), below)
-    self.assertEqual(
-      templar_rules.slash(templar_rules.Peer(final=1.9e-4), 0.5).final, 0
-    )
+    below = deployed.Peer(final=-4.0, average=0.5)
+    self.assertEqual(deployed.slash(below, 0.5), below)
+    self.assertEqual(deployed.slash(deployed.Peer(final=1.9e-4), 0.5).final, 0)
 
   @parameterized.parameters(
     ([True] * 7, False),
@@ -98,7 +96,7 @@ class TemplarTest(parameterized.TestCase):
     ([True] * 4 + [False] * 5, False),
   )
   def test_mostly_missing(self, missed, banned):
-    self.assertEqual(templar_rules.mostly_missing(missed), banned)
+    self.assertEqual(deployed.mostly_missing(missed), banned)
 
   @parameterized.parameters(
     ([True] * 4 + [False] * 4, 1.0),
@@ -106,31 +104,31 @@ class TemplarTest(parameterized.TestCase):
     ([True] * 7, 1.0),
   )
   def test_negative_factor(self, negative, factor):
-    self.assertEqual(templar_rules.negative_factor(negative), factor)
+    self.assertEqual(deployed.negative_factor(negative), factor)
 
   def test_spared_by_the_fifth_best(self):
-    self.assertTrue(templar_rules.spared([1, 1, 1, 1, -1, -2]))
-    self.assertFalse(templar_rules.spared([1, 1, 1, 1, 0, -2]))
-    self.assertTrue(templar_rules.spared([1, -1]))
-    self.assertFalse(templar_rules.spared([]))
+    self.assertTrue(deployed.spared([1, 1, 1, 1, -1, -2]))
+    self.assertFalse(deployed.spared([1, 1, 1, 1, 0, -2]))
+    self.assertTrue(deployed.spared([1, -1]))
+    self.assertFalse(deployed.spared([]))
 
   def test_excluded_until_one_positive(self):
-    self.assertFalse(templar_rules.excluded([True, True]))
-    self.assertTrue(templar_rules.excluded([True, True, True, True]))
-    self.assertFalse(templar_rules.excluded([True] * 4 + [False]))
-    self.assertFalse(templar_rules.excluded([True] * 4 + [False, True]))
+    self.assertFalse(deployed.excluded([True, True]))
+    self.assertTrue(deployed.excluded([True, True, True, True]))
+    self.assertFalse(deployed.excluded([True] * 4 + [False]))
+    self.assertFalse(deployed.excluded([True] * 4 + [False, True]))
 
   def test_inactive(self):
-    peer = templar_rules.Peer(final=4.0, average=0.5)
-    self.assertEqual(templar_rules.inactive(peer, 1).final, 3.0)
-    self.assertEqual(templar_rules.inactive(peer, 1).average, 0.5)
-    self.assertEqual(templar_rules.inactive(peer, 3).final, 3.0)
-    self.assertEqual(templar_rules.inactive(peer, 4), templar_rules.Peer())
+    peer = deployed.Peer(final=4.0, average=0.5)
+    self.assertEqual(deployed.inactive(peer, 1).final, 3.0)
+    self.assertEqual(deployed.inactive(peer, 1).average, 0.5)
+    self.assertEqual(deployed.inactive(peer, 3).final, 3.0)
+    self.assertEqual(deployed.inactive(peer, 4), deployed.Peer())
 
   def test_bins(self):
-    few = templar_rules.bins({uid: float(uid) for uid in range(99)})
+    few = deployed.bins({uid: float(uid) for uid in range(99)})
     self.assertLen(few, 1)
-    many = templar_rules.bins({uid: float(uid) for uid in range(102)})
+    many = deployed.bins({uid: float(uid) for uid in range(102)})
     self.assertEqual([len(b) for b in many], [21, 21, 20, 20, 20])
     self.assertEqual(many[0][0], 101)
 
@@ -138,26 +136,24 @@ class TemplarTest(parameterized.TestCase):
     draw = random.Random(0)
     counts = {uid: 0 for uid in range(3)}
     for _ in range(300):
-      chosen = templar_rules.weighted_sample({0: 1, 1: 1, 2: 20}, 2, draw)
+      chosen = deployed.weighted_sample({0: 1, 1: 1, 2: 20}, 2, draw)
       self.assertLen(set(chosen), 2)
       counts[chosen[0]] += 1
     self.assertGreater(counts[2], 250)
-    self.assertLen(templar_rules.weighted_sample({0: 1}, 5, draw), 1)
+    self.assertLen(deployed.weighted_sample({0: 1}, 5, draw), 1)
 
   def test_overlap_counts_vectors_as_deployed(self):
     matrix = np.arange(64).reshape(2, 32)
     vector = np.arange(64)[None]
     far = matrix + 1000
-    self.assertEqual(templar_rules.overlap([matrix], [far]), 0.0)
-    self.assertEqual(
-      templar_rules.overlap([matrix, vector], [far, vector]), 0.5
-    )
+    self.assertEqual(deployed.overlap([matrix], [far]), 0.0)
+    self.assertEqual(deployed.overlap([matrix, vector], [far, vector]), 0.5)
 
   def test_offender(self):
-    self.assertEqual(templar_rules.offender(3, 7, {3: 5.0, 7: 4.0}), 3)
-    self.assertEqual(templar_rules.offender(3, 7, {3: 4.0, 7: 5.0}), 7)
-    self.assertEqual(templar_rules.offender(3, 7, {3: 4.0, 7: 4.0}), 3)
-    self.assertEqual(templar_rules.offender(3, 7, {3: 4.0}), 3)
+    self.assertEqual(deployed.offender(3, 7, {3: 5.0, 7: 4.0}), 3)
+    self.assertEqual(deployed.offender(3, 7, {3: 4.0, 7: 5.0}), 7)
+    self.assertEqual(deployed.offender(3, 7, {3: 4.0, 7: 4.0}), 3)
+    self.assertEqual(deployed.offender(3, 7, {3: 4.0}), 3)
 
 
 if __name__ == '__main__':
