@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
+from covenant.chain import clock as clock_lib
 from covenant.chain import interface
 from covenant.chain import keys
 from covenant.chain import storage as storage_lib
@@ -34,11 +35,11 @@ class LocalChain:
     self,
     storage: storage_lib.ChainStorage,
     key: keys.Key | None = None,
-    clock: Callable[[], float] = time.time,
+    clock: Callable[[], float] | None = None,
   ):
     self._storage = storage
     self._key = key
-    self._clock = clock
+    self._clock = clock or clock_lib.machine_clock(storage)
     self._newest = -1
     self.rules = storage.rules
     self.block_seconds = storage.rules.block_seconds
@@ -51,7 +52,7 @@ class LocalChain:
     seed: bytes,
     rules: storage_lib.ChainRules,
     key: keys.Key | None = None,
-    clock: Callable[[], float] = time.time,
+    clock: Callable[[], float] | None = None,
   ) -> 'LocalChain':
     """Creates a chain that has not begun.
 
@@ -60,7 +61,7 @@ class LocalChain:
       seed: the seed of the block hashes.
       rules: the rules of the chain, which never change.
       key: the key of this view.
-      clock: returns Unix seconds.
+      clock: returns Unix seconds; None is the machine's.
 
     Raises:
       ChainError: there is a chain at `path`, or none can be created there.
@@ -76,7 +77,7 @@ class LocalChain:
     cls,
     path: str | os.PathLike[str],
     key: keys.Key | None = None,
-    clock: Callable[[], float] = time.time,
+    clock: Callable[[], float] | None = None,
     timeout: float = 5.0,
   ) -> 'LocalChain':
     """Opens the chain in a file, for one process.
@@ -84,7 +85,7 @@ class LocalChain:
     Args:
       path: the file that `create` made.
       key: the key of this view.
-      clock: returns Unix seconds.
+      clock: returns Unix seconds; None is the machine's.
       timeout: seconds to wait for other processes before a
         ChainUnreachableError.
 
@@ -98,14 +99,14 @@ class LocalChain:
     cls,
     data: bytes,
     key: keys.Key | None = None,
-    clock: Callable[[], float] = time.time,
+    clock: Callable[[], float] | None = None,
   ) -> 'LocalChain':
     """Loads the image of a chain from `dump`, in memory.
 
     Raises:
       ChainError: `data` is no such image.
     """
-    return cls(storage_lib.ChainStorage.load(data), key, clock)
+    return cls(storage_lib.ChainStorage.load(data), key, clock or time.time)
 
   def dump(self) -> bytes:
     """Returns all state as an SQLite image, without the clock and the key."""
@@ -342,8 +343,7 @@ class LocalChain:
   def _signer(self, action: str) -> keys.Key:
     if self._key is None:
       raise interface.ChainRejectedError(
-        f'{action}: this chain was opened without a key; use '
-        'LocalChain.open(path, key) or seen_by(key)'
+        f'{action}: opened without a key; use open(path, key) or seen_by(key)'
       )
     return self._key
 

@@ -10,6 +10,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from unittest import mock
 
 import hypothesis
 import hypothesis.strategies as st
@@ -18,6 +19,7 @@ import pytest
 from absl.testing import absltest
 from absl.testing import parameterized
 
+from covenant.chain import clock as clock_lib
 from covenant.chain import interface
 from covenant.chain import keys
 from covenant.chain import local_chain
@@ -591,6 +593,42 @@ class LocalTest(parameterized.TestCase):
       cwd=helpers.ROOT,
       stdout=subprocess.PIPE,
     )
+
+  def test_a_clock_that_is_set_seals_nothing(self):
+    """Of one process for one read, of all for ever, forward or back."""
+    ann = local_chain.LocalChain.create(self.path, b'', RULES, make_key('ann'))
+    bob = local_chain.LocalChain.open(self.path, make_key('bob'))
+    now = time.time()
+    for chain in ann, bob:
+      self.addCleanup(chain.close)
+      chain.begin(now - 100)
+      chain.register(chain.hotkey, 1.0, True)
+    for seconds in (3600.0, -3600.0, 1e9):
+      with mock.patch('time.time', lambda s=seconds: now + s):
+        block = ann.head()
+        ann.peers(block)
+        ann.commit(b'ahead')
+        late = local_chain.LocalChain.open(self.path, make_key('cid'))
+        self.addCleanup(late.close)
+        self.assertLessEqual(late.head() - block, 100)
+      bob.peers(bob.head())
+      bob.commit(b'in time')
+      self.assertLessEqual(bob.head() - block, 100)
+      self.assertGreaterEqual(bob.head(), block)
+
+  def test_after_a_restart_of_the_machine_time_goes_on(self):
+    chain = local_chain.LocalChain.create(self.path, b'', RULES)
+    self.addCleanup(chain.close)
+    chain.begin(time.time() - 100)
+    before = chain.head()
+    boot = pathlib.Path(self.create_tempfile(content='another').full_path)
+    with (
+      mock.patch.object(clock_lib, '_BOOT', boot),
+      mock.patch.object(clock_lib, '_since_start', time.monotonic),
+    ):
+      again = local_chain.LocalChain.open(self.path)
+      self.addCleanup(again.close)
+      self.assertBetween(again.head(), before, before + 100)
 
   @pytest.mark.network
   def test_processes(self):
