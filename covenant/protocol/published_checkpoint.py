@@ -34,6 +34,7 @@ from covenant.wire import manifest as manifest_lib
 MOST_ROUNDS = 4  # newest checkpoints of a stranger that are looked at
 _SIGNATURE_BYTES = 64
 _BATCH = 16  # pieces that are fetched and held at the same time
+_MALFORMED = (ValueError, TypeError, AttributeError, RecursionError)
 _NAME = re.compile(r'[A-Za-z0-9_.]{1,200}')
 _HEX_64 = re.compile(r'[0-9a-f]{64}')
 _HEX_32 = re.compile(r'[0-9a-f]{32}')
@@ -152,7 +153,7 @@ def decode(
     _check(index, layout)
     if encode(index) != body:
       raise ValueError('not in canonical form')
-  except (ValueError, TypeError, AttributeError, RecursionError) as e:
+  except _MALFORMED as e:
     raise apply.OutOfSyncError(
       f'index of a checkpoint: {type(e).__name__}: {str(e)[:200]}'
     ) from None
@@ -337,7 +338,10 @@ def prune(storage: run_storage_lib.RunStorage, keep: int) -> int:
     for r in left:
       key = storage.key('checkpoints', r)
       body = storage.bucket.get(key, 1 << 30)[:-_SIGNATURE_BYTES]
-      for digests in json.loads(body)['files'].values():
-        named.update(digests)
+      try:
+        for digests in json.loads(body)['files'].values():
+          named.update(digests)
+      except (*_MALFORMED, KeyError):  # a store that forgot bits
+        storage.bucket.delete([key])
     storage.delete_chunks_except(named)
   return left[0] if len(left) == keep else 0

@@ -31,6 +31,7 @@ class Kind(enum.Enum):
   BUSY = 'slow to train'  # by `amount` blocks
   SKEW = 'clock off'  # by `amount` seconds
   TWO = 'two manifests signed'
+  FORGED = 'checkpoint forged'
   FLIP = 'bit flipped'  # in its parameters
   DISK = 'disk full'  # nothing can be saved
   LEAVE = 'left'

@@ -9,6 +9,7 @@ from typing import Any
 from covenant.protocol import round as round_lib
 from experiments.chaos import equivocators
 from experiments.chaos import faults
+from experiments.chaos import forged_checkpoints
 from experiments.chaos import kills
 from experiments.chaos import network as network_lib
 from experiments.chaos import roles
@@ -359,5 +360,6 @@ def scenarios() -> list[Scenario]:
     *_members(),
     *_disks(),
     *_states(),
+    *forged_checkpoints.scenarios(),
     storm.storm(),
   ]

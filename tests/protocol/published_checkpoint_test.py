@@ -204,12 +204,25 @@ class ArchiveTest(parameterized.TestCase):
     for r in (2, 3):
       index = self.index(shared_model, r)
       published_checkpoint.load(self.objects, index, [bucket], shared_model)
+    for r, body in ((4, b'[' * 9999), (5, b'{}'), (6, b'{"files":{"a":[[]]}}')):
+      key = self.objects.key('checkpoints', r)
+      self.objects.bucket.put(key, body + bytes(64))
+      published_checkpoint.prune(self.objects, 2)
+      self.assertNotIn(r, published_checkpoint.published(self.objects, bucket))
+      place = apply.Position(r, bytes(32), shared)
+      published_checkpoint.publish(
+        self.objects, place, shared_model, lambda _: bytes(64)
+      )
+    published_checkpoint.prune(self.objects, 2)
     named = {
       digest
-      for r in (2, 3)
+      for r in (5, 6)
       for digests in self.index(shared_model, r).files.values()
       for digest in digests
     }
+    self.assertEqual(
+      published_checkpoint.published(self.objects, bucket), [5, 6]
+    )
     keys = [info.key for info in bucket.list('')]
     self.assertLen([key for key in keys if '/chunks/' in key], len(named))
 

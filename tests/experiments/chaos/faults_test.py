@@ -47,6 +47,9 @@ CHOSEN = (
   'network partition: the leader, 2 rounds',
   'disk full at the leader, bucket and saves',
   'no valid payload in a round',
+  'a validator forges checkpoints: other parameters',
+  'a validator forges checkpoints: the fingerprint of others',
+  'a validator forges checkpoints: brackets',
   'everything at once, by chance',
 )
 
