@@ -1,19 +1,24 @@
 """Faults: no fault divides the nodes, stops them or loses work.
 
-  python -m experiments.reliability              the fault matrix, 5 minutes
-  python -m experiments.reliability --quick      a part of it, 1 minute
-  python -m experiments.reliability --soak=30    30 minutes of real processes
+  python -m experiments.reliability               the matrix, 10 minutes
+  python -m experiments.reliability --quick       a part of it, 3 minutes
+  python -m experiments.reliability --real-time=8 8 rounds of processes, 4 min
+  python -m experiments.reliability --soak=30     30 minutes of real processes
 
 The matrix is experiments/chaos/matrix.py: the code of the real nodes in
 virtual time, with injected faults. It is written to
 experiments/results/reliability.csv.
+
+The rounds in real time (experiments/chaos/realtime.py) are of processes and
+sockets, with fifty strangers that commit to payloads in buckets that are dead,
+slow, endless or lie.
 
 The soak starts configs/localnet.py as real processes and kills a random one
 (SIGKILL) every few seconds until the run is over; Localnet restarts them, as an
 operator's supervisor would. The victims and the times are a function of --seed;
 the effect depends on the machine.
 
-Both pass if every check holds; the exit status says so.
+All pass if every check holds; the exit status says so.
 """
 
 import argparse
@@ -32,6 +37,7 @@ from covenant import files
 from covenant.emulate import localnet
 from experiments.chaos import faults
 from experiments.chaos import matrix
+from experiments.chaos import realtime
 from experiments.chaos import scenario as scenario_lib
 
 ROOT = pathlib.Path(__file__).parent
@@ -47,6 +53,7 @@ HEADER = (
   'bits of a run without faults',
   'verdict',
 )
+STRANGERS = 50
 QUICK = 4  # stride through the scenarios
 
 
@@ -56,10 +63,13 @@ def main(argv: list[str]) -> bool:
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   parser.add_argument('--quick', action='store_true')
+  parser.add_argument('--real-time', type=int, default=0, metavar='ROUNDS')
   parser.add_argument('--soak', type=float, default=0.0, metavar='MINUTES')
   parser.add_argument('--kill', type=float, default=15.0, metavar='SECONDS')
   parser.add_argument('--seed', type=int, default=0)
   options = parser.parse_args(argv)
+  if options.real_time:
+    return realtime.run(options.real_time, STRANGERS)
   if options.soak:
     return soak(options.soak, options.kill, options.seed)
   return run_matrix(options.quick, options.seed)

@@ -39,6 +39,8 @@ class Kind(enum.Enum):
   SILENT = 'silent permit holder'  # registered, and runs nothing
   PERMIT = 'permit gained'  # by a miner
   STAKE = 'stake changed'
+  FORGED = 'forged'  # a manifest, a vote or a message
+  STRANGER = 'stranger'  # registered, or committed to nothing
   # The chain as it sees it:
   UNREACHABLE = 'chain unreachable'
   LAG = 'chain lags'  # by `amount` blocks

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from covenant.protocol import round as round_lib
+from experiments.chaos import attacks
 from experiments.chaos import equivocators
 from experiments.chaos import faults
 from experiments.chaos import forged_checkpoints
@@ -357,6 +358,7 @@ def scenarios() -> list[Scenario]:
     *_chains(),
     *_leaders(),
     *roles.scenarios(),
+    *attacks.scenarios(),
     *_members(),
     *_disks(),
     *_states(),
