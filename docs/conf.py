@@ -64,6 +64,7 @@ _PAGES = {
     'docs/protocol',
     'docs/gauntlet',
     'docs/reliability',
+    'docs/security',
     'docs/results',
     'docs/benchmarks',
   ],
