@@ -27,10 +27,13 @@ if TYPE_CHECKING:
   from covenant.optim.reduce import outer_update
   from covenant.optim.sparseloco import compress
   from covenant.optim.sparseloco import decompress
+  from covenant.optim.sparseloco import flush
   from covenant.optim.sparseloco import pseudo_gradient
   from covenant.optim.sparseloco import sparseloco
+  from covenant.optim.sparseloco import state_axes
   from covenant.optim.topk_variants import DCTTopK
   from covenant.optim.topk_variants import RandomK
+  from covenant.optim.weight import Weight
 
 __version__ = '0.1.0'
 
@@ -46,17 +49,20 @@ __all__ = [
   'SignMagnitude',
   'Statistical',
   'TopK',
+  'Weight',
   '__version__',
   'aggregate',
   'compress',
   'decompress',
   'demo',
   'diloco',
+  'flush',
   'nesterov',
   'outer_update',
   'pseudo_gradient',
   'sparseloco',
   'sparta',
+  'state_axes',
   'streaming_diloco',
 ]
 
@@ -73,16 +79,19 @@ _MODULES = {
   'SignMagnitude': 'quantize',
   'Statistical': 'quantize',
   'TopK': 'compression',
+  'Weight': 'weight',
   'aggregate': 'reduce',
   'compress': 'sparseloco',
   'decompress': 'sparseloco',
   'demo': 'baselines.demo',
   'diloco': 'baselines.diloco',
+  'flush': 'sparseloco',
   'nesterov': 'reduce',
   'outer_update': 'reduce',
   'pseudo_gradient': 'sparseloco',
   'sparseloco': 'sparseloco',
   'sparta': 'baselines.sparta',
+  'state_axes': 'sparseloco',
   'streaming_diloco': 'baselines.diloco',
 }
 

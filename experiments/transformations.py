@@ -230,12 +230,12 @@ class Streaming(Configured):
   ) -> optax.GradientTransformation:
     return diloco.streaming_diloco(
       inner(config),
-      algorithm_lib.make(config).outer,
-      config.optim.inner_steps,
-      self.fragments,
-      self.overlap,
-      self.mixing,
-      AXIS,
+      outer=algorithm_lib.make(config).outer,
+      inner_steps=config.optim.inner_steps,
+      fragments=self.fragments,
+      overlap=self.overlap,
+      mixing=self.mixing,
+      axis_name=AXIS,
     )
 
   def sent(self, config: config_lib.Config) -> Sent:

@@ -76,3 +76,16 @@ def check_axes(params: ct.Params, axis_name: ct.AxisName) -> None:
       f'axis_name: the parameters vary along the mesh axes {axes}, and '
       'axis_name is None; name the axis along which the peers live'
     )
+
+
+def check_trees(
+  updates: ct.Grads, params: ct.Params, anchor: ct.Params
+) -> None:
+  """Raises ValueError unless gradients, parameters and state fit together."""
+  wanted = jax.tree.structure(params)
+  for name, tree in ('updates', updates), ('state', anchor):
+    found = jax.tree.structure(tree)
+    if found != wanted:
+      raise ValueError(
+        f'{name}: expected a tree like that of params, {wanted}, got {found}'
+      )

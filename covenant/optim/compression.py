@@ -126,7 +126,7 @@ class TopK:
         f'block of {height} x {width}, got {self.k!r}'
       )
     if isinstance(self.quantizer, type) or not hasattr(
-      self.quantizer, 'encode'
+      self.quantizer, 'scale_shape'
     ):
       raise TypeError(
         'quantizer: expected one such as Sign() or Statistical(bits=2), '

@@ -164,6 +164,10 @@ class SignMagnitude:
 
   def __post_init__(self):
     _check_per(self.per)
+    if not _is_integer(self.iterations) or self.iterations < 0:
+      raise ValueError(
+        f'iterations: expected an integer, 0 or more, got {self.iterations!r}'
+      )
 
   def scale_shape(self, num_blocks: int) -> tuple[int, int]:
     return (2 + (num_blocks if self.per == 'block' else 1), 1)
@@ -211,6 +215,9 @@ class Linear:
   span: float = 6.0
   scale_dtype: jnp.dtype = _constant(jnp.dtype(jnp.float32))
 
+  def __post_init__(self):
+    _check_grid(self.bits, self.span)
+
   def scale_shape(self, num_blocks: int) -> tuple[int, int]:
     del num_blocks
     return (1, 2)
@@ -240,6 +247,9 @@ class Statistical:
   span: float = 6.0
   scale_dtype: jnp.dtype = _constant(jnp.dtype(jnp.float32))
 
+  def __post_init__(self):
+    _check_grid(self.bits, self.span)
+
   def scale_shape(self, num_blocks: int) -> tuple[int, int]:
     del num_blocks
     return (1, 1 + 2**self.bits)
@@ -260,6 +270,20 @@ class Statistical:
   def decode(self, codes_NxK: jax.Array, scales: jax.Array) -> jax.Array:
     shift, means = scales[0, 0], scales[0, 1:]
     return means[codes_NxK] + shift
+
+
+def _check_grid(bits: Any, span: Any) -> None:
+  if not _is_integer(bits) or not 1 <= bits <= 8:
+    raise ValueError(
+      f'bits: expected an integer from 1 to 8, since a code is one byte, '
+      f'got {bits!r}'
+    )
+  if isinstance(span, bool | str) or not span > 0:
+    raise ValueError(f'span: expected more than 0 deviations, got {span!r}')
+
+
+def _is_integer(x: Any) -> bool:
+  return isinstance(x, int) and not isinstance(x, bool)
 
 
 def _check_per(per: str) -> None:

@@ -332,7 +332,13 @@ def nesterov(
   """
   for name, number in ('learning_rate', learning_rate), ('momentum', momentum):
     # `optax.inject_hyperparams` gives arrays instead.
-    if isinstance(number, int | float) and not 0 <= number < math.inf:
+    if isinstance(number, jax.Array | np.ndarray):
+      continue
+    if isinstance(number, bool) or not isinstance(
+      number, int | float | np.number
+    ):
+      raise TypeError(f'nesterov, {name}: expected a number, got {number!r}')
+    if not 0 <= number < math.inf:
       raise ValueError(f'nesterov, {name}: expected 0 or more, got {number}')
   plain = isinstance(momentum, int | float) and not momentum
 

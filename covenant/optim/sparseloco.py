@@ -296,6 +296,7 @@ def sparseloco(
   ) -> tuple[ct.Grads, ct.PyTree]:
     if params is None:
       raise ValueError('sparseloco: update needs params, got None')
+    arguments.check_trees(updates, params, state.anchor)
     arguments.check_axes(params, axis_name)
     parts = weight_lib.parts_of(weight)
     if flush:

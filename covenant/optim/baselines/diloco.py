@@ -27,6 +27,7 @@ import jax.numpy as jnp
 import optax
 
 from covenant import typing as ct
+from covenant.optim import arguments
 from covenant.optim import collectives
 from covenant.optim import exchange
 from covenant.optim import sparseloco
@@ -51,6 +52,7 @@ class StreamingState(NamedTuple):
 
 def diloco(
   inner: optax.GradientTransformation,
+  *,
   outer: optax.GradientTransformation | None = None,
   inner_steps: int = 500,
   axis_name: str | None = None,
@@ -76,6 +78,7 @@ def diloco(
 
 def streaming_diloco(
   inner: optax.GradientTransformation,
+  *,
   outer: optax.GradientTransformation | None = None,
   inner_steps: int = 100,
   fragments: int = 1,
@@ -111,8 +114,7 @@ def streaming_diloco(
     ValueError: if an argument is out of its range; from `init`, if there are
       fewer leaves than fragments.
   """
-  if inner_steps < 1:
-    raise ValueError(f'inner_steps: expected at least 1, got {inner_steps}')
+  arguments.check(inner, outer, inner_steps, None, axis_name)
   if not 1 <= fragments <= inner_steps:
     raise ValueError(
       f'fragments: expected 1 to inner_steps = {inner_steps}, got {fragments}'
