@@ -8,6 +8,7 @@ function that `on_shards` runs sees one shard of each tensor.
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 
 from covenant import typing as ct
 
@@ -112,6 +113,57 @@ def varying(tree: ct.PyTree, axis_name: ct.AxisName) -> ct.PyTree:
   manual = set(jax.sharding.get_abstract_mesh().manual_axes)
   axes = names(axis_name) & manual
   return jax.tree.map(lambda x: _cast(x, axes), tree) if axes else tree
+
+
+def placed_like(state: ct.PyTree, params: ct.Params) -> ct.PyTree:
+  """Returns `state`, where parts shaped like `params` lie where these lie.
+
+  Zeros alone tell XLA nothing about the automatic axes of a mesh: the first
+  state would lie elsewhere than the second, and a step would compile twice.
+  """
+  return _map_like(_placed, state, params)
+
+
+def sharded_like(state: ct.PyTree, params: ct.Params) -> ct.PyTree:
+  """Returns `state`, where parts shaped like `params` are sharded like these.
+
+  Between two programs JAX drops the explicit sharding of arrays that come out
+  of a `jax.shard_map` of some axes.
+  """
+  if not any(map(_explicit, jax.tree.leaves(params))):
+    return state
+  return _map_like(_sharded, state, params)
+
+
+def _map_like(
+  f: Callable[..., jax.Array], state: ct.PyTree, params: ct.Params
+) -> ct.PyTree:
+  """Maps f(x, param) over the subtrees of `state` structured like `params`."""
+  wanted = jax.tree.structure(params)
+
+  def is_like(x: ct.PyTree) -> bool:
+    return jax.tree.structure(x) == wanted
+
+  def part(x: ct.PyTree) -> ct.PyTree:
+    return jax.tree.map(f, x, params) if is_like(x) else x
+
+  return jax.tree.map(part, state, is_leaf=is_like)
+
+
+def _sharded(x: jax.Array, like: jax.Array) -> jax.Array:
+  wanted = jax.typeof(like).sharding
+  if jnp.shape(x) != like.shape or jax.typeof(x).sharding == wanted:
+    return x
+  return jax.reshard(x, wanted)
+
+
+def _placed(x: jax.Array, like: jax.Array) -> jax.Array:
+  shapes = jnp.shape(x) == jnp.shape(like)
+  if not shapes or not jnp.issubdtype(jnp.result_type(x), jnp.floating):
+    return x
+  if not jnp.issubdtype(jnp.result_type(like), jnp.floating):
+    return x
+  return x + (0.0 * jnp.isnan(like).astype(jnp.float32)).astype(x.dtype)
 
 
 def typed_like(tree: ct.PyTree, like: ct.PyTree) -> ct.PyTree:

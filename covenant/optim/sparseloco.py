@@ -234,9 +234,11 @@ def sparseloco(
       count=jnp.zeros((), jnp.int32),
       exchanged=jnp.zeros((), jnp.int32),
       anchor=anchor,
-      error=None if error_decay is None else init_error(params),
-      inner=inner.init(params),
-      outer=outer.init(anchor),
+      error=None
+      if error_decay is None
+      else collectives.placed_like(init_error(params), params),
+      inner=collectives.placed_like(inner.init(params), params),
+      outer=collectives.placed_like(outer.init(anchor), params),
       lost=jnp.zeros((), bool),
       stats=exchange_lib.no_stats(
         compression_lib.each_leaf(compression, params)
@@ -299,6 +301,7 @@ def sparseloco(
     arguments.check_trees(updates, params, state.anchor)
     arguments.check_axes(params, axis_name)
     parts = weight_lib.parts_of(weight)
+    state = collectives.sharded_like(state, params)
     if flush:
       updates = jax.tree.map(jnp.zeros_like, params)
     else:
