@@ -66,34 +66,20 @@ __all__ = [
   'streaming_diloco',
 ]
 
-# The module of each name, below covenant.optim.
-_MODULES = {
-  'Compression': 'compression',
-  'DCTTopK': 'topk_variants',
-  'Dense': 'compression',
-  'Exact': 'quantize',
-  'Linear': 'quantize',
-  'Quantizer': 'quantize',
-  'RandomK': 'topk_variants',
-  'Sign': 'quantize',
-  'SignMagnitude': 'quantize',
-  'Statistical': 'quantize',
-  'TopK': 'compression',
-  'Weight': 'weight',
-  'aggregate': 'reduce',
-  'compress': 'sparseloco',
-  'decompress': 'sparseloco',
-  'demo': 'baselines.demo',
-  'diloco': 'baselines.diloco',
-  'flush': 'sparseloco',
-  'nesterov': 'reduce',
-  'outer_update': 'reduce',
-  'pseudo_gradient': 'sparseloco',
-  'sparseloco': 'sparseloco',
-  'sparta': 'baselines.sparta',
-  'state_axes': 'sparseloco',
-  'streaming_diloco': 'baselines.diloco',
+# The names of each module below covenant.optim.
+_NAMES = {
+  'baselines.demo': 'demo',
+  'baselines.diloco': 'diloco streaming_diloco',
+  'baselines.sparta': 'sparta',
+  'compression': 'Compression Dense TopK',
+  'quantize': 'Exact Linear Quantizer Sign SignMagnitude Statistical',
+  'reduce': 'aggregate nesterov outer_update',
+  'sparseloco': 'compress decompress flush pseudo_gradient sparseloco '
+  'state_axes',
+  'topk_variants': 'DCTTopK RandomK',
+  'weight': 'Weight',
 }
+_MODULES = {n: m for m, names in _NAMES.items() for n in names.split()}
 
 
 def __getattr__(name: str) -> object:
