@@ -104,10 +104,10 @@ def run(rounds: int, strangers: int) -> bool:
   for r, uids in sorted(counted.items()):
     print(f'round {r}: counted {uids}')
   everybody = list(range(config.miners))
-  rounds = range(config.rounds)
-  lost = [r for r in rounds if not counted.get(r)]
+  played = range(config.rounds)
+  lost = [r for r in played if not counted.get(r)]
   # In round 0 no bucket is known to be bad, and places are given by lot.
-  partly = [r for r in rounds if r and counted.get(r) != everybody]
+  partly = [r for r in played if r and counted.get(r) != everybody]
   agreed = 'equal' if outcome.equal else 'NOT EQUAL'
   print(f'rounds lost: {lost}; without one of the miners: {partly}; ', end='')
   print(f'roots and states: {agreed}')
