@@ -101,7 +101,7 @@ def publish(
         storage.put_once(storage.chunk_key(digest), data)
         put.add(digest)
       files[name].append(digest.hex())
-  fingerprint = _fingerprint(files)
+  fingerprint = fingerprint_of(files)
   past = apply.links_to_json(position.past)
   index = Index(position.round, position.root.hex(), fingerprint, past, files)
   body = encode(index)
@@ -185,7 +185,7 @@ def _check(index: Index, layout: Layout) -> None:
       raise ValueError(f'{name}: expected {layout.pieces(name)} digests')
     for digest in digests:
       _match(_HEX_64, digest)
-  if _fingerprint(index.files) != index.fingerprint:
+  if fingerprint_of(index.files) != index.fingerprint:
     raise ValueError('the fingerprint is not that of its pieces')
   _check_past(index)
 
@@ -195,7 +195,8 @@ def _match(pattern: re.Pattern[str], text: object) -> None:
     raise ValueError(f'expected {pattern.pattern}, got {str(text)[:80]!r}')
 
 
-def _fingerprint(files: dict[str, list[str]]) -> str:
+def fingerprint_of(files: dict[str, list[str]]) -> str:
+  """Returns the fingerprint of a state by the digests of its pieces."""
   return shared_state_lib.state_fingerprint(
     {name: list(map(bytes.fromhex, digests)) for name, digests in files.items()}
   )

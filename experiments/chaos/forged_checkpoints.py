@@ -109,7 +109,7 @@ def _root(network: Network, round_index: int) -> bytes:
 
 def _consistent(index: Index) -> bytes:
   """Returns an index whose fingerprint is that of its own pieces."""
-  fingerprint = published_checkpoint._fingerprint(index.files)
+  fingerprint = published_checkpoint.fingerprint_of(index.files)
   return published_checkpoint.encode(index._replace(fingerprint=fingerprint))
 
 
