@@ -171,7 +171,7 @@ class IndexParser:
         published_checkpoint.Index(
           place.round,
           place.root.hex(),
-          published_checkpoint._fingerprint(files_),
+          published_checkpoint.fingerprint_of(files_),
           apply.links_to_json(place.past),
           files_,
         )

@@ -60,7 +60,7 @@ def forger(forge: Forge) -> Callable[[Policy], Policy]:
       made = policy.propose(node, collected, r)
       if r not in FORGED:
         return made
-      _struck(node, Kind.FORGED)
+      _struck(node, Kind.ATTACK)
       manifest = manifest_lib.decode(made, node.chain.verify)
       entries = tuple(sorted(forge(node, collected, r)))
       changed = manifest._replace(entries=entries)
@@ -117,7 +117,7 @@ def late(policy: Policy) -> Policy:
   """Commits to a manifest at once, and shows it in the last blocks only."""
 
   def stand_for(node: Validator, r: int, data: bytes, head: int) -> None:
-    _struck(node, Kind.FORGED)
+    _struck(node, Kind.ATTACK)
     digest = run_storage_lib.digest(data)
     node.manifests[digest] = data
     node.role.notes['late'] = node.objects.key('proposals', r, digest), data
@@ -152,13 +152,13 @@ def _copy(node: Validator, command: round_lib.Command, head: int) -> None:
     raise node_lib.RetryLaterError
   digest = now.commitments[leader.uid].digest
   if command.round in FORGED:
-    _struck(node, Kind.FORGED)
+    _struck(node, Kind.ATTACK)
   follow.commit(node, command.round, digest, head)
 
 
 def _flip(node: Validator, command: round_lib.Command, head: int) -> None:
   """Votes for something else in every block."""
-  _struck(node, Kind.FORGED)
+  _struck(node, Kind.ATTACK)
   digest = head.to_bytes(32, 'little')
   _commit(node, Role.VALIDATOR, command.round, digest)
   raise node_lib.RetryLaterError
@@ -172,7 +172,7 @@ def _commit(node: Any, role: Role, r: int, digest: bytes) -> None:
 def _spoil(network: Network) -> None:
   """Lets a miner send a huge message from the first forged round on."""
   node = network.nodes[str(HUGE)]
-  _struck(node, Kind.FORGED)
+  _struck(node, Kind.ATTACK)
   policy = miner_lib.in_virtual_time(miner_lib.HONEST)
   spoiled = poisoning.scaled(
     policy, 1e5, lambda miner, task: task.round in FORGED
@@ -183,7 +183,7 @@ def _spoil(network: Network) -> None:
 def _votes_too(network: Network) -> None:
   """Lets a miner vote as a validator, for something, after its payload."""
   node = network.nodes['0']
-  network.faults.struck(Kind.FORGED)
+  network.faults.struck(Kind.ATTACK)
   r = network.plan.round_at(network.block) - 1
   network.host.chain.set_permit(node.chain.hotkey, True)
   network.host.chain.set_stake(node.chain.hotkey, 500.0)

@@ -39,7 +39,7 @@ class Kind(enum.Enum):
   SILENT = 'silent permit holder'  # registered, and runs nothing
   PERMIT = 'permit gained'  # by a miner
   STAKE = 'stake changed'
-  FORGED = 'forged'  # a manifest, a vote or a message
+  ATTACK = 'attack'  # by a manifest, a vote or a message
   STRANGER = 'stranger'  # registered, or committed to nothing
   # The chain as it sees it:
   UNREACHABLE = 'chain unreachable'

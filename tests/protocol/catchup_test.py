@@ -384,7 +384,7 @@ class LiarsTest(parameterized.TestCase):
     index = self.index('3')
     index = index._replace(files=change(index.files))
     try:
-      fingerprint = published_checkpoint._fingerprint(index.files)
+      fingerprint = published_checkpoint.fingerprint_of(index.files)
       index = index._replace(fingerprint=fingerprint)
     except (TypeError, ValueError, AttributeError):
       pass
@@ -423,7 +423,7 @@ class LiarsTest(parameterized.TestCase):
     liar.objects.put_once(liar.objects.chunk_key(digest), piece)
     index = self.index(name)
     files = {name: [digest.hex()] for name in index.files}
-    fingerprint = published_checkpoint._fingerprint(files)
+    fingerprint = published_checkpoint.fingerprint_of(files)
     index = index._replace(round=r, files=files, fingerprint=fingerprint)
     return index._replace(**changes)
 

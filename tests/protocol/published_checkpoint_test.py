@@ -177,7 +177,7 @@ class ArchiveTest(parameterized.TestCase):
       self.objects.put_once(self.objects.chunk_key(digest), piece)
       files = index.files | {'params.embedding': [digest.hex()]}
       other = index._replace(
-        files=files, fingerprint=published_checkpoint._fingerprint(files)
+        files=files, fingerprint=published_checkpoint.fingerprint_of(files)
       )
       with self.assertRaisesRegex(
         apply.OutOfSyncError, f'embedding has {size} bytes, not 32768'
