@@ -205,11 +205,13 @@ class Telemetry:
     """Writes a record and hands copies to all others."""
     try:
       if self._writer is None:
-        # A restarted node does its last round again.
+        # A restarted node may train its last round again, or go on with what
+        # it has sealed.
+        again = isinstance(record, metrics.Step)
         self._writer = metrics.MetricsWriter(
           self._node.folder / 'metrics.jsonl',
           self._node.folder / 'tensorboard',
-          resume=max(record.round - 1, 0),
+          resume=max(record.round - again, 0),
         )
       self._writer.write(record)
     except (OSError, metrics.MetricsError) as e:

@@ -16,9 +16,11 @@ from absl.testing import absltest
 from moto import server as moto_server
 
 from covenant import config as config_lib
+from covenant import metrics
 from covenant.data import dataset
 from covenant.emulate import host as host_lib
 from covenant.emulate import localnet
+from covenant.report import status as status_lib
 from tests import helpers
 
 SCORED = ('uid', 'verdict', 'evaluation', 'after')
@@ -134,6 +136,35 @@ class LocalnetTest(absltest.TestCase):
     self.assertEqual({s.restarts for s in outcome.sights}, {0})
     self.assertTrue(outcome.equal, outcome.sights)
     self.assertEqual(outcome.sights[0].status['round'], 4)
+
+  def test_a_preempted_miner_is_requeued(self):
+    """SIGTERM, as on a spot machine; a new process goes on in the workdir."""
+    workdir = self.folder() / 'net'
+    network = localnet.Localnet(small('rounds=3'), workdir)
+    miner, codes = localnet.Member('miner', 0), []
+
+    def preempt(sights):
+      process = network.process(miner)
+      if codes or sights[0].status.get('round') != 1:
+        return
+      process.send_signal(signal.SIGTERM)
+      codes.append(process.wait(60))
+      saved = json.loads((workdir / 'miner-0' / 'status.json').read_text())
+      self.assertEqual(saved['phase'], 'stopped')
+      network._start(miner)
+
+    outcome = network.run(preempt)
+    self.assertEqual(codes, [0])
+    self.assertTrue(outcome.finished and outcome.equal, outcome.sights)
+    steps = metrics.read(workdir / 'miner-0' / 'metrics.jsonl', [metrics.Step])
+    self.assertContainsSubset({1, 2, 3}, {step.round for step in steps})
+    # Anybody sees the whole run, without a hotkey.
+    config = config_lib.load(str(workdir / 'config.json'))
+    peers = status_lib.Observer(config).look().peers
+    self.assertEqual([p.role for p in peers], ['miner'] * 2 + ['validator'] * 2)
+    self.assertEqual({peer.round for peer in peers}, {3})
+    self.assertGreater(min(peer.loss for peer in peers[:2]), 0)
+    self.assertAlmostEqual(sum(peer.weight for peer in peers), 1.0, places=4)
 
   def test_ctrl_c_ends_everybody_and_leaves_the_logs(self):
     workdir = self.folder() / 'net'

@@ -99,6 +99,17 @@ class TelemetryTest(absltest.TestCase):
       made.close()
     self.assertEqual([s.round for s in self.read(metrics.Step)], [1, 2, 2])
 
+  def test_a_restart_with_sealed_work_keeps_its_steps(self):
+    made = self.make()
+    self.step(made, completed=1)
+    self.step(made, completed=2)
+    made.close()
+    again = self.make()
+    again.pulse(1, 1.0)
+    again.pulse(2, 1.0)
+    self.assertEqual([s.round for s in self.read(metrics.Step)], [1, 2])
+    self.assertLen(self.read(metrics.NodeRound), 1)
+
   def test_stalled(self):
     made = self.make('phases.round_blocks=20', 'alerts.stalled_rounds=2')
     for self.now in (0.0, 39.0):
