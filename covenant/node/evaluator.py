@@ -35,7 +35,7 @@ from covenant.node import connect
 from covenant.node import workdir as workdir_lib
 from covenant.protocol import apply
 from covenant.protocol import catchup
-from covenant.protocol import checkpoint as checkpoint_lib
+from covenant.protocol import checksums
 from covenant.protocol import round as round_lib
 from covenant.store import interface as store_lib
 from covenant.train import shared_state as shared_state_lib
@@ -294,7 +294,7 @@ def newest(workdir: str | os.PathLike[str]) -> tuple[int, ct.Params]:
   context.pytree.loading.partial_load = True
   with ocp.training.Checkpointer(str(folder)) as checkpoints:
     steps = [found.step for found in checkpoints.checkpoints]
-    latest, damaged = checkpoint_lib.newest_sound(folder, steps)
+    latest, damaged = checksums.newest_sound(folder, steps)
     for why in damaged.values():
       print(f'a checkpoint is damaged: {why}', file=sys.stderr)
     if latest is None:

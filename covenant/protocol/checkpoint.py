@@ -15,13 +15,12 @@ import os
 import pathlib
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent import futures
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
 from covenant import config as config_lib
 from covenant import errors
@@ -57,37 +56,6 @@ Report = Callable[[str], None]
 
 def _print(line: str) -> None:
   print(line, file=sys.stderr, flush=True)
-
-
-def newest_sound(
-  directory: str | os.PathLike[str], steps: Sequence[int]
-) -> tuple[int | None, dict[int, str]]:
-  """Returns the newest checkpoint whose files are as they were written.
-
-  One without checksums counts as sound: its process died in the moment after it
-  was written, or it is of an earlier release.
-
-  Args:
-    directory: the folder of the checkpoints.
-    steps: their rounds.
-
-  Returns:
-    Its round, or None, and what is wrong with the newer ones, by round.
-  """
-  damaged: dict[int, str] = {}
-  for step in sorted(steps, reverse=True):
-    try:
-      checksums.check(pathlib.Path(directory, str(step)))
-      return step, damaged
-    except checksums.ChecksumError as e:
-      damaged[step] = str(e)
-  return None, damaged
-
-
-def _wait_for_all() -> None:
-  """Waits until all processes are here."""
-  if jax.process_count() > 1:
-    multihost_utils.sync_global_devices('checkpoints')
 
 
 class RunCounters(NamedTuple):
@@ -220,7 +188,7 @@ class Checkpoints:
     """
     abstract = jax.tree.map(_abstract, abstract_tree)
     steps = [found.step for found in self._checkpointer.checkpoints]
-    sound, damaged = newest_sound(self._directory, steps)
+    sound, damaged = checksums.newest_agreed(self._directory, steps)
     if damaged and sound is None:
       raise config_lib.ConfigError(
         f'all checkpoints in {self._directory} are damaged: '
@@ -252,7 +220,7 @@ class Checkpoints:
     """Moves damaged checkpoints away, so that their rounds can be saved."""
     if not damaged:
       return
-    _wait_for_all()  # until every process has looked at them
+    checksums.wait_for_all()  # until every process has looked at them
     for step, why in damaged.items():
       aside = pathlib.Path(f'{self._directory}.damaged', str(step))
       self._report(
@@ -263,7 +231,7 @@ class Checkpoints:
         shutil.rmtree(aside, ignore_errors=True)
         aside.parent.mkdir(parents=True, exist_ok=True)
         pathlib.Path(self._directory, str(step)).rename(aside)
-    _wait_for_all()
+    checksums.wait_for_all()
     self._checkpointer.reload()
 
   def restore(self, abstract_state: RunState) -> RunState | None:

@@ -9,7 +9,12 @@ import hashlib
 import json
 import os
 import pathlib
+from collections.abc import Sequence
 from concurrent import futures
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
 
 from covenant import errors
 from covenant import files
@@ -61,6 +66,53 @@ def check(folder: str | os.PathLike[str]) -> bool:
     if expected[name] != found[name]:
       raise ChecksumError(f'{folder / name} differs from what was written')
   return True
+
+
+def newest_sound(
+  directory: str | os.PathLike[str], steps: Sequence[int]
+) -> tuple[int | None, dict[int, str]]:
+  """Returns the newest checkpoint whose files are as they were written.
+
+  One without checksums counts as sound: its process died in the moment after it
+  was written, or it is of an earlier release.
+
+  Args:
+    directory: the folder of the checkpoints.
+    steps: their rounds.
+
+  Returns:
+    Its round, or None, and what is wrong with the newer ones, by round.
+  """
+  damaged: dict[int, str] = {}
+  for step in sorted(steps, reverse=True):
+    try:
+      check(pathlib.Path(directory, str(step)))
+      return step, damaged
+    except ChecksumError as e:
+      damaged[step] = str(e)
+  return None, damaged
+
+
+def newest_agreed(
+  directory: str, steps: Sequence[int]
+) -> tuple[int | None, dict[int, str]]:
+  """Returns what the first of all processes finds by `newest_sound`."""
+  sound, damaged = None, {}
+  if not jax.process_index():
+    sound, damaged = newest_sound(directory, steps)
+  if jax.process_count() > 1:
+    found = np.array([-1 if sound is None else sound, len(damaged)])
+    first, count = map(int, multihost_utils.broadcast_one_to_all(found))
+    newer = sorted(steps, reverse=True)[:count]
+    sound = None if first < 0 else first
+    damaged = damaged or {step: f'{directory}/{step}' for step in newer}
+  return sound, damaged
+
+
+def wait_for_all() -> None:
+  """Waits until all processes are here."""
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices('checkpoints')
 
 
 def _compute(folder: pathlib.Path) -> dict[str, str]:

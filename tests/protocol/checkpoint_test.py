@@ -18,6 +18,7 @@ from covenant import config as config_lib
 from covenant.models import sharding
 from covenant.node import evaluator as evaluator_lib
 from covenant.protocol import checkpoint
+from covenant.protocol import checksums
 from covenant.telemetry import machine
 from covenant.train import local
 from covenant.train import shared_state
@@ -270,10 +271,10 @@ class CheckpointTest(parameterized.TestCase):
         changed = bytearray(data)
         changed[at // 8] ^= 1 << int(at % 8)
         path.write_bytes(changed)
-        sound, damaged = checkpoint.newest_sound(self.folder, [1, 2])
+        sound, damaged = checksums.newest_sound(self.folder, [1, 2])
         self.assertEqual((sound, list(damaged)), (1, [2]), path)
       path.write_bytes(data)
-    self.assertEqual(checkpoint.newest_sound(self.folder, [1, 2]), (2, {}))
+    self.assertEqual(checksums.newest_sound(self.folder, [1, 2]), (2, {}))
 
   def test_none_that_is_sound(self):
     for completed in (1, 2):
@@ -312,6 +313,7 @@ import jax.numpy as jnp
 from covenant import config as config_lib
 from covenant.models import sharding
 from covenant.protocol import checkpoint
+from covenant.protocol import checksums
 from covenant.telemetry import machine
 
 what, folder, devices = sys.argv[1:]
