@@ -168,6 +168,34 @@ class VoteTest(absltest.TestCase):
       self.vote(at=self.schedule.last_decision_block(0) - 1)
     self.assertEmpty(self.stood)
 
+  def test_the_last_vote_goes_to_the_most_stake(self):
+    """By the state of one block, whatever the own vote was."""
+    own = self.propose_own()  # uid 4, 50 of 150
+    other = self.network.manifest(5, self.listed)
+    self.network.propose(5, other)
+    closing = self.schedule.closing_block(0)
+    self.network.block = closing + 1
+    self.network.commit(3, 0, run_storage_lib.digest(other))  # too late
+    last = network_lib.command(Phase.VOTE, last=True)
+    vote_lib.vote(
+      lambda *_: b'own', self.stand_for, self.node, last, closing + 1
+    )
+    self.assertEmpty(self.stood)  # 50 behind the own, 40 behind the other
+    self.assertIn(run_storage_lib.digest(own), self.node.manifests)
+
+  def test_the_last_vote_follows_the_most_stake(self):
+    self.propose_own()
+    other = self.network.manifest(5, self.listed)
+    digest = self.network.propose(5, other)
+    self.network.commit(3, 0, digest)  # 100 of 150
+    closing = self.schedule.closing_block(0)
+    self.network.block = closing + 1
+    last = network_lib.command(Phase.VOTE, last=True)
+    vote_lib.vote(
+      lambda *_: b'own', self.stand_for, self.node, last, closing + 1
+    )
+    self.assertEqual([data for _, data, _ in self.stood], [other])
+
   def test_a_proposal_before_its_turn_waits(self):
     self.network.propose(5, self.network.manifest(5, self.listed))
     with self.assertRaises(node_lib.RetryLaterError):

@@ -13,6 +13,7 @@ KEYS = [keys.Key.from_seed(bytes([i]) * 32) for i in range(5)]
 # uid -> (stake, whether it has a permit)
 PEERS = {0: (0.0, False), 1: (5.0, True), 2: (9.0, True), 3: (5.0, True)}
 ACTIVE = 2
+OUTAGE = membership_lib.OUTAGE
 SCHEDULE = round_lib.Schedule(
   config_lib.Phases(
     round_blocks=20,
@@ -97,6 +98,43 @@ class MembershipTest(absltest.TestCase):
     membership = self.look(5)
     self.assertEqual(uids(membership.validators), [2, 1, 3])
     self.assertEqual(membership.stakes(5), {1: 5.0, 2: 9.0, 3: 5.0})
+
+  def test_a_minority_does_not_decide_once_the_others_are_away(self):
+    """Not before the outage has lasted many times as long as a silence."""
+    self.vote(0, 1, 2, 3)
+    everybody, longest = {1: 5.0, 2: 9.0, 3: 5.0}, OUTAGE * ACTIVE
+    for r in range(1, longest + 3):
+      self.vote(r, 1)
+      want = everybody if r <= longest else {1: 5.0}
+      self.assertEqual(self.look(r).stakes(r), want, r)
+    self.vote(longest + 3, 2, 3)  # back, and the majority at once
+    self.assertEqual(
+      self.look(longest + 3).stakes(longest + 3), {1: 5.0, 2: 9.0, 3: 5.0}
+    )
+
+  def test_a_majority_goes_on_without_the_others(self):
+    self.vote(0, 1, 2, 3)
+    for r in range(1, ACTIVE + 2):
+      self.vote(r, 1, 2)
+    self.assertEqual(self.look(ACTIVE + 1).stakes(ACTIVE + 1), {1: 5.0, 2: 9.0})
+
+  def test_a_payload_is_that_of_the_window(self):
+    opens = SCHEDULE.put_opens(0)
+    digest = b'd' * 32
+    for name, at, role, round_index, want in (
+      ('in the window', opens + 1, Role.MINER, 0, digest),
+      ('before it', opens - 3, Role.MINER, 0, None),
+      ('of another round', opens + 1, Role.MINER, 1, None),
+      ('of a validator', opens + 1, Role.VALIDATOR, 0, None),
+    ):
+      with self.subTest(name):
+        self.setUp()
+        self.now = float(at)
+        self.commit(0, self.said(b'', round_index, digest, role=role))
+        self.now = opens + 4.0
+        membership = self.read(opens + 3)
+        self.assertEqual(membership.payload(0, 0, opens), want)
+        self.assertIsNone(membership.payload(900, 0, opens))
 
   def test_a_vote_on_a_round_that_has_not_ended_is_none(self):
     self.vote(9, 2, at=float(SCHEDULE.start(1)))

@@ -50,6 +50,11 @@ CHOSEN = (
   'a validator forges checkpoints: other parameters',
   'a validator forges checkpoints: the fingerprint of others',
   'a validator forges checkpoints: brackets',
+  'attack: a leader proposes a harmful message alone',
+  'attack: a bought majority votes for uids that do not exist',
+  'attack: a bought majority votes for a harmful message alone',
+  'attack: the others are down from one vote on, a minority votes',
+  'attack: 40 strangers commit to payloads that nobody has',
   'everything at once, by chance',
 )
 
