@@ -81,7 +81,8 @@ def _catch_up(node: Validator, command: Command, head: int) -> None:
   role.ballot = role_lib.Ballot()
   for r, data in replayed.items():
     role.to_keep.append((node.objects.key('history', r), data))
-    turns_lib.pass_over(node, r, data)
+    if r >= node.state.round - turns_lib.PASSED_ROUNDS:
+      turns_lib.pass_over(node, r, data)
   if replayed:
     node.state = node.state._replace(kept=False)
 
