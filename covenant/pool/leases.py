@@ -149,7 +149,7 @@ class LeaseQueue:
         self._lose(lease)
     self._back.clear()
     self._open, self._until = quota, until
-    self._trials = max(quota // _TRIALS, self._steps)
+    self._trials = max(quota // _TRIALS, 2 * self._steps)
     self._active, self._asked = self._asked, set()
 
   def take(

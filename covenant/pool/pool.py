@@ -157,10 +157,13 @@ class PoolState:
       is_new = worker not in self._trusted
       if is_new and origin and self._guests(current, worker, origin) >= _GUESTS:
         return None
-      around = queue.asking | self._recent
+      first = self._recent if current.subround == 1 else set()
+      around = queue.asking | first
       trial = is_new and bool(self._trusted & around)
       if trial and current.subround > self._config.pool.subrounds:
         return None  # what is missing now is for those who are known
+      if trial and worker in {w for w, _ in current.origins.values()}:
+        return None  # one in a sub-round, whose verdict comes at its end
       lease = queue.take(worker, now, most, trial)
       self._strike_lost(current)
       if lease is None or worker in current.banned:
