@@ -10,6 +10,7 @@ import optax
 from absl.testing import absltest
 from absl.testing import parameterized
 
+from covenant.optim import preset
 from covenant.optim import sparseloco as sl
 
 PEERS = 4
@@ -149,6 +150,17 @@ class NotFiniteTest(parameterized.TestCase):
       self.assertTrue(bool(jnp.isfinite(x).all()))
     for x in jax.tree.leaves(state.error):
       self.assertGreater(float(jnp.abs(x[3]).max()), 0)  # it takes part again
+
+  def test_under_the_templar_preset(self):
+    arguments = preset.templar()._asdict() | dict(inner_steps=2)
+    tx = sl.sparseloco(optax.sgd(0.5), axis_name='peers', **arguments)
+    params = {'w': jnp.zeros((16, 24))}
+    _, early = train(tx, params, 4, poison(3, (0, 1, 2)))
+    stacked, late = train(tx, params, 6, poison(3, (0, 1, 2)))
+    for x in jax.tree.leaves((stacked, late.anchor, late.error)):
+      self.assertTrue(bool(jnp.isfinite(x).all()))
+    moved = jnp.abs(late.anchor['w'] - early.anchor['w']).max()
+    self.assertGreater(float(moved), 0.1)
 
   def test_of_parameters_that_are_not_finite(self):
     """The delta itself is not finite: weight 0, and nothing spreads."""
