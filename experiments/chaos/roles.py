@@ -38,8 +38,8 @@ def scenarios() -> list[Scenario]:
         script={
           0: lambda network, count=count: network.register_silent(count, 5000.0)
         },
-        rounds=7,
-        check=_agreed(7, empty=(0,)),
+        rounds=5,
+        check=_agreed(5, empty=(0,)),
       )
       for count in (1, 3, 10)
     ),
