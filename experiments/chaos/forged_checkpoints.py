@@ -83,13 +83,14 @@ def _lie(network: Network, forge: Forge) -> None:
       apply.links_to_json(liar.past),
       {name: ['0f' * 32] * layout.pieces(name) for name in layout.tensors},
     )
+    try:
+      before = liar.objects.bucket.get(key, 1 << 24)
+    except store_lib.StoreError:
+      before = b''
     body = forge(network, true)
     data = body + liar.chain.sign(body)
-    try:
-      if liar.objects.bucket.get(key, 1 << 24) == data:
-        continue
-    except store_lib.StoreError:
-      pass
+    if before == data:
+      continue
     liar.objects.bucket.put(key, data, replace=True)
     network.faults.struck(Kind.FORGED)
 
