@@ -40,6 +40,12 @@ def sum_over(tree: ct.PyTree, axes: tuple[str, ...]) -> ct.PyTree:
   return jax.lax.psum(tree, axes) if axes else tree
 
 
+def on_any_shard(flag: jax.Array, axis_name: ct.AxisName) -> jax.Array:
+  """Returns whether a flag is set on any shard of this peer."""
+  axes = shard_axes(flag, axis_name)
+  return jax.lax.pmax(flag.astype(jnp.int32), axes) > 0 if axes else flag
+
+
 def shard_axes(x: jax.Array, axis_name: ct.AxisName) -> tuple[str, ...]:
   """Returns the axes along which `x`, of one peer, is sharded, sorted.
 

@@ -312,7 +312,8 @@ def sparseloco(
         count=state.count + 1,
         # Numbers of a step that are not finite are not taken.
         inner=jax.tree.map(finite_or, inner_state, state.inner),
-        lost=state.lost | ~_all_finite(updates),
+        lost=state.lost
+        | collectives.on_any_shard(~_all_finite(updates), axis_name),
       )
       updates = jax.tree.map(lambda u: finite_or(u, jnp.zeros_like(u)), updates)
     params, updates, parts, lost = collectives.varying(
