@@ -325,7 +325,9 @@ class BaselinesTest(parameterized.TestCase):
       compiled, arguments = self.compile(name, self.mesh)
       params, state = compiled(*arguments)
       self.assertEqual(types(params), types(arguments[0]))
-    self.assertEqual(collectives(compiled.as_text(), ''), [])
+    # But whether a delta is finite, and weights: a few numbers per peer.
+    found = collectives(compiled.as_text(), '')
+    self.assertLessEqual(max(found, default=0), 0 if name == 'sparta' else 10)
     if name != 'sparta':  # which draws other elements
       assert_close((params, state), want)
 
