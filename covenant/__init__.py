@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
   from covenant.optim.baselines.demo import demo
-  from covenant.optim.baselines.diloco import diloco
-  from covenant.optim.baselines.diloco import streaming_diloco
   from covenant.optim.baselines.sparta import sparta
   from covenant.optim.compression import Compression
   from covenant.optim.compression import Dense
   from covenant.optim.compression import TopK
+  from covenant.optim.diloco import diloco
+  from covenant.optim.diloco import streaming_diloco
   from covenant.optim.quantize import Exact
   from covenant.optim.quantize import Linear
   from covenant.optim.quantize import Quantizer
@@ -69,7 +69,7 @@ __all__ = [
 # The names of each module below covenant.optim.
 _NAMES = {
   'baselines.demo': 'demo',
-  'baselines.diloco': 'diloco streaming_diloco',
+  'diloco': 'diloco streaming_diloco',
   'baselines.sparta': 'sparta',
   'compression': 'Compression Dense TopK',
   'quantize': 'Exact Linear Quantizer Sign SignMagnitude Statistical',

@@ -45,10 +45,10 @@ from covenant.models import loss as loss_lib
 from covenant.node import evaluator as evaluator_lib
 from covenant.optim import algorithm as algorithm_lib
 from covenant.optim import compression as compression_lib
+from covenant.optim import diloco
 from covenant.optim import inner as inner_lib
 from covenant.optim import sparseloco
 from covenant.optim.baselines import demo
-from covenant.optim.baselines import diloco
 from covenant.optim.baselines import sparta
 from covenant.train import local
 from covenant.wire import payload

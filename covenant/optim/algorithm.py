@@ -11,7 +11,7 @@ All algorithms are one round with different parts:
 
 AdamW may be Muon. Streaming DiLoCo and SPARTA exchange within a round and with
 other parameters at every peer; they are transformations only
-(baselines/diloco.py, baselines/sparta.py).
+(diloco.py, baselines/sparta.py).
 """
 
 from collections.abc import Callable

@@ -6,8 +6,8 @@ import optax
 from absl.testing import absltest
 from absl.testing import parameterized
 
+from covenant.optim import diloco
 from covenant.optim import sparseloco as sl
-from covenant.optim.baselines import diloco
 
 make = functools.partial(sl.sparseloco, optax.sgd(0.1))
 

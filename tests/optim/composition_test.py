@@ -13,9 +13,9 @@ from absl.testing import absltest
 from absl.testing import parameterized
 from orbax.checkpoint import v1
 
+from covenant.optim import diloco
 from covenant.optim import sparseloco as sl
 from covenant.optim.baselines import demo
-from covenant.optim.baselines import diloco
 from covenant.optim.baselines import sparta
 
 P = jax.P

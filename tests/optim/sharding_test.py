@@ -17,11 +17,11 @@ from absl.testing import absltest
 from absl.testing import parameterized
 
 from covenant import config as config_lib
+from covenant.optim import diloco
 from covenant.optim import inner as inner_lib
 from covenant.optim import sparseloco as sl
 from covenant.optim import topk_variants
 from covenant.optim.baselines import demo
-from covenant.optim.baselines import diloco
 from covenant.optim.baselines import sparta
 
 P = jax.P

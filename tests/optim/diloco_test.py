@@ -8,8 +8,8 @@ import pytest
 from absl.testing import absltest
 from absl.testing import parameterized
 
+from covenant.optim import diloco
 from covenant.optim import sparseloco as sl
-from covenant.optim.baselines import diloco
 
 P = jax.P
 
