@@ -177,6 +177,13 @@ def _connect_s3(
   )
 
 
+def info(meta: 'obstore.ObjectMeta') -> interface.Info:
+  """Returns what obstore says of an object."""
+  return interface.Info(
+    meta['path'], meta['size'], meta['last_modified'].timestamp()
+  )
+
+
 def explain(error: Exception) -> interface.StoreError:
   """Converts an error of obstore into one of ours, with its reason.
 

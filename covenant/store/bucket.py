@@ -5,7 +5,6 @@ import contextlib
 import dataclasses
 import functools
 import os
-import re
 import secrets
 import threading
 import time
@@ -32,10 +31,7 @@ with extras.needed('run'):
 
 STAGING = '.staging/'  # uploads under way; old ones are left by killed nodes
 MAX_LISTED = 100_000  # objects
-MAX_KEY = 512  # characters
 _MAX_PARTS = 10_000  # S3's
-_PART = r'(?!\.{1,2}(/|$))[A-Za-z0-9._-]{1,200}'
-_KEY = re.compile(f'{_PART}(/{_PART})*')
 
 _T = TypeVar('_T')
 
@@ -160,7 +156,7 @@ class ObstoreBucket:
     moment, when the last one has arrived. Identical bytes raise
     ObjectExistsError, too.
     """
-    _check_key(key)
+    interface.check_key(key)
     large = self._s3 and len(data) > self._settings.part_bytes
     act = self._put_parts if large else self._put
     self._run(
@@ -169,18 +165,18 @@ class ObstoreBucket:
 
   def get(self, key: str, limit: int) -> bytes:
     """See `interface.Bucket.get`. A read that breaks is resumed."""
-    _check_key(key)
+    interface.check_key(key)
     return self._run(
       'read', key, lambda call: self._get(call, key, limit), limit
     )
 
   def head(self, key: str) -> interface.Info:
     """See `interface.Bucket.head`."""
-    _check_key(key)
+    interface.check_key(key)
 
     async def act():
       async with self._slots:
-        return _info(await obstore.head_async(self._store, key))
+        return backend.info(await obstore.head_async(self._store, key))
 
     return self._run('find', key, lambda call: self._retry(call, act))
 
@@ -194,7 +190,7 @@ class ObstoreBucket:
     """
     prefix = prefix.rstrip('/')
     if prefix:
-      _check_key(prefix)
+      interface.check_key(prefix)
 
     async def act():
       found = []
@@ -209,13 +205,15 @@ class ObstoreBucket:
 
     found = self._run('list', prefix, lambda call: self._retry(call, act))
     staging = f'{prefix}/'.startswith(STAGING)
-    infos = [_info(meta) for meta in found if _KEY.fullmatch(meta['path'])]
+    infos = [
+      backend.info(meta) for meta in found if interface.is_key(meta['path'])
+    ]
     return sorted(i for i in infos if staging or not i.key.startswith(STAGING))
 
   def delete(self, keys: Sequence[str]) -> None:
     """See `interface.Bucket.delete`."""
     for key in keys:
-      _check_key(key)
+      interface.check_key(key)
 
     async def act(some):
       async with self._slots:
@@ -371,8 +369,7 @@ class ObstoreBucket:
   ) -> _T:
     """Runs `act` on the loop until the deadline; completes its errors."""
     self._open()
-    call, began = _Call(), time.monotonic()
-    moved = 0
+    call, began, moved = _Call(), time.monotonic(), 0
     seconds = self._settings.deadline_seconds
     seconds += size / self._settings.slowest_rate
     message = f'cannot {verb} {what} in {self._name}'
@@ -401,18 +398,3 @@ class _Call:
   tries: int = 0
   last: str = 'no answer'  # reason why the last try failed
   over: bool = False
-
-
-def _check_key(key: str) -> None:
-  if len(key) > MAX_KEY or not _KEY.fullmatch(key):
-    raise interface.StoreError(
-      f'key: expected parts of 1 to 200 of A-Z, a-z, 0-9 and "._-", none of '
-      f'them "." or "..", with "/" between, {MAX_KEY} characters in all; got '
-      f'{ascii(key[:MAX_KEY])}'
-    )
-
-
-def _info(meta: 'obstore.ObjectMeta') -> interface.Info:
-  return interface.Info(
-    meta['path'], meta['size'], meta['last_modified'].timestamp()
-  )

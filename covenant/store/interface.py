@@ -5,10 +5,15 @@ retries where they may help. An object of another peer never takes more memory
 than the caller allows.
 """
 
+import re
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 from covenant import errors
+
+MAX_KEY = 512  # characters
+_PART = r'(?!\.{1,2}(/|$))[A-Za-z0-9._-]{1,200}'
+_KEY = re.compile(f'{_PART}(/{_PART})*')
 
 
 class StoreError(errors.CovenantError):
@@ -84,3 +89,18 @@ class Bucket(Protocol):
   def delete(self, keys: Sequence[str]) -> None:
     """Deletes objects; missing ones are no error."""
     ...
+
+
+def is_key(text: str) -> bool:
+  """Returns whether a text can be the key of an object."""
+  return len(text) <= MAX_KEY and bool(_KEY.fullmatch(text))
+
+
+def check_key(key: str) -> None:
+  """Raises StoreError unless a text can be the key of an object."""
+  if not is_key(key):
+    raise StoreError(
+      f'key: expected parts of 1 to 200 of A-Z, a-z, 0-9 and "._-", none of '
+      f'them "." or "..", with "/" between, {MAX_KEY} characters in all; got '
+      f'{ascii(key[:MAX_KEY])}'
+    )
