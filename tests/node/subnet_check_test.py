@@ -57,11 +57,13 @@ BAD_RULES = {
 }
 BAD = ['space', 'interval', 'weights', 'stake', 'immunity']
 STORE = """
+import os
+
 from covenant.store import bucket
 from covenant.store import location
 
 def open_named(name, write):
-  where = location.Location('file', {home!r} + '/bucket')
+  where = location.Location('file', os.environ['HOME'] + '/bucket')
   return bucket.open_bucket(where)
 """
 PEER = interface.Peer(5, 'hotkey', 500.0, True, 10)
@@ -220,7 +222,7 @@ class DoctorTest(control.ChainTestCase):
     home = pathlib.Path(self.create_tempdir().full_path)
     wallet = home / '.bittensor' / 'wallets'
     shutil.copytree(f'{self.path}/w', wallet / 'w')
-    (home / 'store.py').write_text(STORE.format(home=str(home)))
+    (home / 'store.py').write_text(STORE)
     network = {
       'chain': 'bittensor', 'name': self.node.url, 'netuid': 1, 'wallet': 'w',
       'hotkey': 'h', 'store': f'{home}/store.py:open_named',

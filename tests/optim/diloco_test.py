@@ -157,7 +157,7 @@ class StreamingTest(parameterized.TestCase):
     """
     tx = diloco.streaming_diloco(
       optax.sgd(0.1),
-      sl.nesterov(1.0),
+      outer=sl.nesterov(1.0),
       inner_steps=2,
       overlap=1,
       mixing=0.5,
@@ -191,7 +191,7 @@ class StreamingTest(parameterized.TestCase):
     -1; four steps later -5 is set to -3. 'a' falls to -4, then from -2.
     """
     tx = diloco.streaming_diloco(
-      optax.sgd(1.0), sl.nesterov(0.5), inner_steps=4, fragments=2
+      optax.sgd(1.0), outer=sl.nesterov(0.5), inner_steps=4, fragments=2
     )
 
     def run(params):

@@ -21,7 +21,8 @@ QUANTIZERS = (
 def words_of(compression, shape):
   x = jax.random.normal(jax.random.key(0), shape)
   part = jax.jit(compression.compress)(x)
-  return part, packing.pack(part, compression, shape)
+  pack = jax.jit(lambda part: packing.pack(part, compression, shape))
+  return part, pack(part)
 
 
 class PackingTest(parameterized.TestCase):
@@ -41,7 +42,10 @@ class PackingTest(parameterized.TestCase):
         continue  # which it cannot cut
       part, words = words_of(compression, shape)
       self.assertEqual(words.dtype, np.uint32)
-      back = packing.unpack(words, compression, shape)
+      unpack = jax.jit(
+        lambda words, shape=shape: packing.unpack(words, compression, shape)
+      )
+      back = unpack(words)
       self.assertEqual(jax.tree.structure(back), jax.tree.structure(part))
       for want, got in zip(
         jax.tree.leaves(part), jax.tree.leaves(back), strict=True

@@ -2,6 +2,7 @@ import pathlib
 
 from absl.testing import absltest
 
+from covenant.gauntlet import findings
 from covenant.report import page
 from tests.report import reader
 from tests.report import workdirs
@@ -18,7 +19,7 @@ class VerdictsTest(absltest.TestCase):
 
   def test_who_was_refused_why_and_when(self):
     row = next(r for r in self.rows(rounds=6) if r[1:2] == ['COPY'])
-    meaning = 'the message copies an earlier one'
+    meaning = findings.CheckFinding.COPY.value
     self.assertEqual(
       row, ['3: copier', 'COPY', meaning, '3', '', '0, 2, 4', 'of uid 0']
     )
