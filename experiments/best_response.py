@@ -204,7 +204,9 @@ def search(task: Search, generations: int, seeds: int, groups: int) -> None:
         for i in range(0, len(wanted), TOGETHER)
       ],
     )
-    searched = [r for r in task.rows if r.stage != 'final']
+    # Of this generation and earlier ones: a search that goes on has later rows.
+    known = {f'generation {g}' for g in range(generation + 1)}
+    searched = [r for r in task.rows if r.stage in known]
     parents = list(map(Strategy.parse, best(searched, TOGETHER)))
     wanted = list(map(str, offspring(parents, groups * TOGETHER, draw)))
   searched = [r for r in task.rows if r.stage != 'final']

@@ -51,7 +51,7 @@ config = config_lib.load(
 shared_model = shared_state_lib.SharedModel(config)
 trainer = trainer_lib.Trainer(config, shared_model, dataset.load(config))
 method = shared_model.method
-params, outer = shared_model.init()
+params, outer, _ = shared_model.init()
 private = [trainer.init(params) for _ in range(PEERS)]
 
 

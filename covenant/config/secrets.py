@@ -22,7 +22,8 @@ def hide_secrets(value: ct.Json, in_network: bool = False) -> ct.Json:
   """Returns JSON with all that may be secret replaced by 'hidden'.
 
   That is the user part of any URL, any parameter that is named like a secret
-  and, in the sections `network` and `alerts`, what follows the host in a URL.
+  and, in the section `network`, what follows the host in a URL. Of the commands
+  in the section `alerts` it is all.
 
   >>> hide_secrets({'network': {'name': 'wss://rpc.example.org/v1/8fe2'}})
   {'network': {'name': 'wss://rpc.example.org/hidden'}}
@@ -31,7 +32,9 @@ def hide_secrets(value: ct.Json, in_network: bool = False) -> ct.Json:
   """
   if isinstance(value, Mapping):
     return {
-      name: hide_secrets(x, in_network or name in ('network', 'alerts'))
+      name: _hide_commands(x)
+      if name == 'alerts'
+      else hide_secrets(x, in_network or name == 'network')
       for name, x in value.items()
     }
   if isinstance(value, (list, tuple)):
@@ -43,6 +46,16 @@ def hide_secrets(value: ct.Json, in_network: bool = False) -> ct.Json:
   if in_network and not value.startswith(('s3://', 'r2://')):
     value = _hide_paths(value)
   return value
+
+
+def _hide_commands(alerts: ct.Json) -> ct.Json:
+  """Returns the section `alerts` without the words of its commands."""
+  if not isinstance(alerts, Mapping):
+    return hide_secrets(alerts, True)
+  return {
+    name: HIDDEN if isinstance(x, str) and x else x
+    for name, x in alerts.items()
+  }
 
 
 def _hide_paths(text: str) -> str:

@@ -41,8 +41,8 @@ class Alerts(schema.Section):
 
   command: str = ''  # for classes without one of their own; empty: none
   stalled: str = ''  # no round was completed for `stalled_rounds`
-  lost: str = ''  # the node is out of sync, or a round of training is lost
-  diverged: str = ''  # a loss spike, or steps that are not finite
+  lost: str = ''  # the node is out of sync with the run
+  diverged: str = ''  # a lost round, a loss spike, or steps that are not finite
   weights: str = ''  # a validator's weights are not in force
   disk: str = ''  # less than `disk_gb` are free, or a write failed
   stalled_rounds: float = schema.positive(2.0)  # rounds of the chain's time

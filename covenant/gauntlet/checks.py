@@ -5,14 +5,14 @@ a line that its operator can act on. A finding is a function of the data on the
 chain and in the stores, so validators with the same data find the same.
 
 Similar messages of one round are all valid, but only one of them may count:
-nobody can tell by two messages which of two miners did the work, and who
+nobody can tell by two messages which of two miners did the work, and one that
 repeats another's training could be the first to commit. Which of them is paid
 follows from what each proves on its own data (rating_update.py).
 """
 
 import functools
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -61,9 +61,9 @@ class Expected(NamedTuple):
   older: Sequence[bytes] = ()
   # Usual norm of a message by the rounds before; 0: there are too few.
   usual_norm: float = 0.0
-  # Uids that sent a valid message lately; only they tell a fault of this node's
-  # network from one of their own. None: all.
-  answering: Collection[int] | None = None
+  # The usual work of uids that sent a valid message lately; only they tell a
+  # fault of this node's network from one of their own. None: all, alike.
+  answering: Mapping[int, float] | None = None
 
 
 class Checker:
@@ -121,7 +121,10 @@ class Checker:
     failed = [
       u for u in sought if checks[u].finding is CheckFinding.UNREACHABLE
     ]
-    fault = 2 * len(failed) > len(sought)
+    work = expected.answering or {}
+    fault = 2 * sum(work.get(u, 1.0) for u in failed) > sum(
+      work.get(u, 1.0) for u in sought
+    )
     if fault:
       checks |= {
         u: checks[u]._replace(finding=CheckFinding.EXCUSED) for u in failed
@@ -291,7 +294,7 @@ def judge_copies(
 ) -> None:
   """Finds the first of similar messages, by block and then by uid.
 
-  A miner uploads once its commitment is in a block, so who copies commits in a
+  A miner uploads once its commitment is in a block, so a copier commits in a
   later one. Similar messages of one block were made together.
 
   Args:

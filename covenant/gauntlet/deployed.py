@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-MISSING_SCORE = -99.0  # in the ranking, of who sent nothing valid
+MISSING_SCORE = -99.0  # in the ranking, of peers without a valid message
 WARMUP = 10  # rounds from the start in which no average is too small
 BURN_UID, BURN = 1, 0.5
 CONTRIBUTORS, RESERVES = 20, 10

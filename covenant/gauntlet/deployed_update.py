@@ -3,7 +3,8 @@
 For comparison: the same adversaries can be run under both rules. A standing's
 proof is then the moving average of own-beats-random, and its score the deployed
 final score. Checks, the selection of contributors and who is evaluated are
-ours; the synchronization score is 1 for who started from the right parameters.
+ours; the synchronization score is 1 for peers that started from the right
+parameters.
 """
 
 import dataclasses
@@ -57,12 +58,11 @@ def update(
       'round': round_index,
       'uid': uid,
       'hotkey': before[uid].hotkey,
-      'verdict': check.finding.name,
-      'detail': check.detail,
       'before': _numbers(before[uid], round_index),
       'after': _numbers(after[uid], round_index),
       'reasons': [],
     }
+    | rating_update.findings_of(check, scores.get(uid))
     for uid, check in checks.items()
   ]
   return rating_update.RatingsUpdate(
@@ -89,7 +89,7 @@ def _rate(
   checks: Mapping[int, checks_lib.CheckResult],
   relative: Mapping[int, float],
 ) -> dict[int, tuple[float, float]]:
-  """Returns (mu, sigma) after the round; who sent nothing valid is last."""
+  """Returns (mu, sigma) after the round; peers without a message are last."""
   values = dict(relative)
   for uid, check in checks.items():
     if not check.valid and standings[uid].evaluations:

@@ -67,6 +67,7 @@ class CheckResult(NamedTuple):
 
 
 _VALID = (CheckFinding.VALID, CheckFinding.COPY, CheckFinding.TWIN)
+VALID_NAMES = frozenset(finding.name for finding in _VALID)
 
 
 class CheckReport(NamedTuple):

@@ -33,8 +33,8 @@ _MODEL = PlackettLuce(
 # evaluation as at most this many standard errors: one lucky draw must not carry
 # a uid, and one strong message no rounds without work.
 LARGEST_GAIN, LARGEST_PROOF = 1.5, 6.0
-# Until one in so many uids with a raw score has proof, raw scores are paid: the
-# first to be certain, perhaps by luck, must not take all.
+# Until one in so many parts of all raw scores is proven, raw scores are paid:
+# the first to be certain, perhaps by luck, must not take all.
 ENOUGH = 2
 HISTORY = 8  # evaluations whose signs are remembered
 _NOT_JUDGED = Finding.EXCUSED, Finding.AWAITED
@@ -117,7 +117,7 @@ def update(
     )
   decisions = [
     {'round': round_index, 'uid': uid, 'hotkey': before[uid].hotkey}
-    | _findings(check, scores.get(uid))
+    | findings_of(check, scores.get(uid))
     | {
       'median_gain': scale,
       'median_proof': usual,
@@ -127,15 +127,16 @@ def update(
     }
     for uid, check in judged.items()
   ]
-  earning = sum(s.raw_score > 0 for s in after.values())
-  scored = sum(s.score > 0 for s in after.values())
+  # By pay: uids that declare next to nothing neither hasten it nor put it off.
+  earning = sum(s.raw_score for s in after.values())
+  scored = sum(s.raw_score for s in after.values() if s.score > 0)
   has_proof = old.has_proof or bool(0 < earning <= ENOUGH * scored)
   return RatingsUpdate(
     ratings_lib.Ratings(round_index, after, has_proof), decisions
   )
 
 
-def _findings(
+def findings_of(
   check: checks_lib.CheckResult, score: scores_lib.Score | None
 ) -> dict[str, ct.Json]:
   """Returns the fields of a decision that the checks and the score fill."""
@@ -270,10 +271,11 @@ def _evaluate(
     sign = -1
   new = dataclasses.replace(
     old,
+    # By work: a round of little work proves little of the rest.
     proof_sum=decay * old.proof_sum
-    + _errors(score.proof, score.proof_error, LARGEST_PROOF),
-    proof_weight=decay * old.proof_weight + 1,
-    proof_variance=decay**2 * old.proof_variance + 1,
+    + score.work * _errors(score.proof, score.proof_error, LARGEST_PROOF),
+    proof_weight=decay * old.proof_weight + score.work,
+    proof_variance=decay**2 * old.proof_variance + score.work**2,
     gain_signs=(*old.gain_signs, sign)[-HISTORY:],
     work=old.work
     + max(1 / (old.evaluations + 1), 1 / config.memory)
@@ -289,7 +291,10 @@ def _evaluate(
     reasons.append('no uid clearly gained: this counts against none')
     return new
   relative = score.gain / (scale * score.work)
-  new = _average(new, min(max(relative, -1.0), LARGEST_GAIN), config)
+  relative = min(max(relative, -1.0), LARGEST_GAIN)
+  weight = decay * old.gain_weight + score.work
+  gain = old.gain + score.work / weight * (relative - old.gain)
+  new = dataclasses.replace(new, gain=gain, gain_weight=weight)
   if sign < 0 and new.gain_signs.count(-1) > 1:
     new = new.punish(
       ratings_lib.NEGATIVE, ratings_lib.NEGATIVE_FACTOR, round_index, config
@@ -352,16 +357,6 @@ def _present(
   return dataclasses.replace(old, presence=presence, rounds=old.rounds + 1)
 
 
-def _average(
-  old: ratings_lib.Standing, gain: float, config: config_lib.Gauntlet
-) -> ratings_lib.Standing:
-  """Adds a gain to the mean, which becomes a moving one of `config.memory`."""
-  weight = max(1 / (old.gains + 1), 1 / config.memory)
-  return dataclasses.replace(
-    old, gain=old.gain + weight * (gain - old.gain), gains=old.gains + 1
-  )
-
-
 def _errors(value: float, error: float, largest: float) -> float:
   """Returns a value in standard errors, clipped to +- `largest`."""
   errors = value / max(error, 1e-12)
@@ -375,6 +370,9 @@ def _numbers(s: ratings_lib.Standing, round_index: int) -> dict[str, float]:
     'mu': s.mu,
     'sigma': s.sigma,
     'gain': s.gain,
+    'work': s.work,
+    'presence': s.presence,
+    'paid_work': work_lib.paid_work(s),
     'proof': s.proof,
     'certainty': s.certainty,
     'similarity_avg': s.similarity_avg,

@@ -20,6 +20,7 @@ from covenant import config as config_lib
 from covenant import files
 from covenant import typing as ct
 from covenant.gauntlet import checks as checks_lib
+from covenant.gauntlet import findings
 
 Finding = checks_lib.CheckFinding
 
@@ -110,7 +111,7 @@ class Standing:
   sigma: float = SIGMA
   # Average gain of a message, in what the same work usually gains.
   gain: float = 0.0
-  gains: int = 0  # number of gains in the average
+  gain_weight: float = 0.0  # decayed sum of the work that the average is of
   presence: float = 0.0  # average: 1 for a valid message, 0 for a missed round
   rounds: int = 0  # number of rounds in the average
   originality: float = 1.0  # average share in similar messages
@@ -128,7 +129,7 @@ class Standing:
   misses: int = 0  # rounds since the last valid message
   similarity_avg: float = 0.0  # to messages that others sent no later
   penalties: tuple[Penalty, ...] = ()
-  raw_score: float = 0.0  # from gain and penalties
+  raw_score: float = 0.0  # the pay while nobody has proven any work
   score: float = 0.0  # from raw score and proof: the pay
 
   @property
@@ -191,10 +192,13 @@ def admit(
   return dataclasses.replace(ratings, standings=standings)
 
 
-def answering(ratings: Ratings) -> set[int]:
-  """Returns the uids that sent a valid message in the last `SILENT` rounds."""
+def answering(ratings: Ratings) -> dict[int, float]:
+  """Returns the usual work of the uids that were heard of lately.
+
+  They sent a valid message in the last `SILENT` rounds.
+  """
   return {
-    uid
+    uid: standing.work * standing.presence
     for uid, standing in ratings.standings.items()
     if standing.rounds and standing.misses < SILENT
   }
@@ -233,6 +237,20 @@ def read_decisions(path: pathlib.Path) -> list[ct.Json]:
   ]
 
 
+def _factors(now: ct.Json) -> list[str]:
+  """Returns the factors of a score, one line; none by the deployed rules."""
+  if 'paid_work' not in now:
+    return []
+  whole = now['paid_work'] * now['penalty']
+  proof = now['score'] / whole if whole else 0.0
+  return [
+    f'  = {now["paid_work"]:.3f} of the usual work (declared '
+    f'{now["work"]:.2f}, present {now["presence"]:.0%}, gain {now["gain"]:.2f}'
+    f' of what is usual) x penalties {now["penalty"]:.3g} x {proof:.2f} for '
+    'proof of work'
+  ]
+
+
 def explain(decisions: Iterable[ct.Json], uid: int) -> str:
   """Explains the score of a uid: its standing, then its last rounds.
 
@@ -247,17 +265,15 @@ def explain(decisions: Iterable[ct.Json], uid: int) -> str:
   last = records[-1]
   mine = [d for d in records if d['hotkey'] == last['hotkey']]
   now, weight = last['after'], last.get('weight')
-  proof = now['score'] / now['raw_score'] if now['raw_score'] else 0.0
+  valid = sum(d['verdict'] in findings.VALID_NAMES for d in mine)
   lines = [
     f'uid {uid}, hotkey {last["hotkey"]}, after round {last["round"]}:',
     f'  score {now["score"]:.3f}'
     + ('' if weight is None else f', weight {weight:.4f}'),
-    f'  = average gain {now["gain"]:.3f} of the median peer'
-    f' x penalties {now["penalty"]:.3g}'
-    f' x {proof:.2f} for proof of work',
+    *_factors(now),
     f'  rating {now["rating"]:.1f} ({now["mu"]:.1f} - 3 x {now["sigma"]:.1f}),'
     ' which decides whether it is heard',
-    f'  {sum(d["verdict"] == "VALID" for d in mine)} of {len(mine)} rounds '
+    f'  {valid} of {len(mine)} rounds '
     f'valid, {sum(d["evaluation"] is not None for d in mine)} evaluated',
   ]
   if len(mine) < len(records):

@@ -322,14 +322,17 @@ def work(config: config_lib.Config, claimed: int) -> float:
 
 
 def worse_half(x_N: np.ndarray) -> tuple[float, float]:
-  """Returns the mean of the lower half of N >= 4 values, and its error.
+  """Returns the mean of the lower half of N values, and its error.
 
-  The error is the standard error by the jackknife.
+  The error is the standard error by the jackknife. Of fewer than four values
+  it is the mean of all.
 
   >>> worse_half(np.array([1.0, 9.0, 2.0, 3.0]))[0]
   1.5
   """
   size = x_N.size
+  if size < 4:
+    return _mean(x_N)
   ordered_N = np.sort(x_N)
   left_N = np.array(
     [np.delete(ordered_N, i)[: (size - 1) // 2].mean() for i in range(size)]
@@ -357,4 +360,6 @@ def _bounded(after_N: np.ndarray, before_N: np.ndarray) -> np.ndarray:
 
 def _mean(x_N: np.ndarray) -> tuple[float, float]:
   """Returns the mean and its standard error."""
+  if x_N.size < 2:
+    return float(x_N.mean()), np.inf
   return float(x_N.mean()), float(x_N.std(ddof=1) / np.sqrt(x_N.size))

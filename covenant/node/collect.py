@@ -50,8 +50,8 @@ def collect(node: Validator, command: round_lib.Command, head: int) -> None:
     role.standings, r, role_lib.identities(membership)
   )
   committed = _committed(node, r, membership)
-  previous = node.messages or _recall(node, membership, seconds / 2)
   deadline = time.monotonic() + seconds
+  previous = node.messages or _recall(node, membership, seconds / 2)
   entries = committed.entries
   fetched = _fetch_in_turns(node, r, membership, entries, deadline)
   readable: dict[int, payload_lib.Payload] = {}

@@ -132,8 +132,9 @@ class EvaluatorProcess:
     """Runs until the last round is evaluated, or `stop` returns True."""
     last = self._config.rounds
     measured, seconds = self._workdir.telemetry, self._chain.block_seconds
+    every = self._config.checkpoint.publish  # rounds from one to the next
     while not stop() and last not in self._rows:
-      measured.pulse(max(self._rows, default=0), seconds)
+      measured.pulse(max(self._rows, default=0), seconds, every)
       try:
         found = self._look()
       except (
@@ -147,7 +148,7 @@ class EvaluatorProcess:
       if not found:
         time.sleep(min(seconds, 12.0) / 2)
         measured.waited(min(seconds, 12.0) / 2)
-    measured.pulse(max(self._rows, default=0), seconds)
+    measured.pulse(max(self._rows, default=0), seconds, every)
     measured.close()
     over = last in self._rows
     self._workdir.status(phase='finished' if over else 'stopped')

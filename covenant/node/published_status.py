@@ -81,7 +81,7 @@ def decode(
   numbers = found.time, found.loss if found.loss is not None else 0.0
   if type(found.round) is not int or not 0 <= found.round < 2**63:
     return None
-  if not all(type(x) in (int, float) and math.isfinite(x) for x in numbers):
+  if not all(type(x) in (int, float) and abs(x) < 2**63 for x in numbers):
     return None
   return found
 

@@ -114,9 +114,9 @@ def _keep(node: Validator, command: Command, head: int) -> None:
 def score(node: Validator, command: round_lib.Command, head: int) -> None:
   """Scores, rates and sets weights; judges nothing that it did not see."""
   role = node.role
-  collected, role.to_score = role.to_score, None
-  if collected is not None:
-    _judge(node, command.round - 1, collected)
+  if role.to_score is not None:
+    _judge(node, command.round - 1, role.to_score)
+    role.to_score = None
   _check_weights(node, command.round, head)
   weights, role.weights = role.weights, None
   if weights:

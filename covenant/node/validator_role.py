@@ -55,11 +55,13 @@ class Ballot:
     proposals: the bytes of manifests, by digest.
     refused: the digests of those that it will not vote for.
     withheld: the digests that nobody had when it asked.
+    own: its own proposal, once made: signed again it would be another one.
   """
 
   proposals: dict[bytes, bytes] = dataclasses.field(default_factory=dict)
   refused: set[bytes] = dataclasses.field(default_factory=set)
   withheld: set[bytes] = dataclasses.field(default_factory=set)
+  own: bytes = b''
 
 
 class Verdict(NamedTuple):

@@ -116,8 +116,11 @@ def _find(
     if peer.hotkey == node.chain.hotkey:
       if is_skipped and mine is None:
         return None
-      made = propose(node, poll.collected, poll.round) if mine is None else None
-      return rank, made
+      if mine is not None:
+        return rank, None
+      ballot = node.role.ballot
+      ballot.own = ballot.own or propose(node, poll.collected, poll.round)
+      return rank, ballot.own
     digest = _vote_of(poll.proposals, peer.uid, poll.round)
     if digest is None:
       continue
@@ -246,12 +249,12 @@ def _fetch_manifests(poll: _Poll) -> None:
   node, ballot = poll.node, poll.node.role.ballot
   wanted = []
   for membership in poll.proposals, poll.now:
-    for uid in membership.votes:
-      digest = _vote_of(membership, uid, poll.round)
+    for peer in membership.candidates:
+      digest = _vote_of(membership, peer.uid, poll.round)
       if digest in node.manifests:
         ballot.proposals[digest] = node.manifests[digest]
       elif digest is not None and digest not in ballot.proposals:
-        location = poll.now.location(uid)
+        location = poll.now.location(peer.uid)
         wanted.append(run_storage_lib.ObjectRef(digest, location))
   if not wanted:
     return

@@ -323,6 +323,11 @@ def _reduce(
   rules: Rules,
 ) -> list[jax.Array]:
   """Returns the mean deltas of all batches: float32 [G, ...]."""
+  if len(parts_R) > weight_lib.MOST_PEERS:
+    raise ValueError(
+      f'axis_name: expected at most {weight_lib.MOST_PEERS} peers, whose '
+      f'senders can be counted, got {len(parts_R)}'
+    )
   totals = weight_lib.totals(parts_R, len(parts_R) * weight_lib.WHOLE + 1)
   means = []
   for b, message, value in zip(batches, messages, values, strict=True):

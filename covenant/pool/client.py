@@ -1,6 +1,7 @@
 """The connection of a worker to its pool: signed requests, verified replies."""
 
 import functools
+import http.client
 import importlib.util
 import secrets
 import urllib.error
@@ -147,7 +148,8 @@ class Client:
         signature = response.headers.get(messages.SIGNATURE, '')
         status = response.status or 0
         return _Answer(status, data, bytes.fromhex(signature))
-    except (OSError, ValueError) as e:  # a bad URL raises ValueError
+    # A bad URL is a ValueError.
+    except (OSError, ValueError, http.client.HTTPException) as e:
       self._token = ''
       raise PoolUnreachableError(f'{self._url}{path}: {e}') from None
 

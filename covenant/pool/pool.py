@@ -21,6 +21,7 @@ from covenant import typing as ct
 from covenant.pool import deltas as deltas_lib
 from covenant.pool import leases as leases_lib
 from covenant.pool import tasks
+from covenant.train import local as local_lib
 from covenant.wire import payload
 
 LeaseVerdict = deltas_lib.LeaseVerdict
@@ -372,7 +373,10 @@ class PoolState:
         self._draw.choice(len(left), p=weights_N / sum(weights_N))
       )
       worker, number = chosen.lease.worker, chosen.lease.number
-      message = self._again(current.params, current.jobs[number])
+      try:
+        message = self._again(current.params, current.jobs[number])
+      except local_lib.DivergedError:
+        continue  # so would an honest worker: nothing can be said
       if self._inspector.agrees(chosen.message, message):
         current.proven.add(worker)
       else:

@@ -7,6 +7,7 @@ from typing import NamedTuple, TextIO
 
 from covenant import config as config_lib
 from covenant.chain import interface as chain_lib
+from covenant.gauntlet import findings
 from covenant.node import connect
 from covenant.node import published_status
 from covenant.protocol import membership as membership_lib
@@ -144,9 +145,16 @@ def _parse(data: bytes) -> Verdict | None:
     refused = {
       int(d['uid']): str(d['verdict'])[:_ERROR_WIDTH]
       for d in raw['decisions']
-      if d['verdict'] != 'VALID'
+      if d['verdict'] not in findings.VALID_NAMES
     }
-  except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+  except (
+    ArithmeticError,
+    AttributeError,
+    KeyError,
+    RecursionError,
+    TypeError,
+    ValueError,
+  ):
     return None
   return Verdict(weights, refused)
 

@@ -4,6 +4,7 @@ import datetime
 from collections.abc import Mapping, Sequence
 
 from covenant.gauntlet import checks
+from covenant.gauntlet import findings
 from covenant.report import folder
 from covenant.report import markup
 
@@ -12,7 +13,6 @@ _ROWS = 400  # rows of a table, at most
 _RANGES = 40  # ranges of rounds in a cell, at most
 _MARKS = 180  # marks of a timeline, at most: about one per pixel
 _CHARACTERS = 200  # characters of a text from a peer, at most
-_VALID = checks.CheckFinding.VALID.name
 _PENALTY = 'PENALTY'
 _MEANING = {
   **{verdict.name: verdict.value for verdict in checks.CheckFinding},
@@ -28,7 +28,7 @@ def refused(run: folder.Run) -> list[markup.Html]:
   for index, verdict in sorted(run.verdicts.items()):
     for d in verdict['decisions']:
       reason, detail = d['verdict'], d['detail']
-      if reason == _VALID:
+      if reason in findings.VALID_NAMES:
         if d['after']['penalty'] >= 1:
           continue
         reason, detail = _PENALTY, '; '.join(d['reasons'])
@@ -78,7 +78,8 @@ def miners(run: folder.Run) -> list[markup.Html]:
   for _, verdict in sorted(run.verdicts.items()):
     for d in verdict['decisions']:
       latest[d['uid']] = d
-      valid.setdefault(d['uid'], []).append(d['verdict'] == _VALID)
+      is_valid = d['verdict'] in findings.VALID_NAMES
+      valid.setdefault(d['uid'], []).append(is_valid)
   if not latest:
     return []
   rows = [

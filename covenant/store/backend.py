@@ -194,6 +194,8 @@ def explain(error: Exception) -> interface.StoreError:
     error = error.exceptions[0]
   if isinstance(error, interface.StoreError):
     return error
+  if type(error).__name__ == 'RustPanic':  # of a location it cannot parse
+    return interface.StoreError('the location is of no use to the client')
   if not isinstance(error, (obstore.exceptions.BaseError, OSError)):
     raise error
   text = str(error)

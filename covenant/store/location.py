@@ -28,7 +28,7 @@ _ENDPOINT = (
   r'(https?://[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?(:\d{1,5})?)?',
   'https://HOST or https://HOST:PORT',
 )
-_REGION = (r'[a-z0-9-]{0,32}', '32 of a-z, 0-9 and "-" at most')
+_REGION = (r'(?!xn--)[a-z0-9-]{0,32}', '32 of a-z, 0-9 and "-" at most')
 _HEX32 = (r'[0-9a-f]{32}', '32 hex digits')
 _HEX64 = (r'[0-9a-f]{64}', '64 hex digits')
 _KEY = (r'[A-Za-z0-9+/=_.-]{1,128}', '1 to 128 of A-Z, a-z, 0-9 and "+/=_.-"')

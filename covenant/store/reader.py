@@ -127,6 +127,7 @@ class ObjectRequest(NamedTuple):
 Note = Callable[[interface.Bucket, interface.StoreError | None], None]
 # Tries per bucket that nobody waits for any more, but that are not over.
 _MOST_ABANDONED = 4
+_FAIR = 0.2  # seconds below which no answer says nothing about a bucket
 
 
 class _Try:
@@ -286,7 +287,8 @@ def fetch(
   )
   for one in running.values():
     one.abandon()
-    note(one.bucket, late)
+    if deadline_seconds >= _FAIR:
+      note(one.bucket, late)
   return {
     name: results[name] if name in results else _joined([*errors[name], late])
     for name in requests

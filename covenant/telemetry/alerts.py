@@ -102,6 +102,8 @@ def _run(command: str, text: str) -> None:
     failed = words[-1] if words else f'status {done.returncode}'
     if done.returncode == 0:
       return
+  except subprocess.TimeoutExpired:
+    failed = f'no end within {_TIMEOUT:g} s'
   except (OSError, ValueError, subprocess.SubprocessError) as e:
     failed = str(e)
   # Not the command itself: the address of a webhook is a secret.

@@ -1,4 +1,4 @@
-"""Who gets copies of the records of metrics.jsonl: Prometheus and trackers."""
+"""Copies of the records of metrics.jsonl, for Prometheus and trackers."""
 
 import dataclasses
 import sys

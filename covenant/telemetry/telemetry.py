@@ -158,8 +158,8 @@ class Telemetry:
     """Sends an alert, if its class has a command and none was sent lately."""
     self._alerts.send(kind, message, round=max(self._round, 0))
 
-  def pulse(self, completed: int, block_seconds: float) -> None:
-    """Takes the rounds completed up to now; called all the time.
+  def pulse(self, completed: int, block_seconds: float, every: int = 1) -> None:
+    """Takes the rounds completed up to now, by `every`; called all the time.
 
     Writes the record of a round once it is over, and alerts when none has been
     for long, whether the chain answers or not.
@@ -170,7 +170,7 @@ class Telemetry:
         self._log_round(completed, now - self._since)
       self._round, self._since = completed, now
       return
-    length = self._config.phases.round_blocks * block_seconds
+    length = every * self._config.phases.round_blocks * block_seconds
     waited = now - self._since
     if waited > self._config.alerts.stalled_rounds * length:
       self.alert('stalled', f'no round was completed for {waited / 60:.0f} min')

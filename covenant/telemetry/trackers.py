@@ -7,10 +7,12 @@ A tracker of your own is a function of a `Run`, as docs/extending.md shows.
 
 import os
 import pathlib
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
 from covenant import config as config_lib
+from covenant import errors
 from covenant import extras
 from covenant import plugins
 
@@ -126,14 +128,20 @@ class _Adapter:
 
 
 def open_trackers(config: config_lib.Telemetry, run: Run) -> list[Tracker]:
-  """Returns the trackers that a config names.
+  """Returns the trackers that a config names; one that fails is left out.
 
   Raises:
     PluginError: there is no such tracker.
     MissingExtraError: its library is not installed.
   """
   known = {'wandb': wandb, 'trackio': trackio}
-  return [
-    plugins.choose('telemetry.trackers', known, name)(run)
-    for name in config.trackers
-  ]
+  found = []
+  for name in config.trackers:
+    make = plugins.choose('telemetry.trackers', known, name)
+    try:
+      found.append(make(run))
+    except errors.CovenantError:
+      raise
+    except Exception as e:  # whatever a library raises: the run goes on
+      print(f'no tracker {name}: {type(e).__name__}: {e}', file=sys.stderr)
+  return found

@@ -117,16 +117,16 @@ class ChecksTest(parameterized.TestCase):
     report = self.check(
       *(submission(uid, **failed) for uid in range(5)),
       *(submission(uid) for uid in range(5, 8)),
-      answering={5, 6, 7},
+      answering=dict.fromkeys((5, 6, 7), 1.0),
     )
     self.assertFalse(report.fault)
     self.assertEqual(report.checks[0].finding, Finding.UNREACHABLE)
     report = self.check(
       *(submission(uid, **failed) for uid in range(5)),
       *(submission(uid) for uid in range(5, 8)),
-      answering={3, 4, 5},
+      answering={3: 1.0, 4: 1.0, 5: 1.0, 6: 0.01, 7: 0.01},
     )
-    self.assertTrue(report.fault)
+    self.assertTrue(report.fault)  # by work, not by uids
     found = [report.checks[uid].finding for uid in range(5)]
     self.assertEqual(found, [Finding.UNREACHABLE] * 3 + [Finding.EXCUSED] * 2)
 

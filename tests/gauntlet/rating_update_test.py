@@ -157,7 +157,7 @@ class RatingsTest(parameterized.TestCase):
         self.assertIn(uid, ratings.answering(state))
     state = play(state, 10, {0: score()}, verdicts).ratings
     self.assertEqual(state.standings[1].score, 0.0)
-    self.assertEqual(ratings.answering(state), {0})
+    self.assertEqual(ratings.answering(state), {0: 1.0})
     good = dict.fromkeys(range(4), score())
     self.assertEqual(play(state, 11, good).ratings.standings[1].score, 1.0)
 
@@ -331,6 +331,27 @@ class RatingsTest(parameterized.TestCase):
       state = play(state, r, scores).ratings
     weights = incentives.weights(state, CONFIG)
     self.assertAlmostEqual(weights[5], weights[0])
+
+  def test_little_work_proves_nothing_of_the_rest(self):
+    """In turn it learns a few sequences by heart, and claims all untrained."""
+    state = ratings.Ratings()
+    little = dataclasses.replace(score(gain=0.001, proof=0.009), work=1 / 15)
+    for r in range(60):
+      odd = score(gain=0.001, proof=0.0) if r % 2 else little
+      scores = dict.fromkeys(range(5), score()) | {5: odd}
+      state = play(state, r, scores).ratings
+    weights = incentives.weights(state, CONFIG)
+    self.assertLess(weights.get(5, 0.0), 0.07 * weights[0])
+
+  def test_uids_that_do_next_to_nothing_do_not_put_proof_off(self):
+    state = ratings.Ratings()
+    idle = dataclasses.replace(score(gain=1e-4, proof=0.0), work=1 / 240)
+    for r in range(20):
+      scores = dict.fromkeys(range(5), score())
+      scores |= dict.fromkeys(range(5, 24), idle) | {24: score(proof=0.0)}
+      state = play(state, r, scores).ratings
+    self.assertTrue(state.has_proof)
+    self.assertNotIn(24, incentives.weights(state, CONFIG))
 
   def test_a_strong_message_pays_for_no_round_without_work(self):
     """It trains every other round, and sends noise in between."""

@@ -44,6 +44,7 @@ class PublishedStatusTest(parameterized.TestCase):
     dict(loss='2'),
     dict(loss=True),
     dict(time=None),
+    dict(time=10**400),
     dict(error='x' * 300),
     dict(role=7),
   )

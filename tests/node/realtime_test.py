@@ -25,7 +25,7 @@ from covenant.wire import commitment as commitment_lib
 from experiments.chaos import hostile
 from tests.node import network as network_lib
 
-BLOCK_SECONDS = 0.5
+BLOCK_SECONDS = 1.5
 ROUNDS = 3
 PHASES = config_lib.Phases(
   round_blocks=20, put_blocks=6, select_blocks=4, takeover_blocks=4

@@ -72,6 +72,14 @@ class VoteTest(absltest.TestCase):
     self.vote(self.network.validator(3))
     self.assertEqual(self.stood, [(0, b'own', self.network.block)])
 
+  def test_it_proposes_once(self):
+    """A signature of sr25519 differs every time, and so would its digest."""
+    made = iter([b'one', b'two'])
+    node = self.network.validator(3)
+    for _ in range(2):
+      self.vote(node, propose=lambda *_: next(made))
+    self.assertEqual([data for _, data, _ in self.stood], [b'one', b'one'])
+
   def test_others_wait_for_their_turn(self):
     turn = self.schedule.proposes(0, 1)
     with self.assertRaises(node_lib.RetryLaterError):

@@ -69,7 +69,10 @@ class StatusTest(absltest.TestCase):
     self.assertFalse(self.peers()[0].is_alive)
 
   def test_weights_and_refusals_of_a_validator(self):
-    decisions = [{'uid': 1, 'verdict': 'COPY'}, {'uid': 0, 'verdict': 'VALID'}]
+    decisions = [
+      {'uid': 1, 'verdict': 'LATE'},
+      {'uid': 0, 'verdict': 'VALID'},
+    ]
     verdict = {'round': 4, 'decisions': decisions, 'weights': {'0': 0.75}}
     self.judge(json.dumps(verdict).encode())
     observer = status_lib.Observer(CONFIG)
@@ -77,7 +80,7 @@ class StatusTest(absltest.TestCase):
     self.assertEqual(found.judged, 4)
     zero, one, *_ = found.peers
     self.assertEqual((zero.weight, zero.error), (0.75, ''))
-    self.assertEqual((one.weight, one.error), (0.0, 'COPY'))
+    self.assertEqual((one.weight, one.error), (0.0, 'LATE'))
 
   def test_a_verdict_that_is_none(self):
     for data in (b'[]', b'\xff', b'{"weights": {"x": 1}, "decisions": []}'):

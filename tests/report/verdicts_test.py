@@ -18,10 +18,10 @@ class VerdictsTest(absltest.TestCase):
     return reader.Reader(path.read_text()).rows
 
   def test_who_was_refused_why_and_when(self):
-    row = next(r for r in self.rows(rounds=6) if r[1:2] == ['COPY'])
-    meaning = findings.CheckFinding.COPY.value
+    row = next(r for r in self.rows(rounds=6) if r[1:2] == ['REPLAY'])
+    meaning = findings.CheckFinding.REPLAY.value
     self.assertEqual(
-      row, ['3: copier', 'COPY', meaning, '3', '', '0, 2, 4', 'of uid 0']
+      row, ['3: copier', 'REPLAY', meaning, '3', '', '0, 2, 4', 'of uid 0']
     )
     text = (self.folder / 'report.html').read_text()
     self.assertIn('<path d="M0 0H1V1H0zM2 0H3V1H2zM4 0H5V1H4z">', text)
@@ -55,7 +55,7 @@ class VerdictsTest(absltest.TestCase):
     workdirs.write(self.folder, rounds=2)
     path = self.folder / 'verdicts.jsonl'
     other = path.read_text().replace('"validator": 4', '"validator": 5')
-    path.write_text(path.read_text() + other.replace('COPY', 'LATE'))
+    path.write_text(path.read_text() + other.replace('REPLAY', 'LATE'))
     text = page.write(self.folder).read_text()
     self.assertIn('The validator is uid 4.', text)
     self.assertNotIn('LATE', text)

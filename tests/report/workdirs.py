@@ -13,7 +13,7 @@ def write(
   rounds: int = 6,
   miners: int = 4,
   planned: int | None = None,
-  verdict: str = 'COPY',
+  verdict: str = 'REPLAY',
   detail: str = 'of uid 0',
   hotkey: str = '5Abc',
   **config,

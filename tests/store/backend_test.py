@@ -80,6 +80,10 @@ class ExplainTest(parameterized.TestCase):
     error = interface.ObjectTooLargeError('too large')
     self.assertIs(backend.explain(error), error)
 
+  def test_a_panic_of_the_client_is_a_refusal(self):
+    panic = type('RustPanic', (Exception,), {})('IdnaError')
+    self.assertIs(type(backend.explain(panic)), interface.StoreError)
+
   def test_a_bug_is_raised(self):
     with self.assertRaises(ZeroDivisionError):
       backend.explain(ZeroDivisionError())

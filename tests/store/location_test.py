@@ -123,6 +123,7 @@ class LocationTest(parameterized.TestCase):
     's3://runs?endpoint=https://user:pw@a',
     's3://runs?endpoint=https://a%0d%0aHost:b',
     's3://runs?region=a_b',
+    's3://runs?region=xn--',
     's3://runs?key_id=a',
     's3://runs?key_id=a&key_id=b&secret=c',
     's3://runs?write_secret=abc',
