@@ -96,13 +96,18 @@ class Client:
       text, _ = messages.unpack(answer.body)
     except ValueError as e:
       raise PoolUnreachableError(f'{self._url}/hello: {e}') from None
+    hotkey, digest = str(text.get('pool')), messages.digest(answer.body)
+    signed = messages.reply_text(nonce.encode(), answer.status, digest)
+    if not verify(hotkey, signed, answer.signature):
+      raise PoolUnreachableError(
+        f'/hello: the reply is not signed by the pool, {hotkey}'
+      )
     if text.get('run') != self._run.hex():
       raise config_lib.ConfigError(
         f'pool.url: the pool at {self._url} is of run {text.get("run")}, this '
         f'config of {self._run.hex()}; start the worker with the config of '
         'the pool'
       )
-    hotkey = str(text.get('pool'))
     if self._hotkey and hotkey != self._hotkey:
       raise config_lib.ConfigError(
         f'pool.hotkey: the pool at {self._url} says that it is {hotkey}, '

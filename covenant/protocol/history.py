@@ -273,7 +273,13 @@ def _anchor(
 ) -> Anchor | None:
   """Returns the anchor by the votes on a round, None if none names a root."""
   r, schedule = round_index, view.schedule
-  held = _decision(r, membership, schedule.decision_block(r), False)
+  first = schedule.decision_block(r)
+  try:
+    # As those who followed the round: a vote may have changed since.
+    then = membership_lib.read(view.chain, first, schedule)
+  except chain_lib.ChainRejectedError:
+    then = membership
+  held = _decision(r, then, first, False)
   held = held or _decision(r, membership, schedule.last_decision_block(r), True)
   late = _decision(r, membership, membership.block, True)
   assert held is not None and late is not None
