@@ -52,7 +52,7 @@ def zoo(names, miners=0, rounds=ROUNDS, **changes):
     miners=miners or HONEST + len(names),
     adversaries=tuple(names),
     data=dataclasses.replace(config.data, synthetic_tokens=60_000),
-    gauntlet=dataclasses.replace(config.gauntlet, evaluate=64),
+    gauntlet=dataclasses.replace(config.gauntlet, evaluate=64, contributors=64),
     **changes,
   )
 
@@ -278,7 +278,7 @@ class ResumeTest(absltest.TestCase):
           checkpoints.save(host.state())
         host.round()
       want, standings = found[2:], host.validators[0].role.standings
-      self.assertIn('COPY', [d['verdict'] for d in decisions(want[:1], 4)])
+      self.assertIn('REPLAY', [d['verdict'] for d in decisions(want[:1], 4)])
       found.clear()
       host.init()
       host.load(checkpoints.restore(host.state()))
@@ -295,7 +295,7 @@ class ResumeTest(absltest.TestCase):
       host.validators[1].messages = {}
     one, two = (v.role.standings for v in host.validators)
     self.assertEqual(one, two)
-    self.assertEqual([p.reason for p in two.standings[4].penalties], ['COPY'])
+    self.assertEqual([p.reason for p in two.standings[4].penalties], ['REPLAY'])
 
 
 if __name__ == '__main__':

@@ -57,7 +57,7 @@ class UnequalTest(absltest.TestCase):
     prints = {shared_state_lib.fingerprint(n.shared.params) for n in host.nodes}
     self.assertLen(prints, 1)
     efforts = [witness.role.standings.standings[u].work for u in range(3)]
-    np.testing.assert_allclose(efforts, [1.0, 1.0, 0.5])
+    np.testing.assert_allclose(efforts, [2.0, 1.0, 0.5])
     for uid, miner in enumerate(host.miners):
       self.assertEqual(witness.role.standings.standings[uid].penalties, ())
       tokens = miner.role.contribution.result().tokens

@@ -416,7 +416,9 @@ class InnerTest(absltest.TestCase):
     with jax.numpy_dtype_promotion('standard'):
       params = {'w': jnp.ones((8, 8)), 'b': jnp.ones(8)}
       tx = sl.sparseloco(
-        optax.contrib.muon(0.1), None, 3, sl.TopK(block=(8, 8))
+        optax.contrib.muon(0.1),
+        inner_steps=3,
+        compression=sl.TopK(block=(8, 8)),
       )
       state = tx.init(params)
       step = jax.jit(functools.partial(train_step, tx))  # of |params|^2 / 2

@@ -197,7 +197,12 @@ class TransformationTest(parameterized.TestCase):
     compression, outer = sl.TopK(), sl.nesterov(0.7, 0.5)
     inner = optax.sgd(0.05)
     tx = sl.sparseloco(
-      inner, outer, 2, compression, error_decay=0.9, axis_name='peers'
+      inner,
+      outer=outer,
+      inner_steps=2,
+      compression=compression,
+      error_decay=0.9,
+      axis_name='peers',
     )
     stacked = jax.tree.map(lambda p: jnp.stack([p] * 3), params)
     _, state = jax.jit(
