@@ -183,7 +183,7 @@ async def _try_weights(
 ) -> str:
   """Returns why the SDK cannot compose weights for this runtime; else ''.
 
-  What the subnet refuses for other reasons is not of interest here.
+  Refusals of the subnet for other reasons are not of interest here.
   """
   import bittensor as bt
 

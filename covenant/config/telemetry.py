@@ -7,7 +7,7 @@ from covenant.config import schema
 
 @dataclasses.dataclass(frozen=True)
 class Telemetry(schema.Section):
-  """Who gets the measurements of a process (covenant/telemetry/)."""
+  """The recipients of a process's measurements (covenant/telemetry/)."""
 
   # Address of Prometheus' endpoint: HOST:PORT, or PORT on the loopback; port 0:
   # any that is free; empty: no endpoint.

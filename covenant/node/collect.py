@@ -38,8 +38,8 @@ class _Committed(NamedTuple):
 def collect(node: Validator, command: round_lib.Command, head: int) -> None:
   """Fetches and checks what was committed, and chooses who should count.
 
-  What has not come by the deadline is unreachable in this round. Half of the
-  time to the decision is left to agree.
+  A payload that has not come by the deadline is unreachable in this round. Half
+  of the time to the decision is left to agree.
   """
   r, role, gauntlet = command.round, node.role, node.config.gauntlet
   seconds = follow.patience(node, head, node.schedule.decision_block(r))

@@ -1,4 +1,4 @@
-"""What becomes of the learning rate of a run that is made longer or shorter."""
+"""The learning rate of a run that is made longer or shorter."""
 
 import numpy as np
 

@@ -297,7 +297,7 @@ def commit(node: Miner, command: Command, head: int) -> None:
 def upload(node: Miner, command: Command, head: int) -> None:
   """Uploads the payload once its commitment is final.
 
-  Whoever copies the bytes must then commit to a later block.
+  A copier of the bytes must then commit to a later block.
 
   Raises:
     RetryLaterError: the commitment is not final yet.

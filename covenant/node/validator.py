@@ -90,7 +90,7 @@ def _catch_up(node: Validator, command: Command, head: int) -> None:
 def _keep(node: Validator, command: Command, head: int) -> None:
   """Stores the round's history and, when due, a checkpoint; deletes old ones.
 
-  What the store does not take now is stored a round later.
+  Objects that the store does not take now are stored a round later.
   """
   del command, head
   role, objects = node.role, node.objects

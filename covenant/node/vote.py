@@ -32,7 +32,7 @@ StandFor = Callable[[Validator, int, bytes, int], None]
 
 
 class _Poll(NamedTuple):
-  """What a validator looks at, once per block."""
+  """The view of a validator, taken once per block."""
 
   node: Validator
   collected: Collected
@@ -244,7 +244,7 @@ def _patience(poll: _Poll) -> float:
 def _fetch_manifests(poll: _Poll) -> None:
   """Fetches the proposals that have not been seen, all at the same time.
 
-  Who votes for a manifest that nobody has is not waited for twice as long.
+  A voter for a manifest that nobody has is not waited for twice as long.
   """
   node, ballot = poll.node, poll.node.role.ballot
   wanted = []
@@ -306,7 +306,7 @@ def _verified(
 
   All that it lists must be valid in this validator's eyes, no two messages may
   be similar, and at least half of this validator's own choice must be in it.
-  What it lists and this validator has not fetched is fetched and checked now.
+  Payloads that this validator has not fetched are fetched and checked now.
   """
   node, ballot = poll.node, poll.node.role.ballot
   data = ballot.proposals.get(digest)

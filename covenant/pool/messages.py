@@ -1,4 +1,4 @@
-"""What a pool and its workers sign, and how replies are packed.
+"""The texts that a pool and its workers sign, and the packing of replies.
 
 A worker first asks for a token, which names it and the time of the pool. Its
 requests are numbered under the token, so that the pool accepts each of them

@@ -1,4 +1,4 @@
-"""What a pool is told, hands out, holds and returns in a round."""
+"""The task, leases, state and result of a pool in a round."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Set

@@ -202,7 +202,7 @@ class History:
       root = self._root_before(round_index, data)
       if root is not None:
         self._prove(round_index, root, data)
-        # Who has one has the others.
+        # A source that has one has the others.
         self._sources.remove(source)
         self._sources.insert(0, source)
         return True
