@@ -32,7 +32,8 @@ for name in names:
   except extras.MissingExtraError as e:
     missing += 1
     if not re.fullmatch(
-      r"\\w+ is not installed; run: pip install 'covenant\\[run\\]'", str(e)
+      r"\\w+ is not installed; run: pip install 'covenant\\[(run|pool)\\]'",
+      str(e),
     ):
       print(name, repr(e))
   except BaseException as e:
