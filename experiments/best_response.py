@@ -67,7 +67,7 @@ Strategy = strategic.Strategy
 
 
 class Row(NamedTuple):
-  """What a strategy earned in one run."""
+  """The pay of a strategy in one run."""
 
   stage: str  # 'generation 0' or 'final'
   strategy: str  # its fields that are not honest ones
@@ -204,7 +204,7 @@ def search(task: Search, generations: int, seeds: int, groups: int) -> None:
         for i in range(0, len(wanted), TOGETHER)
       ],
     )
-    # Of this generation and earlier ones: a search that goes on has later rows.
+    # Rows of this generation and earlier ones: a resumed search has later ones.
     known = {f'generation {g}' for g in range(generation + 1)}
     searched = [r for r in task.rows if r.stage in known]
     parents = list(map(Strategy.parse, best(searched, TOGETHER)))

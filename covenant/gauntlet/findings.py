@@ -1,4 +1,4 @@
-"""What a validator finds about a submission, and about those of a round."""
+"""The findings of a validator about a submission, and those of a round."""
 
 import enum
 from collections.abc import Iterable

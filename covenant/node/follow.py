@@ -161,7 +161,7 @@ def _outer_step(
     manifest.entries,
     node.shared_model.spec.payload_bytes,
     node.payloads,
-    # What has come is kept, and the rest is asked for again.
+    # Bytes that have come are kept, and the rest is asked for again.
     patience(node, head, node.schedule.put_opens(round_index + 1)),
   )
   return apply.outer_step(

@@ -81,7 +81,7 @@ def on_shards(
     return f(*trees, *whole)
   mesh = next(jax.typeof(x).sharding.mesh for x in leaves if _explicit(x))
   first = jax.tree.map(lambda x: jax.typeof(x).sharding, trees[0])
-  # What crossed the border of a program may have lost its sharding.
+  # Arrays that crossed the border of a program may have lost their sharding.
   trees = (
     trees[0],
     *(

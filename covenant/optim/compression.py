@@ -147,7 +147,7 @@ class TopK:
 
   @property
   def is_blockwise(self) -> bool:
-    """Whether every block is compressed without regard to the others."""
+    """True if every block is compressed without regard to the others."""
     return type(self) is TopK and getattr(self.quantizer, 'is_blockwise', False)
 
   def of_blocks(self, block_size: int) -> 'TopK':

@@ -118,7 +118,7 @@ class Sign:
 
   @property
   def is_blockwise(self) -> bool:
-    """Whether every block is quantized without regard to the others."""
+    """True if every block is quantized without regard to the others."""
     return self.per == 'block'
 
   def scale_shape(self, num_blocks: int) -> tuple[int, int]:

@@ -65,7 +65,7 @@ Verify = Callable[[str, bytes, bytes], bool]  # worker, data, signature
 
 
 class ServerSettings(NamedTuple):
-  """Where and how a pool listens."""
+  """The address, certificate and limits of a pool's server."""
 
   host: str
   port: int  # 0 is any free one
@@ -213,7 +213,7 @@ class PoolServer:
         text, reply = await self._serve_worker(request, address)
     except RequestError as e:
       status, why = e.args
-      reply, signed = Reply(status, {'error': why}), bool(text)
+      reply, signed = Reply(status, {'error': why}), False
     return await self._send(request, text, reply, signed)
 
   def _visitor(self, request: web.BaseRequest) -> str:

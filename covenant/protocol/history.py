@@ -275,7 +275,7 @@ def _anchor(
   r, schedule = round_index, view.schedule
   first = schedule.decision_block(r)
   try:
-    # As those who followed the round: a vote may have changed since.
+    # The view of nodes that followed the round: a vote may have changed since.
     then = membership_lib.read(view.chain, first, schedule)
   except chain_lib.ChainRejectedError:
     then = membership

@@ -66,7 +66,7 @@ class StrategistTest(absltest.TestCase):
     self.task = miner_lib.task(self.miner, self.miner.state.round)
 
   def sent(self, **fields):
-    """What a miner with a strategy sends in the next round."""
+    """Returns the work and message of a strategy in the next round."""
     honest = miner_lib.in_virtual_time(miner_lib.HONEST)
     policy = strategic.strategist(honest, Strategy(**fields))
     batches = list(policy.batches(self.miner, self.task))

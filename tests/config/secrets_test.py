@@ -1,4 +1,4 @@
-"""What must not leave a machine is hidden in the text of a config."""
+"""Tests for the hiding of secrets in the text of a config."""
 
 import json
 

@@ -112,7 +112,7 @@ class ChecksTest(parameterized.TestCase):
     self.assertEqual(report.checks[6].finding, Finding.UNREACHABLE)
 
   def test_a_fault_is_told_by_those_who_answered_lately(self):
-    """Who never answers cannot be excused, however many they are."""
+    """Uids that never answer cannot be excused, however many they are."""
     failed = {'fetch': 'failed', 'digest': b'', 'decoded': None}
     report = self.check(
       *(submission(uid, **failed) for uid in range(5)),

@@ -95,7 +95,7 @@ class ScoresTest(absltest.TestCase):
     return float(np.sort(gain_N)[: len(tokens) // 2].mean())
 
   def test_measured_on_the_way_of_the_rounds_step(self):
-    """What others have sent as well gains less after a part of their step."""
+    """Elements that others send, too, gain less after a part of their step."""
     delta = sparseloco.decompress(
       self.honest, self.params, self.method.compression
     )

@@ -1,4 +1,4 @@
-"""Who proposes first, and who has lost its turn."""
+"""Tests for the order of proposals, and for turns that are lost."""
 
 from unittest import mock
 

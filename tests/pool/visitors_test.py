@@ -1,4 +1,4 @@
-"""What strangers may take of a pool, with clocks that tests set."""
+"""Tests for the limits of strangers at a pool, with clocks of the tests."""
 
 import socket
 from unittest import mock
