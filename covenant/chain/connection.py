@@ -100,6 +100,7 @@ class Connection:
     self._dial = dial or default
     self._told: set[str] = set()  # what the SDK and the runtime disagree about
     self._session: asyncio.Task[Session] | None = None
+    self._leaving: set[asyncio.Task[None]] = set()  # old sessions
     # The SDK is asynchronous, and must answer the node's pings between calls.
     self._loop = asyncio.new_event_loop()
     self._thread = threading.Thread(
@@ -208,7 +209,8 @@ class Connection:
       # does not make it begin with the first again.
       session = await asyncio.shield(task)
     except BaseException:
-      if task.done():
+      # Patience may run out just when it connects: then the session is kept.
+      if _failed(task):
         self._forget(task)
       raise
     try:
@@ -216,7 +218,10 @@ class Connection:
     except BaseException as e:
       if not _is_answer(e):
         self._forget(task)
-        await _hang_up(session)
+        leaving = asyncio.create_task(_hang_up(session))
+        self._leaving.add(leaving)
+        leaving.add_done_callback(self._leaving.discard)
+        await asyncio.shield(leaving)  # also if patience runs out meanwhile
       raise
 
   def _forget(self, task: asyncio.Task[Session]) -> None:
@@ -224,13 +229,21 @@ class Connection:
       self._session = None
 
   async def _end(self) -> None:
+    await asyncio.gather(self._leave(), *self._leaving)
+    # A task may not notice that it is canceled, if it connects just then.
+    while rest := asyncio.all_tasks() - {asyncio.current_task()}:
+      for task in rest:
+        task.cancel()
+      await asyncio.wait(rest, timeout=1)
+      await self._leave()
+
+  async def _leave(self) -> None:
+    """Hangs up if there is an open session."""
     task = self._session
-    if task is not None and task.done() and task.exception() is None:
-      await _hang_up(task.result())
-    rest = asyncio.all_tasks() - {asyncio.current_task()}
-    for task in rest:
-      task.cancel()
-    await asyncio.gather(*rest, return_exceptions=True)
+    if task is not None and task.done():
+      self._session = None
+      if not _failed(task):
+        await _hang_up(task.result())
 
   def _run(
     self, what: str, work: Coroutine[object, None, _T], limit: float
@@ -254,8 +267,8 @@ class Connection:
     import bittensor as bt
 
     task, spec = self._session, None
-    if task is not None and task.done() and not task.cancelled():
-      spec = None if task.exception() else task.result().spec
+    if task is not None and task.done() and not _failed(task):
+      spec = task.result().spec
     text = (
       f'the runtime of {self.where}, spec {spec or "unknown"}, is not what SDK '
       f'{bt.__version__} knows: {type(error).__name__}: {_line(error)}; '
@@ -299,6 +312,11 @@ async def _connect(network: str, substrate: Any) -> Session:
   with contextlib.suppress(Exception):
     spec = int(await client.spec_version())
   return Session(client, substrate, spec)
+
+
+def _failed(task: asyncio.Task[Session]) -> bool:
+  """Returns whether a task has ended without a session."""
+  return task.done() and (task.cancelled() or task.exception() is not None)
 
 
 async def _hang_up(session: Session) -> None:

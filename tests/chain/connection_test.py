@@ -1,5 +1,6 @@
 """Tests of a chain whose nodes fail, hang or refuse."""
 
+import asyncio
 import threading
 from unittest import mock
 
@@ -63,6 +64,56 @@ class ConnectionTest(control.ChainTestCase):
       self.chain.commit(b'x')
     with self.assertRaises(interface.ChainUnreachableError):
       self.open(IMPATIENT)
+
+  def test_a_session_that_opens_as_patience_runs_out_is_kept(self):
+    client = mock.AsyncMock()
+
+    async def connect(network, substrate):
+      return connection.Session(client, substrate, 1)
+
+    async def race():
+      attempt = asyncio.create_task(link._once(lambda session: None))
+      await asyncio.sleep(0)
+      link._session.add_done_callback(lambda _: attempt.cancel())
+      await asyncio.wait([attempt])
+      return attempt.cancelled()
+
+    link = connection.Connection(self.node.url)
+    with mock.patch.object(connection, '_connect', connect):
+      self.assertTrue(link._run('race', race(), 10))
+    self.assertIsNotNone(link._session)
+    client.close.assert_not_awaited()
+    link.close()
+    client.close.assert_awaited_once()
+
+  def test_a_session_is_closed_though_patience_runs_out(self):
+    closing = asyncio.Event()
+    client = mock.AsyncMock()
+
+    async def connect(network, substrate):
+      return connection.Session(client, substrate, 1)
+
+    async def close():
+      closing.set()
+      await asyncio.sleep(0.01)
+      client.closed()
+
+    async def fail(session):
+      raise ConnectionResetError('reset')
+
+    async def race():
+      attempt = asyncio.create_task(link._once(fail))
+      await closing.wait()
+      attempt.cancel()
+      await asyncio.wait([attempt])
+
+    client.close = close
+    client.closed = mock.Mock()
+    link = connection.Connection(self.node.url)
+    with mock.patch.object(connection, '_connect', connect):
+      link._run('race', race(), 10)
+    link.close()
+    client.closed.assert_called_once()
 
   def test_an_endpoint_that_is_fed_up_is_not_asked_again(self):
     refusal = {'code': -32004, 'message': 'Storage work rate limit exceeded'}

@@ -83,7 +83,7 @@ class Node:
     self._run(self._listen())
 
   def close(self) -> None:
-    self._run(self._stop())
+    self._run(self._end())
     self._loop.call_soon_threadsafe(self._loop.stop)
     self._thread.join()
     self._loop.close()
@@ -103,8 +103,18 @@ class Node:
     await self._server.wait_closed()
 
   async def _cut(self) -> None:
-    for connection in list(self._open):
+    # Those in their handshake, too, which `_serve` has not seen.
+    for connection in [*self._server.handlers, *self._open]:
       connection.transport.abort()
+
+  async def _end(self) -> None:
+    await self._stop()
+    # A connection that was accepted last has a task, but no handler as yet.
+    while rest := asyncio.all_tasks() - {asyncio.current_task()}:
+      await self._cut()
+      for task in rest:
+        task.cancel()
+      await asyncio.wait(rest, timeout=1)
 
   async def _serve(self, connection: websockets.ServerConnection) -> None:
     self.connections += 1
