@@ -60,7 +60,9 @@ class Emulation:
     self._kit = kit
     self._uid = uid
     draw = np.random.default_rng([seed, 0])
-    scene = pool_workers.Scene(kit.trainer_of_leases, draw, {})
+    scene = pool_workers.Scene(
+      kit.trainer_of_leases, draw, {}, lambda w: self.ledger.account(w).held
+    )
     self._workers = {
       m.key.address: pool_workers.Worker(m, scene) for m in crowd
     }
@@ -77,7 +79,7 @@ class Emulation:
     )
     pool = kit.config.pool
     policy = ledger_lib.PaymentPolicy(
-      pool.fee, round(pool.threshold * ledger_lib.RAO)
+      pool.fee, round(pool.threshold * ledger_lib.RAO), pool.deposit
     )
     self.ledger = ledger_lib.Ledger(':memory:', policy)
     self._private: local_lib.MinerState | None = None
@@ -141,7 +143,9 @@ class Emulation:
           self._pool.deliver(worker, number, data, 1.0, now)
       if self._pool.advance(now):
         return
-      job = self._pool.take(worker, now, self._kit.config.pool.batch)
+      name = self._workers[worker].name
+      batch = self._kit.config.pool.batch
+      job = self._pool.take(name, now, batch, origin=worker)
       wait = _AGAIN_SECONDS
       if job is not None:
         if params[0] != job.base:

@@ -14,6 +14,7 @@ from covenant.node import connect
 from covenant.pool import pool as pool_lib
 from covenant.pool import worker as worker_lib
 
+_ECHO_NOISE = 0.3  # relative to the step
 _SLOWEST, _FASTEST = 1.0, 8.0  # sequences per second
 
 
@@ -38,6 +39,7 @@ class Scene(NamedTuple):
   trainer: worker_lib.LeaseTrainer
   draw: np.random.Generator
   seen: dict[str, Any]  # memory of cheaters
+  held: Callable[[str], int]  # worker -> its held pay, rao
 
 
 @dataclasses.dataclass
@@ -47,6 +49,14 @@ class Worker:
   member: Member
   scene: Scene
   leases: int = 0
+
+  @property
+  def name(self) -> str:
+    """The address that it asks by; some use each key once."""
+    address = self.member.key.address
+    if self.member.kind in NAMELESS:
+      return f'{address}/{self.leases}'
+    return address
 
   def work(self, params: ct.Params, job: pool_lib.Job) -> Sent:
     """Does a lease in the way of the worker's kind."""
@@ -139,6 +149,36 @@ def _stale(worker: Worker, params: ct.Params, job: pool_lib.Job) -> Sent:
   return worker.send(job, worker.train(old, job))
 
 
+def _squatter(worker: Worker, params: ct.Params, job: pool_lib.Job) -> Sent:
+  """Takes leases and returns nothing."""
+  return Sent(None, 1.0)
+
+
+def _echo(worker: Worker, params: ct.Params, job: pool_lib.Job) -> Sent:
+  """Sends the pool's own last step and some noise, once it has seen one."""
+  seen, who = worker.scene.seen, worker.member.key.address
+  old, new = seen.get(who, (None, (b'', None)))
+  if new[0] != job.base:
+    old, new = new, (job.base, params)
+    seen[who] = old, new
+  if old is None or old[1] is None:
+    return _honest(worker, params, job)
+
+  def noisy(start: ct.Array, end: ct.Array) -> Any:
+    spread = _ECHO_NOISE * np.std(np.asarray(start) - np.asarray(end))
+    noise = worker.scene.draw.normal(0.0, spread, np.shape(end))
+    return np.asarray(end) + noise.astype(np.float32)
+
+  end = jax.tree.map(noisy, old[1], new[1])
+  return worker.send(job, worker.scene.trainer.compress(old[1], end), 0.01)
+
+
+def _timed_echo(worker: Worker, params: ct.Params, job: pool_lib.Job) -> Sent:
+  """Echoes while nothing is held that it could lose."""
+  held = worker.scene.held(worker.member.key.address)
+  return (_honest if held else _echo)(worker, params, job)
+
+
 def _changed(
   message: ct.Message, part: str, change: Callable[[Any], Any]
 ) -> ct.Message:
@@ -174,9 +214,16 @@ KINDS: Mapping[str, Kind] = {
   'malformed': _malformed,
   'crashes': _crashes,
   'late': _late,
+  'squatter': _squatter,
+  'squatter with new keys': _squatter,
+  'echo': _echo,
+  'timed echo': _timed_echo,
 }
+NAMELESS = ('squatter with new keys',)
+# In experiments/chaos/pools.py only; the study of pools was made without them.
+ATTACKS = ('squatter', *NAMELESS, 'echo', 'timed echo')
 FAULTY = ('crashes', 'late')  # harmless, paid for all leases that count
-CHEATS = tuple(k for k in KINDS if k not in ('honest', *FAULTY))
+CHEATS = tuple(k for k in KINDS if k not in ('honest', *FAULTY, *ATTACKS))
 
 
 def members(count: int, bad: float, seed: int) -> list[Member]:

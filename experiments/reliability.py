@@ -1,13 +1,14 @@
 """Faults: no fault divides the nodes, stops them or loses work.
 
-  python -m experiments.reliability               the matrix, 10 minutes
+  python -m experiments.reliability               the matrix, 25 minutes
   python -m experiments.reliability --quick       a part of it, 3 minutes
   python -m experiments.reliability --real-time=8 8 rounds of processes, 4 min
   python -m experiments.reliability --soak=30     30 minutes of real processes
 
 The matrix is experiments/chaos/matrix.py: the code of the real nodes in
 virtual time, with injected faults. It is written to
-experiments/results/reliability.csv.
+experiments/results/reliability.csv. Attacks on a pool (experiments/chaos/
+pools.py) follow, in experiments/results/pool_attacks.csv.
 
 The rounds in real time (experiments/chaos/realtime.py) are of processes and
 sockets, with fifty strangers that commit to payloads in buckets that are dead,
@@ -37,11 +38,13 @@ from covenant import files
 from covenant.emulate import localnet
 from experiments.chaos import faults
 from experiments.chaos import matrix
+from experiments.chaos import pools
 from experiments.chaos import realtime
 from experiments.chaos import scenario as scenario_lib
 
 ROOT = pathlib.Path(__file__).parent
 RESULTS = ROOT / 'results' / 'reliability.csv'
+POOL_RESULTS = ROOT / 'results' / 'pool_attacks.csv'
 CONFIGS = ROOT.parent / 'configs'
 HEADER = (
   'fault',
@@ -51,6 +54,14 @@ HEADER = (
   'equal roots',
   'equal parameters',
   'bits of a run without faults',
+  'verdict',
+)
+POOL_HEADER = (
+  'bad workers of a pool',
+  'their leases',
+  'refused',
+  'sequences trained',
+  'their pay per worker, of an honest one',
   'verdict',
 )
 STRANGERS = 50
@@ -72,12 +83,41 @@ def main(argv: list[str]) -> bool:
     return realtime.run(options.real_time, STRANGERS)
   if options.soak:
     return soak(options.soak, options.kill, options.seed)
-  return run_matrix(options.quick, options.seed)
-
-
-def run_matrix(quick: bool, seed: int) -> bool:
-  """Prints a Markdown table, a row per scenario as it ends."""
   base = config_lib.load(str(CONFIGS / 'tiny.py'))
+  nodes = run_matrix(base, options.quick, options.seed)
+  return run_pools(base, options.quick, options.seed) and nodes
+
+
+def run_pools(base: config_lib.Config, quick: bool, seed: int) -> bool:
+  """Prints a Markdown table of attacks on a pool."""
+  suite = pools.PoolSuite(pools.get_config(base))
+  chosen = pools.scenarios()
+  print('\n' + _line(POOL_HEADER), _line(['---'] * len(POOL_HEADER)), sep='\n')
+  results = []
+  for scenario in chosen[1::QUICK] if quick else chosen:
+    results.append(suite.run(scenario, seed))
+    print(_line(_pool_row(results[-1])), flush=True)
+  if not quick:
+    with open(POOL_RESULTS, 'w', newline='') as file:
+      csv.writer(file).writerows([POOL_HEADER, *map(_pool_row, results)])
+  passed = sum(result.passed for result in results)
+  print(f'{passed} of {len(results)} attacks on a pool passed')
+  return passed == len(results)
+
+
+def _pool_row(result: pools.PoolOutcome) -> list[str]:
+  return [
+    result.name,
+    str(result.leases),
+    str(result.refused),
+    f'{result.sequences:.0%}',
+    f'{result.pay:.2f}',
+    f'FAILED: {result.wrong}' if result.wrong else 'passed',
+  ]
+
+
+def run_matrix(base: config_lib.Config, quick: bool, seed: int) -> bool:
+  """Prints a Markdown table, a row per scenario as it ends."""
   suite = scenario_lib.Suite(scenario_lib.get_config(base))
   chosen = matrix.scenarios()
   print(_line(HEADER), _line(['---'] * len(HEADER)), sep='\n', flush=True)

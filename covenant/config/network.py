@@ -153,6 +153,9 @@ class Pool(schema.Section):
   steps: int = schema.positive(4)  # inner steps per lease
   audits: int = schema.positive(1)  # leases per sub-round computed again
   ban_rounds: int = schema.positive(100)  # rounds without leases after a fraud
+  # Newest rounds whose pay an audit does not release; about the number of
+  # workers divided by the audits of a round.
+  deposit: int = schema.positive(8)
   fee: float = schema.fraction(0.0)  # pool's share of the pay
   threshold: float = schema.bounded(0.1, low=0.0)  # smallest payment, in TAO
 

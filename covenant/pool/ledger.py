@@ -6,7 +6,8 @@ Every entry moves a whole number of rao between two accounts and is permanent:
   pot -> fee             the pool's share
   pot -> held:WORKER     the rest, in proportion to verified work of the round
   held:A -> held:B       pay forfeited by A, shared by the others of that round
-  held:W -> due:W        released when W passes an audit of a later round
+  held:W -> due:W        released when W passes an audit some rounds later, or
+                         has left and passed one after that round
   due:W -> paid:W        a numbered payment order above the threshold
 
 All accounts but `chain` sum to what came from it. Amounts that cannot be shared
@@ -39,6 +40,8 @@ _TABLES = """
   CREATE TABLE IF NOT EXISTS caught (
     worker TEXT NOT NULL, round INTEGER NOT NULL,
     PRIMARY KEY (worker, round));
+  CREATE TABLE IF NOT EXISTS audits (
+    worker TEXT PRIMARY KEY, round INTEGER NOT NULL);
   CREATE TABLE IF NOT EXISTS balances (
     account TEXT NOT NULL, share INTEGER NOT NULL, rao INTEGER NOT NULL,
     PRIMARY KEY (account, share));
@@ -50,10 +53,13 @@ class LedgerError(errors.CovenantError):
 
 
 class PaymentPolicy(NamedTuple):
-  """The fee and the payment threshold of a pool."""
+  """The fee, the payment threshold and the deposit of a pool."""
 
   fee: float = 0.0  # share of the network's pay, rounded down
   threshold: int = 0  # smallest payment, rao
+  # The newest rounds whose pay no audit releases: a worker that would send
+  # something else instead of work always has something to lose.
+  deposit: int = 1
 
 
 class Order(NamedTuple):
@@ -113,6 +119,7 @@ class Ledger:
     # A fraction, because float times a large integer is inexact.
     self._fee = fractions.Fraction(str(policy.fee))
     self._threshold = max(policy.threshold, 1)
+    self._deposit = policy.deposit
     self._lock = threading.RLock()  # one transaction at a time
     self._connection = sqlite3.connect(
       self._path, isolation_level=None, check_same_thread=False
@@ -154,8 +161,8 @@ class Ledger:
       meter: the network's total pay to the uid, rao. The increase since the
         last round is shared. A smaller value means a new registration.
       work: verified sequences of this round, per worker.
-      proven: workers that passed an audit; their held pay of earlier rounds
-        is released.
+      proven: workers that passed an audit; their held pay is released, except
+        the deposit.
       caught: workers that failed an audit; their held pay goes to the other
         workers of its rounds, and their work of this round is dropped.
     """
@@ -175,11 +182,10 @@ class Ledger:
       pot = self._balance('pot')
       self._share(round_index, round_index, 'pot', pot)
       for worker in sorted(set(proven) - set(caught)):
-        for share, rao in self._held(worker):
-          if share < round_index:
-            self._move(
-              round_index, share, f'held:{worker}', f'due:{worker}', rao
-            )
+        self._query('REPLACE INTO audits VALUES (?, ?)', worker, round_index)
+        self._release(round_index, worker, round_index - self._deposit)
+      for worker, last in self._away(round_index):
+        self._release(round_index, worker, last - 1)
       self._pay(round_index)
 
   def account(self, worker: str) -> Account:
@@ -267,6 +273,22 @@ class Ledger:
   def _forfeit(self, now: int, worker: str) -> None:
     for share, rao in self._held(worker):
       self._share(now, share, f'held:{worker}', rao)
+
+  def _release(self, round_index: int, worker: str, last: int) -> None:
+    """Makes held pay due, of the rounds up to `last`."""
+    for share, rao in self._held(worker):
+      if share <= last:
+        self._move(round_index, share, f'held:{worker}', f'due:{worker}', rao)
+
+  def _away(self, round_index: int) -> list[tuple[str, int]]:
+    """Returns the workers without work for a while and their last audits."""
+    return self._query(
+      'SELECT audits.worker, audits.round FROM audits WHERE EXISTS '
+      "(SELECT 1 FROM balances WHERE account = 'held:' || audits.worker) "
+      'AND NOT EXISTS (SELECT 1 FROM work WHERE work.worker = audits.worker '
+      'AND work.round > ?) ORDER BY audits.worker',
+      round_index - self._deposit,
+    )
 
   def _pay(self, round_index: int) -> None:
     for account, rao in self._query(

@@ -179,7 +179,9 @@ class PoolProcess:
       return keys.verify(worker, data, signature)
 
     terms = ledger_lib.PaymentPolicy(
-      config.pool.fee, round(config.pool.threshold * ledger_lib.RAO)
+      config.pool.fee,
+      round(config.pool.threshold * ledger_lib.RAO),
+      config.pool.deposit,
     )
     self._ledger = ledger_lib.Ledger(self._workdir / 'ledger.sqlite', terms)
     self._pool = pool_lib.PoolState(

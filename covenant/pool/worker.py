@@ -127,7 +127,11 @@ class LeaseTrainer:
         f'round {job.round}, lease {job.number}: the loss is {loss}; lower '
         'optim.inner.learning_rate'
       )
-    return jax.device_get(self._end(params, local)), loss
+    return self.compress(params, local), loss
+
+  def compress(self, start: ct.Params, end: ct.Params) -> ct.Message:
+    """Returns the message of a worker that moved from `start` to `end`."""
+    return jax.device_get(self._end(start, end))
 
   def encode(
     self, job: pool_lib.Job, message: ct.Message, sign: ct.Sign

@@ -52,12 +52,14 @@ class LedgerTest(parameterized.TestCase):
     self.addCleanup(ledger.close)
     return ledger
 
-  @hypothesis.given(ROUNDS, st.floats(0, 1), st.integers(0, 10**15))
-  def test_every_unit_is_somewhere(self, rounds, fee, threshold):
+  @hypothesis.given(
+    ROUNDS, st.floats(0, 1), st.integers(0, 10**15), st.integers(1, 3)
+  )
+  def test_every_unit_is_somewhere(self, rounds, fee, threshold, deposit):
     """Over any rounds, forfeits, payouts and restarts."""
     path = pathlib.Path(self.create_tempdir().full_path, 'ledger.sqlite')
     path.unlink(missing_ok=True)
-    policy = ledger_lib.PaymentPolicy(fee, threshold)
+    policy = ledger_lib.PaymentPolicy(fee, threshold, deposit)
     ledger = ledger_lib.Ledger(path, policy)
     earned = meter = fees = 0
     for r, (income, anew, work, proven, caught, again) in enumerate(rounds):
@@ -111,6 +113,28 @@ class LedgerTest(parameterized.TestCase):
       [(o.worker, o.rao) for o in others], [('a', 1050), ('b', 450)]
     )
     self.assertEqual(ledger.orders(after=first.number), others)
+
+  def test_an_audit_does_not_release_the_deposit(self):
+    policy = ledger_lib.PaymentPolicy(deposit=3)
+    ledger = ledger_lib.Ledger(':memory:', policy)
+    self.addCleanup(ledger.close)
+    for r in range(6):
+      ledger.settle(r, 100 * (r + 1), {'a': 1}, proven={'a'})
+      held = 100 * min(r + 1, 3)
+      self.assertEqual(ledger.account('a'), (held, 0, 100 * (r + 1) - held))
+
+  @parameterized.parameters(({2}, 200), ({0}, 0), (set(), 0), ({0, 3}, 300))
+  def test_a_worker_that_left_gets_what_an_audit_followed(self, proven, paid):
+    policy = ledger_lib.PaymentPolicy(deposit=4)
+    ledger = ledger_lib.Ledger(':memory:', policy)
+    self.addCleanup(ledger.close)
+    for r in range(12):
+      work = {'a': 1} if r < 4 else {'b': 1}
+      names = {'a'} if r in proven else set()
+      ledger.settle(r, 100 * min(r + 1, 4), work, proven=names)
+      if r < 7:
+        self.assertEqual(ledger.account('a').paid, 0)
+    self.assertEqual(ledger.account('a'), (400 - paid, 0, paid))
 
   def test_what_nobody_worked_for_waits(self):
     ledger = self.ledger()

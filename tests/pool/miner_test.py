@@ -37,6 +37,7 @@ EDITS = [
   'pool.batch=1',
   'pool.audits=99',
   'pool.fee=0.1',
+  'pool.deposit=1',
   'pool.threshold=0.0',
   'pool.listen=127.0.0.1:0',
   'network.hotkey=0',
