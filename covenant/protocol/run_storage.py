@@ -11,6 +11,7 @@
 An object that is named by its digest can come from any bucket.
 """
 
+import pathlib
 import re
 import threading
 import time
@@ -23,11 +24,15 @@ from covenant.store import reader
 from covenant.wire import commitment as commitment_lib
 
 # A fetch of several objects gives up after these seconds plus the time that all
-# of them take at half a gigabit per second.
+# of them take at half a gigabit per second, or at half of the rate of the last
+# large fetch if that was slower.
 _SECONDS, _RATE = 60.0, 2.0**26  # bytes/s
+_MEASURED = 2**24  # bytes from which a fetch says something about the link
 _SMALL_SECONDS = 20.0  # that one object or list of each peer may take
 _WORKERS = 16
 _ROUND = re.compile(r'[0-9]{8}')
+_DIGEST = re.compile(r'/[0-9a-f]{64}$')
+_LARGE = 2**23  # bytes from which objects are uploaded in parts
 
 
 class ObjectRef(NamedTuple):
@@ -45,7 +50,15 @@ class RunStorage:
     bucket: the own bucket.
     location: where others find it.
     open_bucket: opens the bucket at a location.
+
+  Attributes:
+    folder: where a checkpoint that is being loaded survives a break; None:
+      nowhere.
+    in_threads: whether several threads may use it at the same time.
   """
+
+  folder: pathlib.Path | None = None
+  in_threads = True
 
   def __init__(
     self,
@@ -57,6 +70,7 @@ class RunStorage:
     self.bucket = bucket
     self.location = location
     self._run = run.hex()
+    self._rate = 2 * _RATE  # bytes/s of the last large fetch
     self._directory = directory.Directory(open_bucket)
 
   def key(
@@ -89,9 +103,20 @@ class RunStorage:
     return [bucket for bucket in opened if bucket is not None]
 
   def put_once(self, key: str, data: bytes) -> None:
-    """Puts an object unless it is there: its key determines its bytes."""
+    """Puts an object unless it is there: its key determines its bytes.
+
+    A large object under its digest may be written twice, to the same bytes, but
+    is not copied: a store must copy what only one writer may have put.
+    """
+    is_large = len(data) >= _LARGE and _DIGEST.search(key)
     try:
-      self.bucket.put(key, data)
+      if is_large:
+        try:
+          if self.bucket.head(key).size == len(data):
+            return
+        except interface.MissingObjectError:
+          pass
+      self.bucket.put(key, data, replace=bool(is_large))
     except interface.ObjectExistsError:
       pass
 
@@ -103,6 +128,7 @@ class RunStorage:
     mirrors: Sequence[interface.Bucket],
     limit: int,
     seconds: float | None = None,
+    take: Callable[[bytes, bytes], None] = lambda digest, data: None,
   ) -> Mapping[bytes, bytes | interface.StoreError]:
     """Fetches objects from their owners or else from a mirror, by digest.
 
@@ -115,8 +141,10 @@ class RunStorage:
       refs: the objects.
       mirrors: buckets that may have them, too.
       limit: bytes per object, at most.
-      seconds: the time for all of them, at most; None: as long as they may
-        take.
+      seconds: the time for all of them; None: as long as they may take, by
+        their sizes and the rate of earlier fetches.
+      take: called with the digest and the bytes of each object as it comes,
+        while others are being read.
     """
     self._directory.begin(round_index)
     # Several peers may commit one digest: a copier cannot hide the original.
@@ -139,10 +167,23 @@ class RunStorage:
       requests, key=lambda d: self._directory.failed(requests[d].buckets[0])
     )
     requests = {digest: requests[digest] for digest in in_turn}
-    longest = _SECONDS + len(requests) * limit / _RATE
-    seconds = longest if seconds is None else min(seconds, longest)
-    note = self._directory.note
-    return reader.fetch(requests, seconds, _WORKERS, note) | missing
+    if seconds is None:
+      seconds = self.longest(len(requests) * limit)
+    began, note = time.monotonic(), self._directory.note
+    got = reader.fetch(requests, seconds, _WORKERS, note, take)
+    self._measure(got.values(), time.monotonic() - began)
+    return got | missing
+
+  def longest(self, size: int) -> float:
+    """Returns the seconds after which a fetch of so many bytes gives up."""
+    return _SECONDS + size / min(_RATE, self._rate / 2)
+
+  def _measure(
+    self, got: Iterable[bytes | interface.StoreError], seconds: float
+  ) -> None:
+    size = sum(len(data) for data in got if isinstance(data, bytes))
+    if size >= _MEASURED and seconds > 0:
+      self._rate = size / seconds
 
   def fetch_first(
     self,
@@ -169,17 +210,22 @@ class RunStorage:
     digests: Sequence[bytes],
     sources: Sequence[interface.Bucket],
     limit: int,
+    take: Callable[[bytes, bytes], None] = lambda digest, data: None,
   ) -> Mapping[bytes, bytes]:
-    """Fetches chunks from any of the sources; raises StoreError."""
+    """Fetches chunks from any of the sources; raises StoreError.
+
+    Each is given to `take` as it comes, also if others then do not come.
+    """
     requests = {
       digest: reader.ObjectRequest(
         tuple(sources), self.chunk_key(digest), limit, digest
       )
       for digest in digests
     }
-    seconds = _SECONDS + len(requests) * limit / _RATE
+    seconds = self.longest(len(requests) * limit)
     chunks = {}
-    for digest, got in reader.fetch(requests, seconds, _WORKERS).items():
+    found = reader.fetch(requests, seconds, _WORKERS, take=take)
+    for digest, got in found.items():
       if isinstance(got, interface.StoreError):
         raise got
       chunks[digest] = got
@@ -193,7 +239,8 @@ class RunStorage:
       i: reader.ObjectRequest((bucket,), key, limit)
       for i, bucket in enumerate(buckets)
     }
-    got = reader.fetch(requests, _SMALL_SECONDS, max(len(requests), 1))
+    seconds = _SMALL_SECONDS + len(requests) * limit / min(_RATE, self._rate)
+    got = reader.fetch(requests, seconds, max(len(requests), 1))
     return [got[i] for i in requests]
 
   def rounds_of_each(

@@ -1,8 +1,8 @@
 """A bucket in memory, in a folder or behind S3, as `interface.Bucket`."""
 
 import asyncio
+import concurrent.futures
 import contextlib
-import dataclasses
 import functools
 import os
 import secrets
@@ -22,8 +22,10 @@ from covenant import extras
 from covenant.store import backend
 from covenant.store import interface
 from covenant.store import location as location_lib
-from covenant.store import reader
+from covenant.store import object_reader
+from covenant.store import retry as retry_lib
 from covenant.store import traffic
+from covenant.store import transfer as transfer_lib
 
 with extras.needed('run'):
   import obstore
@@ -131,13 +133,13 @@ class ObstoreBucket:
     self._parts_store = connect(retries=10) if self._s3 and own else None
     self._connecting = threading.Lock()
     if own or not self._s3:
-      self._open()  # raises where there is none
+      self.open()  # raises where there is none
     self._slots = asyncio.Semaphore(settings.requests)
     self._uploads: set[asyncio.Task] = set()  # asyncio keeps weak references
     self._loop = backend.event_loop()
 
-  def _open(self) -> None:
-    """Makes the client of the store, which takes a core for 30 ms.
+  def open(self) -> obstore.store.ObjectStore:
+    """Returns the client of the store; making it takes a core for 30 ms.
 
     For a stranger's bucket that is done in the thread that asks it first.
     """
@@ -145,6 +147,7 @@ class ObstoreBucket:
       if self._connect is not None:
         self._store = self._connect()
         self._connect = None
+    return self._store
 
   def __repr__(self) -> str:
     return f'Bucket({self._name!r})'
@@ -166,9 +169,9 @@ class ObstoreBucket:
   def get(self, key: str, limit: int) -> bytes:
     """See `interface.Bucket.get`. A read that breaks is resumed."""
     interface.check_key(key)
-    return self._run(
-      'read', key, lambda call: self._get(call, key, limit), limit
-    )
+    watched = transfer_lib.current()
+    act = functools.partial(self._get, key=key, limit=limit, transfer=watched)
+    return self._run('read', key, act, limit, watched)
 
   def head(self, key: str) -> interface.Info:
     """See `interface.Bucket.head`."""
@@ -233,7 +236,9 @@ class ObstoreBucket:
 
     self._run('delete', f'{len(keys)} objects', each)
 
-  async def _put(self, call: '_Call', key: str, data: bytes, replace: bool):
+  async def _put(
+    self, call: retry_lib.Call, key: str, data: bytes, replace: bool
+  ):
     mode = 'overwrite' if replace else 'create'
 
     async def act():
@@ -244,7 +249,7 @@ class ObstoreBucket:
 
     await self._create(call, act, key, data)
 
-  async def _create(self, call: '_Call', act, key: str, data: bytes):
+  async def _create(self, call: retry_lib.Call, act, key: str, data: bytes):
     """Runs `act`; a lost answer is not mistaken for another node's put."""
     tries = call.tries
     try:
@@ -255,14 +260,14 @@ class ObstoreBucket:
     except interface.MissingObjectError as e:  # of the bucket
       raise interface.StoreError(str(e)) from None
 
-  async def _holds(self, call: '_Call', key: str, data: bytes) -> bool:
+  async def _holds(self, call: retry_lib.Call, key: str, data: bytes) -> bool:
     try:
       return await self._get(call, key, len(data)) == data
     except (interface.MissingObjectError, interface.ObjectTooLargeError):
       return False
 
   async def _put_parts(
-    self, call: '_Call', key: str, data: bytes, replace: bool
+    self, call: retry_lib.Call, key: str, data: bytes, replace: bool
   ):
     # A cancelled upload would leave its parts in the store for good, but
     # obstore aborts an upload that fails. So at the deadline the upload is made
@@ -278,7 +283,9 @@ class ObstoreBucket:
     if not task.cancelled():
       task.exception()  # asyncio logs exceptions that are not retrieved
 
-  async def _upload_absent(self, call: '_Call', key: str, data: bytes) -> None:
+  async def _upload_absent(
+    self, call: retry_lib.Call, key: str, data: bytes
+  ) -> None:
     # An upload in parts cannot fail because the object exists, but a copy of
     # obstore can. The time of the copy is that of the end of the upload.
     if await self._there(call, key):
@@ -296,7 +303,7 @@ class ObstoreBucket:
       with contextlib.suppress(obstore.exceptions.BaseError):
         await obstore.delete_async(self._store, stage)
 
-  async def _there(self, call: '_Call', key: str) -> bool:
+  async def _there(self, call: retry_lib.Call, key: str) -> bool:
     async def act():
       async with self._slots:
         await obstore.head_async(self._store, key)
@@ -307,7 +314,7 @@ class ObstoreBucket:
       return False
     return True
 
-  async def _upload(self, call: '_Call', key: str, data: bytes) -> None:
+  async def _upload(self, call: retry_lib.Call, key: str, data: bytes) -> None:
     part_bytes = max(self._settings.part_bytes, -(-len(data) // _MAX_PARTS))
 
     async def parts():
@@ -324,7 +331,7 @@ class ObstoreBucket:
           key,
           parts(),
           chunk_size=part_bytes,
-          max_concurrency=reader.PARTS_AT_ONCE,
+          max_concurrency=object_reader.PARTS_AT_ONCE,
           use_multipart=True,
         )
     except Exception as e:
@@ -333,53 +340,51 @@ class ObstoreBucket:
         error = interface.StoreError(str(error))
       raise error from None
 
-  async def _get(self, call: '_Call', key: str, limit: int) -> bytes:
-    part_bytes = self._settings.part_bytes
-    parts = reader.ObjectReader(
-      self._store, key, limit, self._slots, part_bytes
+  async def _get(
+    self,
+    call: retry_lib.Call,
+    key: str,
+    limit: int,
+    transfer: transfer_lib.Transfer | None = None,
+  ) -> bytes:
+    size, is_local = self._settings.part_bytes, not self._s3
+    parts = object_reader.ObjectReader(
+      self._store, key, limit, self._slots, size, is_local, transfer
     )
     return await self._retry(call, parts.read)
 
-  async def _retry(self, call: '_Call', act: Callable[[], Awaitable[_T]]) -> _T:
-    """Repeats `act` while it fails for a transient reason."""
-    settings, longest = self._settings, self._settings.backoff_seconds
-    while True:
-      call.tries += 1
-      try:
-        return await act()
-      except Exception as e:
-        error = backend.explain(e)
-      if call.over or not self._is_worth_another(error, call.tries):
-        raise error from None
-      call.last = str(error)
-      await settings.sleep(settings.rng.uniform(0, longest))
-      longest = min(2 * longest, settings.backoff_limit_seconds)
-
-  def _is_worth_another(self, error: Exception, tries: int) -> bool:
-    if not isinstance(error, interface.StoreUnavailableError):
-      return False
-    return self._own or tries < error.most_tries
+  async def _retry(
+    self, call: retry_lib.Call, act: Callable[[], Awaitable[_T]]
+  ) -> _T:
+    return await retry_lib.retry(call, act, self._settings, self._own)
 
   def _run(
     self,
     verb: str,
     what: str,
-    act: Callable[['_Call'], Coroutine[object, None, _T]],
+    act: Callable[[retry_lib.Call], Coroutine[object, None, _T]],
     size: int = 0,
+    transfer: transfer_lib.Transfer | None = None,
   ) -> _T:
     """Runs `act` on the loop until the deadline; completes its errors."""
-    self._open()
-    call, began, moved = _Call(), time.monotonic(), 0
+    self.open()
+    call, began, moved = retry_lib.Call(), time.monotonic(), 0
     seconds = self._settings.deadline_seconds
     seconds += size / self._settings.slowest_rate
     message = f'cannot {verb} {what} in {self._name}'
     future = asyncio.run_coroutine_threadsafe(act(call), self._loop)
+    if transfer is not None:
+      transfer.on_cancel(future.cancel)
     try:
       answer = self._settings.wait(future, seconds)
       moved = len(answer) if isinstance(answer, bytes) else size
       return answer
     except interface.StoreError as e:
       raise type(e)(f'{message}: {e}') from None
+    except concurrent.futures.CancelledError:
+      raise interface.StoreUnavailableError(
+        f'{message}: given up for another bucket'
+      ) from None
     except TimeoutError:
       raise interface.StoreUnavailableError(
         f'{message}: {call.last} ({seconds:.3g} s, tries: {call.tries})'
@@ -389,12 +394,3 @@ class ObstoreBucket:
       future.cancel()
       took = time.monotonic() - began
       traffic.TRAFFIC.add(verb, moved, took, call.tries)
-
-
-@dataclasses.dataclass
-class _Call:
-  """The state of one call of a bucket."""
-
-  tries: int = 0
-  last: str = 'no answer'  # reason why the last try failed
-  over: bool = False

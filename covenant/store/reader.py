@@ -1,115 +1,15 @@
-"""Reads one object in parts, and many from many buckets before a deadline."""
+"""Reads many objects from many buckets before a deadline."""
 
-import asyncio
 import collections
 import hashlib
-import io
 import queue
 import threading
 import time
 from collections.abc import Callable, Hashable, Mapping
-from typing import NamedTuple, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
-from covenant import extras
-from covenant.store import backend
 from covenant.store import interface
-
-with extras.needed('run'):
-  import obstore
-
-PARTS_AT_ONCE = 4  # of one object
-_CHUNK_BYTES = 2**16  # bytes that a break may lose
-
-
-class ObjectReader:
-  """The reader of one object, with the parts read so far."""
-
-  def __init__(
-    self,
-    store: obstore.store.ObjectStore,
-    key: str,
-    limit: int,
-    slots: asyncio.Semaphore,
-    part_bytes: int,
-  ):
-    self._store = store
-    self._key = key
-    self._limit = limit
-    self._slots = slots
-    self._part_bytes = part_bytes
-    self._restart()
-
-  def _restart(self) -> None:
-    self._size = 0
-    self._identity: tuple | None = None  # of the object, once it answered
-    self._parts = [bytearray()]
-
-  async def read(self) -> bytes:
-    """Returns the whole object; after a failure, call again to resume."""
-    try:
-      # Without a range: one request is enough for a small object, and tells the
-      # size of a large one.
-      await self._fill(0)
-      count = max(1, -(-self._size // self._part_bytes))
-      self._parts += [bytearray() for _ in range(count - len(self._parts))]
-      turns = asyncio.Semaphore(PARTS_AT_ONCE)
-      async with asyncio.TaskGroup() as group:
-        for index in range(1, count):
-          group.create_task(self._fill_in_turn(index, turns))
-    except Exception as e:
-      error = backend.explain(e)
-      if isinstance(error, backend.ObjectReplacedError):
-        self._restart()
-      raise error from None
-    whole = io.BytesIO()  # gives its bytes away without a copy
-    for part in self._parts:
-      whole.write(part)
-      part.clear()
-    return whole.getvalue()
-
-  async def _fill_in_turn(self, index: int, turns: asyncio.Semaphore) -> None:
-    async with turns:
-      await self._fill(index)
-
-  async def _fill(self, index: int) -> None:
-    part = self._parts[index]
-    at = index * self._part_bytes + len(part)
-    end = (index + 1) * self._part_bytes
-    options: obstore.GetOptions = {}
-    if self._identity is not None:
-      end = min(end, self._size)
-      if at >= end:
-        return
-      options['range'] = (at, end)
-      if e_tag := self._identity[1]:
-        options['if_match'] = e_tag
-    async with self._slots:
-      result = await obstore.get_async(self._store, self._key, options=options)
-      self._meet(result.meta)
-      end = min(end, self._size)
-      # Received bytes are counted, whatever length was announced.
-      async for chunk in result.stream(_CHUNK_BYTES):
-        part += chunk[: end - at]
-        at = min(at + len(chunk), end)
-        if at == end:
-          return
-    if at < end:
-      raise interface.StoreUnavailableError(
-        'the object broke off in the middle'
-      )
-
-  def _meet(self, meta: 'obstore.ObjectMeta') -> None:
-    identity = meta['size'], meta['e_tag'], meta['last_modified']
-    if self._identity not in (None, identity):
-      raise backend.ObjectReplacedError(
-        'the object was replaced while it was read'
-      )
-    if meta['size'] > self._limit:
-      raise interface.ObjectTooLargeError(
-        f'it has {meta["size"]} bytes, {self._limit} are allowed'
-      )
-    self._size, self._identity = meta['size'], identity
-
+from covenant.store import transfer as transfer_lib
 
 _Name = TypeVar('_Name', bound=Hashable)
 
@@ -125,9 +25,12 @@ class ObjectRequest(NamedTuple):
 
 
 Note = Callable[[interface.Bucket, interface.StoreError | None], None]
+Take = Callable[[_Name, bytes], None]
 # Tries per bucket that nobody waits for any more, but that are not over.
 _MOST_ABANDONED = 4
 _FAIR = 0.2  # seconds below which no answer says nothing about a bucket
+# Silence after which the next bucket takes over; a third of a short deadline.
+_STALL_SECONDS = 10.0
 
 
 class _Try:
@@ -136,8 +39,13 @@ class _Try:
   _lock = threading.Lock()
   _abandoned: collections.Counter[int] = collections.Counter()  # by bucket
 
-  def __init__(self, bucket: interface.Bucket):
+  def __init__(self, bucket: interface.Bucket, began: float, look: float):
     self.bucket = bucket
+    self.transfer = transfer_lib.Transfer()
+    self.look = look  # time at which its progress is looked at
+    self.is_replaced = False  # True once the next bucket has taken over
+    self._began = began
+    self._seen = 0  # bytes that had come at the last look
     self._over = self._is_abandoned = False
 
   @classmethod
@@ -145,12 +53,27 @@ class _Try:
     """Returns whether a bucket still owes too many answers."""
     return cls._abandoned[id(bucket)] >= _MOST_ABANDONED
 
+  def is_stalled(self, now: float, share: float, deadline: float) -> bool:
+    """Returns whether nothing came, or too little to end by the deadline.
+
+    The rate counts only once the try has had its share of the time.
+    """
+    got, missing = self.transfer.received, 0
+    silent, self._seen = got == self._seen, got
+    if silent:
+      return True
+    took = now - self._began
+    if took >= share:
+      missing = self.transfer.size - got
+    return now + missing * took / got > deadline
+
   def abandon(self) -> None:
-    """Notes that nobody waits for the answer any more."""
+    """Ends the read, or notes that nobody waits for its answer any more."""
     with self._lock:
       if not self._over:
         self._is_abandoned = True
         self._abandoned[id(self.bucket)] += 1
+    self.transfer.cancel()
 
   def end(self) -> None:
     """Notes that the bucket has answered, or given up."""
@@ -171,21 +94,29 @@ class _Try:
     """Puts the bytes, if they are right, or the error on `answers`."""
     answer: bytes | Exception
     try:
-      answer = _read(self.bucket, request)
+      with transfer_lib.watch(self.transfer):
+        answer = _read(self.bucket, request, self.transfer)
     except Exception as e:
       answer = e
     self.end()
     answers.put((name, index, answer))
 
 
-def _read(bucket: interface.Bucket, request: ObjectRequest) -> bytes:
+def _read(
+  bucket: interface.Bucket,
+  request: ObjectRequest,
+  transfer: transfer_lib.Transfer,
+) -> bytes:
   data = bucket.get(request.key, request.limit)
-  digest = hashlib.blake2b(data, digest_size=32).digest()
-  if request.digest is not None and request.digest != digest:
-    raise interface.StoreError(
-      f'{request.key} in {bucket!r}: expected bytes of digest '
-      f'{request.digest.hex()[:16]}, got {digest.hex()[:16]}'
-    )
+  if request.digest is not None:
+    digest = transfer.digest
+    if digest is None:
+      digest = hashlib.blake2b(data, digest_size=32).digest()
+    if request.digest != digest:
+      raise interface.StoreError(
+        f'{request.key} in {bucket!r}: expected bytes of digest '
+        f'{request.digest.hex()[:16]}, got {digest.hex()[:16]}'
+      )
   if request.accepts is not None and not request.accepts(data):
     raise interface.StoreError(
       f'{request.key} in {bucket!r}: not the object that was asked for'
@@ -198,21 +129,25 @@ def fetch(
   deadline_seconds: float,
   workers: int = 64,
   note: Note = lambda bucket, error: None,
+  take: Take = lambda name, data: None,
 ) -> dict[_Name, bytes | interface.StoreError]:
   """Fetches the object of each request.
 
-  A bucket that fails, or whose bytes have another digest, is skipped at once.
-  A slow bucket gets its share of the time; then the next is tried as well, and
-  the first good answer counts. After its share a try delays no other request,
-  so every request gets its turn before the deadline.
+  One bucket at a time reads an object. If it fails, or its bytes have another
+  digest, the next is asked at once. If nothing comes from it for a while, or,
+  after its share of the time, too little to end by the deadline, its read is
+  canceled and the next bucket takes over. After its share a try delays no
+  other request, so every request gets its turn before the deadline.
 
   Args:
     requests: the requests by name, such as a uid.
     deadline_seconds: the time for all requests. Reads that are under way then
-      end by their buckets' own deadlines, unused.
+      are canceled.
     workers: parallel tries within their share.
     note: told of every answer of a bucket; with an error of those that have
       not answered in time, too.
+    take: called with each object as it comes, in the thread of the caller,
+      while others are being read.
 
   Returns:
     The bytes of each name, or an error with one reason per bucket.
@@ -220,79 +155,150 @@ def fetch(
   for name, request in requests.items():
     if not request.buckets:
       raise ValueError(f'request {name!r}: expected one bucket or more')
-  most = max((len(request.buckets) for request in requests.values()), default=1)
-  share = deadline_seconds / (most * max(1, -(-len(requests) // workers)))
-  deadline = time.monotonic() + deadline_seconds
-  answers = queue.SimpleQueue()  # (name, index of the bucket, what came)
-  waiting = collections.deque((name, 0) for name in requests)
-  within = {}  # (name, index) -> end of its share; they end in this order
-  running: dict[tuple[_Name, int], _Try] = {}
-  pending = collections.Counter(requests.keys())  # tries that wait or run
-  asked = collections.Counter(requests.keys())  # and those that are over
-  errors: dict[_Name, list[interface.StoreError]] = {n: [] for n in requests}
-  results = {}
+  fetching = _Fetch(requests, deadline_seconds, workers, note, take)
+  try:
+    while len(fetching.results) < len(requests):
+      fetching.start_tries()
+      if not fetching.wait():
+        break
+  finally:
+    results = fetching.end()
+  return results
 
-  def ask_next(name: _Name) -> None:
-    if asked[name] < len(requests[name].buckets):
-      waiting.append((name, asked[name]))
-      asked[name] += 1
-      pending[name] += 1
 
-  while len(results) < len(requests):
-    while waiting and len(within) < workers:
-      name, index = waiting.popleft()
-      if name not in results:
-        within[name, index] = time.monotonic() + share
-        bucket = requests[name].buckets[index]
-        if _Try.is_too_many(bucket):
-          busy = interface.StoreUnavailableError(
-            f'{bucket!r} has not answered {_MOST_ABANDONED} earlier requests'
-          )
-          answers.put((name, index, busy))
-          continue
-        running[name, index] = one = _Try(bucket)
-        args = answers, name, index, requests[name]
-        threading.Thread(target=one.run, args=args, daemon=True).start()
-    until = min([deadline, *list(within.values())[:1]])
+class _Fetch(Generic[_Name]):
+  """The state of one call of `fetch`, which has the arguments."""
+
+  def __init__(
+    self,
+    requests: Mapping[_Name, ObjectRequest],
+    seconds: float,
+    workers: int,
+    note: Note,
+    take: Take,
+  ):
+    most = max((len(x.buckets) for x in requests.values()), default=1)
+    self.results: dict[_Name, bytes | interface.StoreError] = {}
+    self._requests = requests
+    self._seconds = seconds
+    self._workers = workers
+    self._note = note
+    self._take = take
+    self._share = seconds / (most * max(1, -(-len(requests) // workers)))
+    self._stall = min(_STALL_SECONDS, max(seconds / most, seconds / 3))
+    self._deadline = time.monotonic() + seconds
+    # (name, index of the bucket, what came)
+    self._answers = queue.SimpleQueue()
+    self._waiting = collections.deque((name, 0) for name in requests)
+    # (name, index) -> end of its share; they end in this order
+    self._within: dict[tuple[_Name, int], float] = {}
+    self._running: dict[tuple[_Name, int], _Try] = {}
+    self._pending = collections.Counter(requests.keys())  # wait or run
+    self._asked = collections.Counter(requests.keys())  # and those over
+    self._errors: dict[_Name, list[interface.StoreError]]
+    self._errors = {name: [] for name in requests}
+
+  def start_tries(self) -> None:
+    """Starts the tries that are next, as many as may run."""
+    while self._waiting and len(self._within) < self._workers:
+      name, index = self._waiting.popleft()
+      if name in self.results:
+        continue
+      now = time.monotonic()
+      self._within[name, index] = now + self._share
+      bucket = self._requests[name].buckets[index]
+      if _Try.is_too_many(bucket):
+        busy = interface.StoreUnavailableError(
+          f'{bucket!r} has not answered {_MOST_ABANDONED} earlier requests'
+        )
+        self._answers.put((name, index, busy))
+        continue
+      one = _Try(bucket, now, now + self._stall)
+      self._running[name, index] = one
+      args = self._answers, name, index, self._requests[name]
+      threading.Thread(target=one.run, args=args, daemon=True).start()
+
+  def wait(self) -> bool:
+    """Handles the next answer, or what is due; returns False at the end."""
+    looks = [one.look for one in self._running.values()]
+    until = min([self._deadline, *list(self._within.values())[:1], *looks])
     try:
       left = max(0, until - time.monotonic())
-      name, index, answer = answers.get(timeout=left)
+      name, index, answer = self._answers.get(timeout=left)
     except queue.Empty:
-      if until == deadline:
-        break
-      slow = next(iter(within))
-      del within[slow]
-      ask_next(slow[0])
-      continue
-    pending[name] -= 1
-    running.pop((name, index), None)
-    is_good = isinstance(answer, bytes)
-    if is_good or isinstance(answer, interface.StoreError):
-      note(requests[name].buckets[index], None if is_good else answer)
-    in_time = within.pop((name, index), None) is not None
-    if name in results:
-      continue
+      if until == self._deadline:
+        return False
+      self._look(until)
+      return True
+    self._handle(name, index, answer)
+    return True
+
+  def _look(self, now: float) -> None:
+    """Ends shares that are over, and tries from which nothing comes."""
+    for key in [key for key, end in self._within.items() if end <= now]:
+      del self._within[key]
+    for (name, index), one in list(self._running.items()):
+      if one.look > now:
+        continue
+      one.look = now + self._stall
+      is_last = self._asked[name] == len(self._requests[name].buckets)
+      if is_last or name in self.results:
+        one.look = self._deadline
+      elif one.is_stalled(now, self._share, self._deadline):
+        one.look = self._deadline
+        one.is_replaced = True
+        self._within.pop((name, index), None)
+        one.transfer.cancel()
+        self._ask_next(name)
+
+  def _ask_next(self, name: _Name) -> None:
+    if self._asked[name] < len(self._requests[name].buckets):
+      self._waiting.append((name, self._asked[name]))
+      self._asked[name] += 1
+      self._pending[name] += 1
+
+  def _handle(self, name: _Name, index: int, answer: object) -> None:
+    self._pending[name] -= 1
+    one = self._running.pop((name, index), None)
+    self._within.pop((name, index), None)
+    bucket = self._requests[name].buckets[index]
     if isinstance(answer, bytes):
-      results[name] = answer
+      self._note(bucket, None)
     elif isinstance(answer, interface.StoreError):
-      errors[name].append(answer)
-      if in_time:
-        ask_next(name)
-      if not pending[name]:
-        results[name] = _joined(errors[name])
-    else:
+      self._note(bucket, answer)
+    if name in self.results:
+      return
+    if isinstance(answer, bytes):
+      self.results[name] = answer
+      self._cancel_others(name)
+      self._take(name, answer)
+    elif isinstance(answer, interface.StoreError):
+      self._errors[name].append(answer)
+      if one is None or not one.is_replaced:
+        self._ask_next(name)
+      if not self._pending[name]:
+        self.results[name] = _joined(self._errors[name])
+    elif isinstance(answer, Exception):
       raise answer  # a bug of a bucket
-  late = interface.StoreUnavailableError(
-    f'not there within {deadline_seconds:g} s'
-  )
-  for one in running.values():
-    one.abandon()
-    if deadline_seconds >= _FAIR:
-      note(one.bucket, late)
-  return {
-    name: results[name] if name in results else _joined([*errors[name], late])
-    for name in requests
-  }
+
+  def _cancel_others(self, name: _Name) -> None:
+    for (other, _), one in self._running.items():
+      if other == name:
+        one.transfer.cancel()
+
+  def end(self) -> dict[_Name, bytes | interface.StoreError]:
+    """Cancels what still runs; returns the result of each request."""
+    late = interface.StoreUnavailableError(
+      f'not there within {self._seconds:g} s'
+    )
+    for one in self._running.values():
+      one.abandon()
+      if self._seconds >= _FAIR:
+        self._note(one.bucket, late)
+    for name in self._requests:
+      if name not in self.results:
+        self.results[name] = _joined([*self._errors[name], late])
+    return {name: self.results[name] for name in self._requests}
 
 
 def _joined(errors: list[interface.StoreError]) -> interface.StoreError:

@@ -1,123 +1,17 @@
-"""Objects in parts from a breaking store, and from many buckets at once."""
+"""Objects from many buckets at once."""
 
-import asyncio
 import collections
-import datetime
 import hashlib
 import queue
 import threading
-import types
 from unittest import mock
 
-import obstore
 from absl.testing import absltest
 from absl.testing import parameterized
 
-from covenant.store import backend
 from covenant.store import interface
 from covenant.store import reader
-
-_PART = 100  # bytes
-
-
-class Store:
-  """Stands in for `obstore.get_async`. `cuts` break reads off, in order."""
-
-  def __init__(self, data, cuts=()):
-    self.data = data
-    self.cuts = list(cuts)  # bytes to give before the break; None: all
-    self.asked = []  # the range of each read; None is from the beginning on
-    self.active = self.most = 0
-    self.tag = 'first'
-
-  async def get(self, store, key, *, options):
-    del store, key
-    self.asked.append(options.get('range'))
-    if options.get('if_match', self.tag) != self.tag:
-      raise obstore.exceptions.PreconditionError('x')
-    at, end = options.get('range', (0, len(self.data)))
-    meta = {
-      'size': len(self.data),
-      'e_tag': self.tag,
-      'last_modified': datetime.datetime(2026, 1, 1),
-    }
-    cut = self.cuts.pop(0) if self.cuts else None
-    return types.SimpleNamespace(
-      meta=meta, stream=lambda _: self._stream(self.data[at:end], cut)
-    )
-
-  async def _stream(self, data, cut):
-    self.active += 1
-    self.most = max(self.most, self.active)
-    await asyncio.sleep(0)
-    for i in range(0, len(data[:cut]), 10):
-      if i + 10 in (len(data[:cut]), _PART):  # nobody asks for more
-        self.active -= 1
-      yield data[:cut][i : i + 10]
-      await asyncio.sleep(0)
-    if cut is not None:
-      raise obstore.exceptions.GenericError('HTTP error: IncompleteBody')
-
-
-class ReaderTest(parameterized.TestCase):
-  def read(self, store, tries=1, limit=10**6, slots=8):
-    """Returns the object of a reader in the end, after so many tries."""
-
-    async def act():
-      parts = reader.ObjectReader(
-        None, 'key', limit, asyncio.Semaphore(slots), _PART
-      )
-      for _ in range(tries - 1):
-        with self.assertRaises(interface.StoreUnavailableError):
-          await parts.read()
-      return await parts.read()
-
-    with mock.patch.object(obstore, 'get_async', store.get):
-      return asyncio.run(act())
-
-  @parameterized.parameters(0, 1, 99, 100, 101, 200, 950)
-  def test_reads_all_of_it(self, size):
-    store = Store(bytes(i % 251 for i in range(size)))
-    self.assertEqual(self.read(store), store.data)
-    self.assertLen(store.asked, max(1, -(-size // _PART)))
-
-  def test_goes_on_where_it_broke(self):
-    store = Store(bytes(range(250)), cuts=[30, None, None, 20])
-    self.assertEqual(self.read(store, tries=3), store.data)
-    self.assertEqual(store.asked[:2], [None, (30, 100)])
-    again = [asked for asked in store.asked[2:] if asked[0] % _PART]
-    self.assertIn((220, 250), again)
-
-  def test_another_object_is_read_from_the_beginning(self):
-    store = Store(b'a' * 250, cuts=[30])
-
-    async def act():
-      parts = reader.ObjectReader(
-        None, 'key', 10**6, asyncio.Semaphore(8), _PART
-      )
-      with self.assertRaises(interface.StoreUnavailableError):
-        await parts.read()
-      store.data, store.tag = b'b' * 250, 'second'
-      with self.assertRaises(backend.ObjectReplacedError):
-        await parts.read()
-      return await parts.read()
-
-    with mock.patch.object(obstore, 'get_async', store.get):
-      self.assertEqual(asyncio.run(act()), b'b' * 250)
-
-  def test_one_that_is_too_large_is_refused(self):
-    store = Store(bytes(250))
-    with self.assertRaisesRegex(
-      interface.ObjectTooLargeError, 'it has 250 bytes, 249 are allowed'
-    ):
-      self.read(store, limit=249)
-    self.assertLen(store.asked, 1)
-
-  @parameterized.parameters(1, 2, 8)
-  def test_reads_no_more_at_once_than_it_may(self, slots):
-    store = Store(bytes(2000))
-    self.assertEqual(self.read(store, slots=slots), store.data)
-    self.assertEqual(store.most, min(slots, reader.PARTS_AT_ONCE))
+from covenant.store import transfer as transfer_lib
 
 
 class Clock:
@@ -261,6 +155,81 @@ class GatherTest(parameterized.TestCase):
     found = reader.fetch(asked, 1.5, workers)
     self.assertEqual(found, {i: b'good' for i in range(6)})
     self.assertEqual(self.slow.asked, 5)
+
+  def test_one_bucket_at_a_time_reads_an_object(self):
+    """Mirrors that need a third of the time get it, and are asked alone."""
+    reading, most = collections.Counter(), collections.Counter()
+
+    def read(name):
+      reading[name] += 1
+      most[name] = max(most[name], reading[name])
+      transfer = transfer_lib.current()
+      for _ in range(4):
+        transfer.size, transfer.received = 10, transfer.received + 1
+      reading[name] -= 1
+
+    asked, buckets = {}, []
+    for name in range(4):
+      mine = [Fake(b'good', lambda n=name: read(n)) for _ in range(8)]
+      asked[name] = request(*mine)
+      buckets += mine
+    found = reader.fetch(asked, 8)
+    self.assertEqual(found, {name: b'good' for name in range(4)})
+    self.assertEqual(sum(bucket.asked for bucket in buckets), 4)
+    self.assertEqual(set(most.values()), {1})
+
+  def test_the_next_bucket_takes_over_from_a_silent_one(self):
+    """The read that was given up is canceled before the next begins."""
+    canceled = []
+
+    def stall():
+      transfer = transfer_lib.current()
+      transfer.size, transfer.received = 1000, 10
+      transfer.on_cancel(lambda: self.clock.set(self.over))
+      self.clock.wait(self.over)
+      canceled.append(transfer.is_canceled)
+      raise interface.StoreUnavailableError('given up for another bucket')
+
+    mirror = Fake(b'good', lambda: canceled.append('mirror'))
+    found = reader.fetch({1: request(Fake(b'good', stall), mirror)}, 60)
+    self.assertEqual(found, {1: b'good'})
+    self.assertCountEqual(canceled, [True, 'mirror'])
+
+  def test_a_slow_bucket_that_ends_in_time_is_left_alone(self):
+    """It gives a tenth of the object between two looks, of twelve."""
+    bucket = Fake(b'good', lambda: self.clock.wait(self.over))
+    reads, looks = [], iter(range(1, 11))
+    clock_get, watch = self.clock.get, transfer_lib.watch
+
+    def get(timeout):
+      if reads and (come := next(looks, None)):
+        reads[0].received = come
+        if come == 10:
+          self.clock.set(self.over)
+      return clock_get(timeout)
+
+    def noted(transfer):
+      transfer.size = 10
+      reads.append(transfer)
+      return watch(transfer)
+
+    mirror = Fake(b'good')
+    with (
+      mock.patch.object(self.clock, 'get', get),
+      mock.patch.object(transfer_lib, 'watch', noted),
+    ):
+      found = reader.fetch({1: request(bucket, mirror)}, 120)
+    self.assertEqual((found, mirror.asked), ({1: b'good'}, 0))
+
+  def test_objects_are_taken_as_they_come(self):
+    taken = []
+    found = reader.fetch(
+      {1: request(Fake(b'good')), 2: request(self.missing)},
+      30,
+      take=lambda name, data: taken.append((name, data)),
+    )
+    self.assertEqual(taken, [(1, b'good')])
+    self.assertIsInstance(found[2], interface.MissingObjectError)
 
   def test_a_slow_answer_that_comes_first_counts(self):
     mirror_asked = threading.Event()

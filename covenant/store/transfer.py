@@ -1,0 +1,71 @@
+"""One read under way: what has come, and whether anybody still wants it.
+
+A thread that reads an object announces the read by `watch`; the bucket that
+serves it finds it by `current`, counts what it receives and stops when the
+read is canceled. So a reader knows a slow source from a silent one, through
+every wrapper of a bucket.
+"""
+
+import contextlib
+import threading
+from collections.abc import Callable, Generator
+
+
+class Transfer:
+  """A read of one object, safe for many threads.
+
+  Attributes:
+    received: bytes that have come so far.
+    size: bytes of the object; 0 until it is known.
+    digest: blake2b of the object, 32 bytes, made while it was read; None if
+      the bucket makes none.
+  """
+
+  def __init__(self):
+    self.received = 0
+    self.size = 0
+    self.digest: bytes | None = None
+    self._lock = threading.Lock()
+    self._is_canceled = False
+    self._stop: Callable[[], object] | None = None
+
+  def on_cancel(self, stop: Callable[[], object] | None) -> None:
+    """Sets what ends the read; it is called at once if that is due."""
+    with self._lock:
+      self._stop = stop
+      due = self._is_canceled
+    if due and stop is not None:
+      stop()
+
+  def cancel(self) -> None:
+    """Ends the read: its caller gets an error."""
+    with self._lock:
+      self._is_canceled = True
+      stop = self._stop
+    if stop is not None:
+      stop()
+
+  @property
+  def is_canceled(self) -> bool:
+    """Whether the read was canceled."""
+    return self._is_canceled
+
+
+_here = threading.local()
+
+
+def current() -> Transfer:
+  """Returns the read of this thread; a new one if nobody watches."""
+  found = getattr(_here, 'transfer', None)
+  return Transfer() if found is None else found
+
+
+@contextlib.contextmanager
+def watch(transfer: Transfer) -> Generator[None]:
+  """Makes `transfer` the read of this thread."""
+  before = getattr(_here, 'transfer', None)
+  _here.transfer = transfer
+  try:
+    yield
+  finally:
+    _here.transfer = before

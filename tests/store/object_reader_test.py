@@ -1,0 +1,138 @@
+"""Objects in parts from a breaking store."""
+
+import asyncio
+import datetime
+import hashlib
+import types
+from unittest import mock
+
+import obstore
+from absl.testing import absltest
+from absl.testing import parameterized
+
+from covenant.store import backend
+from covenant.store import interface
+from covenant.store import object_reader
+from covenant.store import transfer as transfer_lib
+
+_PART = 100  # bytes
+
+
+class Store:
+  """Stands in for `obstore.get_async`. `cuts` break reads off, in order."""
+
+  def __init__(self, data, cuts=()):
+    self.data = data
+    self.cuts = list(cuts)  # bytes to give before the break; None: all
+    self.asked = []  # the range of each read; None is from the beginning on
+    self.active = self.most = 0
+    self.tag = 'first'
+
+  async def get(self, store, key, *, options):
+    del store, key
+    self.asked.append(options.get('range'))
+    if options.get('if_match', self.tag) != self.tag:
+      raise obstore.exceptions.PreconditionError('x')
+    at, end = options.get('range', (0, len(self.data)))
+    meta = {
+      'size': len(self.data),
+      'e_tag': self.tag,
+      'last_modified': datetime.datetime(2026, 1, 1),
+    }
+    cut = self.cuts.pop(0) if self.cuts else None
+    return types.SimpleNamespace(
+      meta=meta, stream=lambda _: self._stream(self.data[at:end], cut)
+    )
+
+  async def _stream(self, data, cut):
+    self.active += 1
+    self.most = max(self.most, self.active)
+    await asyncio.sleep(0)
+    for i in range(0, len(data[:cut]), 10):
+      if i + 10 in (len(data[:cut]), _PART):  # nobody asks for more
+        self.active -= 1
+      yield data[:cut][i : i + 10]
+      await asyncio.sleep(0)
+    if cut is not None:
+      raise obstore.exceptions.GenericError('HTTP error: IncompleteBody')
+
+
+class ReaderTest(parameterized.TestCase):
+  def read(self, store, tries=1, limit=10**6, slots=8, transfer=None):
+    """Returns the object of a reader in the end, after so many tries."""
+
+    async def act():
+      parts = object_reader.ObjectReader(
+        None,
+        'key',
+        limit,
+        asyncio.Semaphore(slots),
+        _PART,
+        transfer=transfer,
+      )
+      for _ in range(tries - 1):
+        with self.assertRaises(interface.StoreUnavailableError):
+          await parts.read()
+      return await parts.read()
+
+    with mock.patch.object(obstore, 'get_async', store.get):
+      return asyncio.run(act())
+
+  @parameterized.parameters(0, 1, 99, 100, 101, 200, 950)
+  def test_reads_all_of_it(self, size):
+    store = Store(bytes(i % 251 for i in range(size)))
+    self.assertEqual(self.read(store), store.data)
+    self.assertLen(store.asked, max(1, -(-size // _PART)))
+
+  def test_goes_on_where_it_broke(self):
+    store = Store(bytes(range(250)), cuts=[30, None, None, 20])
+    self.assertEqual(self.read(store, tries=3), store.data)
+    self.assertEqual(store.asked[:2], [None, (30, 100)])
+    again = [asked for asked in store.asked[2:] if asked[0] % _PART]
+    self.assertIn((220, 250), again)
+
+  def test_another_object_is_read_from_the_beginning(self):
+    store = Store(b'a' * 250, cuts=[30])
+
+    async def act():
+      parts = object_reader.ObjectReader(
+        None, 'key', 10**6, asyncio.Semaphore(8), _PART
+      )
+      with self.assertRaises(interface.StoreUnavailableError):
+        await parts.read()
+      store.data, store.tag = b'b' * 250, 'second'
+      with self.assertRaises(backend.ObjectReplacedError):
+        await parts.read()
+      return await parts.read()
+
+    with mock.patch.object(obstore, 'get_async', store.get):
+      self.assertEqual(asyncio.run(act()), b'b' * 250)
+
+  def test_one_that_is_too_large_is_refused(self):
+    store = Store(bytes(250))
+    with self.assertRaisesRegex(
+      interface.ObjectTooLargeError, 'it has 250 bytes, 249 are allowed'
+    ):
+      self.read(store, limit=249)
+    self.assertLen(store.asked, 1)
+
+  @parameterized.parameters(1, 2, 8)
+  def test_reads_no_more_at_once_than_it_may(self, slots):
+    store = Store(bytes(2000))
+    self.assertEqual(self.read(store, slots=slots), store.data)
+    self.assertEqual(store.most, min(slots, object_reader.PARTS_AT_ONCE))
+
+  @parameterized.parameters(0, 99, 250, 950)
+  def test_digests_while_it_reads(self, size):
+    cuts = [30] if size else []
+    store = Store(bytes(i % 251 for i in range(size)), cuts)
+    transfer = transfer_lib.Transfer()
+    tries = 1 + (size > 0)
+    self.assertEqual(self.read(store, tries, transfer=transfer), store.data)
+    expected = hashlib.blake2b(store.data, digest_size=32).digest()
+    self.assertEqual(transfer.digest, expected)
+    self.assertEqual((transfer.received, transfer.size), (size, size))
+
+
+if __name__ == '__main__':
+  absltest.main()
