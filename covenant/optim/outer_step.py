@@ -177,10 +177,11 @@ class OuterStep:
     norm = float(np.sqrt(square_sum))
     return NewState(params, self._state(traces, others), norm)
 
-  def norms(self, messages: Sequence[ct.Message]) -> np.ndarray:
+  def norms(self, messages: Iterable[ct.Message]) -> np.ndarray:
     """Returns the L2 norm of each tensor of R messages: float32 [R, P].
 
-    They are exact (exact.py), the same whatever the mesh of the node.
+    They are exact (exact.py), the same whatever the mesh of the node. Of an
+    iterator, one message after another is held.
     """
     rows = []
     for message in messages:

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from covenant import typing as ct
+from covenant.optim import block_rows
 from covenant.optim import blocks
 from covenant.optim import compression as compression_lib
 from covenant.optim import quantize
@@ -246,23 +247,23 @@ class ShardedLeaf:
     return tuple(packets)
 
   def _scatter(
-    self, x: ct.Array, index: int, shape: tuple[int, ...]
+    self, x: ct.Array | block_rows.BlockRows, index: int, shape: tuple[int, ...]
   ) -> ct.Array:
     """Puts slice `index`, of a local shape, of an array of a message there."""
-    x = np.asarray(x)
     if self.slices == 1 and not self.axes:
       return self._copied(x)
     stack, high, wide = self._local_grid
     down, across = self._shards
-    x_SxDxHxAxWxT = x.reshape(stack, down, high, across, wide, -1)
     n = stack * high // self.slices  # rows of blocks
     top, left = divmod(index * n, high)
-    some = slice(top, top + max(n // high, 1))
-    rows = slice(left, left + min(n, high))
+    some = range(top, top + max(n // high, 1))
+    rows = range(left, left + min(n, high))
+    grid = stack, down, high, across, wide
+    x_SxDxHxAxWxT = block_rows.take(x, grid, some, rows)
 
     def of_shard(number: int) -> np.ndarray:
       i, j = divmod(number, across)
-      return x_SxDxHxAxWxT[some, i, rows, j].reshape(shape)
+      return x_SxDxHxAxWxT[:, i, :, j].reshape(shape)
 
     def at(where: tuple[slice, ...] | None) -> np.ndarray:
       assert where is not None
@@ -274,7 +275,7 @@ class ShardedLeaf:
     where = jax.NamedSharding(self.mesh, self.stacked)
     return jax.make_array_from_callback(size, where, at)
 
-  def _copied(self, x: ct.Array) -> ct.Array:
+  def _copied(self, x: ct.Array | block_rows.BlockRows) -> ct.Array:
     """Returns an array with a copy on every device."""
     x = np.asarray(x)
     if self.mesh is None:

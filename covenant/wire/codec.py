@@ -12,16 +12,26 @@ and one set of indices has exactly one encoding.
 `least_bytes` and `length` differ from `section_bytes`.
 """
 
-from collections.abc import Iterator
+import collections
+import functools
+import itertools
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent import futures
+from typing import TypeVar
 
 import numpy as np
 
 from covenant import errors
 from covenant.optim import blocks
 
-# Bits that are packed or unpacked at one time; each takes a byte meanwhile. The
+# Bits that a thread packs or unpacks at one time; each takes up to a byte. The
 # memory needed is about six times as much, below 2 MiB, and fits a cache.
 _TRANSIENT_BITS = 1 << 18
+_WORTH_THREADS = 4  # runs from which on several threads are worth their start
+
+_T = TypeVar('_T')
 
 
 class CodecError(errors.CovenantError, ValueError):
@@ -107,33 +117,159 @@ def unpack(
     raise CodecError(f'expected {expected} bytes, got {len(data)}')
   low = low_bits(block_size, k)
   block_bits = index_bits(block_size, k) + k * bits
+  bitmap_bits = block_bits - k * (low + bits)
   packed = np.frombuffer(data, np.uint8)
   indices_NxK = np.empty((num_blocks, k), blocks.index_dtype(block_size))
   codes_NxK = np.empty((num_blocks, k), np.uint8)
-  for start, stop in runs(num_blocks, block_bits):
-    n = stop - start
+  # Where each part of a block is whole bytes, no bit needs a byte of its own.
+  in_bytes = low <= 8 and 8 % max(bits, 1) == 0
+  in_bytes &= not any(x % 8 for x in (k * low, bitmap_bits, k * bits))
+  act = _unpack_bytes if in_bytes else _unpack_bits
+
+  def unpack_run(run: tuple[int, int]) -> None:
+    start, stop = run
     bytes_ = slice(start * block_bits // 8, -(-stop * block_bits // 8))
-    flat = np.unpackbits(packed[bytes_], bitorder='little')
-    if flat[n * block_bits :].any():
-      raise CodecError('the padding after the last block is not zero')
-    bits_NxB = flat[: n * block_bits].reshape(n, block_bits)
-    # Contiguous booleans, of which NumPy finds the ones much faster.
-    bitmap_NxW = bits_NxB[:, k * low : block_bits - k * bits].astype(bool)
-    ones_N = np.count_nonzero(bitmap_NxW, axis=1)
-    if (ones_N != k).any():
-      bad = int(np.argmax(ones_N != k))
-      raise CodecError(
-        f'block {start + bad}: expected {k} indices, got {ones_N[bad]}'
-      )
-    start_Nx1 = bitmap_NxW.shape[1] * np.arange(n)[:, None]
-    high = np.flatnonzero(bitmap_NxW).reshape(n, k) - start_Nx1 - np.arange(k)
-    indices = high << low | from_bits(bits_NxB[:, : k * low], k, low)
-    check_indices(indices, block_size)
-    indices_NxK[start:stop] = indices
-    codes_NxK[start:stop] = from_bits(
-      bits_NxB[:, block_bits - k * bits :], k, bits
+    indices_NxK[start:stop], codes_NxK[start:stop] = act(
+      packed[bytes_], start, stop - start, block_size, k, bits
     )
+    check_indices(indices_NxK[start:stop], block_size)
+
+  in_parallel(unpack_run, list(runs(num_blocks, block_bits)))
   return indices_NxK, codes_NxK
+
+
+def _unpack_bits(
+  packed: np.ndarray, first: int, n: int, block_size: int, k: int, bits: int
+) -> tuple[np.ndarray, np.ndarray]:
+  """Returns the indices and codes of n blocks, of any layout.
+
+  Args:
+    packed: their bytes.
+    first: the number of the first block, for errors.
+    n: their number.
+    block_size: L.
+    k: indices of a block.
+    bits: of one code.
+  """
+  low = low_bits(block_size, k)
+  block_bits = index_bits(block_size, k) + k * bits
+  flat = np.unpackbits(packed, bitorder='little')
+  if flat[n * block_bits :].any():
+    raise CodecError('the padding after the last block is not zero')
+  bits_NxB = flat[: n * block_bits].reshape(n, block_bits)
+  # Contiguous booleans, of which NumPy finds the ones much faster.
+  bitmap_NxW = bits_NxB[:, k * low : block_bits - k * bits].astype(bool)
+  ones_NxK = _ones(bitmap_NxW, first, k)
+  start_Nx1 = bitmap_NxW.shape[1] * np.arange(n)[:, None]
+  high_NxK = ones_NxK - start_Nx1 - np.arange(k)
+  indices_NxK = high_NxK << low | from_bits(bits_NxB[:, : k * low], k, low)
+  check_indices(indices_NxK, block_size)  # before they are made smaller
+  return indices_NxK, from_bits(bits_NxB[:, block_bits - k * bits :], k, bits)
+
+
+def _unpack_bytes(
+  packed: np.ndarray, first: int, n: int, block_size: int, k: int, bits: int
+) -> tuple[np.ndarray, np.ndarray]:
+  """Returns what `_unpack_bits` does, where all parts are whole bytes."""
+  low = low_bits(block_size, k)
+  low_end, codes_end = k * low // 8, k * bits // 8
+  bytes_NxB = packed.reshape(n, -1)
+  bitmap_end = bytes_NxB.shape[1] - codes_end
+  bitmap = np.ascontiguousarray(bytes_NxB[:, low_end:bitmap_end])
+  bitmap_NxW = np.unpackbits(bitmap, axis=1, bitorder='little').view(bool)
+  # Sums of 16 bits wrap, but the high part of an index is far below 2**16.
+  dtype = np.uint16 if block_size <= 2**16 else np.int64
+  high_NxK = _ones(bitmap_NxW, first, k).astype(dtype)
+  high_NxK -= (bitmap_NxW.shape[1] * np.arange(n)[:, None]).astype(dtype)
+  high_NxK -= np.arange(k, dtype=dtype)
+  if block_size <= 2**16 and int(high_NxK.max(initial=0)) << low >= 2**16:
+    raise CodecError(f'an index is not below {block_size}')
+  high_NxK <<= dtype(low)
+  high_NxK |= _whole_low(bytes_NxB[:, :low_end], k, low)
+  return high_NxK, _whole_codes(bytes_NxB[:, bitmap_end:], k, bits)
+
+
+def _ones(bitmap_NxW: np.ndarray, first: int, k: int) -> np.ndarray:
+  """Returns where the k ones of each row are, counted from the first row."""
+  n, width = bitmap_NxW.shape
+  ones = np.flatnonzero(bitmap_NxW)
+  if len(ones) == n * k:
+    ones_NxK = ones.reshape(n, k)
+    start_N = width * np.arange(n)
+    if (ones_NxK[:, 0] >= start_N).all() and (
+      ones_NxK[:, -1] < start_N + width
+    ).all():
+      return ones_NxK
+  found_N = np.count_nonzero(bitmap_NxW, axis=1)
+  bad = int(np.argmax(found_N != k))
+  raise CodecError(
+    f'block {first + bad}: expected {k} indices, got {found_N[bad]}'
+  )
+
+
+def _whole_low(bytes_NxB: np.ndarray, k: int, low: int) -> np.ndarray:
+  """Returns k integers of `low` <= 8 bits per row of bytes: uint8 [N, k]."""
+  out_NxK = np.zeros((len(bytes_NxB), k), np.uint8)
+  if not low:
+    return out_NxK
+  period = 8 // math.gcd(8, low)  # integers after which a byte begins
+  columns = np.ascontiguousarray(
+    bytes_NxB.reshape(-1, low * period // 8).T
+  )  # one row per byte of a period
+  out = out_NxK.reshape(-1, period)
+  for j in range(period):
+    byte, shift = divmod(j * low, 8)
+    x = columns[byte] >> np.uint8(shift)
+    if shift + low > 8:
+      x |= columns[byte + 1] << np.uint8(8 - shift)
+    out[:, j] = x & np.uint8(2**low - 1)
+  return out_NxK
+
+
+def _whole_codes(bytes_NxB: np.ndarray, k: int, bits: int) -> np.ndarray:
+  """Returns k codes of 0, 1, 2, 4 or 8 bits per row of bytes: uint8 [N, k]."""
+  if not bits:
+    return np.zeros((len(bytes_NxB), k), np.uint8)
+  return _code_table(bits)[bytes_NxB].view(np.uint8).reshape(-1, k)
+
+
+@functools.cache
+def _code_table(bits: int) -> np.ndarray:
+  """Returns the codes in each byte, as the bytes of one integer per byte."""
+  codes = np.arange(256)[:, None] >> np.arange(0, 8, bits) & 2**bits - 1
+  return codes.astype(np.uint8).view(f'u{8 // bits}').reshape(-1)
+
+
+def in_parallel(act: Callable[[_T], object], items: Sequence[_T]) -> None:
+  """Calls `act` with each item, in the threads of all cores.
+
+  NumPy works on arrays without the lock of the interpreter. The first error,
+  in the order of the items, is raised.
+  """
+  if len(items) < _WORTH_THREADS:
+    for item in items:
+      act(item)
+    return
+  left = iter(items)
+  waiting = collections.deque(
+    _threads().submit(act, item)
+    for item in itertools.islice(left, 2 * (os.cpu_count() or 1))
+  )
+  error: BaseException | None = None
+  while waiting:
+    found = waiting.popleft().exception()
+    error = error or found
+    if error is None and (more := next(left, None)) is not None:
+      waiting.append(_threads().submit(act, more))
+  if error is not None:
+    raise error
+
+
+@functools.cache
+def _threads() -> futures.ThreadPoolExecutor:
+  return futures.ThreadPoolExecutor(
+    os.cpu_count(), thread_name_prefix='covenant-codec'
+  )
 
 
 def runs(

@@ -17,10 +17,8 @@ A payload of round r and staleness s is a delta against the parameters at the
 beginning of round r - s; `root` is that of their history.
 """
 
-import dataclasses
 import enum
 import hashlib
-import json
 import struct
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -32,18 +30,15 @@ import numpy as np
 from covenant import errors
 from covenant import typing as ct
 from covenant.optim import compression as compression_lib
-from covenant.optim import quantize
 from covenant.wire import codec as codec_lib
-from covenant.wire import rice
+from covenant.wire import layout as layout_lib
 
 _HEADER = struct.Struct('<4sHIII16s16s16s16sI')
 _MAGIC = b'CVNT'
 _VERSION = 3
 _DIGEST_BYTES = 32
 _SIGNATURE_BYTES = 64
-_OTHER_BYTES = _HEADER.size + _DIGEST_BYTES + _SIGNATURE_BYTES  # but the body
 _PERSON = b'covenant.payload'  # no other signed text has this digest
-_CODECS = {'elias-fano': codec_lib, 'rice': rice}
 # Far above any delta a sane run makes, far below what overflows float32 sums.
 _LARGEST = 1e6
 
@@ -94,97 +89,10 @@ class Payload(NamedTuple):
   message: ct.Message  # of NumPy arrays
 
 
-class PackedRegion(NamedTuple):
-  """The size of a region: N blocks of L elements, k of each are sent."""
-
-  num_blocks: int
-  block_size: int
-  k: int
-
-
-class Tensor(NamedTuple):
-  """The layout of one tensor."""
-
-  name: str
-  shape: tuple[int, ...]
-  regions: tuple[PackedRegion, ...]  # empty where the tensor is sent dense
-
-
-@dataclasses.dataclass(frozen=True)
-class Spec:
-  """The layout of a run's payloads. Equal on every node of the run."""
-
-  tensors: tuple[Tensor, ...]
-  compression: compression_lib.Compression
-  codec: str = 'elias-fano'  # of the indices; or 'rice'
-
-  @property
-  def quantizer(self) -> quantize.Quantizer:
-    """The quantizer of tensors that are not sent dense."""
-    assert isinstance(self.compression, compression_lib.TopK)
-    return self.compression.quantizer
-
-  @property
-  def packed_bits(self) -> int:
-    """The bits of a packed code; 0 for float32 values, which stay apart."""
-    bits = self.quantizer.bits
-    return 0 if bits == 32 else bits
-
-  @property
-  def digest(self) -> bytes:
-    """The digest that the header has."""
-    text = json.dumps([self.tensors, repr(self.compression), self.codec])
-    return hashlib.blake2b(text.encode(), digest_size=16).digest()
-
-  @property
-  def payload_bytes(self) -> int:
-    """The length of a payload; with the codec 'rice', of the longest."""
-    return _OTHER_BYTES + sum(_section_bytes(self, t)[1] for t in self.tensors)
-
-  @property
-  def least_bytes(self) -> int:
-    """The length of the shortest payload; differs only with 'rice'."""
-    return _OTHER_BYTES + sum(_section_bytes(self, t)[0] for t in self.tensors)
-
-  @property
-  def dense_bytes(self) -> int:
-    """The bytes of all elements in float32: the numerator of the ratio."""
-    return 4 * sum(int(np.prod(t.shape)) for t in self.tensors)
-
-
-def make_spec(
-  abstract_params: ct.Params,
-  compression: compression_lib.Compression,
-  codec: str = 'elias-fano',
-) -> Spec:
-  """Returns the layout of the payloads of a model, in leaf order.
-
-  Args:
-    abstract_params: the parameters or their shapes.
-    compression: the compression of the messages.
-    codec: of the indices: 'elias-fano', or 'rice', which is smaller but of no
-      fixed length.
-
-  Raises:
-    ValueError: for an unknown codec.
-  """
-  if codec not in _CODECS:
-    raise ValueError(f'codec: expected one of {[*_CODECS]}, got {codec!r}')
-
-  def tensor(path: jax.tree_util.KeyPath, leaf: ct.AbstractArray) -> Tensor:
-    layout = ()
-    if isinstance(compression, compression_lib.TopK):
-      layout = tuple(
-        PackedRegion(
-          r.num_blocks, r.block_size, compression.block_k(r.block_size)
-        )
-        for r in compression.regions(leaf.shape)
-      )
-    name = jax.tree_util.keystr(path)
-    return Tensor(name, tuple(leaf.shape), layout)
-
-  leaves = jax.tree_util.tree_leaves_with_path(abstract_params)
-  return Spec(tuple(tensor(*leaf) for leaf in leaves), compression, codec)
+PackedRegion = layout_lib.PackedRegion
+Tensor = layout_lib.Tensor
+Spec = layout_lib.Spec
+make_spec = layout_lib.make_spec
 
 
 def run_id(text: str) -> bytes:
@@ -265,13 +173,18 @@ def decode(
     raise PayloadError(
       Reason.SIGNATURE, f'uid {header.uid} did not sign these bytes'
     )
-  body, parts = memoryview(data)[_HEADER.size : body_end], []
+  body, parts = body_of(data), []
   for tensor in spec.tensors:
-    part, body = _decode_tensor(tensor, body, spec)
+    part, body = decode_tensor(tensor, body, spec)
     parts.append(part)
   if body:
     raise PayloadError(Reason.LENGTH, f'{len(body)} bytes after all tensors')
   return Payload(header, jax.tree.structure(abstract_params).unflatten(parts))
+
+
+def body_of(data: bytes) -> memoryview:
+  """Returns the bytes of a payload between its header and its digest."""
+  return memoryview(data)[_HEADER.size : -_DIGEST_BYTES - _SIGNATURE_BYTES]
 
 
 def _read_header(
@@ -311,31 +224,10 @@ def _shown(value: object) -> str:
   return value.hex() if isinstance(value, bytes) else str(value)
 
 
-def _section_bytes(spec: Spec, tensor: Tensor) -> tuple[int, int]:
-  """Returns the fewest and the most bytes of a tensor."""
-  if not tensor.regions:
-    dense = 4 * int(np.prod(tensor.shape))
-    return dense, dense
-  codec, bits = _CODECS[spec.codec], spec.packed_bits
-  others = sum(sum(_other_bytes(spec, r)) for r in tensor.regions)
-  least = sum(codec.least_bytes(*r, bits) for r in tensor.regions)
-  most = sum(codec.section_bytes(*r, bits) for r in tensor.regions)
-  return least + others, most + others
-
-
-def _other_bytes(spec: Spec, region: PackedRegion) -> tuple[int, int]:
-  """Returns the bytes of a region's float32 values and of its scales."""
-  quantizer = spec.quantizer
-  n, k = region.num_blocks, region.k
-  scales = int(np.prod(quantizer.scale_shape(n)))
-  raw = 4 * n * k if quantizer.bits == 32 else 0
-  return raw, scales * quantizer.scale_dtype.itemsize
-
-
 def _encode_tensor(tensor: Tensor, part: ct.Message, spec: Spec) -> list[bytes]:
   if not tensor.regions:
     return [np.asarray(part, '<f4').tobytes()]
-  quantizer, codec = spec.quantizer, _CODECS[spec.codec]
+  quantizer, codec = spec.quantizer, layout_lib.CODECS[spec.codec]
   bits, chunks = spec.packed_bits, []
   for region, packet in zip(tensor.regions, part, strict=True):
     indices, codes = np.asarray(packet.indices), np.asarray(packet.codes)
@@ -348,17 +240,16 @@ def _encode_tensor(tensor: Tensor, part: ct.Message, spec: Spec) -> list[bytes]:
   return chunks
 
 
-def _decode_tensor(
+def decode_tensor(
   tensor: Tensor, body: memoryview, spec: Spec
 ) -> tuple[ct.Message, memoryview]:
   """Returns the message of a tensor, and the rest of the body after it."""
   if not tensor.regions:
-    size, _ = _section_bytes(spec, tensor)
+    size, _ = layout_lib.section_bytes(spec, tensor)
     values = np.frombuffer(body[:size], '<f4').reshape(tensor.shape)
     _check_values(values, tensor.name)
     return values, body[size:]
-  quantizer, codec = spec.quantizer, _CODECS[spec.codec]
-  bits, packets = spec.packed_bits, []
+  codec, bits, packets = layout_lib.CODECS[spec.codec], spec.packed_bits, []
   for region in tensor.regions:
     try:
       packed = codec.length(body, *region, bits)
@@ -366,19 +257,35 @@ def _decode_tensor(
     except codec_lib.CodecError as e:
       raise PayloadError(Reason.INDICES, f'{tensor.name}: {e}') from e
     body = body[packed:]
-    raw, scale_bytes = _other_bytes(spec, region)
-    if len(body) < raw + scale_bytes:
-      raise PayloadError(Reason.LENGTH, f'{tensor.name}: the body ends early')
-    if not bits:
-      codes = np.frombuffer(body[:raw], '<f4').reshape(indices.shape)
-      _check_values(codes, tensor.name)
-    body = body[raw:]
-    scales = np.frombuffer(body[:scale_bytes], _little(quantizer.scale_dtype))
-    scales = scales.reshape(quantizer.scale_shape(region.num_blocks))
-    _check_values(scales, tensor.name)
-    body = body[scale_bytes:]
+    values, scales, body = other_values(tensor, region, body, spec)
+    codes = codes if values is None else values
     packets.append(compression_lib.Packet(indices, codes, scales))
   return tuple(packets), body
+
+
+def other_values(
+  tensor: Tensor, region: PackedRegion, body: memoryview, spec: Spec
+) -> tuple[np.ndarray | None, np.ndarray, memoryview]:
+  """Returns what follows a packed section: values, scales, the rest of a body.
+
+  The values are None unless the quantizer sends float32.
+
+  Raises:
+    PayloadError: too few bytes, or a number that is not finite or absurd.
+  """
+  quantizer, n = spec.quantizer, region.num_blocks
+  raw, scale_bytes = layout_lib.other_bytes(spec, region)
+  if len(body) < raw + scale_bytes:
+    raise PayloadError(Reason.LENGTH, f'{tensor.name}: the body ends early')
+  values = None
+  if not spec.packed_bits:
+    values = np.frombuffer(body[:raw], '<f4').reshape(n, region.k)
+    _check_values(values, tensor.name)
+  body = body[raw:]
+  scales = np.frombuffer(body[:scale_bytes], _little(quantizer.scale_dtype))
+  scales = scales.reshape(quantizer.scale_shape(n))
+  _check_values(scales, tensor.name)
+  return values, scales, body[scale_bytes:]
 
 
 def _little(dtype: np.dtype) -> np.dtype:

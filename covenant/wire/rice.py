@@ -101,14 +101,14 @@ def unpack(
   block_bits = k * (low + bits)
   indices_NxK = np.empty((num_blocks, k), blocks.index_dtype(block_size))
   codes_NxK = np.empty((num_blocks, k), np.uint8)
-  for start, stop in _frames(num_blocks, block_size, k, bits):
+
+  def unpack_frame(frame: tuple[int, int, memoryview]) -> None:
+    start, stop, data = frame
     n = stop - start
     zeros = _zeros(data, n, block_size, k)
-    size = _frame_bytes(n, block_size, k, bits, zeros)
     flat = np.unpackbits(
-      np.frombuffer(data[_PREFIX_BYTES:size], np.uint8), bitorder='little'
+      np.frombuffer(data[_PREFIX_BYTES:], np.uint8), bitorder='little'
     )
-    data = data[size:]
     unary_end = n * (block_bits + k) + zeros
     if flat[unary_end:].any():
       raise codec.CodecError('the padding after a frame is not zero')
@@ -118,13 +118,56 @@ def unpack(
         f'expected {n * k} gaps in {zeros} zeros, got {len(ones)}'
       )
     fixed_NxB = flat[: n * block_bits].reshape(n, block_bits)
-    gaps = np.diff(ones, prepend=-1).reshape(n, k) - 1 << low
-    gaps |= codec.from_bits(fixed_NxB[:, : k * low], k, low)
-    indices = np.cumsum(gaps + 1, axis=1) - 1
+    # All gaps of a frame together are below n * block_size.
+    dtype = np.int32 if n * block_size < 2**30 else np.int64
+    gaps = np.empty(n * k, dtype)
+    gaps[0] = ones[0]
+    np.subtract(ones[1:], ones[:-1], out=gaps[1:], casting='unsafe')
+    gaps[1:] -= 1
+    del ones
+    indices = gaps.reshape(n, k)
+    indices <<= low
+    indices |= codec.from_bits(fixed_NxB[:, : k * low], k, low)
+    indices += 1
+    np.cumsum(indices, axis=1, out=indices)
+    indices -= 1
     codec.check_indices(indices, block_size)
     indices_NxK[start:stop] = indices
     codes_NxK[start:stop] = codec.from_bits(fixed_NxB[:, k * low :], k, bits)
+
+  frames = list(
+    _found_frames(memoryview(data), num_blocks, block_size, k, bits)
+  )
+  codec.in_parallel(unpack_frame, frames)
   return indices_NxK, codes_NxK
+
+
+def _found_frames(
+  data: memoryview, num_blocks: int, block_size: int, k: int, bits: int
+) -> Iterator[tuple[int, int, memoryview]]:
+  """Yields the first block of each frame, the one after its last, its bytes."""
+  for start, stop in _frames(num_blocks, block_size, k, bits):
+    zeros = _zeros(data, stop - start, block_size, k)
+    size = _frame_bytes(stop - start, block_size, k, bits, zeros)
+    yield start, stop, data[:size]
+    data = data[size:]
+
+
+def offsets(
+  data: memoryview, num_blocks: int, block_size: int, k: int, bits: int
+) -> tuple[int, list[int]]:
+  """Returns the blocks of a frame, and the first byte of each; last, the end.
+
+  Raises:
+    CodecError: as `length`.
+  """
+  step, begins = 1, [0]
+  for start, stop, frame in _found_frames(
+    data, num_blocks, block_size, k, bits
+  ):
+    step = step if start else stop
+    begins.append(begins[-1] + len(frame))
+  return step, begins
 
 
 def _frames(

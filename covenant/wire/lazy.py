@@ -1,0 +1,157 @@
+"""Messages that stay packed: blocks are unpacked where they are needed.
+
+An unpacked message takes 2.4 times the memory of its payload. The messages of a
+large model are therefore verified one after another (payload.py), and then
+opened again here, so that the sum of many unpacks the blocks of one slice of
+one message at a time. Unpacked again they are the same arrays.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import jax
+import numpy as np
+
+from covenant import typing as ct
+from covenant.optim import blocks
+from covenant.optim import compression as compression_lib
+from covenant.wire import codec as codec_lib
+from covenant.wire import payload as payload_lib
+from covenant.wire import rice
+
+Run = tuple[int, int]  # the first block, and the one after the last
+
+
+class Section:
+  """The packed indices and codes of a region that were verified before.
+
+  Args:
+    data: the bytes of the section, at its start.
+    region: its size.
+    codec: the name of the codec.
+    bits: of a code.
+  """
+
+  def __init__(
+    self,
+    data: memoryview,
+    region: payload_lib.PackedRegion,
+    codec: str,
+    bits: int,
+  ):
+    self.region = region
+    self._layout = *region[1:], bits
+    self._codec = rice if codec == 'rice' else codec_lib
+    n = region.num_blocks
+    if codec == 'rice':
+      self._step, self._offsets = rice.offsets(data, n, *self._layout)
+    else:
+      # Eight blocks end with a byte, whatever the bits of one.
+      self._step, starts = 8, [*range(0, n, 8), n]
+      self._offsets = [
+        codec_lib.section_bytes(i, *self._layout) for i in starts
+      ]
+    self._data = data[: self._offsets[-1]]
+    # What was unpacked last: codes are asked for after their indices.
+    self._last: tuple[tuple[Run, ...], tuple[np.ndarray, np.ndarray]] | None
+    self._last = None
+
+  @property
+  def size(self) -> int:
+    """Its bytes."""
+    return len(self._data)
+
+  def read(self, runs: Sequence[Run]) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the indices and the codes of runs of blocks, in their order."""
+    key = tuple(runs)
+    if self._last is None or self._last[0] != key:
+      self._last = None  # frees it
+      parts = [self._read(*run) for run in runs]
+      indices, codes = zip(*parts, strict=True)
+      self._last = key, (np.concatenate(indices), np.concatenate(codes))
+    return self._last[1]
+
+  def _read(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+    first, last = start // self._step, -(-stop // self._step)
+    begin = first * self._step
+    end = min(last * self._step, self.region.num_blocks)
+    data = self._data[self._offsets[first] : self._offsets[last]]
+    arrays = self._codec.unpack(data, end - begin, *self._layout)
+    indices, codes = (x[start - begin : stop - begin] for x in arrays)
+    return indices, codes
+
+
+class Rows:
+  """The indices or the codes of a region: an array that is not there yet."""
+
+  def __init__(self, section: Section, which: int):
+    self._section = section
+    self._which = which
+    k, n = section.region.k, section.region.num_blocks
+    dtype = blocks.index_dtype(section.region.block_size)
+    self.shape = n, k
+    self.dtype = np.dtype(np.uint8 if which else dtype)
+
+  def read(self, runs: Sequence[Run]) -> np.ndarray:
+    """Returns the rows of runs of blocks, one run after another."""
+    return self._section.read(runs)[self._which]
+
+  def __array__(
+    self, dtype: np.dtype | None = None, copy: bool | None = None
+  ) -> np.ndarray:
+    del copy
+    whole = self.read([(0, self.shape[0])])
+    return whole if dtype is None else whole.astype(dtype)
+
+
+def reopen(
+  data: bytes, abstract_params: ct.Params, spec: payload_lib.Spec
+) -> ct.Message:
+  """Returns the message of a payload that `payload.decode` has accepted.
+
+  Indices and codes are `Rows`; all other arrays are views of the payload.
+  """
+  body = payload_lib.body_of(data)
+  parts = []
+  for tensor in spec.tensors:
+    part, body = _reopen_tensor(tensor, body, spec)
+    parts.append(part)
+  return jax.tree.structure(abstract_params).unflatten(parts)
+
+
+def _reopen_tensor(
+  tensor: payload_lib.Tensor, body: memoryview, spec: payload_lib.Spec
+) -> tuple[ct.Message, memoryview]:
+  if not tensor.regions:
+    return payload_lib.decode_tensor(tensor, body, spec)
+  packets = []
+  for region in tensor.regions:
+    section = Section(body, region, spec.codec, spec.packed_bits)
+    codes, scales, body = payload_lib.other_values(
+      tensor, region, body[section.size :], spec
+    )
+    indices = Rows(section, 0)
+    packed = Rows(section, 1) if codes is None else codes
+    packets.append(compression_lib.Packet(indices, packed, scales))
+  return tuple(packets), body
+
+
+class Messages(Mapping[int, ct.Message]):
+  """Messages by uid, unpacked when they are asked for.
+
+  Args:
+    messages: messages by uid, some of which may have `Rows`.
+  """
+
+  def __init__(self, messages: Mapping[int, ct.Message]):
+    self.packed = messages
+
+  def __getitem__(self, uid: int) -> ct.Message:
+    return jax.tree.map(
+      lambda x: np.asarray(x) if isinstance(x, Rows) else x, self.packed[uid]
+    )
+
+  def __iter__(self) -> Iterator[int]:
+    return iter(self.packed)
+
+  def __len__(self) -> int:
+    return len(self.packed)
