@@ -154,6 +154,9 @@ def _outer_step(
     manifest, closing, node.schedule, node.shared_model.most_entries
   )
   apply.check_matches(manifest, node.root, node.fingerprint())
+  incoming = apply.Incoming(
+    node.shared_model, node.chain, node.place, manifest.entries, node.decoded
+  )
   node.payloads = apply.fetch_payloads(
     node.objects,
     membership,
@@ -163,6 +166,7 @@ def _outer_step(
     node.payloads,
     # Bytes that have come are kept, and the rest is asked for again.
     patience(node, head, node.schedule.put_opens(round_index + 1)),
+    incoming.take,
   )
   return apply.outer_step(
     node.shared_model,
@@ -170,8 +174,8 @@ def _outer_step(
     node.place,
     manifest.entries,
     node.payloads,
-    node.decoded,
     consume=node.context.sole,
+    incoming=incoming,
   )
 
 

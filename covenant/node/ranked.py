@@ -107,6 +107,8 @@ def _bucket(
 class RankedStorage(run_storage_lib.RunStorage):
   """A run storage that rank 0 reads and writes."""
 
+  in_threads = False  # all ranks ask in one order
+
   def __init__(
     self,
     process_group: multihost_lib.ProcessGroup,
@@ -141,6 +143,7 @@ class RankedStorage(run_storage_lib.RunStorage):
     mirrors: Sequence[Any],
     limit: int,
     seconds: float | None = None,
+    take: Callable[[bytes, bytes], None] = lambda digest, data: None,
   ) -> Mapping[bytes, bytes | store_lib.StoreError]:
     def answer() -> Mapping[bytes, bytes | tuple[str, str]]:
       buckets = [mirror.bucket() for mirror in mirrors]
@@ -149,18 +152,29 @@ class RankedStorage(run_storage_lib.RunStorage):
 
     label = ('fetch', kind, round_index, refs, limit)
     got = self._process_group.broadcast_from(0, label, answer)
-    return {digest: _from_plain(data) for digest, data in got.items()}
+    found = {digest: _from_plain(data) for digest, data in got.items()}
+    for digest, data in found.items():
+      if isinstance(data, bytes):
+        take(digest, data)
+    return found
 
   def fetch_chunks(
-    self, digests: Sequence[bytes], sources: Sequence[Any], limit: int
+    self,
+    digests: Sequence[bytes],
+    sources: Sequence[Any],
+    limit: int,
+    take: Callable[[bytes, bytes], None] = lambda digest, data: None,
   ) -> Mapping[bytes, bytes]:
     def answer() -> Mapping[bytes, bytes]:
       buckets = [source.bucket() for source in sources]
       return self._real.fetch_chunks(digests, buckets, limit)
 
-    return self._process_group.broadcast_from(
+    found = self._process_group.broadcast_from(
       0, ('fetch_chunks', list(digests), limit), answer
     )
+    for digest, data in found.items():
+      take(digest, data)
+    return found
 
   def fetch_each(
     self, key: str, buckets: Sequence[Any], limit: int

@@ -4,9 +4,11 @@ Every node calls these functions, whether it follows the rounds or replays old
 ones. That keeps all nodes identical.
 """
 
-import types
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
+
+import numpy as np
 
 from covenant import errors
 from covenant import typing as ct
@@ -17,10 +19,13 @@ from covenant.protocol import round as round_lib
 from covenant.protocol import run_storage as run_storage_lib
 from covenant.store import interface as store_lib
 from covenant.train import shared_state as shared_state_lib
+from covenant.wire import lazy
 from covenant.wire import manifest as manifest_lib
 from covenant.wire import payload as payload_lib
 
 _SECONDS = 60.0  # for objects that nobody is waited for with
+# Bytes of the payloads of a round whose messages are held unpacked.
+_UNPACKED_BYTES = 1 << 28
 
 
 class OutOfSyncError(errors.CovenantError):
@@ -181,6 +186,7 @@ def fetch_payloads(
   limit: int,
   have: dict[bytes, bytes],
   seconds: float | None = None,
+  take: Callable[[bytes, bytes], None] = lambda digest, data: None,
 ) -> dict[bytes, bytes]:
   """Fetches the payloads of a manifest's entries, by digest.
 
@@ -193,6 +199,7 @@ def fetch_payloads(
     have: payloads that are at hand, by digest; those that come are added, even
       if others do not.
     seconds: see `RunStorage.fetch`.
+    take: see `RunStorage.fetch`.
 
   Raises:
     StoreError: a payload cannot be had now; the message names its uid.
@@ -206,7 +213,7 @@ def fetch_payloads(
   if missing:
     sources = mirrors(storage, membership)
     got = storage.fetch(
-      'payloads', round_index, missing, sources, limit, seconds
+      'payloads', round_index, missing, sources, limit, seconds, take
     )
     have |= {d: x for d, x in got.items() if isinstance(x, bytes)}
   for entry in entries:
@@ -277,8 +284,76 @@ def fetch_last_messages(
   before = position._replace(
     round=r, root=manifest.root, past=position.past[1:]
   )
-  found = _decode_all(shared_model, chain, before, manifest.entries, payloads)
-  return {uid: payload.message for uid, payload in found.items()}
+  found = {}
+  for entry in manifest.entries:
+    with contextlib.suppress(payload_lib.PayloadError):
+      data = payloads[entry.digest]
+      made = decode(shared_model, chain, entry, before, data)
+      found[entry.uid] = made.message
+  return found
+
+
+class _Received(NamedTuple):
+  """A message that counts, unpacked or packed."""
+
+  header: payload_lib.Header
+  message: ct.Message
+  norms: np.ndarray  # of each tensor
+
+
+class Incoming:
+  """The payloads of a round, decoded one after another as they come.
+
+  A small model's messages stay unpacked. Those of a large one are verified,
+  measured and left packed until the sum needs their blocks.
+
+  Attributes:
+    found: the messages of payloads that were not refused, by uid.
+
+  Args:
+    shared_model: the model of the run.
+    chain: verifies signatures.
+    position: the state before the round.
+    entries: the entries of the manifest.
+    decoded: payloads already decoded at this position, by digest.
+  """
+
+  def __init__(
+    self,
+    shared_model: shared_state_lib.SharedModel,
+    chain: chain_lib.Chain,
+    position: Position,
+    entries: Sequence[manifest_lib.Entry],
+    decoded: Mapping[bytes, payload_lib.Payload] | None = None,
+  ):
+    self.found: dict[int, _Received] = {}
+    self._shared_model = shared_model
+    self._chain = chain
+    self._position = position
+    self._entries: dict[bytes, list[manifest_lib.Entry]] = {}
+    for entry in entries:
+      self._entries.setdefault(entry.digest, []).append(entry)
+    self._decoded = decoded or {}
+    size = len(entries) * shared_model.spec.payload_bytes
+    self._is_packed = size > _UNPACKED_BYTES
+    self._taken: set[bytes] = set()
+
+  def take(self, digest: bytes, data: bytes) -> None:
+    """Decodes a payload; does nothing for one that was taken or is unknown."""
+    if digest in self._taken:
+      return
+    self._taken.add(digest)
+    for entry in self._entries.get(digest, ()):
+      try:
+        made = self._decoded.get(digest) or decode(
+          self._shared_model, self._chain, entry, self._position, data
+        )
+      except payload_lib.PayloadError:
+        continue
+      norms, message = self._shared_model.norms(made.message), made.message
+      if self._is_packed and data:
+        message = self._shared_model.reopen(data)
+      self.found[entry.uid] = _Received(made.header, message, norms)
 
 
 def outer_step(
@@ -289,6 +364,7 @@ def outer_step(
   payloads: Mapping[bytes, bytes],
   decoded: Mapping[bytes, payload_lib.Payload] | None = None,
   consume: bool = False,
+  incoming: 'Incoming | None' = None,
 ) -> AppliedRound:
   """Applies the payloads of a manifest to the shared state.
 
@@ -305,37 +381,19 @@ def outer_step(
     decoded: payloads already decoded at this position, by digest.
     consume: True if no other code holds the state before the round, see
       `SharedModel.apply_round`.
+    incoming: those of the payloads that were decoded as they came.
   """
-  found = _decode_all(
-    shared_model, chain, position, entries, payloads, decoded or {}
-  )
-  messages = {uid: payload.message for uid, payload in found.items()}
-  weights = {uid: shared_model.weigh(c.header) for uid, c in found.items()}
+  if incoming is None:
+    incoming = Incoming(shared_model, chain, position, entries, decoded)
+  for entry in entries:
+    incoming.take(entry.digest, payloads.get(entry.digest, b''))
+  found = incoming.found
+  messages = {uid: message.message for uid, message in found.items()}
+  weights = {uid: shared_model.weigh(x.header) for uid, x in found.items()}
+  norms = {uid: message.norms for uid, message in found.items()}
   shared, delta_norm = shared_model.apply_round(
-    position.shared, messages, consume, weights
+    position.shared, messages, consume, weights, norms
   )
+  messages = lazy.Messages(messages)
   before = shared if consume else position.shared
   return AppliedRound(before, shared, delta_norm, messages, weights)
-
-
-def _decode_all(
-  shared_model: shared_state_lib.SharedModel,
-  chain: chain_lib.Chain,
-  position: Position,
-  entries: Sequence[manifest_lib.Entry],
-  payloads: Mapping[bytes, bytes],
-  decoded: Mapping[bytes, payload_lib.Payload] = types.MappingProxyType({}),
-) -> dict[int, payload_lib.Payload]:
-  """Decodes the payloads of a round, by uid; leaves out refused ones."""
-  found = {}
-  for entry in entries:
-    if entry.digest in decoded:
-      found[entry.uid] = decoded[entry.digest]
-      continue
-    try:
-      found[entry.uid] = decode(
-        shared_model, chain, entry, position, payloads[entry.digest]
-      )
-    except payload_lib.PayloadError:
-      continue
-  return found

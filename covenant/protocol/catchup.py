@@ -10,7 +10,9 @@ majority votes on that round; the one before it is, and the rounds since are
 replayed.
 """
 
-from collections.abc import Callable, Iterator
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from concurrent import futures
 from typing import NamedTuple
 
 from covenant.chain import interface as chain_lib
@@ -144,10 +146,9 @@ class CatchUp:
       StoreError: it cannot be had now.
     """
     for anchor in history_lib.anchors(self._view):
-      if anchor.majority:
-        history = history_lib.History(self._view, anchor)
-        for base in self._checkpoints(history, round_index):
-          return base.load()
+      history = history_lib.History(self._view, anchor)
+      for base in self._checkpoints(history, round_index):
+        return base.load()
     return None
 
   def _bases(
@@ -182,7 +183,7 @@ class CatchUp:
       vouched = history.fingerprint(r)
       if vouched == index.fingerprint:
         fitting.append((name, source, index))
-      elif vouched is not None and history.anchor.majority:
+      elif vouched is not None:
         self._refused.add(name)
     if fitting:
       name, _, index = fitting[0]
@@ -268,8 +269,7 @@ class CatchUp:
     try:
       position = self._apply(base.load(), manifests)
     except apply.OutOfSyncError:
-      if history.anchor.majority:
-        self._refused.add(name)
+      self._refused.add(name)
       raise
     self.replayed = dict(enumerate(manifests, start=r))
     return position
@@ -277,31 +277,87 @@ class CatchUp:
   def _apply(
     self, start: apply.Position, manifests: list[bytes]
   ) -> apply.Position:
-    position = start
-    for r, data in enumerate(manifests, start=start.round):
-      digest = run_storage_lib.digest(data) if data else None
-      shared, links = position.shared, apply.kept_links(self._shared_model)
-      if data:
-        try:
-          manifest = manifest_lib.decode(data, self._chain.verify)
-        except manifest_lib.ManifestError as e:
-          raise apply.OutOfSyncError(f'round {r}: {e}') from e
-        fingerprint = self._shared_model.fingerprint(position.shared)
-        apply.check_matches(manifest, position.root, fingerprint)
-        payloads = apply.fetch_payloads(
-          self._storage,
-          self._view.membership,
-          r,
-          manifest.entries,
-          self._shared_model.spec.payload_bytes,
-          {},
-        )
-        applied = apply.outer_step(
-          self._shared_model, self._chain, position, manifest.entries, payloads
-        )
-        shared = applied.shared
-      position = position.advance(digest, shared, links)
+    """Returns the position after some rounds, by their manifests.
+
+    While a round is applied the payloads of the next one are fetched.
+    """
+    position, ahead = start, None
+    with futures.ThreadPoolExecutor(1) as pool:
+      for r, data in enumerate(manifests, start=start.round):
+        have = ahead.result() if ahead else {}
+        following = manifests[r - start.round + 1 :][:1]
+        ahead = pool.submit(self._fetch_ahead, r + 1, following)
+        digest = run_storage_lib.digest(data) if data else None
+        shared, links = position.shared, apply.kept_links(self._shared_model)
+        if data:
+          try:
+            manifest = manifest_lib.decode(data, self._chain.verify)
+          except manifest_lib.ManifestError as e:
+            raise apply.OutOfSyncError(f'round {r}: {e}') from e
+          fingerprint = self._shared_model.fingerprint(position.shared)
+          apply.check_matches(manifest, position.root, fingerprint)
+          shared = self._outer_step(position, manifest.entries, have)
+        position = position.advance(digest, shared, links)
     return position
+
+  def _outer_step(
+    self,
+    position: apply.Position,
+    entries: Sequence[manifest_lib.Entry],
+    have: dict[bytes, bytes],
+  ) -> shared_state_lib.SharedState:
+    """Returns the state after a round; fetches payloads that are not there."""
+    model, chain = self._shared_model, self._chain
+    incoming = apply.Incoming(model, chain, position, entries)
+    payloads = self._payloads(position.round, entries, have, incoming.take)
+    return apply.outer_step(
+      model, chain, position, entries, payloads, None, False, incoming
+    ).shared
+
+  def _fetch_ahead(
+    self, round_index: int, manifests: Sequence[bytes]
+  ) -> dict[bytes, bytes]:
+    """Returns payloads of the next round; those that do not come are no error.
+
+    Args:
+      round_index: the round.
+      manifests: its manifest, or nothing.
+    """
+    have: dict[bytes, bytes] = {}
+    if not self._storage.in_threads:
+      return have
+    for data in filter(None, manifests):
+      with contextlib.suppress(
+        manifest_lib.ManifestError, store_lib.StoreError
+      ):
+        entries = manifest_lib.decode(data, self._chain.verify).entries
+        self._payloads(round_index, entries, have)
+    return have
+
+  def _payloads(
+    self,
+    round_index: int,
+    entries: Sequence[manifest_lib.Entry],
+    have: dict[bytes, bytes],
+    take: Callable[[bytes, bytes], None] = lambda digest, data: None,
+  ) -> dict[bytes, bytes]:
+    limit, schedule = self._shared_model.spec.payload_bytes, self._view.schedule
+    # A node that needs longer than a round for a round would never catch up.
+    blocks = schedule.put_opens(1) - schedule.put_opens(0)
+    seconds = max(
+      self._storage.longest(len(entries) * limit),
+      blocks * self._chain.block_seconds,
+    )
+    return apply.fetch_payloads(
+      self._storage,
+      self._view.membership,
+      round_index,
+      entries,
+      limit,
+      have,
+      seconds,
+      take,
+    )
 
 
 def _joined(reasons: list[Exception]) -> str:

@@ -15,7 +15,7 @@ import os
 import pathlib
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent import futures
 from typing import Any, NamedTuple
 
@@ -172,7 +172,9 @@ class Checkpoints:
       summing, self._summing = self._summing, None
       summing.result()
 
-  def restore_tree(self, abstract_tree: ct.PyTree) -> ct.PyTree | None:
+  def restore_tree(
+    self, abstract_tree: ct.PyTree, optional: Sequence[str] = ()
+  ) -> ct.PyTree | None:
     """Restores the newest sound tree, or returns None if there is none.
 
     A checkpoint whose files differ from what was written is reported and moved
@@ -182,6 +184,8 @@ class Checkpoints:
       abstract_tree: a tree of the same structure, of arrays or of
         `jax.ShapeDtypeStruct`; the result has their shardings and memory
         kinds. Leaves `...` are not restored.
+      optional: branches that checkpoints of an earlier release lack; the result
+        then lacks them, too.
 
     Raises:
       ConfigError: the checkpoint is of another run, or all are damaged.
@@ -195,13 +199,18 @@ class Checkpoints:
         f'{"; ".join(damaged.values())}. Remove them to begin from the start'
       )
     self._set_aside(damaged)
-    return None if sound is None else self._load(sound, abstract)
+    return None if sound is None else self._load(sound, abstract, optional)
 
-  def _load(self, step: int, abstract: ct.PyTree) -> ct.PyTree:
+  def _load(
+    self, step: int, abstract: ct.PyTree, optional: Sequence[str]
+  ) -> ct.PyTree:
     folder = f'{self._directory}/{step}'
     try:
       stored = self._checkpointer.metadata(step).metadata
       # Metadata is None if its files cannot be read; then loading says why.
+      if isinstance(stored, dict) and isinstance(abstract, dict):
+        missing = {name for name in optional if name not in stored}
+        abstract = {k: x for k, x in abstract.items() if k not in missing}
       differs = tree_difference.difference(stored, abstract) if stored else ''
       if not differs:
         with reading(abstract):

@@ -20,7 +20,6 @@ from covenant.protocol import run_storage as run_storage_lib
 from covenant.store import interface as store_lib
 from covenant.wire import manifest as manifest_lib
 
-_PATIENCE = 2  # rounds
 # Rounds in a row of which nobody may have a manifest that fits, so that
 # liars cannot send a node back to the beginning of a long run.
 _MOST_EMPTY = 64
@@ -40,7 +39,6 @@ class Anchor(NamedTuple):
   round: int
   root: bytes  # history root before the round
   manifest: bytes  # the manifest that was decided; b'' if none was
-  majority: bool  # True if more than half of the stake stands behind it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -233,7 +231,7 @@ def _next(view: View) -> manifest_lib.Manifest | None:
 
 
 def anchors(view: View) -> list[Anchor]:
-  """Returns where proofs may begin, the newest first.
+  """Returns where a proof may begin: one anchor.
 
   That is the last round before the target for whose manifest more than half of
   the stake voted, by the states of the chain at the times of the decisions. If
@@ -244,7 +242,6 @@ def anchors(view: View) -> list[Anchor]:
     StoreError: nobody has the manifest that holds.
     ChainError: the chain cannot be read.
   """
-  found = []
   membership = view.membership
   for r in range(view.target - 1, -1, -1):
     try:
@@ -254,18 +251,14 @@ def anchors(view: View) -> list[Anchor]:
       break  # too old: the run is over, or was at rest
     anchor = _anchor(view, membership, r)
     if anchor is not None:
-      found.append(anchor)
-      if anchor.majority:
-        return found
+      return [anchor]
   # Votes that came too late still name their history.
   voted = {r for r in membership.votes.values() if r < view.target}
-  for r in sorted(voted - {anchor.round for anchor in found}, reverse=True):
+  for r in sorted(voted, reverse=True):
     anchor = _anchor(view, membership, r)
     if anchor is not None:
-      found.append(anchor)
-      if anchor.majority:
-        return found
-  return [*found, Anchor(0, manifest_lib.genesis(view.run), b'', True)]
+      return [anchor]
+  return [Anchor(0, manifest_lib.genesis(view.run), b'')]
 
 
 def _anchor(
@@ -287,20 +280,15 @@ def _anchor(
     return None  # a minority that was late says nothing about the others
   digest = held.digest or late.digest
   assert digest is not None
-  majority = held.majority if held.digest else late.majority
   try:
     data = apply.fetch_manifest(view.storage, view.membership, r, digest)
     manifest = manifest_lib.decode(data, view.chain.verify)
   except manifest_lib.ManifestError:
     return None  # malformed for every node: no message counts
-  except store_lib.StoreError:
-    if majority or view.target <= r + _PATIENCE:
-      raise
-    return None
   if (manifest.run, manifest.round) != (view.run, r):
     return None
   void = held.digest is None or _is_void(view, manifest)
-  return Anchor(r, manifest.root, b'' if void else data, majority)
+  return Anchor(r, manifest.root, b'' if void else data)
 
 
 def _is_void(view: View, manifest: manifest_lib.Manifest) -> bool:

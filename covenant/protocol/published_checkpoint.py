@@ -12,12 +12,14 @@ that the chain vouches for, knows whether an index is right before it fetches a
 byte of the state.
 """
 
+import collections
 import json
 import math
 import pathlib
 import re
-import tempfile
+import threading
 from collections.abc import Callable, Sequence
+from concurrent import futures
 from typing import NamedTuple
 
 import jax
@@ -26,6 +28,7 @@ import numpy as np
 from covenant import typing as ct
 from covenant.models import sharding
 from covenant.protocol import apply
+from covenant.protocol import piece_files
 from covenant.protocol import run_storage as run_storage_lib
 from covenant.store import interface as store_lib
 from covenant.train import shared_state as shared_state_lib
@@ -33,7 +36,7 @@ from covenant.wire import manifest as manifest_lib
 
 MOST_ROUNDS = 4  # newest checkpoints of a stranger that are looked at
 _SIGNATURE_BYTES = 64
-_BATCH = 16  # pieces that are fetched and held at the same time
+_PUTS = 8  # pieces that are put at the same time
 _MALFORMED = (ValueError, TypeError, AttributeError, RecursionError)
 _NAME = re.compile(r'[A-Za-z0-9_.]{1,200}')
 _HEX_64 = re.compile(r'[0-9a-f]{64}')
@@ -84,23 +87,55 @@ def publish(
   position: apply.Position,
   shared_model: shared_state_lib.SharedModel,
   sign: ct.Sign,
+  check: Callable[[], None] = lambda: None,
 ) -> None:
   """Puts the shared state of a position into the own bucket.
+
+  Pieces go from the shards of each tensor to the store, several at a time:
+  nothing is written to a disk, and memory for some pieces is all that it takes.
+  The rounds may go on meanwhile.
+
+  Args:
+    storage: the storage of the node.
+    position: what is published; its arrays must not be changed.
+    shared_model: the model of the run.
+    sign: signs the index.
+    check: called before each piece; what it raises ends the publication.
 
   Raises:
     StoreError: it is not published; pieces already put are used next time.
   """
   files: dict[str, list[str]] = {}
-  put = set()
-  for name, leaf in shared_state_lib.named_leaves(position.shared).items():
-    files[name] = []
-    for piece in shared_state_lib.pieces(shared_model.host.load(leaf)):
-      data = piece.tobytes()
-      digest = run_storage_lib.digest(data)
-      if digest not in put:
-        storage.put_once(storage.chunk_key(digest), data)
-        put.add(digest)
-      files[name].append(digest.hex())
+  known: set[bytes] = set()
+  lock = threading.Lock()
+
+  def put(piece: np.ndarray) -> str:
+    check()
+    data = piece.tobytes()
+    digest = run_storage_lib.digest(data)
+    with lock:
+      is_new = digest not in known
+      known.add(digest)
+    if is_new:
+      storage.put_once(storage.chunk_key(digest), data)
+    return digest.hex()
+
+  workers = _PUTS if storage.in_threads else 1
+  with futures.ThreadPoolExecutor(workers) as pool:
+    waiting = collections.deque[tuple[str, futures.Future[str]]]()
+    try:
+      for name, leaf in shared_state_lib.named_leaves(position.shared).items():
+        files[name] = []
+        for piece in shared_state_lib.pieces(shared_model.host.load(leaf)):
+          waiting.append((name, pool.submit(put, piece)))
+          while len(waiting) > workers:
+            of, done = waiting.popleft()
+            files[of].append(done.result())
+      for of, done in waiting:
+        files[of].append(done.result())
+    except BaseException:
+      pool.shutdown(cancel_futures=True)
+      raise
   fingerprint = fingerprint_of(files)
   past = apply.links_to_json(position.past)
   index = Index(position.round, position.root.hex(), fingerprint, past, files)
@@ -220,7 +255,8 @@ def load(
 ) -> apply.Position:
   """Loads the position that an index describes onto the model's devices.
 
-  One tensor at a time is on the disk of this host.
+  Tensors pass through files (piece_files.py). Where the storage has a folder,
+  an attempt that breaks off is resumed at the piece.
 
   Args:
     storage: the storage of the node that asks.
@@ -239,11 +275,19 @@ def load(
     raise apply.OutOfSyncError(f'index of a checkpoint: {e}') from None
   leaves = {}
   try:
-    with tempfile.TemporaryDirectory() as folder:
+    with piece_files.folder(storage) as folder:
       for name, abstract in found.tensors.items():
-        path = pathlib.Path(folder, 'tensor')
-        _fetch(storage, index, name, found.size(name), sources, path)
-        leaves[name] = _place(path, abstract)
+        path, digests = (
+          pathlib.Path(folder, f'{name}.tensor'),
+          index.files[name],
+        )
+        try:
+          piece_files.fetch(storage, digests, found.size(name), sources, path)
+        except ValueError as e:
+          raise apply.OutOfSyncError(
+            f'the checkpoint of round {index.round}: {e}'
+          ) from None
+        leaves[name] = piece_files.place(path, abstract)
   except OSError as e:
     raise store_lib.StoreError(
       f'the checkpoint of round {index.round} cannot be stored: {e}'
@@ -262,43 +306,6 @@ def load(
     )
   past = apply.links_from_json(index.past)
   return apply.Position(index.round, bytes.fromhex(index.root), shared, past)
-
-
-def _fetch(
-  storage: run_storage_lib.RunStorage,
-  index: Index,
-  name: str,
-  size: int,
-  sources: Sequence[store_lib.Bucket],
-  path: pathlib.Path,
-) -> None:
-  """Writes the bytes of a tensor to a file; raises StoreError or OSError."""
-  digests = [bytes.fromhex(digest) for digest in index.files[name]]
-  limit = shared_state_lib.PIECE_BYTES
-  with open(path, 'wb') as file:
-    for i in range(0, len(digests), _BATCH):
-      some = digests[i : i + _BATCH]
-      pieces = storage.fetch_chunks(list(dict.fromkeys(some)), sources, limit)
-      for at, digest in enumerate(some, start=i):
-        expected = min(limit, size - at * limit)
-        if len(pieces[digest]) != expected:
-          raise apply.OutOfSyncError(
-            f'the checkpoint of round {index.round}: piece {at} of {name} has '
-            f'{len(pieces[digest])} bytes, not {expected}'
-          )
-        file.write(pieces[digest])
-
-
-def _place(path: pathlib.Path, abstract: jax.ShapeDtypeStruct) -> jax.Array:
-  """Returns the tensor in a file, where the model keeps it."""
-  dtype, shape = np.dtype(abstract.dtype), abstract.shape
-  if math.prod(shape):
-    whole = np.memmap(path, dtype, 'r', shape=shape or (1,)).reshape(shape)
-  else:
-    whole = np.empty(shape, dtype)
-  return jax.make_array_from_callback(
-    shape, abstract.sharding, lambda index: np.array(whole[index], copy=True)
-  )
 
 
 def _abstract(

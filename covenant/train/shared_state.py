@@ -29,6 +29,7 @@ from covenant.optim import reduce
 from covenant.optim import weight
 from covenant.train import placement
 from covenant.train import step_bound
+from covenant.wire import lazy
 from covenant.wire import payload
 
 # Bytes of a leaf that have a digest of their own; a published checkpoint has an
@@ -194,12 +195,21 @@ class SharedModel:
     discount = self._config.optim.staleness_discount**header.staleness
     return weight.weigh(self.method.weight, header.sequences, most, discount)
 
+  def norms(self, message: ct.Message) -> np.ndarray:
+    """Returns the norm of each tensor of a message."""
+    return self.outer_step.norms([message])[0]
+
+  def reopen(self, data: bytes) -> ct.Message:
+    """Returns the message of a payload that was decoded, packed (lazy.py)."""
+    return lazy.reopen(data, self.abstract_params, self.spec)
+
   def apply_round(
     self,
     shared: SharedState,
     messages: Mapping[int, ct.Message],
     consume: bool = False,
     weights: Mapping[int, weight.Weight] = _EQUAL_WEIGHTS,
+    norms: Mapping[int, np.ndarray] | None = None,
   ) -> tuple[SharedState, float]:
     """Returns the state after a round, and the L2 norm of the aggregated delta.
 
@@ -210,6 +220,7 @@ class SharedModel:
       consume: True if `shared` is not needed any more, so that a large model
         can be updated in place.
       weights: weights by uid; a message without one has full weight.
+      norms: the `norms` of each message; None: they are computed here.
     """
     if not messages:
       return shared, 0.0
@@ -217,7 +228,10 @@ class SharedModel:
     weighed = [weights.get(uid, weight.Weight()) for uid in sorted(messages)]
     consume = consume or placement.is_offloaded(shared)  # loaded copies
     parts_R, sizes_R = weight.columns(weighed)
-    norms_RxP = self.outer_step.norms(ordered)
+    if norms is None:
+      norms_RxP = self.outer_step.norms(ordered)
+    else:
+      norms_RxP = np.stack([norms[uid] for uid in sorted(messages)])
     clips_RxP = reduce.clip_factors(norms_RxP, self.method.clip, sizes_R)
     steps = np.asarray(shared.steps, np.float32)
     size = step_bound.size(norms_RxP, clips_RxP, parts_R)

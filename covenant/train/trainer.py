@@ -32,6 +32,7 @@ class Trainer:
   Attributes:
     split: the data to train on.
     observe: called with each inner step, soon after it is done.
+    payload_bytes: the most bytes of a payload.
 
   Args:
     config: the config of the run.
@@ -56,6 +57,7 @@ class Trainer:
   ):
     self._config = config
     self._shared_model = shared_model
+    self.payload_bytes = shared_model.spec.payload_bytes
     self.observe: local_lib.Observe = lambda step: None
     self.split = data.train
     stages = None

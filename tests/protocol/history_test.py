@@ -82,7 +82,7 @@ class HistoryTest(parameterized.TestCase):
       sources,
       rounds,
     )
-    anchor = history_lib.Anchor(last, roots[last], manifests[last], True)
+    anchor = history_lib.Anchor(last, roots[last], manifests[last])
     return history_lib.History(view, anchor)
 
   @parameterized.parameters(
@@ -267,7 +267,7 @@ class AnchorsTest(absltest.TestCase):
         self.vote(uid, r, self.manifests[r])
     target, (anchor,) = self.anchors(4 * ROUND + 2)
     self.assertEqual(target, 3)
-    want = history_lib.Anchor(2, self.roots[2], self.manifests[2], True)
+    want = history_lib.Anchor(2, self.roots[2], self.manifests[2])
     self.assertEqual(anchor, want)
 
   def test_the_vote_of_now_names_the_newest_state(self):
@@ -292,7 +292,7 @@ class AnchorsTest(absltest.TestCase):
         self.vote(uid, r, self.manifests[r])
     self.vote(2, 2, self.forged(2), late=True)
     _, (anchor,) = self.anchors(4 * ROUND + 2)
-    want = history_lib.Anchor(1, self.roots[1], self.manifests[1], True)
+    want = history_lib.Anchor(1, self.roots[1], self.manifests[1])
     self.assertEqual(anchor, want)
 
   def test_a_majority_that_was_late_names_its_history(self):
@@ -303,18 +303,18 @@ class AnchorsTest(absltest.TestCase):
     for uid in range(3):
       self.vote(uid, 2, self.manifests[2], late=True)
     _, (anchor,) = self.anchors(4 * ROUND + 2)
-    want = history_lib.Anchor(1, self.roots[1], self.manifests[1], True)
+    want = history_lib.Anchor(1, self.roots[1], self.manifests[1])
     self.assertEqual(anchor, want)
     forgotten = SCHEDULE.last_decision_block(2)
     _, (anchor,) = self.anchors(4 * ROUND + 2, forgotten)
-    self.assertEqual(anchor, history_lib.Anchor(2, self.roots[2], b'', True))
+    self.assertEqual(anchor, history_lib.Anchor(2, self.roots[2], b''))
 
   def test_a_chain_that_forgot_has_the_last_votes(self):
     for uid in range(3):
       self.vote(uid, 0, self.manifests[0])
     last = SCHEDULE.last_decision_block(3)
     _, (anchor,) = self.anchors(5 * ROUND + 2, forgotten=last)
-    want = history_lib.Anchor(0, self.roots[0], self.manifests[0], True)
+    want = history_lib.Anchor(0, self.roots[0], self.manifests[0])
     self.assertEqual(anchor, want)
 
   def test_a_manifest_that_nobody_has_is_waited_for(self):
