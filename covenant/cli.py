@@ -36,6 +36,7 @@ from covenant.node import evaluator as evaluator_lib
 from covenant.node import multihost as multihost_lib
 from covenant.node import preflight
 from covenant.node import process
+from covenant.node import sync as sync_lib
 from covenant.node import workdir as workdir_lib
 from covenant.plan import compile
 from covenant.plan import hardware
@@ -289,6 +290,7 @@ ROLES: dict[str, Callable[[config_lib.Config, str], None]] = {
   'pool': pool,
   'worker': worker,
   'evaluator': evaluator,
+  'sync': sync_lib.sync,
   'localnet': run_localnet,
   'doctor': examine,
   'status': status,
@@ -297,7 +299,6 @@ ROLES: dict[str, Callable[[config_lib.Config, str], None]] = {
   'report': report,
   'compare': compare,
 }
-
 
 # Roles that read no tokens, or make them.
 _WITHOUT_DATA = ('tokenize', 'merge', 'plan', 'report', 'compare', 'explain')

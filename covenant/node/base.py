@@ -20,6 +20,7 @@ from covenant import config as config_lib
 from covenant import errors
 from covenant import typing as ct
 from covenant.chain import interface as chain_lib
+from covenant.node import beside as beside_lib
 from covenant.optim import weight as weight_lib
 from covenant.protocol import apply
 from covenant.protocol import catchup
@@ -81,6 +82,8 @@ class Context:
       model can be updated in place.
     stopping: returns True if the node is asked to stop, so that training ends
       with the inner step under way.
+    publisher: publishes checkpoints beside the rounds, in turn with the other
+      validators. None: each validator does so between two rounds.
   """
 
   config: config_lib.Config
@@ -94,6 +97,7 @@ class Context:
   virtual: bool = False
   sole: bool = False
   stopping: Callable[[], bool] = lambda: False
+  publisher: beside_lib.Beside | None = None
 
 
 class Role(Protocol):

@@ -116,10 +116,13 @@ class MinerRole:
     self, state: round_lib.RoundState
   ) -> tuple[dict[str, ct.PyTree], ct.Json]:
     made, text = self.contribution.result(), None
+    held = np.zeros(self.slot.trainer.payload_bytes, np.uint8)
     if made is not None and state.trained:
       payload, *numbers = made
-      text = [base64.b64encode(payload).decode(), *numbers]
-    return {'private': self.miner_state.result()}, {'contribution': text}
+      held[: len(payload)] = np.frombuffer(payload, np.uint8)
+      text = [len(payload), *numbers]
+    tree = {'private': self.miner_state.result(), 'payload': held}
+    return tree, {'contribution': text}
 
   def load(
     self, tree: dict[str, ct.PyTree], text: ct.Json, state: round_lib.RoundState
@@ -127,8 +130,12 @@ class MinerRole:
     self.miner_state = Future.done(tree['private'])
     if text['contribution'] is None:
       return state
-    payload, *numbers = text['contribution']
-    made = Contribution(base64.b64decode(payload), *numbers)
+    size, *numbers = text['contribution']
+    if 'payload' in tree:
+      payload = np.asarray(tree['payload'])[:size].tobytes()
+    else:  # saved as text, by an earlier release
+      payload = base64.b64decode(size)
+    made = Contribution(payload, *numbers)
     self.contribution = Future.done(made)
     return state._replace(trained=True)
 

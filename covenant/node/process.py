@@ -27,12 +27,14 @@ from covenant.data import tokens as tokens_lib
 from covenant.gauntlet import checks
 from covenant.gauntlet import scores
 from covenant.node import base as node_lib
+from covenant.node import beside as beside_lib
 from covenant.node import connect
 from covenant.node import miner as miner_lib
 from covenant.node import multihost as multihost_lib
 from covenant.node import published_status
 from covenant.node import ranked
 from covenant.node import step_meter
+from covenant.node import sync
 from covenant.node import validator as validator_lib
 from covenant.node import workdir as workdir_lib
 from covenant.optim import sparseloco
@@ -48,6 +50,7 @@ from covenant.wire import manifest as manifest_lib
 
 _POLL = 0.5  # blocks between two calls of `Chain.head`, at most
 _UNREACHABLE = 1.0  # seconds until the chain is called again
+_LEAVE_SECONDS = 20.0  # that a process waits for the store before it ends
 
 
 # (context, start of the run, training data, devices of all processes) -> the
@@ -111,10 +114,14 @@ class Process:
     objects = ranked.storage(
       process_group, run, lambda: connect.objects(config, run)
     )
+    objects.folder = self.workdir.path / sync.JOINING
+    self._status_thread = beside_lib.Beside('status', tries=1)
+    self._publisher = beside_lib.Beside('publish')
     self._checkpoints = checkpoint_lib.Checkpoints(
       pathlib.Path(workdir, 'checkpoints'), config.checkpoint, self._damaged
     )
     start = apply.Position(0, manifest_lib.genesis(run), shared_model.init())
+    start = sync.start(workdir, config, start)
     context = node_lib.Context(
       config,
       self._chain,
@@ -123,6 +130,7 @@ class Process:
       observe=self.workdir.event,
       sole=role != 'validator',
       stopping=self._is_stopping,
+      publisher=self._publisher if process_group.is_single else None,
     )
     if build is None:
       build = _miner if role == 'miner' else self._validator
@@ -132,7 +140,7 @@ class Process:
         config, shared_model, self.workdir.telemetry
       )
       self.node.role.slot.trainer.observe = self._inner_step
-    saved = self._checkpoints.restore_tree(self.node.save())
+    saved = self._checkpoints.restore_tree(self.node.save(), ['payload'])
     if saved is not None:
       self.node.load(saved)
     self._saved = self.node.state.round if saved is not None else None
@@ -201,6 +209,14 @@ class Process:
         self._checkpoints.__exit__()
       except checkpoint_lib.CheckpointError as e:
         self.workdir.status(error=str(e))
+      # A finished run leaves its last state to others; a node that is stopped
+      # goes on with the pieces that are missing when it starts again.
+      is_over = self._over(rounds)
+      self._publisher.close(
+        None if is_over else _LEAVE_SECONDS, cancel=not is_over
+      )
+      self._status_thread.close(_LEAVE_SECONDS)
+      self._note_failures()
 
   def _inner_step(self, step: local_lib.InnerStep) -> None:
     """Measures an inner step of this miner."""
@@ -275,10 +291,24 @@ class Process:
       data = published_status.encode(
         published_status.Status(*status), run, self._chain.sign
       )
-      published_status.publish(node.objects, data)
+      if self._process_group.is_single:
+        self._status_thread.submit(
+          lambda: published_status.publish(node.objects, data)
+        )
+      else:
+        published_status.publish(node.objects, data)
     except (chain_lib.ChainError, store_lib.StoreError, OSError) as e:
       self.workdir.status(error=f'status: {type(e).__name__}: {e}')
+    self._note_failures()
     self.workdir.last_error = ''
+
+  def _note_failures(self) -> None:
+    """Reports what failed beside the rounds."""
+    if error := self._status_thread.take_error():
+      self.workdir.status(error=f'status: {error}')
+    if error := self._publisher.take_error():
+      event = node_lib.Event(-1, self.node.state.round, 'publish', error)
+      self.workdir.event(event)
 
   def _show(self, phase: str, head: int | None = None) -> None:
     """Writes the state of this node to status.json."""

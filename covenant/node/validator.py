@@ -23,6 +23,7 @@ from covenant.gauntlet import selection
 from covenant.node import base as node_lib
 from covenant.node import collect
 from covenant.node import follow
+from covenant.node import publishing
 from covenant.node import turns as turns_lib
 from covenant.node import validator_role as role_lib
 from covenant.node import vote as vote_lib
@@ -90,25 +91,24 @@ def _catch_up(node: Validator, command: Command, head: int) -> None:
 def _keep(node: Validator, command: Command, head: int) -> None:
   """Stores the round's history and, when due, a checkpoint; deletes old ones.
 
-  Objects that the store does not take now are stored a round later.
+  Objects that the store does not take now are stored a round later. A process
+  publishes the checkpoint beside the rounds (publishing.py).
   """
   del command, head
-  role, objects = node.role, node.objects
+  role, objects, publisher = node.role, node.objects, node.context.publisher
   every, r = node.config.checkpoint.publish, node.state.round
   due = r % every == 0 or r == node.config.rounds
-  if due:
+  if due and publisher is None:
     published_checkpoint.publish(
       objects, node.place, node.shared_model, node.chain.sign
     )
   while role.to_keep:
     objects.put_once(*role.to_keep[0])
     del role.to_keep[0]
-  if due:
-    keep = node.config.checkpoint.keep
-    # A node that is a little behind still needs what has just been applied.
-    oldest = min(published_checkpoint.prune(objects, keep), r - 2)
-    for kind in 'payloads', 'proposals', 'history', 'verdicts':
-      objects.delete_before(kind, oldest)
+  if due and publisher is not None:
+    publishing.start(node, publisher)
+  elif due:
+    publishing.forget(node, r)
 
 
 def score(node: Validator, command: round_lib.Command, head: int) -> None:

@@ -1,5 +1,7 @@
 """A miner's phases, on devices that return a known message."""
 
+import base64
+import json
 from unittest import mock
 
 import numpy as np
@@ -129,6 +131,31 @@ class MinerTest(parameterized.TestCase):
     self.assertTrue(self.node.state.committed)
     membership = self.network.read()
     self.assertGreater(membership.peers[1].registered, 2)
+
+  def test_a_payload_is_saved_as_bytes(self):
+    """Text of it would take a third more, and twice the memory."""
+    self.poll(1)  # trained
+    made = self.node.role.contribution.result()
+    tree = self.node.save()
+    self.assertLess(len(tree['text']), 1000)
+    self.assertEqual(tree['payload'].dtype, np.uint8)
+    again = self.network.miner(1)
+    self.assertEqual(again.save()['payload'].shape, tree['payload'].shape)
+    again.load(tree)
+    self.assertEqual(again.role.contribution.result(), made)
+    self.assertTrue(again.state.trained)
+
+  def test_a_payload_that_was_saved_as_text_is_read(self):
+    self.poll(1)
+    made = self.node.role.contribution.result()
+    tree = self.node.save()
+    del tree['payload']
+    text = json.loads(tree['text'])
+    payload = base64.b64encode(made.payload).decode()
+    text['contribution'][0] = payload
+    again = self.network.miner(1)
+    again.load({**tree, 'text': json.dumps(text)})
+    self.assertEqual(again.role.contribution.result(), made)
 
   def test_batches_end_when_the_put_window_opens(self):
     self.network.block = 1

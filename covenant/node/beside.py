@@ -1,0 +1,111 @@
+"""Work beside the rounds: what a node must not wait for.
+
+A node publishes its status and its checkpoints while the rounds go on. A slow
+or dead store then delays nothing but these.
+"""
+
+import threading
+from collections.abc import Callable
+
+from covenant.chain import interface as chain_lib
+from covenant.store import interface as store_lib
+
+_PAUSE_SECONDS = 5.0  # after a failure, before the next try
+_FAILURES = (chain_lib.ChainError, store_lib.StoreError, OSError)
+
+
+class CanceledError(Exception):
+  """The process ends, and does not wait for this work."""
+
+
+class Beside:
+  """A thread that does the newest work, again until it is done.
+
+  Args:
+    name: of the thread.
+    tries: how often a work is tried; later work replaces one that waits.
+    pause: waits some seconds between two tries, unless the event is set.
+  """
+
+  def __init__(
+    self,
+    name: str,
+    tries: int = 1 << 30,
+    pause: Callable[[threading.Event, float], object] = threading.Event.wait,
+  ):
+    self._name = name
+    self._tries = tries
+    self._pause = pause
+    self._lock = threading.Lock()
+    self._waiting: Callable[[], None] | None = None
+    self._thread: threading.Thread | None = None
+    self._canceled = threading.Event()
+    self._error = ''
+
+  @property
+  def is_busy(self) -> bool:
+    """Whether any work is under way or waits."""
+    with self._lock:
+      return self._thread is not None
+
+  def take_error(self) -> str:
+    """Returns what failed since this was asked last; empty if nothing did."""
+    with self._lock:
+      error, self._error = self._error, ''
+    return error
+
+  def check(self) -> None:
+    """Raises CanceledError in work that nobody waits for any more."""
+    if self._canceled.is_set():
+      raise CanceledError
+
+  def submit(self, work: Callable[[], None]) -> None:
+    """Does work soon, in place of any that has not begun."""
+    with self._lock:
+      self._waiting = work
+      if self._thread is None:
+        self._thread = threading.Thread(
+          target=self._run, name=self._name, daemon=True
+        )
+        self._thread.start()
+
+  def close(self, seconds: float | None, cancel: bool = False) -> bool:
+    """Waits for the end of all work; returns whether it came in time.
+
+    Args:
+      seconds: the longest wait; None: until it is done.
+      cancel: ask the work to end early.
+    """
+    if cancel:
+      self._canceled.set()
+    with self._lock:
+      thread = self._thread
+    if thread is not None:
+      thread.join(seconds)
+    in_time = not self.is_busy
+    self._canceled.set()
+    return in_time
+
+  def _run(self) -> None:
+    while True:
+      with self._lock:
+        work, self._waiting = self._waiting, None
+        if work is None:
+          self._thread = None
+          return
+      self._do(work)
+
+  def _do(self, work: Callable[[], None]) -> None:
+    for left in reversed(range(self._tries)):
+      try:
+        work()
+        return
+      except CanceledError:
+        return
+      except _FAILURES as e:
+        with self._lock:
+          self._error = f'{type(e).__name__}: {e}'
+          is_replaced = self._waiting is not None
+      if not left or is_replaced or self._canceled.is_set():
+        return
+      self._pause(self._canceled, _PAUSE_SECONDS)

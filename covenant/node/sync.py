@@ -1,0 +1,167 @@
+"""A node that gets the shared state before it takes part in a run.
+
+It needs no place in the subnet: it reads the chain and the buckets of
+validators. A miner or validator that then starts with the same workdir begins
+where this one ended, so that the time of joining is not spent registered.
+"""
+
+import json
+import os
+import pathlib
+import sys
+import time
+from collections.abc import Callable
+
+import jax
+
+from covenant import config as config_lib
+from covenant import startup
+from covenant import typing as ct
+from covenant.chain import interface as chain_lib
+from covenant.node import connect
+from covenant.node import multihost as multihost_lib
+from covenant.node import workdir as workdir_lib
+from covenant.protocol import apply
+from covenant.protocol import catchup
+from covenant.protocol import checkpoint as checkpoint_lib
+from covenant.protocol import round as round_lib
+from covenant.store import interface as store_lib
+from covenant.train import placement
+from covenant.train import shared_state as shared_state_lib
+from covenant.wire import manifest as manifest_lib
+
+FOLDER = 'synced'  # of the state, in a workdir
+JOINING = 'joining'  # of a checkpoint that is being loaded
+_FAILURES = (
+  apply.OutOfSyncError,
+  chain_lib.ChainError,
+  store_lib.StoreError,
+  OSError,
+)
+
+
+def sync(config: config_lib.Config, workdir: str) -> None:
+  """Gets the state of a run into the workdir before a node registers."""
+  with (
+    multihost_lib.start(config.network, config.devices) as process_group,
+    startup.stoppable('stopping') as stop,
+  ):
+    mesh = placement.Placement(process_group.mesh).home_mesh
+    Sync(config, workdir, mesh).run(stop)
+
+
+class Sync:
+  """Follows a run without a part in it.
+
+  Args:
+    config: the config of the run.
+    workdir: the folder of the node to come.
+    mesh: the devices that hold the state; None is the default device.
+
+  Raises:
+    ChainError, StoreError, ConfigError: it cannot start.
+    FolderInUseError: another process has the workdir.
+  """
+
+  def __init__(
+    self,
+    config: config_lib.Config,
+    workdir: str | os.PathLike[str],
+    mesh: jax.sharding.Mesh | None = None,
+  ):
+    self._config = config
+    self._workdir = workdir_lib.Workdir(workdir, 'sync', config.network.hotkey)
+    self._chain = connect.chain(config, reads_only=True)
+    self._schedule = round_lib.Schedule(config.phases)
+    self._shared_model = shared_state_lib.SharedModel(
+      config, mesh, config.devices.offload
+    )
+    run = self._shared_model.run
+    self._objects = connect.objects(config, run, writes=False)
+    self._objects.folder = self._workdir.path / JOINING
+    self._refused: set[catchup.Refused] = set()
+    self._checkpoints = checkpoint_lib.Checkpoints(
+      pathlib.Path(workdir, FOLDER), config.checkpoint
+    )
+    genesis = apply.Position(
+      0, manifest_lib.genesis(run), self._shared_model.init()
+    )
+    self._place = restored(self._checkpoints, genesis)
+
+  @property
+  def place(self) -> apply.Position:
+    """The state it has."""
+    return self._place
+
+  def run(self, stop: Callable[[], bool]) -> None:
+    """Follows the run until its last round, or until asked to stop."""
+    seconds = min(self._chain.block_seconds, 12.0) / 2
+    with self._workdir, self._checkpoints:
+      while not stop() and self._place.round < self._config.rounds:
+        try:
+          has_moved = self.step()
+        except _FAILURES as e:
+          self._workdir.status(error=f'{type(e).__name__}: {e}')
+          has_moved = False
+        if not has_moved:
+          time.sleep(seconds)
+      self._workdir.status(phase='stopped' if stop() else 'finished')
+
+  def step(self) -> bool:
+    """Catches up once and saves the state; returns whether it moved."""
+    head = self._chain.head()
+    if self._schedule.finalized(head) < 0:
+      return False
+    attempt = catchup.CatchUp(
+      self._chain,
+      self._objects,
+      self._shared_model,
+      self._schedule,
+      head,
+      self._config.rounds,
+      self._refused,
+    )
+    before = self._place.round
+    if attempt.target <= before:
+      return False
+    self._place = attempt.run(self._place)
+    self._checkpoints.save_tree(self._place.round, _to_tree(self._place))
+    here = f'round {self._place.round}, {attempt.target - before} more'
+    self._workdir.status(phase='synced', round=self._place.round)
+    print(f'synced: {here}', file=sys.stderr, flush=True)
+    return True
+
+
+def start(
+  workdir: str | os.PathLike[str],
+  config: config_lib.Config,
+  genesis: apply.Position,
+) -> apply.Position:
+  """Returns where a node begins: the state that was synced, or the genesis."""
+  folder = pathlib.Path(workdir, FOLDER)
+  if not folder.is_dir():
+    return genesis
+  with checkpoint_lib.Checkpoints(folder, config.checkpoint) as checkpoints:
+    return restored(checkpoints, genesis)
+
+
+def restored(
+  checkpoints: checkpoint_lib.Checkpoints, genesis: apply.Position
+) -> apply.Position:
+  """Returns the newest position that was saved, or the genesis."""
+  tree = checkpoints.restore_tree(_to_tree(genesis))
+  if tree is None:
+    return genesis
+  text = json.loads(tree['text'])
+  past = apply.links_from_json(text['past'])
+  root = bytes.fromhex(text['root'])
+  return apply.Position(text['round'], root, tree['shared'], past)
+
+
+def _to_tree(place: apply.Position) -> dict[str, ct.PyTree]:
+  text = {
+    'round': place.round,
+    'root': place.root.hex(),
+    'past': apply.links_to_json(place.past),
+  }
+  return {'shared': place.shared, 'text': json.dumps(text)}

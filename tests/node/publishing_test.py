@@ -1,0 +1,92 @@
+"""Checkpoints are published in turn, and no round waits for them."""
+
+import dataclasses
+import threading
+from unittest import mock
+
+from absl.testing import absltest
+
+from covenant.node import beside
+from covenant.node import publishing
+from covenant.protocol import published_checkpoint
+from covenant.protocol import round as round_lib
+from tests.node import network as network_lib
+
+Phase = round_lib.Phase
+EVERY = network_lib.CONFIG.checkpoint.publish
+
+
+class PublishingTest(absltest.TestCase):
+  def setUp(self):
+    super().setUp()
+    self.network = network_lib.Network(self)
+    config = dataclasses.replace(network_lib.CONFIG, rounds=100)
+    self.publishers = {uid: beside.Beside('test') for uid in (3, 4, 5)}
+    self.nodes = {
+      uid: self.network.validator(uid, publisher=worker, config=config)
+      for uid, worker in self.publishers.items()
+    }
+
+  def voted(self, round_index):
+    """All validators vote in a round; returns the block at which it is over."""
+    schedule = self.nodes[3].schedule
+    self.network.block = schedule.start(round_index + 1)
+    for uid in self.nodes:
+      self.network.commit(uid, round_index)
+    self.network.block = schedule.put_closes(round_index + 1)
+
+  def test_validators_take_turns(self):
+    turns = []
+    for number in range(1, 7):
+      r = number * EVERY
+      for before in range(max(r - 2, 0), r):
+        self.voted(before)
+      turns.append(
+        [u for u, node in self.nodes.items() if publishing.is_turn(node, r)]
+      )
+    self.assertEqual(turns, [[4], [5], [3], [4], [5], [3]])
+
+  def test_the_last_state_of_a_run_is_published_by_all(self):
+    for node in self.nodes.values():
+      self.assertTrue(publishing.is_turn(node, 100))
+
+  def test_a_slow_store_delays_no_round(self):
+    """A node keeps rounds while its store takes pieces one by one."""
+    node, worker = self.nodes[3], self.publishers[3]
+    go, begun, put = threading.Event(), threading.Event(), []
+    put_once = node.objects.put_once
+
+    def slow(key, data):
+      if '/chunks/' in key or '/checkpoints/' in key:
+        begun.set()
+        go.wait()
+        put.append(key)
+      put_once(key, data)
+
+    self.addCleanup(go.set)
+    node.state = round_lib.RoundState(EVERY, kept=False)
+    with mock.patch.object(publishing, 'is_turn', return_value=True):
+      with mock.patch.object(node.objects, 'put_once', slow):
+        for r in range(EVERY, 3 * EVERY):
+          node.state = round_lib.RoundState(r, kept=False)
+          node.role.to_keep = [(node.objects.key('history', r), b'')]
+          self.assertIsNone(
+            node.handlers[Phase.KEEP](
+              node, network_lib.command(Phase.KEEP, r), self.network.block
+            )
+          )
+          begun.wait()
+          self.assertEmpty(node.role.to_keep)
+        self.assertEmpty(put)  # the store has not taken a piece yet
+        self.assertTrue(worker.is_busy)
+        go.set()
+        self.assertTrue(worker.close(None))
+    objects = node.objects
+    # The turn in the middle was left out: the state of its round is gone.
+    rounds = published_checkpoint.published(objects, objects.bucket)
+    self.assertEqual(rounds, [EVERY])
+    self.assertEqual(worker.take_error(), '')
+
+
+if __name__ == '__main__':
+  absltest.main()
