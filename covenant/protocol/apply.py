@@ -387,7 +387,8 @@ def outer_step(
     incoming = Incoming(shared_model, chain, position, entries, decoded)
   for entry in entries:
     incoming.take(entry.digest, payloads.get(entry.digest, b''))
-  found = incoming.found
+  came = incoming.found  # in any order
+  found = {e.uid: came[e.uid] for e in entries if e.uid in came}
   messages = {uid: message.message for uid, message in found.items()}
   weights = {uid: shared_model.weigh(x.header) for uid, x in found.items()}
   norms = {uid: message.norms for uid, message in found.items()}
