@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
+from covenant.protocol import parts as parts_lib
 from covenant.store import directory
 from covenant.store import interface
 from covenant.store import reader
@@ -105,20 +106,30 @@ class RunStorage:
   def put_once(self, key: str, data: bytes) -> None:
     """Puts an object unless it is there: its key determines its bytes.
 
-    A large object under its digest may be written twice, to the same bytes, but
-    is not copied: a store must copy what only one writer may have put.
+    One that is too large for a store is put in parts (parts.py). A large object
+    under its digest may be written twice, to the same bytes, but is not copied:
+    a store must copy what only one writer may have put.
     """
-    is_large = len(data) >= _LARGE and _DIGEST.search(key)
+    is_named = bool(_DIGEST.search(key))
+    if is_named and parts_lib.is_cut(len(data)):
+      folder, digests = key.rpartition('/')[0], []
+      for part in parts_lib.cut(data):
+        digests.append(digest(part))
+        self.put_once(f'{folder}/{digests[-1].hex()}', part)
+      data, is_named = parts_lib.make_list(digests), False
+    is_large = is_named and len(data) >= _LARGE
+    if is_large and self._has(key, len(data)):
+      return
     try:
-      if is_large:
-        try:
-          if self.bucket.head(key).size == len(data):
-            return
-        except interface.MissingObjectError:
-          pass
-      self.bucket.put(key, data, replace=bool(is_large))
+      self.bucket.put(key, data, replace=is_large)
     except interface.ObjectExistsError:
       pass
+
+  def _has(self, key: str, size: int) -> bool:
+    try:
+      return self.bucket.head(key).size == size
+    except interface.MissingObjectError:
+      return False
 
   def fetch(
     self,
@@ -152,25 +163,28 @@ class RunStorage:
     for digest, location in refs:
       owners.setdefault(digest, []).append(location)
     requests, missing = {}, {}
-    for digest, locations in owners.items():
+    for name, locations in owners.items():
       sources = tuple(
         self._directory.by_trust([*self.buckets_at(locations), *mirrors])
       )
-      key = self.key(kind, round_index, digest)
+      key = self.key(kind, round_index, name)
       if sources:
-        requests[digest] = reader.ObjectRequest(sources, key, limit, digest)
+        requests[name] = parts_lib.request(sources, key, limit, name)
       else:
-        missing[digest] = interface.MissingObjectError(
+        missing[name] = interface.MissingObjectError(
           f'{key}: no known peer says where it is'
         )
     in_turn = sorted(
       requests, key=lambda d: self._directory.failed(requests[d].buckets[0])
     )
-    requests = {digest: requests[digest] for digest in in_turn}
+    requests = {name: requests[name] for name in in_turn}
     if seconds is None:
       seconds = self.longest(len(requests) * limit)
     began, note = time.monotonic(), self._directory.note
-    got = reader.fetch(requests, seconds, _WORKERS, note, take)
+    if parts_lib.is_cut(limit):
+      got = parts_lib.fetch(requests, limit, seconds, _WORKERS, note, take)
+    else:
+      got = reader.fetch(requests, seconds, _WORKERS, note, take)
     self._measure(got.values(), time.monotonic() - began)
     return got | missing
 

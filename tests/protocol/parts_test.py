@@ -1,0 +1,118 @@
+"""Objects in parts: resumed at the part, and not trusted."""
+
+from unittest import mock
+
+from absl.testing import absltest
+
+from covenant.protocol import parts
+from covenant.protocol import run_storage as run_storage_lib
+from covenant.store import bucket as bucket_lib
+from covenant.store import interface
+from covenant.store import location as location_lib
+
+LIMIT = 4000
+DATA = bytes(i % 251 for i in range(3900))
+DIGEST = run_storage_lib.digest(DATA)
+
+
+class PartsTest(absltest.TestCase):
+  def setUp(self):
+    super().setUp()
+    self.enterContext(mock.patch.object(parts, 'PART_BYTES', 400))
+    self.storages = [self.open(name) for name in ('owner', 'mirror')]
+
+  def open(self, name):
+    location = location_lib.Location('memory', f'{name}-{self.id()[-40:]}')
+
+    def open_bucket(data):
+      found = location_lib.Location.from_bytes(data)
+      return bucket_lib.open_for_reading(found, allow_local=True)
+
+    return run_storage_lib.RunStorage(
+      b'r' * 16,
+      bucket_lib.open_bucket(location),
+      location.to_bytes(),
+      open_bucket,
+    )
+
+  def put(self, storage, data=DATA, digest=DIGEST):
+    storage.put_once(storage.key('payloads', 3, digest), data)
+
+  def fetch(self, limit=LIMIT):
+    owner, mirror = self.storages
+    taken = {}
+    ref = run_storage_lib.ObjectRef(DIGEST, owner.location)
+    got = mirror.fetch(
+      'payloads', 3, [ref], [mirror.bucket], limit, 30, taken.__setitem__
+    )[DIGEST]
+    if isinstance(got, bytes):
+      self.assertEqual(taken, {DIGEST: got})
+    return got
+
+  def test_comes_whole(self):
+    owner, _ = self.storages
+    self.put(owner)
+    self.assertLen(owner.bucket.list(''), 11)  # ten parts and their list
+    self.assertEqual(self.fetch(), DATA)
+    owner.delete_before('payloads', 4)
+    self.assertEmpty(owner.bucket.list(''))
+
+  def test_a_small_object_is_not_cut(self):
+    """Messages of one spec may have several lengths."""
+    owner, mirror = self.storages
+    data = DATA[:400]
+    digest = run_storage_lib.digest(data)
+    self.put(owner, data, digest)
+    self.assertLen(owner.bucket.list(''), 1)
+    ref = run_storage_lib.ObjectRef(digest, owner.location)
+    got = mirror.fetch('payloads', 3, [ref], [], LIMIT, 30)
+    self.assertEqual(got, {digest: data})
+
+  def test_an_upload_goes_on_with_the_parts_that_are_missing(self):
+    owner, _ = self.storages
+    put, sent = owner.bucket.put, []
+
+    def break_off(key, data, replace=False):
+      if len(sent) == 4:
+        raise interface.StoreUnavailableError('restart')
+      sent.append(key)
+      put(key, data, replace=replace)
+
+    with mock.patch.object(run_storage_lib, '_LARGE', 50):
+      with mock.patch.object(owner.bucket, 'put', break_off):
+        with self.assertRaises(interface.StoreUnavailableError):
+          self.put(owner)
+      self.assertIsInstance(self.fetch(), interface.MissingObjectError)
+      again = []
+      with mock.patch.object(
+        owner.bucket, 'put', lambda k, d, replace: again.append(k)
+      ):
+        self.put(owner)
+      self.assertLen(again, 7)
+      self.assertEmpty(set(again) & set(sent))
+      self.put(owner)
+    self.assertEqual(self.fetch(), DATA)
+
+  def test_a_list_of_other_parts_hides_nothing(self):
+    owner, mirror = self.storages
+    other = bytes(3900)
+    self.put(owner, other)  # under the digest of DATA
+    self.assertIn('list is that of another', str(self.fetch()))
+    self.put(mirror)
+    self.assertEqual(self.fetch(), DATA)
+
+  def test_lists_of_strangers_are_bounded(self):
+    one = bytes(32)
+    for data in (
+      b'',
+      parts.make_list([]),
+      parts.make_list([one])[:-1],
+      parts.make_list([one] * 11),
+      b'x' + parts.make_list([one]),
+    ):
+      self.assertIsNone(parts.read_list(data, LIMIT), data)
+    self.assertLen(parts.read_list(parts.make_list([one] * 10), LIMIT), 10)
+
+
+if __name__ == '__main__':
+  absltest.main()
