@@ -26,6 +26,7 @@ from covenant.wire import manifest as manifest_lib
 from covenant.wire import payload as payload_lib
 
 Validator = role_lib.Validator
+_Content = payload_lib.Payload | payload_lib.PayloadError
 
 
 class _Committed(NamedTuple):
@@ -53,6 +54,8 @@ def collect(node: Validator, command: round_lib.Command, head: int) -> None:
   deadline = time.monotonic() + seconds
   previous = node.messages or _recall(node, membership, seconds / 2)
   entries = committed.entries
+  decoded = _Decoded(node, entries)
+  role.take = decoded.take
   fetched = _fetch_in_turns(node, r, membership, entries, deadline)
   readable: dict[int, payload_lib.Payload] = {}
   submissions = [
@@ -60,7 +63,7 @@ def collect(node: Validator, command: round_lib.Command, head: int) -> None:
     for peer in membership.miners
     if (
       submission := _submission(
-        node, r, peer.uid, membership, committed, fetched, readable
+        node, r, peer.uid, membership, committed, fetched, readable, decoded
       )
     )
   ]
@@ -145,14 +148,39 @@ def check_late(
   return _check(node, round_index, evidence)
 
 
-def decode(
-  node: Validator, entry: manifest_lib.Entry, data: bytes
-) -> payload_lib.Payload | payload_lib.PayloadError:
+def decode(node: Validator, entry: manifest_lib.Entry, data: bytes) -> _Content:
   """Returns the content of a payload of this round, or why it is refused."""
   try:
     return apply.decode(node.shared_model, node.chain, entry, node.place, data)
   except payload_lib.PayloadError as e:
     return e
+
+
+class _Decoded:
+  """The payloads of a round, decoded while others are being fetched.
+
+  Args:
+    node: the validator.
+    entries: what was committed, by uid.
+  """
+
+  def __init__(
+    self, node: Validator, entries: Mapping[int, manifest_lib.Entry]
+  ):
+    self._node = node
+    self._entries = entries
+    self._found: dict[int, payload_lib.Payload | payload_lib.PayloadError] = {}
+
+  def take(self, digest: bytes, data: bytes) -> None:
+    """Decodes a payload for each uid that committed to it."""
+    for uid, entry in self._entries.items():
+      if entry.digest == digest:
+        self._found[uid] = decode(self._node, entry, data)
+
+  def get(self, entry: manifest_lib.Entry, data: bytes) -> _Content:
+    """Returns the content of a payload, or why it is refused."""
+    found = self._found.get(entry.uid)
+    return decode(self._node, entry, data) if found is None else found
 
 
 def _submission(
@@ -163,6 +191,7 @@ def _submission(
   committed: _Committed,
   fetched: Mapping[int, bytes | store_lib.StoreError],
   readable: dict[int, payload_lib.Payload],
+  as_it_came: '_Decoded',
 ) -> checks_lib.Submission | None:
   """Returns what a miner submitted; None for one that nobody asked for.
 
@@ -184,7 +213,7 @@ def _submission(
     absent = isinstance(data, store_lib.MissingObjectError)
     fetch = 'absent' if absent else 'failed'
     return submission._replace(fetch=fetch, detail=str(data))
-  decoded = decode(node, entry, data)
+  decoded = as_it_came.get(entry, data)
   if isinstance(decoded, payload_lib.Payload):
     node.payloads[entry.digest] = data
     node.decoded[entry.digest] = readable[uid] = decoded
@@ -348,7 +377,9 @@ def _fetch(
     for entry in entries
   ]
   limit = node.shared_model.spec.payload_bytes
-  got = node.objects.fetch('payloads', round_index, wanted, [], limit, seconds)
+  got = node.objects.fetch(
+    'payloads', round_index, wanted, [], limit, seconds, node.role.take
+  )
   return {entry.uid: got[entry.digest] for entry in entries}
 
 

@@ -80,6 +80,7 @@ class ValidatorRole:
     judge: the programs that it checks and scores with.
     standings: its ratings of the miners.
     announce: called with every verdict.
+    take: called with the digest and the bytes of each payload as it comes.
     collected: the contributions to the round in agreement.
     ballot: the proposals of that round.
     passed: the last round in which a validator was passed over, by hotkey: its
@@ -97,6 +98,7 @@ class ValidatorRole:
     default_factory=ratings.Ratings
   )
   announce: Callable[[Verdict], None] = lambda verdict: None
+  take: Callable[[bytes, bytes], None] = lambda digest, data: None
   collected: Collected | None = None
   ballot: Ballot = dataclasses.field(default_factory=Ballot)
   passed: dict[str, int] = dataclasses.field(default_factory=dict)
