@@ -25,6 +25,13 @@ class Model(schema.Section):
   kv_heads: int = schema.positive(4)  # a divisor of heads: grouped queries
   ffn_width: int = schema.positive(192)
   rope_theta: float = schema.positive(10_000.0)
+  # Slower rotations for contexts beyond that of the first training, as in
+  # Llama 3.1: the factor (1: none), the turns per context below which all and
+  # above which no rotation is slowed, and that context in tokens.
+  rope_factor: float = schema.positive(1.0)
+  rope_low: float = schema.positive(1.0)
+  rope_high: float = schema.positive(4.0)
+  rope_context: int = schema.positive(8192)
   norm_eps: float = schema.positive(1e-5)
   tie_embeddings: bool = True
   scan_layers: bool = False  # one compiled layer: fast compile, slower on CPU
@@ -51,6 +58,11 @@ class Model(schema.Section):
       self.heads % self.kv_heads == 0,
       'model.kv_heads',
       f'must divide model.heads = {self.heads}, got {self.kv_heads}',
+    )
+    schema.require(
+      self.rope_high > self.rope_low,
+      'model.rope_high',
+      f'must be above model.rope_low = {self.rope_low}, got {self.rope_high}',
     )
 
 

@@ -13,15 +13,35 @@ import numpy as np
 from covenant import config
 
 
-def rotate(x_BxHxLxK: jax.Array, theta: float) -> jax.Array:
-  """Applies rotary positions 0 to L - 1 to the pairs (i, i + K / 2).
+def frequencies(model: config.Model) -> np.ndarray:
+  """Returns the rotation of each pair per position, in radians: float64 [I].
+
+  Those that turn seldom within `model.rope_context` are slowed by
+  `model.rope_factor` (The Llama 3 Herd of Models, arXiv 2407.21783, and the
+  published config of Llama 3.1).
+  """
+  half = model.width // model.heads // 2
+  frequency_I = model.rope_theta ** (-np.arange(half) / half)
+  if model.rope_factor == 1:
+    return frequency_I
+  turns_I = model.rope_context * frequency_I / (2 * np.pi)
+  kept_I = (turns_I - model.rope_low) / (model.rope_high - model.rope_low)
+  kept_I = np.clip(kept_I, 0, 1)
+  return frequency_I * (kept_I + (1 - kept_I) / model.rope_factor)
+
+
+def rotate(x_BxHxLxK: jax.Array, frequency_I: np.ndarray) -> jax.Array:
+  """Applies rotary positions to the pairs (i, i + K / 2).
 
   RoFormer (arXiv 2104.09864), eq. 34, with the pairs of Hugging Face's Llama.
+
+  Args:
+    x_BxHxLxK: queries or keys of consecutive positions.
+    frequency_I: the result of `frequencies`.
   """
-  length, half = x_BxHxLxK.shape[2], x_BxHxLxK.shape[3] // 2
+  length = x_BxHxLxK.shape[2]
   # In float64 on the host, so that far positions keep their precision.
-  frequency = theta ** (-np.arange(half) / half)
-  angle_1x1xLxI = np.outer(np.arange(length), frequency)[None, None]
+  angle_1x1xLxI = np.outer(np.arange(length), frequency_I)[None, None]
   cos_1x1xLxI = np.cos(angle_1x1xLxI).astype(np.float32)
   sin_1x1xLxI = np.sin(angle_1x1xLxI).astype(np.float32)
   a_BxHxLxI, b_BxHxLxI = jnp.split(x_BxHxLxK.astype(jnp.float32), 2, axis=-1)

@@ -13,6 +13,7 @@ time.
 """
 
 import contextlib
+import dataclasses
 import json
 import math
 import os
@@ -32,6 +33,10 @@ from covenant.models import llama
 
 _INDEX = 'model.safetensors.index.json'
 _SINGLE = 'model.safetensors'  # written by transformers if one file is enough
+_EMBEDDING = 'model.embed_tokens.weight'
+_UNEMBEDDING = 'lm_head.weight'
+_FREQUENCIES = '.rotary_emb.inv_freq'  # follow from rope_theta
+_DTYPES = ('F32', 'BF16', 'F16')
 _SLAB = 2**24  # bytes transposed at a time
 # Name in their layer -> leaf of ours.
 _LAYER = {
@@ -143,10 +148,13 @@ def load(folder: str | os.PathLike[str], model: config_lib.Model) -> ct.Params:
   """Loads the parameters of a folder in the layout of `llama.init`.
 
   Names, shapes and dtypes are checked before the first tensor is read. One
-  tensor at a time is in memory beside the result.
+  tensor at a time is in memory beside the result. A table of frequencies
+  (`inv_freq`) is left out, as is the padding of a vocabulary, and the copy that
+  some files have of a tied embedding.
 
   Args:
-    folder: a folder of `export` or `save_pretrained`, float32 or bfloat16.
+    folder: a folder of `export` or `save_pretrained`, or of a published model,
+      in float32, bfloat16 or float16.
     model: the expected architecture.
 
   Returns:
@@ -157,8 +165,10 @@ def load(folder: str | os.PathLike[str], model: config_lib.Model) -> ct.Params:
       exactly `model`; names the file and the tensor or field.
   """
   folder = pathlib.Path(folder)
-  hf_config.check(folder / 'config.json', model)
-  tensors = _tensors(model)
+  rows = hf_config.check(folder / 'config.json', model)
+  tensors = _tensors(dataclasses.replace(model, vocab_size=rows))
+  if model.tie_embeddings:
+    tensors[_UNEMBEDDING] = tensors[_EMBEDDING]
   shards = _read_index(folder, tensors)
   for file, names in shards.items():
     _check_shard(file, {name: tensors[name] for name in names})
@@ -175,6 +185,16 @@ def load(folder: str | os.PathLike[str], model: config_lib.Model) -> ct.Params:
       for name in names:
         tensor, x = tensors[name], reader.get_tensor(name)
         target = _leaf(params, tensor)
+        if name in (_EMBEDDING, _UNEMBEDDING):
+          x = x[: model.vocab_size]
+        if name == _UNEMBEDDING and model.tie_embeddings:
+          if not np.array_equal(target, np.asarray(x, np.float32)):
+            raise config_lib.ConfigError(
+              f'{file}: {name} is not {_EMBEDDING}, though config.json says '
+              'tie_word_embeddings; correct it, and use '
+              'model.tie_embeddings=False'
+            )
+          continue
         target[...] = x.T if tensor.turned else x
   return params
 
@@ -283,13 +303,18 @@ def _read_index(
   """Returns the names of the tensors in each file, and checks them."""
   path = folder / _INDEX
   if not path.exists() and (folder / _SINGLE).exists():
-    return {folder / _SINGLE: list(tensors)}
+    with _open(folder / _SINGLE) as reader:
+      there = set(reader.keys())
+    _check_names(folder / _SINGLE, there, tensors)
+    return {folder / _SINGLE: [name for name in tensors if name in there]}
   where = hf_config.read_json(path).get('weight_map')
   if not isinstance(where, dict):
     raise config_lib.ConfigError(f'{path}: expected a weight_map')
   _check_names(path, where, tensors)
   shards: dict[pathlib.Path, list[str]] = {}
   for name in tensors:
+    if name not in where:
+      continue  # optional
     file = where[name]
     # Untrusted: a name must not lead out of the folder.
     if not isinstance(file, str) or pathlib.PurePath(file).name != file:
@@ -299,11 +324,15 @@ def _read_index(
 
 
 def _check_names(
-  path: pathlib.Path, there: Iterable[str], expected: Iterable[str]
+  path: pathlib.Path, there: Iterable[str], expected: Mapping[str, _Tensor]
 ) -> None:
-  found, wanted = set(there), set(expected)
+  found = {name for name in there if not name.endswith(_FREQUENCIES)}
+  wanted = set(expected)
+  lacking = wanted - found
+  if expected.get(_UNEMBEDDING) == expected.get(_EMBEDDING):
+    lacking.discard(_UNEMBEDDING)  # tied: some files have it, too
   for what, names in (
-    ('lacks', wanted - found),
+    ('lacks', lacking),
     ('has an unexpected tensor,', found - wanted),
   ):
     if names:
@@ -317,9 +346,9 @@ def _check_shard(path: pathlib.Path, tensors: Mapping[str, _Tensor]) -> None:
     for name, tensor in tensors.items():
       view = reader.get_slice(name)
       dtype, shape = view.get_dtype(), tuple(view.get_shape())
-      if shape != tensor.shape or dtype not in ('F32', 'BF16'):
+      if shape != tensor.shape or dtype not in _DTYPES:
         raise config_lib.ConfigError(
-          f'{path}: {name}: expected F32 or BF16 of shape '
+          f'{path}: {name}: expected {", ".join(_DTYPES)} of shape '
           f'{list(tensor.shape)}, got {dtype} of {list(shape)}'
         )
 

@@ -1,7 +1,8 @@
-"""The config.json of Hugging Face's Llama."""
+"""The config.json of Hugging Face's Llama, and of models that equal it."""
 
 import json
 import pathlib
+import sys
 
 from covenant import config as config_lib
 from covenant import typing as ct
@@ -16,12 +17,22 @@ _DEFAULTS = {
   'attention_bias': False,
   'mlp_bias': False,
 }
+# Defaults of other kinds whose model is a Llama, unless a field says otherwise.
+_KINDS = {'llama': {}, 'mistral': {'sliding_window': 4096}}
+# What others have, by the name of a tensor.
+_OTHERS = {
+  'qwen2': 'biases, such as model.layers.0.self_attn.q_proj.bias',
+  'qwen3': 'norms of queries and keys, model.layers.0.self_attn.q_norm.weight',
+}
+_PADDING = 1024  # most rows that padding adds to a vocabulary
 
 
 def make(model: config_lib.Model, context: int, end_of_text: int) -> ct.Json:
   """Returns the content of config.json; the arguments are as in `hf.export`."""
   fields = {name: value for name, (value, _) in _fields(model).items()}
-  del fields['rope_type']  # the default, which has no field of its own
+  scaling = {name: fields.pop(name) for name in _rope(model)}
+  if model.rope_factor != 1:
+    fields['rope_scaling'] = scaling
   return fields | {
     'architectures': ['LlamaForCausalLM'],
     'max_position_embeddings': context,
@@ -33,20 +44,46 @@ def make(model: config_lib.Model, context: int, end_of_text: int) -> ct.Json:
   }
 
 
-def check(path: pathlib.Path, model: config_lib.Model) -> None:
-  """Raises ConfigError if the file differs from `model`; names the fields."""
+def check(path: pathlib.Path, model: config_lib.Model) -> int:
+  """Compares the file with a model.
+
+  Returns:
+    The rows of the vocabulary, of which some may be padding: then it says so.
+
+  Raises:
+    ConfigError: it is of another model; names the fields.
+  """
   there = read_json(path)
+  kind = there.get('model_type')
+  if kind in _OTHERS:
+    raise config_lib.ConfigError(
+      f'{path}: model_type {kind!r}: its layers have {_OTHERS[kind]}; expected '
+      f'one of {", ".join(_KINDS)}'
+    )
   # transformers 5 writes the first, 4 the second; defaults may be omitted.
   rope = there.get('rope_parameters') or there.get('rope_scaling') or {}
   if not isinstance(rope, dict):
     raise config_lib.ConfigError(f'{path}: rope_parameters: got {rope!r}')
-  there = _DEFAULTS | there | {k: v for k, v in rope.items() if k != 'type'}
+  defaults = _DEFAULTS | _KINDS.get(str(kind), {})
+  there = defaults | there | {k: v for k, v in rope.items() if k != 'type'}
   there['rope_type'] = rope.get('rope_type', rope.get('type', 'default'))
   if there.get('num_key_value_heads') is None:
     there['num_key_value_heads'] = there.get('num_attention_heads')
   if there.get('head_dim') is None:  # it follows from other fields
     there['head_dim'] = model.width // model.heads
+  vocab_size, padding = model.vocab_size, _padding(there, model)
+  if padding:
+    print(
+      f'{path}: vocab_size is {vocab_size + padding}: {padding} rows after '
+      f'model.vocab_size={vocab_size} are taken for padding and cut',
+      file=sys.stderr,
+    )
+    there['vocab_size'] = vocab_size
   differ = []
+  if (window := _window(there)) is not None:
+    differ.append(f'sliding_window is {window!r}, the architecture has none')
+  if kind in _KINDS:
+    there['model_type'] = 'llama'
   for name, (value, field) in _fields(model).items():
     if there.get(name) != value:
       text = f'{name} is {there.get(name)!r}, {field} {value!r}'
@@ -57,6 +94,27 @@ def check(path: pathlib.Path, model: config_lib.Model) -> None:
     raise config_lib.ConfigError(
       f'{path} describes another model: ' + '; '.join(differ)
     )
+  return vocab_size + padding
+
+
+def _padding(there: dict[str, ct.Json], model: config_lib.Model) -> int:
+  """Returns the rows by which a vocabulary was padded to a multiple of 8."""
+  rows = there.get('vocab_size')
+  if not isinstance(rows, int) or rows % 8:
+    return 0
+  more = rows - model.vocab_size
+  return more if 0 < more < _PADDING else 0
+
+
+def _window(there: dict[str, ct.Json]) -> ct.Json:
+  """Returns the sliding window if some position is outside of it."""
+  window, most = (
+    there.get(name) for name in ('sliding_window', 'max_position_embeddings')
+  )
+  if there.get('use_sliding_window') is False:
+    return None
+  enough = isinstance(window, int) and isinstance(most, int) and window >= most
+  return None if enough else window
 
 
 def read_json(path: pathlib.Path) -> dict[str, ct.Json]:
@@ -70,6 +128,22 @@ def read_json(path: pathlib.Path) -> dict[str, ct.Json]:
   if not isinstance(content, dict):
     raise config_lib.ConfigError(f'{path}: expected a JSON object')
   return content
+
+
+def _rope(model: config_lib.Model) -> dict[str, tuple[ct.Json, str]]:
+  """Returns the fields of scaled rotary positions, as `_fields`."""
+  if model.rope_factor == 1:
+    return {'rope_type': ('default', 'model.rope_factor is 1:')}
+  return {
+    'rope_type': ('llama3', 'model.rope_factor is not 1:'),
+    'factor': (model.rope_factor, 'model.rope_factor'),
+    'low_freq_factor': (model.rope_low, 'model.rope_low'),
+    'high_freq_factor': (model.rope_high, 'model.rope_high'),
+    'original_max_position_embeddings': (
+      model.rope_context,
+      'model.rope_context',
+    ),
+  }
 
 
 def _fields(model: config_lib.Model) -> dict[str, tuple[ct.Json, str]]:
@@ -86,7 +160,7 @@ def _fields(model: config_lib.Model) -> dict[str, tuple[ct.Json, str]]:
     'head_dim': (m.width // m.heads, 'model.width / model.heads'),
     'rms_norm_eps': (m.norm_eps, 'model.norm_eps'),
     'rope_theta': (m.rope_theta, 'model.rope_theta'),
-    'rope_type': ('default', 'the architecture'),
+    **_rope(m),
     'tie_word_embeddings': (m.tie_embeddings, 'model.tie_embeddings'),
     'hidden_act': ('silu', 'the architecture'),
     'attention_bias': (False, 'the architecture'),

@@ -160,8 +160,9 @@ class Attention(nn.Module):
       y_BxLxHK = _project(self, name, x_BxLxD, (D, heads * K))
       return y_BxLxHK.reshape(B, L, -1, K).swapaxes(1, 2)
 
-    q_BxHxLxK = attention.rotate(project('query', H), m.rope_theta)
-    k_BxNxLxK = attention.rotate(project('key', N), m.rope_theta)
+    turns_I = attention.frequencies(m)
+    q_BxHxLxK = attention.rotate(project('query', H), turns_I)
+    k_BxNxLxK = attention.rotate(project('key', N), turns_I)
     v_BxNxLxK = project('value', N)
     fused = m.attention == 'cudnn'
     function = attention.attend_fused if fused else attention.attend

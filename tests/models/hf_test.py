@@ -6,6 +6,7 @@ Those that need transformers and torch compare logits with the real library.
 import dataclasses
 import functools
 import importlib.util
+import io
 import json
 import math
 import pathlib
@@ -21,6 +22,7 @@ from absl.testing import absltest
 from absl.testing import parameterized
 
 from covenant import config
+from covenant.models import attention
 from covenant.models import hf
 from covenant.models import llama
 from tests import helpers
@@ -269,14 +271,15 @@ class LoadTest(FolderTest):
   def shards(self):
     return sorted(self.folder.glob('model-*'))
 
-  def test_bfloat16_is_widened(self):
+  @parameterized.parameters(ml_dtypes.bfloat16, np.float16)
+  def test_narrow_floats_are_widened(self, dtype):
     params = _lively_params(_TINY)
     self.export(_TINY, params)
     for name in hf.names_and_shapes(_TINY):
-      self.rewrite(name, becomes=lambda x: x.astype(ml_dtypes.bfloat16))
+      self.rewrite(name, becomes=lambda x: x.astype(dtype))
     jax.tree.map(
       lambda x, y: np.testing.assert_array_equal(
-        x, y.astype(ml_dtypes.bfloat16).astype(np.float32)
+        x, y.astype(dtype).astype(np.float32)
       ),
       hf.load(self.folder, _TINY),
       params,
@@ -302,12 +305,96 @@ class LoadTest(FolderTest):
     ({'rope_scaling': {'type': 'linear'}}, "rope_type is 'linear'"),
     ({'rope_parameters': {'rope_theta': 3.0}}, 'rope_theta is 3.0'),
     ({'rope_parameters': 3}, 'rope_parameters: got 3'),
+    (
+      {'model_type': 'qwen2'},
+      'qwen2.*biases, such as model.layers.0.self_attn',
+    ),
+    ({'model_type': 'qwen3'}, 'qwen3.*self_attn.q_norm.weight'),
+    (
+      {'model_type': 'mistral', 'max_position_embeddings': 9000},
+      'sliding_window is 4096',
+    ),
+    ({'sliding_window': 8}, 'sliding_window is 8, the architecture has none'),
+    (
+      {'rope_scaling': {'rope_type': 'llama3', 'factor': 8.0}},
+      "rope_type is 'llama3', model.rope_factor is 1",
+    ),
+    ({'vocab_size': 64 + 1024}, 'vocab_size is 1088'),
   )
   def test_another_architecture(self, changes, message):
     self.export(_TINY, _lively_params(_TINY))
     path = self.folder / 'config.json'
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
     self.broken(f'config.json.*{message}')
+
+  @parameterized.parameters(
+    ({'sliding_window': None},),
+    ({'sliding_window': 40},),
+    ({'sliding_window': 8, 'use_sliding_window': False},),
+  )
+  def test_mistral_without_a_window_is_a_llama(self, changes):
+    params = _lively_params(_TINY)
+    self.export(_TINY, params)
+    path = self.folder / 'config.json'
+    there = json.loads(path.read_text()) | {'model_type': 'mistral'}
+    path.write_text(json.dumps(there | changes))
+    loaded = hf.load(self.folder, _TINY)
+    jax.tree.map(np.testing.assert_array_equal, loaded, params)
+
+  @parameterized.parameters(False, True)
+  def test_tables_of_frequencies_are_left_out(self, one_file):
+    params = _lively_params(_TINY)
+    self.export(_TINY, params, shard_bytes=20_000)
+    self.publish(
+      one_file, {'model.layers.0.self_attn.rotary_emb.inv_freq': np.ones(4)}
+    )
+    loaded = hf.load(self.folder, _TINY)
+    jax.tree.map(np.testing.assert_array_equal, loaded, params)
+
+  @parameterized.parameters(False, True)
+  def test_a_tied_model_may_have_its_embedding_twice(self, one_file):
+    params = _lively_params(_TINY)
+    self.export(_TINY, params, shard_bytes=20_000)
+    self.publish(one_file, {'lm_head.weight': params['embedding'].copy()})
+    loaded = hf.load(self.folder, _TINY)
+    jax.tree.map(np.testing.assert_array_equal, loaded, params)
+    self.publish(one_file, {'lm_head.weight': params['embedding'] + 1})
+    self.broken('lm_head.weight is not model.embed_tokens.weight')
+
+  @parameterized.product(tie_embeddings=(False, True))
+  def test_padding_of_a_vocabulary_is_cut(self, tie_embeddings):
+    model = _with(tie_embeddings=tie_embeddings)
+    params = _lively_params(model)
+    wide = jax.tree.map(np.copy, params)
+    wide['embedding'] = np.pad(params['embedding'], ((0, 3), (0, 0)))
+    if not tie_embeddings:
+      wide['unembedding'] = np.pad(params['unembedding'], ((0, 0), (0, 3)))
+    self.export(_with(tie_embeddings=tie_embeddings, vocab_size=64), wide)
+    with mock.patch.object(hf.hf_config.sys, 'stderr', io.StringIO()) as said:
+      loaded = hf.load(self.folder, model)
+    self.assertIn('vocab_size is 64: 3 rows', said.getvalue())
+    jax.tree.map(np.testing.assert_array_equal, loaded, params)
+
+  def publish(self, one_file, more):
+    """Adds tensors, as other programs write them; in one file or several."""
+    import safetensors.numpy as sn
+
+    path = self.folder / 'model.safetensors.index.json'
+    if one_file and path.exists():
+      tensors = {}
+      for shard in self.shards():
+        tensors |= sn.load_file(shard)
+        shard.unlink()
+      path.unlink()
+      sn.save_file(tensors, self.folder / 'model.safetensors')
+    if one_file:
+      file = self.folder / 'model.safetensors'
+      sn.save_file(sn.load_file(file) | more, file)
+      return
+    sn.save_file(more, self.folder / 'more.safetensors')
+    index = json.loads(path.read_text())
+    index['weight_map'] |= dict.fromkeys(more, 'more.safetensors')
+    path.write_text(json.dumps(index))
 
   def test_fields_that_are_left_out_are_as_in_transformers(self):
     self.export(_TINY, _lively_params(_TINY))
@@ -343,7 +430,7 @@ class LoadTest(FolderTest):
 
   @parameterized.parameters(
     (dict(becomes=lambda x: x.T.copy()), r'shape \[48, 32\], got F32 of \[32'),
-    (dict(becomes=np.float16), 'expected F32 or BF16 .*, got F16'),
+    (dict(becomes=np.int32), 'expected F32, BF16, F16 of .*, got I32'),
     (dict(renamed='x'), 'lacks model.layers.1.mlp.up_proj.weight'),
   )
   def test_tensors_that_are_wrong(self, change, message):
@@ -351,13 +438,11 @@ class LoadTest(FolderTest):
     self.rewrite('model.layers.1.mlp.up_proj.weight', **change)
     self.broken(f'model-00001-of-00001.safetensors.* {message}')
 
-  def test_a_tensor_too_many(self):
-    model = _with(tie_embeddings=False)
-    self.export(model, _lively_params(model))
-    path = self.folder / 'config.json'
-    there = json.loads(path.read_text())
-    path.write_text(json.dumps(there | {'tie_word_embeddings': True}))
-    self.broken('has an unexpected tensor, lm_head.weight')
+  @parameterized.parameters(False, True)
+  def test_a_tensor_too_many(self, one_file):
+    self.export(_TINY, _lively_params(_TINY))
+    self.publish(one_file, {'model.layers.0.self_attn.q_proj.bias': np.ones(3)})
+    self.broken('has an unexpected tensor, model.layers.0.self_attn.q_proj.bia')
 
   def test_without_the_package(self):
     self.export(_TINY, _lively_params(_TINY))
@@ -398,6 +483,32 @@ class TransformersTest(FolderTest):
     self.assertIsNone(theirs.config.bos_token_id)
     self.assertEqual(theirs.config.tie_word_embeddings, model.tie_embeddings)
     self.assertLess(self.difference(theirs, model, params), 1e-4)
+
+  def test_scaled_rotary_positions(self):
+    """As of Llama 3.1: some pairs kept, some slowed, some in between."""
+    import torch
+    import transformers
+
+    model = _with(
+      width=64, rope_factor=8.0, rope_low=1.0, rope_high=4.0, rope_context=64
+    )
+    params = _lively_params(model)
+    self.export(model, params)
+    theirs = transformers.LlamaForCausalLM.from_pretrained(self.folder)
+    inv_freq = theirs.model.rotary_emb.inv_freq.numpy()
+    np.testing.assert_allclose(
+      inv_freq, attention.frequencies(model), rtol=1e-5
+    )
+    plain = attention.frequencies(dataclasses.replace(model, rope_factor=1.0))
+    ratio = attention.frequencies(model) / plain
+    self.assertEqual((ratio[0], ratio[-1]), (1.0, 1 / 8))
+    self.assertTrue(((ratio > 0.13) & (ratio < 0.99)).any())
+    self.assertLess(self.difference(theirs, model, params), 1e-4)
+    folder = self.parent / 'again'
+    theirs.save_pretrained(folder)
+    loaded = hf.load(folder, model)
+    jax.tree.map(np.testing.assert_array_equal, loaded, params)
+    del torch
 
   @parameterized.product(many_files=(False, True), **_SWITCHES)
   def test_logits_of_an_import(self, many_files, **switches):

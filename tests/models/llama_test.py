@@ -303,7 +303,10 @@ class AttentionTest(parameterized.TestCase):
     )
 
 
-_rotate = jax.jit(attention.rotate, static_argnames='theta')
+@functools.partial(jax.jit, static_argnames='theta')
+def _rotate(x_BxHxLxK, theta):
+  model = config.Model(width=x_BxHxLxK.shape[3], heads=1, rope_theta=theta)
+  return attention.rotate(x_BxHxLxK, attention.frequencies(model))
 
 
 class RotateTest(absltest.TestCase):
