@@ -9,7 +9,6 @@ from any folder: `covenant --config=shakespeare:smoke`.
 
 import contextlib
 import os
-import pathlib
 import sys
 import time
 from collections.abc import Callable
@@ -31,7 +30,7 @@ from covenant.emulate import devices as devices_lib
 from covenant.emulate import emulation
 from covenant.emulate import host
 from covenant.emulate import localnet
-from covenant.gauntlet import ratings as ratings_lib
+from covenant.emulate import proposals
 from covenant.node import evaluator as evaluator_lib
 from covenant.node import multihost as multihost_lib
 from covenant.node import preflight
@@ -44,6 +43,7 @@ from covenant.plan import island_table as islands_table
 from covenant.plan import planner
 from covenant.plan import table
 from covenant.pool import worker as worker_lib
+from covenant.report import explain
 from covenant.report import page
 from covenant.report import progress
 from covenant.report import status as status_lib
@@ -203,18 +203,16 @@ def status(config: config_lib.Config, workdir: str) -> None:
     status_lib.watch(config, sys.stdout, bool(_flag('watch')), stop)
 
 
+def amend(config: config_lib.Config, workdir: str) -> None:
+  """Proposes that a run changes --set from --round on; lists, without."""
+  flags_ = _flag('round'), _flag('set') or [], bool(_flag('withdraw'))
+  print(proposals.run(config, workdir, *flags_))
+
+
 def explain_uid(config: config_lib.Config, workdir: str) -> None:
-  """Explains the weight of --uid, from a validator's records."""
+  """Explains the weight of --uid and amendments, from a validator's records."""
   del config  # the folder has the run's
-  path = pathlib.Path(workdir, 'verdicts.jsonl')
-  if _flag('uid') is None:
-    raise config_lib.ConfigError('--uid: expected the uid to explain')
-  if not path.exists():
-    raise config_lib.ConfigError(
-      '--workdir: expected that of a validator or of an emulated run; there is '
-      f'no {path}'
-    )
-  print(ratings_lib.explain(ratings_lib.read_decisions(path), _flag('uid')))
+  print(explain.text(workdir, _flag('uid')))
 
 
 def plan(config: config_lib.Config, workdir: str) -> None:
@@ -294,6 +292,7 @@ ROLES: dict[str, Callable[[config_lib.Config, str], None]] = {
   'localnet': run_localnet,
   'doctor': examine,
   'status': status,
+  'amend': amend,
   'explain': explain_uid,
   'plan': plan,
   'report': report,
@@ -344,6 +343,9 @@ flags.DEFINE_enum(
 )
 flags.DEFINE_bool('watch', False, 'status: prints again with every block.')
 flags.DEFINE_integer('uid', None, 'explain: the uid.', lower_bound=0)
+flags.DEFINE_integer('round', None, 'amend: the first round.', lower_bound=1)
+flags.DEFINE_multi_string('set', [], 'amend: a change, PATH=VALUE.')
+flags.DEFINE_bool('withdraw', False, 'amend: no longer those of --round.')
 _PREFIX = '--config.'
 
 

@@ -30,6 +30,7 @@ from covenant.protocol import checksums
 from covenant.protocol import published_checkpoint
 from covenant.store import location as location_lib
 from covenant.train import shared_state as shared_state_lib
+from covenant.wire import amendment
 from covenant.wire import commitment
 from covenant.wire import manifest
 from covenant.wire import payload
@@ -37,6 +38,17 @@ from tests import helpers
 from tests import mutations
 
 RUN = b'r' * 16
+AMENDMENT = amendment.make(
+  RUN,
+  9,
+  {
+    'rounds': 40,
+    'optim.outer.learning_rate': 0.7,
+    'data.phases': [
+      {'start': 9, 'mixture': [{'path': 'a', 'weight': 1, 'digest': '0' * 64}]}
+    ],
+  },
+)
 SIGNATURE = bytes(64)
 HEADER = payload.Header(RUN, 3, 7, b'h' * 16, b'c' * 16, 64)
 LIKE = {
@@ -98,9 +110,16 @@ class ManifestParser:
       for uid in (0, 3, 200)
     )  # fmt: skip
     whole = manifest.Manifest(RUN, 3, b'o' * 32, '0f' * 16, 'leader', entries)
+    supports = tuple(amendment.Support(x, SIGNATURE) for x in ('one', 'two'))
+    adoption = amendment.Adoption(AMENDMENT, supports)
     self.seeds = [
       manifest.encode(x, lambda _: SIGNATURE)[:-64]
-      for x in (whole, whole._replace(entries=()), whole._replace(round=0))
+      for x in (
+        whole,
+        whole._replace(entries=()),
+        whole._replace(round=0),
+        whole._replace(entries=(), adoption=adoption),
+      )
     ]
 
   def __call__(self, mutant):
@@ -109,6 +128,44 @@ class ManifestParser:
     except manifest.ManifestError as e:
       return str(e)
     assert manifest.encode(found, lambda _: SIGNATURE)[:-64] == mutant
+    return 'accepted'
+
+
+class SupportsParser:
+  """The amendments that a validator supports."""
+
+  def __init__(self):
+    other = amendment.make(RUN, 12, {'protocol': 2, 'release': '1.2'})
+    self.seeds = [
+      amendment.encode_supports(x)
+      for x in ({AMENDMENT: SIGNATURE, other: SIGNATURE}, {})
+    ]
+
+  def __call__(self, mutant):
+    try:
+      found = amendment.decode_supports(mutant, RUN, 'me', anybody)
+    except amendment.AmendmentError as e:
+      return str(e)
+    assert amendment.encode_supports(found) == mutant
+    return 'accepted'
+
+
+class AdoptedParser:
+  """The amendments that a validator says that the run has adopted."""
+
+  def __init__(self):
+    other = amendment.make(RUN, 12, {'phases.round_blocks': 40})
+    self.seeds = [
+      amendment.encode_adopted(x, RUN, lambda _: SIGNATURE)[:-64]
+      for x in ((AMENDMENT, other), ())
+    ]
+
+  def __call__(self, mutant):
+    try:
+      found = amendment.decode_adopted(mutant + SIGNATURE, RUN, 'me', anybody)
+    except amendment.AmendmentError as e:
+      return str(e)
+    assert amendment.encode_adopted(found, RUN, lambda _: b'') == mutant
     return 'accepted'
 
 
@@ -171,11 +228,13 @@ class IndexParser:
         published_checkpoint.Index(
           place.round,
           place.root.hex(),
-          published_checkpoint.fingerprint_of(files_),
+          published_checkpoint.fingerprint_of(files_, adopted),
           apply.links_to_json(place.past),
           files_,
+          amendment.list_to_json(adopted),
         )
       )
+      for adopted in ((), (AMENDMENT,))
     ]
 
   def __call__(self, mutant):
@@ -290,6 +349,8 @@ def parser(name, folder):
   kinds = {
     'manifest': ManifestParser,
     'commitment': CommitmentParser,
+    'supports': SupportsParser,
+    'adopted': AdoptedParser,
     'location': LocationParser,
     'index': IndexParser,
     'lease': LeaseParser,
@@ -306,7 +367,8 @@ def parser(name, folder):
 
 NAMES = (
   *(f'payload {name}' for name in COMPRESSIONS),
-  'manifest', 'commitment', 'location', 'index', 'lease', 'lines', 'metrics',
+  'manifest', 'supports', 'adopted', 'commitment', 'location', 'index', 'lease',
+  'lines', 'metrics',
   'token', 'address', 'checksums',
 )  # fmt: skip
 

@@ -123,7 +123,8 @@ def _check_digest(field: str, digest: str) -> None:
   )
 
 
-def _read_json(text: str) -> schema.Value:
+def read_phases(text: str) -> schema.Value:
+  """Returns the JSON of phases; raises ConfigError."""
   try:
     return json.loads(text) if text else ()
   except ValueError as e:
@@ -150,7 +151,7 @@ class Data(schema.Section):
   # Digest of the shards' manifest, or of text and tokenizer; empty: any.
   digest: str = ''
   # Mixtures of shards by their first round, instead of a path.
-  phases: tuple[DataPhase, ...] = schema.listed(_read_json, _show_json)
+  phases: tuple[DataPhase, ...] = schema.listed(read_phases, _show_json)
   tokenizer: str = schema.bounded(
     'bytes', choices=('bytes', 'bpe', 'sentencepiece')
   )

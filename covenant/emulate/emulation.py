@@ -14,6 +14,7 @@ from covenant.data import dataset
 from covenant.emulate import devices as devices_lib
 from covenant.emulate import host as host_lib
 from covenant.emulate import measurements
+from covenant.emulate import proposals
 from covenant.node import extension
 from covenant.node import multihost as multihost_lib
 from covenant.node import preflight
@@ -76,7 +77,7 @@ def run(
   device_pool, is_first = host.device_pool, not process_group.index
   with contextlib.ExitStack() as stack:
     stack.enter_context(files.lock(folder.path))
-    stack.callback(device_pool.close)
+    stack.callback(host.tools.close)
     checkpoints = stack.enter_context(
       checkpoint_lib.Checkpoints(workdir / 'checkpoints', config.checkpoint)
     )
@@ -91,25 +92,25 @@ def run(
         print(note, file=sys.stderr)
       folder.open_run(config, resume, observe)
       host.announce, host.stopwatch.note = folder.announce, folder.note
+      host.adopted = folder.adopted
       if restored is None:
         folder.log(host.evaluate())
     completed = resume or 0
-    while completed < config.rounds:
+    while completed < host.rounds:
       folder.begin_round(completed)
+      proposals.support(host, workdir)
       record = host.round()
       completed = record.round
       if is_first:
         folder.log_steps(
-          measurements.step_records(
-            config, completed, host.miners, host.shared_model
-          )
+          measurements.step_records(config, completed, host.miners, host.model)
         )
         folder.log(record)
       # Processes that differ in anything differ in the root.
       stopped = process_group.broadcast_from(
         0, ('round', completed, host.root), stop
       )
-      last = completed == config.rounds
+      last = completed == host.rounds
       if is_first and (last or completed % config.eval.every == 0):
         folder.log(host.evaluate())
       if last or stopped or checkpoints.due(completed):
@@ -120,4 +121,4 @@ def run(
         break
     if is_first:
       finish()
-  return Outcome(host.state(), finished=completed == config.rounds)
+  return Outcome(host.state(), finished=completed == host.rounds)

@@ -26,12 +26,10 @@ from covenant.adversaries import base as adversary
 from covenant.adversaries import registry
 from covenant.chain import local_chain
 from covenant.data import tokens
-from covenant.emulate import devices as devices_lib
 from covenant.emulate import environment as environment_lib
 from covenant.emulate import measurements
-from covenant.gauntlet import checks
+from covenant.emulate import tools as tools_lib
 from covenant.gauntlet import ratings
-from covenant.gauntlet import scores
 from covenant.node import base as node_lib
 from covenant.node import connect
 from covenant.node import evaluator as evaluator_lib
@@ -48,6 +46,7 @@ from covenant.store import interface as store_lib
 from covenant.store import location as location_lib
 from covenant.train import local as local_lib
 from covenant.train import shared_state as shared_state_lib
+from covenant.wire import amendment as amendment_lib
 from covenant.wire import manifest as manifest_lib
 from covenant.wire import payload as payload_lib
 
@@ -85,24 +84,15 @@ class Host:
     self._cast = registry.names(config)
     preflight.check_sequences(config, data.train)
     self.shared_model = shared_state_lib.SharedModel(config)
-    self.device_pool = devices_lib.DevicePool(
-      config,
-      self.shared_model,
-      data,
-      process_group or multihost_lib.ProcessGroup(),
-    )
+    self.tools = tools_lib.Tools(self.shared_model, data, process_group)
+    self.device_pool = self.tools.pool(config)
     self.evaluator = evaluator_lib.Evaluator(config, data)
-    compression = self.shared_model.method.compression
-    self.judge = validator_lib.Judge(
-      checks.Checker(self.shared_model.abstract_params, compression),
-      scores.Scorer(
-        config, self.shared_model.method, self.shared_model.abstract_params
-      ),
-      data.train,
-    )
+    self.judge = self.tools.judge(config)
     self.stopwatch = measurements.Stopwatch()
     self.now = 0.0  # seconds since block 0
     self.announce: Announce = lambda uid, verdict: None
+    self.adopted: Callable[[dict[str, ct.Json]], None] = lambda record: None
+    self.model = self.shared_model  # under the rules of the last round
     self.init()
 
   @property
@@ -114,6 +104,11 @@ class Host:
   def root(self) -> bytes:
     """The root of the history so far."""
     return self.validators[0].root
+
+  @property
+  def rounds(self) -> int:
+    """The number of rounds of the run, as amended."""
+    return self.validators[0].config.rounds
 
   def init(self) -> None:
     """Creates the chain and the nodes of the first round."""
@@ -248,13 +243,16 @@ class Host:
       self._applied,
       observe or functools.partial(self.stopwatch.observe, name=name),
       virtual=True,
+      retool=functools.partial(self.tools.retool, name=name),
+      adopted=lambda record: self.adopted(record),
     )
 
   def round(self) -> metrics.Round:
     """Runs one round of all nodes."""
     began = time.perf_counter()
     completed = self._counters.round + 1
-    before = self.validators[0].root
+    first = self.validators[0]
+    before, self.model = first.root, first.shared_model
     self._run_until(completed)
     self._before = before
     sent = {
@@ -280,7 +278,7 @@ class Host:
       self._counters,
       sent,
       self.validators[0],
-      self.shared_model,
+      self.model,
       time.perf_counter() - began,
       self.stopwatch.lap(),
     )
@@ -334,6 +332,7 @@ class Host:
         for i, v in enumerate(self.validators)
       },
       'passed': [v.role.passed for v in self.validators],
+      'amendments': amendment_lib.list_to_json(place.amendments),
     }
     states = [miner.role.miner_state.result() for miner in self.miners]
     miners, text = dict(enumerate(states)), json.dumps(protocol)
@@ -351,6 +350,7 @@ class Host:
       bytes.fromhex(protocol['root']),
       state.shared,
       apply.links_from_json(protocol['past']),
+      amendment_lib.list_from_json(protocol.get('amendments', [])),
     )
     standings = {
       int(uid): ratings.from_json(text)

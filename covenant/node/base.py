@@ -22,12 +22,14 @@ from covenant import typing as ct
 from covenant.chain import interface as chain_lib
 from covenant.node import beside as beside_lib
 from covenant.optim import weight as weight_lib
+from covenant.protocol import amendments as amendments_lib
 from covenant.protocol import apply
 from covenant.protocol import catchup
 from covenant.protocol import round as round_lib
 from covenant.protocol import run_storage as run_storage_lib
 from covenant.store import interface as store_lib
 from covenant.train import shared_state as shared_state_lib
+from covenant.wire import amendment as amendment_lib
 from covenant.wire import payload as payload_lib
 
 Phase = round_lib.Phase
@@ -43,7 +45,9 @@ WEIGHTS = 'weights in force'
 LOST_ROUND = 'lost round'
 SKIPPED = 'skipped steps'
 SPIKE = 'loss spike'
-NOTES = (WEIGHTS, LOST_ROUND, SKIPPED, SPIKE)
+# The event of an amendment that this release does not know.
+RELEASE = 'release'
+NOTES = (WEIGHTS, LOST_ROUND, SKIPPED, SPIKE, RELEASE)
 
 
 class Event(NamedTuple):
@@ -84,6 +88,10 @@ class Context:
       with the inner step under way.
     publisher: publishes checkpoints beside the rounds, in turn with the other
       validators. None: each validator does so between two rounds.
+    retool: called when a node's config changes by an amendment, to give its
+      role the programs and data of the new one.
+    adopted: called with the record of each amendment that a node learns of
+      (`amendments.record`).
   """
 
   config: config_lib.Config
@@ -98,6 +106,8 @@ class Context:
   sole: bool = False
   stopping: Callable[[], bool] = lambda: False
   publisher: beside_lib.Beside | None = None
+  retool: Callable[['Node'], None] = lambda node: None
+  adopted: Callable[[dict[str, ct.Json]], None] = lambda record: None
 
 
 class Role(Protocol):
@@ -145,13 +155,15 @@ class Node(Generic[R]):
     self.shared_model = context.shared_model
     self.role = role
     self.handlers = handlers
-    overlap = bool(context.config.optim.overlap)
-    self.schedule = round_lib.Schedule(context.config.phases, overlap)
+    self.schedule = amendments_lib.schedule(self.config, ())
     self.state = round_lib.RoundState(place.round)
     self.head = 0  # the block of the last `poll`
     self.shared = place.shared
     self.root = place.root
     self.past = place.past
+    self.amendments: tuple[amendment_lib.Amendment, ...] = ()
+    if place.amendments:
+      self.enter(place)
     # States that led to a mismatch, which are not tried again.
     self.refused: set[catchup.Refused] = set()
     # Of the last round:
@@ -170,7 +182,31 @@ class Node(Generic[R]):
 
   @property
   def place(self) -> apply.Position:
-    return apply.Position(self.state.round, self.root, self.shared, self.past)
+    return apply.Position(
+      self.state.round, self.root, self.shared, self.past, self.amendments
+    )
+
+  def enter(self, place: apply.Position) -> None:
+    """Goes on from a position, by the rules of its round.
+
+    Raises:
+      ReleaseNeededError: this release does not know them.
+    """
+    self.shared, self.root, self.past = place.shared, place.root, place.past
+    genesis, known = self.context.config, self.amendments
+    self.amendments = place.amendments
+    for i, one in enumerate(place.amendments):
+      if one not in known:
+        before = place.amendments[:i]
+        record = amendments_lib.record(genesis, before, one, place.round)
+        self.context.adopted(record)
+    if place.amendments != known:
+      self.schedule = amendments_lib.schedule(genesis, place.amendments)
+    config = amendments_lib.config_at(genesis, place.amendments, place.round)
+    if config != self.config:
+      self.config = config
+      self.shared_model = self.context.shared_model.amended(config)
+      self.context.retool(self)
 
   def poll(self, head: int) -> int:
     """Does at most one thing; returns the block at which to call it again.
@@ -215,19 +251,27 @@ class Node(Generic[R]):
       'root': self.root.hex(),
       'past': apply.links_to_json(self.past),
     }
+    if self.amendments:
+      text['amendments'] = amendment_lib.list_to_json(self.amendments)
     return {'shared': self.shared, 'text': json.dumps(text), **tree}
 
   def load(self, saved: dict[str, ct.PyTree]) -> None:
     """Continues from what `save` returned."""
     text = json.loads(saved['text'])
-    self.shared, self.root = saved['shared'], bytes.fromhex(text['root'])
-    self.past = apply.links_from_json(text['past'])
-    state = round_lib.RoundState(text['round'])
+    place = apply.Position(
+      text['round'],
+      bytes.fromhex(text['root']),
+      saved['shared'],
+      apply.links_from_json(text['past']),
+      amendment_lib.list_from_json(text.get('amendments', [])),
+    )
+    self.enter(place)
+    state = round_lib.RoundState(place.round)
     self.state = self.role.load(saved, text, state)
 
   def fingerprint(self) -> str:
     """Returns the digest of its state."""
-    return self.shared_model.fingerprint(self.shared)
+    return apply.fingerprint(self.shared_model, self.place)
 
 
 class Future(Generic[T]):

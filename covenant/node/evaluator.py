@@ -33,12 +33,15 @@ from covenant.models import hf
 from covenant.models import loss as loss_lib
 from covenant.node import connect
 from covenant.node import workdir as workdir_lib
+from covenant.protocol import amendments as amendments_lib
 from covenant.protocol import apply
 from covenant.protocol import catchup
 from covenant.protocol import checksums
-from covenant.protocol import round as round_lib
+from covenant.protocol import published_rules
+from covenant.protocol import rejoin
 from covenant.store import interface as store_lib
 from covenant.train import shared_state as shared_state_lib
+from covenant.wire import amendment as amendment_lib
 
 with extras.needed('run'):
   from orbax.checkpoint import v1 as ocp
@@ -112,7 +115,7 @@ class EvaluatorProcess:
     self._workdir = workdir_lib.Workdir(workdir, 'evaluator', hotkey)
     self._workdir.measure(config)
     self._chain = connect.chain(config)
-    self._schedule = round_lib.Schedule(config.phases)
+    self._amendments: tuple[amendment_lib.Amendment, ...] = ()
     self._shared_model = shared_state_lib.SharedModel(config)
     self._objects = connect.objects(
       config, self._shared_model.run, writes=False
@@ -130,10 +133,9 @@ class EvaluatorProcess:
 
   def run(self, stop: Callable[[], bool]) -> None:
     """Runs until the last round is evaluated, or `stop` returns True."""
-    last = self._config.rounds
     measured, seconds = self._workdir.telemetry, self._chain.block_seconds
     every = self._config.checkpoint.publish  # rounds from one to the next
-    while not stop() and last not in self._rows:
+    while not stop() and self._rounds not in self._rows:
       measured.pulse(max(self._rows, default=0), seconds, every)
       try:
         found = self._look()
@@ -150,8 +152,13 @@ class EvaluatorProcess:
         measured.waited(min(seconds, 12.0) / 2)
     measured.pulse(max(self._rows, default=0), seconds, every)
     measured.close()
-    over = last in self._rows
+    over = self._rounds in self._rows
     self._workdir.status(phase='finished' if over else 'stopped')
+
+  @property
+  def _rounds(self) -> int:
+    """The rounds of the run, as amended."""
+    return amendments_lib.last_config(self._config, self._amendments).rounds
 
   def _look(self) -> bool:
     """Evaluates the newest new checkpoint; returns True if there was one.
@@ -160,19 +167,14 @@ class EvaluatorProcess:
     The state after the last round, which no manifest follows, is replayed from
     a checkpoint before it.
     """
-    head, rounds = self._chain.head(), self._config.rounds
-    if self._schedule.finalized(head) < 0:
+    head, genesis = self._chain.head(), self._config
+    schedule = amendments_lib.schedule(genesis, self._amendments)
+    if schedule.finalized(head) < 0:
       return False
-    attempt = catchup.CatchUp(
-      self._chain,
-      self._objects,
-      self._shared_model,
-      self._schedule,
-      head,
-      rounds,
-      self._refused,
-    )
-    if attempt.target == rounds:
+    around = self._chain, self._objects, self._shared_model, head
+    self._amendments = published_rules.read(*around, self._amendments)
+    attempt = rejoin.attempt_with(*around, self._refused, self._amendments)
+    if attempt.target == self._rounds:
       self._evaluate(attempt.run(None))
       return True
     for r in reversed(attempt.published()):
@@ -185,7 +187,7 @@ class EvaluatorProcess:
 
   def _evaluate(self, place: apply.Position) -> None:
     heldout = self._evaluator.evaluate(place.shared.params)
-    fingerprint = self._shared_model.fingerprint(place.shared)
+    fingerprint = apply.fingerprint(self._shared_model, place)
     # Before the row is written: a restart skips rounds that have a row.
     self._export(place)
     row = {

@@ -5,8 +5,9 @@ from collections.abc import Mapping
 from covenant.chain import interface as chain_lib
 from covenant.node import base as node_lib
 from covenant.protocol import apply
-from covenant.protocol import catchup
+from covenant.protocol import manifest_check
 from covenant.protocol import membership as membership_lib
+from covenant.protocol import rejoin
 from covenant.protocol import round as round_lib
 from covenant.wire import commitment as commitment_lib
 from covenant.wire import manifest as manifest_lib
@@ -100,8 +101,8 @@ def next_state(
 def move(node: Node, applied: apply.AppliedRound, digest: bytes | None) -> None:
   """Moves a node to the state after a round, by the manifest of a digest."""
   links = apply.kept_links(node.shared_model)
-  after = node.place.advance(digest, applied.shared, links)
-  node.shared, node.root, node.past = after.shared, after.root, after.past
+  after = node.place.advance(digest, applied.shared, links, applied.adoption)
+  node.enter(after)
   node.delta_norm = applied.delta_norm
   node.messages, node.weights = applied.messages, applied.weights
   node.payloads, node.decoded, node.manifests = {}, {}, {}
@@ -150,7 +151,7 @@ def _outer_step(
   closing = membership_lib.read(
     node.chain, node.schedule.put_closes(round_index), node.schedule
   )
-  apply.check_entries(
+  manifest_check.check_entries(
     manifest, closing, node.schedule, node.shared_model.most_entries
   )
   apply.check_matches(manifest, node.root, node.fingerprint())
@@ -168,7 +169,7 @@ def _outer_step(
     patience(node, head, node.schedule.put_opens(round_index + 1)),
     incoming.take,
   )
-  return apply.outer_step(
+  applied = apply.outer_step(
     node.shared_model,
     node.chain,
     node.place,
@@ -177,6 +178,7 @@ def _outer_step(
     consume=node.context.sole,
     incoming=incoming,
   )
+  return applied._replace(adoption=manifest.adoption)
 
 
 def forget_payloads(node: Node, command: Command, head: int) -> None:
@@ -196,21 +198,20 @@ def catch_up(node: Node, command: Command, head: int) -> Mapping[int, bytes]:
     The manifests that were replayed, by round.
   """
   del command
-  attempt = catchup.CatchUp(
+  place, replayed = rejoin.follow(
     node.chain,
     node.objects,
-    node.shared_model,
-    node.schedule,
+    node.context.shared_model,
     head,
-    node.config.rounds,
     node.refused,
+    None if node.state.out_of_sync else node.place,
+    node.amendments,
   )
-  place = attempt.run(None if node.state.out_of_sync else node.place)
-  node.shared, node.root, node.past = place.shared, place.root, place.past
+  node.enter(place)
   node.state = round_lib.RoundState(place.round)
   node.messages, node.weights = {}, {}
   node.payloads, node.decoded = {}, {}
-  return attempt.replayed
+  return replayed
 
 
 HANDLERS: node_lib.Handlers = {

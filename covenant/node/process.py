@@ -24,8 +24,6 @@ from covenant import typing as ct
 from covenant.chain import interface as chain_lib
 from covenant.data import dataset
 from covenant.data import tokens as tokens_lib
-from covenant.gauntlet import checks
-from covenant.gauntlet import scores
 from covenant.node import base as node_lib
 from covenant.node import beside as beside_lib
 from covenant.node import connect
@@ -131,15 +129,15 @@ class Process:
       sole=role != 'validator',
       stopping=self._is_stopping,
       publisher=self._publisher if process_group.is_single else None,
+      retool=self._retool,
+      adopted=self.workdir.adopted,
     )
     if build is None:
       build = _miner if role == 'miner' else self._validator
-    self.node = build(context, start, dataset.load(config), process_group.mesh)
+    self._data, self._data_config = dataset.load(config), config.data
+    self.node = build(context, start, self._data, process_group.mesh)
     if isinstance(self.node.role, miner_lib.MinerRole):
-      self._meter = step_meter.StepMeter(
-        config, shared_model, self.workdir.telemetry
-      )
-      self.node.role.slot.trainer.observe = self._inner_step
+      self._meter_steps(self.node)
     saved = self._checkpoints.restore_tree(self.node.save(), ['payload'])
     if saved is not None:
       self.node.load(saved)
@@ -158,16 +156,34 @@ class Process:
   ) -> validator_lib.Validator:
     del mesh
     config, shared_model = context.config, context.shared_model
-    judge = validator_lib.Judge(
-      checks.Checker(
-        shared_model.abstract_params, shared_model.method.compression
-      ),
-      scores.Scorer(config, shared_model.method, shared_model.abstract_params),
-      data.train,
-    )
+    judge = validator_lib.judge(config, shared_model, data.train)
     _warm_up(config, judge, shared_model, start.shared)
     role = validator_lib.ValidatorRole(judge, announce=self.workdir.verdict)
     return node_lib.Node(context, start, role, validator_lib.handlers())
+
+  def _retool(self, node: node_lib.Node) -> None:
+    """Gives a node the programs and the data of an amended config."""
+    config, role = node.config, node.role
+    is_miner = isinstance(role, miner_lib.MinerRole)
+    if config.data != self._data_config:
+      self._data, self._data_config = dataset.load(config), config.data
+    self.workdir.telemetry.follow(config)
+    if is_miner:
+      trainer = trainer_lib.Trainer(
+        config, node.shared_model, self._data, self._process_group.mesh
+      )
+      role.slot = miner_lib.LocalSlot(trainer)
+      self._meter_steps(node)
+    elif isinstance(role, validator_lib.ValidatorRole):
+      role.judge = validator_lib.judge(
+        config, node.shared_model, self._data.train
+      )
+
+  def _meter_steps(self, node: node_lib.Node[Any]) -> None:
+    self._meter = step_meter.StepMeter(
+      node.config, node.shared_model, self.workdir.telemetry
+    )
+    node.role.slot.trainer.observe = self._inner_step
 
   def run(self, stop: Callable[[], bool]) -> None:
     """Follows the run until its last round, or until asked to stop.
@@ -175,9 +191,9 @@ class Process:
     A miner that is asked to stop while it trains ends with the inner step under
     way and seals what it has done. Its private state is saved before it leaves.
     """
-    node, rounds, self._stop = self.node, self._config.rounds, stop
+    node, self._stop = self.node, stop
     measured = self.workdir.telemetry
-    while not self._is_stopping() and not self._over(rounds):
+    while not self._is_stopping() and not self._over():
       measured.pulse(node.state.round, self._chain.block_seconds)
       try:
         head = self._chain.head()
@@ -200,18 +216,18 @@ class Process:
       elif node.savable and self._due(node.state.round):
         self._save()
     measured.pulse(node.state.round, self._chain.block_seconds)
-    if not self._over(rounds):
+    if not self._over():
       self._save_to_leave()
-    self._publish_status('finished' if self._over(rounds) else 'stopped')
+    self._publish_status('finished' if self._over() else 'stopped')
     with self.workdir:
-      self._show('finished' if self._over(rounds) else 'stopped')
+      self._show('finished' if self._over() else 'stopped')
       try:
         self._checkpoints.__exit__()
       except checkpoint_lib.CheckpointError as e:
         self.workdir.status(error=str(e))
       # A finished run leaves its last state to others; a node that is stopped
       # goes on with the pieces that are missing when it starts again.
-      is_over = self._over(rounds)
+      is_over = self._over()
       self._publisher.close(
         None if is_over else _LEAVE_SECONDS, cancel=not is_over
       )
@@ -263,8 +279,8 @@ class Process:
     except checkpoint_lib.CheckpointError as e:
       self.workdir.status(error=str(e))
 
-  def _over(self, rounds: int) -> bool:
-    state = self.node.state
+  def _over(self) -> bool:
+    state, rounds = self.node.state, self.node.config.rounds
     return state.round >= rounds and state.previous_round_done(self.node.phases)
 
   def _due(self, completed: int) -> bool:

@@ -177,11 +177,16 @@ class RankedStorage(run_storage_lib.RunStorage):
     return found
 
   def fetch_each(
-    self, key: str, buckets: Sequence[Any], limit: int
+    self,
+    key: str,
+    buckets: Sequence[Any],
+    limit: int,
+    seconds: float | None = None,
   ) -> list[bytes | store_lib.StoreError]:
     def answer() -> list[Any]:
       real = [bucket.bucket() for bucket in buckets]
-      return list(map(_to_plain, self._real.fetch_each(key, real, limit)))
+      got = self._real.fetch_each(key, real, limit, seconds)
+      return list(map(_to_plain, got))
 
     got = self._process_group.broadcast_from(
       0, ('fetch_each', key, len(buckets), limit), answer

@@ -21,13 +21,15 @@ from covenant.chain import interface as chain_lib
 from covenant.node import connect
 from covenant.node import multihost as multihost_lib
 from covenant.node import workdir as workdir_lib
+from covenant.protocol import amendments as amendments_lib
 from covenant.protocol import apply
 from covenant.protocol import catchup
 from covenant.protocol import checkpoint as checkpoint_lib
-from covenant.protocol import round as round_lib
+from covenant.protocol import rejoin
 from covenant.store import interface as store_lib
 from covenant.train import placement
 from covenant.train import shared_state as shared_state_lib
+from covenant.wire import amendment as amendment_lib
 from covenant.wire import manifest as manifest_lib
 
 FOLDER = 'synced'  # of the state, in a workdir
@@ -72,7 +74,6 @@ class Sync:
     self._config = config
     self._workdir = workdir_lib.Workdir(workdir, 'sync', config.network.hotkey)
     self._chain = connect.chain(config, reads_only=True)
-    self._schedule = round_lib.Schedule(config.phases)
     self._shared_model = shared_state_lib.SharedModel(
       config, mesh, config.devices.offload
     )
@@ -97,7 +98,7 @@ class Sync:
     """Follows the run until its last round, or until asked to stop."""
     seconds = min(self._chain.block_seconds, 12.0) / 2
     with self._workdir, self._checkpoints:
-      while not stop() and self._place.round < self._config.rounds:
+      while not stop() and self._place.round < self._rounds:
         try:
           has_moved = self.step()
         except _FAILURES as e:
@@ -107,26 +108,32 @@ class Sync:
           time.sleep(seconds)
       self._workdir.status(phase='stopped' if stop() else 'finished')
 
+  @property
+  def _rounds(self) -> int:
+    """The rounds of the run, as amended."""
+    adopted = self._place.amendments
+    return amendments_lib.last_config(self._config, adopted).rounds
+
   def step(self) -> bool:
     """Catches up once and saves the state; returns whether it moved."""
-    head = self._chain.head()
-    if self._schedule.finalized(head) < 0:
+    head, adopted = self._chain.head(), self._place.amendments
+    schedule = amendments_lib.schedule(self._config, adopted)
+    before, target = self._place.round, schedule.round_at(head) - 1
+    if schedule.finalized(head) < 0 or min(target, self._rounds) <= before:
       return False
-    attempt = catchup.CatchUp(
+    self._place, _ = rejoin.follow(
       self._chain,
       self._objects,
       self._shared_model,
-      self._schedule,
       head,
-      self._config.rounds,
       self._refused,
+      self._place,
+      adopted,
     )
-    before = self._place.round
-    if attempt.target <= before:
+    if self._place.round <= before:
       return False
-    self._place = attempt.run(self._place)
     self._checkpoints.save_tree(self._place.round, _to_tree(self._place))
-    here = f'round {self._place.round}, {attempt.target - before} more'
+    here = f'round {self._place.round}, {self._place.round - before} more'
     self._workdir.status(phase='synced', round=self._place.round)
     print(f'synced: {here}', file=sys.stderr, flush=True)
     return True
@@ -155,7 +162,8 @@ def restored(
   text = json.loads(tree['text'])
   past = apply.links_from_json(text['past'])
   root = bytes.fromhex(text['root'])
-  return apply.Position(text['round'], root, tree['shared'], past)
+  adopted = amendment_lib.list_from_json(text.get('amendments', []))
+  return apply.Position(text['round'], root, tree['shared'], past, adopted)
 
 
 def _to_tree(place: apply.Position) -> dict[str, ct.PyTree]:
@@ -163,5 +171,6 @@ def _to_tree(place: apply.Position) -> dict[str, ct.PyTree]:
     'round': place.round,
     'root': place.root.hex(),
     'past': apply.links_to_json(place.past),
+    'amendments': amendment_lib.list_to_json(place.amendments),
   }
   return {'shared': place.shared, 'text': json.dumps(text)}

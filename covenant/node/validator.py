@@ -13,13 +13,16 @@ import json
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
+from covenant import config as config_lib
 from covenant.chain import interface as chain_lib
+from covenant.data import tokens as tokens_lib
 from covenant.gauntlet import checks as checks_lib
 from covenant.gauntlet import deployed_update
 from covenant.gauntlet import incentives
 from covenant.gauntlet import rating_update
 from covenant.gauntlet import scores as scores_lib
 from covenant.gauntlet import selection
+from covenant.node import amend
 from covenant.node import base as node_lib
 from covenant.node import collect
 from covenant.node import follow
@@ -30,6 +33,7 @@ from covenant.node import vote as vote_lib
 from covenant.protocol import membership as membership_lib
 from covenant.protocol import published_checkpoint
 from covenant.protocol import round as round_lib
+from covenant.train import shared_state as shared_state_lib
 from covenant.wire import manifest as manifest_lib
 
 Collected = role_lib.Collected
@@ -39,6 +43,20 @@ Phase = round_lib.Phase
 Validator = role_lib.Validator
 ValidatorRole = role_lib.ValidatorRole
 Verdict = role_lib.Verdict
+
+
+def judge(
+  config: config_lib.Config,
+  shared_model: shared_state_lib.SharedModel,
+  split: tokens_lib.Split,
+) -> Judge:
+  """Returns the programs of validators under a config."""
+  abstract, method = shared_model.abstract_params, shared_model.method
+  return Judge(
+    checks_lib.Checker(abstract, method.compression),
+    scores_lib.Scorer(config, method, abstract),
+    split,
+  )
 
 
 class ValidatorPolicy(NamedTuple):
@@ -94,7 +112,7 @@ def _keep(node: Validator, command: Command, head: int) -> None:
   Objects that the store does not take now are stored a round later. A process
   publishes the checkpoint beside the rounds (publishing.py).
   """
-  del command, head
+  del command
   role, objects, publisher = node.role, node.objects, node.context.publisher
   every, r = node.config.checkpoint.publish, node.state.round
   due = r % every == 0 or r == node.config.rounds
@@ -109,6 +127,7 @@ def _keep(node: Validator, command: Command, head: int) -> None:
     publishing.start(node, publisher)
   elif due:
     publishing.forget(node, r)
+  amend.keep(node, head)
 
 
 def score(node: Validator, command: round_lib.Command, head: int) -> None:

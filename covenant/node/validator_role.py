@@ -13,6 +13,7 @@ from covenant.node import base as node_lib
 from covenant.protocol import apply
 from covenant.protocol import membership as membership_lib
 from covenant.protocol import round as round_lib
+from covenant.wire import amendment as amendment_lib
 from covenant.wire import manifest as manifest_lib
 from covenant.wire import payload as payload_lib
 
@@ -90,6 +91,10 @@ class ValidatorRole:
     weights: to be set on the chain.
     sent: weights that were set, each with the newest block at that time, until
       it is known whether any of them is in force.
+    supports: the signatures of validators under amendments that the run may
+      adopt, by amendment and hotkey.
+    supported: the round since which an amendment has had a majority.
+    published_rules: the number of adopted amendments that it has published.
     notes: what its policy remembers, by name; a restart forgets it.
   """
 
@@ -108,6 +113,13 @@ class ValidatorRole:
   sent: list[tuple[int, dict[int, float]]] = dataclasses.field(
     default_factory=list
   )
+  supports: dict[amendment_lib.Amendment, dict[str, bytes]] = dataclasses.field(
+    default_factory=dict
+  )
+  supported: dict[amendment_lib.Amendment, int] = dataclasses.field(
+    default_factory=dict
+  )
+  published_rules: int = 0
   notes: dict[str, Any] = dataclasses.field(default_factory=dict)
 
   def is_savable(self, state: round_lib.RoundState) -> bool:

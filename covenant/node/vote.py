@@ -6,12 +6,14 @@ from typing import NamedTuple
 
 from covenant.chain import interface as chain_lib
 from covenant.gauntlet import checks as checks_lib
+from covenant.node import amend
 from covenant.node import base as node_lib
 from covenant.node import collect
 from covenant.node import follow
 from covenant.node import turns as turns_lib
 from covenant.node import validator_role as role_lib
 from covenant.protocol import apply
+from covenant.protocol import manifest_check
 from covenant.protocol import membership as membership_lib
 from covenant.protocol import round as round_lib
 from covenant.protocol import run_storage as run_storage_lib
@@ -285,6 +287,7 @@ def proposal(node: Validator, collected: Collected, round_index: int) -> bytes:
     node.fingerprint(),
     node.chain.hotkey,
     tuple(collected.entries[uid] for uid in collected.chosen),
+    amend.due(node, collected.membership, round_index),
   )
   return manifest_lib.encode(manifest, node.chain.sign)
 
@@ -361,14 +364,17 @@ def _entries(poll: _Poll, data: bytes) -> Sequence[manifest_lib.Entry] | None:
     manifest = manifest_lib.decode(data, node.chain.verify)
     if (manifest.run, manifest.round) != (node.shared_model.run, poll.round):
       return None
-    apply.check_entries(
+    manifest_check.check_entries(
       manifest,
       collected.membership,
       node.schedule,
       node.shared_model.most_entries,
     )
     apply.check_matches(manifest, node.root, node.fingerprint())
-  except (manifest_lib.ManifestError, apply.OutOfSyncError):
+    amend.check(node, manifest)
+  except (
+    manifest_lib.ManifestError, apply.OutOfSyncError, amend.AmendmentError,
+  ):  # fmt: skip
     return None
   listed = {entry.uid for entry in manifest.entries}
   firm = collected.chosen if collected.firm is None else collected.firm

@@ -7,6 +7,7 @@ steps.jsonl      of an emulated run: a line per inner step
 verdicts.jsonl   the findings of validators about every miner, a line per round
 events.jsonl     of a process: what it did and what failed; of an emulated run:
                  lost rounds, skipped steps and loss spikes
+amendments.jsonl what the run adopted, a line per amendment
 status.json      of a process: where it stands now
 pool.jsonl       of a pool: the work of each worker, a line per round
 profile/         one round under JAX's profiler
@@ -29,6 +30,7 @@ from covenant import metrics
 from covenant import typing as ct
 from covenant.node import base as node_lib
 from covenant.node import validator_role as validator_lib
+from covenant.protocol import amendments as amendments_lib
 from covenant.protocol import apply
 from covenant.protocol import round as round_lib
 from covenant.telemetry import copies as copies_lib
@@ -40,6 +42,7 @@ _CONFIG = 'config.json'
 _VERDICTS = 'verdicts.jsonl'
 _EVENTS = 'events.jsonl'
 _STEPS = 'steps.jsonl'
+AMENDMENTS = 'amendments.jsonl'
 # Fields that may differ when a run is resumed. A miner on other devices rounds
 # differently; on how many the miners are spread changes nothing.
 _FREE = (
@@ -63,6 +66,7 @@ _ALERTS = {
   node_lib.SKIPPED: 'diverged',
   node_lib.SPIKE: 'diverged',
   node_lib.WEIGHTS: 'weights',
+  node_lib.RELEASE: 'lost',
 }
 
 
@@ -267,6 +271,17 @@ class Workdir:
     self.record('events', {'time': time.time(), **event._asdict()})
     if event.error:
       self.status(error=f'block {event.block}, {event.what}: {event.error}')
+
+  def adopted(self, record: dict[str, ct.Json]) -> None:
+    """Appends an amendment that the run adopted, once."""
+    path = self.path / AMENDMENTS
+    known = {x['digest'] for x in files.read_records(path, 'digest').objects}
+    if record['digest'] not in known:
+      self.record(path.stem, record)
+      print(amendments_lib.describe(record), flush=True)
+    if record['needed']:
+      event = node_lib.Event(*self._at, node_lib.RELEASE, record['needed'])
+      self.event(event)
 
   def verdict(self, verdict: validator_lib.Verdict) -> None:
     """Appends the verdict of a validator's process."""

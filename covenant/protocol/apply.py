@@ -15,10 +15,10 @@ from covenant import typing as ct
 from covenant.chain import interface as chain_lib
 from covenant.optim import weight as weight_lib
 from covenant.protocol import membership as membership_lib
-from covenant.protocol import round as round_lib
 from covenant.protocol import run_storage as run_storage_lib
 from covenant.store import interface as store_lib
 from covenant.train import shared_state as shared_state_lib
+from covenant.wire import amendment as amendment_lib
 from covenant.wire import lazy
 from covenant.wire import manifest as manifest_lib
 from covenant.wire import payload as payload_lib
@@ -47,14 +47,23 @@ class Position(NamedTuple):
   shared: shared_state_lib.SharedState
   # The last rounds, latest first: `kept_links`, or all if there were fewer.
   past: tuple[HistoryLink, ...] = ()
+  # All that the history has adopted, whether they hold already or not.
+  amendments: tuple[amendment_lib.Amendment, ...] = ()
 
   def advance(
-    self, digest: bytes | None, shared: shared_state_lib.SharedState, links: int
+    self,
+    digest: bytes | None,
+    shared: shared_state_lib.SharedState,
+    links: int,
+    adoption: amendment_lib.Adoption | None = None,
   ) -> 'Position':
     """Returns the position after a manifest; keeps `links` past rounds."""
     root = manifest_lib.extend(self.root, self.round, digest)
     past = (HistoryLink(self.root, digest), *self.past)[:links]
-    return Position(self.round + 1, root, shared, past)
+    amendments = self.amendments
+    if adoption is not None and adoption.amendment not in amendments:
+      amendments = (*amendments, adoption.amendment)
+    return Position(self.round + 1, root, shared, past, amendments)
 
 
 def links_to_json(past: Sequence[HistoryLink]) -> list[list[str]]:
@@ -97,6 +106,17 @@ class AppliedRound(NamedTuple):
   delta_norm: float  # L2 norm of the aggregated delta
   messages: Mapping[int, ct.Message]  # the messages that counted, by uid
   weights: Mapping[int, weight_lib.Weight]  # their weights, by uid
+  adoption: amendment_lib.Adoption | None = None  # of its manifest
+
+
+def fingerprint(
+  shared_model: shared_state_lib.SharedModel, position: Position
+) -> str:
+  """Returns the fingerprint that a manifest names of a position."""
+  return shared_state_lib.amended_fingerprint(
+    shared_model.fingerprint(position.shared),
+    [amendment.digest for amendment in position.amendments],
+  )
 
 
 def check_matches(
@@ -111,40 +131,6 @@ def check_matches(
       raise OutOfSyncError(
         f'round {manifest.round}: the {name} here is {ours}, in the manifest '
         f'that holds {theirs}'
-      )
-
-
-def check_entries(
-  manifest: manifest_lib.Manifest,
-  closing: membership_lib.Membership,
-  schedule: round_lib.Schedule,
-  most: int,
-) -> None:
-  """Raises ManifestError unless the chain has all that a manifest lists.
-
-  Such a manifest is void, whoever voted for it: nobody counts. All nodes find
-  the same, as they read the same block.
-
-  Args:
-    manifest: the manifest.
-    closing: the membership at the close of the round's put window.
-    schedule: the blocks of the phases.
-    most: the most entries, `SharedModel.most_entries`.
-  """
-  if len(manifest.entries) > most:
-    raise manifest_lib.ManifestError(
-      f'manifest of round {manifest.round}: expected at most {most} entries, '
-      f'got {len(manifest.entries)}'
-    )
-  opens = schedule.put_opens(manifest.round)
-  for entry in manifest.entries:
-    peer = closing.peers.get(entry.uid)
-    digest = closing.payload(entry.uid, manifest.round, opens)
-    if peer is None or peer.hotkey != entry.hotkey or digest != entry.digest:
-      raise manifest_lib.ManifestError(
-        f'manifest of round {manifest.round}: no miner {entry.hotkey} with '
-        f'uid {entry.uid} committed to {entry.digest.hex()[:16]} in its put '
-        'window'
       )
 
 

@@ -16,6 +16,7 @@ from concurrent import futures
 from typing import NamedTuple
 
 from covenant.chain import interface as chain_lib
+from covenant.protocol import amendments as amendments_lib
 from covenant.protocol import apply
 from covenant.protocol import history as history_lib
 from covenant.protocol import published_checkpoint
@@ -23,6 +24,7 @@ from covenant.protocol import round as round_lib
 from covenant.protocol import run_storage as run_storage_lib
 from covenant.store import interface as store_lib
 from covenant.train import shared_state as shared_state_lib
+from covenant.wire import amendment as amendment_lib
 from covenant.wire import manifest as manifest_lib
 
 Source = history_lib.Source
@@ -57,6 +59,8 @@ class CatchUp:
     rounds: the number of rounds of the run.
     refused: what the node has found wrong in earlier attempts; this one adds
       to it.
+    amendments: those that the schedule and the rounds are by. A position with
+      others may be wrong, see rejoin.py.
 
   Attributes:
     target: the round to reach: all rounds before it are decided.
@@ -75,6 +79,7 @@ class CatchUp:
     head: int,
     rounds: int,
     refused: set[Refused] | None = None,
+    amendments: Sequence[amendment_lib.Amendment] = (),
   ):
     self.replayed: dict[int, bytes] = {}
     self._chain = chain
@@ -88,7 +93,7 @@ class CatchUp:
       shared_model.run,
       head,
       rounds,
-      shared_model.most_entries,
+      lambda r: amendments_lib.model(shared_model, amendments, r).most_entries,
     )
     self.target = self._view.target
     self._listed: dict[int, list[Source]] | None = None
@@ -289,15 +294,17 @@ class CatchUp:
         ahead = pool.submit(self._fetch_ahead, r + 1, following)
         digest = run_storage_lib.digest(data) if data else None
         shared, links = position.shared, apply.kept_links(self._shared_model)
+        adoption = None
         if data:
           try:
             manifest = manifest_lib.decode(data, self._chain.verify)
           except manifest_lib.ManifestError as e:
             raise apply.OutOfSyncError(f'round {r}: {e}') from e
-          fingerprint = self._shared_model.fingerprint(position.shared)
+          fingerprint = apply.fingerprint(self._shared_model, position)
           apply.check_matches(manifest, position.root, fingerprint)
           shared = self._outer_step(position, manifest.entries, have)
-        position = position.advance(digest, shared, links)
+          adoption = manifest.adoption
+        position = position.advance(digest, shared, links, adoption)
     return position
 
   def _outer_step(
@@ -307,7 +314,8 @@ class CatchUp:
     have: dict[bytes, bytes],
   ) -> shared_state_lib.SharedState:
     """Returns the state after a round; fetches payloads that are not there."""
-    model, chain = self._shared_model, self._chain
+    adopted, chain = position.amendments, self._chain
+    model = amendments_lib.model(self._shared_model, adopted, position.round)
     incoming = apply.Incoming(model, chain, position, entries)
     payloads = self._payloads(position.round, entries, have, incoming.take)
     return apply.outer_step(

@@ -9,11 +9,12 @@ whoever sent it, before the next one is asked for; who lies delays nobody.
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from covenant.chain import interface as chain_lib
 from covenant.protocol import apply
+from covenant.protocol import manifest_check
 from covenant.protocol import membership as membership_lib
 from covenant.protocol import round as round_lib
 from covenant.protocol import run_storage as run_storage_lib
@@ -53,7 +54,7 @@ class View:
     membership: the peers at the newest final block.
     sources: the validators' buckets, the leader's first.
     target: the first round that may not be decided yet.
-    most_entries: the most payloads that count in a round.
+    most_entries: round -> the most payloads that count in it.
   """
 
   chain: chain_lib.Chain
@@ -63,7 +64,7 @@ class View:
   membership: membership_lib.Membership
   sources: Sequence[Source]
   target: int
-  most_entries: int = manifest_lib.MAX_ENTRIES
+  most_entries: Callable[[int], int] = lambda _: manifest_lib.MAX_ENTRIES
 
 
 def view(
@@ -73,7 +74,7 @@ def view(
   run: bytes,
   head: int,
   rounds: int,
-  most_entries: int = manifest_lib.MAX_ENTRIES,
+  most_entries: Callable[[int], int] = lambda _: manifest_lib.MAX_ENTRIES,
 ) -> View:
   """Returns what a node sees at block `head` of a run of so many rounds.
 
@@ -296,7 +297,8 @@ def _is_void(view: View, manifest: manifest_lib.Manifest) -> bool:
   block = view.schedule.put_closes(manifest.round)
   try:
     closing = membership_lib.read(view.chain, block, view.schedule)
-    apply.check_entries(manifest, closing, view.schedule, view.most_entries)
+    most = view.most_entries(manifest.round)
+    manifest_check.check_entries(manifest, closing, view.schedule, most)
   except chain_lib.ChainRejectedError:
     return False  # the chain has forgotten that block
   except manifest_lib.ManifestError:

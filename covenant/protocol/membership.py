@@ -7,7 +7,7 @@ a run are the peers with a permit that declare to be validators and have voted
 within the last `phases.active_rounds` rounds.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import NamedTuple
 
 from covenant.chain import interface as chain_lib
@@ -81,6 +81,12 @@ class Membership(NamedTuple):
       if 2 * _total(stakes) <= _total(known):
         return known
     return stakes
+
+  def is_majority(self, hotkeys: Collection[str], round_index: int) -> bool:
+    """Returns whether hotkeys hold more than half of the stake of a round."""
+    stakes = self.stakes(round_index)
+    mine = {u: x for u, x in stakes.items() if self.peers[u].hotkey in hotkeys}
+    return 2 * _total(mine) > _total(stakes)
 
   def payload(self, uid: int, round_index: int, opens: int) -> bytes | None:
     """Returns the digest that a miner committed to in a round, if any.
@@ -157,10 +163,11 @@ def read(
       if commitment.role is Role.VALIDATOR and r is not None:
         if included >= schedule.start(r + 1):
           votes[uid] = r
+  agreed = schedule.round_at(block) - 1
   return Membership(
     block,
-    schedule.round_at(block) - 1,
-    schedule.phases.active_rounds,
+    agreed,
+    schedule.at(agreed).active_rounds,
     peers,
     commitments,
     committed,

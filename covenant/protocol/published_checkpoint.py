@@ -32,12 +32,15 @@ from covenant.protocol import piece_files
 from covenant.protocol import run_storage as run_storage_lib
 from covenant.store import interface as store_lib
 from covenant.train import shared_state as shared_state_lib
+from covenant.wire import amendment as amendment_lib
 from covenant.wire import manifest as manifest_lib
 
 MOST_ROUNDS = 4  # newest checkpoints of a stranger that are looked at
 _SIGNATURE_BYTES = 64
 _PUTS = 8  # pieces that are put at the same time
-_MALFORMED = (ValueError, TypeError, AttributeError, RecursionError)
+_MALFORMED = (
+  ValueError, TypeError, KeyError, AttributeError, RecursionError,
+)  # fmt: skip
 _NAME = re.compile(r'[A-Za-z0-9_.]{1,200}')
 _HEX_64 = re.compile(r'[0-9a-f]{64}')
 _HEX_32 = re.compile(r'[0-9a-f]{32}')
@@ -51,6 +54,14 @@ class Index(NamedTuple):
   fingerprint: str  # of the shared state
   past: list[list[str]]  # see `apply.Position`
   files: dict[str, list[str]]  # tensor -> digests of its pieces
+  amendments: list[
+    ct.Json
+  ] = []  # adopted before, see amendment.py; not if none
+
+  @property
+  def adopted(self) -> tuple[amendment_lib.Amendment, ...]:
+    """The amendments that were adopted before it."""
+    return amendment_lib.list_from_json(self.amendments)
 
 
 class Layout(NamedTuple):
@@ -73,7 +84,8 @@ class Layout(NamedTuple):
     """The most bytes of an index."""
     pieces = sum(self.pieces(name) for name in self.tensors)
     names = sum(len(name) + 10 for name in self.tensors)
-    return 1024 + names + 70 * pieces + 150 * self.links
+    most = 1024 + amendment_lib.MAX_ADOPTED_BYTES
+    return most + names + 70 * pieces + 150 * self.links
 
 
 def layout(shared_model: shared_state_lib.SharedModel) -> Layout:
@@ -136,9 +148,12 @@ def publish(
     except BaseException:
       pool.shutdown(cancel_futures=True)
       raise
-  fingerprint = fingerprint_of(files)
+  fingerprint = fingerprint_of(files, position.amendments)
   past = apply.links_to_json(position.past)
-  index = Index(position.round, position.root.hex(), fingerprint, past, files)
+  amendments = amendment_lib.list_to_json(position.amendments)
+  index = Index(
+    position.round, position.root.hex(), fingerprint, past, files, amendments
+  )
   body = encode(index)
   storage.put_once(
     storage.key('checkpoints', position.round), body + sign(body)
@@ -154,7 +169,10 @@ def published(
 
 def encode(index: Index) -> bytes:
   """Returns the one encoding of an index, without its signature."""
-  return json.dumps(index._asdict(), separators=(',', ':')).encode()
+  raw = index._asdict()
+  if not index.amendments:  # as before there were any
+    del raw['amendments']
+  return json.dumps(raw, separators=(',', ':')).encode()
 
 
 def decode(
@@ -220,7 +238,7 @@ def _check(index: Index, layout: Layout) -> None:
       raise ValueError(f'{name}: expected {layout.pieces(name)} digests')
     for digest in digests:
       _match(_HEX_64, digest)
-  if fingerprint_of(index.files) != index.fingerprint:
+  if fingerprint_of(index.files, index.adopted) != index.fingerprint:
     raise ValueError('the fingerprint is not that of its pieces')
   _check_past(index)
 
@@ -230,10 +248,16 @@ def _match(pattern: re.Pattern[str], text: object) -> None:
     raise ValueError(f'expected {pattern.pattern}, got {str(text)[:80]!r}')
 
 
-def fingerprint_of(files: dict[str, list[str]]) -> str:
+def fingerprint_of(
+  files: dict[str, list[str]],
+  amendments: Sequence[amendment_lib.Amendment] = (),
+) -> str:
   """Returns the fingerprint of a state by the digests of its pieces."""
-  return shared_state_lib.state_fingerprint(
-    {name: list(map(bytes.fromhex, digests)) for name, digests in files.items()}
+  return shared_state_lib.amended_fingerprint(
+    shared_state_lib.state_fingerprint(
+      {name: list(map(bytes.fromhex, some)) for name, some in files.items()}
+    ),
+    [amendment.digest for amendment in amendments],
   )
 
 
@@ -271,7 +295,7 @@ def load(
   found = layout(shared_model)
   try:
     _check(index, found)
-  except (ValueError, TypeError) as e:
+  except (ValueError, TypeError, KeyError) as e:
     raise apply.OutOfSyncError(f'index of a checkpoint: {e}') from None
   leaves = {}
   try:
@@ -298,14 +322,16 @@ def load(
     ],
     _abstract(shared_model),
   )
-  here = shared_model.fingerprint(shared)
+  past = apply.links_from_json(index.past)
+  root, adopted = bytes.fromhex(index.root), index.adopted
+  place = apply.Position(index.round, root, shared, past, adopted)
+  here = apply.fingerprint(shared_model, place)
   if here != index.fingerprint:
     raise apply.OutOfSyncError(
       f'the checkpoint of round {index.round} has the fingerprint {here} here, '
       f'not {index.fingerprint}: check the memory and the disk of this machine'
     )
-  past = apply.links_from_json(index.past)
-  return apply.Position(index.round, bytes.fromhex(index.root), shared, past)
+  return place
 
 
 def _abstract(

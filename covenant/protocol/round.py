@@ -26,15 +26,44 @@ from covenant import config as config_lib
 from covenant.wire import commitment as commitment_lib
 
 
+class Segment(NamedTuple):
+  """Rounds of other phases, by an amendment."""
+
+  round: int  # the first one
+  block: int  # its first block
+  phases: config_lib.Phases
+
+  def start(self, round_index: int) -> int:
+    return self.block + (round_index - self.round) * self.phases.round_blocks
+
+
 class Schedule(NamedTuple):
   """The blocks of every phase of every round."""
 
-  phases: config_lib.Phases
+  phases: config_lib.Phases  # of the first rounds
   overlap: bool = False  # begin a round before the last one is applied
+  later: tuple[Segment, ...] = ()  # rounds increase
+
+  def amended(self, round_index: int, phases: config_lib.Phases) -> 'Schedule':
+    """Returns the schedule with other phases from a round on, the last one."""
+    if phases == self.at(round_index):
+      return self
+    new = Segment(round_index, self.start(round_index), phases)
+    return self._replace(later=(*self.later, new))
+
+  def at(self, round_index: int) -> config_lib.Phases:
+    """The phases of a round."""
+    return self._segment(round_index).phases
+
+  def _segment(self, round_index: int) -> Segment:
+    for segment in reversed(self.later):
+      if round_index >= segment.round:
+        return segment
+    return Segment(0, self.phases.origin, self.phases)
 
   def start(self, round_index: int) -> int:
     """The first block of a round."""
-    return self.phases.origin + round_index * self.phases.round_blocks
+    return self._segment(round_index).start(round_index)
 
   def assignment_block(self, round_index: int) -> int:
     """The block whose hash assigns the training data.
@@ -47,7 +76,7 @@ class Schedule(NamedTuple):
 
   def put_opens(self, round_index: int) -> int:
     """The first block in which a payload may be committed."""
-    return self.start(round_index + 1) - self.phases.put_blocks
+    return self.start(round_index + 1) - self.at(round_index).put_blocks
 
   def put_closes(self, round_index: int) -> int:
     """The last block in which a payload may be committed."""
@@ -79,7 +108,7 @@ class Schedule(NamedTuple):
 
     Half of the takeover window is left to vote for them.
     """
-    half = self.phases.takeover_blocks // 2
+    half = self.at(round_index).takeover_blocks // 2
     return self.decision_block(round_index) + half
 
   def closing_block(self, round_index: int) -> int:
@@ -92,15 +121,20 @@ class Schedule(NamedTuple):
 
   def decision_block(self, round_index: int) -> int:
     """The block whose votes decide, if more than half of the stake agrees."""
-    return self.start(round_index + 1) + self.phases.select_blocks
+    return self.start(round_index + 1) + self.at(round_index).select_blocks
 
   def last_decision_block(self, round_index: int) -> int:
     """The block whose votes decide if there was no majority before."""
-    return self.decision_block(round_index) + self.phases.takeover_blocks
+    takeover = self.at(round_index).takeover_blocks
+    return self.decision_block(round_index) + takeover
 
   def round_at(self, block: int) -> int:
     """The round of a block; negative before the first round."""
-    return (block - self.phases.origin) // self.phases.round_blocks
+    here = Segment(0, self.phases.origin, self.phases)
+    for segment in self.later:
+      if block >= segment.block:
+        here = segment
+    return here.round + (block - here.block) // here.phases.round_blocks
 
   def finalized(self, head: int) -> int:
     """The newest block that the chain will not take back."""

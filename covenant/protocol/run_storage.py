@@ -7,6 +7,8 @@
   RUN/checkpoints/ROUND         validators: an index, once all chunks are there
   RUN/chunks/DIGEST             validators: the bytes of checkpoints
   RUN/status/00000000           all: what a node says of itself, signed
+  RUN/amendments/00000000       validators: the amendments that they support
+  RUN/rules/00000000            validators: those that the run has adopted
 
 An object that is named by its digest can come from any bucket.
 """
@@ -246,14 +248,19 @@ class RunStorage:
     return chunks
 
   def fetch_each(
-    self, key: str, buckets: Sequence[interface.Bucket], limit: int
+    self,
+    key: str,
+    buckets: Sequence[interface.Bucket],
+    limit: int,
+    seconds: float | None = None,
   ) -> list[bytes | interface.StoreError]:
     """Fetches what each bucket has under a key, from all at the same time."""
     requests = {
       i: reader.ObjectRequest((bucket,), key, limit)
       for i, bucket in enumerate(buckets)
     }
-    seconds = _SMALL_SECONDS + len(requests) * limit / min(_RATE, self._rate)
+    if seconds is None:
+      seconds = _SMALL_SECONDS + len(requests) * limit / min(_RATE, self._rate)
     got = reader.fetch(requests, seconds, max(len(requests), 1))
     return [got[i] for i in requests]
 

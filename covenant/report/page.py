@@ -15,6 +15,7 @@ from covenant import config as config_lib
 from covenant import files
 from covenant import typing as ct
 from covenant.protocol import round as round_lib
+from covenant.report import amendments
 from covenant.report import curves
 from covenant.report import folder
 from covenant.report import markup
@@ -42,6 +43,7 @@ def write(workdir: str | os.PathLike[str]) -> pathlib.Path:
     ),
     ('Process', verdicts.process(run)),
     ('Round', phases(run)),
+    ('Amendments', amendments.section(run)),
     ('Config', fields(run)),
   ]
   text = render(run.name, standing(run), sections)

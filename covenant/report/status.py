@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, TextIO
 
 from covenant import config as config_lib
@@ -10,11 +10,13 @@ from covenant.chain import interface as chain_lib
 from covenant.gauntlet import findings
 from covenant.node import connect
 from covenant.node import published_status
+from covenant.protocol import amendments as amendments_lib
 from covenant.protocol import membership as membership_lib
-from covenant.protocol import round as round_lib
+from covenant.protocol import published_rules
 from covenant.report import progress
 from covenant.store import interface as store_lib
 from covenant.train import shared_state as shared_state_lib
+from covenant.wire import amendment as amendment_lib
 
 _HEADER = (
   'uid', 'role', 'alive', 'round', 'lag', 'loss', 'stake', 'weight', 'error',
@@ -45,6 +47,7 @@ class RunStatus(NamedTuple):
   round: int  # rounds that have begun on the chain
   judged: int | None  # the round of the verdict that weights are from
   peers: list[PeerStatus]
+  changes: Sequence[str] = ()  # a line per amendment
 
 
 class Observer:
@@ -56,24 +59,34 @@ class Observer:
 
   def __init__(self, config: config_lib.Config):
     self._config = config
-    self._run = shared_state_lib.SharedModel(config).run
+    self._shared_model = shared_state_lib.SharedModel(config)
+    self._run = self._shared_model.run
     self._chain = connect.chain(config, reads_only=True)
     self._objects = connect.objects(config, self._run, writes=False)
-    self._schedule = round_lib.Schedule(config.phases)
+    self._adopted: tuple[amendment_lib.Amendment, ...] = ()
 
   def look(self) -> RunStatus:
     """Returns the present state; raises ChainError."""
     head = self._chain.head()
     if head < 0:
       return RunStatus(head, 0, None, [])
-    membership = membership_lib.read(self._chain, head, self._schedule)
-    now = max(self._schedule.round_at(head), 0)
+    around = self._chain, self._objects, self._shared_model, head
+    self._adopted = published_rules.read(*around, self._adopted)
+    schedule = amendments_lib.schedule(self._config, self._adopted)
+    membership = membership_lib.read(self._chain, head, schedule)
+    now = max(schedule.round_at(head), 0)
     judged, verdict = self._verdict(membership)
     peers = [
       self._peer(peer, membership, head, now, verdict)
       for _, peer in sorted(membership.peers.items())
     ]
-    return RunStatus(head, now, judged, peers)
+    changes = [
+      amendments_lib.describe(
+        amendments_lib.record(self._config, self._adopted[:i], one, now)
+      )
+      for i, one in enumerate(self._adopted)
+    ]
+    return RunStatus(head, now, judged, peers, changes)
 
   def _peer(
     self,
@@ -83,7 +96,9 @@ class Observer:
     now: int,
     verdict: 'Verdict',
   ) -> PeerStatus:
-    uid, phases = peer.uid, self._config.phases
+    uid = peer.uid
+    schedule = amendments_lib.schedule(self._config, self._adopted)
+    phases = schedule.at(now)
     role, commitment = membership.role(uid), membership.commitments.get(uid)
     own = None
     if commitment is not None and commitment.location:
@@ -169,7 +184,10 @@ def table(status: RunStatus) -> str:
   if status.judged is not None:
     title += f'; weights of round {status.judged}'
   rows = [_HEADER, *(_row(peer) for peer in status.peers)]
-  return '\n'.join([title, *progress.aligned(rows)])
+  changes = [
+    ''.join(c if c.isprintable() else '?' for c in x) for x in status.changes
+  ]
+  return '\n'.join([title, *progress.aligned(rows), *changes])
 
 
 def _row(peer: PeerStatus) -> tuple[str, ...]:
@@ -188,10 +206,14 @@ def _row(peer: PeerStatus) -> tuple[str, ...]:
 
 def printable(text: str) -> str:
   """Returns a peer's text without what a terminal would obey."""
-  clean = ''.join(c if c.isprintable() else '?' for c in text)
+  clean = _clean(text)
   if len(clean) > _ERROR_WIDTH:
     clean = clean[: _ERROR_WIDTH - 3] + '...'
   return clean
+
+
+def _clean(text: str) -> str:
+  return ''.join(c if c.isprintable() else '?' for c in text)
 
 
 def watch(

@@ -158,6 +158,10 @@ class Telemetry:
     """Sends an alert, if its class has a command and none was sent lately."""
     self._alerts.send(kind, message, round=max(self._round, 0))
 
+  def follow(self, config: config_lib.Config) -> None:
+    """Goes on with an amended config of the run."""
+    self._config = config
+
   def pulse(self, completed: int, block_seconds: float, every: int = 1) -> None:
     """Takes the rounds completed up to now, by `every`; called all the time.
 

@@ -5,6 +5,7 @@ from the same payload bytes in the order of uids, and so stay identical.
 """
 
 import collections
+import copy
 import functools
 import hashlib
 import types
@@ -60,6 +61,7 @@ class SharedModel:
     specs: how each leaf is sharded on the mesh, or None.
     spec: the layout of payloads.
     run: the id of the run.
+    genesis: the config that the run began with.
     host: moves the state between the memory of devices and of their host.
 
   Args:
@@ -78,6 +80,7 @@ class SharedModel:
     mesh: jax.sharding.Mesh | None = None,
     offload: bool = False,
   ):
+    self._config = self.genesis = config
     self.method = algorithm_lib.make(config)
     self.abstract_params = llama.abstract(config.model)
     compression = config.optim.compression
@@ -89,24 +92,43 @@ class SharedModel:
       self.spec = payload.make_spec(
         self.abstract_params, self.method.compression, compression.codec
       )
-      self.outer_step = outer_step_lib.OuterStep(
-        self.abstract_params,
-        self.method.compression,
-        self.method.outer,
-        self.method.mean_over,
-        self.method.clip,
-        mesh,
-        self.specs,
-        # The outer optimizer of ddp clips the norm of all tensors together.
-        per_leaf=config.optim.method != 'ddp',
-      )
+      self.outer_step = self._make_outer_step()
     except ValueError as e:
       raise config_lib.ConfigError(f'optim.compression: {e}') from e
     self.run = payload.run_id(config_lib.identity(config))
-    self._config = config
+    self._amended = {config: self}
     self._last: tuple[SharedState, str] | None = None
     device = (jax.local_devices() if mesh is None else mesh.local_devices)[0]
     self.host = placement.HostOffload(device, offload)
+
+  def _make_outer_step(self) -> outer_step_lib.OuterStep:
+    return outer_step_lib.OuterStep(
+      self.abstract_params,
+      self.method.compression,
+      self.method.outer,
+      self.method.mean_over,
+      self.method.clip,
+      self.mesh,
+      self.specs,
+      # The outer optimizer of ddp clips the norm of all tensors together.
+      per_leaf=self.genesis.optim.method != 'ddp',
+    )
+
+  def amended(self, config: config_lib.Config) -> 'SharedModel':
+    """Returns the model of the same run under an amended config.
+
+    All models of a run that amendments lead to are made once.
+    """
+    made = self._amended.get(config)
+    if made is None:
+      made = self._amended[config] = copy.copy(self)
+      made._config = config
+      made.method = algorithm_lib.make(config)
+      old, new = self._config.optim, config.optim
+      # The outer step of these follows the schedule of the learning rate.
+      if old.outer != new.outer or new.method in _UNBOUNDED:
+        made.outer_step = made._make_outer_step()
+    return made
 
   def fingerprint(self, shared: SharedState) -> str:
     """Returns the `state_fingerprint` of a state; caches the last one."""
@@ -276,6 +298,20 @@ def state_fingerprint(pieces: Mapping[str, Sequence[bytes]]) -> str:
   for name in sorted(pieces):
     count = len(pieces[name]).to_bytes(4, 'little')
     digest.update(name.encode() + b'\0' + count + b''.join(pieces[name]))
+  return digest.hexdigest()
+
+
+def amended_fingerprint(fingerprint: str, amendments: Sequence[bytes]) -> str:
+  """Returns the fingerprint of a state of a run with amendments.
+
+  Args:
+    fingerprint: of the state alone.
+    amendments: the digests of the amendments that were adopted before it.
+  """
+  if not amendments:
+    return fingerprint
+  digest = hashlib.blake2b(digest_size=16, person=b'covenant.amend')
+  digest.update(fingerprint.encode() + b''.join(amendments))
   return digest.hexdigest()
 
 

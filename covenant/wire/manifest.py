@@ -1,7 +1,8 @@
 """The manifest: the signed list of the contributors of a round.
 
 A manifest names the payloads that move the parameters, by uid and digest, and
-the state before them: the history root and a fingerprint of the parameters.
+the state before them: the history root and a fingerprint of the parameters. It
+may adopt an amendment (amendment.py).
 Roots form a chain, so two nodes with one root have applied the same payloads in
 every round since the first.
 
@@ -16,9 +17,13 @@ from typing import NamedTuple
 from covenant import errors
 from covenant import typing as ct
 from covenant.optim import weight
+from covenant.wire import amendment as amendment_lib
 
 MAX_ENTRIES = weight.MOST_PEERS  # that the sums of a round can count
 MAX_BYTES = 1 << 20
+# Rounds from the manifest that adopts an amendment to the first one in which
+# it holds: it is decided in the round after the manifest's.
+NOTICE = 2
 _PERSON = b'covenant.history'
 _SIGNATURE_BYTES = 64
 
@@ -44,6 +49,7 @@ class Manifest(NamedTuple):
   fingerprint: str  # of the state before this round
   hotkey: str  # of the validator who made it
   entries: tuple[Entry, ...]  # uids increase
+  adoption: amendment_lib.Adoption | None = None
 
 
 def genesis(run: bytes) -> bytes:
@@ -106,7 +112,28 @@ def decode(
     raise ManifestError(f'manifest: expected increasing uids, got {uids[:10]}')
   if not verify(manifest.hotkey, _hash(b'body', body), signature):
     raise ManifestError(f'manifest: {manifest.hotkey} did not sign it')
+  if manifest.adoption is not None:
+    _check_adoption(manifest, manifest.adoption, verify)
   return manifest
+
+
+def _check_adoption(
+  manifest: Manifest,
+  adoption: amendment_lib.Adoption,
+  verify: amendment_lib.Verify,
+) -> None:
+  amendment = adoption.amendment
+  if amendment.run != manifest.run:
+    raise ManifestError('manifest: its amendment is of another run')
+  if amendment.round < manifest.round + NOTICE:
+    raise ManifestError(
+      f'manifest of round {manifest.round}: expected an amendment from round '
+      f'{manifest.round + NOTICE} on, got one from {amendment.round} on'
+    )
+  try:
+    amendment_lib.check_signatures(adoption, verify)
+  except amendment_lib.AmendmentError as e:
+    raise ManifestError(f'manifest: {e}') from None
 
 
 def _body(manifest: Manifest) -> bytes:
@@ -118,6 +145,8 @@ def _body(manifest: Manifest) -> bytes:
     'hotkey': manifest.hotkey,
     'entries': [[e.uid, e.hotkey, e.digest.hex()] for e in manifest.entries],
   }
+  if manifest.adoption is not None:
+    raw['amendment'] = amendment_lib.adoption_to_json(manifest.adoption)
   return json.dumps(raw, separators=(',', ':')).encode()
 
 
@@ -126,6 +155,7 @@ def _parse(raw: ct.Json) -> Manifest:
     Entry(_uint(uid), _text(hotkey), _bytes(digest, 32))
     for uid, hotkey, digest in raw['entries']
   )
+  adoption = raw.get('amendment')
   return Manifest(
     _bytes(raw['run'], 16),
     _uint(raw['round']),
@@ -133,6 +163,7 @@ def _parse(raw: ct.Json) -> Manifest:
     _text(raw['fingerprint']),
     _text(raw['hotkey']),
     entries,
+    amendment_lib.adoption_from_json(adoption) if adoption else None,
   )
 
 

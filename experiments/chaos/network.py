@@ -22,6 +22,7 @@ from covenant.chain import interface as chain_lib
 from covenant.emulate import host as host_lib
 from covenant.node import base as node_lib
 from covenant.node import connect
+from covenant.protocol import amendments
 from covenant.protocol import apply
 from covenant.protocol import round as round_lib
 from covenant.protocol import run_storage as run_storage_lib
@@ -65,7 +66,6 @@ class Network:
     self.block = -1
     self.events: list[Seen] = []
     self.restarts = 0
-    self.plan = round_lib.Schedule(config.phases, bool(config.optim.overlap))
     self._script = script or {}
     self._dishonest = dishonest or {}
     self._up_from: dict[str, int] = {}  # block
@@ -81,6 +81,12 @@ class Network:
       self._build(str(uid))
 
   @property
+  def plan(self) -> round_lib.Schedule:
+    """The blocks of all rounds, by the node that knows most amendments."""
+    known = [node.amendments for node in self.nodes.values()]
+    return amendments.schedule(self.config, max(known, key=len, default=()))
+
+  @property
   def live(self) -> dict[str, node_lib.Node]:
     """The honest nodes that are up, by name."""
     return {
@@ -91,8 +97,9 @@ class Network:
 
   def run(self, rounds: int) -> None:
     """Runs until every node has had the time to apply these rounds."""
-    last = self.plan.last_decision_block(rounds - 1) + 2 + self._unsettled
-    while self.block < last:
+    while self.block < (
+      self.plan.last_decision_block(rounds - 1) + 2 + self._unsettled
+    ):
       self.step()
 
   def step(self) -> None:
@@ -195,7 +202,8 @@ class Network:
       self._up_from[name] = self.block + late
 
   def _poll(self, name: str, node: node_lib.Node, head: int) -> int:
-    command = round_lib.next_command(self.plan, node.phases, node.state, head)
+    plan = node.schedule
+    command = round_lib.next_command(plan, node.phases, node.state, head)
     if command is not None:
       self.faults.begin(name, command)
     wake = node.poll(head)
@@ -260,11 +268,11 @@ def audit(network: Network) -> dict[int, list[int]]:
     kept = written.get(objects.key('history', r), [])
     assert len(kept) == 1, f'round {r} has {len(kept)} histories'
     (data,) = kept
-    digest, counted[r], shared = None, [], place.shared
+    digest, counted[r], shared, adoption = None, [], place.shared, None
     if data:
       digest = run_storage_lib.digest(data)
       manifest = manifest_lib.decode(data, verify)
-      fingerprint = host.shared_model.fingerprint(place.shared)
+      fingerprint = apply.fingerprint(host.shared_model, place)
       apply.check_matches(manifest, place.root, fingerprint)
       payloads = {
         entry.digest: next(
@@ -274,13 +282,14 @@ def audit(network: Network) -> dict[int, list[int]]:
         )
         for entry in manifest.entries
       }
+      model = amendments.model(host.shared_model, place.amendments, r)
       applied = apply.outer_step(
-        host.shared_model, host.chain, place, manifest.entries, payloads
+        model, host.chain, place, manifest.entries, payloads
       )
       counted[r] = sorted(applied.messages)
-      shared = applied.shared
-    place = place.advance(digest, shared, links)
-  fingerprint = host.shared_model.fingerprint(place.shared)
+      shared, adoption = applied.shared, manifest.adoption
+    place = place.advance(digest, shared, links, adoption)
+  fingerprint = apply.fingerprint(host.shared_model, place)
   found = (rounds, place.root.hex()[:16], fingerprint[:16])
   assert {found} == set(places.values()), f'{found} replayed, not {places}'
   return counted

@@ -1,5 +1,6 @@
 """Processes that share nothing but a chain and buckets, beside the emulator."""
 
+import dataclasses
 import json
 import logging
 import os
@@ -20,6 +21,8 @@ from covenant import metrics
 from covenant.data import dataset
 from covenant.emulate import host as host_lib
 from covenant.emulate import localnet
+from covenant.emulate import proposals
+from covenant.report import amendments as shown
 from covenant.report import status as status_lib
 from tests import helpers
 
@@ -165,6 +168,51 @@ class LocalnetTest(absltest.TestCase):
     self.assertEqual({peer.round for peer in peers}, {3})
     self.assertGreater(min(peer.loss for peer in peers[:2]), 0)
     self.assertAlmostEqual(sum(peer.weight for peer in peers), 1.0, places=4)
+
+  def test_a_live_network_is_amended_and_extended(self):
+    """The operators of both validators propose it; an evaluator follows."""
+    edits = (
+      'rounds=5',
+      'optim.outer.learning_rate=0.5',
+      'phases.round_blocks=36',
+    )
+    config = small('rounds=4', 'optim.inner.decay_steps=40')
+    workdir = self.folder() / 'net'
+    network, said = localnet.Localnet(config, workdir), []
+
+    def propose(sights):
+      if not said and (sights[0].status.get('head') or 0) > 0:
+        for uid in '2', '3':
+          own = config_lib.load(
+            str(workdir / 'config.json'), [f'network.hotkey={uid}']
+          )
+          said.append(proposals.run(own, '', 3, edits))
+
+    outcome = network.run(propose)
+    self.assertLen(said, 2)
+    self.assertIn('supported by', said[0])
+    self.assertTrue(outcome.finished and outcome.equal, outcome.sights)
+    self.assertEqual({s.status['round'] for s in outcome.sights}, {5})
+    self.assertEqual({s.restarts for s in outcome.sights}, {0})
+    config = config_lib.load(str(workdir / 'config.json'))
+    listed = proposals.run(config, '', None, [])
+    self.assertIn('adopted: amendment: from round 3 on', listed)
+    (line,) = shown.lines(workdir / 'miner-0')
+    self.assertIn('optim.outer.learning_rate = 0.5 (before: 0.7)', line)
+    status = status_lib.Observer(config).look()
+    self.assertLen(status.changes, 1)
+    # The emulator comes to the same bits.
+    host = host_lib.Host(config, dataset.load(config))
+    self.addCleanup(host.tools.close)
+    proposals.run(
+      dataclasses.replace(config, network=config_lib.Network()),
+      workdir / 'emulated', 3, edits,
+    )  # fmt: skip
+    while host.validators[0].state.round < host.rounds:
+      proposals.support(host, workdir / 'emulated')
+      host.round()
+    root = host.validators[0].root.hex()
+    self.assertEqual(outcome.sights[0].status['root'], root)
 
   def test_ctrl_c_ends_everybody_and_leaves_the_logs(self):
     workdir = self.folder() / 'net'

@@ -1,0 +1,212 @@
+"""Amendments that an operator proposes: to a network, or to an emulated run.
+
+In a network the operator of a validator signs one and puts it into the bucket
+of the validator (covenant/node/amend.py). All validators of an emulated run
+support what is in proposals.jsonl of its folder.
+"""
+
+import json
+import os
+import pathlib
+from collections.abc import Sequence
+
+from covenant import config as config_lib
+from covenant import files
+from covenant.config import amend as fields
+from covenant.emulate import host as host_lib
+from covenant.node import amend
+from covenant.node import connect
+from covenant.node import extension
+from covenant.node import workdir as workdir_lib
+from covenant.protocol import amendments as amendments_lib
+from covenant.protocol import membership as membership_lib
+from covenant.protocol import published_rules
+from covenant.train import shared_state as shared_state_lib
+from covenant.wire import amendment as amendment_lib
+from covenant.wire import manifest as manifest_lib
+
+_FILE = 'proposals.jsonl'
+
+
+def run(
+  config: config_lib.Config,
+  workdir: str | os.PathLike[str],
+  round_index: int | None,
+  edits: Sequence[str],
+  withdraw: bool = False,
+) -> str:
+  """Proposes an amendment, or withdraws one; returns lines for people.
+
+  Args:
+    config: of the run, with the `network` section of a validator.
+    workdir: of an emulated run, which may not have begun; of a network it is
+      not looked at.
+    round_index: the first round with the new values; None only lists.
+    edits: texts `path=value`.
+    withdraw: True: the support of the amendments from this round is removed.
+
+  Raises:
+    ConfigError, AmendmentError: the amendment is not allowed.
+    ChainError, StoreError: the network cannot be reached.
+  """
+  folder, network = pathlib.Path(workdir), config.network
+  if network.chain == 'local' and not network.path:
+    held = workdir_lib.Workdir(folder).held() or config
+    return _emulated(held, folder, round_index, edits, withdraw)
+  return _network(config, round_index, edits, withdraw)
+
+
+def _emulated(
+  config: config_lib.Config,
+  folder: pathlib.Path,
+  round_index: int | None,
+  edits: Sequence[str],
+  withdraw: bool,
+) -> str:
+  run = shared_state_lib.SharedModel(config).run
+  proposed = read(folder, run)
+  if round_index is None:
+    records = files.read_records(folder / workdir_lib.AMENDMENTS, 'digest')
+    lines = map(amendments_lib.describe, records.objects)
+    return '\n'.join(lines) or 'no amendment is adopted'
+  if withdraw:
+    left = [one for one in proposed if one.round != round_index]
+  else:
+    values = fields.parse(edits)
+    amendment = amendment_lib.make(run, round_index, values)
+    first = max(round_index - manifest_lib.NOTICE, 0)
+    amendments_lib.check(config, proposed, amendment, first)
+    left = [*proposed, amendment]
+  lines = [json.dumps(amendment_lib.to_json(one)) for one in left]
+  folder.mkdir(parents=True, exist_ok=True)
+  files.write_lines(folder / _FILE, lines)
+  if withdraw:
+    return f'{len(proposed) - len(left)} withdrawn'
+  return '\n'.join(
+    [
+      _text(config, proposed, left[-1]),
+      'the validators of the run support it as soon as it runs',
+    ]
+  )
+
+
+def read(folder: pathlib.Path, run: bytes) -> list[amendment_lib.Amendment]:
+  """Returns the amendments that are proposed to an emulated run.
+
+  Raises:
+    AmendmentError: the file is not one that `run` wrote.
+  """
+  found = []
+  for raw in files.read_records(folder / _FILE, 'run', 'changes').objects:
+    try:
+      amendment = amendment_lib.from_json(raw)
+    except (ValueError, TypeError, KeyError) as e:
+      raise amendment_lib.AmendmentError(f'{folder / _FILE}: {e}') from None
+    if amendment.run != run:
+      raise amendment_lib.AmendmentError(f'{folder / _FILE}: of another run')
+    found.append(amendment)
+  return found
+
+
+def support(host: host_lib.Host, folder: pathlib.Path) -> None:
+  """Lets all validators of an emulated run support what is proposed to it."""
+  run = host.shared_model.run
+  wanted = [
+    amendment
+    for amendment in read(folder, run)
+    if amendment not in host.validators[0].amendments
+  ]
+  for node in host.validators:
+    key, chain = node.chain.hotkey, node.chain
+    own = amend.own_supports(node.objects, run, key, chain.verify)
+    if {*own} != {*wanted}:
+      amend.put(
+        node.objects,
+        {a: amendment_lib.sign(a, key, chain.sign).signature for a in wanted},
+      )
+
+
+def _network(
+  config: config_lib.Config,
+  round_index: int | None,
+  edits: Sequence[str],
+  withdraw: bool,
+) -> str:
+  shared_model = shared_state_lib.SharedModel(config)
+  chain, run = connect.chain(config), shared_model.run
+  head = chain.head()
+  adopted = published_rules.read(
+    chain,
+    connect.objects(config, run, writes=False),
+    shared_model,
+    head,
+    (),
+  )
+  schedule = amendments_lib.schedule(config, adopted)
+  membership = membership_lib.read(chain, max(head, 0), schedule)
+  objects = connect.objects(config, run, writes=round_index is not None)
+  if round_index is None:
+    return _listed(config, adopted, objects, membership, run, chain.verify)
+  # The manifest of the round under way is the next one that can adopt it.
+  now = max(schedule.round_at(head), 0)
+  if withdraw:
+    count = amend.withdraw(
+      objects, run, chain.hotkey, chain.verify, round_index
+    )
+    return f'{count} withdrawn'
+  amendment = amendment_lib.make(run, round_index, fields.parse(edits))
+  amendments_lib.check(config, adopted, amendment, now)
+  amend.support(
+    objects, run, amendment, chain.hotkey, chain.sign, chain.verify, now
+  )
+  lines = [_text(config, adopted, amendment)]
+  peer = membership.peers[membership.uid(chain.hotkey)]
+  if not peer.permit:
+    lines.append(
+      f'{chain.hotkey} has no permit of a validator: its support counts '
+      'nothing until it has one'
+    )
+  total = sum(membership.stakes(max(membership.round, 0)).values())
+  lines.append(
+    f'supported by {chain.hotkey} with a stake of {peer.stake:,.1f}; more than '
+    f'{total / 2:,.1f} is needed, by the manifest of round '
+    f'{round_index - manifest_lib.NOTICE}'
+  )
+  return '\n'.join(lines)
+
+
+def _listed(config, adopted, objects, membership, run, verify) -> str:
+  """Returns what is adopted, and what validators support."""
+  lines = []
+  for i, one in enumerate(adopted):
+    record = amendments_lib.record(config, adopted[:i], one, 0)
+    lines.append(f'adopted: {amendments_lib.describe(record)}')
+  stakes = membership.stakes(max(membership.round, 0))
+  behind: dict[amendment_lib.Amendment, float] = {}
+  for peer in membership.candidates:
+    for one in amend.supports_of(objects, membership, peer, run, verify):
+      behind[one] = behind.get(one, 0.0) + stakes.get(peer.uid, 0.0)
+  total = sum(stakes.values()) or 1.0
+  for one, stake in behind.items():
+    if one not in adopted:
+      record = amendments_lib.record(config, adopted, one, 0)
+      lines.append(
+        f'supported by {stake / total:.0%} of the stake: '
+        f'{amendments_lib.describe(record)}'
+      )
+  return '\n'.join(lines) or 'no amendment is adopted or supported'
+
+
+def _text(
+  config: config_lib.Config,
+  adopted: Sequence[amendment_lib.Amendment],
+  amendment: amendment_lib.Amendment,
+) -> str:
+  record = amendments_lib.record(config, adopted, amendment, 0)
+  before = amendments_lib.before(config, adopted, amendment.round)
+  lines = [amendments_lib.describe(record)]
+  if not record['needed']:
+    after = fields.amended(before, amendment.round, amendment.values)
+    if note := extension.describe(before, after, amendment.round):
+      lines.append(note)
+  return '\n'.join(lines)

@@ -1,0 +1,85 @@
+"""Amendments of an emulated run: proposed, adopted, resumed and shown."""
+
+import json
+import pathlib
+
+import pytest
+from absl.testing import absltest
+
+from covenant import config as config_lib
+from covenant.emulate import emulation
+from covenant.emulate import proposals
+from covenant.protocol import amendments
+from covenant.report import amendments as shown
+from covenant.report import page
+from tests import helpers
+
+EDITS = ['optim.outer.learning_rate=0.5', 'rounds=6', 'phases.round_blocks=140']
+
+
+class ProposalsTest(absltest.TestCase):
+  def setUp(self):
+    super().setUp()
+    self.config = helpers.tiny(
+      'rounds=4', 'validators=2', 'optim.inner.decay_steps=12'
+    )
+    self.folder = pathlib.Path(self.create_tempdir().full_path)
+
+  def run_all(self, folder, stop_after=100):
+    """Returns the state at the end; stops once, and goes on."""
+    rounds = []
+
+    def stop():
+      rounds.append(0)
+      return len(rounds) == stop_after
+
+    outcome = emulation.run(self.config, folder, stop=stop)
+    if not outcome.finished:
+      outcome = emulation.run(self.config, folder)
+    return json.loads(outcome.state.protocol), outcome.state
+
+  def test_proposals_are_checked(self):
+    propose = proposals.run
+    with self.assertRaisesRegex(config_lib.ConfigError, 'may not change'):
+      propose(self.config, self.folder, 3, ['seed=2'])
+    with self.assertRaisesRegex(amendments.AmendmentError, 'ends before it'):
+      propose(self.config, self.folder, 9, ['optim.outer.learning_rate=0.5'])
+    text = propose(self.config, self.folder, 3, EDITS)
+    self.assertIn('from round 3 on', text)
+    self.assertIn('rounds: 4 before, 6 now; the learning rate is as bef', text)
+    self.assertEqual(
+      propose(self.config, self.folder, 3, [], True), '1 withdrawn'
+    )
+    self.assertIn('no amendment', propose(self.config, self.folder, None, []))
+
+  def test_the_schedule_of_a_longer_run_is_told(self):
+    config = helpers.tiny('rounds=4')
+    text = proposals.run(config, self.folder, 3, ['rounds=6'])
+    self.assertIn('the learning rate falls over', text)
+    self.assertIn('optim.inner.decay_steps', text)
+
+  @pytest.mark.slow
+  def test_resume_equals_uninterrupted(self):
+    found = []
+    for name, stop_after in (('whole', 100), ('before', 2), ('after', 4)):
+      folder = self.folder / name
+      proposals.run(self.config, folder, 3, EDITS)
+      found.append((*self.run_all(folder, stop_after), folder))
+    (text, state, folder), *others = found
+    self.assertEqual(state.counters.round, 6)
+    for other, again, there in others:
+      self.assertEqual(other['root'], text['root'])
+      self.assertEqual(again.counters, state.counters)
+      self.assertEqual(
+        proposals.run(self.config, there, None, []),
+        proposals.run(self.config, folder, None, []),
+      )
+    (line,) = shown.lines(folder)
+    self.assertIn('optim.outer.learning_rate = 0.5 (before: 1.0)', line)
+    html = page.write(folder).read_text()
+    self.assertIn('Fields that changed in the run', html)
+    self.assertIn('optim.outer.learning_rate', html)
+
+
+if __name__ == '__main__':
+  absltest.main()
