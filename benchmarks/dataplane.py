@@ -248,9 +248,9 @@ def _report(
   size = made.spec.payload_bytes
   beside = peak - total
   print(
-    f'  memory beside {len(made.digests)} payloads of {size / 1e6:.0f} MB: '
-    f'{beside / 1e6:.0f} MB, {beside / size:.1f} payloads (bar: two '
-    'payloads and one message, which is 2.4 payloads)'
+    f'  memory beside {len(made.digests)} payloads of {size / 1e6:.0f} MB, '
+    f'which are held: {beside / 1e6:.0f} MB, {beside / size:.1f} payloads '
+    '(bar: two payloads and one message in all, 4.4 payloads)'
   )
   return medians
 

@@ -213,8 +213,7 @@ class Checkpoints:
         abstract = {k: x for k, x in abstract.items() if k not in missing}
       differs = tree_difference.difference(stored, abstract) if stored else ''
       if not differs:
-        with reading(abstract):
-          return self._checkpointer.load(step, abstract_state=abstract)
+        return self._read(step, abstract)
     except Exception as e:  # any error of Orbax, such as about memory
       raise config_lib.ConfigError(
         f'{folder} cannot be read: {disk.reason(e)}. Remove it to go on from '
@@ -224,6 +223,18 @@ class Checkpoints:
       f'{folder} is not of this run: {differs}. Expected the config it was '
       'made with, or another --workdir'
     )
+
+  def _read(self, step: int, abstract: ct.PyTree) -> ct.PyTree:
+    """Reads a checkpoint a shard at a time if it was written on such a mesh."""
+    try:
+      with reading(abstract, _shard_bytes):
+        return self._checkpointer.load(step, abstract_state=abstract)
+    except Exception as e:  # Orbax may wrap it
+      if 'Requested more bytes' not in disk.reason(e):
+        raise
+    # Written on another mesh: a shard lies across the chunks of many.
+    with reading(abstract):
+      return self._checkpointer.load(step, abstract_state=abstract)
 
   def _set_aside(self, damaged: dict[int, str]) -> None:
     """Moves damaged checkpoints away, so that their rounds can be saved."""
@@ -319,13 +330,20 @@ def writing(tree: ct.PyTree) -> ocp.Context:
   return context
 
 
-def reading(abstract: ct.PyTree) -> ocp.Context:
-  """Returns the Orbax context that reads a tree in bounded extra memory."""
+def reading(
+  abstract: ct.PyTree, unit: Callable[[ct.AbstractArray], int] | None = None
+) -> ocp.Context:
+  """Returns the Orbax context that reads a tree in bounded extra memory.
+
+  Args:
+    abstract: the tree to read.
+    unit: the bytes that are read at once for a tensor, at least. None: all, as
+      a shard may lie across all chunks of its tensor.
+  """
   context = ocp.Context()
   if _total(abstract) > _IN_FLIGHT:
-    # A shard may lie across all chunks of its tensor.
-    tensors = [_bytes(x) for x in _arrays(abstract)]
-    context.memory.read_concurrent_bytes = max(_IN_FLIGHT, 1 + max(tensors))
+    largest = max(map(unit or _bytes, _arrays(abstract)))
+    context.memory.read_concurrent_bytes = max(_IN_FLIGHT, 1 + largest)
   return context
 
 
@@ -357,9 +375,10 @@ def _bytes(x: ct.AbstractArray) -> int:
 
 
 def _shard_bytes(x: ct.AbstractArray) -> int:
-  if not isinstance(x, jax.Array):
+  sharding = getattr(x, 'sharding', None)
+  if sharding is None:
     return _bytes(x)
-  return math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+  return math.prod(sharding.shard_shape(x.shape)) * x.dtype.itemsize
 
 
 def _total(tree: ct.PyTree) -> int:

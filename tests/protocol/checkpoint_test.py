@@ -364,6 +364,38 @@ print(peak - before)
 """
 
 
+class ReadingTest(parameterized.TestCase):
+  @parameterized.parameters((True, 1), (False, 2))
+  def test_a_shard_at_a_time_is_read_on_the_mesh_of_the_writer(
+    self, is_same, attempts
+  ):
+    """Elsewhere a shard lies across all chunks, which are read at once."""
+    x = np.arange(4 * 64 * 64, dtype=np.float32).reshape(4, 64, 64)
+    devices = jax.make_mesh((8,), ('tensor',))
+    written = jax.NamedSharding(devices, jax.P(None, 'tensor'))
+    spec = jax.P(None, 'tensor') if is_same else jax.P(None, None, 'tensor')
+    where = jax.NamedSharding(devices, spec)
+    like = {'w': jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)}
+    folder, limits = self.create_tempdir().full_path, []
+    real = checkpoint.reading
+
+    def reading(*args):
+      context = real(*args)
+      limits.append(context.memory.read_concurrent_bytes)
+      return context
+
+    self.enterContext(mock.patch.object(checkpoint, '_IN_FLIGHT', 1 << 10))
+    self.enterContext(mock.patch.object(checkpoint, '_CHUNK', 1 << 10))
+    self.enterContext(mock.patch.object(checkpoint, 'reading', reading))
+    with checkpoint.Checkpoints(folder, config_lib.Checkpoint()) as saved:
+      saved.save_tree(1, {'w': jax.device_put(x, written)})
+    with checkpoint.Checkpoints(folder, config_lib.Checkpoint()) as saved:
+      found = saved.restore_tree(like)['w']
+    np.testing.assert_array_equal(found, x)
+    self.assertEqual(found.sharding, where)
+    self.assertEqual(limits, [1 + x.nbytes // 8, 1 + x.nbytes][:attempts])
+
+
 class MemoryTest(absltest.TestCase):
   @pytest.mark.slow
   def test_a_gigabyte_takes_little_more(self):
