@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import threading
 from unittest import mock
 
 from absl.testing import absltest
@@ -112,6 +113,32 @@ class ProcessTest(absltest.TestCase):
     status = self.status()
     self.assertEqual((status['round'], status['error']),
                      (CONFIG.rounds, 'no space'))  # fmt: skip
+
+  def test_a_store_that_hangs_delays_no_round_and_no_checkpoint(self):
+    """What a node says of itself is nothing that it waits for."""
+    go, asked = threading.Event(), []
+    self.addCleanup(go.set)
+
+    def publish(objects, data):
+      del objects
+      asked.append(data)
+      go.wait()
+
+    with (
+      mock.patch.object(process_lib.published_status, 'publish', publish),
+      mock.patch.object(process_lib, '_LEAVE_SECONDS', 0),
+    ):
+      process = self.process()
+      process.run(lambda: False)
+      status = self.status()
+      self.assertEqual(
+        (status['phase'], status['round']), ('finished', CONFIG.rounds)
+      )
+      self.assertLen(asked, 1)
+      self.assertNotEmpty(list((self.workdir / 'checkpoints').iterdir()))
+      go.set()
+      self.assertTrue(process._status_thread.close(None))
+    self.assertLen(asked, 2)  # the first and the newest
 
   def test_a_stop_while_it_trains_seals_the_inner_step_under_way(self):
     drawn = []
