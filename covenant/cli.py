@@ -8,6 +8,7 @@ from any folder: `covenant --config=shakespeare:smoke`.
 """
 
 import contextlib
+import dataclasses
 import os
 import sys
 import time
@@ -125,7 +126,13 @@ def export(config: config_lib.Config, workdir: str) -> None:
   The config is that of the run, such as its config.json.
   """
   workdir_lib.Workdir(workdir).check_owner(config)
-  completed, params = evaluator_lib.newest(workdir)
+  mesh = None
+  if not preflight.lacking_devices(config):
+    network = dataclasses.replace(
+      config.network, coordinator='', processes=1, process=0
+    )
+    mesh = multihost_lib.start(network, config.devices).mesh
+  completed, params = evaluator_lib.newest(workdir, mesh)
   folder = evaluator_lib.Exporter(config, workdir).write(completed, params)
   print(
     f'the model after round {completed} is in {folder}; '
@@ -160,9 +167,15 @@ def worker(config: config_lib.Config, workdir: str) -> None:
 
 def evaluator(config: config_lib.Config, workdir: str) -> None:
   """Evaluates the checkpoints that validators publish, until Ctrl-C."""
+  if config.network.coordinator:
+    raise config_lib.ConfigError(
+      'network.coordinator: expected nothing, because an evaluator is one '
+      f'process; got {config.network.coordinator!r}'
+    )
   preflight.require(config, workdir, 'evaluator')
+  mesh = multihost_lib.start(config.network, config.devices).mesh
   with startup.stoppable('stopping') as stop:
-    evaluator_lib.EvaluatorProcess(config, workdir).run(stop)
+    evaluator_lib.EvaluatorProcess(config, workdir, mesh).run(stop)
 
 
 def run_localnet(config: config_lib.Config, workdir: str) -> None:
@@ -262,9 +275,7 @@ def _member(config: config_lib.Config, role: str, workdir: str) -> None:
     )
   if not config.network.coordinator and preflight.lacking_devices(config):
     preflight.require(config, workdir, role)  # reports all else as well
-  # A validator evaluates many messages on one device.
-  devices = config.devices if role == 'miner' else None
-  with multihost_lib.start(config.network, devices) as process_group:
+  with multihost_lib.start(config.network, config.devices) as process_group:
     if not process_group.index:
       preflight.require(config, workdir, role)
     with startup.stoppable('stopping') as stop:

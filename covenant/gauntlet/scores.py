@@ -10,25 +10,26 @@ paired: it compares a sequence before and after, so that its difficulty cancels.
 """
 
 import dataclasses
-import functools
 import hashlib
 import types
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from covenant import config as config_lib
 from covenant import typing as ct
 from covenant.data import assignment
 from covenant.data import tokens as tokens_lib
-from covenant.models import llama
-from covenant.models import loss as loss_lib
+from covenant.models import sharding
 from covenant.optim import algorithm as algorithm_lib
 from covenant.optim import reduce
+from covenant.optim import sharded_leaf
+from covenant.optim import trial_step
 from covenant.optim import weight as weight_lib
+from covenant.train import evaluation
+from covenant.train import placement as placement_lib
 
 # Nats per token: a loss that overflowed counts as this much worse than before.
 _WORST = 100.0
@@ -57,14 +58,16 @@ class Score:
   work: float = 1.0  # see the function of this name
 
 
-class RoundBaseline(NamedTuple):
+@dataclasses.dataclass
+class RoundBaseline:
   """The data that all evaluations of one round share; see `Scorer.open`."""
 
-  params: ct.Params  # after a fraction of the round's step
+  # After a fraction of the round's step; changed in place, and taken back.
+  params: ct.Params
   median_P: ct.Array  # median norm of each tensor; inf: nothing is clipped
   median_size: float  # training data of the median peer, see `weight.Weight`
-  random_NxL1: jax.Array
-  before_N: jax.Array  # losses of params on the random sequences
+  random_NxL1: np.ndarray
+  before_N: ct.Array  # losses of params on the random sequences
 
 
 class Scorer:
@@ -72,7 +75,16 @@ class Scorer:
 
   Cost, in forward passes over one sequence, with n = gauntlet.sequences:
   n per round and 3 n per evaluated peer. A miner's training is about
-  3 * inner_steps * batch_size of them.
+  3 * inner_steps * batch_size of them. Memory beside the shared parameters: one
+  copy of them, and the values that one message touches (trial_step.py).
+
+  Args:
+    config: the config of the run.
+    method: the training method of the run.
+    abstract_params: the shapes of the parameters.
+    placement: the devices of the node, which share the sequences and hold the
+      parameters; None is one device.
+    budget: elements of a slice on a device, see `trial_step.TrialStep`.
   """
 
   def __init__(
@@ -80,21 +92,24 @@ class Scorer:
     config: config_lib.Config,
     method: algorithm_lib.Algorithm,
     abstract_params: ct.Params,
+    placement: placement_lib.Placement | None = None,
+    budget: int = sharded_leaf.BUDGET,
   ):
-    self._model = config.decoder
     self._method = method
     self._abstract_params = abstract_params
+    self._placement = placement or placement_lib.Placement(None)
+    mesh = self._placement.mesh
     # A step of plain SGD: the momentum belongs to the run, not to the peer.
-    outer = config.optim.outer
     self._fraction = config.gauntlet.step_fraction
-    self._outer = reduce.nesterov(self._fraction * outer.learning_rate)
-    rules = {
-      'abstract_params': abstract_params,
-      'compression': method.compression,
-    }
-    self._norms = functools.partial(reduce.message_norms, **rules)
-    self._losses = jax.jit(self._sequence_losses)
-    self._evaluate = jax.jit(self._evaluate_message)
+    self.losses = evaluation.SequenceLosses(config, mesh)
+    self.trial = trial_step.TrialStep(
+      abstract_params,
+      method.compression,
+      self._fraction * config.optim.outer.learning_rate,
+      mesh,
+      None if mesh is None else sharding.specs(abstract_params, mesh),
+      budget,
+    )
 
   def open(
     self,
@@ -103,6 +118,7 @@ class Scorer:
     messages: Mapping[int, ct.Message],
     random_NxL1: np.ndarray,
     weights: Mapping[int, weight_lib.Weight] = _EQUAL,
+    consume: bool = False,
   ) -> RoundBaseline:
     """Starts the evaluations of a round.
 
@@ -114,28 +130,29 @@ class Scorer:
         nothing is clipped.
       random_NxL1: the sequences `random_ids`, int32.
       weights: the weights of the messages, by uid; the default is whole.
+      consume: True if `before` is not needed any more, so that it can be
+        changed in place.
 
     Raises:
       ValueError: the loss between them is not finite: nothing can be compared.
     """
     tensors = len(jax.tree.leaves(self._abstract_params))
-    median_P = jnp.full((tensors,), jnp.inf, jnp.float32)
+    median_P = np.full((tensors,), np.inf, np.float32)
     median_size = 1.0
     if messages and self._method.clip != 'none':
-      norms_RxP = jnp.stack([self._norms(m) for m in messages.values()])
+      norms_RxP = np.stack([self.trial.norms(m) for m in messages.values()])
       median_P = reduce.lower_median(norms_RxP)
       weighed = [weights.get(uid, weight_lib.Weight()) for uid in messages]
       _, sizes_R = weight_lib.columns(weighed)
       median_size = float(reduce.lower_median(sizes_R))
-    params = _between(before, after, self._fraction)
-    before_N = self._losses(params, random_NxL1)
+    params = self._between(before, after, consume)
+    before_N = self.losses(params, random_NxL1)
     if not np.isfinite(before_N).all():
       raise ValueError(
         'the shared parameters have a loss that is not finite; the run has '
         'diverged: go back to a checkpoint and lower the learning rates'
       )
-    random = jnp.asarray(random_NxL1)
-    return RoundBaseline(params, median_P, median_size, random, before_N)
+    return RoundBaseline(params, median_P, median_size, random_NxL1, before_N)
 
   def score(
     self,
@@ -150,13 +167,16 @@ class Scorer:
     """
     reach = reduce.reach(np.float32(weight.size), shared.median_size)
     limits_P = np.asarray(reach * shared.median_P, np.float32)
-    norms_P = np.asarray(self._norms(message))
-    factors_P = reduce.limit_factors(norms_P, limits_P)
-    losses_3xN = np.asarray(
-      self._evaluate(shared, message, own_NxL1, factors_P), np.float64
+    factors_P = reduce.limit_factors(self.trial.norms(message), limits_P)
+    before_own_N = self.losses(shared.params, own_NxL1)
+    params, touched = self.trial.apply(shared.params, message, factors_P)
+    after_own_N = self.losses(params, own_NxL1)
+    after_N = self.losses(params, shared.random_NxL1)
+    shared.params = self.trial.undo(params, message, touched)
+    before_N, before_own_N, after_own_N, after_N = (
+      np.asarray(x, np.float64)
+      for x in (shared.before_N, before_own_N, after_own_N, after_N)
     )
-    before_N = np.asarray(shared.before_N, np.float64)
-    before_own_N, after_own_N, after_N = losses_3xN
     gain_N = before_N - _bounded(after_N, before_N)
     own_gain_N = before_own_N - _bounded(after_own_N, before_own_N)
     gain, gain_error = _mean(gain_N)
@@ -174,42 +194,20 @@ class Scorer:
       proof_error=float(np.hypot(worse_error, worse_own_error)),
     )
 
-  def _sequence_losses(
-    self, params: ct.Params, tokens_NxL1: jax.Array
-  ) -> jax.Array:
-    """Returns the nats per token of each sequence, float32 [N]."""
-    inputs_NxL = llama.inputs(self._model, tokens_NxL1)
-    logits_NxLxV = llama.apply(self._model, params, inputs_NxL)
-
-    def sequence(logits_LxV, tokens_L1):
-      loss = loss_lib.cross_entropy(logits_LxV[None], tokens_L1[None, 1:])
-      return loss.nats
-
-    return jax.vmap(sequence)(logits_NxLxV, tokens_NxL1)
-
-  def _evaluate_message(
-    self,
-    shared: RoundBaseline,
-    message: ct.Message,
-    own_NxL1: jax.Array,
-    factors_P: jax.Array,
-  ) -> jax.Array:
-    """Returns losses on own data before and after, random after: [3, N]."""
-    delta = reduce.single_delta(
-      message,
-      factors_P,
-      self._abstract_params,
-      self._method.compression,
+  def _between(
+    self, before: ct.Params, after: ct.Params, consume: bool
+  ) -> ct.Params:
+    """Returns parameters of their own, after a fraction of the step."""
+    load, mesh = self._placement.host.load, self._placement.mesh
+    consume = consume or placement_lib.is_offloaded(before)  # loaded copies
+    between = _between_in_place if consume else _between
+    if mesh is None and not placement_lib.is_offloaded(before):
+      return between(before, after, self._fraction)
+    # Leaf by leaf, so that a copy of no more than one comes from the host.
+    params = jax.tree.map(
+      lambda b, a: between(load(b), load(a), self._fraction), before, after
     )
-    state = self._outer.init(shared.params)
-    after, _ = reduce.outer_update(self._outer, delta, state, shared.params)
-    return jnp.stack(
-      [
-        self._sequence_losses(shared.params, own_NxL1),
-        self._sequence_losses(after, own_NxL1),
-        self._sequence_losses(after, shared.random_NxL1),
-      ]
-    )
+    return self._placement.replicate(params)
 
 
 def own_ids(
@@ -347,9 +345,12 @@ def _generator(seed: bytes, *what: str | int) -> np.random.Generator:
   return np.random.Generator(np.random.Philox(int.from_bytes(key, 'little')))
 
 
-@jax.jit
-def _between(before: ct.Params, after: ct.Params, part: float) -> ct.Params:
+def _step_between(before: ct.Params, after: ct.Params, part: float) -> Any:
   return jax.tree.map(lambda a, b: a + part * (b - a), before, after)
+
+
+_between = jax.jit(_step_between)
+_between_in_place = jax.jit(_step_between, donate_argnames=('before',))
 
 
 def _bounded(after_N: np.ndarray, before_N: np.ndarray) -> np.ndarray:

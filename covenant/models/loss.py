@@ -110,39 +110,11 @@ def _chunked(
   Neither pass holds more logits than those of one chunk. Each device holds
   those of its shard of w, for all sequences along 'fsdp'.
   """
-  padding = -x_BxLxD.shape[1] % chunk
-  x_BxLxD = jnp.pad(x_BxLxD, ((0, 0), (0, padding), (0, 0)))
-  targets_BxL = jnp.pad(targets_BxL, ((0, 0), (0, padding)), constant_values=-1)
-
-  def chunks(x: jax.Array) -> jax.Array:
-    x = x.reshape(x.shape[0], -1, chunk, *x.shape[2:])
-    return jnp.moveaxis(x, 1, 0)
 
   @jax.checkpoint
   def sums(x_BxCxD, targets_BxC):
     """Sums nats, squares of log z and ones over the targets."""
-    along = sharding.axes('fsdp')
-    x_BxCxD = sharding.vary(sharding.gather(x_BxCxD, along, 0), 'vocab')
-    logits_BxCxV = llama.product(x_BxCxD, w_DxV, dtype=jnp.float32)
-    top_BxC = sharding.largest(
-      jnp.max(jax.lax.stop_gradient(logits_BxCxV), axis=-1), 'vocab'
-    )
-    logits_BxCxV = logits_BxCxV - top_BxC[..., None]
-    token_V = sharding.index('vocab') * w_DxV.shape[1] + jnp.arange(
-      w_DxV.shape[1]
-    )
-    is_target_BxCxV = (
-      token_V[None, None] == sharding.gather(targets_BxC, along, 0)[..., None]
-    )
-    # Parts of the sums of all sequences along 'fsdp', then sums of its own.
-    z_BxC = jnp.sum(jnp.exp(logits_BxCxV), axis=-1)
-    hit_BxC = jnp.sum(logits_BxCxV, axis=-1, where=is_target_BxCxV)
-    log_z_BxC = jnp.log(
-      sharding.total(sharding.scatter(z_BxC, along, 0), 'tensor')
-    )
-    hit_BxC = sharding.total(sharding.scatter(hit_BxC, along, 0), 'tensor')
-    nats_BxC = log_z_BxC - hit_BxC
-    log_z_BxC = log_z_BxC + sharding.own(top_BxC, along, 0)
+    nats_BxC, log_z_BxC = _nats(x_BxCxD, w_DxV, targets_BxC)
     counts_BxC = targets_BxC >= 0
     return (
       jnp.sum(nats_BxC, where=counts_BxC),
@@ -153,13 +125,95 @@ def _chunked(
   _, each = jax.lax.scan(
     lambda _, slices: (None, sums(*slices)),
     None,
-    (chunks(x_BxLxD), chunks(targets_BxL)),
+    _chunks(x_BxLxD, targets_BxL, chunk),
   )
   nats, squares, tokens = jax.tree.map(jnp.sum, each)
   divisor = jnp.maximum(tokens, 1).astype(jnp.float32)
   nats = nats / divisor
   total = nats + z_loss * (squares / divisor) if z_loss else nats
   return Loss(total, nats, tokens)
+
+
+def _chunks(
+  x_BxLxD: jax.Array, targets_BxL: jax.Array, chunk: int
+) -> tuple[jax.Array, jax.Array]:
+  """Returns both with a leading axis of chunks of positions, padded."""
+  padding = -x_BxLxD.shape[1] % chunk
+  x_BxLxD = jnp.pad(x_BxLxD, ((0, 0), (0, padding), (0, 0)))
+  targets_BxL = jnp.pad(targets_BxL, ((0, 0), (0, padding)), constant_values=-1)
+
+  def chunks(x: jax.Array) -> jax.Array:
+    x = x.reshape(x.shape[0], -1, chunk, *x.shape[2:])
+    return jnp.moveaxis(x, 1, 0)
+
+  return chunks(x_BxLxD), chunks(targets_BxL)
+
+
+def _nats(
+  x_BxCxD: jax.Array, w_DxV: jax.Array, targets_BxC: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """Returns the nats of each target, and the log of the sum of exponentials."""
+  along = sharding.axes('fsdp')
+  x_BxCxD = sharding.vary(sharding.gather(x_BxCxD, along, 0), 'vocab')
+  logits_BxCxV = llama.product(x_BxCxD, w_DxV, dtype=jnp.float32)
+  top_BxC = sharding.largest(
+    jnp.max(jax.lax.stop_gradient(logits_BxCxV), axis=-1), 'vocab'
+  )
+  logits_BxCxV = logits_BxCxV - top_BxC[..., None]
+  token_V = sharding.index('vocab') * w_DxV.shape[1] + jnp.arange(
+    w_DxV.shape[1]
+  )
+  is_target_BxCxV = (
+    token_V[None, None] == sharding.gather(targets_BxC, along, 0)[..., None]
+  )
+  # Parts of the sums of all sequences along 'fsdp', then sums of its own.
+  z_BxC = jnp.sum(jnp.exp(logits_BxCxV), axis=-1)
+  hit_BxC = jnp.sum(logits_BxCxV, axis=-1, where=is_target_BxCxV)
+  log_z_BxC = jnp.log(
+    sharding.total(sharding.scatter(z_BxC, along, 0), 'tensor')
+  )
+  hit_BxC = sharding.total(sharding.scatter(hit_BxC, along, 0), 'tensor')
+  nats_BxC = log_z_BxC - hit_BxC
+  return nats_BxC, log_z_BxC + sharding.own(top_BxC, along, 0)
+
+
+def sequence_nats(
+  model: config.Model, params: ct.Params, tokens_BxL1: jax.Array
+) -> jax.Array:
+  """Computes the nats per token of each sequence, float32 [B].
+
+  No more logits are held than those of a chunk. Inside `jax.shard_map` over a
+  mesh they are those of this device's sequences.
+
+  Args:
+    model: the architecture.
+    params: parameters of `llama.init`.
+    tokens_BxL1: as in `next_token_loss`.
+  """
+  x_BxLxD, w_DxV = llama.hidden(model, params, llama.inputs(model, tokens_BxL1))
+  targets_BxL = tokens_BxL1[:, 1:]
+  chunk = model.loss_chunk or x_BxLxD.shape[1]
+  if not sharding.is_cut('vocab') and chunk >= x_BxLxD.shape[1]:
+    logits_BxLxV = llama.logits(model, x_BxLxD, w_DxV)
+    return jax.vmap(lambda x, t: cross_entropy(x[None], t[None]).nats)(
+      logits_BxLxV, targets_BxL
+    )
+
+  def sums(x_BxCxD, targets_BxC):
+    nats_BxC, _ = _nats(x_BxCxD, w_DxV, targets_BxC)
+    counts_BxC = targets_BxC >= 0
+    return (
+      jnp.sum(nats_BxC, axis=1, where=counts_BxC),
+      jnp.sum(counts_BxC, axis=1, dtype=jnp.int32),
+    )
+
+  _, each = jax.lax.scan(
+    lambda _, slices: (None, sums(*slices)),
+    None,
+    _chunks(x_BxLxD, targets_BxL, chunk),
+  )
+  nats_B, tokens_B = (jnp.sum(x, axis=0) for x in each)
+  return nats_B / jnp.maximum(tokens_B, 1).astype(jnp.float32)
 
 
 def next_token_gradient(

@@ -30,7 +30,7 @@ from covenant.data import dataset
 from covenant.data import pretrained
 from covenant.data import tokens as tokens_lib
 from covenant.models import hf
-from covenant.models import loss as loss_lib
+from covenant.models import sharding
 from covenant.node import connect
 from covenant.node import workdir as workdir_lib
 from covenant.protocol import amendments as amendments_lib
@@ -40,6 +40,8 @@ from covenant.protocol import checksums
 from covenant.protocol import published_rules
 from covenant.protocol import rejoin
 from covenant.store import interface as store_lib
+from covenant.train import evaluation
+from covenant.train import placement as placement_lib
 from covenant.train import shared_state as shared_state_lib
 from covenant.wire import amendment as amendment_lib
 
@@ -71,9 +73,22 @@ class HeldOut(NamedTuple):
 
 
 class Evaluator:
-  """Compiled evaluation of one run's model on its held-out split."""
+  """Compiled evaluation of one run's model on its held-out split.
 
-  def __init__(self, config: config_lib.Config, data: tokens_lib.TokenData):
+  Args:
+    config: the config of the run.
+    data: the data of the run.
+    placement: the devices of the node, which hold the parameters and share the
+      sequences; None is one device.
+  """
+
+  def __init__(
+    self,
+    config: config_lib.Config,
+    data: tokens_lib.TokenData,
+    placement: placement_lib.Placement | None = None,
+  ):
+    self._placement = placement or placement_lib.Placement(None)
     context = config.data.context
     self._split = data.heldout
     self._context = context
@@ -83,15 +98,13 @@ class Evaluator:
     # Full batches of one shape: one compilation, equal weights of sequences.
     batch = min(config.optim.inner.batch_size, len(ids))
     self._ids_NxB = ids[: len(ids) // batch * batch].reshape(-1, batch)
-    self._nats = jax.jit(
-      lambda params, tokens_BxL1: (
-        loss_lib.next_token_loss(config.decoder, params, tokens_BxL1).nats
-      )
-    )
+    self._nats = evaluation.BatchLoss(config, self._placement.mesh)
 
   def evaluate(self, params: ct.Params) -> HeldOut:
     """Returns the mean held-out loss of `params`."""
     batches = tokens_lib.prefetch(self._split, self._ids_NxB, self._context)
+    if self._placement.mesh is not None:
+      params = self._placement.replicate(self._placement.host.load(params))
     nats = np.mean(jax.device_get([self._nats(params, b) for b in batches]))
     return HeldOut(
       nats_per_token=float(nats),
@@ -105,10 +118,18 @@ class EvaluatorProcess:
 
   Writes evaluations.csv and one line per evaluation to evaluations.jsonl; if
   lm-eval is installed, also the exports hf/ROUND for it.
+
+  Args:
+    config: the config of the run.
+    workdir: the folder of this node.
+    mesh: the devices of this node; None is one device.
   """
 
   def __init__(
-    self, config: config_lib.Config, workdir: str | os.PathLike[str]
+    self,
+    config: config_lib.Config,
+    workdir: str | os.PathLike[str],
+    mesh: jax.sharding.Mesh | None = None,
   ):
     self._config = config
     hotkey = config.network.hotkey
@@ -116,11 +137,14 @@ class EvaluatorProcess:
     self._workdir.measure(config)
     self._chain = connect.chain(config)
     self._amendments: tuple[amendment_lib.Amendment, ...] = ()
-    self._shared_model = shared_state_lib.SharedModel(config)
+    place = placement_lib.Placement(mesh, config.devices.offload)
+    self._shared_model = shared_state_lib.SharedModel(
+      config, place.home_mesh, config.devices.offload
+    )
     self._objects = connect.objects(
       config, self._shared_model.run, writes=False
     )
-    self._evaluator = Evaluator(config, dataset.load(config))
+    self._evaluator = Evaluator(config, dataset.load(config), place)
     self._exporter = None
     if wanted():
       self._exporter = Exporter(config, self._workdir.path)
@@ -279,11 +303,17 @@ class Exporter:
       shutil.rmtree(self._folder / str(completed))
 
 
-def newest(workdir: str | os.PathLike[str]) -> tuple[int, ct.Params]:
+def newest(
+  workdir: str | os.PathLike[str], mesh: jax.sharding.Mesh | None = None
+) -> tuple[int, ct.Params]:
   """Loads the newest checkpoint of the emulator, a miner or a validator.
 
+  Args:
+    workdir: the folder of the node.
+    mesh: devices that share the parameters; None leaves them on the host.
+
   Returns:
-    Its round, and the shared parameters alone, as NumPy arrays.
+    Its round, and the shared parameters alone, as NumPy arrays or on the mesh.
 
   Raises:
     ConfigError: there is none.
@@ -306,9 +336,15 @@ def newest(workdir: str | os.PathLike[str]) -> tuple[int, ct.Params]:
       )
     # The stored shapes, not those of a config: Orbax would invent the rest.
     stored: ct.PyTree = checkpoints.metadata(latest).metadata
-    like = jax.tree.map(
-      lambda x: np.empty(x.shape, x.dtype), stored['shared']['params']
-    )
+    like = stored['shared']['params']
+    if mesh is None:
+      like = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), like)
+    else:
+      like = jax.tree.map(
+        lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
+        like,
+        sharding.shardings(like, placement_lib.home(mesh)),
+      )
     with context:
       tree: ct.PyTree = checkpoints.load(
         latest, abstract_state={'shared': {'params': like}}

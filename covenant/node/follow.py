@@ -177,6 +177,8 @@ def _outer_step(
     node.payloads,
     consume=node.context.sole,
     incoming=incoming,
+    # A validator scores from the parameters before the round.
+    keep_params=Phase.SCORE in node.phases,
   )
   return applied._replace(adoption=manifest.adoption)
 

@@ -16,7 +16,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from covenant import config as config_lib
@@ -105,9 +104,12 @@ class Process:
     )
     self.workdir.measure(config)
     self._chain = ranked.chain(process_group, lambda: connect.chain(config))
-    mesh = placement.Placement(process_group.mesh).home_mesh
-    offload = role == 'miner' and config.devices.offload
-    shared_model = shared_state_lib.SharedModel(config, mesh, offload)
+    self._place = placement.Placement(
+      process_group.mesh, config.devices.offload
+    )
+    shared_model = shared_state_lib.SharedModel(
+      config, self._place.home_mesh, config.devices.offload
+    )
     run = shared_model.run
     objects = ranked.storage(
       process_group, run, lambda: connect.objects(config, run)
@@ -126,7 +128,7 @@ class Process:
       objects,
       shared_model,
       observe=self.workdir.event,
-      sole=role != 'validator',
+      sole=True,
       stopping=self._is_stopping,
       publisher=self._publisher if process_group.is_single else None,
       retool=self._retool,
@@ -156,7 +158,7 @@ class Process:
   ) -> validator_lib.Validator:
     del mesh
     config, shared_model = context.config, context.shared_model
-    judge = validator_lib.judge(config, shared_model, data.train)
+    judge = validator_lib.judge(config, shared_model, data.train, self._place)
     _warm_up(config, judge, shared_model, start.shared)
     role = validator_lib.ValidatorRole(judge, announce=self.workdir.verdict)
     return node_lib.Node(context, start, role, validator_lib.handlers())
@@ -176,7 +178,7 @@ class Process:
       self._meter_steps(node)
     elif isinstance(role, validator_lib.ValidatorRole):
       role.judge = validator_lib.judge(
-        config, node.shared_model, self._data.train
+        config, node.shared_model, self._data.train, self._place
       )
 
   def _meter_steps(self, node: node_lib.Node[Any]) -> None:
@@ -367,13 +369,19 @@ def _warm_up(
   shared_model: shared_state_lib.SharedModel,
   shared: shared_state_lib.SharedState,
 ) -> None:
-  """Compiles the programs of scoring, on an empty message."""
-  nothing = jax.tree.map(
-    lambda x: jnp.zeros(x.shape), shared_model.abstract_params
-  )
+  """Compiles the programs of scoring, on an empty message.
+
+  The outer step of a sharded model is compiled in the first round: here it
+  would need a second copy of the state.
+  """
   compression = shared_model.method.compression
-  message, _ = sparseloco.compress(nothing, None, compression, None)
-  shared_model.apply_round(shared, {0: message})
+  shapes = jax.eval_shape(
+    lambda params: sparseloco.compress(params, None, compression, None)[0],
+    shared_model.abstract_params,
+  )
+  message = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
+  if shared_model.mesh is None:
+    shared_model.apply_round(shared, {0: message})
   ids = np.arange(config.gauntlet.sequences)
   tokens_NxL1 = judge.split.read(ids, config.data.context)
   evaluation = judge.scorer.open(

@@ -49,12 +49,13 @@ def judge(
   config: config_lib.Config,
   shared_model: shared_state_lib.SharedModel,
   split: tokens_lib.Split,
+  placement: placement_lib.Placement | None = None,
 ) -> Judge:
-  """Returns the programs of validators under a config."""
+  """Returns the programs of validators under a config, on their devices."""
   abstract, method = shared_model.abstract_params, shared_model.method
   return Judge(
     checks_lib.Checker(abstract, method.compression),
-    scores_lib.Scorer(config, method, abstract),
+    scores_lib.Scorer(config, method, abstract, placement),
     split,
   )
 
@@ -88,7 +89,7 @@ def _apply_round(node: Validator, command: Command, head: int) -> None:
         role.to_keep.append((key, payload))
   role.to_keep.append((node.objects.key('history', r), data))
   turns_lib.pass_over(node, r, data)
-  role.to_score, role.collected = role.collected, None
+  role.to_score, role.collected, role.scores = role.collected, None, None
   role.ballot = role_lib.Ballot()
   follow.move(node, applied, digest)
 
@@ -96,7 +97,7 @@ def _apply_round(node: Validator, command: Command, head: int) -> None:
 def _catch_up(node: Validator, command: Command, head: int) -> None:
   """Catches up without a gap in its history, which may be the only one left."""
   role, replayed = node.role, follow.catch_up(node, command, head)
-  role.collected = role.to_score = None
+  role.collected = role.to_score = role.scores = None
   role.ballot = role_lib.Ballot()
   for r, data in replayed.items():
     role.to_keep.append((node.objects.key('history', r), data))
@@ -135,7 +136,7 @@ def score(node: Validator, command: round_lib.Command, head: int) -> None:
   role = node.role
   if role.to_score is not None:
     _judge(node, command.round - 1, role.to_score)
-    role.to_score = None
+    role.to_score = role.scores = None
   _check_weights(node, command.round, head)
   weights, role.weights = role.weights, None
   if weights:
@@ -176,12 +177,14 @@ def _judge(node: Validator, round_index: int, collected: Collected) -> None:
   report = _with_late(node, round_index, collected)
   is_deployed = gauntlet.rules == 'templar'
   update = deployed_update.update if is_deployed else rating_update.update
+  if role.scores is None:
+    role.scores = _scores(node, round_index, collected, report)
   role.standings, decisions = update(
     role.standings,
     round_index,
     role_lib.identities(collected.membership),
     report,
-    _scores(node, round_index, collected, report),
+    role.scores,
     gauntlet,
     node.config.optim.staleness,
   )
@@ -246,24 +249,32 @@ def _scores(
   if not listed:
     listed = {uid: p.message for uid, p in found.items()}
     listed_weights = weights
-  evaluation = judge.scorer.open(
-    collected.before.shared.params,
-    node.shared.params,
-    listed,
-    split.read(random, context),
-    listed_weights,
-  )
-  scores = {}
+  random_NxL1 = split.read(random, context)
+  own_NxL1 = {}
   for uid in uids:
     header = found[uid].header
     claimed, began = header.sequences, r - header.staleness
     seed = node.chain.block_hash(node.schedule.assignment_block(began))
     population = split.population(context, began)
     own = scores_lib.own_ids(config, uid, began, population, seed, lot, claimed)
+    own_NxL1[uid] = split.read(own, context)
+  # From here on nothing is asked of others: a second try would find the
+  # parameters before the round changed. An empty round has made no others.
+  before, after = collected.before.shared.params, node.shared.params
+  evaluation = judge.scorer.open(
+    before,
+    after,
+    listed,
+    random_NxL1,
+    listed_weights,
+    consume=node.context.sole and before is not after,
+  )
+  scores = {}
+  for uid in uids:
     score = judge.scorer.score(
-      evaluation, found[uid].message, split.read(own, context), weights[uid]
+      evaluation, found[uid].message, own_NxL1[uid], weights[uid]
     )
-    work = scores_lib.work(config, claimed)
+    work = scores_lib.work(config, found[uid].header.sequences)
     scores[uid] = dataclasses.replace(score, work=work)
   return scores
 

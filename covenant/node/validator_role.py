@@ -87,6 +87,8 @@ class ValidatorRole:
     passed: the last round in which a validator was passed over, by hotkey: its
       turn came before that of the maker of the manifest that held.
     to_score: those to the round before, until they are scored.
+    scores: the scores of that round, once there: they are made from parameters
+      that they change.
     to_keep: objects to store, as (key, bytes).
     weights: to be set on the chain.
     sent: weights that were set, each with the newest block at that time, until
@@ -108,6 +110,7 @@ class ValidatorRole:
   ballot: Ballot = dataclasses.field(default_factory=Ballot)
   passed: dict[str, int] = dataclasses.field(default_factory=dict)
   to_score: Collected | None = None
+  scores: Mapping[int, scores_lib.Score] | None = None
   to_keep: list[tuple[str, bytes]] = dataclasses.field(default_factory=list)
   weights: dict[int, float] | None = None
   sent: list[tuple[int, dict[int, float]]] = dataclasses.field(

@@ -192,7 +192,7 @@ class TopK:
       (corner.stack, corner.rows[1], corner.columns[1]), jnp.float32
     )
     for r, p, v in zip(regions, part, self.values(part), strict=True):
-      x_SxRxC = x_SxRxC.at[_locate(r, p.indices)].add(v)
+      x_SxRxC = x_SxRxC.at[locate(r, p.indices)].add(v)
     return x_SxRxC.reshape(tuple(shape))
 
   def values(self, part: tuple[Packet, ...]) -> list[jax.Array]:
@@ -367,7 +367,7 @@ def _is_count(x: Any) -> bool:
   return isinstance(x, int) and not isinstance(x, bool) and x >= 1
 
 
-def _locate(
+def locate(
   r: blocks.Region, indices_NxK: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
   """Returns matrix, row and column of the elements of a region's blocks."""

@@ -118,3 +118,19 @@ class Groups:
   def merge(self, parts: Sequence[ct.PyTree]) -> ct.PyTree:
     """Returns the tree that `split` takes apart."""
     return parts[0] if self.is_one else self.treedef.unflatten(parts)
+
+
+def abstract_part(
+  leaf: sharded_leaf.ShardedLeaf, compression: compression_lib.Compression
+) -> ct.PyTree:
+  """Returns a slice of a leaf's part of a message, as shapes on its mesh."""
+  quantizer = getattr(compression, 'quantizer', None)
+  part = jax.eval_shape(compression.compress, leaf.abstract_slice)
+  if quantizer is None:
+    return leaf.abstract_stacked(part)
+  packets = jax.eval_shape(
+    lambda part: tuple(sharded_leaf.split(p, quantizer) for p in part), part
+  )
+  return tuple(
+    p._replace(rows=tuple(map(leaf.abstract_stacked, p.rows))) for p in packets
+  )

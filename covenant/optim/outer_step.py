@@ -129,6 +129,7 @@ class OuterStep:
     parts_R: np.ndarray,
     totals: weight_lib.Totals,
     consume: bool = False,
+    keep_params: bool = False,
   ) -> NewState:
     """Returns the state after a round whose factors are given; see `apply`.
 
@@ -140,6 +141,7 @@ class OuterStep:
       parts_R: the weights of the messages, see `reduce.add`.
       totals: the weights of all messages, see `reduce.finish`.
       consume: whether `params` and `outer` may be changed in place.
+      keep_params: whether `params` stay as they are even so.
     """
     split = self._groups.split
     messages_RxG = [split(message) for message in messages]
@@ -149,8 +151,10 @@ class OuterStep:
     others, square_sum, first = old, np.float32(0), 0
     for g, group in enumerate(self._groups):
       arrays = [tree[g] for tree in trees]
-      if not consume and group.slices > 1:
-        arrays = jax.tree.map(jnp.copy, arrays)
+      if group.slices > 1:
+        copied = 1 if keep_params else 0
+        copied = copied if consume else len(arrays)
+        arrays[:copied] = jax.tree.map(jnp.copy, arrays[:copied])
       last = first + len(group.leaves)
       squares = []
       for i in range(group.slices):
@@ -195,19 +199,7 @@ class OuterStep:
 
     They are those of the largest group, and take no arrays.
     """
-    group, quantizer = self._groups.largest, self._quantizer
-
-    def message(leaf: sharded_leaf.ShardedLeaf) -> Any:
-      part = jax.eval_shape(self._compression.compress, leaf.abstract_slice)
-      if quantizer is None:
-        return leaf.abstract_stacked(part)
-      packets = jax.eval_shape(
-        lambda part: tuple(sharded_leaf.split(p, quantizer) for p in part), part
-      )
-      return tuple(
-        p._replace(rows=tuple(map(leaf.abstract_stacked, p.rows)))
-        for p in packets
-      )
+    group = self._groups.largest
 
     def sums(leaf: sharded_leaf.ShardedLeaf) -> Any:
       start = jax.eval_shape(lambda: self._start_leaf(leaf))
@@ -224,10 +216,11 @@ class OuterStep:
     _, others = self._sorted(states)
     totals = jax.eval_shape(lambda: weight_lib.totals(np.zeros(0, int)))
     sum_tree = group.map(sums)
+    message = group.map(
+      lambda leaf: leaf_group.abstract_part(leaf, self._compression)
+    )
     return (
-      self._add.lower(
-        sum_tree, group.map(message), factors, parts, group=group
-      ),
+      self._add.lower(sum_tree, message, factors, parts, group=group),
       self._step.lower(arrays, others, sum_tree, totals, index, group=group),
     )
 

@@ -351,6 +351,7 @@ def outer_step(
   decoded: Mapping[bytes, payload_lib.Payload] | None = None,
   consume: bool = False,
   incoming: 'Incoming | None' = None,
+  keep_params: bool = False,
 ) -> AppliedRound:
   """Applies the payloads of a manifest to the shared state.
 
@@ -368,6 +369,7 @@ def outer_step(
     consume: True if no other code holds the state before the round, see
       `SharedModel.apply_round`.
     incoming: those of the payloads that were decoded as they came.
+    keep_params: True if the parameters before the round are needed even so.
   """
   if incoming is None:
     incoming = Incoming(shared_model, chain, position, entries, decoded)
@@ -379,8 +381,8 @@ def outer_step(
   weights = {uid: shared_model.weigh(x.header) for uid, x in found.items()}
   norms = {uid: message.norms for uid, message in found.items()}
   shared, delta_norm = shared_model.apply_round(
-    position.shared, messages, consume, weights, norms
+    position.shared, messages, consume, weights, norms, keep_params
   )
   messages = lazy.Messages(messages)
-  before = shared if consume else position.shared
+  before = shared if consume and not keep_params else position.shared
   return AppliedRound(before, shared, delta_norm, messages, weights)

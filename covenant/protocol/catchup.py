@@ -272,7 +272,9 @@ class CatchUp:
       )
     manifests = history.manifests(r, self.target)
     try:
-      position = self._apply(base.load(), manifests)
+      # The own state stays, for the case that this one leads nowhere.
+      is_own = name.origin == _OWN
+      position = self._apply(base.load(), manifests, keep=is_own)
     except apply.OutOfSyncError:
       self._refused.add(name)
       raise
@@ -280,11 +282,16 @@ class CatchUp:
     return position
 
   def _apply(
-    self, start: apply.Position, manifests: list[bytes]
+    self, start: apply.Position, manifests: list[bytes], keep: bool
   ) -> apply.Position:
     """Returns the position after some rounds, by their manifests.
 
     While a round is applied the payloads of the next one are fetched.
+
+    Args:
+      start: the position before them.
+      manifests: those of the rounds from there on.
+      keep: True if `start` is still needed; else it is changed in place.
     """
     position, ahead = start, None
     with futures.ThreadPoolExecutor(1) as pool:
@@ -302,7 +309,8 @@ class CatchUp:
             raise apply.OutOfSyncError(f'round {r}: {e}') from e
           fingerprint = apply.fingerprint(self._shared_model, position)
           apply.check_matches(manifest, position.root, fingerprint)
-          shared = self._outer_step(position, manifest.entries, have)
+          consume = not (keep and position.shared is start.shared)
+          shared = self._outer_step(position, manifest.entries, have, consume)
           adoption = manifest.adoption
         position = position.advance(digest, shared, links, adoption)
     return position
@@ -312,6 +320,7 @@ class CatchUp:
     position: apply.Position,
     entries: Sequence[manifest_lib.Entry],
     have: dict[bytes, bytes],
+    consume: bool,
   ) -> shared_state_lib.SharedState:
     """Returns the state after a round; fetches payloads that are not there."""
     adopted, chain = position.amendments, self._chain
@@ -319,7 +328,7 @@ class CatchUp:
     incoming = apply.Incoming(model, chain, position, entries)
     payloads = self._payloads(position.round, entries, have, incoming.take)
     return apply.outer_step(
-      model, chain, position, entries, payloads, None, False, incoming
+      model, chain, position, entries, payloads, None, consume, incoming
     ).shared
 
   def _fetch_ahead(

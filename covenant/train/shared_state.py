@@ -232,6 +232,7 @@ class SharedModel:
     consume: bool = False,
     weights: Mapping[int, weight.Weight] = _EQUAL_WEIGHTS,
     norms: Mapping[int, np.ndarray] | None = None,
+    keep_params: bool = False,
   ) -> tuple[SharedState, float]:
     """Returns the state after a round, and the L2 norm of the aggregated delta.
 
@@ -243,12 +244,14 @@ class SharedModel:
         can be updated in place.
       weights: weights by uid; a message without one has full weight.
       norms: the `norms` of each message; None: they are computed here.
+      keep_params: True if the parameters in `shared` are needed even so.
     """
     if not messages:
       return shared, 0.0
     ordered = [messages[uid] for uid in sorted(messages)]
     weighed = [weights.get(uid, weight.Weight()) for uid in sorted(messages)]
-    consume = consume or placement.is_offloaded(shared)  # loaded copies
+    if placement.is_offloaded(shared):  # loaded copies
+      consume, keep_params = True, False
     parts_R, sizes_R = weight.columns(weighed)
     if norms is None:
       norms_RxP = self.outer_step.norms(ordered)
@@ -265,7 +268,14 @@ class SharedModel:
     here = self.host.load(shared)
     totals = weight.totals(parts_R)
     new = self.outer_step.apply_sum(
-      here.params, here.outer, ordered, factors_RxP, parts_R, totals, consume
+      here.params,
+      here.outer,
+      ordered,
+      factors_RxP,
+      parts_R,
+      totals,
+      consume,
+      keep_params,
     )
     steps = self._place(step_bound.remember(steps, size))
     after = self.host.offload(SharedState(new.params, new.outer, steps))

@@ -140,6 +140,46 @@ class LocalnetTest(absltest.TestCase):
     self.assertTrue(outcome.equal, outcome.sights)
     self.assertEqual(outcome.sights[0].status['round'], 4)
 
+  def test_a_validator_and_an_evaluator_on_meshes(self):
+    """Four devices share the model of the one, two that of the other."""
+    fsdp = {'validator-3': 4, 'evaluator': 2}
+    start, seen = subprocess.Popen, {}
+
+    def popen(command, **options):
+      name = pathlib.Path(command[-1].removeprefix('--workdir=')).name
+      if (devices := fsdp.get(name)) is not None:
+        options['env'] = os.environ | {'JAX_NUM_CPU_DEVICES': str(devices)}
+        command = [*command, f'--config.devices.fsdp={devices}']
+        seen[name] = devices
+      return start(command, **options)
+
+    config = small(
+      'optim.compression.block=(16, 16)', 'optim.compression.k=4', 'rounds=3'
+    )
+    workdir = self.folder() / 'net'
+    network = localnet.Localnet(config, workdir)
+    with mock.patch.object(localnet.subprocess, 'Popen', popen):
+      outcome = network.run()
+    self.assertEqual(seen, fsdp)
+    self.assertTrue(outcome.finished, outcome.sights)
+    self.assertEqual({s.restarts for s in outcome.sights}, {0})
+    self.assertTrue(outcome.equal, outcome.sights)
+    found = [
+      [json.loads(line) for line in path.read_text().splitlines()]
+      for path in sorted(workdir.glob('validator-*/verdicts.jsonl'))
+    ]
+    self.assertEqual([len(rows) for rows in found], [3, 3])
+    scored = 0
+    for one, four in zip(*found, strict=True):
+      for a, b in zip(one['decisions'], four['decisions'], strict=True):
+        self.assertEqual(a['verdict'], b['verdict'])
+        for name, value in (a['evaluation'] or {}).items():
+          self.assertAlmostEqual(value, b['evaluation'][name], places=5)
+          scored += 1
+    self.assertGreater(scored, 0)
+    lines = (workdir / 'evaluator' / 'evaluations.csv').read_text()
+    self.assertRegex(lines, r'(?s)^round,.*\n3,')
+
   def test_a_preempted_miner_is_requeued(self):
     """SIGTERM, as on a spot machine; a new process goes on in the workdir."""
     workdir = self.folder() / 'net'
