@@ -54,7 +54,7 @@ def get_config(variant: str = '') -> config_lib.Config:
     ),
     eval=config_lib.Eval(every=10, sequences=1024),
     phases=config_lib.Phases(
-      round_blocks=256, put_blocks=16, select_blocks=16, takeover_blocks=12
+      round_blocks=290, put_blocks=16, select_blocks=52, takeover_blocks=14
     ),
     devices=config_lib.Devices(fsdp=64, tensor=8, offload=True),
     plan=config_lib.Plan(hardware='512xB200', upload=1250.0, download=1250.0),

@@ -75,6 +75,7 @@ def get_config(variant: str = '') -> config_lib.Config:
     ),
     optim=config_lib.Optim(
       inner_steps=30,
+      overlap=10,
       inner=config_lib.Inner(
         learning_rate=1.17e-4,
         warmup_steps=1500,
@@ -93,7 +94,7 @@ def get_config(variant: str = '') -> config_lib.Config:
     ),
     eval=config_lib.Eval(every=10, sequences=1024),
     phases=config_lib.Phases(
-      round_blocks=125, put_blocks=12, select_blocks=8, takeover_blocks=12
+      round_blocks=103, put_blocks=12, select_blocks=16, takeover_blocks=12
     ),
     devices=config_lib.Devices(fsdp=8, offload=True),
     plan=config_lib.Plan(hardware='8xB200', compute_minutes=20.0),
@@ -122,6 +123,7 @@ def get_config(variant: str = '') -> config_lib.Config:
     optim=dataclasses.replace(
       base.optim,
       inner_steps=8,
+      overlap=2,
       inner=dataclasses.replace(
         base.optim.inner,
         learning_rate=1e-2,

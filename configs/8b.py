@@ -52,7 +52,7 @@ def get_config(variant: str = '') -> config_lib.Config:
     eval=config_lib.Eval(every=10, sequences=1024),
     # 8.4 minutes: the steps, and two in which commitments become final.
     phases=config_lib.Phases(
-      round_blocks=42, put_blocks=8, select_blocks=6, takeover_blocks=10
+      round_blocks=46, put_blocks=8, select_blocks=12, takeover_blocks=12
     ),
     devices=config_lib.Devices(fsdp=8),
     plan=config_lib.Plan(

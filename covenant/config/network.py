@@ -172,6 +172,9 @@ class Plan(schema.Section):
   peers: int = schema.positive(20)  # contributors per round
   upload: float = schema.positive(110.0)  # of a peer, megabytes per second
   download: float = schema.positive(500.0)  # of a peer, megabytes per second
+  cores: int = schema.positive(64)  # of a host, for payloads and digests
+  # Blocks until a block of the chain is final, as nodes see it.
+  finality_blocks: int = schema.bounded(3, low=0)
   # Prices; 0: costs are not printed.
   device_price: float = schema.bounded(0.0, low=0.0)  # dollars per device-hour
   egress_price: float = schema.bounded(

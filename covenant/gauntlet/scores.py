@@ -13,7 +13,7 @@ import dataclasses
 import hashlib
 import types
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -22,14 +22,13 @@ from covenant import config as config_lib
 from covenant import typing as ct
 from covenant.data import assignment
 from covenant.data import tokens as tokens_lib
+from covenant.models import evaluation
 from covenant.models import sharding
 from covenant.optim import algorithm as algorithm_lib
 from covenant.optim import reduce
 from covenant.optim import sharded_leaf
 from covenant.optim import trial_step
 from covenant.optim import weight as weight_lib
-from covenant.train import evaluation
-from covenant.train import placement as placement_lib
 
 # Nats per token: a loss that overflowed counts as this much worse than before.
 _WORST = 100.0
@@ -56,6 +55,29 @@ class Score:
   proof: float
   proof_error: float
   work: float = 1.0  # see the function of this name
+
+
+class HostMemory(Protocol):
+  """Moves arrays from the memory of a host, if they are there."""
+
+  def load(self, tree: ct.PyTree) -> ct.PyTree: ...
+
+
+class Placement(Protocol):
+  """The devices of a node (covenant/train/placement.py), as a scorer sees them.
+
+  Attributes:
+    mesh: all devices; None is one.
+    host: the memory of their host.
+  """
+
+  @property
+  def mesh(self) -> jax.sharding.Mesh | None: ...
+
+  @property
+  def host(self) -> HostMemory: ...
+
+  def replicate(self, tree: ct.PyTree) -> ct.PyTree: ...
 
 
 @dataclasses.dataclass
@@ -92,13 +114,13 @@ class Scorer:
     config: config_lib.Config,
     method: algorithm_lib.Algorithm,
     abstract_params: ct.Params,
-    placement: placement_lib.Placement | None = None,
+    placement: Placement | None = None,
     budget: int = sharded_leaf.BUDGET,
   ):
     self._method = method
     self._abstract_params = abstract_params
-    self._placement = placement or placement_lib.Placement(None)
-    mesh = self._placement.mesh
+    self._placement = placement
+    mesh = None if placement is None else placement.mesh
     # A step of plain SGD: the momentum belongs to the run, not to the peer.
     self._fraction = config.gauntlet.step_fraction
     self.losses = evaluation.SequenceLosses(config, mesh)
@@ -198,16 +220,16 @@ class Scorer:
     self, before: ct.Params, after: ct.Params, consume: bool
   ) -> ct.Params:
     """Returns parameters of their own, after a fraction of the step."""
-    load, mesh = self._placement.host.load, self._placement.mesh
-    consume = consume or placement_lib.is_offloaded(before)  # loaded copies
-    between = _between_in_place if consume else _between
-    if mesh is None and not placement_lib.is_offloaded(before):
+    place, offloaded = self._placement, sharding.is_on_host(before)
+    between = _between_in_place if consume or offloaded else _between
+    if place is None or (place.mesh is None and not offloaded):
       return between(before, after, self._fraction)
+    load = place.host.load
     # Leaf by leaf, so that a copy of no more than one comes from the host.
     params = jax.tree.map(
       lambda b, a: between(load(b), load(a), self._fraction), before, after
     )
-    return self._placement.replicate(params)
+    return place.replicate(params)
 
 
 def own_ids(

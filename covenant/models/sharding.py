@@ -35,6 +35,7 @@ ConfigError = config_lib.ConfigError
 AnyMesh = jax.sharding.Mesh | jax.sharding.AbstractMesh
 
 MESH_AXES = ('data', 'fsdp', 'tensor')
+HOST = 'pinned_host'  # the kind of memory in which idle state waits
 
 # The mesh axes over which each logical axis is sharded; mesh axes by name.
 _AXES: dict[str | None, tuple[str, ...]] = {
@@ -182,6 +183,13 @@ def shardings(like: ct.PyTree, mesh: AnyMesh) -> ct.PyTree:
     specs(like, mesh),
     is_leaf=lambda x: isinstance(x, jax.P),
   )
+
+
+def is_on_host(tree: ct.PyTree) -> bool:
+  """Returns True if the arrays of a tree are in the memory of their host."""
+  leaves = jax.tree.leaves(tree)
+  where = getattr(leaves[0], 'sharding', None) if leaves else None
+  return where is not None and where.memory_kind == HOST
 
 
 def split(logical: str, mesh: AnyMesh) -> tuple[str, ...]:

@@ -29,6 +29,7 @@ from covenant.data import assignment
 from covenant.data import dataset
 from covenant.data import pretrained
 from covenant.data import tokens as tokens_lib
+from covenant.models import evaluation
 from covenant.models import hf
 from covenant.models import sharding
 from covenant.node import connect
@@ -40,7 +41,6 @@ from covenant.protocol import checksums
 from covenant.protocol import published_rules
 from covenant.protocol import rejoin
 from covenant.store import interface as store_lib
-from covenant.train import evaluation
 from covenant.train import placement as placement_lib
 from covenant.train import shared_state as shared_state_lib
 from covenant.wire import amendment as amendment_lib

@@ -109,8 +109,11 @@ class MinerRole:
     self.contribution.result()
 
   def is_savable(self, state: round_lib.RoundState) -> bool:
-    """True between TRAIN and COMMIT: training again would change the error."""
-    return state.trained and not state.committed
+    """True between TRAIN and COMMIT: training again would change the error.
+
+    Early steps of the next round would be lost.
+    """
+    return state.trained and not state.committed and not state.begun
 
   def save(
     self, state: round_lib.RoundState

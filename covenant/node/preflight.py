@@ -22,6 +22,7 @@ from covenant.data import remote
 from covenant.data import tokens as tokens_lib
 from covenant.models import llama
 from covenant.node import connect
+from covenant.node import role_needs
 from covenant.node import subnet_check
 from covenant.plan import memory
 from covenant.protocol import membership as membership_lib
@@ -63,12 +64,13 @@ def examine(
   """
   kind = jax.devices()[0].device_kind
   yield Finding('devices', True, f'{jax.device_count()} x {kind}')
-  miners = 0 if role in ('validator', 'evaluator') else 1
-  lacking = lacking_memory(config, miners)
-  needed = memory_bytes(config, miners) / 1e9
-  yield Finding('memory', not lacking, lacking or f'{needed:,.1f} GB needed')
+  lacking = lacking_devices(config)
+  memory_line = (
+    (False, lacking) if lacking else role_needs.memory_line(config, role)
+  )
+  yield Finding('memory', *memory_line)
   yield _attempt('arithmetic', _arithmetic)
-  yield _disk(config, workdir)
+  yield Finding('disk', *role_needs.disk_line(config, workdir, role))
   yield _data(config)
   try:
     chain = connect.chain(config)
@@ -85,7 +87,9 @@ def examine(
       yield from subnet(config, chain, head, role or _declared(config, chain))
   if role != 'evaluator':
     run = shared_state_lib.SharedModel(config).run
-    yield _attempt('bucket', lambda: _bucket(config, run))
+    yield _attempt('bucket', lambda: _bucket(config, run, role))
+  if lacking := [*role_needs.phases_of(config)]:
+    yield Finding('phases', False, '; '.join(lacking))
 
 
 def require(
@@ -127,20 +131,6 @@ def _arithmetic() -> str:
       'arithmetic"); test the memory of this machine, or use another backend'
     )
   return 'computes the same bits as the run'
-
-
-def _disk(
-  config: config_lib.Config, workdir: str | os.PathLike[str]
-) -> Finding:
-  """Checks the disk: the checkpoints that are kept, and one being written."""
-  folder = pathlib.Path(workdir).absolute()
-  copies = config.checkpoint.keep + 1
-  needed = 16 * llama.num_params(config.model) * copies
-  free = machine.free_disk_bytes(folder)
-  text = f'{free / 1e9:,.1f} GB free in {folder}'
-  if free < needed:
-    text += f'; {copies} checkpoints take {needed / 1e9:,.1f} GB'
-  return Finding('disk', free >= needed, text)
 
 
 def _data(config: config_lib.Config) -> Finding:
@@ -229,8 +219,11 @@ def subnet(
     yield from (Finding(*f) for f in subnet_check.examine(situation))
 
 
-def _bucket(config: config_lib.Config, run: bytes) -> str:
-  """Writes a probe, reads it as others would, and deletes it."""
+def _bucket(config: config_lib.Config, run: bytes, role: str) -> str:
+  """Writes a probe, reads it as others would, and deletes it.
+
+  Its room is checked where the bucket tells it.
+  """
   objects = connect.objects(config, run)
   key = f'{run.hex()}/probe/{secrets.token_hex(8)}'
   data = secrets.token_bytes(64)
@@ -255,7 +248,12 @@ def _bucket(config: config_lib.Config, run: bytes) -> str:
       raise PreflightError('others read other bytes than were written')
   finally:
     objects.bucket.delete([key])
-  return f'{objects.bucket.location.partition("?")[0]} can be written and read'
+  location = objects.bucket.location
+  need = role_needs.bucket_of(config, location, role)
+  if need.lacks:
+    raise PreflightError(f'it needs {need.text} GB that are free')
+  known = '' if need.there is not None else '; its quota cannot be read'
+  return f'{location.partition("?")[0]} can be written and read{known}'
 
 
 class InsufficientResourcesError(config_lib.ConfigError):

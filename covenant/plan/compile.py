@@ -23,17 +23,20 @@ from jax.experimental import topologies
 
 from covenant import config as config_lib
 from covenant import typing as ct
+from covenant.models import evaluation
 from covenant.models import llama
 from covenant.models import sharding
 from covenant.optim import algorithm as algorithm_lib
 from covenant.optim import compressor as compressor_lib
 from covenant.optim import outer_step as outer_step_lib
+from covenant.optim import trial_step
 from covenant.plan import table
 from covenant.train import step as step_lib
 
 # Programs for the largest leaf, or for all leaves of a small model.
 _SENDING = ('compress', 'subtract sent')
 _RECEIVING = ('add a message', 'outer step')
+_TRYING = ('try a message', 'take it back')
 _CONFIG_ERROR = 3  # exit status of the subprocess
 _COLLECTIVE = re.compile(
   r'= (.*?) (all-gather|all-reduce|all-to-all|collective-permute'
@@ -74,6 +77,35 @@ def lower(
     specs,
   )
   yield from zip(_RECEIVING, outer_step.lower(), strict=True)
+  if config.optim.method in ('sparseloco', 'diloco'):
+    yield from _scoring(config, method, mesh)
+
+
+def _scoring(
+  config: config_lib.Config,
+  method: algorithm_lib.Algorithm,
+  mesh: jax.sharding.Mesh | None,
+) -> Iterator[tuple[str, jax.stages.Lowered]]:
+  """Yields the programs with which a validator scores a message."""
+  like = llama.abstract(config.model)
+  losses = evaluation.SequenceLosses(config, mesh)
+  rows = -(-config.gauntlet.sequences // losses.devices) * losses.devices
+  shape = rows, config.data.context + 1
+  specs, placed = None, {}
+  if mesh is not None:
+    specs = sharding.specs(like, mesh)
+    where = sharding.shardings(like, mesh)
+    like = jax.tree.map(
+      lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+      like,
+      where,
+    )
+    placed['sharding'] = jax.NamedSharding(mesh, sharding.batch_spec(mesh))
+  tokens_NxL1 = jax.ShapeDtypeStruct(shape, np.int32, **placed)
+  yield 'losses of sequences', losses.program.lower(like, tokens_NxL1)
+  rate = config.gauntlet.step_fraction * config.optim.outer.learning_rate
+  trial = trial_step.TrialStep(like, method.compression, rate, mesh, specs)
+  yield from zip(_TRYING, trial.lower(), strict=True)
 
 
 def collectives(text: str) -> dict[str, tuple[int, int]]:

@@ -192,11 +192,19 @@ def phases(
     'outer step': {'one slice': 4 * _FLOAT * cut.slice},
     'checkpoint': {},
   }
+  if optim.overlap:
+    # The devices keep the next round while they take the outer step, and then
+    # add its early steps to the result.
+    kept = {'parameters of this round': whole}
+    at_work['outer step'] |= kept
+    at_work['begin round'] = kept | {'origin of the early steps': whole}
   needed = {
     'inner step': {'AdamW moments'},
     'compress': {'parameters', 'error feedback'},
     'gather': {'parameters'},
-    'outer step': {'parameters', 'outer momentum'},
+    'outer step': {'parameters', 'outer momentum'}
+    | ({'AdamW moments'} if optim.overlap else set()),
+    'begin round': {'parameters', 'AdamW moments'},
     'checkpoint': {'parameters'},
   }
   payloads = config.plan.peers * cut.payload_bytes / cut.devices

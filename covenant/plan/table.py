@@ -13,6 +13,7 @@ from covenant.models import llama
 from covenant.plan import costs
 from covenant.plan import hardware as hardware_lib
 from covenant.plan import memory
+from covenant.plan import role_table
 from covenant.plan import timing
 
 _PEERS = (20, 100, 1000)
@@ -67,12 +68,15 @@ def text(config: config_lib.Config, programs: Sequence[Program] = ()) -> str:
   sections = (
     _model(plan),
     _memory(plan),
+    role_table.of_roles(config),
     _programs(plan, programs),
     _round(plan),
+    role_table.of_phases(config),
     _costs(plan),
     _gathers(plan),
     _published(),
     textwrap.wrap(verdict(config), 79),
+    textwrap.wrap(role_table.answer(config).text, 79),
   )
   pages = ('\n'.join(section) for section in sections)
   return '\n\n'.join(page for page in pages if page)
@@ -206,10 +210,8 @@ def _round(plan: _Plan) -> Iterator[str]:
   asked, payload = config.plan, plan.cut.payload_bytes
   times = timing.round_time(links, plan.compute_seconds, payload, asked.peers)
   params = llama.num_params(config.model)
-  phases, seconds = config.phases, config.network.block_seconds
-  length = phases.round_blocks * seconds
-  left = length - (phases.put_blocks + phases.select_blocks) * seconds
-  left -= times.gather
+  seconds = config.network.block_seconds
+  length = config.phases.round_blocks * seconds
   bits = 8 * payload / (params * timing.density(config))
   window = f', given {asked.compute_minutes:g} min' * bool(
     asked.compute_minutes
@@ -236,22 +238,17 @@ def _round(plan: _Plan) -> Iterator[str]:
       f'~{plan.steps_seconds / 60:.1f} min{window}; '
       f'{times.upload:.1f} s up, {times.gather:.1f} s down',
     ),
-    ('utilization', f'~{100 * times.utilization:.1f} %'),
+    ('utilization', f'~{100 * times.utilization:.1f} %, transfers alone'),
     (
       'chain',
-      f'{phases.round_blocks} blocks of {seconds:g} s = {length / 60:.1f} min, '
-      f'{left / 60:.1f} of it for the steps',
+      f'{config.phases.round_blocks} blocks of {seconds:g} s = '
+      f'{length / 60:.1f} min',
     ),
   )
   if 0 < asked.compute_minutes < plan.steps_seconds / 60:
     yield (
       f'{"":15}too slow: more devices, or fewer optim.inner_steps, by '
       f'{1 - plan.compute_seconds / plan.steps_seconds:.0%}'
-    )
-  if plan.compute_seconds > left:
-    yield (
-      f'{"":15}too few: raise phases.round_blocks by '
-      f'{-(-(plan.compute_seconds - left) // seconds):.0f}'
     )
 
 
@@ -260,6 +257,8 @@ def _costs(plan: _Plan) -> Iterator[str]:
   links = timing.links_of(asked)
   times = timing.round_time(links, plan.compute_seconds, payload, asked.peers)
   fetched = (asked.peers - 1) * payload
+  if plan.config.optim.overlap:  # beside the training
+    times = times._replace(upload=0.0, gather=0.0)
   lines = [*costs.rows(plan.config, plan.hardware.count, times, fetched)]
   if lines:
     yield 'costs of a peer'

@@ -15,7 +15,8 @@ first blocks of the next round:
                                                      last_decision_block(r)
 
 With `optim.overlap` a miner begins to train for the next round once it has
-committed, and completes that training once it has applied this round.
+trained and the put window's first block is final, then commits, and completes
+that training once it has applied this round.
 """
 
 import enum
@@ -68,7 +69,7 @@ class Schedule(NamedTuple):
   def assignment_block(self, round_index: int) -> int:
     """The block whose hash assigns the training data.
 
-    With overlap a miner that has committed begins the next round at once.
+    With overlap a miner that has trained begins the next round at once.
     """
     if self.overlap and round_index:
       return self.put_opens(round_index - 1)
@@ -236,7 +237,15 @@ def next_command(
   # A transaction sent at a block is in the next block at the earliest.
   training = finalized >= schedule.start(r) and head < schedule.put_closes(r)
   undecided = state.decision is None
-  over = state.committed or head >= schedule.put_closes(r)
+  over = state.trained or head >= schedule.put_closes(r)
+  # The devices go on before the commitment is sent, which takes blocks.
+  known = schedule.assignment_block(r + 1)
+  begins = (
+    Phase.BEGIN in can
+    and not state.begun
+    and finalized <= known
+    and known + schedule.phases.confirmations < schedule.put_closes(r) - 1
+  )
   wanted = {
     Phase.APPLY: not undecided,
     # Before DECIDE, even if the decision is there: a validator that restarted
@@ -262,6 +271,7 @@ def next_command(
       and not state.committed
       and training
       and head >= schedule.put_opens(r)
+      and not begins
     ),
     Phase.SCORE: not state.scored,
     Phase.KEEP: not state.kept,

@@ -16,7 +16,7 @@ from covenant import typing as ct
 from covenant.models import sharding
 from covenant.train.pipeline import gpipe
 
-_HOST = 'pinned_host'
+_HOST = sharding.HOST
 
 
 def home(mesh: jax.sharding.Mesh) -> jax.sharding.Mesh:
@@ -71,8 +71,7 @@ class HostOffload:
 
 def is_offloaded(tree: ct.PyTree) -> bool:
   """Returns True if the arrays of a tree are in host memory."""
-  leaves = jax.tree.leaves(tree)
-  return bool(leaves) and leaves[0].sharding.memory_kind == _HOST
+  return sharding.is_on_host(tree)
 
 
 class Placement:

@@ -13,7 +13,8 @@ from covenant.train import step
 from tests import helpers
 
 NAMES = ('inner step', 'compress', 'subtract sent', 'add a message',
-         'outer step')  # fmt: skip
+         'outer step', 'losses of sequences', 'try a message',
+         'take it back')  # fmt: skip
 
 
 def load(name, *overrides):
@@ -60,7 +61,10 @@ class MeasureTest(parameterized.TestCase):
     moved = found['inner step'].collectives
     self.assertIn('all-gather', moved)
     self.assertIn('reduce-scatter', moved)
-    for name in NAMES[1:]:
+    losses = found['losses of sequences']
+    parameters = 4 * 70_599_843_840 / 8
+    self.assertBetween(losses.argument_bytes, parameters, parameters + 2**16)
+    for name in {*NAMES[1:]} - {'losses of sequences'}:
       for count, elements in found[name].collectives.values():
         self.assertLessEqual(elements, 64, name)
         self.assertLessEqual(count, 8, name)

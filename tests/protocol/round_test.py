@@ -288,6 +288,21 @@ class RoundTest(parameterized.TestCase):
       ],
     )
 
+  def test_a_long_put_window_has_the_devices_begin_before_the_commitment(self):
+    phases = dataclasses.replace(PLAN.phases, put_blocks=8)
+    plan = round_lib.Schedule(phases, overlap=True)
+    node = Node(plan, round_lib.miner(plan), World())
+    node.sleep_until(plan.start(1) + 3)
+    opens, unsure = plan.put_opens(0), phases.confirmations
+    self.assertEqual(
+      [(h, c.phase, c.round) for h, c, *_ in node.log][1:],
+      [
+        (opens + unsure, Phase.BEGIN, 1),
+        (opens + unsure, Phase.COMMIT, 0),
+        (opens + unsure, Phase.UPLOAD, 0),
+      ],
+    )
+
   def test_a_validator_does_this_when(self):
     node = Node(PLAN, round_lib.VALIDATOR, World())
     node.follow(range(PLAN.start(2)))

@@ -6,10 +6,10 @@ from absl.testing import absltest
 from absl.testing import parameterized
 
 from covenant import config as config_lib
+from covenant.models import evaluation
 from covenant.models import llama
 from covenant.models import loss as loss_lib
 from covenant.models import sharding
-from covenant.train import evaluation
 from tests import helpers
 
 MESHES = {'fsdp': (1, 4, 1), 'tensor': (1, 2, 2), 'data': (2, 2, 1)}
