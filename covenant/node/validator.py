@@ -33,6 +33,7 @@ from covenant.node import vote as vote_lib
 from covenant.protocol import membership as membership_lib
 from covenant.protocol import published_checkpoint
 from covenant.protocol import round as round_lib
+from covenant.train import placement as placement_lib
 from covenant.train import shared_state as shared_state_lib
 from covenant.wire import manifest as manifest_lib
 
