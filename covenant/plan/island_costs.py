@@ -51,8 +51,11 @@ def terms(config: config_lib.Config) -> Terms:
   phases, plan = config.phases, config.plan
   block = config.network.block_seconds
   put, select = phases.put_blocks * block, phases.select_blocks * block
-  left = phases.round_blocks * block - put - select
   window = 60 * plan.compute_minutes
+  # Early steps run beside the other phases.
+  early = window * config.optim.overlap / config.optim.inner_steps
+  hidden = min(early, put + select) if early else 0.0
+  left = phases.round_blocks * block - put - select + hidden
   if not 0 < window < left:
     raise config_lib.ConfigError(
       f'plan.compute_minutes: expected, with plan.inventory, how many minutes '
@@ -67,7 +70,7 @@ def terms(config: config_lib.Config) -> Terms:
     config,
     window,
     put,
-    left - window,
+    left - window + early - hidden,
     plan.peers - 1,
     whole.payload_bytes,
     timing.flops(config).total / timing.tokens(config),

@@ -100,13 +100,13 @@ class FindingsTest(parameterized.TestCase):
     self.assertEmpty(list(found))
 
   @parameterized.parameters(
-    ('miner', 2750, True),
+    ('miner', 2300, True),
     ('miner', 3001, False),
-    ('validator', 750, True),
+    ('validator', 700, True),
     ('validator', 1000, False),
   )
   def test_commitments_must_fit_an_epoch(self, role, tempo, well):
-    """24 fit; rounds of 125 blocks, one commitment or up to three each."""
+    """24 fit; rounds of 103 blocks, one commitment or up to three each."""
     found = self.examine(role, tempo=tempo)['space']
     self.assertEqual(found.well, well, found.text)
     self.assertIn('24 commitments of 128 bytes', found.text)

@@ -29,8 +29,8 @@ class TableTest(absltest.TestCase):
     config = config_lib.load(str(helpers.CONFIGS / '72b.py'), edits)
     plan = planner.plan(config)
     page = island_table.text(config, plan)
-    # 125 blocks of 12 s; the hosts that take no part are paid, too.
-    dollars = (8 * 4 + 8 * 2 + 2 * 0.5) * 25 / 60
+    # 103 blocks of 12 s; the hosts that take no part are paid, too.
+    dollars = (8 * 4 + 8 * 2 + 2 * 0.5) * 20.6 / 60
     self.assertIn(f'~${dollars:.2f} of devices and ~$0.00 of egress', page)
     million = 1e6 * dollars / sum(work.tokens for work in plan.works)
     self.assertIn(f'~${million:,.4f} per million tokens', page)
