@@ -96,6 +96,8 @@ def _cost(
   if not hourly and not config.plan.egress_price:
     return ''
   chain = config.phases.round_blocks * config.network.block_seconds
+  if plan.terms.config.optim.overlap:  # beside the training
+    exchange = 0.0
   hours = max(chain, plan.terms.window + exchange) / 3600
   cost = costs.of_round(
     config.plan,

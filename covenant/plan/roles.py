@@ -181,11 +181,15 @@ def _validator(
     found.outer + found.fingerprint,
   )
   pieces = float(_PIECES * shared_state.PIECE_BYTES)
+  # A copy of the state is published while rounds change the state.
+  copy = {'copy of the state': sizes.params + sizes.momentum}
+  away = config.devices.offload
+  copied = {name: size * each for name, size in copy.items()} if away else {}
   yield RolePhase(
     'validator',
     'publish',
-    dict(device),
-    host | {'pieces': pieces} | round_,
+    device | ({} if away else copy),
+    host | {'pieces': pieces} | copied | round_,
     disk,
     sizes.state / timing.links_of(config.plan).upload,
   )
