@@ -20,6 +20,7 @@ from covenant.plan import phase_times
 from covenant.plan import roles
 from covenant.telemetry import machine
 
+_TEMPORARY = 1e9  # bytes of compilers and libraries; assumed
 _SCHEMES = ('file://', '/')
 
 
@@ -83,8 +84,9 @@ def disks_of(
   else:
     needed = 16.0 * llama.num_params(config.model) * copies
   kept = 'exports' if role == 'evaluator' else 'checkpoints'
+  # A node that catches up has the pieces of a checkpoint beside them.
   joins = roles.of_role(config, 'joiner')
-  scratch = max(phase.disk_bytes for phase in joins)
+  needed += max(phase.disk_bytes for phase in joins)
   temporary = tempfile.gettempdir()
   return [
     Need(
@@ -93,8 +95,8 @@ def disks_of(
       machine.free_disk_bytes(folder),
     ),
     Need(
-      f'disk for a tensor in {temporary}',
-      scratch,
+      f'disk for temporary files in {temporary}',
+      _TEMPORARY,
       machine.free_disk_bytes(temporary),
     ),
   ]

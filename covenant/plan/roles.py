@@ -228,7 +228,7 @@ def _joiner(
     'load',
     {'parameters': sizes.params, 'outer momentum': sizes.momentum},
     host | {'pieces': pieces},
-    {'a tensor': sizes.largest},
+    {'pieces, in the workdir': sizes.state},
     sizes.state / timing.links_of(config.plan).download + found.fingerprint,
   )
   state = {'parameters': sizes.params, 'outer momentum': sizes.momentum}
