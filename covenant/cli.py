@@ -36,6 +36,7 @@ from covenant.node import evaluator as evaluator_lib
 from covenant.node import multihost as multihost_lib
 from covenant.node import preflight
 from covenant.node import process
+from covenant.node import sample as sample_lib
 from covenant.node import sync as sync_lib
 from covenant.node import workdir as workdir_lib
 from covenant.plan import compile
@@ -294,6 +295,7 @@ ROLES: dict[str, Callable[[config_lib.Config, str], None]] = {
   'merge': merge,
   'data': data,
   'export': export,
+  'sample': sample_lib.sample,
   'miner': miner,
   'validator': validator,
   'pool': pool,
@@ -311,7 +313,9 @@ ROLES: dict[str, Callable[[config_lib.Config, str], None]] = {
 }
 
 # Roles that read no tokens, or make them.
-_WITHOUT_DATA = ('tokenize', 'merge', 'plan', 'report', 'compare', 'explain')
+_WITHOUT_DATA = (
+  *('tokenize', 'merge', 'plan', 'report', 'compare', 'explain', 'sample'),
+)
 
 
 def _help() -> str:
@@ -362,8 +366,9 @@ _PREFIX = '--config.'
 
 def main() -> None:
   """Runs the program; ends it with one line after an error of the user."""
-  for flag in flags.FLAGS.get_key_flags_for_module(__name__):
-    flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)  # for --help
+  for module in __name__, sample_lib.__name__:
+    for flag in flags.FLAGS.get_key_flags_for_module(module):
+      flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)  # for --help
   app.run(run, flags_parser=_parse)
 
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from covenant import config
+from covenant import typing as ct
 
 
 def frequencies(model: config.Model) -> np.ndarray:
@@ -30,29 +31,37 @@ def frequencies(model: config.Model) -> np.ndarray:
   return frequency_I * (kept_I + (1 - kept_I) / model.rope_factor)
 
 
-def rotate(x_BxHxLxK: jax.Array, frequency_I: np.ndarray) -> jax.Array:
-  """Applies rotary positions to the pairs (i, i + K / 2).
+def turns(
+  length: int, frequency_I: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+  """Returns the cosine and sine of positions 0 to L - 1: float32 [L, I]."""
+  # In float64 on the host, so that far positions keep their precision.
+  angle_LxI = np.outer(np.arange(length), frequency_I)
+  cos_LxI, sin_LxI = np.cos(angle_LxI), np.sin(angle_LxI)
+  return cos_LxI.astype(np.float32), sin_LxI.astype(np.float32)
+
+
+def turn(x_xLxK: jax.Array, cos_LxI: ct.Array, sin_LxI: ct.Array) -> jax.Array:
+  """Rotates the pairs (i, i + K / 2) of positions, of any number of heads.
 
   RoFormer (arXiv 2104.09864), eq. 34, with the pairs of Hugging Face's Llama.
-
-  Args:
-    x_BxHxLxK: queries or keys of consecutive positions.
-    frequency_I: the result of `frequencies`.
   """
-  length = x_BxHxLxK.shape[2]
-  # In float64 on the host, so that far positions keep their precision.
-  angle_1x1xLxI = np.outer(np.arange(length), frequency_I)[None, None]
-  cos_1x1xLxI = np.cos(angle_1x1xLxI).astype(np.float32)
-  sin_1x1xLxI = np.sin(angle_1x1xLxI).astype(np.float32)
-  a_BxHxLxI, b_BxHxLxI = jnp.split(x_BxHxLxK.astype(jnp.float32), 2, axis=-1)
-  y_BxHxLxK = jnp.concatenate(
+  axes = tuple(range(x_xLxK.ndim - 2))
+  cos_xLxI, sin_xLxI = (jnp.expand_dims(x, axes) for x in (cos_LxI, sin_LxI))
+  a_xLxI, b_xLxI = jnp.split(x_xLxK.astype(jnp.float32), 2, axis=-1)
+  y_xLxK = jnp.concatenate(
     [
-      a_BxHxLxI * cos_1x1xLxI - b_BxHxLxI * sin_1x1xLxI,
-      b_BxHxLxI * cos_1x1xLxI + a_BxHxLxI * sin_1x1xLxI,
+      a_xLxI * cos_xLxI - b_xLxI * sin_xLxI,
+      b_xLxI * cos_xLxI + a_xLxI * sin_xLxI,
     ],
     axis=-1,
   )
-  return y_BxHxLxK.astype(x_BxHxLxK.dtype)
+  return y_xLxK.astype(x_xLxK.dtype)
+
+
+def rotate(x_BxHxLxK: jax.Array, frequency_I: np.ndarray) -> jax.Array:
+  """Applies rotary positions 0 to L - 1; see `frequencies` and `turn`."""
+  return turn(x_BxHxLxK, *turns(x_BxHxLxK.shape[2], frequency_I))
 
 
 def attend(

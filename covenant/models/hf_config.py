@@ -24,6 +24,21 @@ _OTHERS = {
   'qwen2': 'biases, such as model.layers.0.self_attn.q_proj.bias',
   'qwen3': 'norms of queries and keys, model.layers.0.self_attn.q_norm.weight',
 }
+_SIZES = {
+  'vocab_size': 'vocab_size',
+  'hidden_size': 'width',
+  'num_hidden_layers': 'layers',
+  'num_attention_heads': 'heads',
+  'num_key_value_heads': 'kv_heads',
+  'intermediate_size': 'ffn_width',
+}
+# Fields of scaled rotary positions, and ours.
+_SCALING = {
+  'factor': 'rope_factor',
+  'low_freq_factor': 'rope_low',
+  'high_freq_factor': 'rope_high',
+  'original_max_position_embeddings': 'rope_context',
+}
 _PADDING = 1024  # most rows that padding adds to a vocabulary
 
 
@@ -54,21 +69,12 @@ def check(path: pathlib.Path, model: config_lib.Model) -> int:
     ConfigError: it is of another model; names the fields.
   """
   there = read_json(path)
+  _refuse(path, there)
   kind = there.get('model_type')
-  if kind in _OTHERS:
-    raise config_lib.ConfigError(
-      f'{path}: model_type {kind!r}: its layers have {_OTHERS[kind]}; expected '
-      f'one of {", ".join(_KINDS)}'
-    )
-  # transformers 5 writes the first, 4 the second; defaults may be omitted.
-  rope = there.get('rope_parameters') or there.get('rope_scaling') or {}
-  if not isinstance(rope, dict):
-    raise config_lib.ConfigError(f'{path}: rope_parameters: got {rope!r}')
-  defaults = _DEFAULTS | _KINDS.get(str(kind), {})
-  there = defaults | there | {k: v for k, v in rope.items() if k != 'type'}
-  there['rope_type'] = rope.get('rope_type', rope.get('type', 'default'))
-  if there.get('num_key_value_heads') is None:
-    there['num_key_value_heads'] = there.get('num_attention_heads')
+  try:
+    there = _filled(there)
+  except ValueError as e:
+    raise config_lib.ConfigError(f'{path}: {e}') from None
   if there.get('head_dim') is None:  # it follows from other fields
     there['head_dim'] = model.width // model.heads
   vocab_size, padding = model.vocab_size, _padding(there, model)
@@ -82,7 +88,7 @@ def check(path: pathlib.Path, model: config_lib.Model) -> int:
   differ = []
   if (window := _window(there)) is not None:
     differ.append(f'sliding_window is {window!r}, the architecture has none')
-  if kind in _KINDS:
+  if isinstance(kind, str) and kind in _KINDS:
     there['model_type'] = 'llama'
   for name, (value, field) in _fields(model).items():
     if there.get(name) != value:
@@ -95,6 +101,30 @@ def check(path: pathlib.Path, model: config_lib.Model) -> int:
       f'{path} describes another model: ' + '; '.join(differ)
     )
   return vocab_size + padding
+
+
+def _refuse(path: pathlib.Path, there: dict[str, ct.Json]) -> None:
+  """Raises ConfigError for a known kind that is not a Llama."""
+  kind = there.get('model_type')
+  if isinstance(kind, str) and kind in _OTHERS:
+    raise config_lib.ConfigError(
+      f'{path}: model_type {kind!r}: its layers have {_OTHERS[kind]}; expected '
+      f'one of {", ".join(_KINDS)}'
+    )
+
+
+def _filled(there: dict[str, ct.Json]) -> dict[str, ct.Json]:
+  """Returns the fields with their defaults; raises ValueError."""
+  # transformers 5 writes the first, 4 the second; defaults may be omitted.
+  rope = there.get('rope_parameters') or there.get('rope_scaling') or {}
+  if not isinstance(rope, dict):
+    raise ValueError(f'rope_parameters: got {rope!r}')
+  defaults = _DEFAULTS | _KINDS.get(str(there.get('model_type')), {})
+  there = defaults | there | {k: v for k, v in rope.items() if k != 'type'}
+  there['rope_type'] = rope.get('rope_type', rope.get('type', 'default'))
+  if there.get('num_key_value_heads') is None:
+    there['num_key_value_heads'] = there.get('num_attention_heads')
+  return there
 
 
 def _padding(there: dict[str, ct.Json], model: config_lib.Model) -> int:
@@ -117,6 +147,49 @@ def _window(there: dict[str, ct.Json]) -> ct.Json:
   return None if enough else window
 
 
+def read(path: pathlib.Path) -> config_lib.Model:
+  """Returns the architecture that a file describes.
+
+  Raises:
+    ConfigError: the file is not of a Llama; names the field.
+  """
+  there = read_json(path)
+  _refuse(path, there)
+  try:
+    there = _filled(there)
+    for name in _SIZES:
+      value = there.get(name)
+      if not isinstance(value, int) or value < 1:
+        raise ValueError(f'{name}: expected a positive number, got {value!r}')
+    scaling = _SCALING if there['rope_type'] == 'llama3' else {}
+    model = config_lib.Model(
+      **{field: there[name] for name, field in _SIZES.items()},
+      rope_theta=float(there['rope_theta']),
+      norm_eps=float(there['rms_norm_eps']),
+      tie_embeddings=there['tie_word_embeddings'],
+      **{field: there[name] for name, field in scaling.items()},
+    )
+  except KeyError as e:
+    raise config_lib.ConfigError(f'{path}: expected the field {e}') from None
+  except (TypeError, ValueError) as e:
+    raise config_lib.ConfigError(f'{path}: {e}') from None
+  model.check()
+  check(path, model)
+  return model
+
+
+def end_of_text(folder: pathlib.Path) -> int | None:
+  """Returns the id that ends a text; None if the folder names none."""
+  for name in 'generation_config.json', 'config.json':
+    if (folder / name).exists():
+      found = read_json(folder / name).get('eos_token_id')
+      if isinstance(found, list) and found:
+        found = found[0]
+      if isinstance(found, int):
+        return found
+  return None
+
+
 def read_json(path: pathlib.Path) -> dict[str, ct.Json]:
   """Reads a JSON object; raises ConfigError if there is none."""
   try:
@@ -134,15 +207,9 @@ def _rope(model: config_lib.Model) -> dict[str, tuple[ct.Json, str]]:
   """Returns the fields of scaled rotary positions, as `_fields`."""
   if model.rope_factor == 1:
     return {'rope_type': ('default', 'model.rope_factor is 1:')}
-  return {
-    'rope_type': ('llama3', 'model.rope_factor is not 1:'),
-    'factor': (model.rope_factor, 'model.rope_factor'),
-    'low_freq_factor': (model.rope_low, 'model.rope_low'),
-    'high_freq_factor': (model.rope_high, 'model.rope_high'),
-    'original_max_position_embeddings': (
-      model.rope_context,
-      'model.rope_context',
-    ),
+  return {'rope_type': ('llama3', 'model.rope_factor is not 1:')} | {
+    name: (getattr(model, field), f'model.{field}')
+    for name, field in _SCALING.items()
   }
 
 

@@ -344,12 +344,27 @@ def block(
   return y_BxLxD
 
 
+def normalize(
+  model: config.Model, norm: ct.Params, x_BxLxD: jax.Array
+) -> jax.Array:
+  """Applies a normalization with its own parameters."""
+  y_BxLxD: ct.PyTree = RMSNorm(model).apply({'params': norm}, x_BxLxD)
+  return y_BxLxD
+
+
+def feed_forward(
+  model: config.Model, ffn: ct.Params, x_BxLxD: jax.Array
+) -> jax.Array:
+  """Applies a feed-forward network with its own parameters."""
+  y_BxLxD: ct.PyTree = SwiGLU(model).apply({'params': ffn}, x_BxLxD)
+  return y_BxLxD
+
+
 def product_of(
   model: config.Model, params: ct.Params, x_BxLxD: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
   """Returns the factors of the logits, given the output of the last layer."""
-  gain = {'params': params['final_norm']}
-  y_BxLxD: ct.PyTree = RMSNorm(model).apply(gain, x_BxLxD)
+  y_BxLxD = normalize(model, params['final_norm'], x_BxLxD)
   tied = model.tie_embeddings
   return y_BxLxD, params['embedding'].T if tied else params['unembedding']
 
