@@ -21,12 +21,9 @@ from covenant import config as config_lib
 from covenant import errors
 from covenant import startup
 from covenant import typing as ct
-from covenant.data import corpus
 from covenant.data import dataset
 from covenant.data import inspect as inspect_lib
-from covenant.data import shards
 from covenant.data import tokenize as tokenize_lib
-from covenant.data import tokenizer
 from covenant.emulate import devices as devices_lib
 from covenant.emulate import emulation
 from covenant.emulate import host
@@ -93,13 +90,8 @@ def tokenize(config: config_lib.Config, workdir: str) -> None:
   --workers processes do it; --part=3/64 does a part of the files.
   """
   part = tokenize_lib.parse_part(_flag('part') or '1/1')
-  if config.data.source == 'text':
-    workers = _flag('workers') or len(os.sched_getaffinity(0))
-    made = tokenize_lib.run(config, workdir, workers, part)
-  else:
-    documents = corpus.load(config.data, config.seed)
-    encoder = tokenizer.make(config.data, config.model.vocab_size, documents)
-    made = shards.write(workdir, documents, encoder)
+  workers = _flag('workers') or len(os.sched_getaffinity(0))
+  made = tokenize_lib.run(config, workdir, workers, part)
   if made is None:
     print(
       f'part {part[0]} of {part[1]} is in {workdir}; the manifest follows with '

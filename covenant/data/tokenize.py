@@ -31,6 +31,7 @@ from covenant import typing as ct
 from covenant.data import corpus
 from covenant.data import encode
 from covenant.data import manifest as manifest_lib
+from covenant.data import shards
 from covenant.data import sources
 from covenant.data import tokenizer as tokenizer_lib
 
@@ -66,6 +67,8 @@ def run(
 ) -> manifest_lib.ShardManifest | None:
   """Tokenizes the files of `data.path`, or those of a part that are missing.
 
+  Text of another source, which a config makes, is done at once and whole.
+
   Args:
     config: the config of the run; `data` says what to read and how.
     folder: the folder for the shards; it may have sets of this job already.
@@ -80,6 +83,10 @@ def run(
     ConfigError: text is missing or damaged, or the folder has another job.
   """
   data, (number, parts) = config.data, part
+  if data.source != 'text':  # small, and no files
+    documents = corpus.load(data, config.seed)
+    made = tokenizer_lib.make(data, config.model.vocab_size, documents)
+    return shards.write(folder, documents, made)
   found = sources.find(data.path)
   place = pathlib.Path(folder)
   with files.lock(place / f'.part-{number}-of-{parts}'):
