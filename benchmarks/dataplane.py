@@ -60,7 +60,7 @@ _FETCH_BAR, _ALL_BAR = 0.8, 1.5
 _PAYLOAD_72B, _PEERS = 1.38e9, 20  # bytes, as `--role=plan` prints
 _STATE_72B, _PARAMETERS_72B = 565e9, 70.6e9  # bytes with outer momentum
 _HOST_CORES = 128  # of a host of eight accelerators
-_ROUND_SECONDS, _AGE = 1500.0, 7  # of 72b; rounds since its checkpoint
+_ROUND_SECONDS, _AGE = 1236.0, 7  # of 72b; rounds since its checkpoint
 _LINKS = {'200 Mb/s': 25e6, '500 Mb/s': 62.5e6, '1 Gb/s': 1.25e8, '4 Gb/s': 5e8}
 _BLOCK, _K = 4096, 64
 

@@ -24,9 +24,11 @@ feedback more momentum harms a small model (experiments/density.py).
 to 0.65 by the paper, to 0.4 by the code. Without momentum a device holds 35 GB
 less.
 
-Chosen by us: the length of a round, 125 blocks of 12 s (published: 115),
-because here training stops before payloads are due; and `put_blocks`, in which
-a commitment becomes final (one minute) and a payload of 1.4 GB arrives.
+Chosen by us: the phases, by what --role=plan needs on 500 MB/s down and 110 up
+(docs/scale.md). A round is 103 blocks of 12 s (published: 115), 20 minutes and
+36 s, as ten early steps of the next round hide the exchange (`overlap`);
+`put_blocks` is for a commitment to become final and a payload of 1.4 GB to
+arrive, `select_blocks` for validators to fetch, decode and vote.
 
 `:smoke` is the same program at a small size: scan, remat, chunks of the loss,
 bfloat16, two-bit messages, the schedule with its pause and its anneal.

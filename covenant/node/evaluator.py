@@ -341,6 +341,9 @@ def newest(
       like = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), like)
     else:
       like = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), like
+      )
+      like = jax.tree.map(
         lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
         like,
         sharding.shardings(like, placement_lib.home(mesh)),

@@ -7,8 +7,10 @@ A rate is of one core. The work on payloads is spread over the cores of a host
 from covenant import config as config_lib
 from covenant.plan import hardware as hardware_lib
 
-# Bytes of payload per second and core, elias-fano, of an 8192 x 8192 matrix on
-# a core of an AMD EPYC 7R13, and blake2b of large pieces.
+# Bytes per second and core: of payloads, elias-fano, with every check, and
+# BLAKE2b of large pieces. Measured on a machine of two cores at work on other
+# things too; `python -m benchmarks.dataplane` and `benchmarks.compress` measure
+# them again. That as many cores are as many times as fast is an extrapolation.
 DECODE = 65e6
 ENCODE = 84e6
 DIGEST = 0.53e9

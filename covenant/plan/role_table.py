@@ -139,6 +139,7 @@ def of_phases(config: config_lib.Config) -> Iterator[str]:
     ('assumed', f'~{asked.cores} cores a host (plan.cores);'),
     ('', f'{rates.ASSUMED};'),
     ('', f'final blocks ~{asked.finality_blocks} late (plan.finality_blocks);'),
+    ('', 'all cores, and all links, as fast together as alone;'),
     ('', f'{rates.COMPRESS_PASSES} passes over memory to compress; no loss'),
   )
 

@@ -144,8 +144,8 @@ class ScoresTest(parameterized.TestCase):
     """Within 1e-5 nats, and the parameters stay as they are, bit for bit."""
     self.on_a_mesh(1, 2, 2)
 
-  @pytest.mark.slow
   @parameterized.parameters((1, 4, 1), (2, 2, 1), (4, 1, 1))
+  @pytest.mark.slow
   def test_on_other_meshes_scores_are_the_same(self, data, fsdp, tensor):
     self.on_a_mesh(data, fsdp, tensor)
 

@@ -2,6 +2,7 @@ import dataclasses
 
 import jax
 import numpy as np
+import pytest
 from absl.testing import absltest
 from absl.testing import parameterized
 
@@ -54,17 +55,33 @@ class EvaluationTest(parameterized.TestCase):
     found = losses(self.params, self.tokens)
     np.testing.assert_allclose(found, self.expected(), atol=1e-5)
 
-  @parameterized.parameters(*MESHES)
-  def test_losses_of_sequences_on_a_mesh(self, name):
-    """Six sequences, of which no mesh here has a divisor of devices."""
+  def test_losses_of_sequences_on_a_mesh(self):
+    """Six sequences, which four devices do not divide."""
+    self.on_a_mesh('tensor')
+
+  @parameterized.parameters('fsdp', 'data')
+  @pytest.mark.slow
+  def test_losses_of_sequences_on_other_meshes(self, name):
+    self.on_a_mesh(name)
+
+  def on_a_mesh(self, name):
+    """Compares the losses on a mesh with those of one device."""
     mesh = mesh_of(*MESHES[name])
     losses = evaluation.SequenceLosses(config_of(16, 1), mesh)
     found = losses(self.placed(mesh), self.tokens)
     self.assertEqual(found.shape, (6,))
     np.testing.assert_allclose(found, self.expected(), atol=1e-5)
 
-  @parameterized.parameters(*MESHES)
-  def test_loss_of_a_batch(self, name):
+  def test_loss_of_a_batch(self):
+    self.of_a_batch('fsdp')
+
+  @parameterized.parameters('tensor', 'data')
+  @pytest.mark.slow
+  def test_loss_of_a_batch_on_other_meshes(self, name):
+    self.of_a_batch(name)
+
+  def of_a_batch(self, name):
+    """Compares the loss of a batch with the mean of its targets."""
     config = config_of(16, 1)
     targets = np.sum(self.tokens[:, 1:] >= 0, axis=1)
     mean = np.average(self.expected(), weights=targets)

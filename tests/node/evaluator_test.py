@@ -203,6 +203,26 @@ class ExportTest(absltest.TestCase):
       shared_state.fingerprint(params), shared_state.fingerprint(self.params)
     )
 
+  def test_newest_on_a_mesh(self):
+    """Each device has its shard; the exported files are the same."""
+    self.save(3)
+    devices = config_lib.Devices(fsdp=2)
+    mesh = sharding.mesh(devices, jax.devices())
+    completed, params = evaluator_lib.newest(self.workdir, mesh)
+    self.assertEqual(completed, 3)
+    self.assertLen(params['embedding'].sharding.device_set, 2)
+    self.assertEqual(
+      shared_state.fingerprint(params), shared_state.fingerprint(self.params)
+    )
+    folders = []
+    for name, x in ('alone', self.params), ('mesh', params):
+      workdir = self.workdir / name
+      workdir.mkdir()
+      folders.append(evaluator_lib.Exporter(CONFIG, workdir).write(3, x))
+    for file in FILES:
+      one, other = ((folder / file).read_bytes() for folder in folders)
+      self.assertEqual(one, other, file)
+
   def test_no_checkpoint(self):
     with self.assertRaisesRegex(
       config_lib.ConfigError, 'expected the --workdir of a run'

@@ -1,5 +1,6 @@
 import jax
 import numpy as np
+import pytest
 from absl.testing import absltest
 from absl.testing import parameterized
 
@@ -34,14 +35,22 @@ def placed(params, mesh, specs):
 
 
 class TrialStepTest(parameterized.TestCase):
+  def test_has_the_bits_of_an_outer_step_and_takes_it_back(self):
+    self.same_bits('statistical', (2, 2), 128)
+
   @parameterized.product(
     kind=list(COMPRESSIONS),
-    mesh=(None, (2, 2)),
+    mesh=(None, (2, 2), (4, 1)),
     budget=(1 << 20, 128),  # whole leaves, and slices
   )
-  def test_has_the_bits_of_an_outer_step_and_takes_it_back(
+  @pytest.mark.slow
+  def test_whatever_the_messages_the_mesh_and_the_slices(
     self, kind, mesh, budget
   ):
+    self.same_bits(kind, mesh, budget)
+
+  def same_bits(self, kind, mesh, budget):
+    """Compares a step of one message with an outer step of it alone."""
     compression = COMPRESSIONS[kind]
     on = None if mesh is None else trees.mesh(*mesh)
     specs = None if on is None else trees.specs(trees.SHAPES, on)
