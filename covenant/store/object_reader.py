@@ -54,8 +54,9 @@ class ObjectReader:
     self._size = 0
     self._identity: tuple | None = None  # of the object, once it answered
     self._have: list[int] = [0]  # bytes that have come, by part
-    self._buffer = io.BytesIO()  # gives its bytes away without a copy
-    self._view = self._buffer.getbuffer()
+    # It gives its bytes away without a copy. It grows with what comes: a size
+    # that a stranger only announces takes no memory.
+    self._buffer = io.BytesIO()
     self._digest = hashlib.blake2b(digest_size=32)
     self._digested = 0  # parts, in their order
     self._transfer.received = 0
@@ -77,7 +78,6 @@ class ObjectReader:
         self._restart()
       raise error from None
     self._transfer.digest = self._digest.digest()
-    self._view.release()
     return self._buffer.getvalue()
 
   async def _fill_in_turn(
@@ -95,12 +95,13 @@ class ObjectReader:
       begin, end = self._range(self._digested)
       if self._have[self._digested] < end - begin:
         return
-      part = self._view[begin:end]
+      with self._buffer.getbuffer() as view:
+        # A copy, as a buffer that is looked at cannot grow.
+        part = bytes(view[begin:end])
       if len(part) <= _INLINE_BYTES:
         self._digest.update(part)
       else:
         await loop.run_in_executor(None, self._digest.update, part)
-      part.release()
       self._digested += 1
 
   def _range(self, index: int) -> tuple[int, int]:
@@ -143,7 +144,8 @@ class ObjectReader:
     """Keeps bytes of a part up to `end`; returns whether it is complete."""
     at = self._range(index)[0] + self._have[index]
     some = chunk[: end - at]
-    self._view[at : at + len(some)] = some
+    self._buffer.seek(at)
+    self._buffer.write(some)
     self._have[index] += len(some)
     self._transfer.received += len(some)
     return at + len(some) == end
@@ -162,12 +164,3 @@ class ObjectReader:
       self._size, self._identity = meta['size'], identity
       self._transfer.size = self._size
       self._have = [0] * max(1, -(-self._size // self._part_bytes))
-      self._allocate()
-
-  def _allocate(self) -> None:
-    """Makes room for the object, whose size its limit allows."""
-    self._view.release()
-    if self._size:
-      self._buffer.seek(self._size - 1)
-      self._buffer.write(b'\0')
-    self._view = self._buffer.getbuffer()

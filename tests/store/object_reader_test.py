@@ -3,6 +3,7 @@
 import asyncio
 import datetime
 import hashlib
+import tracemalloc
 import types
 from unittest import mock
 
@@ -58,7 +59,15 @@ class Store:
 
 
 class ReaderTest(parameterized.TestCase):
-  def read(self, store, tries=1, limit=10**6, slots=8, transfer=None):
+  def read(
+    self,
+    store,
+    tries=1,
+    limit=10**6,
+    slots=8,
+    transfer=None,
+    part_bytes=_PART,
+  ):
     """Returns the object of a reader in the end, after so many tries."""
 
     async def act():
@@ -67,7 +76,7 @@ class ReaderTest(parameterized.TestCase):
         'key',
         limit,
         asyncio.Semaphore(slots),
-        _PART,
+        part_bytes,
         transfer=transfer,
       )
       for _ in range(tries - 1):
@@ -115,6 +124,21 @@ class ReaderTest(parameterized.TestCase):
     ):
       self.read(store, limit=249)
     self.assertLen(store.asked, 1)
+
+  def test_a_size_that_is_announced_takes_no_memory(self):
+    """A stranger says that it has a gigabyte, and sends 30 bytes of it."""
+
+    class Liar(Store):
+      async def get(self, store, key, *, options):
+        found = await super().get(store, key, options=options)
+        found.meta['size'] = 2**30
+        return found
+
+    tracemalloc.start()
+    self.addCleanup(tracemalloc.stop)
+    with self.assertRaises(interface.StoreUnavailableError):
+      self.read(Liar(bytes(100), cuts=[30]), limit=2**30, part_bytes=2**27)
+    self.assertLess(tracemalloc.get_traced_memory()[1], 2**20)
 
   @parameterized.parameters(1, 2, 8)
   def test_reads_no_more_at_once_than_it_may(self, slots):
