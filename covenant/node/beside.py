@@ -78,13 +78,17 @@ class Beside:
     """
     if cancel:
       self._canceled.set()
+    in_time = self.wait(seconds)
+    self._canceled.set()
+    return in_time
+
+  def wait(self, seconds: float | None) -> bool:
+    """Waits for the end of all work, so long; returns whether it came."""
     with self._lock:
       thread = self._thread
     if thread is not None:
       thread.join(seconds)
-    in_time = not self.is_busy
-    self._canceled.set()
-    return in_time
+    return not self.is_busy
 
   def _run(self) -> None:
     while True:

@@ -229,10 +229,10 @@ class Process:
         self.workdir.status(error=str(e))
       # A finished run leaves its last state to others; a node that is stopped
       # goes on with the pieces that are missing when it starts again.
-      is_over = self._over()
-      self._publisher.close(
-        None if is_over else _LEAVE_SECONDS, cancel=not is_over
-      )
+      while self._over() and not self._publisher.wait(_UNREACHABLE):
+        if stop():
+          break
+      self._publisher.close(_LEAVE_SECONDS, cancel=True)
       self._status_thread.close(_LEAVE_SECONDS)
       self._note_failures()
 

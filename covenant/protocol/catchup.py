@@ -10,12 +10,11 @@ majority votes on that round; the one before it is, and the rounds since are
 replayed.
 """
 
-import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from concurrent import futures
 from typing import NamedTuple
 
 from covenant.chain import interface as chain_lib
+from covenant.protocol import ahead as ahead_lib
 from covenant.protocol import amendments as amendments_lib
 from covenant.protocol import apply
 from covenant.protocol import history as history_lib
@@ -293,26 +292,24 @@ class CatchUp:
       manifests: those of the rounds from there on.
       keep: True if `start` is still needed; else it is changed in place.
     """
-    position, ahead = start, None
-    with futures.ThreadPoolExecutor(1) as pool:
-      for r, data in enumerate(manifests, start=start.round):
-        have = ahead.result() if ahead else {}
-        following = manifests[r - start.round + 1 :][:1]
-        ahead = pool.submit(self._fetch_ahead, r + 1, following)
-        digest = run_storage_lib.digest(data) if data else None
-        shared, links = position.shared, apply.kept_links(self._shared_model)
-        adoption = None
-        if data:
-          try:
-            manifest = manifest_lib.decode(data, self._chain.verify)
-          except manifest_lib.ManifestError as e:
-            raise apply.OutOfSyncError(f'round {r}: {e}') from e
-          fingerprint = apply.fingerprint(self._shared_model, position)
-          apply.check_matches(manifest, position.root, fingerprint)
-          consume = not (keep and position.shared is start.shared)
-          shared = self._outer_step(position, manifest.entries, have, consume)
-          adoption = manifest.adoption
-        position = position.advance(digest, shared, links, adoption)
+    position, ahead = start, ahead_lib.Ahead(lambda have: None)
+    for r, data in enumerate(manifests, start=start.round):
+      have, following = ahead.result(), manifests[r - start.round + 1 :][:1]
+      ahead = self._fetch_ahead(r + 1, following)
+      digest = run_storage_lib.digest(data) if data else None
+      shared, links = position.shared, apply.kept_links(self._shared_model)
+      adoption = None
+      if data:
+        try:
+          manifest = manifest_lib.decode(data, self._chain.verify)
+        except manifest_lib.ManifestError as e:
+          raise apply.OutOfSyncError(f'round {r}: {e}') from e
+        fingerprint = apply.fingerprint(self._shared_model, position)
+        apply.check_matches(manifest, position.root, fingerprint)
+        consume = not (keep and position.shared is start.shared)
+        shared = self._outer_step(position, manifest.entries, have, consume)
+        adoption = manifest.adoption
+      position = position.advance(digest, shared, links, adoption)
     return position
 
   def _outer_step(
@@ -333,23 +330,20 @@ class CatchUp:
 
   def _fetch_ahead(
     self, round_index: int, manifests: Sequence[bytes]
-  ) -> dict[bytes, bytes]:
-    """Returns payloads of the next round; those that do not come are no error.
+  ) -> ahead_lib.Ahead:
+    """Starts to fetch the payloads of the next round, by its manifest.
 
-    Args:
-      round_index: the round.
-      manifests: its manifest, or nothing.
+    Those that do not come are no error: they are asked for again.
     """
-    have: dict[bytes, bytes] = {}
     if not self._storage.in_threads:
-      return have
-    for data in filter(None, manifests):
-      with contextlib.suppress(
-        manifest_lib.ManifestError, store_lib.StoreError
-      ):
+      manifests = ()
+
+    def fetch(have: dict[bytes, bytes]) -> None:
+      for data in filter(None, manifests):
         entries = manifest_lib.decode(data, self._chain.verify).entries
         self._payloads(round_index, entries, have)
-    return have
+
+    return ahead_lib.Ahead(fetch)
 
   def _payloads(
     self,

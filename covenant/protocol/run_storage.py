@@ -30,6 +30,7 @@ from covenant.wire import commitment as commitment_lib
 # of them take at half a gigabit per second, or at half of the rate of the last
 # large fetch if that was slower.
 _SECONDS, _RATE = 60.0, 2.0**26  # bytes/s
+_SLOWEST = 2.0**24  # bytes/s
 _MEASURED = 2**24  # bytes from which a fetch says something about the link
 _SMALL_SECONDS = 20.0  # that one object or list of each peer may take
 _WORKERS = 16
@@ -199,7 +200,8 @@ class RunStorage:
   ) -> None:
     size = sum(len(data) for data in got if isinstance(data, bytes))
     if size >= _MEASURED and seconds > 0:
-      self._rate = size / seconds
+      # A slow stranger must not make later fetches endless.
+      self._rate = max(size / seconds, _SLOWEST)
 
   def fetch_first(
     self,

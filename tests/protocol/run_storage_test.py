@@ -45,6 +45,16 @@ class ObjectsTest(parameterized.TestCase):
     wanted = [run_storage_lib.ObjectRef(*w) for w in wanted]
     return objects.fetch('payloads', 3, wanted, mirrors, limit)
 
+  def test_the_time_of_a_fetch_follows_from_the_rate_of_the_last(self):
+    objects, size = self.make('memory', 'me'), 2**30
+    self.assertEqual(objects.longest(size), 60 + 16)
+    objects._measure([bytes(2**24), interface.StoreError('late')], 0.5)
+    self.assertEqual(objects.longest(size), 60 + 64)
+    objects._measure([bytes(1000)], 100.0)  # too few to tell
+    self.assertEqual(objects.longest(size), 60 + 64)
+    objects._measure([bytes(2**24)], 1e6)  # a slow stranger
+    self.assertEqual(objects.longest(size), 60 + 128)
+
   @parameterized.parameters('memory', 'file')
   def test_finds_by_digest_what_others_keep(self, kind):
     one, other, reader = (self.make(kind, n) for n in ('one', 'other', 'me'))
