@@ -14,6 +14,7 @@ from covenant.node import beside as beside_lib
 from covenant.node import validator_role as role_lib
 from covenant.protocol import membership as membership_lib
 from covenant.protocol import published_checkpoint
+from covenant.train import placement
 
 Validator = role_lib.Validator
 
@@ -50,7 +51,8 @@ def start(node: Validator, publisher: beside_lib.Beside) -> None:
   if not is_turn(node, r) or (publisher.is_busy and r < node.config.rounds):
     return
   place = node.place
-  if node.context.sole:  # its arrays are changed in place
+  # Arrays on devices are changed in place; those of the host are loaded first.
+  if node.context.sole and not placement.is_offloaded(place.shared):
     copies = jax.tree.map(lambda x: x.copy(), place.shared)
     place = place._replace(shared=copies)
 

@@ -4,6 +4,7 @@ import dataclasses
 import threading
 from unittest import mock
 
+import jax
 from absl.testing import absltest
 
 from covenant.node import beside
@@ -86,6 +87,30 @@ class PublishingTest(absltest.TestCase):
     rounds = published_checkpoint.published(objects, objects.bucket)
     self.assertEqual(rounds, [EVERY])
     self.assertEqual(worker.take_error(), '')
+
+  def test_what_is_published_does_not_change_with_later_rounds(self):
+    """A node that owns its arrays changes them in place; it leaves a copy."""
+    node = self.network.validator(3, publisher=self.publishers[3], sole=True)
+    node.shared = jax.tree.map(lambda x: x.copy(), node.shared)
+    before = node.fingerprint()
+    go, seen = threading.Event(), []
+    self.addCleanup(go.set)
+
+    def publish(objects, place, *args):
+      go.wait()
+      seen.append(node.shared_model.fingerprint(place.shared))
+
+    node.state = round_lib.RoundState(node.config.rounds, kept=False)
+    with (
+      mock.patch.object(published_checkpoint, 'publish', publish),
+      mock.patch.object(published_checkpoint, 'prune', return_value=0),
+    ):
+      publishing.start(node, self.publishers[3])
+      for x in jax.tree.leaves(node.shared.params):
+        x.delete()  # as an update in place does
+      go.set()
+      self.assertTrue(self.publishers[3].close(None))
+    self.assertEqual(seen, [before])
 
 
 if __name__ == '__main__':
