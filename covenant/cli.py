@@ -8,7 +8,6 @@ from any folder: `covenant --config=shakespeare:smoke`.
 """
 
 import contextlib
-import dataclasses
 import os
 import sys
 import time
@@ -30,12 +29,12 @@ from covenant.emulate import host
 from covenant.emulate import localnet
 from covenant.emulate import proposals
 from covenant.node import evaluator as evaluator_lib
+from covenant.node import export as export_lib
 from covenant.node import multihost as multihost_lib
 from covenant.node import preflight
 from covenant.node import process
 from covenant.node import sample as sample_lib
 from covenant.node import sync as sync_lib
-from covenant.node import workdir as workdir_lib
 from covenant.plan import compile
 from covenant.plan import hardware
 from covenant.plan import island_table as islands_table
@@ -111,26 +110,6 @@ def data(config: config_lib.Config, workdir: str) -> None:
   """Prints what the data of a config holds, and verifies its shards."""
   del workdir
   print(inspect_lib.text(config))
-
-
-def export(config: config_lib.Config, workdir: str) -> None:
-  """Writes the workdir's newest checkpoint in Hugging Face's format.
-
-  The config is that of the run, such as its config.json.
-  """
-  workdir_lib.Workdir(workdir).check_owner(config)
-  mesh = None
-  if not preflight.lacking_devices(config):
-    network = dataclasses.replace(
-      config.network, coordinator='', processes=1, process=0
-    )
-    mesh = multihost_lib.start(network, config.devices).mesh
-  completed, params = evaluator_lib.newest(workdir, mesh)
-  folder = evaluator_lib.Exporter(config, workdir).write(completed, params)
-  print(
-    f'the model after round {completed} is in {folder}; '
-    f'transformers.LlamaForCausalLM.from_pretrained({str(folder)!r}) loads it'
-  )
 
 
 def miner(config: config_lib.Config, workdir: str) -> None:
@@ -286,7 +265,7 @@ ROLES: dict[str, Callable[[config_lib.Config, str], None]] = {
   'tokenize': tokenize,
   'merge': merge,
   'data': data,
-  'export': export,
+  'export': export_lib.export,
   'sample': sample_lib.sample,
   'miner': miner,
   'validator': validator,
@@ -307,6 +286,7 @@ ROLES: dict[str, Callable[[config_lib.Config, str], None]] = {
 # Roles that read no tokens, or make them.
 _WITHOUT_DATA = (
   *('tokenize', 'merge', 'plan', 'report', 'compare', 'explain', 'sample'),
+  'export',
 )
 
 
@@ -358,7 +338,7 @@ _PREFIX = '--config.'
 
 def main() -> None:
   """Runs the program; ends it with one line after an error of the user."""
-  for module in __name__, sample_lib.__name__:
+  for module in __name__, export_lib.__name__, sample_lib.__name__:
     for flag in flags.FLAGS.get_key_flags_for_module(module):
       flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)  # for --help
   app.run(run, flags_parser=_parse)

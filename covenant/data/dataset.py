@@ -211,4 +211,5 @@ def tokenize(
     heldout=split(corpus.heldout),
     vocab_size=tokenizer.vocab_size,
     end_of_text=tokenizer.end_of_text,
+    tokenizer=tokenizer,
   )

@@ -8,15 +8,18 @@ SentencePiece unigram model reads the name of a control token as that token.
 
 import importlib
 import json
+import os
 import pathlib
 from typing import Any
 
 from covenant import config as config_lib
 from covenant import extras
+from covenant import files as files_lib
 from covenant import typing as ct
 from covenant.data import corpus
 from covenant.data import shards
 from covenant.data import tokenizer as tokenizer_lib
+from covenant.data import tokens as tokens_lib
 
 with extras.needed('run'):
   import tokenizers
@@ -25,8 +28,10 @@ with extras.needed('run'):
   from tokenizers import normalizers
   from tokenizers import pre_tokenizers
 
-_JSON = 'tokenizer.json'
+JSON = 'tokenizer.json'
 _MODEL = 'tokenizer.model'
+_END = 'generation_config.json'
+KEPT = 'tokenizer'  # folder of a workdir
 _SPACE = '▁'  # a space in SentencePiece
 
 
@@ -69,9 +74,51 @@ def files(tokenizer: tokenizer_lib.Tokenizer, context: int) -> dict[str, bytes]:
   # Published tokenizers put tokens before a text; ours does not.
   definition = json.loads(converted.to_str()) | {'post_processor': None}
   return found | {
-    _JSON: _dump(definition),
+    JSON: _dump(definition),
     'tokenizer_config.json': _dump(settings),
   }
+
+
+def keep(
+  workdir: str | os.PathLike[str],
+  config: config_lib.Config,
+  data: tokens_lib.TokenData,
+) -> None:
+  """Writes the files of a run's tokenizer to its workdir, once.
+
+  So the run's model can be exported without its text. A tokenizer that shards
+  lack is left out.
+  """
+  folder = pathlib.Path(workdir, KEPT)
+  if folder.exists():
+    return
+  try:
+    tokenizer = data.tokenizer or shards.read_tokenizer(config.data.paths[0])
+  except config_lib.ConfigError:
+    return
+  found = files(tokenizer, config.data.context)
+  found[_END] = _dump({'eos_token_id': tokenizer.end_of_text})
+  with files_lib.new_folder(folder) as partial:
+    for name, content in found.items():
+      (partial / name).write_bytes(content)
+
+
+def kept(
+  workdir: str | os.PathLike[str], config: config_lib.Config
+) -> tuple[dict[str, bytes], int]:
+  """Returns a run's tokenizer: its files by name, and the end of text.
+
+  They are those of the workdir, or made from the data of the config.
+
+  Raises:
+    ConfigError: as `dataset.load`, where the workdir has none.
+  """
+  folder = pathlib.Path(workdir, KEPT)
+  if not folder.is_dir():
+    tokenizer = of(config)
+    return files(tokenizer, config.data.context), tokenizer.end_of_text
+  found = {path.name: path.read_bytes() for path in folder.iterdir()}
+  return found, json.loads(found.pop(_END))['eos_token_id']
 
 
 def check(
@@ -82,7 +129,7 @@ def check(
   Raises:
     ConfigError: the folder has no tokenizer.json, or another vocabulary.
   """
-  path = pathlib.Path(folder, _JSON)
+  path = pathlib.Path(folder, JSON)
   converted = _convert(tokenizer)
   if converted is None:
     raise config_lib.ConfigError(
@@ -90,7 +137,7 @@ def check(
     )
   if not path.is_file():
     raise config_lib.ConfigError(
-      f'pretrained: expected a folder with a {_JSON}, there is no {path}'
+      f'pretrained: expected a folder with a {JSON}, there is no {path}'
     )
   try:
     there = tokenizers.Tokenizer.from_str(path.read_text(encoding='utf-8'))

@@ -206,7 +206,9 @@ def open_shards(
   if verify:
     read_tokenizer(path)
   return tokens_lib.TokenData(
-    vocab_size=manifest.vocab_size, end_of_text=manifest.end_of_text, **splits
+    *(splits[split] for split in manifest_lib.SPLITS),
+    vocab_size=manifest.vocab_size,
+    end_of_text=manifest.end_of_text,
   )
 
 

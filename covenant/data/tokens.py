@@ -20,6 +20,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from covenant import extras
+from covenant.data import tokenizer as tokenizer_lib
 
 with extras.needed('run'):
   import tensorstore as ts
@@ -186,6 +187,8 @@ class TokenData(NamedTuple):
   heldout: Split
   vocab_size: int
   end_of_text: int
+  # What made them, where they were made in memory.
+  tokenizer: tokenizer_lib.Tokenizer | None = None
 
 
 def prefetch(

@@ -11,6 +11,7 @@ from covenant import config as config_lib
 from covenant import files
 from covenant import metrics
 from covenant.data import dataset
+from covenant.data import pretrained
 from covenant.emulate import devices as devices_lib
 from covenant.emulate import host as host_lib
 from covenant.emulate import measurements
@@ -71,9 +72,8 @@ def run(
     folder.check_owner(config)
 
   process_group.broadcast_from(0, 'check', check)
-  host = host_lib.Host(
-    config, dataset.load(config), process_group=process_group
-  )
+  data = dataset.load(config)
+  host = host_lib.Host(config, data, process_group=process_group)
   device_pool, is_first = host.device_pool, not process_group.index
   with contextlib.ExitStack() as stack:
     stack.enter_context(files.lock(folder.path))
@@ -91,6 +91,7 @@ def run(
       if note := extension.describe(held, config, resume or 0):
         print(note, file=sys.stderr)
       folder.open_run(config, resume, observe)
+      pretrained.keep(folder.path, config, data)
       host.announce, host.stopwatch.note = folder.announce, folder.note
       host.adopted = folder.adopted
       if restored is None:

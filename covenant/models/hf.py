@@ -3,7 +3,8 @@
 A folder as `transformers.LlamaForCausalLM.from_pretrained` loads it:
 
   config.json                         the architecture
-  model-00001-of-00002.safetensors    tensors, float32
+  generation_config.json              the end of text
+  model-00001-of-00002.safetensors    tensors, float32 or bfloat16
   model.safetensors.index.json        tensor -> file
 
 Its matrices are [out, in] where ours are [in, out], and its layers are never
@@ -37,6 +38,11 @@ _EMBEDDING = 'model.embed_tokens.weight'
 _UNEMBEDDING = 'lm_head.weight'
 _FREQUENCIES = '.rotary_emb.inv_freq'  # follow from rope_theta
 _DTYPES = ('F32', 'BF16', 'F16')
+# Name of a type -> its name in the files, and NumPy's.
+DTYPES = {
+  'float32': ('F32', np.dtype('<f4')),
+  'bfloat16': ('BF16', np.dtype(jax.numpy.bfloat16)),
+}
 _SLAB = 2**24  # bytes transposed at a time
 # Name in their layer -> leaf of ours.
 _LAYER = {
@@ -103,6 +109,7 @@ def export(
   end_of_text: int,
   files: Mapping[str, bytes],
   shard_bytes: int = 4 * 10**9,
+  dtype: str = 'float32',
 ) -> None:
   """Writes parameters to a new folder, atomically.
 
@@ -117,6 +124,7 @@ def export(
     end_of_text: the id that ends a document.
     files: the content of further files by name, such as the tokenizer's.
     shard_bytes: the most bytes of a file, unless one tensor has more.
+    dtype: a key of `DTYPES`, to which parameters are rounded.
 
   Raises:
     ConfigError: the parameters do not fit `model`, the folder exists, or the
@@ -124,21 +132,28 @@ def export(
   """
   _check_params(model, params)
   tensors = _tensors(model)
-  total = 4 * sum(math.prod(t.shape) for t in tensors.values())
+  width = DTYPES[dtype][1].itemsize
+  total = width * sum(math.prod(t.shape) for t in tensors.values())
   with _new_folder(pathlib.Path(folder), total) as partial:
-    shards = _cut(tensors, shard_bytes)
+    shards = _cut(tensors, shard_bytes // width)
     names = [
       f'model-{i:05d}-of-{len(shards):05d}.safetensors'
       for i in range(1, len(shards) + 1)
     ]
     where = {}
     for file, shard in zip(names, shards, strict=True):
-      _write_shard(partial / file, {n: tensors[n] for n in shard}, params)
+      _write_shard(
+        partial / file, {n: tensors[n] for n in shard}, params, dtype
+      )
       where |= dict.fromkeys(shard, file)
     index = {'metadata': {'total_size': total}, 'weight_map': where}
     _write_json(partial / _INDEX, index)
     _write_json(
-      partial / 'config.json', hf_config.make(model, context, end_of_text)
+      partial / 'config.json',
+      hf_config.make(model, context, end_of_text, dtype),
+    )
+    _write_json(
+      partial / 'generation_config.json', {'eos_token_id': end_of_text}
     )
     for file, content in files.items():
       (partial / file).write_bytes(content)
@@ -246,32 +261,36 @@ def _new_folder(folder: pathlib.Path, room: int) -> Iterator[pathlib.Path]:
     raise config_lib.ConfigError(f'{folder} cannot be written: {e}') from e
 
 
-def _cut(tensors: Mapping[str, _Tensor], shard_bytes: int) -> list[list[str]]:
-  """Divides the tensors into files; returns the names in each."""
+def _cut(tensors: Mapping[str, _Tensor], most: int) -> list[list[str]]:
+  """Divides the tensors into files of so many elements; returns the names."""
   shards, room = [], 0
   for name, tensor in tensors.items():
-    size = 4 * math.prod(tensor.shape)
+    size = math.prod(tensor.shape)
     if size > room:
       shards.append([])
-      room = shard_bytes
+      room = most
     shards[-1].append(name)
     room -= size
   return shards
 
 
 def _write_shard(
-  path: pathlib.Path, tensors: Mapping[str, _Tensor], params: ct.Params
+  path: pathlib.Path,
+  tensors: Mapping[str, _Tensor],
+  params: ct.Params,
+  dtype: str,
 ) -> None:
   """Writes one file: the length of the header, the header, the tensors.
 
   The safetensors package would need all tensors of a file at once.
   """
   header: dict[str, ct.Json] = {'__metadata__': {'format': 'pt'}}
+  name_there, here = DTYPES[dtype]
   end = 0
   for name, tensor in tensors.items():
-    start, end = end, end + 4 * math.prod(tensor.shape)
+    start, end = end, end + here.itemsize * math.prod(tensor.shape)
     header[name] = {
-      'dtype': 'F32',
+      'dtype': name_there,
       'shape': tensor.shape,
       'data_offsets': (start, end),
     }
@@ -280,17 +299,19 @@ def _write_shard(
   with open(path, 'wb') as file:
     file.write(len(text).to_bytes(8, 'little') + text)
     for tensor in tensors.values():
-      _write_tensor(file, tensor, params)
+      _write_tensor(file, tensor, params, here)
 
 
-def _write_tensor(file: BinaryIO, tensor: _Tensor, params: ct.Params) -> None:
+def _write_tensor(
+  file: BinaryIO, tensor: _Tensor, params: ct.Params, dtype: np.dtype
+) -> None:
   # A copy: JAX keeps what it fetched for as long as the array lives.
   x = np.asarray(_leaf(params, tensor).copy())
   x = x.T if tensor.turned else x
   rows = max(1, _SLAB // x[0].nbytes)
   for start in range(0, len(x), rows):
-    slab = np.ascontiguousarray(x[start : start + rows], '<f4')
-    file.write(slab.data)
+    slab = np.ascontiguousarray(x[start : start + rows], dtype)
+    file.write(slab.view(np.uint8).data)
 
 
 def _write_json(path: pathlib.Path, content: ct.Json) -> None:

@@ -42,7 +42,12 @@ _SCALING = {
 _PADDING = 1024  # most rows that padding adds to a vocabulary
 
 
-def make(model: config_lib.Model, context: int, end_of_text: int) -> ct.Json:
+def make(
+  model: config_lib.Model,
+  context: int,
+  end_of_text: int,
+  dtype: str = 'float32',
+) -> dict[str, ct.Json]:
   """Returns the content of config.json; the arguments are as in `hf.export`."""
   fields = {name: value for name, (value, _) in _fields(model).items()}
   scaling = {name: fields.pop(name) for name in _rope(model)}
@@ -55,7 +60,7 @@ def make(model: config_lib.Model, context: int, end_of_text: int) -> ct.Json:
     'bos_token_id': None,
     'eos_token_id': end_of_text,
     'pad_token_id': None,
-    'torch_dtype': 'float32',
+    'torch_dtype': dtype,
   }
 
 

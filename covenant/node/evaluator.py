@@ -10,8 +10,6 @@ import io
 import json
 import math
 import os
-import pathlib
-import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -21,23 +19,19 @@ import jax
 import numpy as np
 
 from covenant import config as config_lib
-from covenant import extras
 from covenant import files
 from covenant import typing as ct
 from covenant.chain import interface as chain_lib
 from covenant.data import assignment
 from covenant.data import dataset
-from covenant.data import pretrained
 from covenant.data import tokens as tokens_lib
 from covenant.models import evaluation
-from covenant.models import hf
-from covenant.models import sharding
 from covenant.node import connect
+from covenant.node import export as export_lib
 from covenant.node import workdir as workdir_lib
 from covenant.protocol import amendments as amendments_lib
 from covenant.protocol import apply
 from covenant.protocol import catchup
-from covenant.protocol import checksums
 from covenant.protocol import published_rules
 from covenant.protocol import rejoin
 from covenant.store import interface as store_lib
@@ -45,10 +39,6 @@ from covenant.train import placement as placement_lib
 from covenant.train import shared_state as shared_state_lib
 from covenant.wire import amendment as amendment_lib
 
-with extras.needed('run'):
-  from orbax.checkpoint import v1 as ocp
-
-_FOLDER = 'hf'
 # The message of an evaluator that does not export.
 WITHOUT = (
   'checkpoints are not exported for lm-eval, which is not installed: '
@@ -147,7 +137,7 @@ class EvaluatorProcess:
     self._evaluator = Evaluator(config, dataset.load(config), place)
     self._exporter = None
     if wanted():
-      self._exporter = Exporter(config, self._workdir.path)
+      self._exporter = export_lib.Exporter(config, self._workdir.path)
     else:
       print(WITHOUT, file=sys.stderr)
     self._refused: set[catchup.Refused] = set()  # see `CatchUp`
@@ -256,100 +246,3 @@ class EvaluatorProcess:
 def wanted() -> bool:
   """Returns True if lm-eval is installed."""
   return importlib.util.find_spec('lm_eval') is not None
-
-
-class Exporter:
-  """Exports of one run: hf/ROUND in a folder, each complete or absent."""
-
-  def __init__(
-    self, config: config_lib.Config, workdir: str | os.PathLike[str]
-  ):
-    self._config = config
-    self._folder = pathlib.Path(workdir, _FOLDER)
-    tokenizer = pretrained.of(config)
-    self._files = pretrained.files(tokenizer, config.data.context)
-    self._end_of_text = tokenizer.end_of_text
-
-  def write(self, completed: int, params: ct.Params) -> pathlib.Path:
-    """Exports parameters after some rounds.
-
-    Returns:
-      The folder. An earlier export of this round stays unchanged.
-
-    Raises:
-      ConfigError: it cannot be written.
-    """
-    folder = self._folder / str(completed)
-    if not folder.exists():
-      hf.export(
-        folder,
-        self._config.model,
-        params,
-        context=self._config.data.context,
-        end_of_text=self._end_of_text,
-        files=self._files,
-      )
-    return folder
-
-  def prune(self) -> None:
-    """Deletes all but the newest `checkpoint.keep`, and incomplete exports."""
-    rounds = []
-    for path in self._folder.iterdir():
-      if path.name.isdecimal():
-        rounds.append(int(path.name))
-      elif path.name.endswith('.partial'):
-        shutil.rmtree(path)
-    for completed in sorted(rounds)[: -self._config.checkpoint.keep]:
-      shutil.rmtree(self._folder / str(completed))
-
-
-def newest(
-  workdir: str | os.PathLike[str], mesh: jax.sharding.Mesh | None = None
-) -> tuple[int, ct.Params]:
-  """Loads the newest checkpoint of the emulator, a miner or a validator.
-
-  Args:
-    workdir: the folder of the node.
-    mesh: devices that share the parameters; None leaves them on the host.
-
-  Returns:
-    Its round, and the shared parameters alone, as NumPy arrays or on the mesh.
-
-  Raises:
-    ConfigError: there is none.
-  """
-  folder = pathlib.Path(workdir, 'checkpoints').absolute()
-  if not folder.is_dir():
-    raise config_lib.ConfigError(
-      f'expected the --workdir of a run, got one without {folder}'
-    )
-  context = ocp.Context()
-  context.pytree.loading.partial_load = True
-  with ocp.training.Checkpointer(str(folder)) as checkpoints:
-    steps = [found.step for found in checkpoints.checkpoints]
-    latest, damaged = checksums.newest_sound(folder, steps)
-    for why in damaged.values():
-      print(f'a checkpoint is damaged: {why}', file=sys.stderr)
-    if latest is None:
-      raise config_lib.ConfigError(
-        f'{folder} has no {"sound " if damaged else ""}checkpoint yet'
-      )
-    # The stored shapes, not those of a config: Orbax would invent the rest.
-    stored: ct.PyTree = checkpoints.metadata(latest).metadata
-    like = stored['shared']['params']
-    if mesh is None:
-      like = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), like)
-    else:
-      like = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), like
-      )
-      like = jax.tree.map(
-        lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
-        like,
-        sharding.shardings(like, placement_lib.home(mesh)),
-      )
-    with context:
-      tree: ct.PyTree = checkpoints.load(
-        latest, abstract_state={'shared': {'params': like}}
-      )
-  return latest, tree['shared']['params']

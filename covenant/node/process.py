@@ -22,6 +22,7 @@ from covenant import config as config_lib
 from covenant import typing as ct
 from covenant.chain import interface as chain_lib
 from covenant.data import dataset
+from covenant.data import pretrained
 from covenant.data import tokens as tokens_lib
 from covenant.node import base as node_lib
 from covenant.node import beside as beside_lib
@@ -137,6 +138,8 @@ class Process:
     if build is None:
       build = _miner if role == 'miner' else self._validator
     self._data, self._data_config = dataset.load(config), config.data
+    if not process_group.index:
+      pretrained.keep(self.workdir.path, config, self._data)
     self.node = build(context, start, self._data, process_group.mesh)
     if isinstance(self.node.role, miner_lib.MinerRole):
       self._meter_steps(self.node)

@@ -11,12 +11,11 @@ from absl import flags
 from covenant import config as config_lib
 from covenant import extras
 from covenant import typing as ct
-from covenant.data import dataset
 from covenant.data import pretrained
 from covenant.models import generate
 from covenant.models import hf
 from covenant.models import hf_config
-from covenant.node import evaluator as evaluator_lib
+from covenant.node import export as export_lib
 from covenant.node import workdir as workdir_lib
 
 _INCOMPLETE = '�'  # of a character whose last bytes are not there yet
@@ -43,13 +42,17 @@ _MODEL = flags.DEFINE_string(
 )
 
 
+Encode = Callable[[str], Sequence[int] | np.ndarray]
+Decode = Callable[[Sequence[int]], str]
+
+
 class Source(NamedTuple):
   """A model that can continue a text."""
 
   model: config_lib.Model
   params: ct.Params
-  encode: Callable[[str], Sequence[int] | np.ndarray]
-  decode: Callable[[Sequence[int]], str]
+  encode: Encode
+  decode: Decode
   end_of_text: int | None
 
 
@@ -99,16 +102,31 @@ def of_workdir(config: config_lib.Config, workdir: str) -> Source:
   Raises:
     ConfigError: there is none, or it is of another run.
   """
-  config = dataset.identified(config)
   workdir_lib.Workdir(workdir).check_owner(config)
-  _, params = evaluator_lib.newest(workdir)
+  _, params = export_lib.newest(workdir)
+  found, end_of_text = pretrained.kept(workdir, config)
+  if pretrained.JSON in found:
+    text = found[pretrained.JSON].decode()
+    return Source(
+      config.model, params, *_tokenizer(text, 'the tokenizer'), end_of_text
+    )
   tokenizer = pretrained.of(config)
   return Source(
-    config.model,
-    params,
-    tokenizer.encode,
-    tokenizer.decode,
-    tokenizer.end_of_text,
+    config.model, params, tokenizer.encode, tokenizer.decode, end_of_text
+  )
+
+
+def _tokenizer(text: str, where: str) -> tuple[Encode, Decode]:
+  """Returns the functions of a tokenizer.json."""
+  with extras.needed('run'):
+    import tokenizers  # noqa: PLC0415  only for this
+  try:
+    made = tokenizers.Tokenizer.from_str(text)
+  except Exception as e:  # the library raises bare Exceptions
+    raise config_lib.ConfigError(f'{where}: not a tokenizer: {e}') from e
+  return (
+    lambda text: made.encode(text, add_special_tokens=False).ids,
+    lambda ids: made.decode(ids, skip_special_tokens=False),
   )
 
 
@@ -118,18 +136,10 @@ def of_folder(folder: pathlib.Path) -> Source:
   Raises:
     ConfigError: it is not a Llama, or has no tokenizer.json.
   """
-  with extras.needed('run'):
-    import tokenizers  # noqa: PLC0415  only for this
   path = folder / 'tokenizer.json'
   if not path.is_file():
     raise config_lib.ConfigError(f'--model: {path}: no such file')
   model = hf_config.read(folder / 'config.json')
   params = hf.load(folder, model)
-  tokenizer = tokenizers.Tokenizer.from_file(str(path))
-  return Source(
-    model,
-    params,
-    lambda text: tokenizer.encode(text, add_special_tokens=False).ids,
-    lambda ids: tokenizer.decode(ids, skip_special_tokens=False),
-    hf_config.end_of_text(folder),
-  )
+  functions = _tokenizer(path.read_text(encoding='utf-8'), str(path))
+  return Source(model, params, *functions, hf_config.end_of_text(folder))

@@ -155,8 +155,30 @@ class ExportTest(FolderTest):
     self.assertEqual(sum(sizes), index['metadata']['total_size'])
     self.assertEqual(sum(sizes), 4 * llama.num_params(model))
     there = {path.name for path in self.folder.iterdir()}
-    rest = {'config.json', 'model.safetensors.index.json', 'tokenizer.json'}
+    rest = {'config.json', 'generation_config.json', 'tokenizer.json'}
+    rest.add('model.safetensors.index.json')
     self.assertEqual(there, rest | set(shards))
+
+  @_needs('safetensors')
+  def test_bfloat16_is_half_the_size(self):
+    params = _lively_params(_TINY)
+    self.export(_TINY, params, shard_bytes=20_000, dtype='bfloat16')
+    index = json.loads(
+      (self.folder / 'model.safetensors.index.json').read_text()
+    )
+    self.assertEqual(
+      index['metadata']['total_size'], 2 * llama.num_params(_TINY)
+    )
+    self.assertGreater(len(set(index['weight_map'].values())), 1)
+    jax.tree.map(
+      lambda x, y: np.testing.assert_array_equal(
+        x, y.astype(ml_dtypes.bfloat16).astype(np.float32)
+      ),
+      hf.load(self.folder, _TINY),
+      params,
+    )
+    content = json.loads((self.folder / 'config.json').read_text())
+    self.assertEqual(content['torch_dtype'], 'bfloat16')
 
   def test_memory_is_that_of_one_tensor(self):
     model = _with(width=512, layers=8, ffn_width=1024, scan_layers=True)

@@ -16,7 +16,7 @@ from covenant import cli
 from covenant import config as config_lib
 from covenant.models import generate
 from covenant.models import llama
-from covenant.node import evaluator
+from covenant.node import export
 from covenant.node import sample
 from covenant.protocol import checkpoint
 from covenant.train import shared_state
@@ -51,7 +51,7 @@ class SampleTest(parameterized.TestCase):
     return out.getvalue()
 
   def test_an_export_says_the_same(self):
-    folder = evaluator.Exporter(CONFIG, self.workdir).write(4, self.params)
+    folder = export.Exporter(CONFIG, self.workdir).write(4, self.params)
     values = {'prompt': 'To be', 'tokens': 20, 'temperature': 0.0}
     text = self.said(**values)
     self.assertStartsWith(text, 'To be')
@@ -82,7 +82,7 @@ class SampleTest(parameterized.TestCase):
       self.said(**values)
 
   def test_a_folder_without_a_field_is_refused_by_it(self):
-    folder = evaluator.Exporter(CONFIG, self.workdir).write(4, self.params)
+    folder = export.Exporter(CONFIG, self.workdir).write(4, self.params)
     path = folder / 'config.json'
     there = json.loads(path.read_text())
     for name in 'hidden_size', 'num_attention_heads', 'vocab_size':

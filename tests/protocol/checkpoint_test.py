@@ -16,7 +16,7 @@ from absl.testing import parameterized
 
 from covenant import config as config_lib
 from covenant.models import sharding
-from covenant.node import evaluator as evaluator_lib
+from covenant.node import export as export_lib
 from covenant.protocol import checkpoint
 from covenant.protocol import checksums
 from covenant.telemetry import machine
@@ -114,7 +114,7 @@ class CheckpointTest(parameterized.TestCase):
       tree = self.restore(like)
       self.assertEqual(bits(tree), bits(want))
       self.assertEqual(where(tree), where(like))
-    completed, params = evaluator_lib.newest(self.workdir)
+    completed, params = export_lib.newest(self.workdir)
     self.assertEqual(completed, len(SIZES))
     self.assertEqual(bits(params), bits(want['shared'].params))
 

@@ -1,0 +1,211 @@
+"""Exports of a run's model for Hugging Face, each with a model card."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import shutil
+import sys
+
+import jax
+import numpy as np
+from absl import flags
+
+import covenant
+from covenant import config as config_lib
+from covenant import extras
+from covenant import metrics as metrics_lib
+from covenant import typing as ct
+from covenant.data import pretrained
+from covenant.models import hf
+from covenant.models import llama
+from covenant.models import sharding
+from covenant.node import multihost as multihost_lib
+from covenant.node import preflight
+from covenant.node import workdir as workdir_lib
+from covenant.protocol import checksums
+from covenant.train import placement as placement_lib
+
+with extras.needed('run'):
+  from orbax.checkpoint import v1 as ocp
+
+_FOLDER = 'hf'
+
+_DTYPE = flags.DEFINE_enum(
+  'dtype', 'float32', list(hf.DTYPES), 'export: the type of the parameters.'
+)
+_LICENSE = flags.DEFINE_string(
+  'license', '', "export: the license's identifier, for the model card."
+)
+
+
+def export(config: config_lib.Config, workdir: str) -> None:
+  """Writes the workdir's newest checkpoint in Hugging Face's format.
+
+  The config is that of the run, such as its config.json.
+  """
+  workdir_lib.Workdir(workdir).check_owner(config)
+  mesh = None
+  if not preflight.lacking_devices(config):
+    network = dataclasses.replace(
+      config.network, coordinator='', processes=1, process=0
+    )
+    mesh = multihost_lib.start(network, config.devices).mesh
+  completed, params = newest(workdir, mesh)
+  parsed = flags.FLAGS.is_parsed()
+  dtype = _DTYPE.value if parsed else 'float32'
+  licence = _LICENSE.value if parsed else ''
+  exporter = Exporter(config, workdir)
+  folder = exporter.write(completed, params, dtype, licence)
+  print(
+    f'the model after round {completed} is in {folder}; '
+    f'transformers.LlamaForCausalLM.from_pretrained({str(folder)!r}) loads it'
+  )
+
+
+class Exporter:
+  """Exports of one run: hf/ROUND in a folder, each complete or absent."""
+
+  def __init__(
+    self, config: config_lib.Config, workdir: str | os.PathLike[str]
+  ):
+    self._config = config
+    self._workdir = pathlib.Path(workdir)
+    self._folder = self._workdir / _FOLDER
+    self._files, self._end_of_text = pretrained.kept(workdir, config)
+
+  def write(
+    self,
+    completed: int,
+    params: ct.Params,
+    dtype: str = 'float32',
+    licence: str = '',
+  ) -> pathlib.Path:
+    """Exports parameters after some rounds.
+
+    Args:
+      completed: the number of rounds.
+      params: the shared parameters.
+      dtype: 'float32', or 'bfloat16' for half the size.
+      licence: the identifier for the model card; empty: none is named.
+
+    Returns:
+      The folder. An earlier export of this round stays unchanged.
+
+    Raises:
+      ConfigError: it cannot be written.
+    """
+    folder = self._folder / str(completed)
+    if not folder.exists():
+      text = card(self._config, self._workdir, completed, licence)
+      hf.export(
+        folder,
+        self._config.model,
+        params,
+        context=self._config.data.context,
+        end_of_text=self._end_of_text,
+        files=self._files | {'README.md': text.encode()},
+        dtype=dtype,
+      )
+    return folder
+
+  def prune(self) -> None:
+    """Deletes all but the newest `checkpoint.keep`, and incomplete exports."""
+    rounds = []
+    for path in self._folder.iterdir():
+      if path.name.isdecimal():
+        rounds.append(int(path.name))
+      elif path.name.endswith('.partial'):
+        shutil.rmtree(path)
+    for completed in sorted(rounds)[: -self._config.checkpoint.keep]:
+      shutil.rmtree(self._folder / str(completed))
+
+
+def card(
+  config: config_lib.Config,
+  workdir: pathlib.Path,
+  completed: int,
+  licence: str = '',
+) -> str:
+  """Returns the model card of an export: Markdown with a YAML header.
+
+  Losses and tokens are those of the workdir's metrics, if it has any.
+  """
+  header = ['---', 'library_name: transformers']
+  header += ['pipeline_tag: text-generation']
+  header += [f'license: {licence}'] if licence else []
+  lines = [
+    *(*header, '---', '', f'# {config.name}, round {completed}', ''),
+    f'A Llama of {llama.num_params(config.model):,} parameters, trained by '
+    f'covenant {covenant.__version__} ({config.optim.method}).',
+    '',
+  ]
+  path = workdir / 'metrics.jsonl'
+  records = metrics_lib.read(path) if path.exists() else []
+  found = [r for r in metrics_lib.evaluations(records) if r.round <= completed]
+  if found:
+    last = found[-1]
+    lines += [
+      '| round | tokens | held-out loss, nats per token | bits per byte |',
+      '| --- | --- | --- | --- |',
+      f'| {last.round} | {last.tokens:,} | {last.loss:.4f} | '
+      f'{last.bits_per_byte:.4f} |',
+      '',
+    ]
+  text = json.dumps(dataclasses.asdict(config.model), indent=2)
+  lines += ['Architecture:', '', '```json', text, '```', '']
+  text = json.dumps(dataclasses.asdict(config.optim), indent=2)
+  lines += ['Optimization:', '', '```json', text, '```']
+  return '\n'.join(lines) + '\n'
+
+
+def newest(
+  workdir: str | os.PathLike[str], mesh: jax.sharding.Mesh | None = None
+) -> tuple[int, ct.Params]:
+  """Loads the newest checkpoint of the emulator, a miner or a validator.
+
+  Args:
+    workdir: the folder of the node.
+    mesh: devices that share the parameters; None leaves them on the host.
+
+  Returns:
+    Its round, and the shared parameters alone, as NumPy arrays or on the mesh.
+
+  Raises:
+    ConfigError: there is none.
+  """
+  folder = pathlib.Path(workdir, 'checkpoints').absolute()
+  if not folder.is_dir():
+    raise config_lib.ConfigError(
+      f'expected the --workdir of a run, got one without {folder}'
+    )
+  context = ocp.Context()
+  context.pytree.loading.partial_load = True
+  with ocp.training.Checkpointer(str(folder)) as checkpoints:
+    steps = [found.step for found in checkpoints.checkpoints]
+    latest, damaged = checksums.newest_sound(folder, steps)
+    for why in damaged.values():
+      print(f'a checkpoint is damaged: {why}', file=sys.stderr)
+    if latest is None:
+      raise config_lib.ConfigError(
+        f'{folder} has no {"sound " if damaged else ""}checkpoint yet'
+      )
+    # The stored shapes, not those of a config: Orbax would invent the rest.
+    stored: ct.PyTree = checkpoints.metadata(latest).metadata
+    like = stored['shared']['params']
+    if mesh is None:
+      like = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), like)
+    else:
+      like = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), like
+      )
+      like = jax.tree.map(
+        lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
+        like,
+        sharding.shardings(like, placement_lib.home(mesh)),
+      )
+    with context:
+      tree: ct.PyTree = checkpoints.load(
+        latest, abstract_state={'shared': {'params': like}}
+      )
+  return latest, tree['shared']['params']
