@@ -20,6 +20,9 @@ Changes: TypeAlias = Mapping[str, schema.Value]
 # Changes that are no fields: the version of the protocol, and the release that
 # knows it.
 PROTOCOL, RELEASE = 'protocol', 'release'
+# The round whose state holds again, and its fingerprint: a rollback.
+RESTORE = 'restore'
+EXTRAS = (PROTOCOL, RELEASE, RESTORE)
 FIELDS = (
   'rounds',
   'data.phases',
@@ -50,6 +53,7 @@ FIELDS = (
   'gauntlet.burn',
   'gauntlet.burn_uid',
   'gauntlet.weights_every',
+  'gauntlet.rollback_rise',
   'phases.round_blocks',
   'phases.put_blocks',
   'phases.select_blocks',
@@ -74,8 +78,8 @@ def parse(edits: Iterable[str]) -> dict[str, schema.Value]:
     schema.require(path not in made, '--set', f'{path} is there twice')
     if path == RELEASE:
       made[path] = text
-    elif path == PROTOCOL:
-      schema.require(text.isdecimal(), path, f'expected a version, got {text}')
+    elif path in (PROTOCOL, RESTORE):
+      schema.require(text.isdecimal(), path, f'expected a number, got {text}')
       made[path] = int(text)
     else:
       _require_amendable(path)
@@ -115,7 +119,7 @@ def amended(
   Raises:
     ConfigError: a field may not change, or not to this value; names it.
   """
-  fields = {k: v for k, v in changes.items() if k not in (PROTOCOL, RELEASE)}
+  fields = {k: v for k, v in changes.items() if k not in EXTRAS}
   for path in fields:
     _require_amendable(path)
   text = json.dumps([round_index, fields], sort_keys=True)
@@ -215,7 +219,7 @@ def _require_amendable(path: str) -> None:
     path in FIELDS,
     path,
     'may not change in a live run; an amendment may set '
-    f'{", ".join((PROTOCOL, RELEASE, *FIELDS))}',
+    f'{", ".join((*EXTRAS, *FIELDS))}',
   )
 
 

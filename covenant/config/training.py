@@ -393,3 +393,6 @@ class Gauntlet(schema.Section):
   burn: float = schema.fraction(0.0)  # share withheld and paid to burn_uid
   burn_uid: int = schema.bounded(0, low=0)
   weights_every: int = schema.positive(3)  # rounds between weights
+  # Rise of the held-out loss above the median of the last rounds, as a share,
+  # with which validators propose a rollback; 0: only if it is not finite.
+  rollback_rise: float = schema.bounded(0.0, low=0.0, high=10.0)

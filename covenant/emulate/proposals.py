@@ -8,7 +8,7 @@ support what is in proposals.jsonl of its folder.
 import json
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from covenant import config as config_lib
 from covenant import files
@@ -17,15 +17,18 @@ from covenant.emulate import host as host_lib
 from covenant.node import amend
 from covenant.node import connect
 from covenant.node import extension
+from covenant.node import validator_role as role_lib
 from covenant.node import workdir as workdir_lib
 from covenant.protocol import amendments as amendments_lib
 from covenant.protocol import membership as membership_lib
 from covenant.protocol import published_rules
+from covenant.protocol import rollback
 from covenant.train import shared_state as shared_state_lib
 from covenant.wire import amendment as amendment_lib
 from covenant.wire import manifest as manifest_lib
 
 _FILE = 'proposals.jsonl'
+_LATER = '0' * 32  # the fingerprint of a state, until the run tells it
 
 
 def run(
@@ -73,6 +76,8 @@ def _emulated(
     left = [one for one in proposed if one.round != round_index]
   else:
     values = fields.parse(edits)
+    if fields.RESTORE in values:
+      values[fields.RESTORE] = [values[fields.RESTORE], _LATER]
     amendment = amendment_lib.make(run, round_index, values)
     first = max(round_index - manifest_lib.NOTICE, 0)
     amendments_lib.check(config, proposed, amendment, first)
@@ -113,17 +118,31 @@ def support(host: host_lib.Host, folder: pathlib.Path) -> None:
   run = host.shared_model.run
   wanted = [
     amendment
-    for amendment in read(folder, run)
+    for amendment in _with_states(read(folder, run), host.validators[0])
     if amendment not in host.validators[0].amendments
   ]
   for node in host.validators:
     key, chain = node.chain.hotkey, node.chain
     own = amend.own_supports(node.objects, run, key, chain.verify)
-    if {*own} != {*wanted}:
-      amend.put(
-        node.objects,
-        {a: amendment_lib.sign(a, key, chain.sign).signature for a in wanted},
-      )
+    for amendment in wanted:
+      if amendment not in own:
+        amend.support(
+          node.objects, run, amendment, key, chain.sign, chain.verify,
+          node.state.round,
+        )  # fmt: skip
+
+
+def _with_states(
+  proposed: Sequence[amendment_lib.Amendment], node: role_lib.Validator
+) -> Iterator[amendment_lib.Amendment]:
+  """Yields amendments, rollbacks with the fingerprints that a validator has."""
+  for amendment in proposed:
+    target = amendments_lib.restored(amendment)
+    if target is None:
+      yield amendment
+    elif known := node.role.prints.get(target.round):
+      values = amendment.values | {fields.RESTORE: [target.round, known]}
+      yield amendment_lib.make(amendment.run, amendment.round, values)
 
 
 def _network(
@@ -154,7 +173,12 @@ def _network(
       objects, run, chain.hotkey, chain.verify, round_index
     )
     return f'{count} withdrawn'
-  amendment = amendment_lib.make(run, round_index, fields.parse(edits))
+  values = fields.parse(edits)
+  if fields.RESTORE in values:
+    sources = rollback.sources(objects, membership)
+    around = rollback.Surroundings(chain, objects, shared_model, sources)
+    values[fields.RESTORE] = _state(around, values[fields.RESTORE])
+  amendment = amendment_lib.make(run, round_index, values)
   amendments_lib.check(config, adopted, amendment, now)
   amend.support(
     objects, run, amendment, chain.hotkey, chain.sign, chain.verify, now
@@ -173,6 +197,23 @@ def _network(
     f'{round_index - manifest_lib.NOTICE}'
   )
   return '\n'.join(lines)
+
+
+def _state(around: rollback.Surroundings, round_index: int) -> list[int | str]:
+  """Returns the published state before a round, as a rollback names it."""
+  index = rollback.find(around, round_index)
+  if index is None:
+    listed = around.storage.rounds_of_each(
+      'checkpoints', [source.bucket for source in around.sources]
+    )
+    there = sorted(
+      {r for rounds in listed if isinstance(rounds, list) for r in rounds}
+    )
+    raise config_lib.ConfigError(
+      f'restore: no validator has a checkpoint of round {round_index}; '
+      f'expected one of {there}'
+    )
+  return [index.round, index.fingerprint]
 
 
 def _listed(config, adopted, objects, membership, run, verify) -> str:

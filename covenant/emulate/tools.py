@@ -57,8 +57,8 @@ class Tools:
     """Returns the programs of the validators under a config."""
     if config not in self._judges:
       model = self._shared_model.amended(config)
-      train = self.data(config).train
-      self._judges[config] = validator_lib.judge(config, model, train)
+      data = self.data(config)
+      self._judges[config] = validator_lib.judge(config, model, data)
     return self._judges[config]
 
   def retool(self, node: node_lib.Node, name: str) -> None:

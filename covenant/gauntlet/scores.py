@@ -19,6 +19,7 @@ import jax
 import numpy as np
 
 from covenant import config as config_lib
+from covenant import errors
 from covenant import typing as ct
 from covenant.data import assignment
 from covenant.data import tokens as tokens_lib
@@ -34,6 +35,10 @@ from covenant.optim import weight as weight_lib
 _WORST = 100.0
 _WHOLE = weight_lib.Weight()
 _EQUAL: Mapping[int, weight_lib.Weight] = types.MappingProxyType({})
+
+
+class NotFiniteError(errors.CovenantError, ValueError):
+  """The loss of the shared parameters is not finite."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,7 +161,8 @@ class Scorer:
         changed in place.
 
     Raises:
-      ValueError: the loss between them is not finite: nothing can be compared.
+      NotFiniteError: the loss between them is not finite: nothing can be
+        compared.
     """
     tensors = len(jax.tree.leaves(self._abstract_params))
     median_P = np.full((tensors,), np.inf, np.float32)
@@ -170,7 +176,7 @@ class Scorer:
     params = self._between(before, after, consume)
     before_N = self.losses(params, random_NxL1)
     if not np.isfinite(before_N).all():
-      raise ValueError(
+      raise NotFiniteError(
         'the shared parameters have a loss that is not finite; the run has '
         'diverged: go back to a checkpoint and lower the learning rates'
       )
@@ -215,6 +221,11 @@ class Scorer:
       proof=worse_own - worse,
       proof_error=float(np.hypot(worse_error, worse_own_error)),
     )
+
+  def loss(self, params: ct.Params, tokens_NxL1: np.ndarray) -> float:
+    """Returns the mean loss of parameters, nats per token."""
+    here = self._between(params, params, consume=False)
+    return float(np.mean(np.asarray(self.losses(here, tokens_NxL1))))
 
   def _between(
     self, before: ct.Params, after: ct.Params, consume: bool

@@ -14,6 +14,7 @@ from covenant.node import validator_role as role_lib
 from covenant.protocol import amendments as amendments_lib
 from covenant.protocol import membership as membership_lib
 from covenant.protocol import published_rules
+from covenant.protocol import rollback
 from covenant.protocol import run_storage as run_storage_lib
 from covenant.store import interface as store_lib
 from covenant.wire import amendment as amendment_lib
@@ -158,6 +159,13 @@ def _read(
   return found
 
 
+def wanted(node: Validator) -> list[amendment_lib.Amendment]:
+  """Returns the amendments that a validator supports, or a majority does."""
+  role, own = node.role, node.chain.hotkey
+  mine = [a for a, signed in role.supports.items() if own in signed]
+  return [*mine, *role.supported]
+
+
 def due(
   node: Validator, closing: Membership, round_index: int
 ) -> amendment_lib.Adoption | None:
@@ -171,7 +179,7 @@ def due(
     if not closing.is_majority([*signatures], round_index):
       continue
     try:
-      _check(node, amendment, round_index)
+      _check(node, amendment, round_index, closing)
     except AmendmentError:
       continue
     behind = [
@@ -190,14 +198,16 @@ def check(node: Validator, manifest: manifest_lib.Manifest) -> None:
   a round what more than half of the stake supports.
   """
   r, adoption = manifest.round, manifest.adoption
+  assert node.role.collected is not None
+  closing = node.role.collected.membership
   if adoption is not None:
-    _check(node, adoption.amendment, r)
+    _check(node, adoption.amendment, r, closing)
     return
   for amendment, since in node.role.supported.items():
     if since >= r:
       continue
     try:
-      _check(node, amendment, r)
+      _check(node, amendment, r, closing)
     except AmendmentError:
       continue
     raise AmendmentError(
@@ -207,11 +217,34 @@ def check(node: Validator, manifest: manifest_lib.Manifest) -> None:
 
 
 def _check(
-  node: Validator, amendment: amendment_lib.Amendment, round_index: int
+  node: Validator,
+  amendment: amendment_lib.Amendment,
+  round_index: int,
+  closing: Membership,
 ) -> None:
+  """Raises AmendmentError unless a manifest of a round may adopt it.
+
+  A rollback must be to a state that this validator had, if it was there, and of
+  which a checkpoint is published: else nobody could go on.
+  """
   amendments_lib.check(
     node.context.config, node.amendments, amendment, round_index
   )
+  target = amendments_lib.restored(amendment)
+  if target is None or not target.round:
+    return
+  known = node.role.prints.get(target.round, target.fingerprint)
+  sources = rollback.sources(node.objects, closing)
+  around = rollback.Surroundings(
+    node.chain, node.objects, node.shared_model, sources
+  )
+  if known != target.fingerprint or (
+    rollback.find(around, target.round, {known}) is None
+  ):
+    raise AmendmentError(
+      f'no checkpoint of round {target.round} has the fingerprint '
+      f'{target.fingerprint}, or it is not that of the state here'
+    )
 
 
 def supports_of(

@@ -47,7 +47,9 @@ SKIPPED = 'skipped steps'
 SPIKE = 'loss spike'
 # The event of an amendment that this release does not know.
 RELEASE = 'release'
-NOTES = (WEIGHTS, LOST_ROUND, SKIPPED, SPIKE, RELEASE)
+# The event of a model that a validator wants to be rolled back.
+DIVERGED = 'diverged'
+NOTES = (WEIGHTS, LOST_ROUND, SKIPPED, SPIKE, RELEASE, DIVERGED)
 
 
 class Event(NamedTuple):
@@ -127,6 +129,10 @@ class Role(Protocol):
     self, tree: dict[str, ct.PyTree], text: ct.Json, state: round_lib.RoundState
   ) -> round_lib.RoundState:
     """Restores both; returns where the node stands by them."""
+    ...
+
+  def restart(self, params: ct.Params, round_index: int) -> None:
+    """Begins anew in a round, from the parameters of a rollback."""
     ...
 
 

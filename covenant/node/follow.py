@@ -8,7 +8,10 @@ from covenant.protocol import apply
 from covenant.protocol import manifest_check
 from covenant.protocol import membership as membership_lib
 from covenant.protocol import rejoin
+from covenant.protocol import rollback
 from covenant.protocol import round as round_lib
+from covenant.store import interface as store_lib
+from covenant.train import shared_state as shared_state_lib
 from covenant.wire import commitment as commitment_lib
 from covenant.wire import manifest as manifest_lib
 
@@ -102,10 +105,42 @@ def move(node: Node, applied: apply.AppliedRound, digest: bytes | None) -> None:
   """Moves a node to the state after a round, by the manifest of a digest."""
   links = apply.kept_links(node.shared_model)
   after = node.place.advance(digest, applied.shared, links, applied.adoption)
+  if target := rollback.due(after):
+    after = after._replace(shared=_restored(node, target))
   node.enter(after)
+  if target:
+    node.role.restart(after.shared.params, after.round)
   node.delta_norm = applied.delta_norm
   node.messages, node.weights = applied.messages, applied.weights
   node.payloads, node.decoded, node.manifests = {}, {}, {}
+
+
+def _restored(
+  node: Node, target: rollback.Target
+) -> shared_state_lib.SharedState:
+  """Returns the state of a rollback; the nodes of a process share it.
+
+  Raises:
+    OutOfSyncError: nobody has it now; the node catches up instead.
+  """
+  known, key = node.context.applied, (b'', bytes.fromhex(target.fingerprint))
+  if key not in known:
+    block = node.schedule.finalized(node.head)
+    membership = membership_lib.read(node.chain, block, node.schedule)
+    around = rollback.Surroundings(
+      node.chain,
+      node.objects,
+      node.shared_model,
+      rollback.sources(node.objects, membership),
+    )
+    try:
+      shared = rollback.load(around, target)
+    except store_lib.StoreError as e:
+      raise apply.OutOfSyncError(str(e)) from e
+    if node.context.sole:
+      return shared
+    known[key] = apply.AppliedRound(shared, shared, 0.0, {}, {})
+  return known[key].shared
 
 
 def fetch_manifest(
@@ -209,7 +244,10 @@ def catch_up(node: Node, command: Command, head: int) -> Mapping[int, bytes]:
     None if node.state.out_of_sync else node.place,
     node.amendments,
   )
+  first = node.state.round
   node.enter(place)
+  if rollback.between(place, first):
+    node.role.restart(place.shared.params, place.round)
   node.state = round_lib.RoundState(place.round)
   node.messages, node.weights = {}, {}
   node.payloads, node.decoded = {}, {}

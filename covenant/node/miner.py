@@ -142,6 +142,11 @@ class MinerRole:
     self.contribution = Future.done(made)
     return state._replace(trained=True)
 
+  def restart(self, params: ct.Params, round_index: int) -> None:
+    """Forgets moments and error feedback, which led away from `params`."""
+    self.miner_state = Future.done(self.slot.init(params, round_index))
+    self.begun = None
+
 
 def role(slot: MinerSlot, start: apply.Position) -> MinerRole:
   """Returns the role of a miner that begins at a place."""

@@ -161,7 +161,7 @@ class Process:
   ) -> validator_lib.Validator:
     del mesh
     config, shared_model = context.config, context.shared_model
-    judge = validator_lib.judge(config, shared_model, data.train, self._place)
+    judge = validator_lib.judge(config, shared_model, data, self._place)
     _warm_up(config, judge, shared_model, start.shared)
     role = validator_lib.ValidatorRole(judge, announce=self.workdir.verdict)
     return node_lib.Node(context, start, role, validator_lib.handlers())
@@ -181,7 +181,7 @@ class Process:
       self._meter_steps(node)
     elif isinstance(role, validator_lib.ValidatorRole):
       role.judge = validator_lib.judge(
-        config, node.shared_model, self._data.train, self._place
+        config, node.shared_model, self._data, self._place
       )
 
   def _meter_steps(self, node: node_lib.Node[Any]) -> None:

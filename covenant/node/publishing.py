@@ -10,10 +10,12 @@ later one that would replace it.
 import jax
 
 from covenant.chain import interface as chain_lib
+from covenant.node import amend
 from covenant.node import beside as beside_lib
 from covenant.node import validator_role as role_lib
 from covenant.protocol import membership as membership_lib
 from covenant.protocol import published_checkpoint
+from covenant.protocol import rollback
 from covenant.train import placement
 
 Validator = role_lib.Validator
@@ -72,7 +74,12 @@ def start(node: Validator, publisher: beside_lib.Beside) -> None:
 def forget(node: Validator, round_index: int) -> None:
   """Deletes own checkpoints but the newest ones, and what led to them."""
   objects, keep = node.objects, node.config.checkpoint.keep
+  rollbacks = rollback.needed(
+    [*node.amendments, *amend.wanted(node)],
+    round_index - max(keep, 2) * node.config.checkpoint.publish,
+  )
+  left = published_checkpoint.prune(objects, keep, rollbacks)
   # A node that is a little behind still needs what has just been applied.
-  oldest = min(published_checkpoint.prune(objects, keep), round_index - 2)
+  oldest = min(left, round_index - 2)
   for kind in 'payloads', 'proposals', 'history', 'verdicts':
     objects.delete_before(kind, oldest)

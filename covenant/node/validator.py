@@ -25,6 +25,7 @@ from covenant.gauntlet import selection
 from covenant.node import amend
 from covenant.node import base as node_lib
 from covenant.node import collect
+from covenant.node import divergence
 from covenant.node import follow
 from covenant.node import publishing
 from covenant.node import turns as turns_lib
@@ -49,7 +50,7 @@ Verdict = role_lib.Verdict
 def judge(
   config: config_lib.Config,
   shared_model: shared_state_lib.SharedModel,
-  split: tokens_lib.Split,
+  data: tokens_lib.TokenData,
   placement: placement_lib.Placement | None = None,
 ) -> Judge:
   """Returns the programs of validators under a config, on their devices."""
@@ -57,7 +58,8 @@ def judge(
   return Judge(
     checks_lib.Checker(abstract, method.compression),
     scores_lib.Scorer(config, method, abstract, placement),
-    split,
+    data.train,
+    data.heldout,
   )
 
 
@@ -116,6 +118,8 @@ def _keep(node: Validator, command: Command, head: int) -> None:
   """
   del command
   role, objects, publisher = node.role, node.objects, node.context.publisher
+  divergence.watch(node, head)
+  amend.keep(node, head)  # before checkpoints are deleted that it needs
   every, r = node.config.checkpoint.publish, node.state.round
   due = r % every == 0 or r == node.config.rounds
   if due and publisher is None:
@@ -129,7 +133,6 @@ def _keep(node: Validator, command: Command, head: int) -> None:
     publishing.start(node, publisher)
   elif due:
     publishing.forget(node, r)
-  amend.keep(node, head)
 
 
 def score(node: Validator, command: round_lib.Command, head: int) -> None:
@@ -262,14 +265,19 @@ def _scores(
   # From here on nothing is asked of others: a second try would find the
   # parameters before the round changed. An empty round has made no others.
   before, after = collected.before.shared.params, node.shared.params
-  evaluation = judge.scorer.open(
-    before,
-    after,
-    listed,
-    random_NxL1,
-    listed_weights,
-    consume=node.context.sole and before is not after,
-  )
+  try:
+    evaluation = judge.scorer.open(
+      before,
+      after,
+      listed,
+      random_NxL1,
+      listed_weights,
+      consume=node.context.sole and before is not after,
+    )
+  except scores_lib.NotFiniteError as e:
+    node.role.diverged = str(e)
+    return {}
+  node.role.diverged = ''
   scores = {}
   for uid in uids:
     score = judge.scorer.score(

@@ -24,6 +24,7 @@ class Judge(NamedTuple):
   checker: checks_lib.Checker
   scorer: scores_lib.Scorer
   split: tokens_lib.Split  # of training
+  heldout: tokens_lib.Split | None = None
 
 
 class Evidence(NamedTuple):
@@ -96,6 +97,9 @@ class ValidatorRole:
     supports: the signatures of validators under amendments that the run may
       adopt, by amendment and hotkey.
     supported: the round since which an amendment has had a majority.
+    losses: the held-out losses of the last rounds that were well.
+    prints: the fingerprints of its last states, by round.
+    diverged: why the model should be rolled back; empty if it is well.
     published_rules: the number of adopted amendments that it has published.
     notes: what its policy remembers, by name; a restart forgets it.
   """
@@ -122,6 +126,9 @@ class ValidatorRole:
   supported: dict[amendment_lib.Amendment, int] = dataclasses.field(
     default_factory=dict
   )
+  losses: list[float] = dataclasses.field(default_factory=list)
+  prints: dict[int, str] = dataclasses.field(default_factory=dict)
+  diverged: str = ''
   published_rules: int = 0
   notes: dict[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -135,7 +142,9 @@ class ValidatorRole:
     del state
     sent = [[block, list(weights.items())] for block, weights in self.sent]
     standings = ratings.to_json(self.standings)
-    return {}, {'standings': standings, 'sent': sent, 'passed': self.passed}
+    found = {'standings': standings, 'sent': sent, 'passed': self.passed}
+    prints = [[r, text] for r, text in self.prints.items()]
+    return {}, found | {'losses': self.losses, 'prints': prints}
 
   def load(
     self, tree: dict[str, ct.PyTree], text: ct.Json, state: round_lib.RoundState
@@ -143,8 +152,15 @@ class ValidatorRole:
     del tree
     self.standings = ratings.from_json(text['standings'])
     self.passed = dict(text.get('passed', {}))
+    self.losses = list(text.get('losses', []))
+    self.prints = dict(text.get('prints', []))
     self.sent = [(block, dict(pairs)) for block, pairs in text.get('sent', [])]
     return state
+
+  def restart(self, params: ct.Params, round_index: int) -> None:
+    """Goes on: ratings are of miners, not of the model."""
+    del params, round_index
+    self.diverged = ''
 
 
 Validator: TypeAlias = node_lib.Node[ValidatorRole]

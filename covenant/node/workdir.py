@@ -67,6 +67,7 @@ _ALERTS = {
   node_lib.SPIKE: 'diverged',
   node_lib.WEIGHTS: 'weights',
   node_lib.RELEASE: 'lost',
+  node_lib.DIVERGED: 'diverged',
 }
 
 

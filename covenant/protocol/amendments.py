@@ -7,6 +7,7 @@ state, so nodes with one history root and fingerprint follow the same rules.
 import functools
 import re
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from covenant import config as config_lib
 from covenant import errors
@@ -24,6 +25,7 @@ AmendmentError = amendment_lib.AmendmentError
 # Versions of the protocol that this release knows.
 KNOWN_PROTOCOLS = frozenset({config_module.PROTOCOL})
 _MOST_AHEAD = 100_000  # rounds until an amendment holds
+_FINGERPRINT = re.compile(r'[0-9a-f]{32}')
 _RELEASE = re.compile(r'[A-Za-z0-9_.+-]{1,40}')
 
 
@@ -86,13 +88,44 @@ def unknown(config: config_lib.Config, amendment: Amendment) -> str:
       'restart with the same --workdir'
     )
   try:
+    restored(amendment)
     amend.amended(config, r, values)
-  except config_lib.ConfigError as e:
+  except (config_lib.ConfigError, AmendmentError) as e:
     return (
       f'a newer release is needed from round {r} on: the validators adopted an '
       f'amendment that this one does not allow ({e})'
     )
   return ''
+
+
+class Target(NamedTuple):
+  """The state that a rollback returns to."""
+
+  round: int  # the state before it
+  fingerprint: str
+
+
+def restored(amendment: Amendment) -> Target | None:
+  """Returns the state that holds again by an amendment, if any.
+
+  Raises:
+    AmendmentError: it is malformed.
+  """
+  found = amendment.values.get(amend.RESTORE)
+  if found is None:
+    return None
+  try:
+    number, fingerprint = found
+    if type(number) is not int or not 0 <= number < amendment.round:
+      raise ValueError
+    if not _FINGERPRINT.fullmatch(fingerprint):
+      raise ValueError
+  except (ValueError, TypeError):
+    raise AmendmentError(
+      f'{amend.RESTORE}: expected a round before {amendment.round} and the '
+      f'fingerprint of its state, got {str(found)[:100]}'
+    ) from None
+  return Target(number, fingerprint)
 
 
 def last_config(
@@ -159,6 +192,11 @@ def check(
   if r > before(genesis, adopted, r).rounds:
     raise AmendmentError(f'round {r}: the run ends before it')
   _check_protocol(values)
+  if (target := restored(amendment)) and target.round > round_index:
+    raise AmendmentError(
+      f'{amend.RESTORE}: expected a round up to {round_index}, got '
+      f'{target.round}'
+    )
   together = [*adopted, amendment]
   size = len(str(amendment_lib.list_to_json(together)))
   if 2 * size > amendment_lib.MAX_ADOPTED_BYTES:
@@ -214,9 +252,7 @@ def record(
   old = before(genesis, adopted, amendment.round)
   values, needed = amendment.values, unknown(old, amendment)
   changes: dict[str, ct.Json] = {
-    path: ['', values[path]]
-    for path in (amend.PROTOCOL, amend.RELEASE)
-    if path in values
+    path: ['', values[path]] for path in amend.EXTRAS if path in values
   }
   if needed:
     changes |= {p: ['', v] for p, v in values.items() if p not in changes}

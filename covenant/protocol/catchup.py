@@ -19,6 +19,7 @@ from covenant.protocol import amendments as amendments_lib
 from covenant.protocol import apply
 from covenant.protocol import history as history_lib
 from covenant.protocol import published_checkpoint
+from covenant.protocol import rollback
 from covenant.protocol import round as round_lib
 from covenant.protocol import run_storage as run_storage_lib
 from covenant.store import interface as store_lib
@@ -310,7 +311,14 @@ class CatchUp:
         shared = self._outer_step(position, manifest.entries, have, consume)
         adoption = manifest.adoption
       position = position.advance(digest, shared, links, adoption)
+      if target := rollback.due(position):
+        position = position._replace(shared=self._restored(target))
     return position
+
+  def _restored(self, target: rollback.Target) -> shared_state_lib.SharedState:
+    model, sources = self._shared_model, self._view.sources
+    around = rollback.Surroundings(self._chain, self._storage, model, sources)
+    return rollback.load(around, target)
 
   def _outer_step(
     self,

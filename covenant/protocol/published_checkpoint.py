@@ -18,7 +18,7 @@ import math
 import pathlib
 import re
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent import futures
 from typing import NamedTuple
 
@@ -351,11 +351,15 @@ def _abstract(
   )
 
 
-def prune(storage: run_storage_lib.RunStorage, keep: int) -> int:
+def prune(
+  storage: run_storage_lib.RunStorage,
+  keep: int,
+  needed: Collection[int] = (),
+) -> int:
   """Deletes own checkpoints but the newest ones, and unused pieces.
 
   At least two are kept: a joining node starts from one that later manifests
-  vouch for.
+  vouch for. So are those of the rounds in `needed`, to which a run returns.
 
   Returns:
     The first round whose objects a joining node may need: the round of the
@@ -364,12 +368,11 @@ def prune(storage: run_storage_lib.RunStorage, keep: int) -> int:
   keep = max(keep, 2)
   rounds = published(storage, storage.bucket)
   left = rounds[-keep:]
-  if rounds[:-keep]:
-    storage.bucket.delete(
-      [storage.key('checkpoints', r) for r in rounds[:-keep]]
-    )
+  kept = [r for r in rounds if r in left or r in needed]
+  if gone := [r for r in rounds if r not in kept]:
+    storage.bucket.delete([storage.key('checkpoints', r) for r in gone])
     named = set()
-    for r in left:
+    for r in kept:
       key = storage.key('checkpoints', r)
       body = storage.bucket.get(key, 1 << 30)[:-_SIGNATURE_BYTES]
       try:

@@ -115,10 +115,7 @@ class SharedModel:
     )
 
   def amended(self, config: config_lib.Config) -> 'SharedModel':
-    """Returns the model of the same run under an amended config.
-
-    All models of a run that amendments lead to are made once.
-    """
+    """Returns the model of the run under an amended config, made once."""
     made = self._amended.get(config)
     if made is None:
       made = self._amended[config] = copy.copy(self)

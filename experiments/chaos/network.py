@@ -24,6 +24,7 @@ from covenant.node import base as node_lib
 from covenant.node import connect
 from covenant.protocol import amendments
 from covenant.protocol import apply
+from covenant.protocol import rollback
 from covenant.protocol import round as round_lib
 from covenant.protocol import run_storage as run_storage_lib
 from covenant.train import shared_state as shared_state_lib
@@ -264,7 +265,9 @@ def audit(network: Network) -> dict[int, list[int]]:
   (rounds,) = {node.state.round for node in nodes.values()}
   verify, objects = host.chain.verify, host.objects('')
   links = apply.kept_links(host.shared_model)
+  states = {}  # by fingerprint: rollbacks return to them
   for r in range(rounds):
+    states[apply.fingerprint(host.shared_model, place)] = place.shared
     kept = written.get(objects.key('history', r), [])
     assert len(kept) == 1, f'round {r} has {len(kept)} histories'
     (data,) = kept
@@ -289,6 +292,8 @@ def audit(network: Network) -> dict[int, list[int]]:
       counted[r] = sorted(applied.messages)
       shared, adoption = applied.shared, manifest.adoption
     place = place.advance(digest, shared, links, adoption)
+    if target := rollback.due(place):
+      place = place._replace(shared=states[target.fingerprint])
   fingerprint = apply.fingerprint(host.shared_model, place)
   found = (rounds, place.root.hex()[:16], fingerprint[:16])
   assert {found} == set(places.values()), f'{found} replayed, not {places}'
