@@ -12,6 +12,8 @@ import os
 import pathlib
 import secrets
 import shutil
+import socket
+import time
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
@@ -20,6 +22,7 @@ from covenant import typing as ct
 
 Path = str | os.PathLike[str]
 
+_MOST_HOLDER = 400  # bytes of the text about the holder of a lock
 _LOCK = '.lock'
 
 
@@ -172,12 +175,20 @@ def lock(folder: Path) -> Iterator[None]:
   """
   folder = pathlib.Path(folder)
   folder.mkdir(parents=True, exist_ok=True)
-  with open(folder / _LOCK, 'wb') as file:
+  with open(folder / _LOCK, 'ab+') as file:
     try:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
+      file.seek(0)
+      holder = file.read(_MOST_HOLDER).decode(errors='replace')
+      holder = ''.join(c for c in holder if c.isprintable())
       raise FolderInUseError(
-        f'{folder} is in use by another process: wait for its end, or choose '
-        'another --workdir'
+        f'{folder} is in use by another process ({holder or "unknown"}): wait '
+        'for its end, or choose another --workdir'
       ) from None
+    since = time.strftime('%Y-%m-%d %H:%M:%S UTC', time.gmtime())
+    with contextlib.suppress(OSError):  # a full disk: nobody can read who
+      file.truncate(0)
+      file.write(f'{socket.gethostname()}, pid {os.getpid()}, {since}'.encode())
+      file.flush()
     yield

@@ -113,7 +113,8 @@ class FilesTest(absltest.TestCase):
       command, stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as holder:
       self.assertEqual(holder.stdout.readline(), b'held\n')
-      with self.assertRaisesRegex(files.FolderInUseError, 'run is in use'):
+      said = f'run is in use.*, pid {holder.pid}, 20.* UTC'
+      with self.assertRaisesRegex(files.FolderInUseError, said):
         with files.lock(self.folder):
           pass
       holder.kill()
