@@ -3,6 +3,7 @@
   python -m benchmarks.exchange                  144 leaves, 16 peers, and Adam
   python -m benchmarks.exchange --speed          ms per exchange of 4 peers
   python -m benchmarks.exchange --speed --root=X in turns with the checkout X
+  python -m benchmarks.exchange --vmap           ms per step under vmap, by H
 
 Compile time is CPU time of tracing, lowering and compiling a step, in a process
 of its own, in turns with plain Adam: on a shared machine seconds of the clock
@@ -108,6 +109,38 @@ def speed(peers: int) -> dict[str, float]:
   return {'ms': 1e3 * min(times[1:])}
 
 
+def vmapped(peers: int) -> dict[str, float]:
+  """Returns milliseconds per step under `jax.vmap`, for H = 1, 10 and 100."""
+  params = layers(2, 256)
+  stacked = jax.tree.map(lambda x: jnp.stack([x] * peers), params)
+  result = {}
+  for inner_steps in 1, 10, 100:
+    tx = sparseloco.sparseloco(
+      optax.adamw(1e-3), inner_steps=inner_steps, axis_name='peers'
+    )
+    axes = sparseloco.state_axes(jax.eval_shape(tx.init, params), None, 0)
+
+    def step(params, state, tx=tx):
+      grads = jax.tree.map(lambda x: x - 1, params)
+      updates, state = tx.update(grads, state, params)
+      return optax.apply_updates(params, updates), state
+
+    init = jax.vmap(
+      lambda tx=tx: tx.init(params),
+      axis_name='peers', axis_size=peers, out_axes=axes,
+    )  # fmt: skip
+    train = jax.jit(
+      jax.vmap(step, axis_name='peers', in_axes=(0, axes), out_axes=(0, axes))
+    )
+    carry = jax.block_until_ready(train(stacked, init()))
+    start = time.perf_counter()
+    for _ in range(100):
+      carry = train(*carry)
+    jax.block_until_ready(carry)
+    result[f'H={inner_steps}'] = 10 * (time.perf_counter() - start)
+  return result
+
+
 def child(root: str, task: str, kind: str, peers: int) -> dict[str, float]:
   """Returns what a process of its own measures, with the package of `root`."""
   environment = {**os.environ, 'PYTHONPATH': root, 'JAX_PLATFORMS': 'cpu'}
@@ -123,13 +156,18 @@ def main() -> None:
   here = str(pathlib.Path(__file__).parents[1])
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument('--speed', action='store_true')
+  parser.add_argument('--vmap', action='store_true')
   parser.add_argument('--root', default=here, help='another checkout')
   parser.add_argument('--turns', type=int, default=3)
   parser.add_argument('--peers', type=int)
   parser.add_argument('--task', help=argparse.SUPPRESS)
   parser.add_argument('--kind', default='sparseloco', help=argparse.SUPPRESS)
   args = parser.parse_args()
-  peers = args.peers or (4 if args.speed else 16)
+  peers = args.peers or (4 if args.speed or args.vmap else 16)
+  if args.vmap:
+    found = vmapped(peers).items()
+    print('ms per step: ' + ', '.join(f'{h} {ms:.1f}' for h, ms in found))
+    return
   if args.task:
     jax.config.update('jax_num_cpu_devices', peers)
     done = (

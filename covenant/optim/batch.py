@@ -15,7 +15,9 @@ import numpy as np
 
 from covenant import typing as ct
 from covenant.optim import blocks
+from covenant.optim import collectives
 from covenant.optim import compression as compression_lib
+from covenant.optim import exact
 
 Compression = compression_lib.Compression
 
@@ -93,8 +95,8 @@ class Batches:
       arrays.append(jnp.stack(own))
     return arrays
 
-  def merge(self, arrays: Sequence[jax.Array]) -> list[jax.Array]:
-    """Returns the leaves that `split` took apart."""
+  def merge(self, *trees: Sequence[jax.Array]) -> list[list[jax.Array]]:
+    """Returns the leaves that `split` took apart, of each of its results."""
     starts = [
       start
       for batch in self
@@ -102,7 +104,13 @@ class Batches:
         [0, *(count for _, _, count in batch.members[:-1])]
       )
     ]
-    offsets = iter(_opaque(starts))
+    offsets = _opaque(starts)
+    return [self._merge(arrays, offsets) for arrays in trees]
+
+  def _merge(
+    self, arrays: Sequence[jax.Array], starts: Sequence[jax.Array]
+  ) -> list[jax.Array]:
+    offsets = iter(starts)
     parts: list[dict[int, jax.Array]] = [{} for _ in self._shapes]
     for batch, x in zip(self, arrays, strict=True):
       rows = x.reshape(-1, batch.shape[-1]) if batch.of_blocks else x
@@ -129,6 +137,35 @@ def each(f: Callable[..., Any], xs: ct.PyTree) -> ct.PyTree:
     first = jax.tree.map(lambda x: x[0], xs)
     return jax.tree.map(lambda x: x[None], f(*first))
   return jax.lax.map(lambda row: f(*row), xs)
+
+
+def rows(batch: Batch, values: list[jax.Array]) -> tuple[Any, np.ndarray]:
+  """Returns values as rows of one tensor each, [T, R, W], and the tensors."""
+  owners_T = batch.owners
+  if batch.of_blocks:
+    rows_TxRxV = values[0][0].transpose(1, 0, 2)
+  else:
+    g, r = values[0].shape[:2] if values else (batch.elements, 1)
+    rows_TxRxV = jnp.concatenate([x.reshape(g, r, -1) for x in values], axis=2)
+  t, r, size = rows_TxRxV.shape
+  width = min(size, exact.ROW) or 1
+  padded = jnp.pad(rows_TxRxV, ((0, 0), (0, 0), (0, -size % width)))
+  rows = padded.reshape(t, r, -1, width).transpose(0, 2, 1, 3)
+  return rows.reshape(-1, r, width), np.repeat(owners_T, rows.shape[1])
+
+
+def once(f: Callable[..., ct.PyTree], *arrays: ct.PyTree) -> ct.PyTree:
+  """Returns `f(*arrays)`, which XLA computes once, not in each of its uses."""
+  like = jax.eval_shape(f, *arrays)
+  zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
+  zeros = collectives.typed_like(zeros, arrays)
+  return jax.lax.cond(
+    jax.lax.optimization_barrier(jnp.array(True)),
+    lambda arrays, _: collectives.typed_like(f(*arrays), arrays),
+    lambda _, zeros: zeros,
+    arrays,
+    zeros,
+  )
 
 
 def _opaque(numbers: Sequence[int]) -> Sequence[jax.Array]:

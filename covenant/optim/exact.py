@@ -244,7 +244,7 @@ def _root(limbs: jax.Array, exponent: jax.Array) -> jax.Array:
 
   zeros = jnp.zeros_like(limbs[0])
   start = zeros, zeros, zeros.astype(jnp.int32)
-  (root, _, beyond), _ = jax.lax.scan(digit, start, pairs[::-1], unroll=7)
+  (root, _, beyond), _ = jax.lax.scan(digit, start, pairs[::-1])
   scale = _power(jnp.maximum(exponent - _UNIT + beyond, -126))
   return jnp.where(exponent < -126, 0.0, root.astype(jnp.float32) * scale)
 

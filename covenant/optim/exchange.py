@@ -130,15 +130,16 @@ def exchange(
     weight_lib.wholes(parts_R)[:, None],
   )
   means = _reduce(batches, messages, values, factors_RxP, parts_R, rules)
-  delta = treedef.unflatten(batches.merge(means))
   if error is None:
-    return Exchanged(delta, None, stats)
+    (delta,) = batches.merge(means)
+    return Exchanged(treedef.unflatten(delta), None, stats)
   # A peer without part keeps its error feedback; a lost round empties it.
   own = finite_R[collectives.index(rules.axis_name)]
   kept = [jnp.where(parts > 0, s.error, e)
           for s, e in zip(sent, errors, strict=True)]  # fmt: skip
   kept = [jnp.where(own, e, jnp.zeros_like(e)) for e in kept]
-  return Exchanged(delta, treedef.unflatten(batches.merge(kept)), stats)
+  delta, error = map(treedef.unflatten, batches.merge(means, kept))
+  return Exchanged(delta, error, stats)
 
 
 def _compress(
@@ -148,20 +149,47 @@ def _compress(
 
   def element(delta: jax.Array, error: Any = None) -> _Sent:
     given = compressor.offered(delta, error, decay)
-    finite = jnp.all(jnp.isfinite(given))
     part = compression.compress(jnp.where(jnp.isfinite(given), given, 0))
     sent = compression.decompress(part, batch.shape)
     rest = compressor.residual(given, sent)
-    products = (rest * rest, given * given, sent * sent, given * sent)
+    finite, sums = _products(given, sent, rest)
     return _Sent(
       packing.pack(part, compression, batch.shape),
       None if error is None else rest,
       finite,
-      jnp.where(finite, jnp.stack([jnp.sum(x) for x in products]), 0),
+      sums,
       compression.code_counts(part),
     )
 
   return each(element, (delta,) if error is None else (delta, error))
+
+
+def _products(
+  given: jax.Array, sent: jax.Array, rest: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """Returns whether `given` is finite, and float32 [4], sums for `Stats`.
+
+  Rows are added up first, all five sums in one pass over them.
+  """
+
+  def row(x: jax.Array) -> jax.Array:
+    width = (x.shape[-1] if x.ndim else 1) or 1
+    return x.reshape(x.size // width, width)
+
+  given, sent, rest = map(row, (given, sent, rest))
+  finite = jnp.isfinite(given)
+  terms = (
+    rest * rest, given * given, sent * sent, given * sent,
+    (~finite).astype(jnp.float32),
+  )  # fmt: skip
+  zeros = collectives.typed_like((jnp.float32(0),) * len(terms), terms)
+  rows = jax.lax.reduce(
+    terms, zeros, lambda a, b: tuple(x + y for x, y in zip(a, b, strict=True)),
+    (1,),
+  )  # fmt: skip
+  sums = jnp.sum(jnp.stack(rows), axis=1)
+  finite = sums[4] == 0
+  return finite, jnp.where(finite, sums[:4], 0)
 
 
 def _gather(
@@ -192,46 +220,40 @@ def _gather(
     )
     flags.append(words_RxW[:, :2].T.astype(jnp.float32))
     own = [b for b in batches if b.axes == axes]
-    for i, message in zip(chosen, _unpack(own, words_RxW[:, 2:]), strict=True):
+    sizes = [sent[i].words.shape[1] for i in chosen]
+    parts_of = packing.unpack_batches(own, sizes, words_RxW[:, 2:])
+    for i, message in zip(chosen, parts_of, strict=True):
       messages[i] = message
   return functools.reduce(jnp.maximum, flags), messages
 
 
-def _unpack(batches: list[Batch], words_RxW: jax.Array) -> list[ct.Message]:
-  """Returns every peer's part of some batches: [G, R, ...]."""
-  messages, at = [], 0
-  for b in batches:
-    like: Any = jax.eval_shape(
-      lambda x, b=b: packing.pack(
-        b.compression.compress(x), b.compression, b.shape
-      ),
-      jax.ShapeDtypeStruct(b.shape, jnp.float32),
-    )
-    size = b.elements * like.size
-    words_GxRxW = (
-      words_RxW[:, at : at + size]
-      .reshape(len(words_RxW), b.elements, like.size)
-      .transpose(1, 0, 2)
-    )
-    at += size
-    one = lambda w, b=b: packing.unpack(w, b.compression, b.shape)  # noqa: E731
-    messages.append(each(jax.vmap(one), (words_GxRxW,)))
-  return messages
+def _all_rows(
+  batches: batch_lib.Batches,
+  values: list[list[jax.Array]],
+  peers: int,
+  axes: tuple[str, ...],
+) -> tuple[jax.Array, np.ndarray, Any]:
+  """Returns the rows of all batches, padded to one width: [T, R, W].
 
-
-def _rows(batch: Batch, values: list[jax.Array]) -> tuple[Any, np.ndarray]:
-  """Returns values as rows of one tensor each, [T, R, W], and the tensors."""
-  owners_T = batch.owners
-  if batch.of_blocks:
-    rows_TxRxV = values[0][0].transpose(1, 0, 2)
-  else:
-    g, r = values[0].shape[:2] if values else (batch.elements, 1)
-    rows_TxRxV = jnp.concatenate([x.reshape(g, r, -1) for x in values], axis=2)
-  t, r, size = rows_TxRxV.shape
-  width = min(size, exact.ROW) or 1
-  padded = jnp.pad(rows_TxRxV, ((0, 0), (0, 0), (0, -size % width)))
-  rows = padded.reshape(t, r, -1, width).transpose(0, 2, 1, 3)
-  return rows.reshape(-1, r, width), np.repeat(owners_T, rows.shape[1])
+  Then the tensor of each row, and whether this device counts it, of those that
+  repeat it.
+  """
+  rows, owners, counted = [], [np.zeros(0, np.int32)], []
+  for b, v in zip(batches, values, strict=False):
+    row, owner = batch_lib.rows(b, v)
+    rows.append(row)
+    owners.append(owner)
+    counted.append(_once(jnp.ones(len(owner), bool), b.axes, axes))
+  width = max([1, *(row.shape[2] for row in rows)])
+  rows = [
+    jnp.pad(row, ((0, 0), (0, 0), (0, width - row.shape[2]))) for row in rows
+  ]
+  none = jnp.zeros((0, peers, width), jnp.float32)
+  return (
+    jnp.concatenate([none, *rows]),
+    np.concatenate(owners),
+    jnp.concatenate([jnp.zeros(0, bool), *counted]),
+  )
 
 
 def _norms(
@@ -244,29 +266,23 @@ def _norms(
 ) -> tuple[jax.Array, jax.Array, Stats]:
   """Returns norms of whole tensors [R, P], flags of any shard, statistics."""
   axes = tuple(sorted({a for b in batches for a in b.axes}))
-  rows, owners = [], [np.zeros(0, np.int32)]
-  if clip == 'median':
-    for b, v in zip(batches, values, strict=True):
-      row, owner = _rows(b, v)
-      rows.append(row)
-      owners.append(owner)
-  owners_T = np.concatenate(owners)
   peers = flags_2xR.shape[1]
-  tops_TxR = jnp.concatenate(
-    [jnp.zeros((0, peers), jnp.float32), *map(exact.largest, rows)]
+  rows, owners_T, once_T = _all_rows(
+    batches, values if clip == 'median' else [], peers, axes
   )
-  most = jnp.zeros((tensors, peers), jnp.float32).at[owners_T].max(tops_TxR)
+  most = (
+    jnp.zeros((tensors, peers), jnp.float32)
+    .at[owners_T]
+    .max(exact.largest(rows))
+  )
   most = jnp.concatenate([most, flags_2xR])
   if axes:
     most = jax.lax.pmax(most, axes)
   largest_PxR, flags_2xR = most[:-2], most[-2:]
-  squares = [jnp.zeros((3, 0, peers), jnp.uint32)]
-  for b, row, owner in zip(batches, rows, owners[1:], strict=False):
-    parts = exact.row_squares(row, largest_PxR[owner])
-    squares.append(_once(parts, b.axes, axes))
-  limbs = exact.tensor_squares(
-    jnp.concatenate(squares, axis=1), owners_T, tensors
-  )
+  squares = exact.row_squares(rows, largest_PxR[owners_T])
+  if axes:
+    squares = jnp.where(once_T[:, None], squares, jnp.zeros_like(squares))
+  limbs = exact.tensor_squares(squares, owners_T, tensors)
   sums_4, counts = _sums(batches, sent, axes)
   if axes:
     sums_4 = jax.lax.psum(sums_4, axes)
@@ -275,7 +291,7 @@ def _norms(
     counts = flat[limbs.size :]
     limbs = flat[: limbs.size].reshape(limbs.shape)
   norms_RxP = jnp.zeros((peers, tensors), jnp.float32)
-  if rows:
+  if clip == 'median':
     norms_RxP = exact.norms_of_squares(limbs, largest_PxR).T
   return norms_RxP, flags_2xR, _stats(sums_4, counts.astype(jnp.int32))
 
@@ -328,26 +344,49 @@ def _reduce(
       f'axis_name: expected at most {weight_lib.MOST_PEERS} peers, whose '
       f'senders can be counted, got {len(parts_R)}'
     )
-  totals = weight_lib.totals(parts_R, len(parts_R) * weight_lib.WHOLE + 1)
-  means = []
-  for b, message, value in zip(batches, messages, values, strict=True):
-    factors_GxR = factors_RxP[:, b.owners].T
-    if b.of_blocks:
-      factors_GxR = factors_GxR.T[None, :, :, None]  # [1, R, N, 1]
+  size = len(parts_R) * weight_lib.WHOLE + 1
+  totals = batch_lib.once(lambda x: weight_lib.totals(x, size), parts_R)
+  peers = (_by_peer(messages), _by_peer(values), factors_RxP, parts_R)
 
-    def element(*peers: Any, b: Batch = b) -> jax.Array:
-      def add(sums: Any, peer: Any) -> tuple[Any, None]:
-        part, value, factor, parts = peer
-        sums = reduce.add_values(
-          sums, part, value, factor, b.compression, parts
+  def add(sums: list[Any], peer: Any) -> tuple[list[Any], None]:
+    parts_of, values_of, factors_P, parts = peer
+    return [
+      jax.vmap(
+        lambda total, part, value, factor, b=b: reduce.add_values(
+          total, part, value, factor, b.compression, parts
         )
-        return sums, None
-
-      start = collectives.typed_like(b.compression.start(b.shape), peers)
-      sums, _ = jax.lax.scan(add, start, (*peers, parts_R))
-      return reduce.finish(
-        sums, totals, b.shape, b.compression, rules.mean_over
+      )(x, part, value, _factors(b, factors_P))
+      for b, x, part, value in zip(
+        batches, sums, parts_of, values_of, strict=True
       )
+    ], None
 
-    means.append(each(element, (message, value, factors_GxR)))
-  return means
+  # One loop over the peers for all batches.
+  start = [
+    jax.tree.map(
+      lambda x, b=b: jnp.broadcast_to(x, (b.elements, *x.shape)),
+      b.compression.start(b.shape),
+    )
+    for b in batches
+  ]
+  sums, _ = jax.lax.scan(add, collectives.typed_like(start, peers), peers)
+  return [
+    each(
+      lambda x, b=b: reduce.finish(
+        x, totals, b.shape, b.compression, rules.mean_over
+      ),
+      (x,),
+    )
+    for b, x in zip(batches, sums, strict=True)
+  ]
+
+
+def _factors(batch: Batch, factors_P: jax.Array) -> jax.Array:
+  """Returns the factors of a batch's elements, or of its blocks: [G, ...]."""
+  factors_G = factors_P[batch.owners]
+  return factors_G[None, :, None] if batch.of_blocks else factors_G
+
+
+def _by_peer(tree: ct.PyTree) -> ct.PyTree:
+  """Returns arrays [R, G, ...] of arrays [G, R, ...]."""
+  return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), tree)

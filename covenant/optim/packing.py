@@ -11,12 +11,14 @@ crosses a mesh axis as one array.
 """
 
 import math
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from covenant import typing as ct
+from covenant.optim import batch
 from covenant.optim import compression as compression_lib
 from covenant.optim import topk
 
@@ -56,31 +58,133 @@ def unpack(
   shape: tuple[int, ...],
 ) -> ct.Message:
   """Returns the part of the message that `pack` made words of."""
-  abstract: Any = jax.eval_shape(
-    compression.compress, jax.ShapeDtypeStruct(shape, jnp.float32)
-  )
-  take = _Reader(words)
-  if not isinstance(compression, compression_lib.TopK):
-    return jax.tree.map(take.array, abstract)
-  packets = []
-  for like, region in zip(abstract, compression.regions(shape), strict=True):
-    bits, size = compression.quantizer.bits, region.block_size
-    n, k = like.indices.shape
-    low, unary = _widths(k, size)
-    width = bits if bits <= 8 else 0
-    coded = take.bits(n, k * low + unary + k * width)
-    indices = _indices(coded[:, : k * low + unary], k, size)
-    if width:
-      codes = _numbers(coded[:, k * low + unary :].reshape(n, k, width))
-      codes = codes.astype(like.codes.dtype)
-    else:
-      codes = take.array(like.codes)
-    packets.append(
-      compression_lib.Packet(
-        indices.astype(like.indices.dtype), codes, take.array(like.scales)
-      )
+  return unpack_all([words], [compression], [shape])[0]
+
+
+def unpack_all(
+  words: Sequence[jax.Array],
+  compressions: Sequence[compression_lib.Compression],
+  shapes: Sequence[tuple[int, ...]],
+) -> list[ct.Message]:
+  """Returns the parts of several leaves.
+
+  All indices are decoded together, so that a program has the decoder once.
+  """
+  parts: list[Any] = []
+  packets: list[_Coded] = []
+  for own, one, shape in zip(words, compressions, shapes, strict=True):
+    like: Any = jax.eval_shape(
+      one.compress, jax.ShapeDtypeStruct(shape, jnp.float32)
     )
-  return tuple(packets)
+    take = _Reader(own)
+    if not isinstance(one, compression_lib.TopK):
+      parts.append(jax.tree.map(take.array, like))
+      continue
+    coded = [
+      _read(take, x, region.block_size, one.quantizer.bits)
+      for x, region in zip(like, one.regions(shape), strict=True)
+    ]
+    packets += coded
+    parts.append(tuple(coded))
+  decoded = iter(_decode(packets))
+  return [
+    tuple(next(decoded) for _ in part)
+    if isinstance(one, compression_lib.TopK)
+    else part
+    for part, one in zip(parts, compressions, strict=True)
+  ]
+
+
+def unpack_batches(
+  batches: list[batch.Batch], sizes: list[int], words_RxW: jax.Array
+) -> list[ct.Message]:
+  """Returns every peer's part of some batches: [G, R, ...].
+
+  Args:
+    batches: the batches, in the order of their words.
+    sizes: the number of words of an element of each batch.
+    words_RxW: the words of all peers.
+  """
+  messages: list[Any] = [None] * len(batches)
+  cut: list[tuple[int, jax.Array]] = []
+  at = 0
+  for i, (b, size) in enumerate(zip(batches, sizes, strict=True)):
+    words_GxRxW = (
+      words_RxW[:, at : at + b.elements * size]
+      .reshape(len(words_RxW), b.elements, size)
+      .transpose(1, 0, 2)
+    )
+    at += b.elements * size
+    if b.of_blocks:
+      cut.append((i, words_GxRxW[0]))
+      continue
+    one = lambda w, b=b: unpack(w, b.compression, b.shape)  # noqa: E731
+    messages[i] = batch.each(jax.vmap(one), (words_GxRxW,))
+  chosen = [batches[i] for i, _ in cut]
+  parts = jax.vmap(
+    lambda *words: unpack_all(
+      words, [b.compression for b in chosen], [b.shape for b in chosen]
+    )
+  )(*[w for _, w in cut]) if cut else []  # fmt: skip
+  for (i, _), part in zip(cut, parts, strict=True):
+    messages[i] = jax.tree.map(lambda x: x[None], part)
+  return messages
+
+
+class _Coded(NamedTuple):
+  """A region's packet, of which the indices are not decoded yet."""
+
+  lows: jax.Array | None  # uint32 [N, k], the low bits of the indices
+  low: int  # how many these are
+  bitmap: jax.Array  # uint32 [N, W], the high bits
+  like: compression_lib.Packet
+  codes: jax.Array
+  scales: jax.Array
+
+
+def _read(
+  take: '_Reader', like: compression_lib.Packet, size: int, bits: int
+) -> _Coded:
+  n, k = like.indices.shape
+  low, unary = _widths(k, size)
+  width = bits if bits <= 8 else 0
+  coded = take.bits(n, k * low + unary + k * width)
+  if width:
+    codes = _numbers(coded[:, k * low + unary :].reshape(n, k, width))
+    codes = codes.astype(like.codes.dtype)
+  else:
+    codes = take.array(like.codes)
+  lows = _numbers(coded[:, : k * low].reshape(n, k, low)) if low else None
+  bitmap = topk.bitmap(coded[:, k * low : k * low + unary] == 1)
+  return _Coded(lows, low, bitmap, like, codes, take.array(like.scales))
+
+
+def _decode(packets: Sequence[_Coded]) -> list[compression_lib.Packet]:
+  if not packets:
+    return []
+  most = max(p.like.indices.shape[1] for p in packets)
+  words = max(p.bitmap.shape[1] for p in packets)
+  bitmap = jnp.concatenate(
+    [
+      jnp.pad(p.bitmap, ((0, 0), (0, words - p.bitmap.shape[1])))
+      for p in packets
+    ]
+  )
+  rank_NxK = jnp.broadcast_to(
+    jnp.arange(most, dtype=jnp.int32), (len(bitmap), most)
+  )
+  position_NxK = batch.once(topk.nth_one, bitmap, rank_NxK)
+  highs_NxK = (position_NxK - rank_NxK).astype(jnp.uint32)
+  found, at = [], 0
+  for p in packets:
+    n, k = p.like.indices.shape
+    indices = highs_NxK[at : at + n, :k]
+    if p.lows is not None:
+      indices = (indices << p.low) | p.lows
+    indices = indices.astype(p.like.indices.dtype)
+    found.append(compression_lib.Packet(indices, p.codes, p.scales))
+    at += n
+  return found
 
 
 class _Reader:
@@ -129,18 +233,6 @@ def _index_bits(indices_NxK: jax.Array, size: int) -> jax.Array:
   rows = jnp.arange(n)[:, None]
   bitmap = jnp.zeros((n, unary), jnp.uint32).at[rows, ones].set(1, mode='drop')
   return jnp.concatenate([lows, bitmap], axis=1)
-
-
-def _indices(bits_NxB: jax.Array, k: int, size: int) -> jax.Array:
-  """Returns the indices that `_index_bits` coded: uint32 [N, k]."""
-  n = bits_NxB.shape[0]
-  low, _ = _widths(k, size)
-  rank_NxK = jnp.broadcast_to(jnp.arange(k, dtype=jnp.int32), (n, k))
-  bitmap = topk.bitmap(bits_NxB[:, k * low :] == 1)
-  highs = (topk.nth_one(bitmap, rank_NxK) - rank_NxK).astype(jnp.uint32)
-  if not low:
-    return highs
-  return (highs << low) | _numbers(bits_NxB[:, : k * low].reshape(n, k, low))
 
 
 def _code_bits(codes_NxK: jax.Array, bits: int) -> jax.Array:

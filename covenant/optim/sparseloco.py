@@ -322,15 +322,17 @@ def sparseloco(
     state = state._replace(lost=lost)
     if flush:
       return synchronize(params, updates, state, parts)
-    return jax.lax.cond(
+    # The branches do not touch the inner state.
+    updates, moved = jax.lax.cond(
       state.count - state.exchanged >= inner_steps,
       synchronize,
       lambda params, updates, state, parts: (updates, state),
       params,
       updates,
-      state,
+      state._replace(inner=()),
       parts,
     )
+    return updates, moved._replace(inner=state.inner)
 
   return optax.GradientTransformationExtraArgs(init, update)
 

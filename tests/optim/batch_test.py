@@ -23,9 +23,13 @@ class BatchesTest(parameterized.TestCase):
   def test_merge_inverts_split(self, one):
     leaves = leaves_of(SHAPES)
     found = batch.Batches(leaves, [one] * 6, [()] * 6)
-    merged = found.merge(found.split(leaves))
+    merged, doubled = found.merge(
+      found.split(leaves), [2 * x for x in found.split(leaves)]
+    )
     for got, want in zip(merged, leaves, strict=True):
       np.testing.assert_array_equal(got, want)
+    for got, want in zip(doubled, leaves, strict=True):
+      np.testing.assert_array_equal(got, 2 * want)
 
   def test_blocks_of_one_size_are_one_batch(self):
     leaves = leaves_of([(16, 24), (8, 16), (64,)])
@@ -41,7 +45,7 @@ class BatchesTest(parameterized.TestCase):
       b.compression.decompress(b.compression.compress(x[0]), b.shape)[None]
       for b, x in zip(found, found.split(leaves), strict=True)
     ]
-    for got, x in zip(found.merge(sent), leaves, strict=True):
+    for got, x in zip(found.merge(sent)[0], leaves, strict=True):
       want = TILES.decompress(TILES.compress(x), x.shape)
       np.testing.assert_array_equal(got, want)
 
@@ -60,6 +64,17 @@ class BatchesTest(parameterized.TestCase):
     found = batch.Batches(leaves, [TILES] * 12, [()] * 12)
     merge = jax.jit(found.merge).lower(found.split(leaves)).as_text()
     self.assertNotRegex(merge, r'stablehlo\.slice')
+
+
+class OnceTest(absltest.TestCase):
+  def test_is_computed_in_a_branch_of_its_own(self):
+    x = jnp.arange(4.0)
+    f = jax.jit(lambda x: batch.once(jnp.cumsum, x))
+    np.testing.assert_array_equal(f(x), np.cumsum(x))
+    np.testing.assert_array_equal(
+      jax.vmap(f)(jnp.stack([x, x])), [np.cumsum(x)] * 2
+    )
+    self.assertIn('conditional(', f.lower(x).compile().as_text())
 
 
 class EachTest(absltest.TestCase):

@@ -179,6 +179,9 @@ class NotFiniteTest(parameterized.TestCase):
 
 class ProgramTest(parameterized.TestCase):
   def compiled(self, tx, layers, peers=8):
+    return self.lowered(tx, layers, peers).compile().as_text()
+
+  def lowered(self, tx, layers, peers=8):
     mesh = jax.make_mesh((peers,), ('peers',), (jax.sharding.AxisType.Auto,))
     params = params_of(layers)
     own = lambda tree: jax.tree.map(lambda x: x[None], tree)  # noqa: E731
@@ -194,7 +197,19 @@ class ProgramTest(parameterized.TestCase):
         one, mesh=mesh, in_specs=P('peers'), out_specs=(P('peers'), P('peers'))
       )
     )
-    return f.lower(stacked, stacked).compile().as_text()
+    return f.lower(stacked, stacked)
+
+  def test_does_not_grow_with_peers_and_little_with_leaves(self):
+    """Counted in operations; benchmarks/exchange.py measures seconds."""
+
+    def size(layers, peers):
+      text = self.lowered(make(inner_steps=1), layers, peers).as_text()
+      return text.count(' = ')
+
+    base = size(1, 2)
+    self.assertEqual(size(1, 8), base)
+    leaf = (size(8, 2) - base) / (7 * len(params_of(1)))
+    self.assertLess(leaf, base / 20)
 
   def test_collectives_do_not_grow_with_leaves(self):
     for layers in 1, 6:

@@ -53,6 +53,20 @@ class PackingTest(parameterized.TestCase):
         self.assertEqual(got.dtype, want.dtype)
         np.testing.assert_array_equal(got, want)
 
+  def test_unpacks_leaves_of_all_sizes_together(self):
+    top = compression_lib.TopK
+    chosen = [
+      (top(), (100, 70)),
+      (top(k=3, block=(2, 5)), (7, 5)),
+      (top(quantizer=quantize.Exact()), (64,)),
+      (compression_lib.Dense(), (5,)),
+      (top(), ()),
+    ]
+    parts, words = zip(*(words_of(*one) for one in chosen), strict=True)
+    found = packing.unpack_all(words, *zip(*chosen, strict=True))
+    self.assertEqual(jax.tree.structure(found), jax.tree.structure(list(parts)))
+    jax.tree.map(np.testing.assert_array_equal, found, list(parts))
+
   @parameterized.parameters(
     (quantize.Sign(), 9.5), (quantize.SignMagnitude(), 10.5),
     (quantize.Statistical(), 10.5),
