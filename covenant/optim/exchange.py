@@ -363,13 +363,16 @@ def _reduce(
 
   # One loop over the peers for all batches.
   start = [
-    jax.tree.map(
-      lambda x, b=b: jnp.broadcast_to(x, (b.elements, *x.shape)),
-      b.compression.start(b.shape),
+    collectives.typed_like(
+      jax.tree.map(
+        lambda x, b=b: jnp.broadcast_to(x, (b.elements, *x.shape)),
+        b.compression.start(b.shape),
+      ),
+      (message, value, factors_RxP, parts_R),
     )
-    for b in batches
+    for b, message, value in zip(batches, messages, values, strict=True)
   ]
-  sums, _ = jax.lax.scan(add, collectives.typed_like(start, peers), peers)
+  sums, _ = jax.lax.scan(add, start, peers)
   return [
     each(
       lambda x, b=b: reduce.finish(
