@@ -15,12 +15,14 @@ is read as its complement, -1 - token: it starts a document, and it is no target
 import collections
 import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 
 from covenant import extras
-from covenant.data import tokenizer as tokenizer_lib
+
+if TYPE_CHECKING:  # a training step needs no tokenizer
+  from covenant.data import tokenizer as tokenizer_lib
 
 with extras.needed('run'):
   import tensorstore as ts
@@ -188,7 +190,7 @@ class TokenData(NamedTuple):
   vocab_size: int
   end_of_text: int
   # What made them, where they were made in memory.
-  tokenizer: tokenizer_lib.Tokenizer | None = None
+  tokenizer: 'tokenizer_lib.Tokenizer | None' = None
 
 
 def prefetch(
