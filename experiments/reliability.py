@@ -8,7 +8,8 @@
 The matrix is experiments/chaos/matrix.py: the code of the real nodes in
 virtual time, with injected faults. It is written to
 experiments/results/reliability.csv. Attacks on a pool (experiments/chaos/
-pools.py) follow, in experiments/results/pool_attacks.csv.
+pools.py) and on its server (pool_sockets.py) follow, in
+experiments/results/pool_attacks.csv and pool_server_attacks.csv.
 
 The rounds in real time (experiments/chaos/realtime.py) are of processes and
 sockets, with fifty strangers that commit to payloads in buckets that are dead,
@@ -38,6 +39,7 @@ from covenant import files
 from covenant.emulate import localnet
 from experiments.chaos import faults
 from experiments.chaos import matrix
+from experiments.chaos import pool_sockets
 from experiments.chaos import pools
 from experiments.chaos import realtime
 from experiments.chaos import scenario as scenario_lib
@@ -45,6 +47,7 @@ from experiments.chaos import scenario as scenario_lib
 ROOT = pathlib.Path(__file__).parent
 RESULTS = ROOT / 'results' / 'reliability.csv'
 POOL_RESULTS = ROOT / 'results' / 'pool_attacks.csv'
+SOCKET_RESULTS = ROOT / 'results' / 'pool_server_attacks.csv'
 CONFIGS = ROOT.parent / 'configs'
 HEADER = (
   'fault',
@@ -54,6 +57,12 @@ HEADER = (
   'equal roots',
   'equal parameters',
   'bits of a run without faults',
+  'verdict',
+)
+SOCKET_HEADER = (
+  "attack on a pool's server",
+  'struck',
+  'requests answered of an honest worker',
   'verdict',
 )
 POOL_HEADER = (
@@ -97,12 +106,30 @@ def run_pools(base: config_lib.Config, quick: bool, seed: int) -> bool:
   for scenario in chosen[1::QUICK] if quick else chosen:
     results.append(suite.run(scenario, seed))
     print(_line(_pool_row(results[-1])), flush=True)
+  print(
+    '\n' + _line(SOCKET_HEADER), _line(['---'] * len(SOCKET_HEADER)), sep='\n'
+  )
+  servers = []
+  for outcome in pool_sockets.outcomes():
+    servers.append(outcome)
+    print(_line(_socket_row(outcome)), flush=True)
   if not quick:
     with open(POOL_RESULTS, 'w', newline='') as file:
       csv.writer(file).writerows([POOL_HEADER, *map(_pool_row, results)])
-  passed = sum(result.passed for result in results)
-  print(f'{passed} of {len(results)} attacks on a pool passed')
-  return passed == len(results)
+    with open(SOCKET_RESULTS, 'w', newline='') as file:
+      csv.writer(file).writerows([SOCKET_HEADER, *map(_socket_row, servers)])
+  passed = [result.passed for result in (*results, *servers)]
+  print(f'{sum(passed)} of {len(passed)} attacks on a pool passed')
+  return all(passed)
+
+
+def _socket_row(result: pool_sockets.SocketOutcome) -> list[str]:
+  return [
+    result.name,
+    str(result.struck),
+    f'{result.answered} of {pool_sockets.REQUESTS}',
+    f'FAILED: {result.wrong}' if result.wrong else 'passed',
+  ]
 
 
 def _pool_row(result: pools.PoolOutcome) -> list[str]:

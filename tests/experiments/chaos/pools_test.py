@@ -8,6 +8,7 @@ from absl.testing import parameterized
 
 from covenant import config as config_lib
 from experiments import pool_workers
+from experiments.chaos import pool_sockets
 from experiments.chaos import pools
 from tests import helpers
 
@@ -37,6 +38,18 @@ class PoolSuiteTest(parameterized.TestCase):
   def test_all_kinds_are_scenarios(self):
     kinds = {scenario.kind for scenario in pools.scenarios()}
     self.assertEqual(kinds, {*pool_workers.KINDS} - {'honest'})
+
+
+@pytest.mark.chaos
+class PoolServerTest(parameterized.TestCase):
+  @parameterized.parameters(*pool_sockets.ATTACKS)
+  def test_strangers_cost_an_honest_worker_nothing(self, name):
+    outcome = pool_sockets.run(name)
+    self.assertEqual(outcome.wrong, '')
+    self.assertGreater(outcome.struck, 1)
+
+  def test_nobody_answers_in_a_pools_place(self):
+    self.assertEqual(pool_sockets.impostor().wrong, '')
 
 
 if __name__ == '__main__':
