@@ -77,8 +77,9 @@ class ObjectReader:
       if isinstance(error, backend.ObjectReplacedError):
         self._restart()
       raise error from None
-    self._transfer.digest = self._digest.digest()
-    return self._buffer.getvalue()
+    data = self._buffer.getvalue()
+    self._transfer.read_as(data, self._digest.digest())
+    return data
 
   async def _fill_in_turn(
     self, index: int, turns: asyncio.Semaphore, in_turn: asyncio.Lock

@@ -1,7 +1,6 @@
 """Reads many objects from many buckets before a deadline."""
 
 import collections
-import hashlib
 import queue
 import threading
 import time
@@ -109,9 +108,7 @@ def _read(
 ) -> bytes:
   data = bucket.get(request.key, request.limit)
   if request.digest is not None:
-    digest = transfer.digest
-    if digest is None:
-      digest = hashlib.blake2b(data, digest_size=32).digest()
+    digest = transfer.digest_of(data)
     if request.digest != digest:
       raise interface.StoreError(
         f'{request.key} in {bucket!r}: expected bytes of digest '

@@ -7,6 +7,7 @@ every wrapper of a bucket.
 """
 
 import contextlib
+import hashlib
 import threading
 from collections.abc import Callable, Generator
 
@@ -17,17 +18,29 @@ class Transfer:
   Attributes:
     received: bytes that have come so far.
     size: bytes of the object; 0 until it is known.
-    digest: blake2b of the object, 32 bytes, made while it was read; None if
-      the bucket makes none.
   """
 
   def __init__(self):
     self.received = 0
     self.size = 0
-    self.digest: bytes | None = None
+    self._digested: tuple[bytes, bytes] | None = None
     self._lock = threading.Lock()
     self._is_canceled = False
     self._stop: Callable[[], object] | None = None
+
+  def read_as(self, data: bytes, digest: bytes) -> None:
+    """Notes the object that was read, and its digest, made meanwhile."""
+    self._digested = data, digest
+
+  def digest_of(self, data: bytes) -> bytes:
+    """Returns the blake2b of what a bucket gave, 32 bytes.
+
+    It is not computed again if these are the very bytes that were read: a
+    wrapper of the bucket may have given others.
+    """
+    if self._digested is not None and self._digested[0] is data:
+      return self._digested[1]
+    return hashlib.blake2b(data, digest_size=32).digest()
 
   def on_cancel(self, stop: Callable[[], object] | None) -> None:
     """Sets what ends the read; it is called at once if that is due."""

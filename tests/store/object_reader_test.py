@@ -154,7 +154,8 @@ class ReaderTest(parameterized.TestCase):
     tries = 1 + (size > 0)
     self.assertEqual(self.read(store, tries, transfer=transfer), store.data)
     expected = hashlib.blake2b(store.data, digest_size=32).digest()
-    self.assertEqual(transfer.digest, expected)
+    self.assertEqual(transfer._digested[1], expected)
+    self.assertEqual(transfer.digest_of(transfer._digested[0]), expected)
     self.assertEqual((transfer.received, transfer.size), (size, size))
 
 

@@ -128,6 +128,25 @@ class GatherTest(parameterized.TestCase):
     asked = reader.ObjectRequest((self.lying,), 'key', 10)
     self.assertEqual(reader.fetch({1: asked}, 30), {1: b'evil'})
 
+  def test_a_wrapper_that_changes_bytes_is_found_out(self):
+    """The bytes below it were digested while they were read."""
+
+    class Digesting(Fake):
+      def get(self, key, limit):
+        data = super().get(key, limit)
+        transfer_lib.current().read_as(data, digest(data))
+        return data
+
+    class Changing(Digesting):
+      def get(self, key, limit):
+        return super().get(key, limit)[::-1]
+
+    bad = Changing(b'good')
+    found = reader.fetch({1: request(bad, Digesting(b'good'))}, 30)
+    self.assertEqual(found, {1: b'good'})
+    found = reader.fetch({1: request(bad)}, 30)
+    self.assertIn('expected bytes of digest', str(found[1]))
+
   def test_an_empty_object_has_a_digest_too(self):
     found = reader.fetch({1: request(self.lying, Fake(b''), data=b'')}, 30)
     self.assertEqual(found, {1: b''})
@@ -180,7 +199,7 @@ class GatherTest(parameterized.TestCase):
 
   def test_the_next_bucket_takes_over_from_a_silent_one(self):
     """The read that was given up is canceled before the next begins."""
-    canceled = []
+    canceled, ended = [], threading.Event()
 
     def stall():
       transfer = transfer_lib.current()
@@ -188,11 +207,13 @@ class GatherTest(parameterized.TestCase):
       transfer.on_cancel(lambda: self.clock.set(self.over))
       self.clock.wait(self.over)
       canceled.append(transfer.is_canceled)
+      ended.set()
       raise interface.StoreUnavailableError('given up for another bucket')
 
     mirror = Fake(b'good', lambda: canceled.append('mirror'))
     found = reader.fetch({1: request(Fake(b'good', stall), mirror)}, 60)
     self.assertEqual(found, {1: b'good'})
+    self.assertTrue(ended.wait(60))
     self.assertCountEqual(canceled, [True, 'mirror'])
 
   def test_a_slow_bucket_that_ends_in_time_is_left_alone(self):
