@@ -6,6 +6,7 @@ exceptions: it drops a NUL, which the byte tokenizer refuses, and a
 SentencePiece unigram model reads the name of a control token as that token.
 """
 
+import contextlib
 import importlib
 import json
 import os
@@ -86,21 +87,19 @@ def keep(
 ) -> None:
   """Writes the files of a run's tokenizer to its workdir, once.
 
-  So the run's model can be exported without its text. A tokenizer that shards
-  lack is left out.
+  So the run's model can be exported without its text. Where shards lack their
+  tokenizer or the disk is full, the next start tries again.
   """
   folder = pathlib.Path(workdir, KEPT)
   if folder.exists():
     return
-  try:
+  with contextlib.suppress(config_lib.ConfigError, OSError):
     tokenizer = data.tokenizer or shards.read_tokenizer(config.data.paths[0])
-  except config_lib.ConfigError:
-    return
-  found = files(tokenizer, config.data.context)
-  found[_END] = _dump({'eos_token_id': tokenizer.end_of_text})
-  with files_lib.new_folder(folder) as partial:
-    for name, content in found.items():
-      (partial / name).write_bytes(content)
+    found = files(tokenizer, config.data.context)
+    found[_END] = _dump({'eos_token_id': tokenizer.end_of_text})
+    with files_lib.new_folder(folder) as partial:
+      for name, content in found.items():
+        (partial / name).write_bytes(content)
 
 
 def kept(

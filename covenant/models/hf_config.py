@@ -162,16 +162,18 @@ def read(path: pathlib.Path) -> config_lib.Model:
   _refuse(path, there)
   try:
     there = _filled(there)
-    for name in _SIZES:
-      value = there.get(name)
-      if not isinstance(value, int) or value < 1:
-        raise ValueError(f'{name}: expected a positive number, got {value!r}')
     scaling = _SCALING if there['rope_type'] == 'llama3' else {}
+    for name in (*_SIZES, 'rope_theta', 'rms_norm_eps', *scaling):
+      value, kinds = there.get(name), int if name in _SIZES else int | float
+      if isinstance(value, bool) or not isinstance(value, kinds) or value <= 0:
+        raise ValueError(f'{name}: expected a positive number, got {value!r}')
+    if not isinstance(tied := there['tie_word_embeddings'], bool):
+      raise ValueError(f'tie_word_embeddings: expected a bool, got {tied!r}')
     model = config_lib.Model(
       **{field: there[name] for name, field in _SIZES.items()},
       rope_theta=float(there['rope_theta']),
       norm_eps=float(there['rms_norm_eps']),
-      tie_embeddings=there['tie_word_embeddings'],
+      tie_embeddings=tied,
       **{field: there[name] for name, field in scaling.items()},
     )
   except KeyError as e:
@@ -201,7 +203,7 @@ def read_json(path: pathlib.Path) -> dict[str, ct.Json]:
     content = json.loads(path.read_bytes())
   except FileNotFoundError:
     raise config_lib.ConfigError(f'{path}: no such file') from None
-  except (OSError, ValueError) as e:
+  except (OSError, ValueError, RecursionError) as e:
     raise config_lib.ConfigError(f'{path}: not JSON: {e}') from e
   if not isinstance(content, dict):
     raise config_lib.ConfigError(f'{path}: expected a JSON object')

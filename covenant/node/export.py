@@ -18,6 +18,7 @@ from covenant import metrics as metrics_lib
 from covenant import typing as ct
 from covenant.data import pretrained
 from covenant.models import hf
+from covenant.models import hf_config
 from covenant.models import llama
 from covenant.models import sharding
 from covenant.node import multihost as multihost_lib
@@ -93,10 +94,16 @@ class Exporter:
       The folder. An earlier export of this round stays unchanged.
 
     Raises:
-      ConfigError: it cannot be written.
+      ConfigError: it cannot be written, or the earlier one has another type.
     """
     folder = self._folder / str(completed)
-    if not folder.exists():
+    if folder.exists():
+      there = hf_config.read_json(folder / 'config.json').get('torch_dtype')
+      if there != dtype:
+        raise config_lib.ConfigError(
+          f'--dtype: {folder} is there, in {there}; remove it first'
+        )
+    else:
       text = card(self._config, self._workdir, completed, licence)
       hf.export(
         folder,

@@ -68,9 +68,16 @@ def sample(config: config_lib.Config, workdir: str) -> None:
     source = of_workdir(config, workdir)
   sys.stdout.write(_PROMPT.value)
   for text in continued(source, _PROMPT.value, _TOKENS.value, sampling):
-    sys.stdout.write(text)
+    sys.stdout.write(_shown(text))
     sys.stdout.flush()
   sys.stdout.write('\n')
+
+
+def _shown(text: str) -> str:
+  """Escapes what would command a terminal: the model may be a stranger's."""
+  return ''.join(
+    c if c.isprintable() or c in '\n\t' else ascii(c)[1:-1] for c in text
+  )
 
 
 def continued(

@@ -69,12 +69,26 @@ class HfConfigTest(parameterized.TestCase):
     ({'rope_scaling': {'rope_type': 'yarn'}}, "rope_type is 'yarn'"),
     ({'rope_scaling': 7}, 'rope_parameters: got 7'),
     ({'vocab_size': -1}, 'vocab_size'),
+    ({'vocab_size': True}, 'vocab_size: expected a positive number'),
+    ({'rope_theta': 0}, 'rope_theta: expected a positive number, got 0'),
+    ({'rms_norm_eps': '1e-5'}, 'rms_norm_eps: expected a positive'),
+    ({'tie_word_embeddings': 'no'}, "expected a bool, got 'no'"),
+    (
+      {'rope_scaling': {'rope_type': 'llama3', 'factor': '8'}},
+      "factor: expected a positive number, got '8'",
+    ),
     ({'attention_bias': True}, 'attention_bias is True'),
   )
   def test_others_are_refused_by_the_field(self, changes, message):
     with self.assertRaisesRegex(config.ConfigError, message) as caught:
       hf_config.read(self.write(LLAMA_31 | changes))
     self.assertNotIn('\n', str(caught.exception))
+
+  def test_nested_without_an_end(self):
+    path = self.write({})
+    path.write_text('[' * 100_000)
+    with self.assertRaisesRegex(config.ConfigError, 'not JSON'):
+      hf_config.read(path)
 
   @parameterized.parameters(
     ({'eos_token_id': 3}, {}, 3),

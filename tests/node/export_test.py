@@ -135,7 +135,7 @@ class ExportTest(absltest.TestCase):
     (self.workdir / 'hf' / '.9.0123.partial').mkdir(parents=True)
     for completed in (8, 9, 10, 11):
       exporter.write(completed, self.params)
-    content = self.workdir / 'hf' / '11' / 'config.json'
+    content = self.workdir / 'hf' / '11' / 'README.md'
     content.write_text('as it was')
     exporter.write(11, self.params)
     exporter.prune()
@@ -179,6 +179,8 @@ class ExportTest(absltest.TestCase):
     content = json.loads((folder / 'config.json').read_text())
     self.assertEqual(content['torch_dtype'], 'bfloat16')
     self.assertIn('license: mit', (folder / 'README.md').read_text())
+    with self.assertRaisesRegex(config_lib.ConfigError, 'there, in bfloat16'):
+      cli.ROLES['export'](CONFIG, str(self.workdir))
 
 
 if __name__ == '__main__':

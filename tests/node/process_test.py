@@ -42,6 +42,7 @@ class ProcessTest(absltest.TestCase):
       (process_lib.connect, 'chain', lambda config: chain),
       (process_lib.connect, 'objects', lambda *_: self.network.objects(UID)),
       (process_lib.dataset, 'load', lambda config: None),
+      (process_lib.pretrained, 'keep', lambda *_: None),
       (process_lib.time, 'sleep', sleep),
     ):
       self.enterContext(mock.patch.object(module, name, value))

@@ -73,6 +73,12 @@ class SampleTest(parameterized.TestCase):
       parts = list(sample.continued(source, 'x', 9, GREEDY))
     self.assertEqual(parts, ['é', '€', '\ufffd'])
 
+  def test_a_model_commands_no_terminal(self):
+    with absltest.mock.patch.object(
+      sample, 'continued', lambda *_: iter(['a\x1b[2J', 'é\n'])
+    ):
+      self.assertEqual(self.said(prompt='x'), 'xa\\x1b[2Jé\n\n')
+
   @parameterized.parameters(
     ({'top_p': 0.0}, '--top_p: expected above 0'),
     ({'model': '/nowhere'}, '--model: /nowhere/tokenizer.json: no such file'),
