@@ -57,13 +57,14 @@ class ObjectReader:
     # It gives its bytes away without a copy. It grows with what comes: a size
     # that a stranger only announces takes no memory.
     self._buffer = io.BytesIO()
-    self._digest = hashlib.blake2b(digest_size=32)
-    self._digested = 0  # parts, in their order
     self._transfer.received = 0
 
   async def read(self) -> bytes:
     """Returns the whole object; after a failure, call again to resume."""
     in_turn = asyncio.Lock()
+    # A thread of an earlier call may still be digesting: into its own object.
+    self._digest = hashlib.blake2b(digest_size=32)
+    self._digested = 0  # parts, in their order
     try:
       # Without a range: one request is enough for a small object, and tells the
       # size of a large one.

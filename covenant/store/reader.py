@@ -59,7 +59,7 @@ class _Try:
     """
     got, missing = self.transfer.received, 0
     silent, self._seen = got == self._seen, got
-    if silent:
+    if silent or not got:  # or it began again, with another object
       return True
     took = now - self._began
     if took >= share:
@@ -141,8 +141,8 @@ def fetch(
     deadline_seconds: the time for all requests. Reads that are under way then
       are canceled.
     workers: parallel tries within their share.
-    note: told of every answer of a bucket; with an error of those that have
-      not answered in time, too.
+    note: told of every answer of a bucket, except for errors of reads that
+      were canceled; with an error of those that have not answered in time, too.
     take: called with each object as it comes, in the thread of the caller,
       while others are being read.
 
@@ -225,7 +225,8 @@ class _Fetch(Generic[_Name]):
     except queue.Empty:
       if until == self._deadline:
         return False
-      self._look(until)
+      # It may be later than was due: a caller may have taken long.
+      self._look(max(until, time.monotonic()))
       return True
     self._handle(name, index, answer)
     return True
@@ -245,6 +246,7 @@ class _Fetch(Generic[_Name]):
         one.look = self._deadline
         one.is_replaced = True
         self._within.pop((name, index), None)
+        self._note_late(one, 'the next one took over: too little came in time')
         one.transfer.cancel()
         self._ask_next(name)
 
@@ -261,8 +263,9 @@ class _Fetch(Generic[_Name]):
     bucket = self._requests[name].buckets[index]
     if isinstance(answer, bytes):
       self._note(bucket, None)
-    elif isinstance(answer, interface.StoreError):
-      self._note(bucket, answer)
+    elif name not in self.results and (one is None or not one.is_replaced):
+      if isinstance(answer, interface.StoreError):
+        self._note(bucket, answer)
     if name in self.results:
       return
     if isinstance(answer, bytes):
@@ -285,17 +288,20 @@ class _Fetch(Generic[_Name]):
 
   def end(self) -> dict[_Name, bytes | interface.StoreError]:
     """Cancels what still runs; returns the result of each request."""
-    late = interface.StoreUnavailableError(
-      f'not there within {self._seconds:g} s'
-    )
-    for one in self._running.values():
+    text = f'not there within {self._seconds:g} s'
+    late = interface.StoreUnavailableError(text)
+    for (name, _), one in self._running.items():
       one.abandon()
-      if self._seconds >= _FAIR:
-        self._note(one.bucket, late)
+      if name not in self.results and not one.is_replaced:
+        self._note_late(one, text)
     for name in self._requests:
       if name not in self.results:
         self.results[name] = _joined([*self._errors[name], late])
     return {name: self.results[name] for name in self._requests}
+
+  def _note_late(self, one: _Try, text: str) -> None:
+    if self._seconds >= _FAIR:
+      self._note(one.bucket, interface.StoreUnavailableError(text))
 
 
 def _joined(errors: list[interface.StoreError]) -> interface.StoreError:

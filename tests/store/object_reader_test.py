@@ -3,6 +3,7 @@
 import asyncio
 import datetime
 import hashlib
+import threading
 import tracemalloc
 import types
 from unittest import mock
@@ -157,6 +158,58 @@ class ReaderTest(parameterized.TestCase):
     self.assertEqual(transfer._digested[1], expected)
     self.assertEqual(transfer.digest_of(transfer._digested[0]), expected)
     self.assertEqual((transfer.received, transfer.size), (size, size))
+
+  def test_a_break_while_a_thread_digests_spoils_nothing(self):
+    """The thread goes on after the break that gives its part up."""
+    begun, go, ended = (threading.Event() for _ in range(3))
+    self.addCleanup(go.set)
+    blake2b = hashlib.blake2b
+
+    class Slow:
+      def __init__(self, **kwargs):
+        self._inner = blake2b(**kwargs)
+
+      def update(self, data):
+        is_first = not begun.is_set()
+        begun.set()
+        go.wait()
+        self._inner.update(data)
+        if is_first:
+          ended.set()
+
+      def digest(self):
+        return self._inner.digest()
+
+    class Breaking(Store):
+      async def _stream(self, data, cut):
+        if cut is not None:
+          await asyncio.to_thread(begun.wait)
+        async for chunk in super()._stream(data, cut):
+          yield chunk
+
+    store = Breaking(bytes(range(250)), cuts=[None, 0])
+    transfer = transfer_lib.Transfer()
+
+    async def act():
+      parts = object_reader.ObjectReader(
+        None, 'key', 300, asyncio.Semaphore(8), _PART, transfer=transfer
+      )
+      with self.assertRaises(interface.StoreUnavailableError):
+        await parts.read()
+      go.set()
+      await asyncio.to_thread(ended.wait)
+      return await parts.read()
+
+    with (
+      mock.patch.object(obstore, 'get_async', store.get),
+      mock.patch.object(object_reader, '_INLINE_BYTES', 10),
+      mock.patch.object(object_reader, 'hashlib', mock.Mock(blake2b=Slow)),
+    ):
+      data = asyncio.run(act())
+    self.assertEqual(data, store.data)
+    self.assertEqual(
+      transfer.digest_of(data), blake2b(data, digest_size=32).digest()
+    )
 
 
 if __name__ == '__main__':

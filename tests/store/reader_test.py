@@ -40,6 +40,13 @@ class Clock:
       self._busy += self._waiting.pop(event, 0)
       event.set()
 
+  def wait_for_reads(self, count):
+    """Waits until so many tries wait, and no other is under way."""
+    with self._changed:
+      self._changed.wait_for(
+        lambda: sum(self._waiting.values()) == count and not self._busy
+      )
+
   def monotonic(self):
     return self._now
 
@@ -241,6 +248,94 @@ class GatherTest(parameterized.TestCase):
     ):
       found = reader.fetch({1: request(bucket, mirror)}, 120)
     self.assertEqual((found, mirror.asked), ({1: b'good'}, 0))
+
+  def stalling(self, received):
+    """Returns a bucket that has given so many bytes, by look, and waits."""
+    transfers = []
+
+    def stall():
+      transfers.append(transfer_lib.current())
+      transfers[0].size = 1000
+      transfers[0].received = next(received, 0)
+      transfers[0].on_cancel(lambda: self.clock.set(self.over))
+      self.clock.wait(self.over)
+      raise interface.StoreUnavailableError('canceled')
+
+    bucket, clock_get = Fake(b'good', stall), self.clock.get
+
+    def get(timeout):
+      try:
+        return clock_get(timeout)
+      except queue.Empty:
+        for transfer in transfers:
+          transfer.received = next(received, 0)
+        raise
+
+    self.enterContext(mock.patch.object(self.clock, 'get', get))
+    return bucket
+
+  def test_a_read_that_began_again_and_has_nothing_is_stalled(self):
+    """Its owner replaced the object while it was read."""
+    bucket = self.stalling(iter([5, 10, 0]))
+    found = reader.fetch({1: request(bucket, Fake(b'good'))}, 60)
+    self.assertEqual(found, {1: b'good'})
+
+  def test_a_long_take_cancels_no_healthy_read(self):
+    """A read is looked at as often as there was time for it to give."""
+    reads = []
+
+    def read():
+      reads.append(transfer_lib.current())
+      reads[0].size, reads[0].received = 10, 9
+      self.clock.wait(self.over)
+
+    def take(name, data):
+      del data
+      if name == 1:
+        self.clock.wait_for_reads(1)
+        self.clock._now += 45.0  # several looks are overdue
+
+    bucket, mirror = Fake(b'good', read), Fake(b'good')
+    clock_get = self.clock.get
+
+    def get(timeout):
+      if timeout > 0 and self.clock.monotonic() >= 45:
+        self.clock.set(self.over)  # the rest comes when there is time for it
+      return clock_get(timeout)
+
+    with mock.patch.object(self.clock, 'get', get):
+      asked = {1: request(Fake(b'good')), 2: request(bucket, mirror)}
+      found = reader.fetch(asked, 120, take=take)
+    self.assertEqual(found, {1: b'good', 2: b'good'})
+    self.assertEqual(mirror.asked, 0)
+
+  def test_reads_that_were_canceled_say_nothing_of_their_buckets(self):
+    """The one that was replaced is noted then; its heir is not to blame."""
+    mirror_asked, canceled = threading.Event(), threading.Event()
+    noted = []
+
+    def give():
+      self.clock.wait(mirror_asked)
+
+    def heir():
+      transfer_lib.current().on_cancel(lambda: self.clock.set(canceled))
+      self.clock.set(mirror_asked)
+      self.clock.wait(canceled)
+      raise interface.StoreUnavailableError('canceled')
+
+    owner, mirror = Fake(b'good', give), Fake(b'good', heir)
+    late = Fake(b'good', lambda: self.clock.wait(canceled))
+    found = reader.fetch(
+      {1: request(owner, mirror), 2: request(late)},
+      60,
+      note=lambda bucket, error: noted.append((bucket, type(error))),
+    )
+    self.assertEqual(found, {1: b'good', 2: b'good'})
+    self.assertEqual(
+      [kind for bucket, kind in noted if bucket is owner],
+      [interface.StoreUnavailableError, type(None)],
+    )
+    self.assertNotIn(mirror, [bucket for bucket, _ in noted])
 
   def test_objects_are_taken_as_they_come(self):
     taken = []
