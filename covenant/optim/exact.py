@@ -226,7 +226,7 @@ def _root(limbs: jax.Array, exponent: jax.Array) -> jax.Array:
   shape = limbs.shape[1:]
   shifts = jnp.arange(0, _LIMB, 2, dtype=jnp.uint32)
   shifts = shifts.reshape(1, -1, *[1] * len(shape))
-  pairs = ((limbs[:, None] >> shifts) & 3).reshape(-1, *shape)
+  pairs = ((limbs[:, None] >> shifts) & 3).reshape(_LIMBS * _LIMB // 2, *shape)
 
   def digit(state, pair):
     root, rest, beyond = state
