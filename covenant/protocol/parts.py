@@ -85,8 +85,10 @@ def fetch(
 ) -> dict[bytes, bytes | interface.StoreError]:
   """Fetches objects that may be in parts, see `reader.fetch`.
 
-  The lists of all come first, then the parts of one object after another. If
-  those are not parts of the object, its list is taken from each bucket alone.
+  The parts of an object are read as soon as its list has come, within an equal
+  share of the time that is left. Afterwards those that failed are tried again,
+  in the same way, with the list of each bucket alone: the first list may be
+  that of another object. So a source that hangs takes no other object's time.
 
   Args:
     requests: those of `request`, by the digest of the whole.
@@ -98,33 +100,48 @@ def fetch(
   """
   deadline = time.monotonic() + seconds
   found: dict[bytes, bytes | interface.StoreError] = {}
-  first = reader.fetch(requests, seconds, workers, note)
-  for name, asked in requests.items():
-    for data in _answers(name, asked, first[name], deadline, note):
-      if isinstance(data, bytes):
-        data = _whole(name, asked, data, limit, workers, deadline, note)
-      if isinstance(data, bytes):
-        found[name] = data
-        take(name, data)
+  waiting = len(requests)
+
+  def keep(name: bytes, data: bytes, until: float) -> bool:
+    got = _whole(name, requests[name], data, limit, workers, until, note)
+    if isinstance(got, bytes):
+      found[name] = got
+      take(name, got)
+    else:
+      found.setdefault(name, got)  # the first error says most
+    return isinstance(got, bytes)
+
+  def meet(name: bytes, data: bytes) -> None:
+    nonlocal waiting
+    keep(name, data, _share(deadline, waiting))
+    waiting -= 1
+
+  first = reader.fetch(requests, seconds / 2, workers, note, meet)
+  again = []
+  for name, got in first.items():
+    if isinstance(got, interface.StoreError):
+      found[name] = got
+    if isinstance(found[name], interface.StoreError):
+      if not isinstance(got, interface.MissingObjectError):
+        again.append(name)
+  for i, name in enumerate(again):
+    end = _share(deadline, len(again) - i)
+    buckets = requests[name].buckets
+    for j, bucket in enumerate(buckets):
+      until = _share(end, len(buckets) - j)
+      if (left := until - time.monotonic()) <= 0:
         break
-      found.setdefault(name, data)  # the first error says most
-  return found
+      alone = requests[name]._replace(buckets=(bucket,))
+      data = reader.fetch({name: alone}, left / 2, note=note)[name]
+      if isinstance(data, bytes) and keep(name, data, until):
+        break
+  return {name: found[name] for name in requests}
 
 
-def _answers(
-  name: bytes,
-  asked: reader.ObjectRequest,
-  first: bytes | interface.StoreError,
-  deadline: float,
-  note: reader.Note,
-) -> Iterator[bytes | interface.StoreError]:
-  """Yields what came under a key: first from any bucket, then from each."""
-  yield first
-  for bucket in asked.buckets if isinstance(first, bytes) else ():
-    left = (deadline - time.monotonic()) / 2
-    if left > 0:
-      alone = asked._replace(buckets=(bucket,))
-      yield reader.fetch({name: alone}, left, note=note)[name]
+def _share(deadline: float, count: int) -> float:
+  """Returns the end of the share of one of so many that wait."""
+  now = time.monotonic()
+  return now + max(deadline - now, 0.0) / count
 
 
 def _whole(

@@ -114,5 +114,82 @@ class PartsTest(absltest.TestCase):
     self.assertLen(parts.read_list(parts.make_list([one] * 10), LIMIT), 10)
 
 
+class Sources:
+  """Stands in for `reader` and `time`: some objects hang for all the time.
+
+  Args:
+    hangs: the keys that hang in so many fetches; others come in a second.
+    objects: the bytes by key.
+  """
+
+  def __init__(self, objects, hangs):
+    self.objects = objects
+    self.hangs = dict(hangs)
+    self.now = 0.0
+
+  def monotonic(self):
+    return self.now
+
+  def fetch(self, requests, seconds, workers=1, note=None, take=None):
+    del workers, note
+    end, got = self.now + seconds, {}
+    for name, asked in requests.items():
+      got[name] = interface.StoreUnavailableError('not in time')
+      if self.hangs.get(asked.key, 0) or self.now >= end:
+        continue
+      self.now += 1.0
+      got[name] = self.objects[asked.key]
+      if take is not None:
+        take(name, got[name])
+    for asked in requests.values():
+      if self.hangs.get(asked.key, 0):
+        self.hangs[asked.key] -= 1
+        self.now = max(self.now, end)
+    return got
+
+
+class ShareTest(absltest.TestCase):
+  def fetch(self, hangs):
+    """Fetches ten objects of two parts in 100 s; returns those that came."""
+    self.enterContext(mock.patch.object(parts, 'PART_BYTES', 4))
+    objects, asked, keys = {}, {}, []
+    for i in range(10):
+      data = bytes([i] * 4 + [100 + i])
+      digests = [run_storage_lib.digest(x) for x in (data[:4], data[4:])]
+      objects[f'r/{i}'] = parts.make_list(digests)
+      for digest, part in zip(digests, (data[:4], data[4:]), strict=True):
+        objects[f'r/{digest.hex()}'] = part
+      keys.append([f'r/{i}', f'r/{digests[0].hex()}'])
+      name = run_storage_lib.digest(data)
+      asked[name] = parts.request((None,), f'r/{i}', 8, name)
+    hangs = {keys[i][part]: times for (i, part), times in hangs.items()}
+    fake, taken = Sources(objects, hangs), []
+    with (
+      mock.patch.object(parts.reader, 'fetch', fake.fetch),
+      mock.patch.object(parts, 'time', fake),
+    ):
+      got = parts.fetch(asked, 8, 100.0, 4, None, lambda n, d: taken.append(n))
+    came = [n for n, data in got.items() if isinstance(data, bytes)]
+    self.assertCountEqual(came, taken)
+    self.assertLessEqual(fake.now, 101.0)
+    order = list(asked)
+    return [order.index(n) for n in came]
+
+  def test_parts_that_hang_take_no_time_of_others(self):
+    self.assertEqual(self.fetch({}), list(range(10)))
+    for bad in (0, 3, 9):
+      came = self.fetch({(bad, 1): 99})
+      self.assertEqual(came, [i for i in range(10) if i != bad])
+    came = self.fetch({(i, 1): 99 for i in range(4)})
+    self.assertEqual(came, [4, 5, 6, 7, 8, 9])
+
+  def test_lists_that_hang_take_no_time_of_others(self):
+    self.assertEqual(self.fetch({(0, 0): 99}), list(range(1, 10)))
+
+  def test_what_hung_once_is_tried_again(self):
+    hangs = {(0, 1): 1, (5, 0): 1}
+    self.assertEqual(self.fetch(hangs), list(range(10)))
+
+
 if __name__ == '__main__':
   absltest.main()
