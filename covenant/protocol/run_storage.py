@@ -46,6 +46,28 @@ class ObjectRef(NamedTuple):
   location: bytes  # empty if unknown
 
 
+class _Meter:
+  """The bytes of a fetch, and the seconds until the last of them came.
+
+  Neither the time of the caller, who takes them, nor that of sources which do
+  not answer says anything about the link.
+  """
+
+  def __init__(self, take: Callable[[bytes, bytes], None]):
+    self._take = take
+    self._began = time.monotonic()
+    self.size = 0
+    self.seconds = 0.0
+
+  def take(self, digest: bytes, data: bytes) -> None:
+    """Counts an object that came, and gives it to the caller."""
+    now = time.monotonic()
+    self.size += len(data)
+    self.seconds = now - self._began
+    self._take(digest, data)
+    self._began += time.monotonic() - now
+
+
 class RunStorage:
   """The objects of a run: reads from all buckets, writes to the own one.
 
@@ -183,22 +205,21 @@ class RunStorage:
     requests = {name: requests[name] for name in in_turn}
     if seconds is None:
       seconds = self.longest(len(requests) * limit)
-    began, note = time.monotonic(), self._directory.note
+    note, meter = self._directory.note, _Meter(take)
     if parts_lib.is_cut(limit):
-      got = parts_lib.fetch(requests, limit, seconds, _WORKERS, note, take)
+      got = parts_lib.fetch(
+        requests, limit, seconds, _WORKERS, note, meter.take
+      )
     else:
-      got = reader.fetch(requests, seconds, _WORKERS, note, take)
-    self._measure(got.values(), time.monotonic() - began)
+      got = reader.fetch(requests, seconds, _WORKERS, note, meter.take)
+    self._measure(meter.size, meter.seconds)
     return got | missing
 
   def longest(self, size: int) -> float:
     """Returns the seconds after which a fetch of so many bytes gives up."""
     return _SECONDS + size / min(_RATE, self._rate / 2)
 
-  def _measure(
-    self, got: Iterable[bytes | interface.StoreError], seconds: float
-  ) -> None:
-    size = sum(len(data) for data in got if isinstance(data, bytes))
+  def _measure(self, size: int, seconds: float) -> None:
     if size >= _MEASURED and seconds > 0:
       # A slow stranger must not make later fetches endless.
       self._rate = max(size / seconds, _SLOWEST)

@@ -1,6 +1,7 @@
 import itertools
 import shutil
 import tempfile
+from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -48,12 +49,38 @@ class ObjectsTest(parameterized.TestCase):
   def test_the_time_of_a_fetch_follows_from_the_rate_of_the_last(self):
     objects, size = self.make('memory', 'me'), 2**30
     self.assertEqual(objects.longest(size), 60 + 16)
-    objects._measure([bytes(2**24), interface.StoreError('late')], 0.5)
+    objects._measure(2**24, 0.5)
     self.assertEqual(objects.longest(size), 60 + 64)
-    objects._measure([bytes(1000)], 100.0)  # too few to tell
+    objects._measure(1000, 100.0)  # too few to tell
     self.assertEqual(objects.longest(size), 60 + 64)
-    objects._measure([bytes(2**24)], 1e6)  # a slow stranger
+    objects._measure(2**24, 1e6)  # a slow stranger
     self.assertEqual(objects.longest(size), 60 + 128)
+
+  def test_a_rate_is_that_of_the_link(self):
+    """Neither a slow caller nor a source that hangs makes it smaller."""
+    objects, clock = self.make('memory', 'me'), mock.Mock()
+    now, datas = [0.0], {bytes([i]) * 32: bytes(2**23) for i in range(2)}
+    clock.monotonic = lambda: now[0]
+
+    def fetch(requests, seconds, workers, note, take):
+      del requests, seconds, workers, note
+      for name, data in datas.items():
+        now[0] += 0.25  # reads
+        take(name, data)
+      now[0] += 60.0  # waits for one that hangs
+      return datas
+
+    def take(digest, data):
+      del digest, data
+      now[0] += 100.0
+
+    refs = [run_storage_lib.ObjectRef(name, objects.location) for name in datas]
+    with (
+      mock.patch.object(run_storage_lib, 'time', clock),
+      mock.patch.object(run_storage_lib.reader, 'fetch', fetch),
+    ):
+      objects.fetch('payloads', 3, refs, [], 2**23, 300, take)
+    self.assertEqual(objects.longest(2**30), 60 + 64)  # 2**24 bytes in 0.5 s
 
   @parameterized.parameters('memory', 'file')
   def test_finds_by_digest_what_others_keep(self, kind):
