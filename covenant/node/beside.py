@@ -25,6 +25,9 @@ class Beside:
     name: of the thread.
     tries: how often a work is tried; later work replaces one that waits.
     pause: waits some seconds between two tries, unless the event is set.
+
+  Attributes:
+    failures: the number of tries that failed.
   """
 
   def __init__(
@@ -37,10 +40,11 @@ class Beside:
     self._tries = tries
     self._pause = pause
     self._lock = threading.Lock()
-    self._waiting: Callable[[], None] | None = None
+    self._waiting: tuple[Callable[[], None], int] | None = None
     self._thread: threading.Thread | None = None
     self._canceled = threading.Event()
     self._error = ''
+    self.failures = 0
 
   @property
   def is_busy(self) -> bool:
@@ -59,10 +63,15 @@ class Beside:
     if self._canceled.is_set():
       raise CanceledError
 
-  def submit(self, work: Callable[[], None]) -> None:
-    """Does work soon, in place of any that has not begun."""
+  def submit(self, work: Callable[[], None], tries: int | None = None) -> None:
+    """Does work soon, in place of any that has not begun.
+
+    Args:
+      work: is done on the thread.
+      tries: how often it is tried; None: as often as any work.
+    """
     with self._lock:
-      self._waiting = work
+      self._waiting = work, tries or self._tries
       if self._thread is None:
         self._thread = threading.Thread(
           target=self._run, name=self._name, daemon=True
@@ -91,25 +100,33 @@ class Beside:
     return not self.is_busy
 
   def _run(self) -> None:
-    while True:
+    try:
+      while True:
+        with self._lock:
+          waiting, self._waiting = self._waiting, None
+          if waiting is None:
+            self._thread = None
+            return
+        self._do(*waiting)
+    finally:
       with self._lock:
-        work, self._waiting = self._waiting, None
-        if work is None:
+        if self._thread is threading.current_thread():
           self._thread = None
-          return
-      self._do(work)
 
-  def _do(self, work: Callable[[], None]) -> None:
-    for left in reversed(range(self._tries)):
+  def _do(self, work: Callable[[], None], tries: int) -> None:
+    for left in reversed(range(tries)):
       try:
         work()
         return
       except CanceledError:
         return
-      except _FAILURES as e:
+      except Exception as e:
+        # Only what may pass is tried again; anything else is a bug.
+        may_pass = isinstance(e, _FAILURES)
         with self._lock:
           self._error = f'{type(e).__name__}: {e}'
+          self.failures += 1
           is_replaced = self._waiting is not None
-      if not left or is_replaced or self._canceled.is_set():
+      if not (left and may_pass) or is_replaced or self._canceled.is_set():
         return
       self._pause(self._canceled, _PAUSE_SECONDS)

@@ -30,6 +30,7 @@ from covenant.node import connect
 from covenant.node import miner as miner_lib
 from covenant.node import multihost as multihost_lib
 from covenant.node import published_status
+from covenant.node import publishing
 from covenant.node import ranked
 from covenant.node import step_meter
 from covenant.node import sync
@@ -232,9 +233,8 @@ class Process:
         self.workdir.status(error=str(e))
       # A finished run leaves its last state to others; a node that is stopped
       # goes on with the pieces that are missing when it starts again.
-      while self._over() and not self._publisher.wait(_UNREACHABLE):
-        if stop():
-          break
+      if self._over():
+        publishing.finish(self._publisher, stop, _UNREACHABLE)
       self._publisher.close(_LEAVE_SECONDS, cancel=True)
       self._status_thread.close(_LEAVE_SECONDS)
       self._note_failures()
@@ -328,7 +328,8 @@ class Process:
     if error := self._status_thread.take_error():
       self.workdir.status(error=f'status: {error}')
     if error := self._publisher.take_error():
-      event = node_lib.Event(-1, self.node.state.round, 'publish', error)
+      text = f'{error} ({self._publisher.failures} failures so far)'
+      event = node_lib.Event(-1, self.node.state.round, 'publish', text)
       self.workdir.event(event)
 
   def _show(self, phase: str, head: int | None = None) -> None:

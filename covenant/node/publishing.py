@@ -7,8 +7,11 @@ with later rounds. The last checkpoint of a run is published by all: there is no
 later one that would replace it.
 """
 
+from collections.abc import Callable
+
 import jax
 
+from covenant import config as config_lib
 from covenant.chain import interface as chain_lib
 from covenant.node import amend
 from covenant.node import beside as beside_lib
@@ -19,6 +22,7 @@ from covenant.protocol import rollback
 from covenant.train import placement
 
 Validator = role_lib.Validator
+_LAST_TRIES = 100  # of the last publication, which nothing replaces
 
 
 def is_turn(node: Validator, round_index: int) -> bool:
@@ -31,26 +35,36 @@ def is_turn(node: Validator, round_index: int) -> bool:
   config = node.config
   if round_index == config.rounds or not round_index:
     return True
-  block = node.schedule.put_closes(round_index - 1)
-  try:
-    membership = membership_lib.read(node.chain, block, node.schedule)
-  except chain_lib.ChainRejectedError:
-    return False  # too long ago: a later one is due by now
-  order = [peer.hotkey for peer in membership.active(round_index - 1)]
-  if node.chain.hotkey not in order:
-    return not order
+  order = _order(node, round_index)
+  if not order:
+    return order is not None
   turn = round_index // config.checkpoint.publish % len(order)
   return order[turn] == node.chain.hotkey
 
 
+def _order(node: Validator, round_index: int) -> list[str] | None:
+  """Returns who publish in turn; None if the chain has forgotten it."""
+  block = node.schedule.put_closes(round_index - 1)
+  try:
+    membership = membership_lib.read(node.chain, block, node.schedule)
+  except chain_lib.ChainRejectedError:
+    return None  # too long ago: a later one is due by now
+  return [peer.hotkey for peer in membership.active(round_index - 1)]
+
+
 def start(node: Validator, publisher: beside_lib.Beside) -> None:
-  """Starts to publish the state of a node if it is its turn.
+  """Starts to publish the state of a node if it is its turn, and to clean up.
 
   A publication that is still under way goes on, and this turn is left out: the
-  next validator has the next one. The last one of a run waits for it.
+  next validator has the next one. The last one of a run waits for it. Own old
+  objects are deleted at every turn, whoever publishes.
   """
   r = node.state.round
-  if not is_turn(node, r) or (publisher.is_busy and r < node.config.rounds):
+  if publisher.is_busy and r < node.config.rounds:
+    return
+  clean = cleaning(node, r, len(_order(node, r) or ()))
+  if not is_turn(node, r):
+    publisher.submit(clean, tries=1)
     return
   place = node.place
   # Arrays on devices are changed in place; those of the host are loaded first.
@@ -66,20 +80,66 @@ def start(node: Validator, publisher: beside_lib.Beside) -> None:
       node.chain.sign,
       publisher.check,
     )
-    forget(node, r)
+    clean()
 
   publisher.submit(publish)
 
 
-def forget(node: Validator, round_index: int) -> None:
-  """Deletes own checkpoints but the newest ones, and what led to them."""
-  objects, keep = node.objects, node.config.checkpoint.keep
+def finish(
+  publisher: beside_lib.Beside, stop: Callable[[], bool], seconds: float
+) -> None:
+  """Waits for the last publication of a run.
+
+  A stop ends the wait, and so does a store that fails again and again.
+
+  Args:
+    publisher: publishes it.
+    stop: returns True if the process is asked to stop.
+    seconds: between two looks.
+  """
+  before = publisher.failures
+  while not publisher.wait(seconds):
+    if stop() or publisher.failures - before >= _LAST_TRIES:
+      return
+
+
+def cleaning(
+  node: Validator, round_index: int, validators: int = 1
+) -> Callable[[], None]:
+  """Returns the deletion of own old checkpoints, and of what led to them.
+
+  What it needs of the node is read here, in the thread of the rounds; the
+  deletion itself may run beside them.
+
+  Args:
+    node: the validator.
+    round_index: the round whose state is due.
+    validators: those that publish in turn.
+  """
+  objects, config = node.objects, node.config.checkpoint
+  keep = max(config.keep, 2)
   rollbacks = rollback.needed(
     [*node.amendments, *amend.wanted(node)],
-    round_index - max(keep, 2) * node.config.checkpoint.publish,
+    round_index - keep * config.publish,
   )
-  left = published_checkpoint.prune(objects, keep, rollbacks)
-  # A node that is a little behind still needs what has just been applied.
-  oldest = min(left, round_index - 2)
-  for kind in 'payloads', 'proposals', 'history', 'verdicts':
-    objects.delete_before(kind, oldest)
+  longest = keep_rounds(node.config, max(validators, 1))
+
+  def clean() -> None:
+    left = published_checkpoint.prune(objects, config.keep, rollbacks)
+    # A node that is a little behind still needs what has just been applied. One
+    # whose turn never comes has no checkpoint of its own.
+    oldest = min(max(left, round_index - longest), round_index - 2)
+    for kind in 'payloads', 'proposals', 'history', 'verdicts':
+      objects.delete_before(kind, oldest)
+
+  return clean
+
+
+def keep_rounds(config: config_lib.Config, validators: int) -> int:
+  """Returns the most rounds whose objects a validator keeps after cleaning.
+
+  Its own checkpoints are as far apart as its turns.
+  """
+  return (max(config.checkpoint.keep, 2) + 1) * (
+    config.checkpoint.publish * validators
+  )

@@ -15,6 +15,7 @@ import jax
 
 from covenant import config as config_lib
 from covenant.models import llama
+from covenant.node import publishing
 from covenant.plan import memory
 from covenant.plan import phase_times
 from covenant.plan import roles
@@ -139,10 +140,12 @@ def bucket_of(config: config_lib.Config, location: str, role: str) -> Need:
   """
   cut = memory.shards(config)
   keep, publish = config.checkpoint.keep, config.checkpoint.publish
-  rounds = (max(keep, 2) + 1) * publish
-  needed = float(rounds * cut.payload_bytes)
+  needed = float((max(keep, 2) + 1) * publish * cut.payload_bytes)
   if role == 'validator':
     peers = config.plan.peers
+    # It cleans up when a checkpoint is due, not in the rounds between. The run
+    # is taken to have as many validators as the config of an emulation.
+    rounds = publishing.keep_rounds(config, config.validators) + publish
     momentum = memory.outer_moments(config.optim)
     state = 4.0 * llama.num_params(config.model) * (1 + momentum)
     needed = rounds * peers * cut.payload_bytes + (max(keep, 2) + 1) * state

@@ -132,7 +132,7 @@ def _keep(node: Validator, command: Command, head: int) -> None:
   if due and publisher is not None:
     publishing.start(node, publisher)
   elif due:
-    publishing.forget(node, r)
+    publishing.cleaning(node, r)()
 
 
 def score(node: Validator, command: round_lib.Command, head: int) -> None:

@@ -1,6 +1,7 @@
 """Work beside the rounds: the newest, again until it is done."""
 
 import threading
+from unittest import mock
 
 from absl.testing import absltest
 
@@ -79,6 +80,44 @@ class BesideTest(absltest.TestCase):
     self.assertTrue(worker.close(None))
     self.assertEqual(self.done, ['slow'])
     self.assertEqual(worker.take_error(), '')
+
+  def test_a_bug_is_told_and_ends_only_its_work(self):
+    worker = beside.Beside('test', pause=no_pause)
+
+    def work():
+      self.done.append('tried')
+      raise RuntimeError('dictionary changed size during iteration')
+
+    worker.submit(work)
+    self.assertTrue(worker.close(None))
+    self.assertFalse(worker.is_busy)
+    self.assertEqual(self.done, ['tried'])
+    self.assertIn('RuntimeError: dictionary changed', worker.take_error())
+    self.assertEqual(worker.failures, 1)
+
+  def test_a_thread_that_ends_leaves_room_for_the_next(self):
+    worker = beside.Beside('test')
+
+    def leave():
+      raise SystemExit  # threads end by it, without a word
+
+    with mock.patch.object(threading, 'excepthook', lambda args: None):
+      worker.submit(leave)
+      self.assertTrue(worker.wait(60))
+    worker.submit(lambda: self.done.append('next'))
+    self.assertTrue(worker.close(None))
+    self.assertEqual(self.done, ['next'])
+
+  def test_a_work_may_have_fewer_tries(self):
+    worker = beside.Beside('test', pause=no_pause)
+
+    def work():
+      self.done.append('tried')
+      raise OSError('full')
+
+    worker.submit(work, tries=2)
+    self.assertTrue(worker.close(None))
+    self.assertEqual((self.done, worker.failures), (['tried'] * 2, 2))
 
 
 if __name__ == '__main__':

@@ -11,6 +11,7 @@ from covenant.node import beside
 from covenant.node import publishing
 from covenant.protocol import published_checkpoint
 from covenant.protocol import round as round_lib
+from covenant.store import interface as store_lib
 from tests.node import network as network_lib
 
 Phase = round_lib.Phase
@@ -111,6 +112,56 @@ class PublishingTest(absltest.TestCase):
       go.set()
       self.assertTrue(self.publishers[3].close(None))
     self.assertEqual(seen, [before])
+
+  def test_a_node_cleans_up_at_turns_of_others(self):
+    node, worker = self.nodes[3], self.publishers[3]
+    objects, r = node.objects, 40 * EVERY
+    kept = publishing.keep_rounds(node.config, 3)
+    for old in r - kept - 1, r - kept, r - 1:
+      objects.put_once(objects.key('history', old), b'')
+    node.state = round_lib.RoundState(r, kept=False)
+    with (
+      mock.patch.object(publishing, 'is_turn', return_value=False),
+      mock.patch.object(publishing, '_order', return_value=['a', 'b', 'c']),
+    ):
+      publishing.start(node, worker)
+      self.assertTrue(worker.close(None))
+    self.assertEqual(worker.take_error(), '')
+    self.assertEqual(
+      objects.rounds('history', objects.bucket), [r - kept, r - 1]
+    )
+
+  def test_cleaning_reads_the_role_before_it_is_left_alone(self):
+    """The rounds change what validators support, in their own thread."""
+    node = self.nodes[3]
+    clean = publishing.cleaning(node, EVERY)
+    with mock.patch.object(
+      publishing.amend, 'wanted', side_effect=RuntimeError('changed size')
+    ):
+      clean()
+
+  def test_a_store_that_denies_all_does_not_keep_a_finished_process(self):
+    denied = store_lib.AccessDeniedError('403')
+    worker = beside.Beside('test', pause=lambda event, seconds: None)
+    self.addCleanup(worker.close, 60, True)
+
+    def work():
+      worker.check()
+      raise denied
+
+    worker.submit(work)
+    publishing.finish(worker, lambda: False, 0.001)
+    self.assertGreaterEqual(worker.failures, publishing._LAST_TRIES)
+    self.assertTrue(worker.close(60, cancel=True))
+
+  def test_a_stop_ends_the_last_wait(self):
+    go, worker = threading.Event(), beside.Beside('test')
+    self.addCleanup(go.set)
+    worker.submit(go.wait)
+    publishing.finish(worker, lambda: True, 0.0)
+    self.assertTrue(worker.is_busy)
+    go.set()
+    self.assertTrue(worker.close(60))
 
 
 if __name__ == '__main__':
