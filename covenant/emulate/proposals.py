@@ -20,6 +20,7 @@ from covenant.node import extension
 from covenant.node import validator_role as role_lib
 from covenant.node import workdir as workdir_lib
 from covenant.protocol import amendments as amendments_lib
+from covenant.protocol import history as history_lib
 from covenant.protocol import membership as membership_lib
 from covenant.protocol import published_rules
 from covenant.protocol import rollback
@@ -81,6 +82,7 @@ def _emulated(
     amendment = amendment_lib.make(run, round_index, values)
     first = max(round_index - manifest_lib.NOTICE, 0)
     amendments_lib.check(config, proposed, amendment, first)
+    amend.refuse_twice(proposed, amendment)
     left = [*proposed, amendment]
   lines = [json.dumps(amendment_lib.to_json(one)) for one in left]
   folder.mkdir(parents=True, exist_ok=True)
@@ -177,7 +179,12 @@ def _network(
   if fields.RESTORE in values:
     sources = rollback.sources(objects, membership)
     around = rollback.Surroundings(chain, objects, shared_model, sources)
-    values[fields.RESTORE] = _state(around, values[fields.RESTORE])
+    view = history_lib.view(
+      chain, objects, schedule, run, head,
+      amendments_lib.last_config(config, adopted).rounds,
+      lambda r: amendments_lib.model(shared_model, adopted, r).most_entries,
+    )  # fmt: skip
+    values[fields.RESTORE] = _state(around, view, values[fields.RESTORE])
   amendment = amendment_lib.make(run, round_index, values)
   amendments_lib.check(config, adopted, amendment, now)
   amend.support(
@@ -199,10 +206,18 @@ def _network(
   return '\n'.join(lines)
 
 
-def _state(around: rollback.Surroundings, round_index: int) -> list[int | str]:
-  """Returns the published state before a round, as a rollback names it."""
-  index = rollback.find(around, round_index)
-  if index is None:
+def _state(
+  around: rollback.Surroundings, view: history_lib.View, round_index: int
+) -> list[int | str]:
+  """Returns the published state before a round, as a rollback names it.
+
+  Its fingerprint is that of the history, whatever anybody publishes.
+  """
+  if not round_index:  # needs no checkpoint
+    model = around.shared_model
+    return [0, model.fingerprint(model.init())]
+  target = rollback.proven(around, view, round_index)
+  if target is None:
     listed = around.storage.rounds_of_each(
       'checkpoints', [source.bucket for source in around.sources]
     )
@@ -210,10 +225,10 @@ def _state(around: rollback.Surroundings, round_index: int) -> list[int | str]:
       {r for rounds in listed if isinstance(rounds, list) for r in rounds}
     )
     raise config_lib.ConfigError(
-      f'restore: no validator has a checkpoint of round {round_index}; '
-      f'expected one of {there}'
+      f'restore: no validator has a checkpoint of round {round_index} that a '
+      f'later manifest vouches for; expected one of {there}'
     )
-  return [index.round, index.fingerprint]
+  return [target.round, target.fingerprint]
 
 
 def _listed(config, adopted, objects, membership, run, verify) -> str:

@@ -7,9 +7,13 @@ puts it into its manifest with the signatures, and the others vote for no
 manifest without it that comes a round later.
 """
 
+from collections.abc import Iterable
+
 from covenant import typing as ct
 from covenant.chain import interface as chain_lib
+from covenant.config import amend as fields
 from covenant.node import follow
+from covenant.node import targets
 from covenant.node import validator_role as role_lib
 from covenant.protocol import amendments as amendments_lib
 from covenant.protocol import membership as membership_lib
@@ -54,6 +58,7 @@ def support(
   """
   own = own_supports(objects, run, hotkey, verify)
   own = {a: s for a, s in own.items() if a.round >= oldest}
+  refuse_twice(own, amendment)
   own[amendment] = amendment_lib.sign(amendment, hotkey, sign).signature
   if len(own) > amendment_lib.MAX_SUPPORTS:
     raise AmendmentError(
@@ -63,6 +68,22 @@ def support(
   put(objects, own)
 
 
+def refuse_twice(
+  known: Iterable[amendment_lib.Amendment], amendment: amendment_lib.Amendment
+) -> None:
+  """Raises AmendmentError if another one sets a field from the same round on.
+
+  Both could be adopted, and only the later of them would have an effect.
+  """
+  for one in known:
+    paths = sorted(one.values.keys() & amendment.values.keys())
+    if one != amendment and one.round == amendment.round and paths:
+      raise AmendmentError(
+        f'an amendment of {paths[0]} from round {one.round} on is supported '
+        'already; withdraw it first with --withdraw'
+      )
+
+
 def withdraw(
   objects: run_storage_lib.RunStorage,
   run: bytes,
@@ -70,8 +91,15 @@ def withdraw(
   verify: amendment_lib.Verify,
   round_index: int,
 ) -> int:
-  """Removes the own supports of amendments from a round; returns how many."""
-  own = own_supports(objects, run, hotkey, verify)
+  """Removes the own supports of amendments from a round; returns how many.
+
+  A damaged list of supports is replaced by an empty one. A validator that has
+  read the signature may put it into a manifest until the round is too near.
+  """
+  try:
+    own = own_supports(objects, run, hotkey, verify)
+  except AmendmentError:
+    own = {}
   left = {a: s for a, s in own.items() if a.round != round_index}
   put(objects, left)
   return len(own) - len(left)
@@ -115,19 +143,23 @@ def keep(node: Validator, head: int) -> None:
   block = max(node.schedule.finalized(head), 0)
   membership = membership_lib.read(node.chain, block, node.schedule)
   role.supports = _read(node, membership, head)
+  r = node.state.round
   role.supported = {
-    a: r for a, r in role.supported.items() if a in role.supports
+    amendment: role.supported.get(amendment, r)
+    for amendment, signatures in role.supports.items()
+    if membership.is_majority([*signatures], max(r - 1, 0))
   }
-  for amendment, signatures in role.supports.items():
-    r = node.state.round
-    if membership.is_majority([*signatures], max(r - 1, 0)):
-      role.supported.setdefault(amendment, r)
+  coming = [a for a in node.amendments if a.round > r]
+  targets.keep(node, membership, [*coming, *wanted(node)], head)
 
 
 def _read(
   node: Validator, membership: Membership, head: int
 ) -> dict[amendment_lib.Amendment, dict[str, bytes]]:
-  """Returns the signatures under each amendment that may still be adopted."""
+  """Returns the signatures under each amendment that may still be adopted.
+
+  Those with a malformed `restore` may not: no release adopts them.
+  """
   role, found = commitment_lib.Role.VALIDATOR, {}
   opened = [
     (peer, bucket)
@@ -154,7 +186,9 @@ def _read(
     except AmendmentError:
       continue
     for amendment, signature in supported.items():
-      if amendment.round >= first and amendment not in node.amendments:
+      if amendment.round < first or amendment in node.amendments:
+        continue
+      if fields.RESTORE not in amendment.values or rollback.target(amendment):
         found.setdefault(amendment, {})[peer.hotkey] = signature
   return found
 
@@ -179,7 +213,7 @@ def due(
     if not closing.is_majority([*signatures], round_index):
       continue
     try:
-      _check(node, amendment, round_index, closing)
+      _check(node, amendment, round_index)
     except AmendmentError:
       continue
     behind = [
@@ -201,13 +235,15 @@ def check(node: Validator, manifest: manifest_lib.Manifest) -> None:
   assert node.role.collected is not None
   closing = node.role.collected.membership
   if adoption is not None:
-    _check(node, adoption.amendment, r, closing)
+    _check_own(node, adoption)
+    _check(node, adoption.amendment, r)
     return
   for amendment, since in node.role.supported.items():
-    if since >= r:
+    signatures = [*node.role.supports.get(amendment, ())]
+    if since >= r or not closing.is_majority(signatures, r):
       continue
     try:
-      _check(node, amendment, r, closing)
+      _check(node, amendment, r)
     except AmendmentError:
       continue
     raise AmendmentError(
@@ -216,34 +252,42 @@ def check(node: Validator, manifest: manifest_lib.Manifest) -> None:
     )
 
 
+def _check_own(node: Validator, adoption: amendment_lib.Adoption) -> None:
+  """Raises AmendmentError if an own signature in an adoption was withdrawn."""
+  chain = node.chain
+  if all(support.hotkey != chain.hotkey for support in adoption.supports):
+    return
+  run = node.shared_model.run
+  own = own_supports(node.objects, run, chain.hotkey, chain.verify)
+  if adoption.amendment not in own:
+    raise AmendmentError(
+      f'{chain.hotkey} has withdrawn its support of the amendment from round '
+      f'{adoption.amendment.round} on'
+    )
+
+
 def _check(
-  node: Validator,
-  amendment: amendment_lib.Amendment,
-  round_index: int,
-  closing: Membership,
+  node: Validator, amendment: amendment_lib.Amendment, round_index: int
 ) -> None:
   """Raises AmendmentError unless a manifest of a round may adopt it.
 
-  A rollback must be to a state that this validator had, if it was there, and of
-  which a checkpoint is published: else nobody could go on.
+  A rollback must be to a state whose checkpoint this validator has put into its
+  own bucket after a round (targets.py): else nobody might have it in the end.
   """
   amendments_lib.check(
     node.context.config, node.amendments, amendment, round_index
   )
   target = amendments_lib.restored(amendment)
-  if target is None or not target.round:
+  if target is None:
     return
-  known = node.role.prints.get(target.round, target.fingerprint)
-  sources = rollback.sources(node.objects, closing)
-  around = rollback.Surroundings(
-    node.chain, node.objects, node.shared_model, sources
-  )
-  if known != target.fingerprint or (
-    rollback.find(around, target.round, {known}) is None
-  ):
+  if not target.round:
+    is_right = node.role.prints.get(0, target.fingerprint) == target.fingerprint
+  else:
+    is_right = target in node.role.targets
+  if not is_right:
     raise AmendmentError(
-      f'no checkpoint of round {target.round} has the fingerprint '
-      f'{target.fingerprint}, or it is not that of the state here'
+      f'the checkpoint of round {target.round} with the fingerprint '
+      f'{target.fingerprint} is not in the own bucket'
     )
 
 

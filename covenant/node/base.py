@@ -195,24 +195,32 @@ class Node(Generic[R]):
   def enter(self, place: apply.Position) -> None:
     """Goes on from a position, by the rules of its round.
 
+    A failure leaves the node where it was, so that it can be tried again.
+
     Raises:
       ReleaseNeededError: this release does not know them.
+      OSError, StoreError: the tools for them cannot be made now.
     """
-    self.shared, self.root, self.past = place.shared, place.root, place.past
     genesis, known = self.context.config, self.amendments
-    self.amendments = place.amendments
     for i, one in enumerate(place.amendments):
       if one not in known:
         before = place.amendments[:i]
         record = amendments_lib.record(genesis, before, one, place.round)
         self.context.adopted(record)
-    if place.amendments != known:
-      self.schedule = amendments_lib.schedule(genesis, place.amendments)
     config = amendments_lib.config_at(genesis, place.amendments, place.round)
     if config != self.config:
+      old = self.config, self.shared_model
       self.config = config
       self.shared_model = self.context.shared_model.amended(config)
-      self.context.retool(self)
+      try:
+        self.context.retool(self)
+      except BaseException:
+        self.config, self.shared_model = old
+        raise
+    if place.amendments != known:
+      self.schedule = amendments_lib.schedule(genesis, place.amendments)
+    self.shared, self.root, self.past = place.shared, place.root, place.past
+    self.amendments = place.amendments
 
   def poll(self, head: int) -> int:
     """Does at most one thing; returns the block at which to call it again.

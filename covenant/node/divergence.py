@@ -14,6 +14,8 @@ from covenant.config import amend as fields
 from covenant.data import assignment
 from covenant.node import amend
 from covenant.node import base as node_lib
+from covenant.node import follow
+from covenant.node import targets
 from covenant.node import validator_role as role_lib
 from covenant.protocol import membership as membership_lib
 from covenant.protocol import rollback
@@ -45,20 +47,36 @@ def watch(node: Validator, head: int) -> None:
     for old in [old for old in role.prints if old <= r - _PRINTS]:
       del role.prints[old]
     return
-  pending = [*node.amendments, *role.supports]
-  if rollback.needed(pending, r):
+  if rollback.needed(_pending(node), r):
     return  # it is under way
   amendment = _proposal(node, head)
   if amendment is None:
     return
   chain, run = node.chain, node.shared_model.run
-  amend.support(
-    node.objects, run, amendment, chain.hotkey, chain.sign, chain.verify, r
-  )
-  text = f'{why}; it proposes that the state of round '
-  text += f'{amendment.values[fields.RESTORE][0]} holds again from round '
-  text += f'{amendment.round} on'
+  oldest = r + manifest_lib.NOTICE  # earlier ones cannot be adopted any more
+  try:
+    amend.support(
+      node.objects, run, amendment, chain.hotkey, chain.sign, chain.verify,
+      oldest,
+    )  # fmt: skip
+  except amend.AmendmentError as e:
+    text = f'{why}; it can propose no rollback: {e}'
+  else:
+    text = f'{why}; it proposes that the state of round '
+    text += f'{amendment.values[fields.RESTORE][0]} holds again from round '
+    text += f'{amendment.round} on'
   node.context.observe(node_lib.Event(head, r, node_lib.DIVERGED, text))
+
+
+def _pending(node: Validator) -> list[amendment_lib.Amendment]:
+  """Returns the amendments that make another proposal needless.
+
+  They are adopted, or soon will be: what a minority supports, or for much
+  later, does not keep a validator from its own proposal.
+  """
+  r, adoptable = node.state.round, amend.wanted(node)
+  soon = range(r + manifest_lib.NOTICE, r + _AHEAD + 1)
+  return [*node.amendments, *(a for a in adoptable if a.round in soon)]
 
 
 def _rise(node: Validator) -> str:
@@ -93,25 +111,28 @@ def _rise(node: Validator) -> str:
 def _proposal(node: Validator, head: int) -> amendment_lib.Amendment | None:
   """Returns the rollback to the newest checkpoint that was well, if any.
 
-  The beginning of the run needs no checkpoint.
+  Those that validators with more than half of the stake list come first: who
+  lists what it then does not serve cannot divide the others for long, as each
+  puts the checkpoint that it proposes into its own bucket.
   """
-  block = node.schedule.finalized(head)
+  block, now = node.schedule.finalized(head), node.state.round
   membership = membership_lib.read(node.chain, block, node.schedule)
-  sources = rollback.sources(node.objects, membership)
-  around = rollback.Surroundings(
-    node.chain, node.objects, node.shared_model, sources
-  )
+  around = targets.surroundings(node, membership)
   lists = node.objects.rounds_of_each(
-    'checkpoints', [source.bucket for source in sources]
+    'checkpoints', [source.bucket for source in around.sources]
   )
-  listed = {
-    r for rounds in lists if not isinstance(rounds, store_lib.StoreError)
-    for r in rounds
-  }  # fmt: skip
-  prints = node.role.prints
-  for r in sorted(listed & prints.keys(), reverse=True):
-    if rollback.find(around, r, {prints[r]}) is not None:
+  prints, holders = node.role.prints, dict[int, list[str]]()
+  for source, rounds in zip(around.sources, lists, strict=True):
+    if not isinstance(rounds, store_lib.StoreError):
+      for r in prints.keys() & {*rounds}:
+        holders.setdefault(r, []).append(source.hotkey)
+  common = {
+    r: membership.is_majority(hotkeys, max(now - 1, 0))
+    for r, hotkeys in holders.items()
+  }
+  seconds = follow.patience(node, head, head + 2)
+  for r in sorted(holders, key=lambda r: (common[r], r), reverse=True):
+    if rollback.find(around, r, {prints[r]}, seconds) is not None:
       values = {fields.RESTORE: [r, prints[r]]}
-      first = node.state.round + _AHEAD
-      return amendment_lib.make(node.shared_model.run, first, values)
+      return amendment_lib.make(node.shared_model.run, now + _AHEAD, values)
   return None

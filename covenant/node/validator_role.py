@@ -12,6 +12,7 @@ from covenant.gauntlet import scores as scores_lib
 from covenant.node import base as node_lib
 from covenant.protocol import apply
 from covenant.protocol import membership as membership_lib
+from covenant.protocol import rollback
 from covenant.protocol import round as round_lib
 from covenant.wire import amendment as amendment_lib
 from covenant.wire import manifest as manifest_lib
@@ -97,6 +98,7 @@ class ValidatorRole:
     supports: the signatures of validators under amendments that the run may
       adopt, by amendment and hotkey.
     supported: the round since which an amendment has had a majority.
+    targets: the states of wanted rollbacks whose checkpoints are in its bucket.
     losses: the held-out losses of the last rounds that were well.
     prints: the fingerprints of its last states, by round.
     diverged: why the model should be rolled back; empty if it is well.
@@ -126,6 +128,7 @@ class ValidatorRole:
   supported: dict[amendment_lib.Amendment, int] = dataclasses.field(
     default_factory=dict
   )
+  targets: set[rollback.Target] = dataclasses.field(default_factory=set)
   losses: list[float] = dataclasses.field(default_factory=list)
   prints: dict[int, str] = dataclasses.field(default_factory=dict)
   diverged: str = ''

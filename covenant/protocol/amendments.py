@@ -24,6 +24,7 @@ AmendmentError = amendment_lib.AmendmentError
 
 # Versions of the protocol that this release knows.
 KNOWN_PROTOCOLS = frozenset({config_module.PROTOCOL})
+_MOST_SHOWN = 300  # characters of a value
 _MOST_AHEAD = 100_000  # rounds until an amendment holds
 _FINGERPRINT = re.compile(r'[0-9a-f]{32}')
 _RELEASE = re.compile(r'[A-Za-z0-9_.+-]{1,40}')
@@ -79,13 +80,14 @@ def unknown(config: config_lib.Config, amendment: Amendment) -> str:
   """Returns why this release cannot follow an amendment; empty if it can."""
   values, r = amendment.values, amendment.round
   protocol = values.get(amend.PROTOCOL)
-  if protocol is not None and protocol not in KNOWN_PROTOCOLS:
+  is_number = type(protocol) is int
+  if protocol is not None and not (is_number and protocol in KNOWN_PROTOCOLS):
     release = values.get(amend.RELEASE)
-    named = f'release {release}' if release else 'a release'
+    named = f'release {_shown(release)}' if release else 'a release'
     return (
       f'{named} or newer is needed from round {r} on: it has protocol '
-      f'{protocol}, this one knows {max(KNOWN_PROTOCOLS)}. Install it and '
-      'restart with the same --workdir'
+      f'{_shown(protocol)}, this one knows {max(KNOWN_PROTOCOLS)}. Install '
+      'it and restart with the same --workdir'
     )
   try:
     restored(amendment)
@@ -93,7 +95,7 @@ def unknown(config: config_lib.Config, amendment: Amendment) -> str:
   except (config_lib.ConfigError, AmendmentError) as e:
     return (
       f'a newer release is needed from round {r} on: the validators adopted an '
-      f'amendment that this one does not allow ({e})'
+      f'amendment that this one does not allow ({_shown(e)})'
     )
   return ''
 
@@ -198,6 +200,10 @@ def check(
       f'{target.round}'
     )
   together = [*adopted, amendment]
+  if len(together) > amendment_lib.MAX_ADOPTED:
+    raise AmendmentError(
+      f'expected at most {amendment_lib.MAX_ADOPTED} amendments in a run'
+    )
   size = len(str(amendment_lib.list_to_json(together)))
   if 2 * size > amendment_lib.MAX_ADOPTED_BYTES:
     raise AmendmentError('the run has adopted too many amendments')
@@ -271,8 +277,16 @@ def record(
 def describe(record: Mapping[str, ct.Json]) -> str:
   """Returns a `record` as a line for people."""
   changes = ', '.join(
-    f'{path} = {after}' + (f' (before: {before})' if before else '')
+    f'{path} = {_shown(after)}'
+    + (f' (before: {_shown(before)})' if before else '')
     for path, (before, after) in record['changes'].items()
   )
   text = f'amendment: from round {record["round"]} on {changes}'
   return f'{text}; {record["needed"]}' if record['needed'] else text
+
+
+def _shown(value: object) -> str:
+  """Returns a value of a stranger as a text for a terminal."""
+  text = str(value)
+  text = text[:_MOST_SHOWN] + '...' * (len(text) > _MOST_SHOWN)
+  return text if text.isprintable() else repr(text)[1:-1]

@@ -7,6 +7,8 @@ without any schedule: of all that committed as validators within the last
 blocks. The history that the node then proves must have adopted the same.
 """
 
+import hashlib
+
 from covenant.chain import interface as chain_lib
 from covenant.protocol import amendments as amendments_lib
 from covenant.protocol import membership as membership_lib
@@ -61,7 +63,8 @@ def read(
     and membership.role(uid) is commitment_lib.Role.VALIDATOR
     and membership.committed[uid] >= recent
   ]
-  behind: dict[Adopted, float] = {}
+  behind: dict[bytes, float] = {}  # by the digest of a beginning of a list
+  lists: dict[bytes, Adopted] = {}
   opened = [
     (peer, bucket)
     for peer in voters
@@ -82,10 +85,13 @@ def read(
       )
     except amendment_lib.AmendmentError:
       continue
-    # Who has adopted more has adopted this, too.
-    for n in range(1, len(adopted) + 1):
-      behind[adopted[:n]] = behind.get(adopted[:n], 0.0) + peer.stake
+    # Who has adopted more has adopted each beginning of it, too.
+    running = hashlib.blake2b(digest_size=32, person=b'covenant.rules')
+    for n, amendment in enumerate(adopted, start=1):
+      running.update(amendment.digest)
+      behind[running.digest()] = behind.get(running.digest(), 0) + peer.stake
+      lists.setdefault(running.digest(), adopted[:n])
   total = sum(peer.stake for peer in voters)
-  agreed = [adopted for adopted, stake in behind.items() if 2 * stake > total]
+  agreed = [lists[key] for key, stake in behind.items() if 2 * stake > total]
   longest = max(agreed, key=len, default=())
   return longest if len(longest) > len(known) else known

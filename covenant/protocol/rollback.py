@@ -4,9 +4,10 @@ All nodes take that state from a published checkpoint when they come to the
 round of the amendment. The rounds between stay in the history, without effect.
 """
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
+from covenant import typing as ct
 from covenant.chain import interface as chain_lib
 from covenant.protocol import amendments as amendments_lib
 from covenant.protocol import apply
@@ -19,6 +20,7 @@ from covenant.train import shared_state as shared_state_lib
 from covenant.wire import amendment as amendment_lib
 
 Target = amendments_lib.Target
+_PIECES = 8  # that are fetched at the same time
 
 
 class Surroundings(NamedTuple):
@@ -30,20 +32,30 @@ class Surroundings(NamedTuple):
   sources: Sequence[history_lib.Source]
 
 
+def target(amendment: amendment_lib.Amendment) -> Target | None:
+  """Returns the state that an amendment returns to; None for malformed ones.
+
+  A run that adopted a malformed one needs a release that knows what it means.
+  """
+  try:
+    return amendments_lib.restored(amendment)
+  except amendment_lib.AmendmentError:
+    return None
+
+
 def due(position: apply.Position) -> Target | None:
   """Returns the state that replaces that of a position just reached, if any."""
   found = None
   for amendment in position.amendments:
     if amendment.round == position.round:
-      found = amendments_lib.restored(amendment) or found
+      found = target(amendment) or found
   return found
 
 
 def between(position: apply.Position, first: int) -> bool:
   """Returns whether a rollback fell into the rounds from one to a position."""
   return any(
-    first < amendment.round <= position.round
-    and amendments_lib.restored(amendment)
+    first < amendment.round <= position.round and target(amendment)
     for amendment in position.amendments
   )
 
@@ -53,10 +65,9 @@ def needed(
 ) -> set[int]:
   """Returns the rounds whose checkpoints rollbacks after a round return to."""
   return {
-    target.round
+    found.round
     for amendment in amendments
-    if amendment.round >= oldest
-    and (target := amendments_lib.restored(amendment))
+    if amendment.round >= oldest and (found := target(amendment))
   }
 
 
@@ -72,17 +83,22 @@ def sources(
   ]
 
 
-def find(
-  around: Surroundings,
-  round_index: int,
-  fingerprints: Collection[str] | None = None,
-) -> published_checkpoint.Index | None:
-  """Returns the first index of a checkpoint, with one of some fingerprints."""
+def indexes(
+  around: Surroundings, round_index: int, seconds: float | None = None
+) -> Iterator[published_checkpoint.Index]:
+  """Yields the indexes of a checkpoint that anybody publishes.
+
+  Args:
+    around: where they are looked for.
+    round_index: the round of the checkpoint.
+    seconds: the longest wait for all of them.
+  """
   layout = published_checkpoint.layout(around.shared_model)
   got = around.storage.fetch_each(
     around.storage.key('checkpoints', round_index),
     [source.bucket for source in around.sources],
     layout.index_bytes,
+    seconds,
   )
   for source, data in zip(around.sources, got, strict=True):
     if isinstance(data, store_lib.StoreError):
@@ -93,10 +109,98 @@ def find(
       )
     except apply.OutOfSyncError:
       continue
-    is_wanted = fingerprints is None or index.fingerprint in fingerprints
-    if index.round == round_index and is_wanted:
+    if index.round == round_index:
+      yield index
+
+
+def find(
+  around: Surroundings,
+  round_index: int,
+  fingerprints: Collection[str],
+  seconds: float | None = None,
+) -> published_checkpoint.Index | None:
+  """Returns the first index of a checkpoint with one of some fingerprints."""
+  for index in indexes(around, round_index, seconds):
+    if index.fingerprint in fingerprints:
       return index
   return None
+
+
+def proven(
+  around: Surroundings,
+  view: history_lib.View,
+  round_index: int,
+  seconds: float | None = None,
+) -> Target | None:
+  """Returns the published state before a round that the history vouches for.
+
+  The next manifest names the fingerprint of the state (history.py), so nothing
+  that a stranger publishes is believed.
+
+  Raises:
+    StoreError: nobody has the manifest that holds.
+    ChainError: the chain cannot be read.
+  """
+  published = [*indexes(around, round_index, seconds)]
+  for anchor in history_lib.anchors(view) if published else ():
+    history = history_lib.History(view, anchor)
+    for index in published:
+      if not history.leads_from(round_index, bytes.fromhex(index.root)):
+        continue
+      if history.fingerprint(round_index) == index.fingerprint:
+        return Target(round_index, index.fingerprint)
+  return None
+
+
+def is_held(around: Surroundings, hotkey: str, target: Target) -> bool:
+  """Returns whether the own bucket has the checkpoint of a state.
+
+  Raises:
+    StoreError: the own bucket cannot be read.
+  """
+  layout = published_checkpoint.layout(around.shared_model)
+  key = around.storage.key('checkpoints', target.round)
+  try:
+    data = around.storage.bucket.get(key, layout.index_bytes + 64)
+    index = published_checkpoint.decode(
+      data, layout, hotkey, around.chain.verify
+    )
+  except (store_lib.MissingObjectError, apply.OutOfSyncError):
+    return False
+  return (index.round, index.fingerprint) == target
+
+
+def mirror(
+  around: Surroundings,
+  index: published_checkpoint.Index,
+  sign: ct.Sign,
+  check: Callable[[], None] = lambda: None,
+) -> None:
+  """Puts a checkpoint of others into the own bucket, an own index last.
+
+  Args:
+    around: whose sources may have the pieces.
+    index: the index, see `published_checkpoint.decode`.
+    sign: signs the own index.
+    check: called before each group of pieces; what it raises ends it.
+
+  Raises:
+    StoreError: a piece cannot be had, or not be stored.
+  """
+  storage = around.storage
+  buckets = [source.bucket for source in around.sources]
+  names = {name for digests in index.files.values() for name in digests}
+  wanted = [bytes.fromhex(name) for name in sorted(names - storage.chunks())]
+  limit = shared_state_lib.PIECE_BYTES
+  for i in range(0, len(wanted), _PIECES):
+    check()
+    some = wanted[i : i + _PIECES]
+    for digest, data in storage.fetch_chunks(some, buckets, limit).items():
+      storage.put_once(storage.chunk_key(digest), data)
+  body = published_checkpoint.encode(index)
+  storage.bucket.put(
+    storage.key('checkpoints', index.round), body + sign(body), replace=True
+  )
 
 
 def load(around: Surroundings, target: Target) -> shared_state_lib.SharedState:

@@ -321,6 +321,11 @@ class RunStorage:
     names = {i.key.removeprefix(folder)[:8] for i in bucket.list(folder)}
     return sorted(int(name) for name in names if _ROUND.fullmatch(name))
 
+  def chunks(self) -> set[str]:
+    """Returns the hexadecimal digests of the chunks in the own bucket."""
+    folder = f'{self._run}/chunks/'
+    return {i.key.removeprefix(folder) for i in self.bucket.list(folder)}
+
   def delete_before(self, kind: str, before: int) -> None:
     """Deletes own objects of a kind that belong to earlier rounds."""
     if before > 0:

@@ -25,6 +25,7 @@ MAX_CHANGES = 64
 MAX_VALIDATORS = 256  # whose supports a manifest has
 MAX_SUPPORTS = 8  # amendments that a validator supports at a time
 MAX_SUPPORT_BYTES = MAX_SUPPORTS * (MAX_BYTES + 256)
+MAX_ADOPTED = 256  # amendments of a run
 MAX_ADOPTED_BYTES = 1 << 18  # of all that a run has adopted
 _SIGNATURE_BYTES = 64
 _PERSON = b'covenant.amend'
@@ -196,6 +197,8 @@ def list_from_json(raw: ct.Json) -> tuple[Amendment, ...]:
   """Returns the amendments of `list_to_json`; raises as `from_json`."""
   if type(raw) is not list or len(_dump(raw)) > MAX_ADOPTED_BYTES:
     raise ValueError(f'expected a list of at most {MAX_ADOPTED_BYTES} bytes')
+  if len(raw) > MAX_ADOPTED:
+    raise ValueError(f'expected at most {MAX_ADOPTED} amendments')
   return tuple(map(from_json, raw))
 
 

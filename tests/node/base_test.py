@@ -1,5 +1,6 @@
 """A node calls its handlers, with fakes for all around it."""
 
+import dataclasses
 import json
 import types
 
@@ -11,6 +12,7 @@ from covenant.node import base as node_lib
 from covenant.protocol import apply
 from covenant.protocol import round as round_lib
 from covenant.store import interface as store_lib
+from covenant.wire import amendment
 from tests import helpers
 
 Phase = round_lib.Phase
@@ -183,6 +185,33 @@ class NodeTest(parameterized.TestCase):
     self.assertEqual(other.role.word, 'word 3')
     self.assertTrue(other.state.trained)
     self.assertEqual(other.fingerprint(), 'digest of those')
+
+  def test_a_failure_to_make_tools_leaves_it_where_it_was(self):
+    one = amendment.make(b'r' * 16, 3, {'optim.outer.learning_rate': 0.5})
+    after = apply.Position(3, b'n' * 32, 'others', (), (one,))
+    node, made = self.node(round_index=2), []
+
+    def retool(node):
+      made.append(node.config.optim.outer.learning_rate)
+      if len(made) == 1:
+        raise OSError('no such file')
+
+    model = types.SimpleNamespace(
+      amended=lambda config: node.shared_model, fingerprint=str
+    )
+    node.context = dataclasses.replace(
+      node.context, retool=retool, shared_model=model
+    )
+    before = node.place, node.config, node.schedule
+    with self.assertRaises(OSError):
+      node.enter(after)
+    self.assertEqual((node.place, node.config, node.schedule), before)
+    node.enter(after)
+    self.assertEqual(made, [0.5, 0.5])
+    self.assertEqual(node.place._replace(round=3), after)
+    self.assertEqual(node.config.optim.outer.learning_rate, 0.5)
+    node.enter(after)
+    self.assertLen(made, 2)
 
   def test_its_role_says_when_a_restart_loses_nothing(self):
     node = self.node()

@@ -99,6 +99,42 @@ class AmendmentsTest(parameterized.TestCase):
       'optim.outer.learning_rate = 0.7 (before: 1.0)',
     )
 
+  @parameterized.parameters(
+    ({'protocol': [2]},),
+    ({'protocol': {}, 'release': ['x']},),
+    ({'protocol': True},),
+    ({'restore': 5},),
+    ({'rounds': [2]},),
+    ({'phases.put_blocks': {'a': 1}},),
+    ({'gauntlet.burn': 'much'},),
+    ({'data.phases': 5},),
+    ({'data.phases': [[5]]},),
+    ({'optim.inner.learning_rate': None},),
+  )
+  def test_values_of_other_types_are_refused(self, values):
+    one = amendment_lib.make(RUN, 9, values)
+    with self.assertRaises(amendments.AmendmentError):
+      amendments.check(genesis(), (), one, 4)
+    text = amendments.describe(amendments.record(genesis(), (), one, 4))
+    self.assertIn('is needed from round 9 on', text)
+
+  def test_values_of_strangers_are_cut_and_escaped(self):
+    release = '\x1b[2J' + 'x' * 10_000
+    one = amendment_lib.make(RUN, 9, {'protocol': 2, 'release': release})
+    text = amendments.describe(amendments.record(genesis(), (), one, 4))
+    self.assertTrue(text.isprintable())
+    self.assertLess(len(text), 1500)
+
+  def test_a_run_adopts_so_many(self):
+    adopted = [
+      amendment_lib.make(RUN, 9, {'rounds': 20 + i})
+      for i in range(amendment_lib.MAX_ADOPTED)
+    ]
+    one = made(9, 'optim.outer.learning_rate=0.5')
+    amendments.check(genesis(), adopted[1:], one, 4)
+    with self.assertRaisesRegex(amendments.AmendmentError, 'at most 256'):
+      amendments.check(genesis(), adopted, one, 4)
+
 
 class DataPhasesTest(absltest.TestCase):
   def test_the_past_stays_and_the_new_has_digests(self):
