@@ -51,24 +51,33 @@ class Section:
         codec_lib.section_bytes(i, *self._layout) for i in starts
       ]
     self._data = data[: self._offsets[-1]]
-    # What was unpacked last: codes are asked for after their indices.
-    self._last: tuple[tuple[Run, ...], tuple[np.ndarray, np.ndarray]] | None
-    self._last = None
+    # What was unpacked with the rows that were asked for last, until it is
+    # asked for: codes follow their indices. Nothing else is kept.
+    self._left: tuple[tuple[Run, ...], int, np.ndarray] | None = None
+    self._has_codes = bool(bits)
 
   @property
   def size(self) -> int:
     """Its bytes."""
     return len(self._data)
 
-  def read(self, runs: Sequence[Run]) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the indices and the codes of runs of blocks, in their order."""
-    key = tuple(runs)
-    if self._last is None or self._last[0] != key:
-      self._last = None  # frees it
-      parts = [self._read(*run) for run in runs]
-      indices, codes = zip(*parts, strict=True)
-      self._last = key, (np.concatenate(indices), np.concatenate(codes))
-    return self._last[1]
+  def read(self, runs: Sequence[Run], which: int) -> np.ndarray:
+    """Returns rows of runs of blocks, in their order.
+
+    Args:
+      runs: the runs.
+      which: 0: the indices, 1: the codes.
+    """
+    key, left = tuple(runs), self._left
+    self._left = None  # frees it
+    if left is not None and left[:2] == (key, which):
+      return left[2]
+    del left
+    parts = [self._read(*run) for run in runs]
+    found = [np.concatenate(x) for x in zip(*parts, strict=True)]
+    if self._has_codes and not which:
+      self._left = key, 1, found[1]
+    return found[which]
 
   def _read(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
     first, last = start // self._step, -(-stop // self._step)
@@ -93,7 +102,7 @@ class Rows:
 
   def read(self, runs: Sequence[Run]) -> np.ndarray:
     """Returns the rows of runs of blocks, one run after another."""
-    return self._section.read(runs)[self._which]
+    return self._section.read(runs, self._which)
 
   def __array__(
     self, dtype: np.dtype | None = None, copy: bool | None = None

@@ -1,5 +1,7 @@
 """Messages that stay packed are the messages."""
 
+import tracemalloc
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -58,6 +60,23 @@ class LazyTest(parameterized.TestCase):
         want = np.concatenate([x[start:stop] for start, stop in runs])
         np.testing.assert_array_equal(rows.read(runs), want)
         self.assertEqual((rows.shape, rows.dtype), (x.shape, x.dtype))
+
+  @parameterized.product(
+    codec=('elias-fano', 'rice'), quantizer=(quantize.Sign(), sl.Exact())
+  )
+  def test_nothing_stays_unpacked(self, codec, quantizer):
+    """Messages wait packed for the next round, whoever has looked at them."""
+    message, data, spec = make(sl.TopK(32, (8, 8), quantizer), codec)
+    size = sum(x.nbytes for x in jax.tree.leaves(message))
+    packed = lazy.reopen(data, LIKE, spec)
+    lazy.Messages({7: packed})[7]  # numpy's own memory is there now
+    packed = lazy.reopen(data, LIKE, spec)
+    tracemalloc.start()
+    self.addCleanup(tracemalloc.stop)
+    before = tracemalloc.get_traced_memory()[0]
+    lazy.Messages({7: packed})[7]
+    left = tracemalloc.get_traced_memory()[0] - before
+    self.assertLess(left, size / 4)
 
   @parameterized.parameters(1 << 26, 32 * 8)
   def test_the_outer_step_gets_the_same_bits(self, budget):
