@@ -239,12 +239,8 @@ def compare(config: config_lib.Config, workdir: str) -> None:
 
 
 def _member(config: config_lib.Config, role: str, workdir: str) -> None:
-  if config.network.coordinator and role != 'miner':
-    raise config_lib.ConfigError(
-      'network.coordinator: expected nothing, because only a miner, or an '
-      'emulation, can be several processes; got '
-      f'{config.network.coordinator!r} for a {role}'
-    )
+  if role != 'miner':
+    multihost_lib.require_single(config.network, role)
   if not config.network.coordinator and preflight.lacking_devices(config):
     preflight.require(config, workdir, role)  # reports all else as well
   with multihost_lib.start(config.network, config.devices) as process_group:

@@ -244,6 +244,12 @@ def catch_up(node: Node, command: Command, head: int) -> Mapping[int, bytes]:
     None if node.state.out_of_sync else node.place,
     node.amendments,
   )
+  jump(node, place)
+  return replayed
+
+
+def jump(node: Node, place: apply.Position) -> None:
+  """Goes on from a later position, without the rounds between."""
   first = node.state.round
   node.enter(place)
   if rollback.between(place, first):
@@ -251,7 +257,6 @@ def catch_up(node: Node, command: Command, head: int) -> Mapping[int, bytes]:
   node.state = round_lib.RoundState(place.round)
   node.messages, node.weights = {}, {}
   node.payloads, node.decoded = {}, {}
-  return replayed
 
 
 HANDLERS: node_lib.Handlers = {

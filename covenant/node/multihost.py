@@ -179,6 +179,16 @@ class ProcessGroup:
           ) from e
 
 
+def require_single(network: config_lib.Network, role: str) -> None:
+  """Raises ConfigError if a role that is one process is to be several."""
+  if network.coordinator:
+    raise config_lib.ConfigError(
+      'network.coordinator: expected nothing, because only a miner, or an '
+      f'emulation, can be several processes; got {network.coordinator!r} for a '
+      f'{role}'
+    )
+
+
 def start(
   network: config_lib.Network, devices: config_lib.Devices | None = None
 ) -> ProcessGroup:

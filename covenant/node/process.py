@@ -16,7 +16,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import numpy as np
 
 from covenant import config as config_lib
 from covenant import typing as ct
@@ -36,7 +35,6 @@ from covenant.node import step_meter
 from covenant.node import sync
 from covenant.node import validator as validator_lib
 from covenant.node import workdir as workdir_lib
-from covenant.optim import sparseloco
 from covenant.protocol import apply
 from covenant.protocol import checkpoint as checkpoint_lib
 from covenant.store import interface as store_lib
@@ -148,6 +146,8 @@ class Process:
     if saved is not None:
       self.node.load(saved)
     self._saved = self.node.state.round if saved is not None else None
+    self._is_saved = False  # whether a checkpoint was begun without a failure
+    sync.enter(self.node, start)
     self._saved_trained = self.node.state.trained
     here = self.node.state.round, self.node.root, self.node.fingerprint()
     process_group.broadcast_from(0, here, lambda: None)
@@ -163,7 +163,7 @@ class Process:
     del mesh
     config, shared_model = context.config, context.shared_model
     judge = validator_lib.judge(config, shared_model, data, self._place)
-    _warm_up(config, judge, shared_model, start.shared)
+    validator_lib.warm_up(config, judge, shared_model, start.shared)
     role = validator_lib.ValidatorRole(judge, announce=self.workdir.verdict)
     return node_lib.Node(context, start, role, validator_lib.handlers())
 
@@ -229,6 +229,7 @@ class Process:
       self._show('finished' if self._over() else 'stopped')
       try:
         self._checkpoints.__exit__()
+        self._forget_synced()
       except checkpoint_lib.CheckpointError as e:
         self.workdir.status(error=str(e))
       # A finished run leaves its last state to others; a node that is stopped
@@ -281,8 +282,16 @@ class Process:
       self._checkpoints.save_tree(
         state.round, self.node.save(), overwrite=overwrite
       )
+      self._forget_synced()
+      self._is_saved = True
     except checkpoint_lib.CheckpointError as e:
+      self._is_saved = False
       self.workdir.status(error=str(e))
+
+  def _forget_synced(self) -> None:
+    """Deletes what was synced if the last own checkpoint is written."""
+    if self._is_saved and not self._process_group.index:
+      sync.forget(self.workdir.path)
 
   def _over(self) -> bool:
     state, rounds = self.node.state, self.node.config.rounds
@@ -365,30 +374,3 @@ def _miner(
   overlap = bool(config.optim.overlap)
   handlers = miner_lib.handlers(miner_lib.HONEST, overlap)
   return node_lib.Node(context, start, role, handlers)
-
-
-def _warm_up(
-  config: config_lib.Config,
-  judge: validator_lib.Judge,
-  shared_model: shared_state_lib.SharedModel,
-  shared: shared_state_lib.SharedState,
-) -> None:
-  """Compiles the programs of scoring, on an empty message.
-
-  The outer step of a sharded model is compiled in the first round: here it
-  would need a second copy of the state.
-  """
-  compression = shared_model.method.compression
-  shapes = jax.eval_shape(
-    lambda params: sparseloco.compress(params, None, compression, None)[0],
-    shared_model.abstract_params,
-  )
-  message = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
-  if shared_model.mesh is None:
-    shared_model.apply_round(shared, {0: message})
-  ids = np.arange(config.gauntlet.sequences)
-  tokens_NxL1 = judge.split.read(ids, config.data.context)
-  evaluation = judge.scorer.open(
-    shared.params, shared.params, {0: message}, tokens_NxL1
-  )
-  judge.scorer.score(evaluation, message, tokens_NxL1)

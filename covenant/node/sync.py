@@ -8,9 +8,11 @@ where this one ended, so that the time of joining is not spent registered.
 import json
 import os
 import pathlib
+import shutil
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
 import jax
 
@@ -18,7 +20,10 @@ from covenant import config as config_lib
 from covenant import startup
 from covenant import typing as ct
 from covenant.chain import interface as chain_lib
+from covenant.node import base as node_lib
 from covenant.node import connect
+from covenant.node import follow
+from covenant.node import miner as miner_lib
 from covenant.node import multihost as multihost_lib
 from covenant.node import workdir as workdir_lib
 from covenant.protocol import amendments as amendments_lib
@@ -44,6 +49,7 @@ _FAILURES = (
 
 def sync(config: config_lib.Config, workdir: str) -> None:
   """Gets the state of a run into the workdir before a node registers."""
+  multihost_lib.require_single(config.network, 'sync')
   with (
     multihost_lib.start(config.network, config.devices) as process_group,
     startup.stoppable('stopping') as stop,
@@ -150,6 +156,23 @@ def start(
     return genesis
   with checkpoint_lib.Checkpoints(folder, config.checkpoint) as checkpoints:
     return restored(checkpoints, genesis)
+
+
+def enter(node: node_lib.Node[Any], place: apply.Position) -> None:
+  """Makes a node that was restored go on from a synced state, if it is later.
+
+  It is as if the node had caught up: it still owes its error feedback, and what
+  it made for its own round is late.
+  """
+  if place.round > node.state.round:
+    follow.jump(node, place)
+    if isinstance(node.role, miner_lib.MinerRole):
+      node.role.contribution = node_lib.Future.done(None)
+
+
+def forget(workdir: str | os.PathLike[str]) -> None:
+  """Deletes the state that was synced, once a node has one of its own."""
+  shutil.rmtree(pathlib.Path(workdir, FOLDER), ignore_errors=True)
 
 
 def restored(

@@ -13,6 +13,9 @@ import json
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
+import jax
+import numpy as np
+
 from covenant import config as config_lib
 from covenant.chain import interface as chain_lib
 from covenant.data import tokens as tokens_lib
@@ -31,6 +34,7 @@ from covenant.node import publishing
 from covenant.node import turns as turns_lib
 from covenant.node import validator_role as role_lib
 from covenant.node import vote as vote_lib
+from covenant.optim import sparseloco
 from covenant.protocol import membership as membership_lib
 from covenant.protocol import published_checkpoint
 from covenant.protocol import round as round_lib
@@ -61,6 +65,33 @@ def judge(
     data.train,
     data.heldout,
   )
+
+
+def warm_up(
+  config: config_lib.Config,
+  judge: Judge,
+  shared_model: shared_state_lib.SharedModel,
+  shared: shared_state_lib.SharedState,
+) -> None:
+  """Compiles the programs of scoring, on an empty message.
+
+  The outer step of a sharded model is compiled in the first round: here it
+  would need a second copy of the state.
+  """
+  compression = shared_model.method.compression
+  shapes = jax.eval_shape(
+    lambda params: sparseloco.compress(params, None, compression, None)[0],
+    shared_model.abstract_params,
+  )
+  message = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
+  if shared_model.mesh is None:
+    shared_model.apply_round(shared, {0: message})
+  ids = np.arange(config.gauntlet.sequences)
+  tokens_NxL1 = judge.split.read(ids, config.data.context)
+  evaluation = judge.scorer.open(
+    shared.params, shared.params, {0: message}, tokens_NxL1
+  )
+  judge.scorer.score(evaluation, message, tokens_NxL1)
 
 
 class ValidatorPolicy(NamedTuple):

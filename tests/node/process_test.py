@@ -13,6 +13,7 @@ from covenant.chain import interface as chain_lib
 from covenant.node import base as node_lib
 from covenant.node import miner as miner_lib
 from covenant.node import process as process_lib
+from covenant.node import sync
 from covenant.protocol import checkpoint
 from tests.node import network as network_lib
 
@@ -90,6 +91,46 @@ class ProcessTest(absltest.TestCase):
     self.assertEqual(again.node.fingerprint(), process.node.fingerprint())
     again.run(lambda: False)
     self.assertEqual(self.status()['round'], CONFIG.rounds)
+
+  def sync(self, place):
+    """Leaves a position in the workdir, as `--role=sync` does."""
+    folder = self.workdir / sync.FOLDER
+    with checkpoint.Checkpoints(folder, CONFIG.checkpoint) as checkpoints:
+      checkpoints.save_tree(place.round, sync._to_tree(place))
+
+  def test_a_synced_state_that_is_later_is_entered_and_then_deleted(self):
+    process = self.process()
+    process.run(lambda: process.node.state.trained)
+    place, root = process.node.place, bytes(len(process.node.root))
+    self.assertEqual(place.round, 0)
+    self.sync(place._replace(round=1, root=root))
+    again = self.process()
+    self.assertEqual((again.node.state.round, again.node.root), (1, root))
+    self.assertFalse(again.node.state.trained)
+    self.assertIsNone(again.node.role.contribution.result())
+    again.run(lambda: False)
+    self.assertEqual(self.status()['round'], CONFIG.rounds)
+    self.assertFalse((self.workdir / sync.FOLDER).exists())
+
+  def test_a_synced_state_that_is_not_later_changes_nothing(self):
+    process = self.process()
+    process.run(lambda: process.node.state.round == 1)
+    place = process.node.place
+    self.sync(place._replace(root=bytes(len(place.root))))
+    again = self.process()
+    self.assertEqual((again.node.state.round, again.node.root), (1, place.root))
+    again.run(lambda: True)
+
+  def test_what_was_synced_outlives_a_full_disk(self):
+    """It is all there is until a checkpoint is written."""
+    process = self.process()
+    process.run(lambda: True)
+    self.sync(process.node.place._replace(round=1))
+    process, full = self.process(), checkpoint.CheckpointError('no space')
+    self.assertEqual(process.node.state.round, 1)
+    with mock.patch.object(process._checkpoints, 'save_tree', side_effect=full):
+      process.run(lambda: process.node.state.round == 2)
+    self.assertTrue((self.workdir / sync.FOLDER).exists())
 
   def test_waits_for_a_chain_that_is_not_there(self):
     process, heads = self.process(), iter(range(3))

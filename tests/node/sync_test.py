@@ -1,9 +1,11 @@
 """The state of a run before a node takes part in it."""
 
+import dataclasses
 from unittest import mock
 
 from absl.testing import absltest
 
+from covenant import config as config_lib
 from covenant.node import connect
 from covenant.node import sync
 from covenant.protocol import run_storage as run_storage_lib
@@ -67,6 +69,18 @@ class SyncTest(absltest.TestCase):
   def test_without_it_a_node_begins_at_the_genesis(self):
     config, genesis = network_lib.CONFIG, network_lib.start()
     self.assertIs(sync.start(self.workdir, config, genesis), genesis)
+
+  def test_it_is_one_process(self):
+    config = dataclasses.replace(
+      network_lib.CONFIG,
+      network=dataclasses.replace(
+        network_lib.CONFIG.network, coordinator='127.0.0.1:9999', processes=2
+      ),
+    )
+    with self.assertRaisesRegex(
+      config_lib.ConfigError, "several processes; got '127.*9999' for a sync"
+    ):
+      sync.sync(config, self.workdir)
 
 
 if __name__ == '__main__':
