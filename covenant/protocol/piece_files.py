@@ -29,7 +29,8 @@ def folder(storage: run_storage_lib.RunStorage) -> Generator[pathlib.Path]:
   """Yields the folder of tensors under way, and deletes it at the end.
 
   After a failure the folder that the storage names is left for the next
-  attempt; it may grow to the size of the state.
+  attempt, or until the node has caught up in another way (`clear`); it may grow
+  to the size of the state.
   """
   if storage.folder is None:
     with tempfile.TemporaryDirectory() as path:
@@ -37,6 +38,12 @@ def folder(storage: run_storage_lib.RunStorage) -> Generator[pathlib.Path]:
   else:
     storage.folder.mkdir(parents=True, exist_ok=True)
     yield storage.folder
+    clear(storage)
+
+
+def clear(storage: run_storage_lib.RunStorage) -> None:
+  """Deletes tensors that an attempt has left."""
+  if storage.folder is not None:
     shutil.rmtree(storage.folder, ignore_errors=True)
 
 

@@ -7,6 +7,7 @@ from covenant.chain import interface as chain_lib
 from covenant.protocol import amendments as amendments_lib
 from covenant.protocol import apply
 from covenant.protocol import catchup
+from covenant.protocol import piece_files
 from covenant.protocol import published_rules
 from covenant.protocol import run_storage as run_storage_lib
 from covenant.train import shared_state as shared_state_lib
@@ -53,6 +54,8 @@ def follow(
     )
     place = attempt.run(position)
     if _same_blocks(genesis, amendments, place.amendments):
+      if position is None or place.round > position.round:
+        piece_files.clear(storage)  # of a checkpoint that is not needed now
       return place, attempt.replayed
     amendments = place.amendments
   raise apply.OutOfSyncError(

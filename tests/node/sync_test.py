@@ -1,6 +1,7 @@
 """The state of a run before a node takes part in it."""
 
 import dataclasses
+import pathlib
 from unittest import mock
 
 from absl.testing import absltest
@@ -48,9 +49,14 @@ class SyncTest(absltest.TestCase):
   def test_follows_a_run_and_leaves_its_state_to_a_node(self):
     config, genesis = network_lib.CONFIG, network_lib.start()
     syncing = sync.Sync(config, self.workdir)
+    joining = pathlib.Path(self.workdir, sync.JOINING)
+    joining.mkdir()  # an attempt by a checkpoint broke off
+    (joining / 'w.tensor').touch()
     self.assertFalse(syncing.step())  # nothing is decided yet
+    self.assertTrue(joining.exists())
     self.play()
     self.assertTrue(syncing.step())
+    self.assertFalse(joining.exists())
     self.assertFalse(syncing.step())  # it is there
     place = syncing.place
     self.assertEqual(place.round, 1)
