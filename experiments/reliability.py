@@ -1,7 +1,7 @@
 """Faults: no fault divides the nodes, stops them or loses work.
 
   python -m experiments.reliability               the matrix, 25 minutes
-  python -m experiments.reliability --quick       a part of it, 3 minutes
+  python -m experiments.reliability --quick       a part of it, 2 minutes
   python -m experiments.reliability --real-time=8 8 rounds of processes, 4 min
   python -m experiments.reliability --soak=30     30 minutes of real processes
 
@@ -74,7 +74,7 @@ POOL_HEADER = (
   'verdict',
 )
 STRANGERS = 50
-QUICK = 4  # stride through the scenarios
+QUICK = 8  # stride through the scenarios
 
 
 def main(argv: list[str]) -> bool:
