@@ -63,7 +63,10 @@ class PackingTest(parameterized.TestCase):
       (top(), ()),
     ]
     parts, words = zip(*(words_of(*one) for one in chosen), strict=True)
-    found = packing.unpack_all(words, *zip(*chosen, strict=True))
+    unpack = jax.jit(
+      lambda words: packing.unpack_all(words, *zip(*chosen, strict=True))
+    )
+    found = unpack(words)
     self.assertEqual(jax.tree.structure(found), jax.tree.structure(list(parts)))
     jax.tree.map(np.testing.assert_array_equal, found, list(parts))
 

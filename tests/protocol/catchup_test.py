@@ -8,6 +8,7 @@ from unittest import mock
 
 import jax
 import numpy as np
+import pytest
 from absl.testing import absltest
 from absl.testing import parameterized
 
@@ -189,6 +190,7 @@ class JoinTest(absltest.TestCase):
 
 class MinorityTest(parameterized.TestCase):
   @parameterized.parameters('parameters', 'momentum', 'root', 'fingerprint')
+  @pytest.mark.rows(1)
   def test_it_keeps_nobody_out(self, what):
     """39 % of the stake publish wrong checkpoints of every round, first.
 
