@@ -144,7 +144,8 @@ def _amended(config: config_lib.Config, text: str) -> config_lib.Config:
 
 def _localized(config: config_lib.Config, phases: schema.Value) -> schema.Value:
   """Returns phases with this node's own paths of the data that it knows."""
-  known = {
+  known = dict(place.split('=', 1) for place in config.data.places)
+  known |= {
     share.digest: share.path
     for phase in config.data.phases
     for share in phase.mixture

@@ -11,6 +11,7 @@ import importlib.util
 import json
 import os
 import pathlib
+import re
 from collections.abc import Iterable, Mapping
 
 from covenant.config import network as network_lib
@@ -80,6 +81,12 @@ class Config(schema.Section):
     return training.PackedModel(**vars(self.model))
 
   def check(self) -> None:
+    for place in self.data.places:
+      schema.require(
+        bool(_PLACE.fullmatch(place)),
+        'data.places',
+        f'expected DIGEST=PATH with 64 hex digits, got {place!r}',
+      )
     inner = self.optim.inner
     steps = inner.decay_steps or self.rounds * self.optim.inner_steps
     schema.require(
@@ -90,6 +97,7 @@ class Config(schema.Section):
     )
 
 
+_PLACE = re.compile(r'[0-9a-f]{64}=.+')
 # The version of the rules that all nodes of a run follow.
 PROTOCOL = 1
 # Sections and fields that nodes of one run may have otherwise: where a node
@@ -115,6 +123,7 @@ _OWN = (
   'model.attention',
   'model.loss_chunk',
   'data.cache_gb',
+  'data.places',
 )
 
 

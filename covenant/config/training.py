@@ -152,6 +152,8 @@ class Data(schema.Section):
   digest: str = ''
   # Mixtures of shards by their first round, instead of a path.
   phases: tuple[DataPhase, ...] = schema.listed(read_phases, _show_json)
+  # Own folders, as DIGEST=PATH, of shards that amendments name.
+  places: tuple[str, ...] = schema.names()
   tokenizer: str = schema.bounded(
     'bytes', choices=('bytes', 'bpe', 'sentencepiece')
   )

@@ -21,6 +21,7 @@ from covenant.data import dataset
 from covenant.data import remote
 from covenant.data import tokens as tokens_lib
 from covenant.models import llama
+from covenant.node import amended_data
 from covenant.node import connect
 from covenant.node import role_needs
 from covenant.node import subnet_check
@@ -138,6 +139,7 @@ def _data(config: config_lib.Config) -> Finding:
     return Finding('data', False, lacking)
   try:
     split = dataset.load(config).train
+    amended_data.check_places(config)
   except (errors.CovenantError, OSError, ValueError) as e:
     return Finding('data', False, str(e))
   sequences = assignment.least_capacity(split, config.data.context)

@@ -7,6 +7,7 @@ but 0 are in rank-N/.
 """
 
 import contextlib
+import functools
 import itertools
 import os
 import pathlib
@@ -23,6 +24,7 @@ from covenant.chain import interface as chain_lib
 from covenant.data import dataset
 from covenant.data import pretrained
 from covenant.data import tokens as tokens_lib
+from covenant.node import amended_data
 from covenant.node import base as node_lib
 from covenant.node import beside as beside_lib
 from covenant.node import connect
@@ -132,7 +134,7 @@ class Process:
       stopping=self._is_stopping,
       publisher=self._publisher if process_group.is_single else None,
       retool=self._retool,
-      adopted=self.workdir.adopted,
+      adopted=functools.partial(amended_data.adopted, self.workdir),
     )
     if build is None:
       build = _miner if role == 'miner' else self._validator
@@ -172,7 +174,8 @@ class Process:
     config, role = node.config, node.role
     is_miner = isinstance(role, miner_lib.MinerRole)
     if config.data != self._data_config:
-      self._data, self._data_config = dataset.load(config), config.data
+      data = amended_data.load(config)
+      self._data, self._data_config = data, config.data
     self.workdir.telemetry.follow(config)
     if is_miner:
       trainer = trainer_lib.Trainer(

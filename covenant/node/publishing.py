@@ -125,7 +125,8 @@ def cleaning(
   longest = keep_rounds(node.config, max(validators, 1))
 
   def clean() -> None:
-    left = published_checkpoint.prune(objects, config.keep, rollbacks)
+    kept = {target.round for target in tuple(node.role.targets)}
+    left = published_checkpoint.prune(objects, config.keep, rollbacks | kept)
     # A node that is a little behind still needs what has just been applied. One
     # whose turn never comes has no checkpoint of its own.
     oldest = min(max(left, round_index - longest), round_index - 2)

@@ -60,7 +60,7 @@ def keep(
     if (target := rollback.target(amendment)) and 0 < target.round <= r
   }
   role.targets.intersection_update(wanted)
-  for target in sorted(wanted - role.targets):
+  for target in sorted(wanted):
     why = _keep(node, surroundings(node, membership), target, head)
     if why:
       text = f'no vote for the rollback to round {target.round}: {why}'
@@ -76,22 +76,17 @@ def _keep(
   """Keeps the checkpoint of a state; returns why it does not."""
   role, publisher = node.role, node.context.publisher
   seconds = follow.patience(node, head, head + 2)
-  try:
-    known = role.prints.get(target.round) or _proven(
-      node, around, target.round, head, seconds
-    )
-  except store_lib.StoreError as e:
-    return f'its history cannot be had now ({e})'
-  if known is None:
-    return 'no published checkpoint of it is vouched for by the history'
-  if known != target.fingerprint:
-    return f'its fingerprint is {known}, not {target.fingerprint}'
+  if target not in role.targets and (
+    why := _refusal(node, around, target, head, seconds)
+  ):
+    return why
   if rollback.is_held(around, node.chain.hotkey, target):
     role.targets.add(target)
     return ''
-  index = rollback.find(around, target.round, {known}, seconds)
+  role.targets.discard(target)
+  index = rollback.find(around, target.round, {target.fingerprint}, seconds)
   if index is None:
-    return f'no validator publishes its checkpoint, {known}'
+    return f'no validator publishes its checkpoint, {target.fingerprint}'
   if publisher is None:
     return _mirror(node, around, index)
   if not publisher.is_busy:
@@ -101,6 +96,27 @@ def _keep(
 
     publisher.submit(mirror)
   return 'its checkpoint is being fetched'
+
+
+def _refusal(
+  node: Validator,
+  around: rollback.Surroundings,
+  target: rollback.Target,
+  head: int,
+  seconds: float,
+) -> str:
+  """Returns why a state is not that of the run, as far as the node knows."""
+  try:
+    known = node.role.prints.get(target.round) or _proven(
+      node, around, target.round, head, seconds
+    )
+  except store_lib.StoreError as e:
+    return f'its history cannot be had now ({e})'
+  if known is None:
+    return 'no published checkpoint of it is vouched for by the history'
+  if known != target.fingerprint:
+    return f'its fingerprint is {known}, not {target.fingerprint}'
+  return ''
 
 
 def _mirror(

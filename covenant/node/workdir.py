@@ -52,6 +52,7 @@ _FREE = (
   'network.process',
   'plan.',
   'data.cache_gb',
+  'data.places',
   'telemetry.',
   'alerts.',
 )
@@ -273,16 +274,20 @@ class Workdir:
     if event.error:
       self.status(error=f'block {event.block}, {event.what}: {event.error}')
 
-  def adopted(self, record: dict[str, ct.Json]) -> None:
-    """Appends an amendment that the run adopted, once."""
+  def adopted(self, record: dict[str, ct.Json], missing: str = '') -> None:
+    """Appends an amendment that the run adopted, once; alerts what it needs.
+
+    Args:
+      record: of the amendment (`amendments.record`).
+      missing: what this machine lacks to follow it; empty if it has all.
+    """
     path = self.path / AMENDMENTS
     known = {x['digest'] for x in files.read_records(path, 'digest').objects}
     if record['digest'] not in known:
       self.record(path.stem, record)
       print(amendments_lib.describe(record), flush=True)
-    if record['needed']:
-      event = node_lib.Event(*self._at, node_lib.RELEASE, record['needed'])
-      self.event(event)
+    if needed := record['needed'] or missing:
+      self.event(node_lib.Event(*self._at, node_lib.RELEASE, needed))
 
   def verdict(self, verdict: validator_lib.Verdict) -> None:
     """Appends the verdict of a validator's process."""

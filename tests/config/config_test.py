@@ -263,6 +263,7 @@ class IdentityTest(parameterized.TestCase):
       'data.path=/mnt/b/text',
       'data.tokenizer_path=/mnt/b/tokenizer.json',
       'data.cache_gb=1',
+      f'data.places={"a" * 64}=/mnt/new',
       'pretrained=',
       'network.path=/elsewhere',
       'checkpoint.every=3',

@@ -2,12 +2,16 @@
 
 import dataclasses
 import types
+from unittest import mock
 
 import jax
 from absl.testing import absltest
 
+from covenant import config as config_lib
+from covenant.emulate import proposals
 from covenant.node import amend
 from covenant.node import beside
+from covenant.node import connect
 from covenant.node import divergence
 from covenant.node import targets
 from covenant.protocol import amendments
@@ -289,6 +293,37 @@ class HistoryTest(Case):
     found = amendments.Target(there, fingerprint(there))
     self.assertEqual(node.role.targets, {found})
     self.assertEqual(amend.due(node, self.closing(), HERE).amendment, right)
+
+  def propose(self, *edits):
+    """Runs the command of the operator of validator 4."""
+    there = dataclasses.replace(CONFIG.network, path='of the test')
+    config = dataclasses.replace(CONFIG, network=there)
+    with (
+      mock.patch.object(connect, 'chain', return_value=self.nodes[4].chain),
+      mock.patch.object(
+        connect, 'objects', return_value=self.network.objects(4)
+      ),
+    ):
+      return proposals.run(config, '', HERE + 4 if edits else None, edits)
+
+  def test_the_command_takes_the_fingerprint_of_the_history(self):
+    there = HERE - 1
+    self.publish(3, there, shift=1.0)
+    with self.assertRaisesRegex(config_lib.ConfigError, 'vouches for'):
+      self.propose(f'restore={there}')
+    self.publish(5, there)
+    text = self.propose(f'restore={there}')
+    self.assertIn(fingerprint(there), text)
+    self.assertNotIn(fingerprint(there, 1.0), text)
+    self.assertIn('supported by 33% of the stake', self.propose())
+
+  def test_the_command_lists_hostile_values(self):
+    values = {'protocol': [2], 'release': '\x1b[2J' * 5000}
+    self.support(amendment_lib.make(MODEL().run, HERE + 9, values), 3)
+    self.support(made(HERE + 4, 5), 5)
+    text = self.propose()
+    self.assertTrue(text.replace('\n', '').isprintable())
+    self.assertLess(len(text), 3000)
 
   def test_without_a_manifest_nobody_is_believed(self):
     node = self.nodes[4]

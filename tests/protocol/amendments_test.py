@@ -150,6 +150,10 @@ class DataPhasesTest(absltest.TestCase):
     there = made(9, f'data.phases=[{old.replace("web", "/mnt/web")}, {new}]')
     found = amendments.config_at(config, [there], 9).data
     self.assertEqual(found.paths, ('web', 'books'))
+    # So has this one of the new data.
+    places = config_lib.edit(config, [f'data.places={"b" * 64}=/mnt/books'])
+    found = amendments.config_at(places, [one], 9).data
+    self.assertEqual(found.paths, ('web', '/mnt/books'))
     for edit in (
       f'[{new.replace("9", "0", 1)}]',
       f'[{old}, {new.replace("b" * 64, "")}]',
