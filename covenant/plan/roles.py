@@ -139,14 +139,17 @@ def _validator(
   kept = {name: size * each for name, size in before.items()}
   waits = kept if config.devices.offload else {}
   stays = {} if config.devices.offload else before
-  round_ = {
-    'payloads': sizes.payloads,
-    'messages': sizes.messages,
-  }
+  round_ = {'payloads': sizes.payloads, 'messages': sizes.messages}
+  slices = {'slices': sizes.slices}
   disk = {
     'checkpoints': sizes.state * (config.checkpoint.keep + 1),
     'data cache': config.data.cache_gb * 1e9,
   }
+  # A copy of the state is published while rounds change the state.
+  copy = {'copy of the state': sizes.params + sizes.momentum}
+  copied = {name: size * each for name, size in copy.items()}
+  copy, copied = ({}, copied) if config.devices.offload else (copy, {})
+  device, host = device | copy, host | copied
   one_norm = {'values of a tensor': timing.density(config) * sizes.largest}
   peers = config.plan.peers
   evaluated = min(config.gauntlet.evaluate, peers)
@@ -162,7 +165,7 @@ def _validator(
     'score',
     device
     | {'parameters between': sizes.params, 'touched values': _FLOAT * values}
-    | {'slices': sizes.slices}
+    | slices
     | (loaded if config.devices.offload else {})
     | forward_memory(config),
     host | waits | round_,
@@ -175,24 +178,16 @@ def _validator(
   yield RolePhase(
     'validator',
     'apply',
-    {k: v for k, v in state.items() if v} | stays | {'slices': sizes.slices},
+    {k: v for k, v in state.items() if v} | copy | stays | slices,
     host | waits | round_,
     disk,
     found.outer + found.fingerprint,
   )
-  pieces = float(_PIECES * shared_state.PIECE_BYTES)
-  # A copy of the state is published while rounds change the state.
-  copy = {'copy of the state': sizes.params + sizes.momentum}
-  away = config.devices.offload
-  copied = {name: size * each for name, size in copy.items()} if away else {}
+  pieces = {'pieces': float(_PIECES * shared_state.PIECE_BYTES)}
   yield RolePhase(
-    'validator',
-    'publish',
-    device | ({} if away else copy),
-    host | {'pieces': pieces} | copied | round_,
-    disk,
+    'validator', 'publish', device, host | pieces | round_, disk,
     sizes.state / timing.links_of(config.plan).upload,
-  )
+  )  # fmt: skip
 
 
 def _evaluator(config: config_lib.Config, sizes: _Sizes) -> Iterator[RolePhase]:

@@ -51,16 +51,29 @@ class RolesTest(parameterized.TestCase):
       }
       # A leaf waits on the host where state is offloaded.
       beside.pop('a leaf', None)
+      beside.pop('copy of the state', None)  # it is published meanwhile
       self.assertLess(sum(beside.values()) / (PARAMS / 8), 5)
 
   def test_offload_moves_state_to_the_host(self):
     here = self.phases('devices.offload=False')['validator', 'collect']
     away = self.phases('devices.offload=True')['validator', 'collect']
     moved = here.device_bytes - away.device_bytes
-    self.assertAlmostEqual(moved, 8 * PARAMS / 8, delta=1e8)
+    # The state and the copy of it that is published.
+    self.assertAlmostEqual(moved, 2 * 8 * PARAMS / 8, delta=1e8)
     self.assertAlmostEqual(
       away.host_bytes - here.host_bytes, 8 * moved, delta=1e7
     )
+
+  @parameterized.parameters(True, False)
+  def test_the_copy_that_is_published_stays_through_all_phases(self, offload):
+    found = self.phases(f'devices.offload={offload}')
+    copy = 8 * PARAMS  # of parameters and momentum
+    for name in 'collect', 'score', 'apply', 'publish':
+      phase = found['validator', name]
+      device = phase.device.get('copy of the state', 0)
+      host = phase.host.get('copy of the state', 0)
+      self.assertAlmostEqual(device, 0 if offload else copy / 8, delta=1e8)
+      self.assertAlmostEqual(host, copy if offload else 0, delta=1e9)
 
   def test_messages_grow_with_peers_up_to_what_is_fetched(self):
     host = {
