@@ -144,16 +144,20 @@ class Process:
     self.node = build(context, start, self._data, process_group.mesh)
     if isinstance(self.node.role, miner_lib.MinerRole):
       self._meter_steps(self.node)
+    self._restore(start)
+    here = self.node.state.round, self.node.root, self.node.fingerprint()
+    process_group.broadcast_from(0, here, lambda: None)
+    self._show('ready')
+
+  def _restore(self, synced: apply.Position) -> None:
+    """Goes on from the own checkpoint, or from what was synced if later."""
     saved = self._checkpoints.restore_tree(self.node.save(), ['payload'])
     if saved is not None:
       self.node.load(saved)
     self._saved = self.node.state.round if saved is not None else None
     self._is_saved = False  # whether a checkpoint was begun without a failure
-    sync.enter(self.node, start)
+    sync.enter(self.node, synced)
     self._saved_trained = self.node.state.trained
-    here = self.node.state.round, self.node.root, self.node.fingerprint()
-    process_group.broadcast_from(0, here, lambda: None)
-    self._show('ready')
 
   def _validator(
     self,

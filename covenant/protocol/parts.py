@@ -100,7 +100,6 @@ def fetch(
   """
   deadline = time.monotonic() + seconds
   found: dict[bytes, bytes | interface.StoreError] = {}
-  waiting = len(requests)
 
   def keep(name: bytes, data: bytes, until: float) -> bool:
     got = _whole(name, requests[name], data, limit, workers, until, note)
@@ -112,9 +111,7 @@ def fetch(
     return isinstance(got, bytes)
 
   def meet(name: bytes, data: bytes) -> None:
-    nonlocal waiting
-    keep(name, data, _share(deadline, waiting))
-    waiting -= 1
+    keep(name, data, _share(deadline, len(requests) - len(found)))
 
   first = reader.fetch(requests, seconds / 2, workers, note, meet)
   again = []
