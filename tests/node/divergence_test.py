@@ -17,6 +17,7 @@ from covenant.emulate import host as host_lib
 from covenant.node import amend
 from covenant.node import miner as miner_lib
 from covenant.protocol import amendments
+from covenant.protocol import published_checkpoint
 from covenant.wire import amendment as amendment_lib
 from experiments.chaos import network as network_lib
 from experiments.chaos import scenario
@@ -121,6 +122,27 @@ class RollbackTest(parameterized.TestCase):
     network.run(BAD + 3)
     self.assert_rolled_back(network, amendments.Target(BAD, there))
     self.assertLess(loss(network), 1.1 * before)
+
+  @pytest.mark.slow
+  def test_the_only_holder_deletes_it_after_the_adoption(self):
+    network = poisoned_network(0.0)
+    run_to(network, BAD + 1)
+    holder, other = network.nodes['3'], network.nodes['4']
+    there, run = holder.role.prints[BAD], network.host.shared_model.run
+    key = other.objects.key('checkpoints', BAD)
+    other.objects.bucket.delete([key])
+    one = amendment_lib.make(run, BAD + 5, {fields.RESTORE: [BAD, there]})
+    for node in holder, other:
+      chain, objects = node.chain, node.objects
+      amend.support(objects, run, one, chain.hotkey, chain.sign, chain.verify)
+    while holder.state.round < one.round + 1:
+      network.step()
+      if holder.amendments:
+        holder.objects.bucket.delete([key])
+        holder.objects.delete_chunks_except(())
+    listed = published_checkpoint.published(other.objects, other.objects.bucket)
+    self.assertIn(BAD, listed)
+    self.assert_rolled_back(network, amendments.Target(BAD, there))
 
   @parameterized.parameters(
     (0.3, 'held-out loss is not finite'),
