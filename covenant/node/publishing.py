@@ -33,7 +33,7 @@ def is_turn(node: Validator, round_index: int) -> bool:
     round_index: a round whose state is due.
   """
   config = node.config
-  if round_index == config.rounds or not round_index:
+  if round_index == config.rounds:
     return True
   order = _order(node, round_index)
   if not order:
@@ -44,6 +44,8 @@ def is_turn(node: Validator, round_index: int) -> bool:
 
 def _order(node: Validator, round_index: int) -> list[str] | None:
   """Returns who publish in turn; None if the chain has forgotten it."""
+  if not round_index:
+    return []
   block = node.schedule.put_closes(round_index - 1)
   try:
     membership = membership_lib.read(node.chain, block, node.schedule)
