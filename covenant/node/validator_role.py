@@ -147,6 +147,8 @@ class ValidatorRole:
     standings = ratings.to_json(self.standings)
     found = {'standings': standings, 'sent': sent, 'passed': self.passed}
     prints = [[r, text] for r, text in self.prints.items()]
+    if self.targets:
+      found['targets'] = sorted(self.targets)
     return {}, found | {'losses': self.losses, 'prints': prints}
 
   def load(
@@ -157,6 +159,7 @@ class ValidatorRole:
     self.passed = dict(text.get('passed', {}))
     self.losses = list(text.get('losses', []))
     self.prints = dict(text.get('prints', []))
+    self.targets = {rollback.Target(*x) for x in text.get('targets', [])}
     self.sent = [(block, dict(pairs)) for block, pairs in text.get('sent', [])]
     return state
 

@@ -9,6 +9,7 @@ from absl.testing import absltest
 from covenant.chain import interface as chain_lib
 from covenant.gauntlet import ratings
 from covenant.node import validator_role as role_lib
+from covenant.protocol import rollback
 from covenant.protocol import round as round_lib
 from tests.node import network as network_lib
 
@@ -25,6 +26,7 @@ class ValidatorRoleTest(absltest.TestCase):
     role.standings = ratings.admit(role.standings, 2, identities)
     self.assertLen(role.standings.standings, len(network_lib.MINERS))
     role.sent = [(7, {0: 0.25, 1: 0.75}), (9, {1: 1.0})]
+    role.targets = {rollback.Target(3, '0f' * 16)}
     tree, text = role.save(self.node.state)
     text = json.loads(json.dumps(text))
     self.assertEmpty(tree)
@@ -33,6 +35,7 @@ class ValidatorRoleTest(absltest.TestCase):
     self.assertIs(other.load(tree, text, state), state)
     self.assertEqual(other.standings, role.standings)
     self.assertEqual(other.sent, role.sent)
+    self.assertEqual(other.targets, role.targets)
 
   def test_it_is_saved_once_the_last_round_is_kept_and_scored(self):
     role = self.node.role
