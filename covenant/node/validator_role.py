@@ -145,7 +145,11 @@ class ValidatorRole:
     del state
     sent = [[block, list(weights.items())] for block, weights in self.sent]
     standings = ratings.to_json(self.standings)
-    found = {'standings': standings, 'sent': sent, 'passed': self.passed}
+    found: dict[str, ct.Json] = {
+      'standings': standings,
+      'sent': sent,
+      'passed': self.passed,
+    }
     prints = [[r, text] for r, text in self.prints.items()]
     if self.targets:
       found['targets'] = sorted(self.targets)
