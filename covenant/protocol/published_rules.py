@@ -8,6 +8,7 @@ blocks. The history that the node then proves must have adopted the same.
 """
 
 import hashlib
+from collections.abc import Iterable
 
 from covenant.chain import interface as chain_lib
 from covenant.protocol import amendments as amendments_lib
@@ -63,8 +64,7 @@ def read(
     and membership.role(uid) is commitment_lib.Role.VALIDATOR
     and membership.committed[uid] >= recent
   ]
-  behind: dict[bytes, float] = {}  # by the digest of a beginning of a list
-  lists: dict[bytes, Adopted] = {}
+  lists: list[tuple[float, Adopted]] = []
   opened = [
     (peer, bucket)
     for peer in voters
@@ -85,13 +85,27 @@ def read(
       )
     except amendment_lib.AmendmentError:
       continue
+    lists.append((peer.stake, adopted))
+  longest = _longest(lists, sum(peer.stake for peer in voters))
+  return longest if len(longest) > len(known) else known
+
+
+def _longest(lists: Iterable[tuple[float, Adopted]], total: float) -> Adopted:
+  """Returns the longest list behind which is more than half of the stake.
+
+  Args:
+    lists: the stake of each publisher, and its list.
+    total: the stake of all validators.
+  """
+  behind: dict[bytes, float] = {}  # by the digest of a beginning of a list
+  found: Adopted = ()
+  for stake, adopted in lists:
     # Who has adopted more has adopted each beginning of it, too.
     running = hashlib.blake2b(digest_size=32, person=b'covenant.rules')
     for n, amendment in enumerate(adopted, start=1):
       running.update(amendment.digest)
-      behind[running.digest()] = behind.get(running.digest(), 0) + peer.stake
-      lists.setdefault(running.digest(), adopted[:n])
-  total = sum(peer.stake for peer in voters)
-  agreed = [lists[key] for key, stake in behind.items() if 2 * stake > total]
-  longest = max(agreed, key=len, default=())
-  return longest if len(longest) > len(known) else known
+      key = running.digest()
+      behind[key] = behind.get(key, 0.0) + stake
+      if 2 * behind[key] > total and n > len(found):
+        found = adopted[:n]
+  return found
