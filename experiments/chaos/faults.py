@@ -339,6 +339,8 @@ class _FaultyBucket:
   def _spoil(self, key: str, data: bytes) -> bytes:
     """Returns the data, with a flipped bit, or an older object instead."""
     if self._strike(Kind.CORRUPT, key):
+      if not data:
+        return b'?'
       middle = len(data) // 2
       return data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
     stale = self._faults.stale(self._who[1], key)
