@@ -6,7 +6,9 @@ from absl.testing import absltest
 from absl.testing import parameterized
 
 from covenant import config as config_lib
+from covenant.node import publishing
 from covenant.node import role_needs
+from covenant.plan import memory
 from covenant.telemetry import machine
 from tests import helpers
 
@@ -80,6 +82,22 @@ class RoleNeedsTest(parameterized.TestCase):
     self.assertFalse(store.lacks)
     miner = role_needs.bucket_of(load('72b'), 's3://runs', 'miner')
     self.assertLess(miner.needed, store.needed / 20)
+
+  def test_a_bucket_keeps_rounds_as_long_as_turns_take(self):
+    """Own checkpoints of a validator are as far apart as its turns."""
+    one, three = (
+      role_needs.bucket_of(config, 's3://runs', 'validator').needed
+      for config in (load('72b'), load('72b', 'validators=3'))
+    )
+    config = load('72b')
+    rounds = publishing.keep_rounds(config, 3) - publishing.keep_rounds(
+      config, 1
+    )
+    self.assertEqual(
+      rounds, 2 * (config.checkpoint.keep + 1) * config.checkpoint.publish
+    )
+    payload = memory.shards(config).payload_bytes
+    self.assertEqual(three - one, rounds * config.plan.peers * payload)
 
   def test_phases_matter_where_blocks_are_final_late(self):
     config = load('72b', 'phases.select_blocks=8')
