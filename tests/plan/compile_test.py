@@ -61,9 +61,11 @@ class MeasureTest(parameterized.TestCase):
     moved = found['inner step'].collectives
     self.assertIn('all-gather', moved)
     self.assertIn('reduce-scatter', moved)
-    losses = found['losses of sequences']
-    parameters = 4 * 70_599_843_840 / 8
-    self.assertBetween(losses.argument_bytes, parameters, parameters + 2**16)
+    taken = found['losses of sequences'].argument_bytes
+    gains = 4 * (2 * 80 + 1) * 8192  # whole on each device
+    parameters = (4 * 70_599_843_840 - gains) / 8 + gains
+    batch = 4 * 2049 * config.gauntlet.sequences / 8
+    self.assertBetween(taken, parameters + batch, parameters + batch + 1024)
     for name in {*NAMES[1:]} - {'losses of sequences'}:
       for count, elements in found[name].collectives.values():
         self.assertLessEqual(elements, 64, name)
