@@ -16,6 +16,7 @@ import jax
 from covenant import config as config_lib
 from covenant.models import llama
 from covenant.node import publishing
+from covenant.plan import hardware
 from covenant.plan import memory
 from covenant.plan import phase_times
 from covenant.plan import roles
@@ -171,6 +172,7 @@ def phases_of(config: config_lib.Config) -> Iterator[str]:
   them; one of this machine does not.
   """
   if config.network.chain == 'bittensor':
+    config = hardware.resolve(config)
     found = phase_times.times(config, memory.shards(config).payload_bytes)
     for problem in phase_times.problems(config, found):
       if not problem.startswith('phases.round_blocks'):

@@ -69,6 +69,7 @@ def phases(config: config_lib.Config) -> Iterator[RolePhase]:
   Raises:
     ConfigError: the mesh cannot shard the parameters.
   """
+  config = hardware_lib.resolve(config)
   cut = memory.shards(config)
   found = phase_times.times(config, cut.payload_bytes)
   sizes = _sizes(config, cut)

@@ -1,9 +1,11 @@
 """Text of a run's checkpoint, and of its export."""
 
 import contextlib
+import importlib.util
 import io
 import json
 import pathlib
+import unittest
 
 import jax
 import numpy as np
@@ -50,6 +52,9 @@ class SampleTest(parameterized.TestCase):
         cli.ROLES['sample'](CONFIG, str(self.workdir))
     return out.getvalue()
 
+  @unittest.skipUnless(
+    importlib.util.find_spec('safetensors'), 'needs the extra hf'
+  )
   def test_an_export_says_the_same(self):
     folder = export.Exporter(CONFIG, self.workdir).write(4, self.params)
     values = {'prompt': 'To be', 'tokens': 20, 'temperature': 0.0}

@@ -37,6 +37,12 @@ class RolesTest(parameterized.TestCase):
       self.assertGreater(phase.seconds, 0)
       self.assertGreater(phase.host_bytes, 0)
 
+  def test_all_devices_are_as_many_as_there_are(self):
+    """A miner says `devices.data=0` for all that are left."""
+    self.assertEqual(
+      self.phases('devices.data=0'), self.phases('devices.data=1')
+    )
+
   @parameterized.parameters(True, False)
   def test_scoring_takes_one_copy_and_little_more(self, offload):
     """At most 5 bytes a parameter beside the parameters and activations."""
