@@ -78,7 +78,7 @@ class RunTest(parameterized.TestCase):
     )
     self.assertEqual(code, 0, err)
     self.assertRegex(out, r'uid 0, hotkey 5\w+, after round 3')
-    self.assertIn('average gain', out)
+    self.assertIn('of the usual work', out)
     made = self.workdir / 'report.html'
     before = made.read_bytes()
     made.unlink()

@@ -211,6 +211,15 @@ class TableTest(control.ChainTestCase):
     self.node.come_up()
 
 
+# Long enough for a chain whose blocks are final late.
+PHASES = [
+  f'--config.phases.{name}_blocks={count}'
+  for name, count in (
+    ('round', 60), ('put', 8), ('select', 13), ('takeover', 13),
+  )
+]  # fmt: skip
+
+
 @pytest.mark.network
 class DoctorTest(control.ChainTestCase):
   """`--role=doctor`, a process, against a node."""
@@ -233,7 +242,7 @@ class DoctorTest(control.ChainTestCase):
     return subprocess.run(
       [sys.executable, helpers.ROOT / 'run.py', '--role=doctor',
        f'--config={helpers.CONFIGS}/tiny.py', f'--workdir={home}/work',
-       '--config.phases.takeover_blocks=10', *fields, *flags],
+       *PHASES, *fields, *flags],
       env=os.environ | {'HOME': str(home)}, text=True, capture_output=True,
     )  # fmt: skip
 

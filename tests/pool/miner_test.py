@@ -170,7 +170,10 @@ class PoolProcessTest(absltest.TestCase):
     self.assertIn(self.address('killed'), rounds[0]['work'])
     caught = [worker for one in rounds for worker in one['caught']]
     self.assertEqual(caught, [self.address('cheat')])
-    self.assertRegex(self.log('good'), r'round 0: leases: \d+ VALID.*; TAO: h')
+    # A lease may be late where the machine is busy.
+    self.assertRegex(
+      self.log('good'), r'round 0: leases: .*\d+ VALID.*; TAO: h'
+    )
 
     books = accounts.Ledger(
       self.folder / 'pool' / 'ledger.sqlite', accounts.PaymentPolicy()
