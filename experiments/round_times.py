@@ -329,7 +329,7 @@ _COMMANDS: dict[Phase, Callable[..., _Result]] = {
 
 
 class _World:
-  """What all nodes of a simulation share."""
+  """The surroundings that all nodes of a simulation share."""
 
   def __init__(self, config: config_lib.Config, jitter: float, loss: float):
     self.config, self.jitter, self.loss = config, jitter, loss

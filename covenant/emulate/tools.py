@@ -16,7 +16,7 @@ from covenant.train import shared_state as shared_state_lib
 
 
 class Tools:
-  """What miners train with and validators judge with, by config.
+  """The trainers of miners and the judges of validators, by config.
 
   Args:
     shared_model: of the run.

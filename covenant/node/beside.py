@@ -48,7 +48,7 @@ class Beside:
 
   @property
   def is_busy(self) -> bool:
-    """Whether any work is under way or waits."""
+    """True if work is under way or waits."""
     with self._lock:
       return self._thread is not None
 

@@ -16,7 +16,7 @@ _MEGABITS = {'upload': 110 / 8, 'download': 500 / 8}
 
 
 class Answer(NamedTuple):
-  """Whether a round is possible, and if not, why."""
+  """The possibility of a round, and the reasons against it."""
 
   problems: tuple[str, ...]
 

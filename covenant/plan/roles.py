@@ -1,4 +1,4 @@
-"""What each role needs in each of its phases: memory, disk and time.
+"""The memory, disk and time of each role in each of its phases.
 
 A miner's phases are in memory.py. State is exact; temporary buffers and seconds
 are estimated.

@@ -1,4 +1,4 @@
-"""What the chain says of a manifest: all nodes find the same."""
+"""Checks of a manifest against the chain, the same on all nodes."""
 
 from covenant.protocol import membership as membership_lib
 from covenant.protocol import round as round_lib

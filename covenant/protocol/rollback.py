@@ -24,7 +24,7 @@ _PIECES = 8  # that are fetched at the same time
 
 
 class Surroundings(NamedTuple):
-  """Where checkpoints are looked for."""
+  """The chain, the storage and the peers that may have a checkpoint."""
 
   chain: chain_lib.Chain
   storage: run_storage_lib.RunStorage

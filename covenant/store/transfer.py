@@ -60,7 +60,7 @@ class Transfer:
 
   @property
   def is_canceled(self) -> bool:
-    """Whether the read was canceled."""
+    """True if the read was canceled."""
     return self._is_canceled
 
 

@@ -507,7 +507,7 @@ class TransformersTest(FolderTest):
     self.assertLess(self.difference(theirs, model, params), 1e-4)
 
   def test_scaled_rotary_positions(self):
-    """As of Llama 3.1: some pairs kept, some slowed, some in between."""
+    """Llama 3.1: some pairs are kept, some slowed, some in between."""
     import torch
     import transformers
 

@@ -21,21 +21,9 @@ from covenant.train import shared_state
 from experiments.chaos import network as network_lib
 from experiments.chaos import scenario
 from tests import helpers
+from tests.node import export_test
 
 CONFIG = config_lib.load(f'{helpers.CONFIGS}/tiny.py', ['checkpoint.keep=2'])
-FILES = [
-  'README.md',
-  'config.json',
-  'generation_config.json',
-  'model-00001-of-00001.safetensors',
-  'model.safetensors.index.json',
-  'tokenizer.json',
-  'tokenizer_config.json',
-]
-
-
-def names(folder):
-  return sorted(path.name for path in folder.iterdir())
 
 
 class EvaluatorProcessTest(absltest.TestCase):
@@ -66,8 +54,10 @@ class EvaluatorProcessTest(absltest.TestCase):
   def test_with_lm_eval(self):
     table = self.evaluate(2, 4, 6, installed=True)
     self.assertLen(table.splitlines(), 4)
-    self.assertEqual(names(self.workdir / 'hf'), ['4', '6'])
-    self.assertEqual(names(self.workdir / 'hf' / '6'), FILES)
+    self.assertEqual(export_test.names(self.workdir / 'hf'), ['4', '6'])
+    self.assertEqual(
+      export_test.names(self.workdir / 'hf' / '6'), export_test.FILES
+    )
     self.printed.assert_not_called()
 
   def test_without_it_says_so_once(self):

@@ -157,7 +157,7 @@ class ProcessTest(absltest.TestCase):
                      (CONFIG.rounds, 'no space'))  # fmt: skip
 
   def test_a_store_that_hangs_delays_no_round_and_no_checkpoint(self):
-    """What a node says of itself is nothing that it waits for."""
+    """A node does not wait until its status is published."""
     go, asked = threading.Event(), []
     self.addCleanup(go.set)
 
