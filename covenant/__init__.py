@@ -1,14 +1,19 @@
 """Open, trustless pre-training of language models over the internet, in JAX.
 
-The optimizer's names are here, as in `from covenant import sparseloco, TopK`.
-They load on first use, so that other parts of the package stay light.
-`covenant.optim.sparseloco` is the module, `covenant.sparseloco` its function.
+The optimizer's names are here, as in `from covenant import sparseloco, TopK`,
+and runs of the emulator: `run`, `emulate`, `read_results`. They load on first
+use, so that other parts of the package stay light.
+`covenant.optim.sparseloco` is the module, `covenant.sparseloco` its function;
+`covenant.emulate` is a package that may be called.
 """
 
 import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+  from covenant.emulate.results import Results
+  from covenant.emulate.results import emulate
+  from covenant.emulate.results import read_results
   from covenant.optim.baselines.demo import demo
   from covenant.optim.baselines.sparta import sparta
   from covenant.optim.compression import Compression
@@ -34,6 +39,7 @@ if TYPE_CHECKING:
   from covenant.optim.topk_variants import DCTTopK
   from covenant.optim.topk_variants import RandomK
   from covenant.optim.weight import Weight
+  from covenant.report.watch import run
 
 __version__ = '0.1.0'
 
@@ -45,6 +51,7 @@ __all__ = [
   'Linear',
   'Quantizer',
   'RandomK',
+  'Results',
   'Sign',
   'SignMagnitude',
   'Statistical',
@@ -56,28 +63,33 @@ __all__ = [
   'decompress',
   'demo',
   'diloco',
+  'emulate',
   'flush',
   'nesterov',
   'outer_update',
   'pseudo_gradient',
+  'read_results',
+  'run',
   'sparseloco',
   'sparta',
   'state_axes',
   'streaming_diloco',
 ]
 
-# The names of each module below covenant.optim.
+# The names of each module.
 _NAMES = {
-  'baselines.demo': 'demo',
-  'diloco': 'diloco streaming_diloco',
-  'baselines.sparta': 'sparta',
-  'compression': 'Compression Dense TopK',
-  'quantize': 'Exact Linear Quantizer Sign SignMagnitude Statistical',
-  'reduce': 'aggregate nesterov outer_update',
-  'sparseloco': 'compress decompress flush pseudo_gradient sparseloco '
+  'emulate.results': 'Results emulate read_results',
+  'optim.baselines.demo': 'demo',
+  'optim.diloco': 'diloco streaming_diloco',
+  'optim.baselines.sparta': 'sparta',
+  'optim.compression': 'Compression Dense TopK',
+  'optim.quantize': 'Exact Linear Quantizer Sign SignMagnitude Statistical',
+  'optim.reduce': 'aggregate nesterov outer_update',
+  'optim.sparseloco': 'compress decompress flush pseudo_gradient sparseloco '
   'state_axes',
-  'topk_variants': 'DCTTopK RandomK',
-  'weight': 'Weight',
+  'optim.topk_variants': 'DCTTopK RandomK',
+  'optim.weight': 'Weight',
+  'report.watch': 'run',
 }
 _MODULES = {n: m for m, names in _NAMES.items() for n in names.split()}
 
@@ -85,7 +97,9 @@ _MODULES = {n: m for m, names in _NAMES.items() for n in names.split()}
 def __getattr__(name: str) -> object:
   if name not in _MODULES:
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
-  module = importlib.import_module(f'{__name__}.optim.{_MODULES[name]}')
+  if name == 'emulate':  # the package itself, as `import covenant.emulate`
+    return importlib.import_module(f'{__name__}.{name}')
+  module = importlib.import_module(f'{__name__}.{_MODULES[name]}')
   value = getattr(module, name)
   globals()[name] = value  # from now on without this function
   return value

@@ -65,7 +65,7 @@ def emulate(config: config_lib.Config, workdir: str) -> None:
     else:
       print(progress.header(config), file=sys.stderr)
       _check(config, workdir)
-      watch.run(config, workdir, stop, process_group, _flag('profile'))
+      watch.show(config, workdir, stop, process_group, _flag('profile'))
 
 
 def _check(config: config_lib.Config, workdir: str) -> None:

@@ -50,7 +50,7 @@ html_title = 'covenant'
 _SECTIONS = ('Args:', 'Attributes:', 'Raises:', 'Returns:', 'Yields:')
 # Pages that are not named here come last.
 _PAGES = {
-  'Start': ['docs/install', 'docs/sparseloco', 'docs/api'],
+  'Start': ['docs/install', 'docs/sparseloco', 'docs/python', 'docs/api'],
   'Run': [
     'docs/operating',
     'docs/data',

@@ -1,6 +1,8 @@
 # %% [markdown]
 # # SparseLoCo in ten minutes
 #
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/OWNER/covenant/blob/main/notebooks/01_sparseloco_in_ten_minutes.ipynb)
+#
 # Peers train one model over the internet. Each trains alone for a while (H
 # inner steps of AdamW) and then sends a small part of its change: the 64
 # largest values of every 64 x 64 block, each as a sign. The rest waits and is
@@ -13,7 +15,17 @@
 # %%
 import os
 import pathlib
+import subprocess
 import tempfile
+
+if not os.path.exists('notebooks.mplstyle'):  # in Colab: there is no checkout
+  subprocess.run(
+    'git clone -q https://github.com/OWNER/covenant && '
+    "pip install -q './covenant[run]'",
+    shell=True,
+    check=True,
+  )
+  os.chdir('covenant/notebooks')
 
 import jax
 import jax.numpy as jnp
@@ -21,15 +33,13 @@ import matplotlib.pyplot as plt
 import numpy as np
 import optax
 
+import covenant
 from covenant import config as config_lib
-from covenant import metrics
 from covenant import startup
 from covenant.data import dataset
-from covenant.emulate import emulation
 from covenant.models import llama
 from covenant.models import loss as loss_lib
 from covenant.optim import sparseloco
-from covenant.report import progress
 
 QUICK = 'QUICK' in os.environ  # set by tests, not for the stored outputs
 plt.style.use('notebooks.mplstyle')
@@ -128,34 +138,29 @@ for name, tree in (
 # ## A whole run
 #
 # Miners, validators, chain and store are emulated in this process. A run has
-# its own folder; a second call would find that it is finished.
+# its own folder, with figures and `report.html`; a second call would find that
+# it is finished.
 
 # %%
-workdir = pathlib.Path(tempfile.mkdtemp())
-outcome = emulation.run(config, workdir)
-records = metrics.read(workdir / 'metrics.jsonl')
-print(progress.summary(records))
+results = covenant.run(config, workdir=pathlib.Path(tempfile.mkdtemp()))
 
 # %% [markdown]
-# The metrics are lines of JSON. `Round` and `Evaluation` in
-# `covenant/metrics.py` document every field.
+# The results are tables: dicts of columns, which `pandas.DataFrame` takes as
+# they are. `covenant/metrics.py` documents every column.
 
 # %%
-rounds = [r for r in records if isinstance(r, metrics.Round)]
-evaluations = [r for r in records if isinstance(r, metrics.Evaluation)]
-last = rounds[-1]
+rounds, evaluations = results.rounds, results.evaluations
+peers = len(rounds['uids'][-1])
 print(
-  f'{len(last.uids)} peers send {last.bytes_round:,} bytes per round, '
-  f'{last.compression_ratio:.0f} times less than float32'
+  f'{peers} peers send {rounds["bytes_round"][-1]:,} bytes per round, '
+  f'{rounds["compression_ratio"][-1]:.0f} times less than float32'
 )
 
 fig, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), sharey=True)
+left.plot(np.array(rounds['tokens']) / 1000, rounds['loss'], label='training')
 left.plot(
-  [r.tokens / 1000 for r in rounds], [r.loss for r in rounds], label='training'
-)
-left.plot(
-  [e.tokens / 1000 for e in evaluations],
-  [e.loss for e in evaluations],
+  np.array(evaluations['tokens']) / 1000,
+  evaluations['loss'],
   'o--',
   ms=4,
   label='held out',
@@ -164,8 +169,8 @@ left.set(
   xlabel='thousand tokens trained, all peers', ylabel='loss (nats per token)'
 )
 left.legend()
-sends = [e.bytes_up / 1000 / len(last.uids) for e in evaluations]
-right.plot(sends[1:], [e.loss for e in evaluations[1:]], 'C1o--', ms=4)
+sends = np.array(evaluations['bytes_up']) / 1000 / peers
+right.plot(sends[1:], evaluations['loss'][1:], 'C1o--', ms=4)
 right.set(xlabel='kB sent per peer')
 plt.show()
 
@@ -179,9 +184,7 @@ apply = jax.jit(
 )
 tokens, key = list(b'ROMEO'.rjust(context, b' ')), jax.random.key(0)
 for _ in range(10 if QUICK else 200):
-  logits = apply(
-    outcome.state.shared.params, jnp.array([tokens[-context:]], jnp.int32)
-  )
+  logits = apply(results.params, jnp.array([tokens[-context:]], jnp.int32))
   key, now = jax.random.split(key)
   tokens.append(int(jax.random.categorical(now, logits)))
 print(bytes(tokens[context - 5 :]).decode(errors='replace'))

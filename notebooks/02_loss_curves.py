@@ -1,6 +1,8 @@
 # %% [markdown]
 # # Reproducing the loss curves
 #
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/OWNER/covenant/blob/main/notebooks/02_loss_curves.ipynb)
+#
 # One model, one text, the same number of tokens: which loss does each method
 # reach, and how many bytes does each peer send? First come the curves of the
 # committed studies, with three seeds and the best rates of each method, then a
@@ -9,8 +11,18 @@
 # %%
 import os
 import pathlib
+import subprocess
 import sys
 import tempfile
+
+if not os.path.exists('notebooks.mplstyle'):  # in Colab: there is no checkout
+  subprocess.run(
+    'git clone -q https://github.com/OWNER/covenant && '
+    "pip install -q './covenant[run]'",
+    shell=True,
+    check=True,
+  )
+  os.chdir('covenant/notebooks')
 
 import matplotlib.pyplot as plt
 from IPython.display import Image

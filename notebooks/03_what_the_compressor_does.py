@@ -1,6 +1,8 @@
 # %% [markdown]
 # # What the compressor does to a delta
 #
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/OWNER/covenant/blob/main/notebooks/03_what_the_compressor_does.ipynb)
+#
 # Four peers train the model of `configs/shakespeare.py`, twice as wide, for
 # a few rounds. Then we look at one tensor: the input of the compressor, the
 # message, the quantizers, the agreement between peers, and the bits.
@@ -8,6 +10,16 @@
 # %%
 import itertools
 import os
+import subprocess
+
+if not os.path.exists('notebooks.mplstyle'):  # in Colab: there is no checkout
+  subprocess.run(
+    'git clone -q https://github.com/OWNER/covenant && '
+    "pip install -q './covenant[run]'",
+    shell=True,
+    check=True,
+  )
+  os.chdir('covenant/notebooks')
 
 import jax
 import matplotlib.pyplot as plt

@@ -1,6 +1,8 @@
 # %% [markdown]
 # # Gauntlet against adversaries
 #
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/OWNER/covenant/blob/main/notebooks/04_gauntlet_against_the_zoo.ipynb)
+#
 # Anybody may mine, including those who want to be paid for nothing or to spoil
 # the model. In each round, validators select the messages that count and set
 # the weights of the miners. First come the results of the study with 40 %
@@ -12,20 +14,29 @@ import csv
 import json
 import os
 import pathlib
+import subprocess
 import sys
 import tempfile
 import textwrap
+
+if not os.path.exists('notebooks.mplstyle'):  # in Colab: there is no checkout
+  subprocess.run(
+    'git clone -q https://github.com/OWNER/covenant && '
+    "pip install -q './covenant[run]'",
+    shell=True,
+    check=True,
+  )
+  os.chdir('covenant/notebooks')
 
 import matplotlib.pyplot as plt
 import numpy as np
 
 sys.path.insert(0, str(pathlib.Path('..').resolve()))  # for experiments/
 
+import covenant
 from covenant import config as config_lib
-from covenant import metrics
 from covenant import startup
 from covenant.adversaries import registry
-from covenant.emulate import emulation
 from covenant.gauntlet import ratings
 from experiments import gauntlet_report
 from experiments import study
@@ -91,11 +102,9 @@ config = config_lib.load(
   ],
 )
 workdir = pathlib.Path(tempfile.mkdtemp())
-emulation.run(config, workdir)
-records = metrics.read(workdir / 'metrics.jsonl')
-rounds = [r for r in records if isinstance(r, metrics.Round)]
-evaluations = [r for r in records if isinstance(r, metrics.Evaluation)]
-print('held-out loss:', ' '.join(f'{e.nats_per_byte:.3f}' for e in evaluations))
+results = covenant.run(config, workdir=workdir)
+losses = results.evaluations['nats_per_byte']
+print('held-out loss:', ' '.join(f'{loss:.3f}' for loss in losses))
 
 # %% [markdown]
 # The weights of the validator per round; the dotted line is an equal share.
@@ -108,8 +117,8 @@ bad = registry.names(config)
 fig, ax = plt.subplots(figsize=(7, 4))
 styles = iter(('C1-', 'C2--', 'C3:', 'C0-.'))
 for uid in range(config.miners):
-  weights = [r.weights[uid] if r.weights else np.nan for r in rounds]
-  x = [r.round for r in rounds]
+  weights = [w[uid] if w else np.nan for w in results.rounds['weights']]
+  x = results.rounds['round']
   if uid in bad:
     ax.plot(x, weights, next(styles), lw=2, label=f'uid {uid}, {bad[uid]}')
   else:

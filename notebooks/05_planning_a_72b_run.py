@@ -1,6 +1,8 @@
 # %% [markdown]
 # # Planning a 72B run
 #
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/OWNER/covenant/blob/main/notebooks/05_planning_a_72b_run.ipynb)
+#
 # The needs of `configs/72b.py` on one peer of eight B200: memory in every phase
 # of a round, bytes on the links, and the share of the time in which the devices
 # train. Nothing is compiled here; `python run.py --config=configs/72b.py
@@ -10,6 +12,17 @@
 
 # %%
 import dataclasses
+import os
+import subprocess
+
+if not os.path.exists('notebooks.mplstyle'):  # in Colab: there is no checkout
+  subprocess.run(
+    'git clone -q https://github.com/OWNER/covenant && '
+    "pip install -q './covenant[run]'",
+    shell=True,
+    check=True,
+  )
+  os.chdir('covenant/notebooks')
 
 import matplotlib.pyplot as plt
 import numpy as np

@@ -1,12 +1,24 @@
 # %% [markdown]
 # # SparseLoCo in your own loop
 #
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/OWNER/covenant/blob/main/notebooks/06_your_own_loop.ipynb)
+#
 # A training loop in JAX and optax, and three ways to use SparseLoCo in it: on
 # one device, with peers along an axis of `jax.vmap`, and with one device per
 # peer under `jax.shard_map`. Only `covenant.optim` is needed.
 
 # %%
 import os
+import subprocess
+
+if not os.path.exists('notebooks.mplstyle'):  # in Colab: there is no checkout
+  subprocess.run(
+    'git clone -q https://github.com/OWNER/covenant && '
+    "pip install -q './covenant[run]'",
+    shell=True,
+    check=True,
+  )
+  os.chdir('covenant/notebooks')
 
 import jax
 import jax.numpy as jnp

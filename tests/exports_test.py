@@ -1,4 +1,4 @@
-"""The names of the optimizer in `covenant` itself."""
+"""The names in `covenant` itself: the optimizer, and runs from Python."""
 
 import importlib
 import inspect
@@ -16,20 +16,26 @@ import covenant
 from tests import helpers
 
 NAMES = [name for name in covenant.__all__ if not name.startswith('_')]
+# A package that may be called (tests/emulate/results_test.py).
+CALLED = 'emulate'
+ROOMS = 'covenant.optim.', 'covenant.emulate.', 'covenant.report.'
 
 
 class ExportsTest(parameterized.TestCase):
-  @parameterized.parameters(*NAMES)
+  @parameterized.parameters(*(name for name in NAMES if name != CALLED))
   def test_each_is_what_its_module_has(self, name):
     value = getattr(covenant, name)
     self.assertNotIsInstance(value, types.ModuleType)
     home = importlib.import_module(value.__module__)
     self.assertIs(getattr(home, name), value)
-    self.assertStartsWith(home.__name__, 'covenant.optim.')
+    self.assertTrue(home.__name__.startswith(ROOMS), home.__name__)
 
   def test_none_is_the_name_of_a_module(self):
     modules = {m.name for m in pkgutil.iter_modules(covenant.__path__)}
-    self.assertEmpty(modules.intersection(covenant.__all__))
+    self.assertEqual(modules.intersection(covenant.__all__), {CALLED})
+    module = importlib.import_module(f'covenant.{CALLED}')
+    self.assertIs(covenant.emulate, module)
+    self.assertTrue(callable(module))
 
   def test_module_and_function_stay_apart(self):
     # In either order, and in a process of its own, where nothing is loaded.
@@ -59,9 +65,7 @@ class ExportsTest(parameterized.TestCase):
 
   def test_type_checkers_see_the_same_names(self):
     source = pathlib.Path(inspect.getfile(covenant)).read_text(encoding='utf-8')
-    pairs = re.findall(
-      r'^  from covenant\.optim\.(\S+) import (\w+)$', source, re.M
-    )
+    pairs = re.findall(r'^  from covenant\.(\S+) import (\w+)$', source, re.M)
     self.assertEqual(
       {name: module for module, name in pairs}, covenant._MODULES
     )
@@ -76,7 +80,9 @@ class ExportsTest(parameterized.TestCase):
 
   def test_each_is_in_the_reference(self):
     page = (helpers.ROOT / 'docs' / 'api.rst').read_text(encoding='utf-8')
-    found = re.findall(r'^\.\. auto\w+:: covenant\.(\w+)$', page, re.M)
+    found = re.findall(
+      r'^\.\. auto\w+:: covenant\.(?:emulate\.results\.)?(\w+)$', page, re.M
+    )
     self.assertContainsSubset(NAMES, found)
 
 

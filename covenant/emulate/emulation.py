@@ -48,8 +48,8 @@ def run(
     config: the experiment.
     workdir: a folder; made when missing. Several processes must all see it.
     observe: called with every record, those of earlier starts included.
-    stop: asked after every round; True ends the run with a checkpoint, from
-      which it can be resumed.
+    stop: asked after every round and its evaluation; True ends the run with a
+      checkpoint, from which it can be resumed.
     process_group: the processes that emulate the run together; this one if
       omitted. Rank 0 alone writes, observes and is asked to stop. The outcome
       of the others lacks what is private to miners elsewhere.
@@ -107,13 +107,13 @@ def run(
           measurements.step_records(config, completed, host.miners, host.model)
         )
         folder.log(record)
+      last = completed == host.rounds
+      if is_first and (last or completed % config.eval.every == 0):
+        folder.log(host.evaluate())
       # Processes that differ in anything differ in the root.
       stopped = process_group.broadcast_from(
         0, ('round', completed, host.root), stop
       )
-      last = completed == host.rounds
-      if is_first and (last or completed % config.eval.every == 0):
-        folder.log(host.evaluate())
       if last or stopped or checkpoints.due(completed):
         if is_first:
           folder.sync()  # a checkpoint has only rounds that are logged

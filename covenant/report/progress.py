@@ -1,5 +1,8 @@
 """The live line of a run or table of a network, and the summary at the end."""
 
+import html
+import importlib
+import sys
 import time
 import types
 from collections.abc import Callable, Mapping, Sequence
@@ -84,8 +87,35 @@ def header(config: config_lib.Config) -> str:
   )
 
 
+class Notebook:
+  """A bar with a text in the output of a notebook's cell, updated in place."""
+
+  def __init__(self):
+    self._handle = importlib.import_module('IPython.display').DisplayHandle()
+    self._is_shown = False
+
+  def show(self, done: int, total: int, text: str) -> None:
+    """Shows `done` of `total`, and a text, in place of what it showed."""
+    line = f'{done}/{total} {text}'
+    shown = {
+      'text/plain': line,
+      'text/html': f'<progress value="{done}" max="{total}"></progress> '
+      f'<code>{html.escape(line)}</code>',
+    }
+    display = self._handle.update if self._is_shown else self._handle.display
+    self._is_shown = True
+    display(shown, raw=True)
+
+
+def notebook() -> Notebook | None:
+  """Returns the output of this notebook's cell; None outside of notebooks."""
+  shell = sys.modules.get('IPython')
+  shell = shell and shell.get_ipython()
+  return Notebook() if getattr(shell, 'kernel', None) else None
+
+
 class Progress:
-  """One live line on a terminal, or a line now and then in a log.
+  """One live line on a terminal or in a notebook, or now and then in a log.
 
   Args:
     rounds: rounds of the whole run.
@@ -114,7 +144,8 @@ class Progress:
     self._printed: float | None = None
     self._heldout: list[str] = []
     self._bar = None
-    if stream.isatty():
+    self._notebook = notebook()
+    if stream.isatty() and not self._notebook:
       self._bar = tqdm.tqdm(
         total=rounds,
         initial=completed,
@@ -130,6 +161,9 @@ class Progress:
       self._heldout = [f'held-out {record.loss:.3f}']
       return
     facts = self._facts(record)
+    if self._notebook:
+      self._notebook.show(record.round, self._rounds, ', '.join(facts))
+      return
     if self._bar is not None:
       # update() draws, and at most ten times a second.
       self._bar.set_description_str(' '.join(facts), refresh=False)

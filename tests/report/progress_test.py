@@ -1,4 +1,7 @@
 import io
+import sys
+import types
+from unittest import mock
 
 from absl.testing import absltest
 
@@ -52,6 +55,51 @@ class _Clock:
 
   def __call__(self):
     return self.now
+
+
+class _Handle:
+  """As IPython's display handle."""
+
+  shown: list[tuple[str, dict[str, str]]] = []
+
+  def display(self, data, raw):
+    self.shown.append(('display', data))
+
+  def update(self, data, raw):
+    self.shown.append(('update', data))
+
+
+def _ipython(kernel):
+  """The modules that a shell of IPython has loaded."""
+  shell = types.SimpleNamespace(kernel=kernel)
+  return {
+    'IPython': types.SimpleNamespace(get_ipython=lambda: shell),
+    'IPython.display': types.SimpleNamespace(DisplayHandle=_Handle),
+  }
+
+
+class NotebookTest(absltest.TestCase):
+  def test_shows_one_bar_and_updates_it(self):
+    stream = _Terminal()
+    with (
+      mock.patch.dict(sys.modules, _ipython(object())),
+      mock.patch.object(_Handle, 'shown', []) as shown,
+      progress.Progress(3, stream=stream) as bar,
+    ):
+      for record in (_round(1), _evaluation(1, 2.25), _round(2)):
+        bar.update(record)
+    self.assertEmpty(stream.getvalue())
+    self.assertEqual([how for how, _ in shown], ['display', 'update'])
+    first, last = (data for _, data in shown)
+    self.assertIn('<progress value="1" max="3">', first['text/html'])
+    self.assertStartsWith(last['text/plain'], '2/3 ETA ')
+    self.assertIn('held-out 2.250', last['text/plain'])
+
+  def test_no_kernel_is_no_notebook(self):
+    with mock.patch.dict(sys.modules, _ipython(None)):
+      self.assertIsNone(progress.notebook())
+    with mock.patch.dict(sys.modules, {'IPython': None}):
+      self.assertIsNone(progress.notebook())
 
 
 class ProgressTest(absltest.TestCase):
