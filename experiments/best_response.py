@@ -4,8 +4,9 @@
   python -m experiments.best_response --quick     2 runs of 10 rounds, 2 minutes
 
 A search over `strategic.Strategy`: error feedback kept, norm, mask, work done,
-repeats of the data, mixing with the others' messages, rounds without work. A
-run has ten honest miners and six strategies at once, 45 rounds of
+repeats of the data, mixing with the others' messages, rounds without work,
+batch, learning rate, length of the sequences. A run has ten honest miners and
+six strategies at once, 45 rounds of
 configs/shakespeare.py at the learning rates of experiments/gauntlet.py, and all
 are evaluated in every round. The measure is what the chain's weights give a
 strategy over what they give the mean honest miner, per inner step that it
@@ -14,7 +15,8 @@ trains, from round 15 on.
 The search begins with the strategies that the registry names and with random
 ones; each later generation changes one or two fields of the best so far. The
 best three and all named ones then run on five seeds, three strategies at once.
-To search another space, add a field to `Strategy` and a draw to `FIELDS`.
+To search another space, add a field to `Strategy` and a draw to `FIELDS`:
+generations that are complete stay as they were drawn, before the field was.
 
 Bars, written before the run:
   response   no strategy earns more than 1.05 of honest pay per unit of work, by
@@ -61,6 +63,9 @@ FIELDS = {
   'repeats': (1, 2),
   'mix': (0.0, 0.5, 1.0, 3.0),
   'period': (1, 2, 3),
+  'batch': (0.34, 1.0, 3.0),
+  'rate': (0.5, 1.0, 2.0),
+  'length': (0.5, 0.75, 1.0),
 }
 NAMED = registry.STRATEGIES
 Strategy = strategic.Strategy
@@ -192,23 +197,25 @@ class Search:
 
 def search(task: Search, generations: int, seeds: int, groups: int) -> None:
   """Searches, then runs the best and the named strategies on all seeds."""
-  draw = np.random.default_rng(0)
   wanted = list(map(str, NAMED.values()))
-  first = offspring(list(NAMED.values()), groups * TOGETHER, draw)
-  wanted = (wanted + list(map(str, first)))[: groups * TOGETHER]
   for generation in range(generations):
+    stage, parents = f'generation {generation}', list(NAMED.values())
+    if generation:
+      # Rows of earlier ones only: a resumed search has later ones.
+      known = {f'generation {g}' for g in range(generation)}
+      searched = [r for r in task.rows if r.stage in known]
+      parents, wanted = [*map(Strategy.parse, best(searched, TOGETHER))], []
+    if sum(r.stage == stage for r in task.rows) >= groups * TOGETHER:
+      continue
+    draw = np.random.default_rng(generation)
+    wanted += map(str, offspring(parents, groups * TOGETHER, draw))
     task.complete(
-      f'generation {generation}',
+      stage,
       [
         (generation, wanted[i : i + TOGETHER])
-        for i in range(0, len(wanted), TOGETHER)
+        for i in range(0, groups * TOGETHER, TOGETHER)
       ],
     )
-    # Rows of this generation and earlier ones: a resumed search has later ones.
-    known = {f'generation {g}' for g in range(generation + 1)}
-    searched = [r for r in task.rows if r.stage in known]
-    parents = list(map(Strategy.parse, best(searched, TOGETHER)))
-    wanted = list(map(str, offspring(parents, groups * TOGETHER, draw)))
   searched = [r for r in task.rows if r.stage != 'final']
   finals = list(
     dict.fromkeys([*best(searched, FINALISTS), *map(str, NAMED.values())])

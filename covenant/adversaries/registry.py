@@ -29,6 +29,8 @@ STRATEGIES = {
   'skipper': strategic.Strategy(error=0, norm=1, mask=0.4, period=2),
   'booster': strategic.Strategy(norm=3),
   'own-mixer': strategic.Strategy(mix=1),
+  'shortener': strategic.Strategy(length=0.5),
+  'memorizer': strategic.Strategy(rate=2, norm=1),
 }
 _STRATEGY = 'strategy:'  # before the fields of any other
 _WRAPS = {

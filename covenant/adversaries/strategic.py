@@ -6,6 +6,7 @@ keeps, how much it does, and what it sends. The registry names some; any other
 runs as `--config.adversaries=strategy:error=0+norm=1+work=0.5`.
 """
 
+import dataclasses
 from typing import NamedTuple
 
 import jax
@@ -18,6 +19,7 @@ from covenant.adversaries import messages
 from covenant.data import tokens as tokens_lib
 from covenant.node import miner as miner_lib
 from covenant.train import local as local_lib
+from covenant.train import trainer as trainer_lib
 
 Batches = miner_lib.Batches
 Future = base.Future
@@ -25,6 +27,9 @@ Miner = miner_lib.Miner
 Policy = miner_lib.MinerPolicy
 Task = local_lib.Task
 TrainedRound = local_lib.TrainedRound
+
+
+_SLOT = 'trainer'  # the name of the note that it has a trainer of its own
 
 
 class Strategy(NamedTuple):
@@ -40,6 +45,10 @@ class Strategy(NamedTuple):
     mix: weight of the others' mean message of the round before.
     period: it trains in one of so many rounds, a whole number, and sends noise
       in the others.
+    batch: its sequences per inner step, relative to the protocol's; it does as
+      many fewer steps.
+    rate: its inner learning rate, relative to the protocol's.
+    length: the fraction of each sequence, from its start, that it trains on.
   """
 
   error: float = 1.0
@@ -49,6 +58,9 @@ class Strategy(NamedTuple):
   repeats: float = 1
   mix: float = 0.0
   period: float = 1
+  batch: float = 1.0
+  rate: float = 1.0
+  length: float = 1.0
 
   def __str__(self) -> str:
     """The fields that are not honest ones, as `parse` reads them."""
@@ -73,30 +85,47 @@ class Strategy(NamedTuple):
           f'work=0.5, joined by +, got {part!r}; there are {", ".join(usual)}'
         ) from None
     made = cls(**found)
-    if not (0 < made.work <= 1 and made.repeats >= 1 and made.period >= 1):
+    parts = (made.work, made.length)
+    whole = (made.repeats, made.period)
+    if not (
+      all(0 < x <= 1 for x in parts)
+      and all(x >= 1 for x in whole)
+      and min(made.batch, made.rate) > 0
+    ):
       raise config_lib.ConfigError(
-        f'adversaries: expected work above 0 and at most 1, repeats and period '
-        f'of at least 1, got {text!r}'
+        'adversaries: expected work and length above 0 and at most 1, repeats '
+        f'and period of at least 1, batch and rate above 0, got {text!r}'
       )
     return made
 
   @property
   def cost(self) -> float:
-    """Its inner steps, relative to those of an honest miner."""
-    return self.work * self.repeats / self.period
+    """The tokens it trains on, relative to those of an honest miner."""
+    return self.work * self.repeats * self.length / self.period
+
+
+# The fields that do not change the tokens that are trained on.
+_OTHER = {
+  name: value
+  for name, value in Strategy()._asdict().items()
+  if name not in ('work', 'repeats', 'batch', 'length')
+}
 
 
 def strategist(policy: Policy, strategy: Strategy) -> Policy:
   """Follows a strategy."""
 
   def batches(miner: Miner, task: Task) -> Batches:
-    if (strategy.work, strategy.repeats) == (1, 1):
+    if strategy._replace(**_OTHER) == Strategy():
       return policy.batches(miner, task)
     split, context = miner.role.slot.trainer.split, miner.config.data.context
     ids_HxB = local_lib.batch_ids(miner.config, task, split)
     steps = max(round(len(ids_HxB) * strategy.work), 1)
-    again = np.concatenate([ids_HxB[:steps]] * int(strategy.repeats))
-    return tokens_lib.prefetch(split, again, context)
+    ids_N = np.tile(ids_HxB[:steps], (int(strategy.repeats), 1)).reshape(-1)
+    size = max(round(ids_HxB.shape[1] * strategy.batch), 1)
+    ids_HxB = ids_N[: len(ids_N) // size * size].reshape(-1, size)
+    end = max(round(context * strategy.length), 1) + 1
+    return (x[:, :end] for x in tokens_lib.prefetch(split, ids_HxB, context))
 
   def train(
     miner: Miner, task: Task, params: ct.Params, batches: Batches
@@ -105,6 +134,7 @@ def strategist(policy: Policy, strategy: Strategy) -> Policy:
       work = base.untrained(miner, task, messages.noise(miner, task))
       return Future.done(work)
     _keep_error(miner, strategy.error)
+    _learn_at(miner, strategy.rate)
     done = policy.train(miner, task, params, batches)
     return done.then(lambda work: work and _disguise(miner, task, work))
 
@@ -113,6 +143,24 @@ def strategist(policy: Policy, strategy: Strategy) -> Policy:
     return base.pretended(miner, task, work._replace(message=message))
 
   return policy._replace(batches=batches, train=train)
+
+
+def _learn_at(miner: Miner, rate: float) -> None:
+  """Has the miner train with devices of its own, at another learning rate."""
+  if rate == 1 or _SLOT in miner.role.notes:
+    return
+  optim, split = miner.config.optim, miner.role.slot.trainer.split
+  inner = dataclasses.replace(
+    optim.inner, learning_rate=optim.inner.learning_rate * rate
+  )
+  config = dataclasses.replace(
+    miner.config, optim=dataclasses.replace(optim, inner=inner)
+  )
+  model = config.model
+  data = tokens_lib.TokenData(split, split, model.vocab_size, 0)
+  trainer = trainer_lib.Trainer(config, miner.shared_model, data)
+  miner.role.slot = miner_lib.LocalSlot(trainer)
+  miner.role.notes[_SLOT] = trainer
 
 
 def _keep_error(miner: Miner, part: float) -> None:

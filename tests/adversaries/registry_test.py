@@ -128,6 +128,7 @@ class ZooTest(absltest.TestCase):
     for uid in harmful:
       self.assertLess(standings[uid].raw_score, least, cast[uid])
 
+  @pytest.mark.slow
   def test_a_harmful_message_is_not_heard_again(self):
     config, host, _ = everybody(self.names)
     cast = registry.names(config)

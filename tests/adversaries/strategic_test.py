@@ -32,8 +32,10 @@ class StrategyTest(parameterized.TestCase):
   @parameterized.parameters(
     ('nothing=1', "got 'nothing=1'; there are error, norm"),
     ('work=all', "got 'work=all'"),
-    ('work=0', 'expected work above 0'),
+    ('work=0', 'expected work and length above 0'),
     ('period=0', 'repeats and period of at least 1'),
+    ('length=2', 'length above 0 and at most 1'),
+    ('rate=0', 'batch and rate above 0'),
   )
   def test_what_is_none(self, text, message):
     with self.assertRaisesRegex(config_lib.ConfigError, message):
@@ -42,6 +44,7 @@ class StrategyTest(parameterized.TestCase):
   def test_its_cost(self):
     self.assertEqual(Strategy(work=0.5, repeats=2).cost, 1.0)
     self.assertEqual(Strategy(work=0.5, period=2).cost, 0.25)
+    self.assertEqual(Strategy(length=0.5, batch=3, rate=2).cost, 0.5)
 
 
 class StrategistTest(absltest.TestCase):
@@ -72,7 +75,9 @@ class StrategistTest(absltest.TestCase):
     batches = list(policy.batches(self.miner, self.task))
     params = self.miner.shared.params
     work = policy.train(self.miner, self.task, params, batches).result()
-    self.assertEqual(work.sequences, len(batches[0]) * 4)  # claims all
+    inner = self.miner.config.optim
+    whole = inner.inner_steps * inner.inner.batch_size
+    self.assertEqual(work.sequences, whole)  # claims all
     return work, flat(self.miner, work.message), batches
 
   def test_an_honest_one_sends_what_honest_miners_send(self):
@@ -116,6 +121,30 @@ class StrategistTest(absltest.TestCase):
       self.setUp()
       _, _, batches = self.sent(**fields)
       self.assertLen(batches, steps)
+
+  def test_larger_batches_are_fewer_and_shorter_ones_are_prefixes(self):
+    _, _, honest = self.sent()
+    self.setUp()
+    _, _, doubled = self.sent(batch=2)
+    self.assertLen(doubled, 2)
+    np.testing.assert_array_equal(np.concatenate(doubled[:1]),
+                                  np.concatenate(honest[:2]))  # fmt: skip
+    self.setUp()
+    _, _, halves = self.sent(length=0.5)
+    width = honest[0].shape[1] - 1
+    for half, whole in zip(halves, honest, strict=True):
+      np.testing.assert_array_equal(half, whole[:, : width // 2 + 1])
+
+  def test_another_rate_is_of_its_own_training_alone(self):
+    others = self.host.miners[1].role.slot
+    _, usual, _ = self.sent()
+    self.setUp()
+    slot = self.miner.role.slot
+    _, faster, _ = self.sent(rate=4.0)
+    self.assertIsNot(self.miner.role.slot, slot)
+    self.assertIs(self.host.miners[1].role.slot, others)
+    self.miner.role.slot = slot
+    self.assertGreater(np.linalg.norm(faster), 1.5 * np.linalg.norm(usual))
 
   def test_rounds_without_work(self):
     self.setUp()

@@ -150,6 +150,7 @@ class RunTest(parameterized.TestCase):
     ):
       emulation.run(tiny(seed=5), self.finished)
 
+  @pytest.mark.slow
   def test_a_run_is_made_longer(self):
     workdir, err = self.workdir(), io.StringIO()
     emulation.run(tiny(rounds=2), workdir)

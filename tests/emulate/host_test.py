@@ -74,6 +74,7 @@ class MinersTest(absltest.TestCase):
 class LostRoundTest(absltest.TestCase):
   """One miner of four trains at a rate at which nothing stays finite."""
 
+  @pytest.mark.slow
   def test_it_sits_out_and_starts_again_from_the_shared_parameters(self):
     config = tiny(miners=4, rounds=3)
     inner = dataclasses.replace(config.optim.inner, learning_rate=1e30)

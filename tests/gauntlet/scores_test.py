@@ -140,6 +140,7 @@ class ScoresTest(parameterized.TestCase):
     means, errors = np.array(found).T
     self.assertAlmostEqual(errors.mean() / means.std(), 1.0, delta=0.1)
 
+  @pytest.mark.slow
   def test_on_a_mesh_scores_are_the_same(self):
     """Within 1e-5 nats, and the parameters stay as they are, bit for bit."""
     self.on_a_mesh(1, 2, 2)

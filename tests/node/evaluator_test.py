@@ -7,6 +7,7 @@ import types
 from unittest import mock
 
 import jax
+import pytest
 from absl.testing import absltest
 
 from covenant import config as config_lib
@@ -80,6 +81,7 @@ class EvaluatorProcessTest(absltest.TestCase):
 class BelievesTest(absltest.TestCase):
   """The evaluator believes what the chain's history vouches for."""
 
+  @pytest.mark.slow
   def test_no_validator_alone(self):
     config = dataclasses.replace(
       scenario.get_config(helpers.tiny()),

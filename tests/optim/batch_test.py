@@ -1,6 +1,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from absl.testing import absltest
 from absl.testing import parameterized
 
@@ -38,6 +39,7 @@ class BatchesTest(parameterized.TestCase):
     self.assertEqual(found[0].shape, (6 + 2 + 1, 1, 64))
     np.testing.assert_array_equal(found[0].owners, [0] * 6 + [1] * 2 + [2])
 
+  @pytest.mark.slow
   def test_of_blocks_the_message_is_that_of_the_leaves(self):
     leaves = leaves_of([(16, 24), (20, 9), (100,)])
     found = batch.Batches(leaves, [TILES] * 3, [()] * 3)

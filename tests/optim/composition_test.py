@@ -181,6 +181,7 @@ class MeshTest(absltest.TestCase):
         params, state = step(params, state)
     return jax.device_get(params), step._cache_size()
 
+  @pytest.mark.slow
   def test_automatic_shards_compile_once(self):
     _, programs = self.trained((AUTO, AUTO))
     self.assertEqual(programs, 1)

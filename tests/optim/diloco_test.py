@@ -242,6 +242,7 @@ class StreamingTest(parameterized.TestCase):
       for anchor in jax.tree.leaves([f.anchor for f in state.fragments]):
         np.testing.assert_array_equal(anchor, np.stack([anchor[0]] * 4))
 
+  @pytest.mark.slow
   def test_in_one_piece_and_at_once_it_is_diloco(self):
     params, targets = toy_params(), jnp.arange(4.0)
     run = functools.partial(train, params=params, steps=6)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 from absl.testing import absltest
 from absl.testing import parameterized
 
@@ -105,6 +106,7 @@ class WeightsTest(absltest.TestCase):
     ):
       np.testing.assert_allclose(x, jnp.stack([a] * PEERS), atol=1e-6)
 
+  @pytest.mark.slow
   def test_weights_are_those_of_aggregate(self):
     params = params_of()
     parts = [64, 16, 1, 40]

@@ -2,6 +2,7 @@
 
 import jax
 import numpy as np
+import pytest
 from absl.testing import absltest
 from absl.testing import parameterized
 
@@ -53,6 +54,7 @@ class PackingTest(parameterized.TestCase):
         self.assertEqual(got.dtype, want.dtype)
         np.testing.assert_array_equal(got, want)
 
+  @pytest.mark.slow
   def test_unpacks_leaves_of_all_sizes_together(self):
     top = compression_lib.TopK
     chosen = [

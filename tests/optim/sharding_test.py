@@ -232,6 +232,7 @@ def two_unsharded_peers():
 class NumericsTest(absltest.TestCase):
   """Shards that are whole blocks give the result of whole tensors."""
 
+  @pytest.mark.slow
   def test_of_one_peer(self):
     tx, target = transformation(TILES), jnp.float32(0.5)
     want = jax.jit(functools.partial(train, tx))(random_params(WHOLE), target)

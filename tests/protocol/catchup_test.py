@@ -131,6 +131,7 @@ class JoinTest(absltest.TestCase):
     for node in network.nodes.values():
       self.assertEqual(bits(node.shared), bits(network.nodes['3'].shared))
 
+  @pytest.mark.slow
   def test_a_chain_that_forgot_does_not_matter(self):
     """A miner that was away longer than the chain remembers, and a joiner."""
     away = faults.Fault(
@@ -190,7 +191,7 @@ class JoinTest(absltest.TestCase):
 
 class MinorityTest(parameterized.TestCase):
   @parameterized.parameters('parameters', 'momentum', 'root', 'fingerprint')
-  @pytest.mark.rows(1)
+  @pytest.mark.slow
   def test_it_keeps_nobody_out(self, what):
     """39 % of the stake publish wrong checkpoints of every round, first.
 

@@ -2,6 +2,7 @@ import hashlib
 
 import jax
 import numpy as np
+import pytest
 from absl.testing import absltest
 
 from covenant import config as config_lib
@@ -121,6 +122,7 @@ class MeshTest(absltest.TestCase):
     devices = config_lib.Devices(fsdp=2, tensor=2)
     self.mesh = sharding.mesh(devices, jax.devices())
 
+  @pytest.mark.slow
   def test_the_state_is_that_of_one_device(self):
     plain = shared_state_lib.SharedModel(self.config)
     sharded = shared_state_lib.SharedModel(self.config, self.mesh)

@@ -138,7 +138,7 @@ class GradientTest(parameterized.TestCase):
     (dict(fsdp=2, tensor=2), _UNTIED),
     (dict(data=4), {}),
   )
-  @pytest.mark.rows(1)
+  @pytest.mark.slow
   def test_equals_one_devices(self, sizes, model):
     want_nats, want = whole_gradient(config_of(**(model | {'remat': 'none'})))
     nats, grads = gradient(config_of(**model), mesh_of(**sizes))
@@ -254,6 +254,7 @@ class InnerStepTest(parameterized.TestCase):
 class Whole72BTest(absltest.TestCase):
   """The step of configs/72b.py, compiled for eight devices."""
 
+  @pytest.mark.slow
   def test_lowers_without_devices_and_compiles_for_eight(self):
     config = config_lib.load(
       f'{helpers.CONFIGS}/72b.py',

@@ -132,9 +132,8 @@ class TrainerTest(parameterized.TestCase):
     self.assertEqual(moment.sharding.spec, jax.P('fsdp', None))
     self.assertLen(moment.sharding.device_set, sizes['fsdp'])
 
-  @pytest.mark.slow
   @parameterized.parameters('', 'ddp')
-  @pytest.mark.rows(1)
+  @pytest.mark.slow
   def test_a_mesh_of_one_device_is_that_device(self, variant):
     """Equal bit for bit, wherever the parameters are; all stays there."""
     there = jax.devices()[3]
@@ -212,7 +211,7 @@ class TrainerTest(parameterized.TestCase):
     trainer_lib.Trainer(config, shared_model, data)
 
   @parameterized.parameters(False, True)
-  @pytest.mark.rows(1)
+  @pytest.mark.slow
   def test_overlapped_steps_are_each_in_one_delta(self, early):
     """Messages and error feedback add up to the changes of all steps.
 

@@ -153,7 +153,7 @@ class LosslessTest(parameterized.TestCase):
     assert_close(grads, want, model.width)
 
   @parameterized.parameters((128, 0.875), (51, 0.95), (10, 0.99), (1, 0.999))
-  @pytest.mark.rows(1)
+  @pytest.mark.slow
   def test_at_every_compression(self, rank, compression):
     self.assertAlmostEqual(1 - rank / WIDE.width, compression, places=3)
     self.check(WIDE, 2, rank)
