@@ -201,36 +201,6 @@ def aggregate(
   )
 
 
-def single_delta(
-  message: ct.Message,
-  factors_P: ct.Array,
-  abstract_params: ct.Params,
-  compression: Compression,
-) -> ct.Delta:
-  """Returns the delta of one message alone.
-
-  Args:
-    message: one peer's.
-    factors_P: the clip factor of each tensor, in leaf order.
-    abstract_params: the parameters or their shapes.
-    compression: the compressor that made the message.
-  """
-  treedef = jax.tree.structure(abstract_params)
-  whole = np.full(1, weight_lib.WHOLE, np.uint16)
-  totals = weight_lib.totals(whole, weight_lib.WHOLE + 1)
-  leaves = [
-    reduce([part], factors_P[p : p + 1], whole, totals, x.shape, compression)
-    for p, (x, part) in enumerate(
-      zip(
-        jax.tree.leaves(abstract_params),
-        treedef.flatten_up_to(message),
-        strict=True,
-      )
-    )
-  ]
-  return treedef.unflatten(leaves)
-
-
 def norm(part: ct.Message, compression: Compression) -> jax.Array:
   """Returns the L2 norm of the values in a leaf's part of a message."""
   return exact.norms([compression.values(part)])[0]

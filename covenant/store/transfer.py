@@ -58,11 +58,6 @@ class Transfer:
     if stop is not None:
       stop()
 
-  @property
-  def is_canceled(self) -> bool:
-    """True if the read was canceled."""
-    return self._is_canceled
-
 
 _here = threading.local()
 
