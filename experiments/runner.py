@@ -1,12 +1,27 @@
 """Runs a study: what is missing, side by side, then its table and verdicts.
 
 A study that was killed goes on where it was, and a run that two studies need is
-done once.
+done once. Before runs begin it prints how many core minutes they will take,
+from the seconds of earlier ones. Cells run in parallel, one on each core.
+
+While a claim is UNDECIDED that names its cells, each of them gets another seed,
+up to `study.MOST_SEEDS`, as long as the core minutes of `--budget` last.
+
+`--part=i/n` does the i-th of n parts, from 1 on, with a workdir that all parts
+share, in a Slurm array for example:
+
+  sbatch --array=1-8 --wrap \
+    'python -m experiments.methods --part=$SLURM_ARRAY_TASK_ID/8'
+
+A part ends when the rest of a stage is up to the others. When all have ended,
+the same command goes on with the next stage, and the command without `--part`
+writes the results.
 """
 
 import argparse
 import concurrent.futures
 import json
+import math
 import multiprocessing
 import os
 import pathlib
@@ -14,7 +29,7 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from absl import logging
@@ -24,6 +39,7 @@ from covenant import files
 from covenant import metrics
 from covenant import startup
 from covenant.emulate import emulation
+from experiments import costs
 from experiments import study as study_lib
 
 
@@ -47,6 +63,7 @@ def execute(
     run = study_lib.Run(**json.loads(done.read_text()))
     return run._replace(cell=cell.name)
   began = time.process_time()
+  shared = _is_shared()
   if cell.program is None:
     evaluations = _emulate(config, folder)
   else:
@@ -74,9 +91,15 @@ def execute(
     round(seconds, 1),
     jax.devices()[0].device_kind,
     study_lib.code(),
+    'shared' if shared or _is_shared() else 'own',
   )
   files.write(done, json.dumps(run._asdict()))
   return run
+
+
+def _is_shared() -> bool:
+  """Returns whether the machine had more work than cores in the last minute."""
+  return os.getloadavg()[0] > (os.cpu_count() or 1) + 0.5
 
 
 def _emulate(
@@ -109,38 +132,124 @@ def workers(jobs: int) -> concurrent.futures.ProcessPoolExecutor:
   )
 
 
+class Part(NamedTuple):
+  """The i-th of n parts of a study's runs, from 1 on."""
+
+  index: int = 1
+  of: int = 1
+
+  def has(self, cell: study_lib.Cell, more: Sequence[str]) -> bool:
+    config = study_lib.make_config(cell, more)
+    name = study_lib.digest(config, cell.program)
+    return int(name, 16) % self.of == self.index - 1
+
+
+def read_part(text: str) -> Part:
+  """Reads `i/n`, for argparse."""
+  try:
+    part = Part(*map(int, text.split('/')))
+  except (TypeError, ValueError):
+    part = Part(0, 0)
+  if not 1 <= part.index <= part.of:
+    raise argparse.ArgumentTypeError(
+      f'expected i/n with 1 <= i <= n, such as 2/8, got {text!r}'
+    )
+  return part
+
+
+class Options(NamedTuple):
+  """How a study is run.
+
+  Attributes:
+    work: the folder of finished runs.
+    seeds: the number of seeds of all cells.
+    jobs: runs side by side.
+    more: overrides on top of all cells'.
+    budget: core minutes after which no claim gets more seeds.
+    part: the runs that this process does.
+  """
+
+  work: pathlib.Path
+  seeds: int = study_lib.SEEDS
+  jobs: int = 1
+  more: tuple[str, ...] = ()
+  budget: float = math.inf
+  part: Part = Part()
+
+
 def complete(
-  study: study_lib.Study,
-  seeds: int,
-  more: Sequence[str],
-  work: pathlib.Path,
-  jobs: int,
-) -> list[study_lib.Run]:
+  study: study_lib.Study, options: Options
+) -> list[study_lib.Run] | None:
   """Does all runs of a study that are missing and shows progress.
 
   Returns:
-    All runs, in the order of the study's plan.
+    All runs, in the order of the study's plan; None if other parts have not
+    done theirs.
   """
   done: dict[tuple[str, int], study_lib.Run] = {}
-  began = time.monotonic()
-  with workers(jobs) as pool:
+  extra: dict[str, int] = {}
+  with workers(options.jobs) as pool:
     while True:
-      cells = list(study.plan(list(done.values()), seeds))
+      cells = list(study.plan(list(done.values()), options.seeds))
+      if extra:
+        cells = study_lib.with_more_seeds(cells, extra)
       missing = [c for c in cells if (c.name, c.seed) not in done]
-      if not missing:
-        return [done[c.name, c.seed] for c in cells]
-      futures = {pool.submit(execute, c, more, work): c for c in missing}
-      for i, future in enumerate(concurrent.futures.as_completed(futures), 1):
-        cell, run = futures[future], future.result()
-        done[cell.name, cell.seed] = run
-        left = (time.monotonic() - began) / len(done) * (len(missing) - i)
-        print(
-          f'{study.name} {len(done)}/{len(done) + len(missing) - i}: '
-          f'{cell.name}, seed {cell.seed}: {run.nats_per_byte:.4f} nats per '
-          f'byte in {run.seconds:.0f} s; at least {left / 60:.0f} min left',
-          file=sys.stderr,
-          flush=True,
-        )
+      if missing:
+        own = [c for c in missing if _is_own(c, options)]
+        _run(study, own, options, pool, done)
+        if len(own) < len(missing):
+          print(
+            f'{study.name}: {len(missing) - len(own)} runs of other parts are '
+            'missing; run this again when they have ended',
+            file=sys.stderr,
+          )
+          return None
+        continue
+      runs = [done[c.name, c.seed] for c in cells]
+      minutes = sum(run.seconds for run in runs) / 60
+      wanted = study_lib.undecided(study.judge(runs, options.work), runs)
+      if not wanted or minutes >= options.budget:
+        return runs
+      extra.update(wanted)
+
+
+def _is_own(cell: study_lib.Cell, options: Options) -> bool:
+  """Returns whether this process does a run, or finds it done."""
+  if options.part.has(cell, options.more):
+    return True
+  config = study_lib.make_config(cell, options.more)
+  name = study_lib.digest(config, cell.program)
+  return (options.work / name / 'run.json').exists()
+
+
+def _run(
+  study: study_lib.Study,
+  cells: Sequence[study_lib.Cell],
+  options: Options,
+  pool: concurrent.futures.ProcessPoolExecutor,
+  done: dict[tuple[str, int], study_lib.Run],
+) -> None:
+  """Runs cells side by side and adds their results to `done`."""
+  seconds = costs.seconds(cells, options.more)
+  print(
+    f'{study.name}: {len(cells)} runs, about {seconds / 60:.0f} core minutes '
+    f'in all, {seconds / 60 / options.jobs:.0f} minutes with {options.jobs} at '
+    'once; runs that their results call for are not counted',
+    file=sys.stderr,
+    flush=True,
+  )
+  futures = {
+    pool.submit(execute, c, options.more, options.work): c for c in cells
+  }
+  for i, future in enumerate(concurrent.futures.as_completed(futures), 1):
+    cell, run = futures[future], future.result()
+    done[cell.name, cell.seed] = run
+    print(
+      f'{study.name} {i}/{len(cells)}: {cell.name}, seed {cell.seed}: '
+      f'{run.nats_per_byte:.4f} nats per byte in {run.seconds:.0f} s',
+      file=sys.stderr,
+      flush=True,
+    )
 
 
 def arguments(doc: str | None) -> argparse.Namespace:
@@ -158,9 +267,28 @@ def arguments(doc: str | None) -> argparse.Namespace:
     help='the folder of finished runs; of all results with --quick',
   )
   parser.add_argument(
-    '--jobs', type=int, default=os.cpu_count(), help='runs side by side'
+    '--jobs', type=int, default=_cores(), help='runs side by side'
+  )
+  parser.add_argument(
+    '--part',
+    type=read_part,
+    default=Part(),
+    help='i/n: the i-th of n parts of the runs, without results',
+  )
+  parser.add_argument(
+    '--budget',
+    type=float,
+    default=math.inf,
+    help='core minutes after which no claim gets more seeds',
   )
   return parser.parse_args()
+
+
+def _cores() -> int:
+  """Returns the number of cores that this process may use."""
+  if hasattr(os, 'sched_getaffinity'):
+    return len(os.sched_getaffinity(0))
+  return os.cpu_count() or 1
 
 
 def main(study: study_lib.Study, doc: str | None) -> argparse.Namespace:
@@ -171,7 +299,18 @@ def main(study: study_lib.Study, doc: str | None) -> argparse.Namespace:
   if options.quick:
     work = results = work / 'quick'
     seeds, study = 1, study.quick()
-  runs = complete(study, seeds, (), work, options.jobs)
+  runs = complete(
+    study,
+    Options(
+      work,
+      seeds,
+      options.jobs,
+      budget=0.0 if options.quick else options.budget,
+      part=options.part,
+    ),
+  )
+  if runs is None or options.part.of > 1:
+    return options
   study_lib.write_csv(results / f'{study.name}.csv', runs)
   if work != results:
     (results / 'curves').mkdir(parents=True, exist_ok=True)

@@ -13,6 +13,7 @@ tests/experiments_test.py compares the results with the committed study. In
 tables and errors ± is a standard deviation over seeds.
 """
 
+import collections
 import csv
 import hashlib
 import math
@@ -32,6 +33,7 @@ GOLDEN = ROOT.parent / 'tests' / 'golden' / 'traces.json'
 # Code whose results stand though its arithmetic was another: digest and commit.
 EARLIER = {'4e42d073': '4203039'}
 SEEDS = 3
+MOST_SEEDS = 7  # of the cells of a claim that fewer seeds leave undecided
 OUTER = (0.35, 0.7, 1.0)  # learning rates that are swept
 # Common to all studies: 115,008 parameters on 2.3 million tokens, 20 per
 # parameter; eight honest miners, all of which count.
@@ -88,6 +90,7 @@ class Run(NamedTuple):
   seconds: float  # of one core
   device: str
   code: str  # digest of the golden traces of the code that ran it
+  machine: str = ''  # 'shared' with other work, 'own', or '': not recorded
 
 
 class Point(NamedTuple):
@@ -108,6 +111,7 @@ class Verdict(NamedTuple):
   criterion: str
   measured: str
   outcome: str  # PASS, FAIL or UNDECIDED
+  cells: tuple[str, ...] = ()  # get more seeds while it is UNDECIDED
 
 
 class Study(NamedTuple):
@@ -183,6 +187,39 @@ def read_csv(path: pathlib.Path, kind: type[Any]) -> list[Any]:
       kind(**{name: types[name](text) for name, text in row.items()})
       for row in csv.DictReader(file)
     ]
+
+
+def with_more_seeds(
+  cells: Iterable[Cell], seeds: Mapping[str, int]
+) -> list[Cell]:
+  """Returns a plan with more seeds of some cells, in the order of the plan.
+
+  Args:
+    cells: the plan with `SEEDS` seeds.
+    seeds: the number of seeds of each cell that has more.
+  """
+  found = list(cells)
+  last = {cell.name: cell for cell in found}
+  for name, cell in last.items():
+    more = range(cell.seed + 1, seeds.get(name, 0))
+    place = found.index(cell) + 1
+    found[place:place] = [cell._replace(seed=seed) for seed in more]
+  return found
+
+
+def undecided(
+  verdicts: Iterable[Verdict], runs: Iterable[Run]
+) -> dict[str, int]:
+  """Returns the seeds that undecided claims ask for, by cell.
+
+  Each cell of an undecided claim gets one seed more than it has, up to
+  `MOST_SEEDS`.
+  """
+  names = {
+    name for v in verdicts if v.outcome == 'UNDECIDED' for name in v.cells
+  }
+  has = collections.Counter(run.cell for run in runs)
+  return {name: n + 1 for name in names if (n := has[name]) < MOST_SEEDS}
 
 
 def curve(run: Run, results: pathlib.Path) -> list[Point]:
