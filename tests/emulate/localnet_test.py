@@ -116,11 +116,17 @@ class LocalnetTest(absltest.TestCase):
       self.assertEqual(decisions(real), decisions(emulated))
 
   def test_unlike_hardware_ends_equal(self):
-    """Two miners and a validator, with other vector instructions each.
+    """Two miners and two validators, with other vector instructions each.
 
-    Their losses differ in the last digits; what they share does not.
+    Their losses differ in the last digits; what they share does not. Verdicts
+    are the same, and weights nearly.
     """
-    isas = {'miner-0': 'SSE4_2', 'miner-1': 'AVX', 'validator-2': 'AVX2'}
+    isas = {
+      'miner-0': 'SSE4_2',
+      'miner-1': 'AVX',
+      'validator-2': 'AVX2',
+      'validator-3': 'SSE4_2',
+    }
     start = subprocess.Popen
 
     def popen(command, **options):
@@ -130,11 +136,27 @@ class LocalnetTest(absltest.TestCase):
         options['env'] = os.environ | {'XLA_FLAGS': flags}
       return start(command, **options)
 
-    config = small('rounds=4', 'validators=1')
-    network = localnet.Localnet(config, self.folder() / 'net')
+    workdir = self.folder() / 'net'
+    network = localnet.Localnet(small('rounds=4'), workdir)
     with mock.patch.object(localnet.subprocess, 'Popen', popen):
       outcome = network.run()
     self.assertEqual(isas, {})
+    one, other = (
+      decisions(workdir / f'validator-{uid}' / 'verdicts.jsonl')
+      for uid in (2, 3)
+    )
+    self.assertLen(one, 4)
+    self.assertNotEqual(one, other)  # the losses are not the same to the bit
+    for here, there in zip(one, other, strict=True):
+      self.assertEqual(
+        [(d['uid'], d['verdict']) for d in here['uids']],
+        [(d['uid'], d['verdict']) for d in there['uids']],
+      )
+      self.assertEqual(here['weights'].keys(), there['weights'].keys())
+      for uid, weight in here['weights'].items():
+        self.assertAlmostEqual(
+          weight, there['weights'][uid], delta=0.01 * weight
+        )
     self.assertTrue(outcome.finished, outcome.sights)
     self.assertEqual({s.restarts for s in outcome.sights}, {0})
     self.assertTrue(outcome.equal, outcome.sights)
