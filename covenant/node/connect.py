@@ -112,7 +112,9 @@ def objects(
       return bucket_lib.open_for_reading(beside(name), allow_local=True)
     location = location_lib.Location.from_bytes(data)
     allow_local = network.chain == 'local'
-    return bucket_lib.open_for_reading(location, allow_local=allow_local)
+    return bucket_lib.open_for_reading(
+      location, allow_local=allow_local, hosts=config.store_hosts
+    )
 
   if not writes:
     own = location_lib.Location('memory', 'nothing')

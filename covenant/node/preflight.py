@@ -244,7 +244,7 @@ def _bucket(config: config_lib.Config, run: bytes, role: str) -> str:
     if public is None:
       raise PreflightError(
         'others may not open this bucket: it must be on R2, on Amazon, or on '
-        'a host that the run allows'
+        'one of the store_hosts that the run allows'
       )
     if public.get(key, len(data)) != data:
       raise PreflightError('others read other bytes than were written')

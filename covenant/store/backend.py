@@ -15,8 +15,9 @@ import random
 import re
 import threading
 import time
+import urllib.request
 import weakref
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from covenant import extras
@@ -52,15 +53,24 @@ class StoreSettings:
 
 _memory = weakref.WeakValueDictionary()  # name -> store, while anyone has it
 
-# No message quotes the answer of a store: error pages echo requests, and an
-# untrusted server may have written them. Only these words are understood.
+_NOWHERE = '127.0.0.1:0'
+# Of the answer of a store, messages quote the code alone: error pages echo
+# requests, and an untrusted server may have written them.
+_CODE = re.compile(r'(?:<Code>|\(code: )([A-Za-z0-9.]{1,40})(?:</Code>|\))')
+_SERVER_TIME = re.compile(r'<ServerTime>([-0-9T:.]{19,26}Z)</ServerTime>')
 _CODES = {
   'NoSuchBucket': 'there is no such bucket',
   'NoSuchUpload': 'the store forgot the upload before it was complete',
   'InvalidAccessKeyId': 'the store does not know the access key id',
   'SignatureDoesNotMatch': 'the secret does not belong to the access key id',
   'RequestTimeTooSkewed': 'the clock of this machine is wrong',
-  'AccessDenied': 'the credentials lack this right',
+  'RequestExpired': 'the clock of this machine is wrong',
+  'AccessDenied': 'the credentials lack this right, or the bucket is one whose '
+  'requesters pay, which nodes do not',
+  'UserProjectMissing': 'requesters pay for this bucket, which nodes do not',
+  'SecondLevelDomainForbidden': 'the store wants style=virtual in the location',
+  'NotImplemented': 'the store lacks a function of S3 that nodes need, most '
+  'likely conditional writes (If-None-Match); use another store',
   'AuthorizationHeaderMalformed': 'the region is wrong',
   'PermanentRedirect': 'the bucket is in another region',
   'SlowDown': 'the store asks for fewer requests',
@@ -76,7 +86,9 @@ _HOSTS = {
   'tls': 'the host does not speak TLS',
   'invalidcontenttype': 'the host does not speak TLS',
 }
-_TRANSIENT = (408, 409, 425, 429)  # and 500 to 599
+_TRANSIENT = (408, 409, 425, 429)  # and 500 to 599, but for 501
+_DENIED = ('AccessDenied', 'InvalidAccessKeyId', 'SignatureDoesNotMatch')
+_FAILING = ('InternalError', 'NoSuchUpload', 'ServiceUnavailable', 'SlowDown')
 _BUSY_TRIES = 3  # of a stranger's bucket that refuses for now
 
 
@@ -133,12 +145,14 @@ def _connect_s3(
   retries: int,
 ) -> obstore.store.S3Store:
   deadline, stall = settings.deadline_seconds, settings.stall_seconds
-  endpoint, region = location.endpoint, location.region or 'us-east-1'
+  region = location.region or 'us-east-1'
   copy = 'multipart'  # completed only if there is no such object
   if location.kind == 'r2':
-    endpoint = f'https://{location.account}.r2.cloudflarestorage.com'
     region, copy = 'auto', 'header: cf-copy-destination-if-none-match: *'
-  endpoint = endpoint or f'https://s3.{region}.amazonaws.com'
+  scheme, _, host = location.url.partition('://')
+  if location.style == 'virtual':
+    host = f'{location.bucket}.{host}'
+  endpoint = f'{scheme}://{host}'
   # obstore takes missing options from AWS_* variables. So both endpoints are
   # set, and credentials by a provider: neither requests nor the operator's
   # session token must go to another server.
@@ -153,7 +167,7 @@ def _connect_s3(
     endpoint=endpoint,
     aws_endpoint_url_s3=endpoint,
     region=region,
-    virtual_hosted_style_request=False,
+    virtual_hosted_style_request=location.style == 'virtual',
     conditional_put='etag',
     copy_if_not_exists=copy,
     skip_signature=key is None,
@@ -168,6 +182,7 @@ def _connect_s3(
       'connect_timeout': datetime.timedelta(seconds=min(stall, 5)),
       'read_timeout': datetime.timedelta(seconds=stall),
       'timeout': datetime.timedelta(seconds=deadline),
+      **({} if own else _no_redirects(scheme, host)),
     },
     retry_config={
       'max_retries': retries,
@@ -175,6 +190,18 @@ def _connect_s3(
       'backoff': {'max_backoff': datetime.timedelta(seconds=5)},
     },
   )
+
+
+def _no_redirects(scheme: str, host: str) -> Mapping[str, str]:
+  """Returns client options that lead a stranger's redirect nowhere.
+
+  obstore follows redirects to any host. So every host but this one is behind a
+  proxy where nobody can listen. An operator's own proxy stays.
+  """
+  if urllib.request.getproxies().keys() & {scheme, 'all'}:
+    return {}
+  name = host.partition(':')[0]
+  return {'proxy_url': f'http://{_NOWHERE}', 'proxy_excludes': name}
 
 
 def info(meta: 'obstore.ObjectMeta') -> interface.Info:
@@ -206,8 +233,12 @@ def explain(error: Exception) -> interface.StoreError:
     # S3's 409 says that another write of the key is under way: ask again.
     if status is None or status[1] != '409':
       return interface.ObjectExistsError('there is one already')
-  if status:
-    return _of_status(int(status[1]), text)
+  if status or _CODE.search(text):  # S3 also tells of errors after a 200
+    return _of_answer(int(status[1]) if status else 200, text)
+  if 'redirect without LOCATION' in text:
+    return interface.StoreError(_CODES['PermanentRedirect'])
+  if _NOWHERE in text:
+    return interface.StoreError('the store redirects to another host')
   if isinstance(error, FileNotFoundError):
     return interface.MissingObjectError('there is no such object')
   number = re.search(r'\(os error (\d+)\)', text)
@@ -238,19 +269,36 @@ def _given_up(reason: str, tries: int) -> interface.StoreUnavailableError:
   return error
 
 
-def _of_status(status: int, text: str) -> interface.StoreError:
-  code = re.search(r'<Code>(\w{1,40})</Code>', text)
-  known = _CODES.get(code[1], '') if code else ''
-  reason = f'{known} (HTTP {status})' if known else f'HTTP {status}'
-  if status in (401, 403):
+def _of_answer(status: int, text: str) -> interface.StoreError:
+  match = _CODE.search(text)
+  code = match[1] if match else ''
+  known = _CODES.get(code or 'NotImplemented' * (status == 501), '')
+  if known == _CODES['RequestTimeTooSkewed']:
+    known += _skew(text)
+  told = ', '.join(filter(None, (f'HTTP {status}', code)))
+  reason = f'{known} ({told})' if known else told
+  if status in (401, 403) or code in _DENIED:
     return interface.AccessDeniedError(reason)
   if status in _TRANSIENT:
     return _given_up(reason, _BUSY_TRIES)
-  if status >= 500 or code and code[1] == 'NoSuchUpload':
+  if status >= 500 and status != 501 or code in _FAILING:
     return interface.StoreUnavailableError(reason)
   if status == 404:
-    return interface.MissingObjectError(known or 'there is no such object')
+    return interface.MissingObjectError(
+      reason if known else 'there is no such object'
+    )
   return interface.StoreError(reason)
+
+
+def _skew(text: str) -> str:
+  """Returns how far this clock is from that of the store, if it says so."""
+  match = _SERVER_TIME.search(text)
+  try:
+    there = datetime.datetime.fromisoformat(match[1] if match else '')
+  except ValueError:
+    return ''
+  ahead = time.time() - there.timestamp()
+  return f': {abs(ahead):.0f} s {"ahead" if ahead > 0 else "behind"}'
 
 
 _RELEASE_SECONDS = 0.05

@@ -98,7 +98,7 @@ def open_for_reading(
     if host and (scheme != 'https' or host not in hosts):
       raise interface.AccessDeniedError(
         f'{location.name}: expected https and R2, Amazon or one of the '
-        f'{len(hosts)} other S3 hosts that this run allows'
+        f'{len(hosts)} other S3 hosts that this run allows (store_hosts)'
       )
   key = backend.Credentials(location.key_id, location.secret)
   key = key if location.key_id else None
@@ -310,8 +310,8 @@ class ObstoreBucket:
 
     try:
       await self._retry(call, act)
-    except interface.MissingObjectError:
-      return False
+    except (interface.MissingObjectError, interface.AccessDeniedError):
+      return False  # only the upload's refusal says why
     return True
 
   async def _upload(self, call: retry_lib.Call, key: str, data: bytes) -> None:

@@ -12,13 +12,27 @@ import urllib.parse
 
 MAX_BYTES = 84  # of a 128-byte commitment; the rest is the caller's
 _MAX_TEXT = 1024
-_KINDS = ('memory', 'file', 's3', 'r2')  # the index is the first byte
+# Kind and variant (jurisdiction or style); the index is the first byte.
+_HEADS = (
+  ('memory', ''),
+  ('file', ''),
+  ('s3', ''),
+  ('r2', ''),
+  ('r2', 'eu'),
+  ('r2', 'fedramp'),
+  ('s3', 'virtual'),
+)
 _QUERY = {
   'memory': (),
   'file': (),
-  's3': ('endpoint', 'region', 'key_id', 'secret'),
-  'r2': ('key_id', 'secret'),
+  's3': ('endpoint', 'region', 'style', 'key_id', 'secret'),
+  'r2': ('jurisdiction', 'key_id', 'secret'),
 }
+# The endings of Amazon's hosts in the regions of its other partitions.
+_PARTITIONS = {'cn-': 'amazonaws.com.cn', 'eusc-': 'amazonaws.eu'}
+_R2_HOST = re.compile(
+  r'https://(\w{32})(?:\.(eu|fedramp))?\.r2\.cloudflarestorage\.com'
+)
 # Field -> its pattern, and the pattern in words.
 _BUCKET = (
   r'[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]',
@@ -29,6 +43,8 @@ _ENDPOINT = (
   'https://HOST or https://HOST:PORT',
 )
 _REGION = (r'(?!xn--)[a-z0-9-]{0,32}', '32 of a-z, 0-9 and "-" at most')
+_STYLE = (r'(virtual)?', '"virtual" or none')
+_JURISDICTION = (r'(eu|fedramp)?', '"eu", "fedramp" or none')
 _HEX32 = (r'[0-9a-f]{32}', '32 hex digits')
 _HEX64 = (r'[0-9a-f]{64}', '64 hex digits')
 _KEY = (r'[A-Za-z0-9+/=_.-]{1,128}', '1 to 128 of A-Z, a-z, 0-9 and "+/=_.-"')
@@ -56,6 +72,9 @@ class Location:
   region: str = ''  # s3; empty is us-east-1
   key_id: str = dataclasses.field(default='', repr=False)  # to read
   secret: str = dataclasses.field(default='', repr=False)  # to read
+  # s3: 'virtual' for https://BUCKET.HOST/KEY; empty: https://HOST/BUCKET/KEY
+  style: str = ''
+  jurisdiction: str = ''  # r2: 'eu' or 'fedramp'; empty: none
 
   def __post_init__(self):
     match self.kind:
@@ -72,14 +91,25 @@ class Location:
           bucket=_BUCKET,
           endpoint=_ENDPOINT,
           region=_REGION,
+          style=_STYLE,
           **(keys if self.key_id or self.secret else {}),
         )
+        if self.style and '.' in self.bucket:
+          raise ValueError(
+            's3, bucket: expected none of "." with style=virtual: no '
+            'certificate covers it'
+          )
       case 'r2':  # which has no anonymous reading over S3
         _check(
-          self, bucket=_BUCKET, account=_HEX32, key_id=_HEX32, secret=_HEX64
+          self,
+          bucket=_BUCKET,
+          account=_HEX32,
+          key_id=_HEX32,
+          secret=_HEX64,
+          jurisdiction=_JURISDICTION,
         )
       case _:
-        raise ValueError(f'kind: expected one of {", ".join(_KINDS)}')
+        raise ValueError(f'kind: expected one of {", ".join(_QUERY)}')
 
   def __repr__(self) -> str:
     shown = [f for f in dataclasses.fields(self) if f.repr]
@@ -93,6 +123,17 @@ class Location:
       return f'r2://{self.account}/{self.bucket}'
     at = f' at {self.endpoint}' if self.endpoint else ''
     return f'{self.kind}://{self.bucket}{at}'
+
+  @property
+  def url(self) -> str:
+    """The server of an s3 or r2, without the bucket."""
+    if self.kind == 'r2':
+      within = f'{self.jurisdiction}.' if self.jurisdiction else ''
+      return f'https://{self.account}.{within}r2.cloudflarestorage.com'
+    region, domain = self.region or 'us-east-1', 'amazonaws.com'
+    for prefix, other in _PARTITIONS.items():
+      domain = other if region.startswith(prefix) else domain
+    return self.endpoint or f'https://s3.{region}.{domain}'
 
   def __str__(self) -> str:
     """Returns the public text, with read-only credentials; see `parse`."""
@@ -109,10 +150,13 @@ class Location:
         file:///absolute/folder
         memory://NAME
         s3://BUCKET?endpoint=https://HOST&region=R&key_id=K&secret=S
+        s3://BUCKET?endpoint=https://HOST&style=virtual
         r2://ACCOUNT/BUCKET?key_id=K&secret=S
+        r2://ACCOUNT/BUCKET?jurisdiction=eu&key_id=K&secret=S
 
     The part after the question mark of s3 is optional; the default is Amazon's
-    us-east-1, read anonymously. R2 has no anonymous reading.
+    us-east-1, read anonymously, with the bucket in the path. R2 has no
+    anonymous reading; an s3 whose endpoint is a server of R2 is an r2.
 
     Raises:
       ValueError: the text is malformed; names the field and repeats no value.
@@ -122,8 +166,8 @@ class Location:
         f'location: expected printable text of {_MAX_TEXT} characters at most'
       )
     kind, separator, rest = text.partition('://')
-    if not separator or kind not in _KINDS:
-      raise ValueError(f'location: expected one of {", ".join(_KINDS)} + "://"')
+    if not separator or kind not in _QUERY:
+      raise ValueError(f'location: expected one of {", ".join(_QUERY)} + "://"')
     path, mark, query = rest.partition('?')
     pairs = urllib.parse.parse_qsl(query, True, True) if mark else []
     fields = dict(pairs)
@@ -132,6 +176,13 @@ class Location:
       raise ValueError(f'{kind}: expected {allowed} after "?", each once')
     if kind == 'r2':
       fields['account'], _, path = path.partition('/')
+    if server := _R2_HOST.fullmatch(fields.get('endpoint', '')):
+      kind, fields['account'] = 'r2', server[1]
+      fields['jurisdiction'] = server[2] or ''
+      for name in 'endpoint', 'style':
+        fields.pop(name, None)
+      if fields.get('region') == 'auto':
+        del fields['region']
     return cls(kind, urllib.parse.unquote(path), **fields)
 
   def to_bytes(self) -> bytes:
@@ -153,7 +204,8 @@ class Location:
       )
     else:
       packed = self.bucket.encode()
-    data = bytes([_KINDS.index(self.kind)]) + packed
+    head = self.kind, self.jurisdiction or self.style
+    data = bytes([_HEADS.index(head)]) + packed
     if len(data) > MAX_BYTES:
       raise ValueError(
         f'{self.name} takes {len(data)} bytes on the chain, which has room '
@@ -168,17 +220,24 @@ class Location:
     Raises:
       ValueError: there is no such location.
     """
-    if not 2 <= len(data) <= MAX_BYTES or data[0] >= len(_KINDS):
+    if not 2 <= len(data) <= MAX_BYTES or data[0] >= len(_HEADS):
       raise ValueError(
         f'location: expected 2 to {MAX_BYTES} bytes of a known kind'
       )
-    kind, rest = _KINDS[data[0]], bytes(data[1:])
+    (kind, variant), rest = _HEADS[data[0]], bytes(data[1:])
     try:
       if kind == 'r2':
         hexes = rest[:16].hex(), rest[16:32].hex(), rest[32:64].hex()
         account, key_id, secret = hexes
         bucket = rest[64:].decode('ascii')
-        found = cls(kind, bucket, account, key_id=key_id, secret=secret)
+        found = cls(
+          kind,
+          bucket,
+          account,
+          key_id=key_id,
+          secret=secret,
+          jurisdiction=variant,
+        )
       elif kind == 's3':
         fields = []
         for _ in range(5):
@@ -187,7 +246,9 @@ class Location:
         bucket, host, region, key_id, secret = fields
         if host and not host.startswith('http://'):
           host = f'https://{host}'
-        found = cls(kind, bucket, '', host, region, key_id, secret)
+        found = cls(
+          kind, bucket, '', host, region, key_id, secret, style=variant
+        )
       else:
         found = cls(kind, rest.decode())
       if found.to_bytes() == data:  # one location, one encoding

@@ -303,6 +303,14 @@ class IdentityTest(parameterized.TestCase):
     self.assertNotEqual(ids[0], ids[1])
     self.assertEqual(ids[1], ids[2])
 
+  def test_other_stores_are_in_it(self):
+    plain = config_lib.Config()
+    other = dataclasses.replace(plain, store_hosts=('s3.example.org',))
+    self.assertNotEqual(config_lib.identity(plain), config_lib.identity(other))
+    for bad in ('https://s3.example.org', 's3.example.org/a', 'S3.org', '.org'):
+      with self.assertRaisesRegex(config_lib.ConfigError, 'store_hosts'):
+        config_lib.edit(plain, [f'store_hosts={bad}'])
+
   def test_a_config_from_before_a_field_meets_a_new_one(self):
     """A release that lacks fields, of any depth, is in the run of this one."""
     now = config_lib.load(f'{helpers.CONFIGS}/tiny.py')

@@ -11,6 +11,7 @@ from covenant.chain import local_chain
 from covenant.chain import storage as chain_storage
 from covenant.node import connect
 from covenant.store import interface as store_lib
+from covenant.store import location as location_lib
 from tests import helpers
 
 
@@ -70,6 +71,20 @@ class ConnectTest(absltest.TestCase):
     self.assertEqual(bucket.get('key', 10), b'data')
     with self.assertRaises(store_lib.MissingObjectError):
       other.bucket.get('key', 10)
+
+  def test_other_servers_are_those_of_the_run(self):
+    def peers(*overrides):
+      config = self.config('7', 'network.chain=bittensor', *overrides)
+      objects = connect.objects(config, b'run', writes=False)
+      return objects.bucket_at(
+        location_lib.Location.parse(
+          's3://abc?endpoint=https://s3.example.org:9000'
+        ).to_bytes()
+      )
+
+    self.assertIsNone(peers())
+    self.assertIsNone(peers('store_hosts=s3.example.org,example.org:9000'))
+    self.assertIsNotNone(peers('store_hosts=a.b,s3.example.org:9000'))
 
   def test_a_location_cannot_name_another_folder(self):
     objects = connect.objects(self.config(), b'run')

@@ -1,6 +1,7 @@
 """The meaning of obstore's errors, and the options of a store."""
 
 import base64
+import datetime
 import errno
 import http.server
 import os
@@ -27,18 +28,46 @@ def _status(code, word=''):
 class ExplainTest(parameterized.TestCase):
   @parameterized.parameters(
     (_status(503, 'SlowDown'), interface.StoreUnavailableError,
-     'the store asks for fewer requests (HTTP 503)'),
+     'the store asks for fewer requests (HTTP 503, SlowDown)'),
     (_status(500), interface.StoreUnavailableError, 'HTTP 500'),
     (_status(429), interface.StoreUnavailableError, 'HTTP 429'),
     (_status(404, 'NoSuchUpload'), interface.StoreUnavailableError,
-     'the store forgot the upload before it was complete (HTTP 404)'),
+     'the store forgot the upload before it was complete '
+     '(HTTP 404, NoSuchUpload)'),
     (_status(404, 'NoSuchBucket'), interface.MissingObjectError,
-     'there is no such bucket'),
+     'there is no such bucket (HTTP 404, NoSuchBucket)'),
     (_status(404), interface.MissingObjectError, 'there is no such object'),
     (_status(403, 'AccessDenied'), interface.AccessDeniedError,
-     'the credentials lack this right (HTTP 403)'),
-    (_status(401, 'Unheard'), interface.AccessDeniedError, 'HTTP 401'),
+     'the credentials lack this right, or the bucket is one whose requesters '
+     'pay, which nodes do not (HTTP 403, AccessDenied)'),
+    (_status(403, 'SecondLevelDomainForbidden'), interface.AccessDeniedError,
+     'the store wants style=virtual in the location '
+     '(HTTP 403, SecondLevelDomainForbidden)'),
+    (_status(400, 'UserProjectMissing'), interface.StoreError,
+     'requesters pay for this bucket, which nodes do not '
+     '(HTTP 400, UserProjectMissing)'),
+    (_status(501, 'NotImplemented'), interface.StoreError,
+     'the store lacks a function of S3 that nodes need, most likely '
+     'conditional writes (If-None-Match); use another store '
+     '(HTTP 501, NotImplemented)'),
+    (_status(501), interface.StoreError,
+     'the store lacks a function of S3 that nodes need, most likely '
+     'conditional writes (If-None-Match); use another store (HTTP 501)'),
+    (_status(401, 'Unheard'), interface.AccessDeniedError,
+     'HTTP 401, Unheard'),
+    (_status(400, 'InvalidArgument'), interface.StoreError,
+     'HTTP 400, InvalidArgument'),
     (_status(400), interface.StoreError, 'HTTP 400'),
+    (_status(400, 'x' * 41), interface.StoreError, 'HTTP 400'),
+    (_status(400, '\x1b[31m'), interface.StoreError, 'HTTP 400'),
+    (_GENERIC('DeleteObjects request failed for key k: m '
+              '(code: AccessDenied)'), interface.AccessDeniedError,
+     'the credentials lack this right, or the bucket is one whose requesters '
+     'pay, which nodes do not (HTTP 200, AccessDenied)'),
+    (_GENERIC('error response: <Error><Code>InternalError</Code></Error>'),
+     interface.StoreUnavailableError, 'HTTP 200, InternalError'),
+    (_GENERIC('Received redirect without LOCATION, this normally indicates'),
+     interface.StoreError, 'the bucket is in another region'),
     (_GENERIC('HTTP error: TimedOut'), interface.StoreUnavailableError,
      'no answer'),
     (_GENERIC('HTTP error: dns error: x'), interface.StoreUnavailableError,
@@ -65,6 +94,27 @@ class ExplainTest(parameterized.TestCase):
     self.assertIs(type(explained), kind)
     self.assertEqual(str(explained), text)
 
+  @parameterized.parameters(
+    ('2026-11-29T16:00:00Z', ': 90 s ahead'),
+    ('2026-11-29T16:03:00.000Z', ': 90 s behind'),
+    ('2026-99-29T16:00:00Z', ''),
+    ('yesterday', ''),
+  )
+  def test_a_wrong_clock_is_off_by_so_much(self, there, words):
+    now = datetime.datetime(2026, 11, 29, 16, 1, 30, tzinfo=datetime.UTC)
+    error = _GENERIC(
+      'Server returned non-2xx status code: 403 X: <Error>'
+      '<Code>RequestTimeTooSkewed</Code><ServerTime>'
+      f'{there}</ServerTime></Error>'
+    )
+    with mock.patch('time.time', now.timestamp):
+      explained = backend.explain(error)
+    self.assertEqual(
+      str(explained),
+      f'the clock of this machine is wrong{words} '
+      '(HTTP 403, RequestTimeTooSkewed)',
+    )
+
   def test_a_conflict_of_writes_is_no_object(self):
     """Another write of the key is under way: it is asked again."""
     error = obstore.exceptions.AlreadyExistsError(
@@ -89,7 +139,7 @@ class ExplainTest(parameterized.TestCase):
       backend.explain(ZeroDivisionError())
 
 
-class ConnectTest(absltest.TestCase):
+class ConnectTest(parameterized.TestCase):
   def connect(self, location, make_folder=False):
     return backend.connect(
       location, None, make_folder, backend.StoreSettings(), retries=0
@@ -123,6 +173,40 @@ class ConnectTest(absltest.TestCase):
     store = self.connect(location)
     self.assertIn(
       f'https://{"a" * 32}.r2.cloudflarestorage.com', str(store.config)
+    )
+
+  @parameterized.parameters(
+    ('region=eu-west-1', 'https://s3.eu-west-1.amazonaws.com'),
+    ('region=cn-north-1', 'https://s3.cn-north-1.amazonaws.com.cn'),
+    ('region=eusc-de-east-1', 'https://s3.eusc-de-east-1.amazonaws.eu'),
+    (
+      'region=cn-northwest-1&style=virtual',
+      'https://abc.s3.cn-northwest-1.amazonaws.com.cn',
+    ),
+    (
+      'endpoint=https://oss.example.org:9000&style=virtual',
+      'https://abc.oss.example.org:9000',
+    ),
+  )
+  def test_the_server_of(self, query, endpoint):
+    store = self.connect(location_lib.Location.parse(f's3://abc?{query}'))
+    self.assertEqual(store.config['endpoint'], endpoint)
+    style = store.config['virtual_hosted_style_request']
+    self.assertEqual(style, str('virtual' in query).lower())
+
+  @parameterized.parameters('eu', 'fedramp')
+  def test_r2_with_a_jurisdiction(self, jurisdiction):
+    location = location_lib.Location(
+      'r2',
+      'abc',
+      'a' * 32,
+      key_id='b' * 32,
+      secret='c' * 64,
+      jurisdiction=jurisdiction,
+    )
+    self.assertEqual(
+      self.connect(location).config['endpoint'],
+      f'https://{"a" * 32}.{jurisdiction}.r2.cloudflarestorage.com',
     )
 
   def test_the_operators_keys_stay_at_the_own_store(self):

@@ -22,7 +22,7 @@ from covenant.store import bucket as bucket_lib
 from covenant.store import interface
 from covenant.store import location as location_lib
 
-_ENVIRON = {'AWS_ACCESS_KEY_ID': 'own', 'AWS_SECRET_ACCESS_KEY': 'secret'}
+ENVIRON = {'AWS_ACCESS_KEY_ID': 'own', 'AWS_SECRET_ACCESS_KEY': 'secret'}
 _KINDS = ('memory', 'file', 's3')
 _NUMBERS = itertools.count()
 _SMALL_PARTS = backend.StoreSettings(part_bytes=1000)
@@ -49,6 +49,16 @@ class ContractTest(parameterized.TestCase):
   @classmethod
   def setUpClass(cls):
     super().setUpClass()
+    cls.endpoint = cls.start()
+
+  @classmethod
+  def tearDownClass(cls):
+    cls.stop()
+    super().tearDownClass()
+
+  @classmethod
+  def start(cls) -> str:
+    """Starts an S3 server; returns its address."""
     # S3 answers conditional writes one after the other; moto alone does not.
     app = werkzeug_app.DomainDispatcherApplication(
       werkzeug_app.create_backend_app
@@ -66,14 +76,13 @@ class ContractTest(parameterized.TestCase):
       threaded=True,
       request_handler=werkzeug_app.MotoRequestHandler,
     )
-    cls.endpoint = f'http://127.0.0.1:{cls.server.server_port}'
     threading.Thread(target=cls.server.serve_forever, daemon=True).start()
+    return f'http://127.0.0.1:{cls.server.server_port}'
 
   @classmethod
-  def tearDownClass(cls):
+  def stop(cls) -> None:
     cls.server.shutdown()
     cls.server.server_close()
-    super().tearDownClass()
 
   def setUp(self):
     super().setUp()
@@ -94,7 +103,7 @@ class ContractTest(parameterized.TestCase):
     )
 
   def open(self, kind: str, settings=None) -> bucket_lib.ObstoreBucket:
-    return bucket_lib.open_bucket(self.location(kind), _ENVIRON, settings)
+    return bucket_lib.open_bucket(self.location(kind), ENVIRON, settings)
 
   @parameterized.parameters(*_KINDS)
   def test_what_is_put_is_there(self, kind):
@@ -227,7 +236,7 @@ class ContractTest(parameterized.TestCase):
     data = os.urandom(size)
     if kind == 's3':  # which does not take such small parts
       bucket_lib.open_bucket(
-        location_lib.Location.parse(own.location), _ENVIRON
+        location_lib.Location.parse(own.location), ENVIRON
       ).put('a', data)
     else:
       own.put('a', data)
@@ -314,7 +323,7 @@ class ContractTest(parameterized.TestCase):
 
   def test_a_bucket_that_is_not_there(self):
     location = location_lib.Location('s3', 'gone', endpoint=self.endpoint)
-    own = bucket_lib.open_bucket(location, _ENVIRON)
+    own = bucket_lib.open_bucket(location, ENVIRON)
     for act in (lambda: own.put('a', b''), lambda: own.list('')):
       with self.assertRaisesRegex(interface.StoreError, 'no such bucket'):
         act()
@@ -342,7 +351,7 @@ class ContractTest(parameterized.TestCase):
   @parameterized.parameters('AWS_ACCESS_KEY_ID', 'AWS_SECRET_ACCESS_KEY')
   def test_writing_needs_credentials(self, name):
     location = location_lib.Location('s3', 'abc', endpoint=self.endpoint)
-    environ = {k: v for k, v in _ENVIRON.items() if k != name}
+    environ = {k: v for k, v in ENVIRON.items() if k != name}
     with self.assertRaisesRegex(interface.AccessDeniedError, name):
       bucket_lib.open_bucket(location, environ)
 

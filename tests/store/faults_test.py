@@ -313,7 +313,7 @@ class FaultsTest(parameterized.TestCase):
     self.assertEqual(runs[0], runs[1])
     self.assertNotEqual(runs[0], runs[2])
 
-  @parameterized.parameters(400, 405, 416)
+  @parameterized.parameters(400, 405, 416, 501)
   def test_what_will_not_change_is_asked_once(self, code):
     self.store.fault(status(code))
     with self.assertRaisesRegex(interface.StoreError, f'HTTP {code}') as e:
@@ -326,6 +326,7 @@ class FaultsTest(parameterized.TestCase):
     (403, 'InvalidAccessKeyId', 'does not know the access key id'),
     (403, 'SignatureDoesNotMatch', 'does not belong to the access key id'),
     (403, 'RequestTimeTooSkewed', 'clock of this machine is wrong'),
+    (403, 'SecondLevelDomainForbidden', 'style=virtual'),
   )
   def test_wrong_credentials_are_not_told_on(self, code, word, reason):
     def refuse(h):
@@ -516,7 +517,7 @@ class FaultsTest(parameterized.TestCase):
     with self.assertRaisesRegex(
       interface.StoreUnavailableError,
       r'^cannot read k in s3://abc at .*: the store asks for fewer requests '
-      r'\(HTTP 503\) \(60 s, tries: \d+\)$',
+      r'\(HTTP 503, SlowDown\) \(60 s, tries: \d+\)$',
     ):
       own.get('k', 1)
 
@@ -693,6 +694,54 @@ class FaultsTest(parameterized.TestCase):
     self.assertEqual(self.store.injected, 6)
     self.assertLessEqual(max(most), 2)
 
+  def test_a_strangers_redirect_leads_nowhere(self):
+    other = Store()
+    other.objects['/abc/k'] = b'data'
+    thread = threading.Thread(target=other.serve_forever, args=(0.01,))
+    thread.start()
+    self.addCleanup(other.server_close)
+    self.addCleanup(thread.join)
+    self.addCleanup(other.shutdown)
+    there = f'http://localhost:{other.server_port}/abc/k'
+    self.store.fault(lambda h: h.reply(307, Location=there), times=4)
+    theirs = bucket_lib.open_for_reading(
+      self.location, allow_local=True, settings=self.settings()
+    )
+    for act in lambda: theirs.get('k', 4), lambda: theirs.head('k'):
+      with self.assertRaisesRegex(
+        interface.StoreError, 'the store redirects to another host'
+      ):
+        act()
+    self.assertEmpty(other.log)
+    self.assertLen(self.store.log, 2)
+    # The host itself is read, and so it is through an operator's proxy.
+    self.store.faults.clear()
+    self.store.objects['/abc/k'] = b'data'
+    self.assertEqual(theirs.get('k', 4), b'data')
+    proxy = {'http_proxy': f'http://localhost:{other.server_port}'}
+    with mock.patch.dict(os.environ, proxy):
+      theirs = bucket_lib.open_for_reading(
+        location_lib.Location('s3', 'abc', endpoint='http://s3.example.org'),
+        allow_local=True,
+        settings=self.settings(),
+      )
+      with self.assertRaises(interface.MissingObjectError):
+        theirs.get('k', 4)
+    self.assertRegex(other.log[0], r'^GET http://s3.example.org/abc/k')
+
+  def test_the_bucket_can_be_in_the_name_of_the_host(self):
+    proxy = {'http_proxy': self.location.endpoint}
+    self.store.objects['http://abc.s3.example.org/k'] = b'data'
+    with mock.patch.dict(os.environ, proxy):
+      theirs = bucket_lib.open_for_reading(
+        location_lib.Location(
+          's3', 'abc', endpoint='http://s3.example.org', style='virtual'
+        ),
+        allow_local=True,
+        settings=self.settings(),
+      )
+      self.assertEqual(theirs.get('k', 4), b'data')
+
   def test_the_environment_leads_nothing_astray(self):
     self.store.objects['/abc/k'] = b'data'
     environ = {
@@ -742,6 +791,16 @@ class FaultsTest(parameterized.TestCase):
     ('s3://abc?endpoint=https://s3.example.org', ('s3.example.org',)),
     ('s3://abc?endpoint=https://s3.example.org:1', ('s3.example.org:1',)),
     (f'r2://{"a" * 32}/abc?key_id={"b" * 32}&secret={"c" * 64}', ()),
+    (
+      f'r2://{"a" * 32}/abc?jurisdiction=eu&key_id={"b" * 32}'
+      f'&secret={"c" * 64}',
+      (),
+    ),
+    ('s3://abc?region=cn-north-1', ()),
+    (
+      's3://abc?endpoint=https://s3.example.org&style=virtual',
+      ('s3.example.org',),
+    ),
   )
   def test_strangers_are_read_elsewhere(self, text, hosts):
     location = location_lib.Location.parse(text)

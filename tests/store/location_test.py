@@ -19,6 +19,9 @@ _TEXTS = (
   's3://runs?key_id=AKIAIOSFODNN7EXAMPLE'
   '&secret=wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY',
   _R2,
+  _R2.replace('?', '?jurisdiction=eu&'),
+  _R2.replace('?', '?jurisdiction=fedramp&'),
+  's3://runs?endpoint=https://s3.example.org&style=virtual',
 )
 _KEYS = st.text('0123456789abcdefXYZ+/=_.-', min_size=1, max_size=20)
 
@@ -36,18 +39,20 @@ class LocationTest(parameterized.TestCase):
     sizes = [
       len(location_lib.Location.parse(text).to_bytes()) for text in _TEXTS
     ]
-    self.assertEqual(sizes, [12, 13, 9, 18, 30, 31, 54, 84])
+    self.assertEqual(sizes, [12, 13, 9, 18, 30, 31, 54, 84, 84, 84, 23])
 
   @hypothesis.given(
     bucket=st.from_regex(r'[a-z0-9][a-z0-9.-]{1,10}[a-z0-9]', fullmatch=True),
     keys=st.none() | st.tuples(_KEYS, _KEYS),
     host=st.sampled_from(['', 'http://a:1', 'https://a.org', 'https://0a']),
     region=st.sampled_from(['', 'auto', 'abcd', '0a1b']),
+    style=st.sampled_from(['', 'virtual']),
   )
-  def test_any_s3_there_and_back(self, bucket, keys, host, region):
+  def test_any_s3_there_and_back(self, bucket, keys, host, region, style):
     key_id, secret = keys or ('', '')
+    style = '' if '.' in bucket else style
     location = location_lib.Location(
-      's3', bucket, '', host, region, key_id, secret
+      's3', bucket, '', host, region, key_id, secret, style
     )
     parsed = location_lib.Location.parse(str(location))
     self.assertEqual(parsed, location)
@@ -56,7 +61,7 @@ class LocationTest(parameterized.TestCase):
 
   @hypothesis.given(
     st.binary(max_size=90)
-    | st.builds(lambda k, d: bytes([k]) + d, st.integers(0, 4), st.binary())
+    | st.builds(lambda k, d: bytes([k]) + d, st.integers(0, 7), st.binary())
   )
   def test_any_bytes_are_a_location_or_refused(self, data):
     try:
@@ -90,6 +95,9 @@ class LocationTest(parameterized.TestCase):
     b'\1/\xe2\x80\xae',  # turns the direction of writing
     b'\0a/b',
     b'\4abc',
+    b'\7abc',
+    b'\6\4a.bc\0\0\0\0',  # a dot with style=virtual
+    b'\4' + bytes(64) + b'AB',
     b'\2\4runs\0\0\0',  # a field is missing
     b'\2\4runs\0\0\0\0\0',  # one too many
     b'\2\xc4runs\0\0\0\0',  # a form that there is not
@@ -123,6 +131,9 @@ class LocationTest(parameterized.TestCase):
     's3://runs?endpoint=https://user:pw@a',
     's3://runs?endpoint=https://a%0d%0aHost:b',
     's3://runs?region=a_b',
+    's3://runs?style=path',
+    's3://ru.ns?style=virtual',
+    's3://runs?jurisdiction=eu',
     's3://runs?region=xn--',
     's3://runs?key_id=a',
     's3://runs?key_id=a&key_id=b&secret=c',
@@ -133,12 +144,29 @@ class LocationTest(parameterized.TestCase):
     f'r2://{"0a" * 16}/runs',
     f'r2://{"0A" * 16}/runs?key_id={"1b" * 16}&secret={"2c" * 32}',
     f'r2://runs?key_id={"1b" * 16}&secret={"2c" * 32}',
+    _R2.replace('?', '?jurisdiction=us&'),
+    _R2.replace('?', '?style=virtual&'),
+    f's3://runs?endpoint=https://{"0a" * 16}.eu.r2.cloudflarestorage.com',
     's3://runs?region=' + 'a' * 2000,
     's3://runs\n',
   )
   def test_refuses_text(self, text):
     with self.assertRaises(ValueError):
       location_lib.Location.parse(text)
+
+  @parameterized.parameters('', 'eu', 'fedramp')
+  def test_the_s3_of_r2_is_an_r2(self, jurisdiction):
+    within = f'.{jurisdiction}' if jurisdiction else ''
+    server = f'https://{"0a" * 16}{within}.r2.cloudflarestorage.com'
+    for region in '', '&region=auto':
+      location = location_lib.Location.parse(
+        f's3://my-bucket-of-19-chs?endpoint={server}{region}'
+        f'&key_id={"1b" * 16}&secret={"2c" * 32}'
+      )
+      self.assertEqual(location.kind, 'r2')
+      self.assertEqual(location.jurisdiction, jurisdiction)
+      self.assertEqual(location.url, server)
+      self.assertLen(location.to_bytes(), location_lib.MAX_BYTES)
 
   def test_what_is_too_long_for_the_chain_says_so(self):
     for location in (
@@ -148,7 +176,7 @@ class LocationTest(parameterized.TestCase):
       with self.assertRaisesRegex(ValueError, 'takes 8[56] bytes'):
         location.to_bytes()
 
-  @parameterized.parameters(*_TEXTS[-2:])
+  @parameterized.parameters(*_TEXTS[-5:-1])
   def test_credentials_are_shown_only_where_they_belong(self, text):
     location = location_lib.Location.parse(text)
     with self.assertRaises(ValueError) as e:
