@@ -1,4 +1,4 @@
-"""The files of a run: replaced whole, appended by lines, in a locked folder.
+"""The files of a run: replaced whole, or appended by lines.
 
 A process may die at any point. `write` leaves the old content or the new,
 `append_jsonl` leaves at most one line without its end, which readers ignore
@@ -6,14 +6,11 @@ and the next writer removes.
 """
 
 import contextlib
-import fcntl
 import json
 import os
 import pathlib
 import secrets
 import shutil
-import socket
-import time
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
@@ -22,16 +19,9 @@ from covenant import typing as ct
 
 Path = str | os.PathLike[str]
 
-_MOST_HOLDER = 400  # bytes of the text about the holder of a lock
-_LOCK = '.lock'
-
 
 class JsonLinesError(errors.CovenantError):
   """A line that is not JSON. The message has the file and the line."""
-
-
-class FolderInUseError(errors.CovenantError):
-  """Another process holds the lock of a folder."""
 
 
 def write(path: Path, content: str | bytes, *, durable: bool = False) -> None:
@@ -164,31 +154,3 @@ def new_folder(path: Path) -> Iterator[pathlib.Path]:
     partial.rename(path)
   finally:
     shutil.rmtree(partial, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def lock(folder: Path) -> Iterator[None]:
-  """Holds the lock of a folder, which the death of its process releases.
-
-  Raises:
-    FolderInUseError: another process, or another block of this one, holds it.
-  """
-  folder = pathlib.Path(folder)
-  folder.mkdir(parents=True, exist_ok=True)
-  with open(folder / _LOCK, 'ab+') as file:
-    try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-      file.seek(0)
-      holder = file.read(_MOST_HOLDER).decode(errors='replace')
-      holder = ''.join(c for c in holder if c.isprintable())
-      raise FolderInUseError(
-        f'{folder} is in use by another process ({holder or "unknown"}): wait '
-        'for its end, or choose another --workdir'
-      ) from None
-    since = time.strftime('%Y-%m-%d %H:%M:%S UTC', time.gmtime())
-    with contextlib.suppress(OSError):  # a full disk: nobody can read who
-      file.truncate(0)
-      file.write(f'{socket.gethostname()}, pid {os.getpid()}, {since}'.encode())
-      file.flush()
-    yield

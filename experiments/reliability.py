@@ -24,25 +24,17 @@ All pass if every check holds; the exit status says so.
 """
 
 import argparse
-import collections
 import csv
-import dataclasses
-import math
 import pathlib
-import signal
 import sys
-import tempfile
-import time
 
 from covenant import config as config_lib
-from covenant import files
-from covenant.emulate import localnet
-from experiments.chaos import faults
 from experiments.chaos import matrix
 from experiments.chaos import pool_sockets
 from experiments.chaos import pools
 from experiments.chaos import realtime
 from experiments.chaos import scenario as scenario_lib
+from experiments.chaos import soak
 
 ROOT = pathlib.Path(__file__).parent
 RESULTS = ROOT / 'results' / 'reliability.csv'
@@ -91,7 +83,7 @@ def main(argv: list[str]) -> bool:
   if options.real_time:
     return realtime.run(options.real_time, STRANGERS)
   if options.soak:
-    return soak(options.soak, options.kill, options.seed)
+    return soak.run(options.soak, options.kill, options.seed)
   base = config_lib.load(str(CONFIGS / 'tiny.py'))
   nodes = run_matrix(base, options.quick, options.seed)
   return run_pools(base, options.quick, options.seed) and nodes
@@ -182,110 +174,6 @@ def _row(result: scenario_lib.Result) -> list[str]:
 
 def _line(cells: list[str] | tuple[str, ...]) -> str:
   return f'| {" | ".join(cells)} |'
-
-
-class _Killer:
-  """Kills random members of a network.
-
-  Args:
-    network: the network, not yet running.
-    mean: mean time between kills, in seconds.
-    seed: seed of the draws.
-  """
-
-  def __init__(self, network: localnet.Localnet, mean: float, seed: int):
-    self.killed: collections.Counter[str] = collections.Counter()
-    self.deaths = 0
-    self._network = network
-    self._mean = mean
-    self._seed = seed
-    self._next = math.inf
-    self._said = -1
-
-  def look(self, sights: list[localnet.Sight]) -> None:
-    """Kills a member if one is due; called twice per second."""
-    now = time.monotonic()
-    self._say(sights)
-    rounds = [sight.status.get('round') or 0 for sight in sights]
-    over = any(s.status.get('phase') == 'finished' for s in sights)
-    if self._next == math.inf and max(rounds) and not over:
-      self._next = now + self._wait()
-    if now < self._next:
-      return
-    self._next = math.inf if over else now + self._wait()
-    lot = faults.draw(self._seed, 'who', self.deaths)
-    member = sights[int(lot * len(sights))].member
-    process = self._network.process(member)
-    if not over and process.poll() is None:
-      process.send_signal(signal.SIGKILL)
-      self.killed[member.role] += 1
-      self.deaths += 1
-
-  def _wait(self) -> float:
-    """Draws an exponential waiting time, in seconds."""
-    lot = faults.draw(self._seed, 'when', self.deaths)
-    return -self._mean * math.log(1 - lot)
-
-  def _say(self, sights: list[localnet.Sight]) -> None:
-    done = max(sight.status.get('round') or 0 for sight in sights)
-    if done >= self._said + 10:
-      self._said = done
-      print(f'round {done}, killed so far: {self.deaths}', flush=True)
-
-
-def soak(minutes: float, mean: float, seed: int) -> bool:
-  """Runs real processes and kills some; prints their final state.
-
-  Args:
-    minutes: length of the run.
-    mean: mean time between kills, in seconds.
-    seed: seed of the draws.
-
-  Returns:
-    True if all members ended equal and at least one was killed.
-  """
-  base = config_lib.load(str(CONFIGS / 'localnet.py'))
-  seconds = base.phases.round_blocks * base.network.block_seconds
-  config = dataclasses.replace(base, rounds=round(60 * minutes / seconds))
-  workdir = tempfile.mkdtemp(prefix='covenant-soak-')
-  print(f'{config.rounds} rounds of {seconds:g} s, in {workdir}', flush=True)
-  began = time.monotonic()
-  network = localnet.Localnet(config, workdir)
-  killer = _Killer(network, mean, seed)
-  outcome = network.run(killer.look)
-  for role in 'miner', 'validator', 'evaluator':
-    restarts = sum(s.restarts for s in outcome.sights if s.member.role == role)
-    print(f'{role}s: killed {killer.killed[role]}, started again {restarts}')
-  rows = {
-    tuple(str(s.status.get(k)) for k in ('round', 'root', 'fingerprint'))
-    for s in outcome.sights
-  }
-  for row in sorted(rows):
-    print('ended in round {}, root {}, parameters {}'.format(*row))
-  events = [
-    event
-    for path in pathlib.Path(workdir).glob('*/events.jsonl')
-    for event in files.read_jsonl(path)
-  ]
-  for word in 'OutOfSyncError', '':
-    found = [event for event in events if word in event['error']]
-    failed = sum(1 for event in found if event['error'])
-    print(f'events that speak of {word or "any error"}: {failed}', end='; ')
-  print(f'of all {len(events)}')
-  path = pathlib.Path(workdir, 'evaluator', 'evaluations.csv')
-  with open(path, newline='') as file:
-    evaluations = list(csv.DictReader(file))
-  for row in evaluations[0], evaluations[-1]:
-    nats = float(row['nats_per_token'])
-    print(
-      f'held-out loss after round {row["round"]}: {nats:.3f} nats per token'
-    )
-  agreed = 'equal' if outcome.equal else 'NOT EQUAL'
-  print(
-    f'after {(time.monotonic() - began) / 60:.1f} minutes and {killer.deaths} '
-    f'kills, all {len(outcome.sights)} roots and parameters are: {agreed}'
-  )
-  return outcome.finished and outcome.equal and killer.deaths > 0
 
 
 if __name__ == '__main__':

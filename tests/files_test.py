@@ -1,20 +1,10 @@
 import json
 import pathlib
-import subprocess
-import sys
 from unittest import mock
 
 from absl.testing import absltest
 
 from covenant import files
-
-_HOLD = """
-import sys
-from covenant import files
-with files.lock(sys.argv[1]):
-  print('held', flush=True)
-  sys.stdin.read()
-"""
 
 
 class FilesTest(absltest.TestCase):
@@ -106,21 +96,6 @@ class FilesTest(absltest.TestCase):
       self.assertFalse(self.folder.exists())
     self.assertEqual((self.folder / 'x').read_text(), '1')
     self.assertEqual(list(self.folder.parent.iterdir()), [self.folder])
-
-  def test_lock_is_exclusive_until_its_process_is_killed(self):
-    command = [sys.executable, '-c', _HOLD, str(self.folder)]
-    with subprocess.Popen(
-      command, stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as holder:
-      self.assertEqual(holder.stdout.readline(), b'held\n')
-      said = f'run is in use.*, pid {holder.pid}, 20.* UTC'
-      with self.assertRaisesRegex(files.FolderInUseError, said):
-        with files.lock(self.folder):
-          pass
-      holder.kill()
-    for _ in range(2):
-      with files.lock(self.folder):
-        pass
 
 
 if __name__ == '__main__':

@@ -18,6 +18,7 @@ LEVELS = (
   ('covenant.extras',),
   (
     'covenant.files',
+    'covenant.folder_lock',
     'covenant.plugins',
     'covenant.proxy',
     'covenant.startup',

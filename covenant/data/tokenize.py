@@ -27,6 +27,7 @@ import numpy as np
 from covenant import config as config_lib
 from covenant import extras
 from covenant import files
+from covenant import folder_lock
 from covenant import typing as ct
 from covenant.data import corpus
 from covenant.data import encode
@@ -89,7 +90,7 @@ def run(
     return shards.write(folder, documents, made)
   found = sources.find(data.path)
   place = pathlib.Path(folder)
-  with files.lock(place / f'.part-{number}-of-{parts}'):
+  with folder_lock.hold(place / f'.part-{number}-of-{parts}'):
     tokenizer = _tokenizer(config, found, place)
     job = encode.Job(
       found,

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from covenant import config as config_lib
-from covenant import files
+from covenant import folder_lock
 from covenant import metrics
 from covenant.data import dataset
 from covenant.data import pretrained
@@ -76,7 +76,7 @@ def run(
   host = host_lib.Host(config, data, process_group=process_group)
   device_pool, is_first = host.device_pool, not process_group.index
   with contextlib.ExitStack() as stack:
-    stack.enter_context(files.lock(folder.path))
+    stack.enter_context(folder_lock.hold(folder.path))
     stack.callback(host.tools.close)
     checkpoints = stack.enter_context(
       checkpoint_lib.Checkpoints(workdir / 'checkpoints', config.checkpoint)

@@ -14,7 +14,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Mapping, Sequence
 from typing import IO, NamedTuple
 
 from covenant import config as config_lib
@@ -28,6 +29,7 @@ from covenant.node import connect
 _READY_SECONDS = 300.0
 _STOP_SECONDS = 60.0
 _LOOK_SECONDS = 0.5
+_MOST_FAILURES = 5  # of a member, but for deaths by signals
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
@@ -89,14 +91,20 @@ class Localnet:
   Args:
     config: the config of the run, whose `network` section is filled in.
     workdir: a folder without a network.
+    programs: the arguments to Python of members that run another program than
+      that of their role.
 
   Raises:
     LocalnetError: the folder holds a network.
   """
 
   def __init__(
-    self, config: config_lib.Config, workdir: str | os.PathLike[str]
+    self,
+    config: config_lib.Config,
+    workdir: str | os.PathLike[str],
+    programs: Mapping[Member, Sequence[str]] = types.MappingProxyType({}),
   ):
+    self._programs = programs
     self._workdir = pathlib.Path(workdir).absolute()
     network = dataclasses.replace(
       config.network, chain='local', path=str(self._workdir / 'network')
@@ -121,6 +129,7 @@ class Localnet:
     self._members = members(config)
     self._processes: dict[Member, subprocess.Popen[bytes]] = {}
     self._restarts = dict.fromkeys(self._members, -1)
+    self._failures = dict.fromkeys(self._members, 0)  # ends with an error
 
   def run(
     self,
@@ -138,7 +147,7 @@ class Localnet:
     """
     try:
       for member in self._members:
-        self._start(member)
+        self.start(member)
       if self._wait_until_ready(observe, stop):
         self.chain.begin(time.time() + 1.0)
         while not stop() and self._tend():
@@ -172,35 +181,41 @@ class Localnet:
     """Returns the process of a member, for tests that kill it."""
     return self._processes[member]
 
-  def _folder(self, member: Member) -> pathlib.Path:
+  def folder(self, member: Member) -> pathlib.Path:
+    """Returns the workdir of a member."""
     return self._workdir / member.name
 
   def _status(self, member: Member) -> dict[str, ct.Json]:
     try:
-      return json.loads((self._folder(member) / 'status.json').read_text())
+      return json.loads((self.folder(member) / 'status.json').read_text())
     except FileNotFoundError:
       return {}
 
-  def _start(self, member: Member) -> None:
-    folder = self._folder(member)
+  def start(self, member: Member) -> None:
+    """Starts a member that does not run, as a supervisor or a queue does."""
+    folder = self.folder(member)
     folder.mkdir(exist_ok=True)
     self._restarts[member] += 1
-    hotkey = member.name if member.uid is None else str(member.uid)
     with open(folder / 'log.txt', 'ab') as log:
-      self._processes[member] = self._popen(member, hotkey, folder, log)
+      self._processes[member] = self._popen(self.command(member), log)
+
+  def command(self, member: Member) -> list[str]:
+    """Returns the command that starts a member."""
+    hotkey = member.name if member.uid is None else str(member.uid)
+    return [
+      sys.executable,
+      *self._programs.get(member, _program()),
+      f'--role={member.role}',
+      f'--config={self._file}',
+      f'--config.network.hotkey={hotkey}',
+      f'--workdir={self.folder(member)}',
+    ]
 
   def _popen(
-    self, member: Member, hotkey: str, folder: pathlib.Path, log: IO[bytes]
+    self, command: list[str], log: IO[bytes]
   ) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-      [
-        sys.executable,
-        *_program(),
-        f'--role={member.role}',
-        f'--config={self._file}',
-        f'--config.network.hotkey={hotkey}',
-        f'--workdir={folder}',
-      ],
+      command,
       stdin=subprocess.DEVNULL,
       stdout=log,
       stderr=log,
@@ -240,16 +255,17 @@ class Localnet:
       code = process.poll()
       if code is None or code == 0:
         continue
-      if code > 0 and self._restarts[member] >= 5:
+      self._failures[member] += code > 0
+      if self._failures[member] > _MOST_FAILURES:
         raise LocalnetError(
-          f'{member.name} died {self._restarts[member] + 1} times: '
+          f'{member.name} ended {self._failures[member]} times with an error: '
           f'{self._last_words(member)}'
         )
-      self._start(member)
+      self.start(member)
     return any(p.poll() is None for p in self._processes.values())
 
   def _last_words(self, member: Member) -> str:
-    lines = (self._folder(member) / 'log.txt').read_text().splitlines()
+    lines = (self.folder(member) / 'log.txt').read_text().splitlines()
     return lines[-1] if lines else 'its log is empty'
 
   def _end(self) -> None:

@@ -137,7 +137,7 @@ class Process:
       adopted=functools.partial(amended_data.adopted, self.workdir),
     )
     if build is None:
-      build = _miner if role == 'miner' else self._validator
+      build = build_miner if role == 'miner' else self._validator
     self._data, self._data_config = dataset.load(config), config.data
     if not process_group.index:
       pretrained.keep(self.workdir.path, config, self._data)
@@ -364,12 +364,14 @@ class Process:
     self.workdir.status(**fields)
 
 
-def _miner(
+def build_miner(
   context: node_lib.Context,
   start: apply.Position,
   data: tokens_lib.TokenData,
   mesh: jax.sharding.Mesh | None,
+  policy: miner_lib.MinerPolicy = miner_lib.HONEST,
 ) -> miner_lib.Miner:
+  """Returns a miner that acts by a policy, with its programs compiled."""
   config = context.config
   trainer = trainer_lib.Trainer(config, context.shared_model, data, mesh)
   # One step compiles the programs before the first round begins.
@@ -379,5 +381,5 @@ def _miner(
     trainer.train(params, trainer.init(params), task, batches)
   role = miner_lib.role(miner_lib.LocalSlot(trainer), start)
   overlap = bool(config.optim.overlap)
-  handlers = miner_lib.handlers(miner_lib.HONEST, overlap)
+  handlers = miner_lib.handlers(policy, overlap)
   return node_lib.Node(context, start, role, handlers)

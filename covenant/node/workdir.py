@@ -26,6 +26,7 @@ import jax
 
 from covenant import config as config_lib
 from covenant import files
+from covenant import folder_lock
 from covenant import metrics
 from covenant import typing as ct
 from covenant.node import base as node_lib
@@ -108,7 +109,7 @@ class Workdir:
     }
     self._held = contextlib.ExitStack()
     if role:
-      self._held.enter_context(files.lock(self.path))
+      self._held.enter_context(folder_lock.hold(self.path))
     self._rank = rank
     self._measured: telemetry_lib.Telemetry | None = None
     self._copies: copies_lib.Copies | None = None

@@ -216,7 +216,7 @@ class LocalnetTest(absltest.TestCase):
       codes.append(process.wait(60))
       saved = json.loads((workdir / 'miner-0' / 'status.json').read_text())
       self.assertEqual(saved['phase'], 'stopped')
-      network._start(miner)
+      network.start(miner)
 
     outcome = network.run(preempt)
     self.assertEqual(codes, [0])

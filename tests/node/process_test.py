@@ -8,6 +8,7 @@ from unittest import mock
 from absl.testing import absltest
 
 from covenant import files
+from covenant import folder_lock
 from covenant import metrics
 from covenant.chain import interface as chain_lib
 from covenant.node import base as node_lib
@@ -244,7 +245,7 @@ class ProcessTest(absltest.TestCase):
 
   def test_a_folder_is_of_one_process(self):
     process = self.process()
-    with self.assertRaises(files.FolderInUseError):
+    with self.assertRaises(folder_lock.FolderInUseError):
       self.process()
     process.run(lambda: True)
     self.process()

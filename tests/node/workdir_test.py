@@ -13,6 +13,7 @@ from absl.testing import parameterized
 
 from covenant import config as config_lib
 from covenant import files
+from covenant import folder_lock
 from covenant.node import base as node_lib
 from covenant.node import workdir as workdir_lib
 
@@ -21,7 +22,8 @@ class LockTest(absltest.TestCase):
   def test_a_folder_is_of_one_process(self):
     folder = self.create_tempdir().full_path
     with workdir_lib.Workdir(folder, 'miner', '0'):
-      with self.assertRaisesRegex(files.FolderInUseError, 'another --workdir'):
+      in_use = folder_lock.FolderInUseError
+      with self.assertRaisesRegex(in_use, 'another --workdir'):
         workdir_lib.Workdir(folder, 'validator', '1')
       with workdir_lib.Workdir(folder, 'miner', '0', rank=1):
         pass  # a folder of its own
