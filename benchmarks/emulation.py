@@ -37,6 +37,7 @@ import tensorstore as ts
 from covenant import config as config_lib
 from covenant.data import tokens
 from covenant.emulate import host as host_lib
+from covenant.emulate import saved
 from covenant.models import llama
 from covenant.models import loss as loss_lib
 
@@ -194,7 +195,7 @@ def by_miners() -> None:
       began = time.perf_counter()
       host.round()
       seconds.append(time.perf_counter() - began)
-    state = host.state()
+    state = saved.save(host)
     held = sum(x.nbytes for x in jax.tree.leaves((state.shared, state.miners)))
     middle = statistics.median(seconds)
     print(

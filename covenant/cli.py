@@ -23,10 +23,10 @@ from covenant import typing as ct
 from covenant.data import dataset
 from covenant.data import inspect as inspect_lib
 from covenant.data import tokenize as tokenize_lib
-from covenant.emulate import devices as devices_lib
 from covenant.emulate import emulation
 from covenant.emulate import host
 from covenant.emulate import localnet
+from covenant.emulate import places
 from covenant.emulate import proposals
 from covenant.node import evaluator as evaluator_lib
 from covenant.node import export as export_lib
@@ -54,7 +54,7 @@ def emulate(config: config_lib.Config, workdir: str) -> None:
   Shows a live line, a summary and figures; of several processes only the
   first does.
   """
-  signals = startup.stoppable('stopping after this round, with a checkpoint')
+  signals = startup.stoppable('stopping soon, with a checkpoint')
   with multihost_lib.start(config.network) as process_group, signals as stop:
     # The default is named after the time, which processes read differently.
     workdir = process_group.broadcast_from(0, 'workdir', lambda: workdir)
@@ -79,7 +79,7 @@ def _check(config: config_lib.Config, workdir: str) -> None:
         plan(config, workdir)
         print()
     raise
-  if where := devices_lib.describe(config):
+  if where := places.describe(config):
     print(where, file=sys.stderr)
 
 

@@ -1,11 +1,9 @@
 """The miners of an emulation, spread over cores, devices and hosts.
 
-The devices are a mesh with an outer axis, `peers`, whose rows are the meshes of
-one miner each (covenant/models/sharding.py). A row trains one miner after
-another, all rows train at the same time. A single CPU device is the row of
-several threads, one per core, which share its compiled programs. A row runs
-the program that a single miner would run, so it computes the same bits; one
-program over all rows, with the miners as a mapped axis, would not.
+A row of the devices (places.py) trains one miner after another, all rows train
+at the same time. A row runs the program that a single miner would run, so it
+computes the same bits; one program over all rows, with the miners as a mapped
+axis, would not.
 
 Several processes, each with rows of its own, can emulate one run: every
 process emulates all nodes, but trains only in its own rows. It sends the
@@ -15,11 +13,9 @@ a miner stays in its process until a checkpoint needs it.
 
 import concurrent.futures
 import contextlib
-import itertools
-import os
 import threading
-from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import jax
 import numpy as np
@@ -27,7 +23,7 @@ import numpy as np
 from covenant import config as config_lib
 from covenant import typing as ct
 from covenant.data import tokens as tokens_lib
-from covenant.models import sharding
+from covenant.emulate import places as places_lib
 from covenant.node import base as node_lib
 from covenant.node import multihost as multihost_lib
 from covenant.optim import sparseloco
@@ -43,75 +39,8 @@ Task = local_lib.Task
 TrainedRound = local_lib.TrainedRound
 
 
-class Place(NamedTuple):
-  """The devices of one row, and the process that they belong to."""
-
-  rank: int
-  mesh: jax.sharding.Mesh
-
-
-def places(config: config_lib.Config) -> tuple[Place, ...]:
-  """Returns the rows of `config.devices`, at most one per miner.
-
-  The processes own them in turn.
-
-  Raises:
-    ConfigError: the devices are too few, or a process has no row.
-  """
-  rows: dict[int, list[Place]] = {r: [] for r in range(jax.process_count())}
-  devices = sorted(jax.devices(), key=lambda d: (d.process_index, d.id))
-  meshes = sharding.rows(config.devices, devices)
-  for mesh in meshes * _threads(config, devices):
-    rank, *others = {device.process_index for device in mesh.devices.flat}
-    if others:
-      raise config_lib.ConfigError(
-        f'devices: expected the {mesh.size} devices of an emulated miner to be '
-        f'of one process, got some of the processes {sorted([rank, *others])}; '
-        'lower devices.data, devices.fsdp or devices.tensor'
-      )
-    rows[rank].append(Place(rank, mesh))
-  turns = itertools.zip_longest(*rows.values())
-  found = [place for turn in turns for place in turn if place is not None]
-  found = found[: config.miners]
-  if idle := sorted(rows.keys() - {place.rank for place in found}):
-    raise config_lib.ConfigError(
-      f'devices.peers: {len(found)} miners that train at the same time leave '
-      f'nothing for the processes {idle}; set it to 0, which is all devices, '
-      f'and start at most as many processes as miners ({config.miners})'
-    )
-  return tuple(found)
-
-
-def describe(config: config_lib.Config) -> str:
-  """Describes for people where the miners train; '' if in turn on one device.
-
-  Raises:
-    ConfigError: see `places`.
-  """
-  found = places(config)
-  devices = len({d for place in found for d in place.mesh.devices.flat})
-  if len(found) == devices == 1:
-    return ''
-  kind = found[0].mesh.devices.flat[0].device_kind
-  hosts = max(place.rank for place in found) + 1
-  cores = f'{len(found)} cores of ' if devices < len(found) else ''
-  return (
-    f'{len(found)} of {config.miners} miners train at the same time, on '
-    f'{cores}{devices} device{"s" * (devices > 1)} ({kind}) of {hosts} '
-    f'process{"es" * (hosts > 1)}'
-  )
-
-
-def most(config: config_lib.Config) -> int:
-  """Returns how many miners the first device, or its host's memory, holds.
-
-  Raises:
-    ConfigError: see `places`.
-  """
-  here = [place for place in places(config) if not place.rank]
-  host = here[0].mesh.devices.flat[0].platform == 'cpu'
-  rows = len(places(config))
-  return -(-config.miners // rows) * (len(here) if host else 1)
+class PausedError(Exception):
+  """The training of a miner was ended within its round, without a result."""
 
 
 class DevicePool:
@@ -122,9 +51,11 @@ class DevicePool:
     shared_model: of the run.
     data: to train on.
     process_group: the processes.
+    pausing: returns True if the miners that train are to stop with the inner
+      step under way, by a PausedError; None: they never are.
 
   Raises:
-    ConfigError: see `places` and `trainer.Trainer`.
+    ConfigError: see `places.places` and `trainer.Trainer`.
   """
 
   def __init__(
@@ -133,16 +64,17 @@ class DevicePool:
     shared_model: shared_state_lib.SharedModel,
     data: tokens_lib.TokenData,
     process_group: multihost_lib.ProcessGroup,
+    pausing: Callable[[], bool] | None = None,
   ):
     self._process_group = process_group
-    self.places = places(config)
+    self.places = places_lib.places(config)
     own = [place for place in self.places if place.rank == process_group.index]
     trainers = {
       mesh: _Trainer(trainer_lib.Trainer(config, shared_model, data, mesh))
       for mesh in {place.mesh: None for place in own}
     }
     self._rows = {
-      index: _Row(trainers[place.mesh])
+      index: _Row(trainers[place.mesh], pausing)
       for index, place in enumerate(self.places)
       if place.rank == process_group.index
     }
@@ -167,6 +99,7 @@ class DevicePool:
     task: Task,
     batches: Iterable[np.ndarray],
     begun: local_lib.RoundInProgress | None = None,
+    keep: Callable[[MinerState | None], None] = lambda state: None,
   ) -> Future[tuple[TrainedRound, MinerState]]:
     """Starts to train a miner in a row, in the process that owns the row.
 
@@ -180,22 +113,24 @@ class DevicePool:
       task: of the miner.
       batches: one per step.
       begun: see `Trainer.begin`.
+      keep: called with a copy of `state` as the training begins, and with None
+        when it is done.
     """
-    row = self._rows.get(index)
+    row, work = self._rows.get(index), (params, state, task, batches, begun)
     if row is not None and len(self.places) == 1:
-      return Future.run(lambda: row.train(params, state, task, batches, begun))
+      return Future.run(lambda: row.train(*work, keep=keep))
     future = None
     if row is not None:
-      future = row.pool.submit(row.train, params, state, task, batches, begun)
+      future = row.pool.submit(row.train, *work, keep=keep)
       if self._process_group.is_single:
         return Future(future.result)
 
     def answer() -> TrainedRound:
       nonlocal state
       assert future is not None
-      work, state = future.result()
-      leaves = jax.tree.leaves(work.message)
-      return work._replace(message=[x.tobytes() for x in leaves])
+      trained, state = future.result()
+      leaves = jax.tree.leaves(trained.message)
+      return trained._replace(message=[x.tobytes() for x in leaves])
 
     def wait() -> tuple[TrainedRound, MinerState]:
       rank = self.places[index].rank
@@ -288,7 +223,11 @@ class Slot:
 
   Attributes:
     trainer: a trainer of this process, for everything but the training.
+    kept: the last round that the miner began to train and did not complete,
+      with its state before; None without any, or where nothing is ever paused.
   """
+
+  kept: tuple[int, MinerState] | None = None
 
   def __init__(
     self,
@@ -317,8 +256,13 @@ class Slot:
     begun: local_lib.RoundInProgress | None = None,
   ) -> Future[tuple[TrainedRound, MinerState]]:
     """Starts to train; see `DevicePool.train`."""
+
+    def keep(before: MinerState | None) -> None:
+      self.kept = (task.round, before) if before is not None else None
+
+    keep(state)
     return self._device_pool.train(
-      self._index, params, state, task, batches, begun
+      self._index, params, state, task, batches, begun, keep
     )
 
 
@@ -345,9 +289,10 @@ class _Trainer:
 class _Row:
   """A thread of this process, which trains one miner at a time."""
 
-  def __init__(self, trainer: _Trainer):
+  def __init__(self, trainer: _Trainer, pausing: Callable[[], bool] | None):
     self._shared = trainer
     self.trainer = trainer.trainer
+    self._pausing = pausing
     self.pool = concurrent.futures.ThreadPoolExecutor(1, 'row')
     self._closed = False
 
@@ -358,41 +303,36 @@ class _Row:
     task: Task,
     batches: Iterable[np.ndarray],
     begun: local_lib.RoundInProgress | None = None,
+    *,
+    keep: Callable[[MinerState | None], None],
   ) -> tuple[TrainedRound, MinerState]:
-    """Trains until the row is closed; see `trainer.Trainer.train`."""
+    """Trains until the row is closed or paused; see `Trainer.train`."""
+    # Training consumes the optimizer's state, and its own parameters.
+    copied = self._pausing and state._replace(
+      inner=_copied(state.inner), local=_copied(state.local)
+    )
+    keep(copied or None)
     batches = self._open(batches)
-    return self._shared.train(params, state, task, batches, begun)
+    trained = self._shared.train(params, state, task, batches, begun)
+    keep(None)
+    return trained
 
   def close(self) -> None:
     self._closed = True
     self.pool.shutdown(wait=False, cancel_futures=True)
 
   def _open(self, batches: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-    """Yields the batches until the row is closed."""
+    """Yields the batches until the row is closed or paused."""
     for tokens_BxL1 in batches:
       if self._closed:
         raise concurrent.futures.CancelledError
+      if self._pausing is not None and self._pausing():
+        raise PausedError
       yield tokens_BxL1
 
 
-def _threads(config: config_lib.Config, devices: list[jax.Device]) -> int:
-  """Returns the number of rows per device.
-
-  The cores of a CPU are the default. Programs of several devices cannot share
-  them, and several processes must agree on the rows.
-  """
-  mesh = config.devices
-  is_one = mesh.data == mesh.fsdp == mesh.tensor == mesh.stage == 1
-  is_alone = jax.process_count() == 1
-  if mesh.peers or not (is_one and is_alone) or devices[0].platform != 'cpu':
-    return 1
-  return max(_cores() // len(devices), 1)
-
-
-def _cores() -> int:
-  """Returns the number of cores that this process may use."""
-  own = getattr(os, 'sched_getaffinity', None)  # not everywhere
-  return len(own(0)) if own else os.cpu_count() or 1
+def _copied(tree: ct.PyTree) -> ct.PyTree:
+  return jax.tree.map(lambda x: x.copy(), tree)
 
 
 def _hollow(x: ct.AbstractArray) -> np.ndarray:

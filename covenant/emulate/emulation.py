@@ -15,7 +15,9 @@ from covenant.data import pretrained
 from covenant.emulate import devices as devices_lib
 from covenant.emulate import host as host_lib
 from covenant.emulate import measurements
+from covenant.emulate import places
 from covenant.emulate import proposals
+from covenant.emulate import saved
 from covenant.node import extension
 from covenant.node import multihost as multihost_lib
 from covenant.node import preflight
@@ -27,6 +29,7 @@ class Outcome(NamedTuple):
   """The end of a run."""
 
   state: checkpoint_lib.RunState
+  rounds: int  # of the whole run, as amended
   finished: bool  # False: interrupted, to be resumed
 
 
@@ -38,6 +41,8 @@ def run(
   process_group: multihost_lib.ProcessGroup | None = None,
   profile: int | None = None,
   finish: Callable[[], None] = lambda: None,
+  plan: Callable[[int], None] = lambda rounds: None,
+  pause: Callable[[], bool] | None = None,
 ) -> Outcome:
   """Runs `config` in `workdir`, from its newest checkpoint if it has one.
 
@@ -55,6 +60,11 @@ def run(
       of the others lacks what is private to miners elsewhere.
     profile: a round to trace, see `workdir.Workdir`.
     finish: called after the last record, while the last checkpoint is written.
+    plan: called before every record of a round with the number of rounds of
+      the run, which amendments may change.
+    pause: asked before every inner step; True ends the run as `stop` does, but
+      within the round. When it is resumed, miners whose rounds were done do not
+      train them again. Several processes do not ask.
 
   Raises:
     ConfigError: the config cannot run here, or `workdir` has another one's.
@@ -68,12 +78,13 @@ def run(
   )
 
   def check() -> None:
-    preflight.check(config, devices_lib.most(config))
+    preflight.check(config, places.most(config))
     folder.check_owner(config)
 
   process_group.broadcast_from(0, 'check', check)
   data = dataset.load(config)
-  host = host_lib.Host(config, data, process_group=process_group)
+  pause = pause if process_group.is_single else None
+  host = host_lib.Host(config, data, None, process_group, pause)
   device_pool, is_first = host.device_pool, not process_group.index
   with contextlib.ExitStack() as stack:
     stack.enter_context(folder_lock.hold(folder.path))
@@ -81,9 +92,9 @@ def run(
     checkpoints = stack.enter_context(
       checkpoint_lib.Checkpoints(workdir / 'checkpoints', config.checkpoint)
     )
-    restored = checkpoints.restore(device_pool.wanted(host.state()))
+    restored = checkpoints.restore(device_pool.wanted(saved.save(host)))
     if restored is not None:
-      host.load(device_pool.loaded(restored))
+      saved.load(host, device_pool.loaded(restored))
     resume = restored.counters.round if restored else None
     stack.enter_context(folder)
     if is_first:
@@ -100,8 +111,14 @@ def run(
     while completed < host.rounds:
       folder.begin_round(completed)
       proposals.support(host, workdir)
-      record = host.round()
+      try:
+        record = host.round()
+      except devices_lib.PausedError:
+        folder.sync()
+        checkpoints.save(saved.save(host), overwrite=True)
+        break
       completed = record.round
+      plan(host.planned_rounds)
       if is_first:
         folder.log_steps(
           measurements.step_records(config, completed, host.miners, host.model)
@@ -117,9 +134,10 @@ def run(
       if last or stopped or checkpoints.due(completed):
         if is_first:
           folder.sync()  # a checkpoint has only rounds that are logged
-        checkpoints.save(device_pool.whole(host.state()))
+        checkpoints.save(device_pool.whole(saved.save(host)))
       if stopped:
         break
     if is_first:
       finish()
-  return Outcome(host.state(), finished=completed == host.rounds)
+  finished = completed == host.rounds
+  return Outcome(saved.save(host), host.planned_rounds, finished)

@@ -11,10 +11,8 @@ miner holds its private state only; the parameters, and what a round did to
 them, are held once.
 """
 
-import base64
 import functools
 import itertools
-import json
 import time
 from collections.abc import Callable
 from typing import TypeVar
@@ -26,6 +24,7 @@ from covenant.adversaries import base as adversary
 from covenant.adversaries import registry
 from covenant.chain import local_chain
 from covenant.data import tokens
+from covenant.emulate import devices as devices_lib
 from covenant.emulate import environment as environment_lib
 from covenant.emulate import measurements
 from covenant.emulate import tools as tools_lib
@@ -37,6 +36,7 @@ from covenant.node import miner as miner_lib
 from covenant.node import multihost as multihost_lib
 from covenant.node import preflight
 from covenant.node import validator as validator_lib
+from covenant.protocol import amendments as amendments_lib
 from covenant.protocol import apply
 from covenant.protocol import checkpoint as checkpoint_lib
 from covenant.protocol import round as round_lib
@@ -46,12 +46,9 @@ from covenant.store import interface as store_lib
 from covenant.store import location as location_lib
 from covenant.train import local as local_lib
 from covenant.train import shared_state as shared_state_lib
-from covenant.wire import amendment as amendment_lib
 from covenant.wire import manifest as manifest_lib
-from covenant.wire import payload as payload_lib
 
 Phase = round_lib.Phase
-State = checkpoint_lib.RunState
 Wrap = Callable[[validator_lib.ValidatorPolicy], validator_lib.ValidatorPolicy]
 Policy = TypeVar('Policy')
 Announce = Callable[[int, validator_lib.Verdict], None]
@@ -63,13 +60,20 @@ class Host:
   """The nodes of one run, with their clock, chain and buckets.
 
   Uids 0 to miners - 1 are the miners, the validators follow. A node's name is
-  its uid, if it was there from the beginning.
+  its uid, if it was there from the beginning. `saved.py` saves and restores it.
+
+  Attributes:
+    config: of the run, as it began.
+    counters: of the run.
+    before: the root before the last round.
+    counted: the payloads that counted in the last round, by uid.
 
   Args:
     config: of the run.
     data: of the run.
     environment: the chain and the buckets as the nodes see them.
     process_group: the processes that emulate the run; this one if omitted.
+    pausing: see `devices.DevicePool`.
   """
 
   def __init__(
@@ -78,13 +82,16 @@ class Host:
     data: tokens.TokenData,
     environment: environment_lib.Environment | None = None,
     process_group: multihost_lib.ProcessGroup | None = None,
+    pausing: Callable[[], bool] | None = None,
   ):
-    self._config = config
+    self.config = config
     self.environment = environment or environment_lib.Environment()
     self._cast = registry.names(config)
     preflight.check_sequences(config, data.train)
     self.shared_model = shared_state_lib.SharedModel(config)
-    self.tools = tools_lib.Tools(self.shared_model, data, process_group)
+    self.tools = tools_lib.Tools(
+      self.shared_model, data, process_group, pausing
+    )
     self.device_pool = self.tools.pool(config)
     self.evaluator = evaluator_lib.Evaluator(config, data)
     self.judge = self.tools.judge(config)
@@ -107,12 +114,18 @@ class Host:
 
   @property
   def rounds(self) -> int:
-    """The number of rounds of the run, as amended."""
+    """The number of rounds of the run, as amended up to now."""
     return self.validators[0].config.rounds
+
+  @property
+  def planned_rounds(self) -> int:
+    """The number of rounds of the run, by all amendments that it adopted."""
+    adopted = self.validators[0].amendments
+    return amendments_lib.last_config(self.config, adopted).rounds
 
   def init(self) -> None:
     """Creates the chain and the nodes of the first round."""
-    config = self._config
+    config = self.config
     chain = local_chain.LocalChain.create(
       ':memory:',
       seed=environment_lib.chain_seed(config),
@@ -121,17 +134,17 @@ class Host:
     )
     environment_lib.register(chain, config)
     chain.begin(0.0)
-    self._counters = checkpoint_lib.RunCounters(0, config.seed, 0, 0)
-    self._before = b''  # the root before the last round
-    self._counted: dict[int, bytes] = {}  # payloads of the last round
-    self._populate(chain, 0, self.genesis(), {}, {})
+    self.counters = checkpoint_lib.RunCounters(0, config.seed, 0, 0)
+    self.before = b''  # the root before the last round
+    self.counted: dict[int, bytes] = {}  # payloads of the last round
+    self.populate(chain, 0, self.genesis(), {}, {})
 
   def genesis(self) -> apply.Position:
     """Returns the position before the first round."""
     root = manifest_lib.genesis(self.shared_model.run)
     return apply.Position(0, root, self.shared_model.init())
 
-  def _populate(
+  def populate(
     self,
     chain: local_chain.LocalChain,
     block: int,
@@ -144,10 +157,10 @@ class Host:
     self.now = block * chain.block_seconds
     self._applied: dict[tuple[bytes, bytes], apply.AppliedRound] = {}
     self._accomplices = adversary.Accomplices(
-      registry.dishonest(self._config), {}
+      registry.dishonest(self.config), {}
     )
     self._folder = f'emulated-{next(_WORLDS)}-'
-    first, last = self._config.miners, self._config.validators
+    first, last = self.config.miners, self.config.validators
     self.miners = [
       self.miner(str(u), place, private.get(u)) for u in range(first)
     ]
@@ -174,7 +187,7 @@ class Host:
       place,
       role,
       miner_lib.handlers(
-        self._misbehave(name, policy), bool(self._config.optim.overlap)
+        self._misbehave(name, policy), bool(self.config.optim.overlap)
       ),
     )
     adversary.introduce(node, self._accomplices)
@@ -234,9 +247,9 @@ class Host:
   def _context(
     self, name: str, observe: node_lib.Observe | None
   ) -> node_lib.Context:
-    key = connect.local_key(self._config.seed, name)
+    key = connect.local_key(self.config.seed, name)
     return node_lib.Context(
-      self._config,
+      self.config,
       self.environment.chain(name, self.chain.seen_by(key)),
       self.objects(name),
       self.shared_model,
@@ -248,13 +261,18 @@ class Host:
     )
 
   def round(self) -> metrics.Round:
-    """Runs one round of all nodes."""
+    """Runs one round of all nodes.
+
+    Raises:
+      PausedError: `pausing` of the devices ended the training; the state is
+        then that of the beginning, but that some miners have trained.
+    """
     began = time.perf_counter()
-    completed = self._counters.round + 1
+    completed = self.counters.round + 1
     first = self.validators[0]
     before, self.model = first.root, first.shared_model
     self._run_until(completed)
-    self._before = before
+    self.before = before
     sent = {
       uid: made
       for uid, miner in enumerate(self.miners)
@@ -262,20 +280,20 @@ class Host:
       and made.round == completed - 1
     }
     self.stopwatch.check(sent)
-    self._counted = {
+    self.counted = {
       uid: sent[uid].payload
       for uid in self.validators[0].messages
       if uid in sent
     }
-    self._counters = self._counters._replace(
+    self.counters = self.counters._replace(
       round=completed,
-      tokens=self._counters.tokens + sum(c.tokens for c in sent.values()),
-      bytes_up=self._counters.bytes_up
+      tokens=self.counters.tokens + sum(c.tokens for c in sent.values()),
+      bytes_up=self.counters.bytes_up
       + sum(len(c.payload) for c in sent.values()),
     )
     return measurements.round_record(
-      self._config,
-      self._counters,
+      self.config,
+      self.counters,
       sent,
       self.validators[0],
       self.model,
@@ -300,96 +318,28 @@ class Host:
           wake = node.poll(head)
         wakes.append(wake)
       # Who was told to train at this block has trained before the next one.
-      for miner in self.miners:
-        self.stopwatch.train(miner.role.wait)
+      self._wait_for_training()
       if all(_done(node, completed) for node in waiting):
         return
       self.now = max(min(wakes), head + 1) * self.chain.block_seconds
 
-  def state(self) -> State:
-    """Returns the state to resume from, valid until the next round."""
-    place = self.validators[0].place
-    protocol = {
-      'block': self.chain.head(),
-      'root': place.root.hex(),
-      'chain': base64.b64encode(self.chain.dump()).decode(),
-      # What validators compare the next round's messages with.
-      'before': self._before.hex(),
-      'payloads': {
-        str(uid): base64.b64encode(data).decode()
-        for uid, data in self._counted.items()
-      },
-      'past': apply.links_to_json(place.past),
-      # What is made, and is to be sent in a later round.
-      'contributions': {
-        str(uid): [base64.b64encode(made.payload).decode(), *made[1:]]
-        for uid, miner in enumerate(self.miners)
-        if (made := miner.role.contribution.result())
-        and made.round >= place.round
-      },
-      'standings': {
-        str(self._config.miners + i): ratings.to_json(v.role.standings)
-        for i, v in enumerate(self.validators)
-      },
-      'passed': [v.role.passed for v in self.validators],
-      'amendments': amendment_lib.list_to_json(place.amendments),
-    }
-    states = [miner.role.miner_state.result() for miner in self.miners]
-    miners, text = dict(enumerate(states)), json.dumps(protocol)
-    return State(self._counters, place.shared, miners, text)
-
-  def load(self, state: State) -> None:
-    """Continues from a state of this run, and consumes it."""
-    protocol = json.loads(state.protocol)
-    self._counters = state.counters
-    chain = local_chain.LocalChain.load(
-      base64.b64decode(protocol['chain']), clock=lambda: self.now
-    )
-    place = apply.Position(
-      state.counters.round,
-      bytes.fromhex(protocol['root']),
-      state.shared,
-      apply.links_from_json(protocol['past']),
-      amendment_lib.list_from_json(protocol.get('amendments', [])),
-    )
-    standings = {
-      int(uid): ratings.from_json(text)
-      for uid, text in protocol['standings'].items()
-    }
-    self._populate(chain, protocol['block'], place, state.miners, standings)
-    passed = protocol.get('passed', [{}] * len(self.validators))
-    for validator, rounds in zip(self.validators, passed, strict=True):
-      validator.role.passed = dict(rounds)
-    self._before = bytes.fromhex(protocol['before'])
-    self._counted = {
-      int(uid): base64.b64decode(text)
-      for uid, text in protocol['payloads'].items()
-    }
-    for uid, (data, *numbers) in protocol['contributions'].items():
-      made = local_lib.Contribution(base64.b64decode(data), *numbers)
-      self.miners[int(uid)].role.contribution = node_lib.Future.done(made)
-    messages = {u: self._message(u, d) for u, d in self._counted.items()}
-    for node in self.nodes:
-      node.messages = messages
-
-  def _message(self, uid: int, data: bytes) -> ct.Message:
-    """Decodes a payload of the last round, which was verified then."""
-    run, last = self.shared_model.run, self._counters.round - 1
-    expected = payload_lib.Header(run, last, uid, self._before[:16], b'', 0)
-    place = self.validators[0].place
-    older = apply.older_roots(
-      self.shared_model, place._replace(past=place.past[1:])
-    )
-    return self.shared_model.decode(
-      data, expected, lambda *_: True, older
-    ).message
+  def _wait_for_training(self) -> None:
+    """Waits for all training; raises PausedError if any of it was paused."""
+    paused: devices_lib.PausedError | None = None
+    for miner in self.miners:
+      try:
+        self.stopwatch.train(miner.role.wait)
+      except devices_lib.PausedError as e:
+        paused = e
+    if paused is not None:
+      raise paused
 
   def evaluate(self) -> metrics.Evaluation:
     """Evaluates the shared parameters on the held-out split."""
     began = time.perf_counter()
     heldout = self.evaluator.evaluate(self.validators[0].shared.params)
     seconds = time.perf_counter() - began
-    return measurements.evaluation_record(self._counters, heldout, seconds)
+    return measurements.evaluation_record(self.counters, heldout, seconds)
 
 
 def _done(node: node_lib.Node, completed: int) -> bool:

@@ -4,6 +4,8 @@ An amendment gives a run another config from a round on. The nodes of a host
 come to that round one after another, and share what is made for it.
 """
 
+from collections.abc import Callable
+
 from covenant import config as config_lib
 from covenant.data import dataset
 from covenant.data import tokens as tokens_lib
@@ -22,6 +24,7 @@ class Tools:
     shared_model: of the run.
     data: of the config that the run began with.
     process_group: the processes that emulate the run; this one if omitted.
+    pausing: see `devices.DevicePool`.
   """
 
   def __init__(
@@ -29,7 +32,9 @@ class Tools:
     shared_model: shared_state_lib.SharedModel,
     data: tokens_lib.TokenData,
     process_group: multihost_lib.ProcessGroup | None = None,
+    pausing: Callable[[], bool] | None = None,
   ):
+    self._pausing = pausing
     self._shared_model = shared_model
     self._process_group = process_group or multihost_lib.ProcessGroup()
     self._data = {shared_model.genesis.data: data}
@@ -50,6 +55,7 @@ class Tools:
         self._shared_model.amended(config),
         self.data(config),
         self._process_group,
+        self._pausing,
       )
     return self._pools[config]
 

@@ -111,9 +111,10 @@ class Checkpoints:
     """Returns whether a checkpoint is due after `completed` rounds."""
     return completed % self._every == 0
 
-  def save(self, state: RunState) -> None:
+  def save(self, state: RunState, *, overwrite: bool = False) -> None:
     """Starts to write a state; see `save_tree`."""
-    self.save_tree(state.counters.round, _to_tree(state))
+    completed = state.counters.round
+    self.save_tree(completed, _to_tree(state), overwrite=overwrite)
 
   def save_tree(
     self, completed: int, tree: ct.PyTree, *, overwrite: bool = False

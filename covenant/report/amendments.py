@@ -24,6 +24,15 @@ def lines(workdir: str | os.PathLike[str]) -> list[str]:
   return [amendments_lib.describe(record) for record in read(workdir)]
 
 
+def planned_rounds(run: folder.Run) -> int:
+  """Returns the number of rounds of a run, as amended; 0 if unknown."""
+  planned = run.get('rounds') or 0
+  for record in sorted(read(run.folder), key=lambda record: record['round']):
+    _, after = record['changes'].get('rounds', ['', ''])
+    planned = int(after) if str(after).isdecimal() else planned
+  return planned
+
+
 def section(run: folder.Run) -> Sequence[markup.Html]:
   """Returns the amendments of a run as a table; nothing without any."""
   rows = [

@@ -131,7 +131,7 @@ def standing(run: folder.Run) -> str:
   if not run.rounds:
     emulated = not (run.folder / 'status.json').exists()
     return 'No round yet.' if emulated else 'A process of a network.'
-  last, planned = run.rounds[-1].round, run.get('rounds')
+  last, planned = run.rounds[-1].round, amendments.planned_rounds(run)
   text = f'{last:,} of {planned:,} rounds' if planned else f'{last:,} rounds'
   if planned and last < planned:
     text += ': stopped, or in progress when this page was made'

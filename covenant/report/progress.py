@@ -155,6 +155,12 @@ class Progress:
         miniters=1,
       )
 
+  def plan(self, rounds: int) -> None:
+    """Takes the length of the run, which an amendment may change."""
+    self._rounds = rounds
+    if self._bar is not None:
+      self._bar.total = rounds
+
   def update(self, record: metrics.Record) -> None:
     """Shows a round, with the loss of the last evaluation before it."""
     if isinstance(record, metrics.Evaluation):

@@ -73,7 +73,7 @@ def show(
   Args:
     config: the config of the run.
     workdir: the folder for all output.
-    stop: returns True once the run is to end after this round.
+    stop: returns True once the run is to end.
     process_group: the processes that share the emulation.
     profile: the round to trace; None: none.
     callbacks: called with each record; True ends the run after this round.
@@ -100,6 +100,8 @@ def show(
       process_group,
       profile,
       draw,
+      bar.plan,
+      stop,
     )
   print(f'\n{config.name}\n{progress.summary(records, bad)}')
   print(f'parameters: {shared_state.fingerprint(outcome.state.shared.params)}')
@@ -109,6 +111,6 @@ def show(
   if not outcome.finished:
     print(
       f'\nstopped after round {outcome.state.counters.round} of '
-      f'{config.rounds}. To go on: the same command with --workdir={workdir}'
+      f'{outcome.rounds}. To go on: the same command with --workdir={workdir}'
     )
   return outcome

@@ -57,7 +57,7 @@ def story(rounds: int) -> Story:
 
   >>> story(75)
   Story(rounds=68, amend=8, miner_disk=(15, 22), rollback=30, \
-validator_disk=(41, 48), extend=52, extended=75)
+validator_disk=(41, 48), extend=49, extended=75)
   """
 
   def at(share: float) -> int:
@@ -69,7 +69,7 @@ validator_disk=(41, 48), extend=52, extended=75)
     (at(0.2), max(at(0.3), at(0.2) + 2)),
     at(0.4),
     (at(0.55), max(at(0.64), at(0.55) + 2)),
-    at(0.7),
+    at(0.65),
     rounds,
   )
 
@@ -163,7 +163,7 @@ def run(minutes: float, mean: float, seed: int) -> bool:
     True if all of the docstring of this module came true.
   """
   length = get_config(1).phases.round_blocks * _SECONDS_PER_BLOCK
-  plan = story(max(round(60 * minutes / length), 20))
+  plan = story(max(round(60 * minutes / length), 30))
   config = get_config(plan.rounds)
   workdir = pathlib.Path(tempfile.mkdtemp(prefix='covenant-soak-'))
   print(f'{plan.extended} rounds of {length:g} s, in {workdir}\n{plan}')

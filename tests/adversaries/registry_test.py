@@ -11,6 +11,7 @@ from covenant.adversaries import protocol_violations
 from covenant.adversaries import registry
 from covenant.data import dataset
 from covenant.emulate import host as host_lib
+from covenant.emulate import saved
 from covenant.protocol import checkpoint
 from covenant.train import local as local_lib
 from covenant.wire import payload as payload_lib
@@ -276,13 +277,13 @@ class ResumeTest(absltest.TestCase):
     with checkpoint.Checkpoints(folder, config.checkpoint) as checkpoints:
       for r in range(ROUNDS):
         if r == 2:
-          checkpoints.save(host.state())
+          checkpoints.save(saved.save(host))
         host.round()
       want, standings = found[2:], host.validators[0].role.standings
       self.assertIn('REPLAY', [d['verdict'] for d in decisions(want[:1], 4)])
       found.clear()
       host.init()
-      host.load(checkpoints.restore(host.state()))
+      saved.load(host, checkpoints.restore(saved.save(host)))
     for _ in range(2, ROUNDS):
       host.round()
     self.assertEqual(found, want)

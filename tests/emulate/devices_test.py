@@ -19,6 +19,7 @@ from covenant.data import dataset
 from covenant.emulate import devices as devices_lib
 from covenant.emulate import emulation
 from covenant.emulate import host as host_lib
+from covenant.emulate import places as places_lib
 from covenant.models import sharding
 from covenant.protocol import round as round_lib
 from covenant.train import local as local_lib
@@ -130,7 +131,7 @@ class PlacesTest(parameterized.TestCase):
     )
     count = mock.patch.object(jax, 'process_count', lambda: processes)
     with rows, count:
-      return [place.rank for place in devices_lib.places(config)]
+      return [place.rank for place in places_lib.places(config)]
 
   @parameterized.parameters(
     (8, [0, 1, 0, 1, 0, 1]), (3, [0, 1, 0]), (2, [0, 1])
@@ -156,20 +157,20 @@ class PlacesTest(parameterized.TestCase):
 
   def test_more_rows_than_devices_are_refused(self):
     with self.assertRaisesRegex(config_lib.ConfigError, 'devices.peers'):
-      devices_lib.places(helpers.tiny('devices.peers=9'))
+      places_lib.places(helpers.tiny('devices.peers=9'))
 
   def test_0_is_as_many_as_there_are(self):
     self.assertLen(
-      devices_lib.places(helpers.tiny('miners=4', 'devices.peers=0')), 4
+      places_lib.places(helpers.tiny('miners=4', 'devices.peers=0')), 4
     )
     self.assertLen(
-      devices_lib.places(helpers.tiny('miners=9', 'devices.peers=0')), 8
+      places_lib.places(helpers.tiny('miners=9', 'devices.peers=0')), 8
     )
 
   def test_what_one_memory_holds(self):
-    self.assertEqual(devices_lib.most(helpers.tiny('miners=9')), 9)
+    self.assertEqual(places_lib.most(helpers.tiny('miners=9')), 9)
     self.assertEqual(
-      devices_lib.most(helpers.tiny('miners=9', 'devices.peers=4')), 12
+      places_lib.most(helpers.tiny('miners=9', 'devices.peers=4')), 12
     )
 
 
@@ -182,7 +183,7 @@ class AllCoresTest(parameterized.TestCase):
       mock.patch.object(jax, 'devices', lambda: available),
       mock.patch.object(devices_lib, '_cores', lambda: cores),
     ):
-      return devices_lib.places(config), devices_lib.describe(config)
+      return places_lib.places(config), places_lib.describe(config)
 
   def test_a_row_per_core(self):
     self.assertEqual(config_lib.Config().devices.peers, 0)

@@ -1,6 +1,7 @@
 import contextlib
 import dataclasses
 import io
+import itertools
 import json
 import pathlib
 import signal
@@ -21,6 +22,7 @@ from covenant.data import corpus
 from covenant.data import dataset
 from covenant.emulate import emulation
 from covenant.emulate import host as host_lib
+from covenant.emulate import saved
 from covenant.protocol import checkpoint
 from covenant.train import local as local_lib
 from covenant.train import shared_state as shared_state_lib
@@ -132,6 +134,39 @@ class RunTest(parameterized.TestCase):
     )
     self.assertEqual(
       (parts / 'steps.jsonl').read_text(), (whole / 'steps.jsonl').read_text()
+    )
+
+  @pytest.mark.rows(1)
+  def test_paused_within_rounds_it_equals_an_uninterrupted_run(self):
+    """A round has nine inner steps; whose are done is not trained again."""
+    parts, rounds, done = self.workdir('parts'), [], 0
+    for after in (4, 0, 7, 16, 5):
+      asked = itertools.count()
+      found = emulation.run(
+        tiny(), parts, pause=lambda n=after, asked=asked: next(asked) >= n
+      )
+      self.assertFalse(found.finished)
+      rounds.append(found.state.counters.round)
+      done += len(json.loads(found.state.protocol)['contributions'])
+    self.assertEqual(rounds, [0, 0, 1, 2, 3])
+    self.assertGreater(done, 3)
+    got = emulation.run(tiny(), parts)
+    self.assertTrue(got.finished)
+    self.assertEqual(
+      helpers.everything(got.state), helpers.everything(self.outcome.state)
+    )
+    for name in 'metrics.jsonl', 'steps.jsonl':
+      self.assertEqual(
+        helpers.untimed(parts / name), helpers.untimed(self.finished / name)
+      )
+
+  def test_paused_where_several_miners_train(self):
+    parts, asked = self.workdir('parts'), itertools.count()
+    first = emulation.run(tiny(), parts, pause=lambda: next(asked) >= 11)
+    self.assertFalse(first.finished)
+    got = emulation.run(tiny(), parts)
+    self.assertEqual(
+      helpers.everything(got.state), helpers.everything(self.outcome.state)
     )
 
   def test_a_finished_run_is_not_run_again(self):
@@ -262,18 +297,21 @@ class CheckpointTest(absltest.TestCase):
     host = host_lib.Host(config, dataset.load(config))
     directory = self.create_tempdir().full_path
     with checkpoint.Checkpoints(directory, config.checkpoint) as checkpoints:
-      self.assertIsNone(checkpoints.restore(host.state()))
+      self.assertIsNone(checkpoints.restore(saved.save(host)))
       for _ in range(3):
         host.round()
-        checkpoints.save(host.state())
-    want, counters = helpers.everything(host.state()), host.state().counters
+        checkpoints.save(saved.save(host))
+    want, counters = (
+      helpers.everything(saved.save(host)),
+      saved.save(host).counters,
+    )
     host.init()
     with checkpoint.Checkpoints(directory, config.checkpoint) as checkpoints:
-      got = checkpoints.restore(host.state())
+      got = checkpoints.restore(saved.save(host))
     self.assertEqual(helpers.everything(got), want)
     self.assertEqual(got.counters, counters)
-    host.load(got)
-    self.assertEqual(helpers.everything(host.state()), want)
+    saved.load(host, got)
+    self.assertEqual(helpers.everything(saved.save(host)), want)
     self.assertEqual(_steps(pathlib.Path(directory).parent, directory), [2, 3])
 
 

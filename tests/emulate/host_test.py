@@ -7,6 +7,7 @@ from absl.testing import absltest
 
 from covenant.data import dataset
 from covenant.emulate import host as host_lib
+from covenant.emulate import saved
 from covenant.models import loss as loss_lib
 from covenant.node import miner as miner_lib
 from covenant.optim import inner as inner_lib
@@ -44,7 +45,7 @@ class MinersTest(absltest.TestCase):
   def test_ddp_is_adamw_on_the_mean_gradient(self):
     config = tiny('ddp', rounds=3)
     host = host_lib.Host(config, dataset.load(config))
-    params = jax.tree.map(np.asarray, host.state().shared.params)
+    params = jax.tree.map(np.asarray, saved.save(host).shared.params)
     adamw = inner_lib.adamw(config.optim.inner)
     schedule = inner_lib.schedule(config.optim.inner, 3)
     opt = adamw.init(params)
@@ -66,7 +67,7 @@ class MinersTest(absltest.TestCase):
       )
     jax.tree.map(
       lambda got, want: np.testing.assert_allclose(got, want, atol=1e-6),
-      host.state().shared.params,
+      saved.save(host).shared.params,
       params,
     )
 
@@ -186,11 +187,11 @@ class NodesTest(absltest.TestCase):
   def test_begins_anew(self):
     config = tiny()
     host = host_lib.Host(config, dataset.load(config))
-    before = helpers.everything(host.state())
+    before = helpers.everything(saved.save(host))
     host.round()
-    self.assertNotEqual(helpers.everything(host.state()), before)
+    self.assertNotEqual(helpers.everything(saved.save(host)), before)
     host.init()
-    self.assertEqual(helpers.everything(host.state()), before)
+    self.assertEqual(helpers.everything(saved.save(host)), before)
 
 
 if __name__ == '__main__':
