@@ -10,13 +10,13 @@ clocks: they differ between hosts, and jump.
 import contextlib
 import errno
 import fcntl
+import io
 import os
 import pathlib
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import BinaryIO
 
 from covenant import errors
 
@@ -54,7 +54,8 @@ def hold(
   folder = pathlib.Path(folder)
   folder.mkdir(parents=True, exist_ok=True)
   path = folder / _FILE
-  with open(path, 'ab+') as file:
+  # Without a buffer, which a full disk would leave to be written at the end.
+  with open(path, 'ab+', buffering=0) as file:
     has_lock = _lock(file, folder)
     holder = _holder(path)
     if holder and _may_live(holder, has_lock) and _is_touched(path, wait):
@@ -76,7 +77,7 @@ def hold(
       _write(file, '')
 
 
-def _lock(file: BinaryIO, folder: pathlib.Path) -> bool:
+def _lock(file: io.FileIO, folder: pathlib.Path) -> bool:
   """Locks a file; returns False where the file system has no locks."""
   try:
     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -113,11 +114,10 @@ def _holder(path: pathlib.Path) -> str:
   return ''.join(c for c in text if c.isprintable())
 
 
-def _write(file: BinaryIO, text: str) -> None:
+def _write(file: io.FileIO, text: str) -> None:
   with contextlib.suppress(OSError):
     file.truncate(0)
     file.write(text.encode())
-    file.flush()
 
 
 def _may_live(holder: str, has_lock: bool) -> bool:
@@ -145,7 +145,7 @@ def _touched(path: pathlib.Path) -> int:
     return os.fstat(file.fileno()).st_mtime_ns
 
 
-def _touch(file: BinaryIO, ended: threading.Event) -> None:
+def _touch(file: io.FileIO, ended: threading.Event) -> None:
   """Touches a file at every beat until the lock is released."""
   while not ended.wait(_BEAT_SECONDS):
     with contextlib.suppress(OSError):

@@ -17,6 +17,7 @@ from covenant.emulate import host as host_lib
 from covenant.emulate import measurements
 from covenant.emulate import places
 from covenant.emulate import proposals
+from covenant.emulate import rollback_files
 from covenant.emulate import saved
 from covenant.node import extension
 from covenant.node import multihost as multihost_lib
@@ -95,6 +96,7 @@ def run(
     restored = checkpoints.restore(device_pool.wanted(saved.save(host)))
     if restored is not None:
       saved.load(host, device_pool.loaded(restored))
+      rollback_files.load(host, workdir)
     resume = restored.counters.round if restored else None
     stack.enter_context(folder)
     if is_first:
@@ -115,6 +117,7 @@ def run(
         record = host.round()
       except devices_lib.PausedError:
         folder.sync()
+        rollback_files.save(host, workdir)
         checkpoints.save(saved.save(host), overwrite=True)
         break
       completed = record.round
@@ -134,6 +137,7 @@ def run(
       if last or stopped or checkpoints.due(completed):
         if is_first:
           folder.sync()  # a checkpoint has only rounds that are logged
+          rollback_files.save(host, workdir)
         checkpoints.save(device_pool.whole(saved.save(host)))
       if stopped:
         break

@@ -93,6 +93,7 @@ class Localnet:
     workdir: a folder without a network.
     programs: the arguments to Python of members that run another program than
       that of their role.
+    most_failures: the ends with an error after which a member is given up.
 
   Raises:
     LocalnetError: the folder holds a network.
@@ -103,7 +104,9 @@ class Localnet:
     config: config_lib.Config,
     workdir: str | os.PathLike[str],
     programs: Mapping[Member, Sequence[str]] = types.MappingProxyType({}),
+    most_failures: int = _MOST_FAILURES,
   ):
+    self._most_failures = most_failures
     self._programs = programs
     self._workdir = pathlib.Path(workdir).absolute()
     network = dataclasses.replace(
@@ -256,7 +259,7 @@ class Localnet:
       if code is None or code == 0:
         continue
       self._failures[member] += code > 0
-      if self._failures[member] > _MOST_FAILURES:
+      if self._failures[member] > self._most_failures:
         raise LocalnetError(
           f'{member.name} ended {self._failures[member]} times with an error: '
           f'{self._last_words(member)}'

@@ -10,7 +10,8 @@ from collections.abc import Callable
 from covenant.chain import interface as chain_lib
 from covenant.store import interface as store_lib
 
-_PAUSE_SECONDS = 5.0  # after a failure, before the next try
+_PAUSE_SECONDS = 5.0  # after the first failure, before the next try
+_LONGEST_PAUSE = 300.0  # seconds; a pause is twice as long as the last one
 _FAILURES = (chain_lib.ChainError, store_lib.StoreError, OSError)
 
 
@@ -44,7 +45,14 @@ class Beside:
     self._thread: threading.Thread | None = None
     self._canceled = threading.Event()
     self._error = ''
+    self._is_failing = False
     self.failures = 0
+
+  @property
+  def is_failing(self) -> bool:
+    """True if the work under way has failed, and is tried again."""
+    with self._lock:
+      return self._thread is not None and self._is_failing
 
   @property
   def is_busy(self) -> bool:
@@ -114,6 +122,7 @@ class Beside:
           self._thread = None
 
   def _do(self, work: Callable[[], None], tries: int) -> None:
+    seconds, self._is_failing = _PAUSE_SECONDS, False
     for left in reversed(range(tries)):
       try:
         work()
@@ -126,7 +135,12 @@ class Beside:
         with self._lock:
           self._error = f'{type(e).__name__}: {e}'
           self.failures += 1
+          self._is_failing = True
           is_replaced = self._waiting is not None
       if not (left and may_pass) or is_replaced or self._canceled.is_set():
         return
-      self._pause(self._canceled, _PAUSE_SECONDS)
+      self._pause(self._canceled, seconds)
+      with self._lock:
+        if self._waiting is not None:
+          return
+      seconds = min(2 * seconds, _LONGEST_PAUSE)

@@ -134,7 +134,7 @@ class Process:
       stopping=self._is_stopping,
       publisher=self._publisher if process_group.is_single else None,
       retool=self._retool,
-      adopted=functools.partial(amended_data.adopted, self.workdir),
+      adopted=functools.partial(amended_data.adopted, self.workdir, config),
     )
     if build is None:
       build = build_miner if role == 'miner' else self._validator
@@ -178,7 +178,7 @@ class Process:
     config, role = node.config, node.role
     is_miner = isinstance(role, miner_lib.MinerRole)
     if config.data != self._data_config:
-      data = amended_data.load(config)
+      data = amended_data.load(config, self._config)
       self._data, self._data_config = data, config.data
     self.workdir.telemetry.follow(config)
     if is_miner:

@@ -22,7 +22,7 @@ from covenant.protocol import rollback
 from covenant.train import placement
 
 Validator = role_lib.Validator
-_LAST_TRIES = 100  # of the last publication, which nothing replaces
+_LAST_TRIES = 10  # of the last publication, which nothing replaces
 
 
 def is_turn(node: Validator, round_index: int) -> bool:
@@ -58,15 +58,18 @@ def start(node: Validator, publisher: beside_lib.Beside) -> None:
   """Starts to publish the state of a node if it is its turn, and to clean up.
 
   A publication that is still under way goes on, and this turn is left out: the
-  next validator has the next one. The last one of a run waits for it. Own old
+  next validator has the next one. One that has failed is given up at the own
+  next turn, for the newer state. The last one of a run waits for any. Own old
   objects are deleted at every turn, whoever publishes.
   """
   r = node.state.round
-  if publisher.is_busy and r < node.config.rounds:
+  is_last = r == node.config.rounds
+  if publisher.is_busy and not (is_last or publisher.is_failing):
     return
   clean = cleaning(node, r, len(_order(node, r) or ()))
   if not is_turn(node, r):
-    publisher.submit(clean, tries=1)
+    if not publisher.is_busy:
+      publisher.submit(clean, tries=1)
     return
   place = node.place
   # Arrays on devices are changed in place; those of the host are loaded first.

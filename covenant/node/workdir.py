@@ -28,6 +28,7 @@ from covenant import config as config_lib
 from covenant import files
 from covenant import folder_lock
 from covenant import metrics
+from covenant import startup
 from covenant import typing as ct
 from covenant.node import base as node_lib
 from covenant.node import validator_role as validator_lib
@@ -90,6 +91,7 @@ class Workdir:
     FolderInUseError: another process writes there.
   """
 
+  _is_full = False  # True after a write that failed
   last_error = ''  # phase and class of the last error of this process
 
   def __init__(
@@ -324,9 +326,13 @@ class Workdir:
   def _unless_full(self) -> Generator[None]:
     try:
       yield
+      self._is_full = False
     except OSError as e:
-      with contextlib.suppress(OSError):  # its log may be on the same disk
-        print(f'cannot write what happened: {e}', file=sys.stderr, flush=True)
+      if not self._is_full:  # said once, until a write succeeds
+        self._is_full = True
+        with contextlib.suppress(OSError):  # its log may be on the same disk
+          text = f'cannot write what happened: {startup.os_error(e)}'
+          print(text, file=sys.stderr, flush=True)
       if self._measured is not None:
         self._measured.alert('disk', f'a file cannot be written: {e}')
 

@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from covenant.chain import interface as chain_lib
 from covenant.protocol import amendments as amendments_lib
 from covenant.protocol import membership as membership_lib
+from covenant.protocol import round as round_lib
 from covenant.protocol import run_storage as run_storage_lib
 from covenant.store import interface as store_lib
 from covenant.train import shared_state as shared_state_lib
@@ -50,21 +51,10 @@ def read(
   Raises:
     ChainError: the chain cannot be read.
   """
-  genesis = shared_model.genesis
-  schedule = amendments_lib.schedule(genesis, known)
+  schedule = amendments_lib.schedule(shared_model.genesis, known)
   block = max(schedule.finalized(head), 0)
   membership = membership_lib.read(chain, block, schedule)
-  phases = [schedule.phases, *(segment.phases for segment in schedule.later)]
-  length = max(p.round_blocks for p in phases)
-  recent = block - membership_lib.OUTAGE * genesis.phases.active_rounds * length
-  voters = [
-    peer
-    for uid, peer in membership.peers.items()
-    if peer.permit
-    and membership.role(uid) is commitment_lib.Role.VALIDATOR
-    and membership.committed[uid] >= recent
-  ]
-  lists: list[tuple[float, Adopted]] = []
+  voters = _voters(membership, schedule, shared_model, block)
   opened = [
     (peer, bucket)
     for peer in voters
@@ -76,6 +66,7 @@ def read(
     [bucket for _, bucket in opened],
     amendment_lib.MAX_ADOPTED_BYTES + 64,
   )
+  lists: list[tuple[float, Adopted]] = []
   for (peer, _), data in zip(opened, got, strict=True):
     if isinstance(data, store_lib.StoreError):
       continue
@@ -88,6 +79,25 @@ def read(
     lists.append((peer.stake, adopted))
   longest = _longest(lists, sum(peer.stake for peer in voters))
   return longest if len(longest) > len(known) else known
+
+
+def _voters(
+  membership: membership_lib.Membership,
+  schedule: round_lib.Schedule,
+  shared_model: shared_state_lib.SharedModel,
+  block: int,
+) -> list[chain_lib.Peer]:
+  """Returns the validators that have committed within the last rounds."""
+  phases = [schedule.phases, *(segment.phases for segment in schedule.later)]
+  length = max(p.round_blocks for p in phases)
+  rounds = membership_lib.OUTAGE * shared_model.genesis.phases.active_rounds
+  return [
+    peer
+    for uid, peer in membership.peers.items()
+    if peer.permit
+    and membership.role(uid) is commitment_lib.Role.VALIDATOR
+    and membership.committed[uid] >= block - rounds * length
+  ]
 
 
 def _longest(lists: Iterable[tuple[float, Adopted]], total: float) -> Adopted:

@@ -37,6 +37,8 @@ Sights = list[localnet.Sight]
 ROOT = pathlib.Path(__file__).parents[2]
 _AHEAD = 5  # rounds from a proposal to the round of its amendment
 _SECONDS_PER_BLOCK = 0.75
+# A member whose disk is full does not start until there is room.
+_MOST_FAILURES = 1000
 _PROPOSE_SECONDS = 20.0  # between two tries of one proposal
 
 
@@ -171,7 +173,10 @@ def run(minutes: float, mean: float, seed: int) -> bool:
   bad, of_validator = members[config.miners - 1], members[-2]
   began = time.monotonic()
   network = localnet.Localnet(
-    config, workdir, {bad: ('-m', 'experiments.chaos.nan_miner')}
+    config,
+    workdir,
+    {bad: ('-m', 'experiments.chaos.nan_miner')},
+    _MOST_FAILURES,
   )
   twins = soak_faults.Twins(network, workdir)
   deaths = soak_faults.Deaths(network, twins, mean, seed)
@@ -241,6 +246,7 @@ class _Findings:
   twins: soak_faults.Twins
   lost_rounds: int
   full: int  # lines about a full disk
+  tracebacks: int  # in the logs of members
   without: list[str]  # members that lack an amendment
   events: int
   out_of_sync: int
@@ -255,11 +261,12 @@ class _Findings:
     twins: soak_faults.Twins,
   ) -> '_Findings':
     """Reads the folders of the members, whose disks are still there."""
-    events, full, without = [], 0, []
+    events, full, traces, without = [], 0, 0, []
     for sight in outcome.sights:
       folder = network.folder(sight.member)
       events += files.read_records(folder / 'events.jsonl', 'error').objects
       log = (folder / 'log.txt').read_text(errors='replace')
+      traces += log.count('Traceback')
       full += log.count('the disk is full') + log.count('No space left')
       if sight.member.uid is None:
         continue  # an evaluator writes no amendments
@@ -274,6 +281,7 @@ class _Findings:
       twins,
       sum(e.get('what') == node_lib.LOST_ROUND for e in events),
       full,
+      traces,
       without,
       len(events),
       sum('OutOfSyncError' in e['error'] for e in events),
@@ -291,6 +299,7 @@ class _Findings:
       == {self.plan.extended},
       'nobody was killed': bool(self.deaths.killed),
       'nobody was preempted': bool(self.deaths.left),
+      'a member printed a traceback': not self.tracebacks,
       'no twin was refused': self.twins.refused > 0,
       f'twins: {self.twins.wrong}': not self.twins.wrong,
       'no round of the miner without numbers was lost': self.lost_rounds > 0,

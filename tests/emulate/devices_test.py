@@ -16,7 +16,6 @@ from absl.testing import parameterized
 
 from covenant import config as config_lib
 from covenant.data import dataset
-from covenant.emulate import devices as devices_lib
 from covenant.emulate import emulation
 from covenant.emulate import host as host_lib
 from covenant.emulate import places as places_lib
@@ -74,7 +73,7 @@ class SideBySideTest(parameterized.TestCase):
     first = jax.devices()[:1]
     with (
       mock.patch.object(jax, 'devices', lambda: first),
-      mock.patch.object(devices_lib, '_cores', lambda: 3),
+      mock.patch.object(places_lib, '_cores', lambda: 3),
     ):
       cores = self.outcome(0)
     self.assertEqual(cores[-1], 1)
@@ -181,7 +180,7 @@ class AllCoresTest(parameterized.TestCase):
     available = jax.devices()[:devices]
     with (
       mock.patch.object(jax, 'devices', lambda: available),
-      mock.patch.object(devices_lib, '_cores', lambda: cores),
+      mock.patch.object(places_lib, '_cores', lambda: cores),
     ):
       return places_lib.places(config), places_lib.describe(config)
 

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -9,6 +10,7 @@ from absl.testing import parameterized
 from covenant import config as config_lib
 from covenant.config import amend
 from covenant.data import corpus
+from covenant.data import remote
 from covenant.data import shards
 from covenant.data import tokenizer
 from covenant.node import amended_data
@@ -54,21 +56,23 @@ class AmendedDataTest(parameterized.TestCase):
     return amendments.config_at(config, [self.amendment], 9)
 
   def test_they_are_here(self):
-    self.assertEqual(amended_data.missing(self.record(self.config)), '')
-    data = amended_data.load(self.amended(self.config))
+    self.assertEqual(
+      amended_data.missing(self.record(self.config), self.config), ''
+    )
+    data = amended_data.load(self.amended(self.config), self.config)
     self.assertLen(data.train.parts, 2)
 
   def test_they_are_elsewhere(self):
     pathlib.Path(self.new).rename(self.moved)
-    lacking = amended_data.missing(self.record(self.config))
+    lacking = amended_data.missing(self.record(self.config), self.config)
     self.assertRegex(lacking, f'before round 9, .*{self.digest}.*data.places')
     with self.assertRaisesRegex(config_lib.ConfigError, 'data.places'):
-      amended_data.load(self.amended(self.config))
+      amended_data.load(self.amended(self.config), self.config)
     place = f'data.places={self.digest}={self.moved}'
     config = config_lib.edit(self.config, [place])
     amended_data.check_places(config)
-    self.assertEqual(amended_data.missing(self.record(config)), '')
-    data = amended_data.load(self.amended(config))
+    self.assertEqual(amended_data.missing(self.record(config), config), '')
+    data = amended_data.load(self.amended(config), config)
     self.assertLen(data.train.parts, 2)
 
   def test_other_data_at_the_path_are_none(self):
@@ -77,18 +81,43 @@ class AmendedDataTest(parameterized.TestCase):
     place = f'data.places={self.digest}={self.new}'
     with self.assertRaisesRegex(config_lib.ConfigError, self.digest):
       amended_data.check_places(config_lib.edit(self.config, [place]))
-    self.assertIn(self.digest, amended_data.missing(self.record(self.config)))
+    self.assertIn(
+      self.digest, amended_data.missing(self.record(self.config), self.config)
+    )
+
+  def test_a_server_that_the_own_config_does_not_name(self):
+    """It is not even contacted: the request would be signed."""
+    first = self.config.data.phases[0].mixture[0].digest
+    here = [self.phase(0, "o'ld", first)]
+    for url, own in (
+      ('http://127.0.0.1:1/latest', 'https://data.example/x'),
+      ('s3://other/x?endpoint=http://127.0.0.1:1', 's3://own/x'),
+      ('r2://stranger/b/x', 'r2://own/b/x'),
+    ):
+      share = {'path': url, 'digest': 'b' * 64}
+      later = [*here, {'start': 9, 'mixture': [share]}]
+      values = amend.parse([f'data.phases={json.dumps(later)}'])
+      one = amendment_lib.make(b'r' * 16, 9, values)
+      config = config_lib.edit(self.config, [f'data.places={"c" * 64}={own}'])
+      with mock.patch.object(
+        remote, 'RemoteFolder', side_effect=AssertionError('contacted')
+      ):
+        lacking = amended_data.missing(
+          amendments.record(self.config, (), one, 5), config
+        )
+        self.assertRegex(lacking, 'is not contacted.*data.places')
+      amended_data.check_servers(config, [own + '/y', '/a/path'])
 
   def test_other_amendments_need_none(self):
     one = amendment_lib.make(b'r' * 16, 9, {'rounds': 30})
     record = amendments.record(self.config, (), one, 5)
-    self.assertEqual(amended_data.missing(record), '')
+    self.assertEqual(amended_data.missing(record, self.config), '')
 
   def test_what_is_missing_is_an_event(self):
     pathlib.Path(self.new).rename(self.moved)
     folder = self.create_tempdir().full_path
     with workdir_lib.Workdir(folder, 'miner', '5F') as workdir:
-      amended_data.adopted(workdir, self.record(self.config))
+      amended_data.adopted(workdir, self.config, self.record(self.config))
       lines = pathlib.Path(workdir.path, 'events.jsonl').read_text()
       self.assertIn('before round 9', json.loads(lines)['error'])
       self.assertTrue(pathlib.Path(workdir.path, 'amendments.jsonl').exists())

@@ -108,6 +108,25 @@ class BesideTest(absltest.TestCase):
     self.assertTrue(worker.close(None))
     self.assertEqual(self.done, ['next'])
 
+  def test_work_that_a_store_refuses_for_ever_makes_room_for_newer(self):
+    pauses = []
+
+    def pause(event, seconds):
+      pauses.append(seconds)
+      if len(pauses) == 8:
+        self.assertTrue(worker.is_failing)
+        worker.submit(lambda: self.done.append('newer'))
+
+    def denied():
+      raise store_lib.AccessDeniedError('403')
+
+    worker = beside.Beside('test', pause=pause)
+    worker.submit(denied)
+    self.assertTrue(worker.close(None))
+    self.assertEqual(self.done, ['newer'])
+    self.assertEqual(pauses, [5, 10, 20, 40, 80, 160, 300, 300])
+    self.assertFalse(worker.is_failing)
+
   def test_a_work_may_have_fewer_tries(self):
     worker = beside.Beside('test', pause=no_pause)
 

@@ -89,6 +89,37 @@ class PublishingTest(absltest.TestCase):
     self.assertEqual(rounds, [EVERY])
     self.assertEqual(worker.take_error(), '')
 
+  def test_a_failing_publication_makes_room_at_the_next_turn(self):
+    node, worker = self.nodes[3], self.publishers[3]
+    failed, go = threading.Event(), threading.Event()
+    self.addCleanup(go.set)
+
+    def pause(event, seconds):
+      del event, seconds
+      failed.set()
+      go.wait()
+
+    worker._pause, put_once = pause, node.objects.put_once
+
+    def refuse(key, data):
+      if '/chunks/' in key and not failed.is_set():
+        raise store_lib.AccessDeniedError('403')
+      put_once(key, data)
+
+    with (
+      mock.patch.object(publishing, 'is_turn', return_value=True),
+      mock.patch.object(node.objects, 'put_once', refuse),
+    ):
+      for r in (EVERY, 2 * EVERY):
+        node.state = round_lib.RoundState(r, kept=False)
+        publishing.start(node, worker)
+        failed.wait()
+      go.set()
+      self.assertTrue(worker.close(None))
+    objects = node.objects
+    rounds = published_checkpoint.published(objects, objects.bucket)
+    self.assertEqual(rounds, [2 * EVERY])
+
   def test_what_is_published_does_not_change_with_later_rounds(self):
     """A node that owns its arrays changes them in place; it leaves a copy."""
     node = self.network.validator(3, publisher=self.publishers[3], sole=True)

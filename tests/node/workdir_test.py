@@ -89,9 +89,15 @@ class AlertTest(parameterized.TestCase):
         mock.patch.object(files, 'append_jsonl', side_effect=full),
         contextlib.redirect_stderr(io.StringIO()) as err,
       ):
-        workdir.event(node_lib.Event(7, 3, 'train', '', 0.5))
+        for _ in range(3):
+          workdir.event(node_lib.Event(7, 3, 'train', '', 0.5))
+        self.assertEqual(err.getvalue().count('\n'), 1)
+        self.assertIn('the disk is full', err.getvalue())
+        with mock.patch.object(files, 'append_jsonl'):  # there was room
+          workdir.event(node_lib.Event(8, 3, 'train', '', 0.5))
+        workdir.event(node_lib.Event(9, 3, 'train', '', 0.5))
     self.assertEqual(alert.call_args.args[0], 'disk')
-    self.assertEqual(err.getvalue().count('\n'), 1)
+    self.assertEqual(err.getvalue().count('\n'), 2)
 
   def test_the_endpoint_is_in_the_status(self):
     folder = pathlib.Path(self.create_tempdir().full_path)
