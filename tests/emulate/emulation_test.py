@@ -1,7 +1,6 @@
 import contextlib
 import dataclasses
 import io
-import itertools
 import json
 import pathlib
 import signal
@@ -134,39 +133,6 @@ class RunTest(parameterized.TestCase):
     )
     self.assertEqual(
       (parts / 'steps.jsonl').read_text(), (whole / 'steps.jsonl').read_text()
-    )
-
-  @pytest.mark.rows(1)
-  def test_paused_within_rounds_it_equals_an_uninterrupted_run(self):
-    """A round has nine inner steps; whose are done is not trained again."""
-    parts, rounds, done = self.workdir('parts'), [], 0
-    for after in (4, 0, 7, 16, 5):
-      asked = itertools.count()
-      found = emulation.run(
-        tiny(), parts, pause=lambda n=after, asked=asked: next(asked) >= n
-      )
-      self.assertFalse(found.finished)
-      rounds.append(found.state.counters.round)
-      done += len(json.loads(found.state.protocol)['contributions'])
-    self.assertEqual(rounds, [0, 0, 1, 2, 3])
-    self.assertGreater(done, 3)
-    got = emulation.run(tiny(), parts)
-    self.assertTrue(got.finished)
-    self.assertEqual(
-      helpers.everything(got.state), helpers.everything(self.outcome.state)
-    )
-    for name in 'metrics.jsonl', 'steps.jsonl':
-      self.assertEqual(
-        helpers.untimed(parts / name), helpers.untimed(self.finished / name)
-      )
-
-  def test_paused_where_several_miners_train(self):
-    parts, asked = self.workdir('parts'), itertools.count()
-    first = emulation.run(tiny(), parts, pause=lambda: next(asked) >= 11)
-    self.assertFalse(first.finished)
-    got = emulation.run(tiny(), parts)
-    self.assertEqual(
-      helpers.everything(got.state), helpers.everything(self.outcome.state)
     )
 
   def test_a_finished_run_is_not_run_again(self):

@@ -80,6 +80,28 @@ class ProposalsTest(absltest.TestCase):
     self.assertIn('Fields that changed in the run', html)
     self.assertIn('optim.outer.learning_rate', html)
 
+  @pytest.mark.slow
+  def test_a_restart_between_a_rollback_and_its_adoption(self):
+    """What was published before is gone with the process that held it."""
+    self.config = helpers.tiny(
+      'rounds=7', 'validators=2', 'optim.inner.decay_steps=12',
+      'checkpoint.publish=1',
+    )  # fmt: skip
+    found = []
+    for name, stop_after in (('whole', 100), ('between', 4)):
+      folder = self.folder / name
+      proposals.run(self.config, folder, 5, ['restore=2'])
+      found.append(self.run_all(folder, stop_after))
+      self.assertLen(shown.lines(folder), 1)
+      # After the round of the rollback nothing needs it.
+      self.assertFalse((folder / 'rollback').exists())
+    (text, state), (other, again) = found
+    self.assertEqual(other['root'], text['root'])
+    self.assertEqual(again.counters, state.counters)
+    self.assertEqual(
+      helpers.bits(again.shared.params), helpers.bits(state.shared.params)
+    )
+
 
 if __name__ == '__main__':
   absltest.main()
