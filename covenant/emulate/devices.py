@@ -308,10 +308,11 @@ class _Row:
   ) -> tuple[TrainedRound, MinerState]:
     """Trains until the row is closed or paused; see `Trainer.train`."""
     # Training consumes the optimizer's state, and its own parameters.
-    copied = self._pausing and state._replace(
-      inner=_copied(state.inner), local=_copied(state.local)
-    )
-    keep(copied or None)
+    if self._pausing is None:
+      keep(None)
+    else:
+      inner, local = _copied(state.inner), _copied(state.local)
+      keep(state._replace(inner=inner, local=local))
     batches = self._open(batches)
     trained = self._shared.train(params, state, task, batches, begun)
     keep(None)

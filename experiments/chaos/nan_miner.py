@@ -4,6 +4,8 @@ It takes the flags of run.py. In some rounds it trains from parameters that are
 not numbers, as a broken device would make them.
 """
 
+import functools
+
 import jax
 import numpy as np
 
@@ -45,7 +47,7 @@ def miner(config: config_lib.Config, workdir: str) -> None:
       config,
       'miner',
       workdir,
-      build=lambda *place: process.build_miner(*place, policy=policy),
+      build=functools.partial(process.build_miner, policy=policy),
     ).run(stop)
 
 
