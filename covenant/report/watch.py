@@ -52,7 +52,7 @@ def run(
   signals: contextlib.AbstractContextManager[Callable[[], bool]]
   signals = contextlib.nullcontext(lambda: False)
   if threading.current_thread() is threading.main_thread():
-    signals = startup.stoppable('stopping after this round, with a checkpoint')
+    signals = startup.stoppable('stopping soon, with a checkpoint')
   with signals as stop:
     group = multihost_lib.ProcessGroup()
     outcome = show(config, folder, stop, group, callbacks=callbacks)
