@@ -36,6 +36,7 @@ def get_config(variant: str = '') -> config_lib.Config:
       scan_layers=True,
       remat='block',
       loss_chunk=512,
+      attention='auto',
       compute_dtype='bfloat16',
     ),
     data=config_lib.Data(source='shards', path='data/dclm', context=2048),

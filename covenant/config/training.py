@@ -11,13 +11,9 @@ WEIGHT_UNITS = 10_000  # parts in which the weights of a mixture are counted
 
 @dataclasses.dataclass(frozen=True)
 class Model(schema.Section):
-  """A Llama-style decoder (covenant/models/llama.py).
+  """A Llama-style decoder (covenant/models/llama.py)."""
 
-  Attributes:
-    packed: True for a `PackedModel`.
-  """
-
-  packed: ClassVar[bool] = False
+  packed: ClassVar[bool] = False  # True: a `PackedModel`
   vocab_size: int = schema.positive(256)  # tokens
   width: int = schema.positive(64)
   layers: int = schema.positive(2)
@@ -38,8 +34,10 @@ class Model(schema.Section):
   # Activations that the backward pass computes again: none, all of a layer
   # except its products with weights, or all of a layer.
   remat: str = schema.bounded('none', choices=('none', 'dots', 'block'))
-  # Kernel: plain XLA on any device, or fused on NVIDIA GPUs in bfloat16.
-  attention: str = schema.bounded('portable', choices=('portable', 'cudnn'))
+  # Kernel: plain XLA, fused on NVIDIA GPUs in bfloat16, or fused where it can.
+  attention: str = schema.bounded(
+    'portable', choices=('portable', 'cudnn', 'auto')
+  )
   # Positions of a sequence whose logits exist at once; 0: all.
   loss_chunk: int = schema.bounded(0, low=0)
   compute_dtype: str = schema.bounded(

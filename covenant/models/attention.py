@@ -5,6 +5,7 @@ queries that share one, K head width, Q = G * L, I = K / 2.
 """
 
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,35 @@ import numpy as np
 
 from covenant import config
 from covenant import typing as ct
+
+
+_OLDEST_FUSED = 8.0  # compute capability: Ampere
+_WIDEST_FUSED = 128  # a head; wider ones need the newest GPUs
+
+
+def kernel(model: config.Model) -> Callable[..., jax.Array]:
+  """Returns `attend` or `attend_fused`, as `model.attention` says.
+
+  'auto' is fused where all devices and the model allow it; what a miner
+  computes need not be the same bits as elsewhere.
+  """
+  head = model.width // model.heads
+  if model.attention == 'auto':
+    is_fused = (
+      model.compute_dtype == 'bfloat16'
+      and head % 8 == 0
+      and head <= _WIDEST_FUSED
+      and all(map(_fuses, jax.devices()))
+    )
+  else:
+    is_fused = model.attention == 'cudnn'
+  return attend_fused if is_fused else attend
+
+
+def _fuses(device: jax.Device) -> bool:
+  """Returns True for a GPU that has the kernels of `attend_fused`."""
+  version = float(getattr(device, 'compute_capability', 0))
+  return 'NVIDIA' in device.device_kind and version >= _OLDEST_FUSED
 
 
 def frequencies(model: config.Model) -> np.ndarray:

@@ -164,9 +164,8 @@ class Attention(nn.Module):
     q_BxHxLxK = attention.rotate(project('query', H), turns_I)
     k_BxNxLxK = attention.rotate(project('key', N), turns_I)
     v_BxNxLxK = project('value', N)
-    fused = m.attention == 'cudnn'
-    function = attention.attend_fused if fused else attention.attend
-    y_BxHxLxK = function(q_BxHxLxK, k_BxNxLxK, v_BxNxLxK, document_BxL)
+    attend = attention.kernel(m)
+    y_BxHxLxK = attend(q_BxHxLxK, k_BxNxLxK, v_BxNxLxK, document_BxL)
 
     y_BxLxHK = y_BxHxLxK.swapaxes(1, 2).reshape(B, L, -1)
     y_BxLxD = _project(self, 'output', y_BxLxHK, (H * K, D), _branch_stddev(m))

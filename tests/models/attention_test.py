@@ -1,11 +1,51 @@
 """Tests for covenant.models.attention; llama_test.py has more."""
 
+import types
+from unittest import mock
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest
+from absl.testing import parameterized
 
+from covenant import config as config_lib
 from covenant.models import attention
+
+
+def gpu(capability='9.0', kind='NVIDIA H200'):
+  return types.SimpleNamespace(device_kind=kind, compute_capability=capability)
+
+
+class KernelTest(parameterized.TestCase):
+  def kernel(self, devices, **changes):
+    fields = {'attention': 'auto', 'compute_dtype': 'bfloat16', **changes}
+    with mock.patch.object(attention.jax, 'devices', lambda: devices):
+      return attention.kernel(config_lib.Model(**fields))
+
+  def test_auto_is_fused_on_gpus_that_have_it(self):
+    self.assertIs(self.kernel([gpu(), gpu('8.0')]), attention.attend_fused)
+
+  @parameterized.parameters(
+    ([gpu('7.5')], {}),
+    ([gpu(), gpu(kind='AMD')], {}),
+    ([types.SimpleNamespace(device_kind='TPU v5')], {}),
+    ([gpu()], {'compute_dtype': 'float32'}),
+    ([gpu()], {'width': 40, 'heads': 4, 'kv_heads': 4}),  # heads of 10
+    ([gpu()], {'width': 512, 'heads': 2, 'kv_heads': 2}),  # heads of 256
+    ([gpu()], {'attention': 'portable'}),
+  )
+  def test_elsewhere_it_is_portable(self, devices, changes):
+    self.assertIs(self.kernel(devices, **changes), attention.attend)
+
+  def test_here_auto_is_the_same_program_as_portable(self):
+    models = [
+      config_lib.Model(attention=name, compute_dtype='bfloat16')
+      for name in ('auto', 'portable')
+    ]
+    kernels = {attention.kernel(model) for model in models}
+    if jax.default_backend() == 'cpu':
+      self.assertEqual(kernels, {attention.attend})
 
 
 class DocumentsTest(absltest.TestCase):
