@@ -22,7 +22,6 @@ import dataclasses
 import json
 import os
 import pathlib
-import resource
 import statistics
 import subprocess
 import sys
@@ -174,8 +173,8 @@ def start_up(rounds: int = 4) -> None:
 
 
 def _cpu_of_children() -> float:
-  used = resource.getrusage(resource.RUSAGE_CHILDREN)
-  return used.ru_utime + used.ru_stime
+  used = os.times()
+  return used.children_user + used.children_system
 
 
 def by_miners() -> None:

@@ -32,6 +32,7 @@ from covenant.data import dataset
 from covenant.data import shards
 from covenant.data import tokenize
 from covenant.data import tokenizer as tokenizer_lib
+from covenant.telemetry import machine
 from covenant.train import local as local_lib
 from covenant.train import shared_state
 from covenant.train import trainer as trainer_lib
@@ -144,7 +145,7 @@ def rates(folder: pathlib.Path) -> None:
   config = config_lib.Config(
     model=config_lib.Model(vocab_size=_VOCABULARY), data=data
   )
-  workers, watch = len(os.sched_getaffinity(0)), _Watch()
+  workers, watch = machine.cores(), _Watch()
   ratios, rate = [], 0.0
   size = sum(len(d.encode()) for d in documents)
   for turn in range(_TURNS.value):

@@ -39,6 +39,7 @@ from covenant.models import llama
 from covenant.optim import algorithm as algorithm_lib
 from covenant.plan import hardware
 from covenant.plan import timing
+from covenant.telemetry import machine
 from covenant.train import step as step_lib
 
 _BYTES = 28  # a parameter: itself, two moments, gradient, update, two copies
@@ -195,7 +196,7 @@ def memory() -> float:
   stats = jax.devices()[0].memory_stats()
   if stats and 'bytes_limit' in stats:
     return stats['bytes_limit']
-  return os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+  return machine.memory_bytes()
 
 
 def measure(

@@ -9,7 +9,7 @@ clocks: they differ between hosts, and jump.
 
 import contextlib
 import errno
-import fcntl
+import importlib
 import io
 import os
 import pathlib
@@ -20,6 +20,10 @@ from collections.abc import Callable, Iterator
 
 from covenant import errors
 
+try:
+  fcntl = importlib.import_module('fcntl')
+except ImportError:  # Windows
+  fcntl = None
 _FILE = '.lock'
 _MOST_HOLDER = 400  # bytes of the text about the holder
 _BEAT_SECONDS = 5.0  # between two touches by the holder
@@ -78,7 +82,9 @@ def hold(
 
 
 def _lock(file: io.FileIO, folder: pathlib.Path) -> bool:
-  """Locks a file; returns False where the file system has no locks."""
+  """Locks a file; returns False where nothing has locks."""
+  if fcntl is None:
+    return False
   try:
     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
   except BlockingIOError:

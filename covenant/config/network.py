@@ -122,6 +122,8 @@ class Devices(schema.Section):
   tensor: int = schema.positive(1)  # shards of heads and of the ffn
   stage: int = schema.positive(1)  # pipeline stages; others must be 1 then
   offload: bool = False  # idle state waits in host memory, where supported
+  # Share of each GPU's memory that this process takes; 0: JAX's default.
+  memory_fraction: float = schema.fraction(0.0)
 
   def check(self) -> None:
     schema.require(

@@ -5,6 +5,7 @@ import contextlib
 import functools
 import json
 import multiprocessing
+import multiprocessing.context
 import os
 import pathlib
 import threading
@@ -133,13 +134,21 @@ def _lengths(
   return lengths[ids_n]
 
 
+def process_context() -> multiprocessing.context.BaseContext:
+  """Returns how processes start: forked from a server, anew on Windows."""
+  known = multiprocessing.get_all_start_methods()
+  start = 'forkserver' if 'forkserver' in known else 'spawn'
+  return multiprocessing.get_context(start)
+
+
 @contextlib.contextmanager
 def pool(
   job: Job, workers: int, counted: ct.PyTree = None
 ) -> Iterator[futures.ProcessPoolExecutor]:
   """Yields a pool whose processes have the job."""
-  context = multiprocessing.get_context('forkserver')
-  context.set_forkserver_preload([__name__])
+  context = process_context()
+  if context.get_start_method() == 'forkserver':
+    context.set_forkserver_preload([__name__])
   pool = futures.ProcessPoolExecutor(
     workers, context, initializer=start, initargs=(job, counted)
   )

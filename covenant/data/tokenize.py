@@ -13,7 +13,6 @@ workers and parts.
 
 import contextlib
 import json
-import multiprocessing
 import os
 import pathlib
 import shutil
@@ -279,7 +278,7 @@ def _write_sets(job: encode.Job, todo: list[int], workers: int) -> None:
     return
   leaders = min(workers, len(todo))
   job = job._replace(encoders=workers // leaders)
-  context = multiprocessing.get_context('forkserver')
+  context = encode.process_context()
   counted = context.Array('q', 2)
   total = sum(job.files[i].size for i in todo)
   # The largest first, so that no process ends long after the others.

@@ -21,6 +21,7 @@ from typing import IO, NamedTuple
 from covenant import config as config_lib
 from covenant import errors
 from covenant import files
+from covenant import startup
 from covenant import typing as ct
 from covenant.chain import local_chain
 from covenant.emulate import environment
@@ -30,6 +31,8 @@ _READY_SECONDS = 300.0
 _STOP_SECONDS = 60.0
 _LOOK_SECONDS = 0.5
 _MOST_FAILURES = 5  # of a member, but for deaths by signals
+# Of each GPU's memory, for all processes together.
+_DEVICE_SHARE = 0.9
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
@@ -83,6 +86,16 @@ def members(config: config_lib.Config) -> list[Member]:
     *(Member('validator', uid) for uid in range(first, last)),
     Member('evaluator', None),
   ]
+
+
+def device_share(config: config_lib.Config) -> float:
+  """Returns the share of each GPU's memory that one process may take.
+
+  The process that starts the others compiles, and counts as one.
+  """
+  return config.devices.memory_fraction or _DEVICE_SHARE / (
+    len(members(config)) + 1
+  )
 
 
 class Localnet:
@@ -219,6 +232,7 @@ class Localnet:
   ) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
       command,
+      env={**os.environ, **startup.device_share(device_share(self._config))},
       stdin=subprocess.DEVNULL,
       stdout=log,
       stderr=log,

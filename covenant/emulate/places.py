@@ -6,13 +6,13 @@ several threads, one per core.
 """
 
 import itertools
-import os
 from typing import NamedTuple
 
 import jax
 
 from covenant import config as config_lib
 from covenant.models import sharding
+from covenant.telemetry import machine
 
 
 class Place(NamedTuple):
@@ -97,10 +97,4 @@ def _threads(config: config_lib.Config, devices: list[jax.Device]) -> int:
   is_alone = jax.process_count() == 1
   if mesh.peers or not (is_one and is_alone) or devices[0].platform != 'cpu':
     return 1
-  return max(_cores() // len(devices), 1)
-
-
-def _cores() -> int:
-  """Returns the number of cores that this process may use."""
-  own = getattr(os, 'sched_getaffinity', None)  # not everywhere
-  return len(own(0)) if own else os.cpu_count() or 1
+  return max(machine.cores() // len(devices), 1)

@@ -44,6 +44,7 @@ class Finding(NamedTuple):
   name: str
   well: bool
   text: str
+  warns: bool = False  # well, and yet its text asks for something
 
 
 class PreflightError(errors.CovenantError):
@@ -65,6 +66,8 @@ def examine(
   """
   kind = jax.devices()[0].device_kind
   yield Finding('devices', True, f'{jax.device_count()} x {kind}')
+  if idle := machine.idle_accelerator(jax.default_backend()):
+    yield Finding('devices', True, idle, warns=True)
   lacking = lacking_devices(config)
   memory_line = (
     (False, lacking) if lacking else role_needs.memory_line(config, role)
@@ -105,10 +108,13 @@ def require(
 
 def table(findings: list[Finding]) -> str:
   """Returns one line per finding."""
-  return '\n'.join(
-    f'{"well" if f.well else "NOT WELL":8}  {f.name:10}  {f.text}'
-    for f in findings
-  )
+  return '\n'.join(f'{_word(f):8}  {f.name:10}  {f.text}' for f in findings)
+
+
+def _word(finding: Finding) -> str:
+  if not finding.well:
+    return 'NOT WELL'
+  return 'WARNING' if finding.warns else 'well'
 
 
 def _attempt(name: str, check: Callable[[], str]) -> Finding:

@@ -1,4 +1,4 @@
-"""The memory and the disk of this host, or of the container it is seen from.
+"""The memory, disk and devices of this host, or of the container on it.
 
 The limits of control groups are read from both their versions: that of any
 group above this process holds, and what the kernel can take back from a file
@@ -8,7 +8,7 @@ cache is free.
 import os
 import pathlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from covenant import extras
@@ -17,6 +17,16 @@ with extras.needed('run'):
   import psutil
 
 _ROOT = pathlib.Path('/')
+# Files that a kernel with a driver has, and the package of JAX for it.
+_ACCELERATORS = (
+  (
+    'an NVIDIA GPU',
+    ('proc/driver/nvidia/version', 'dev/nvidia0', 'usr/lib/wsl/lib/nvidia-smi'),
+    'jax[cuda13]',
+  ),
+  ('a TPU', ('dev/accel0',), 'jax[tpu]'),
+  ('an AMD GPU', ('dev/kfd',), 'jax[rocm7-local]'),
+)
 _MOUNT = 'sys/fs/cgroup'
 
 
@@ -61,6 +71,12 @@ def free_bytes(root: pathlib.Path = _ROOT) -> int:
   return max(min([psutil.virtual_memory().available, *free]), 0)
 
 
+def cores() -> int:
+  """Returns the number of cores that this process may use."""
+  own = getattr(os, 'sched_getaffinity', None)  # Linux has it
+  return len(own(0)) if own else os.cpu_count() or 1
+
+
 def used_bytes() -> int:
   """Returns the bytes of memory that this process holds."""
   return psutil.Process().memory_info().rss
@@ -72,6 +88,30 @@ def free_disk_bytes(folder: str | os.PathLike[str]) -> int:
   while not path.exists():
     path = path.parent
   return shutil.disk_usage(path).free
+
+
+def idle_accelerator(
+  backend: str,
+  root: pathlib.Path = _ROOT,
+  environ: Mapping[str, str] = os.environ,
+) -> str:
+  """Returns how to use the accelerator that JAX does not; '' if it does.
+
+  Args:
+    backend: `jax.default_backend()`.
+    root: the folder that has proc/ and dev/.
+    environ: the environment, which may have JAX_PLATFORMS.
+  """
+  if backend != 'cpu':
+    return ''
+  for name, paths, package in _ACCELERATORS:
+    if any((root / path).exists() for path in paths):
+      forced = environ.get('JAX_PLATFORMS')
+      remedy = f"pip install -U '{package}' (docs/install.md)"
+      if forced:
+        remedy = f'unset JAX_PLATFORMS={forced}'
+      return f'JAX is on the CPU, and this machine has {name}: {remedy}'
+  return ''
 
 
 def _limits(root: pathlib.Path) -> Iterator[_Limit]:

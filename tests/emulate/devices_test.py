@@ -69,7 +69,7 @@ class SideBySideTest(parameterized.TestCase):
     first = jax.devices()[:1]
     with (
       mock.patch.object(jax, 'devices', lambda: first),
-      mock.patch.object(places_lib, '_cores', lambda: 3),
+      mock.patch.object(places_lib.machine, 'cores', lambda: 3),
     ):
       cores = self.outcome(0)
     self.assertEqual(cores[-1], 1)

@@ -82,7 +82,7 @@ class AllCoresTest(parameterized.TestCase):
     available = jax.devices()[:devices]
     with (
       mock.patch.object(jax, 'devices', lambda: available),
-      mock.patch.object(places_lib, '_cores', lambda: cores),
+      mock.patch.object(places_lib.machine, 'cores', lambda: cores),
     ):
       return places_lib.places(config), places_lib.describe(config)
 

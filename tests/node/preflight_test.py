@@ -46,6 +46,16 @@ class DoctorTest(parameterized.TestCase):
     workdir = self.create_tempdir().full_path
     return {f.name: f for f in preflight.examine(config, workdir, role)}
 
+  def test_warns_of_a_gpu_that_jax_does_not_use(self):
+    with mock.patch.object(
+      machine, 'idle_accelerator', lambda backend: f'{backend}: install'
+    ):
+      config = dataclasses.replace(self.config, network=self.config.network)
+      found = list(preflight.examine(config, self.create_tempdir().full_path))
+    warning = next(f for f in found if f.warns)
+    self.assertTrue(warning.well)  # it may run
+    self.assertIn('WARNING   devices     cpu: install', preflight.table(found))
+
   @parameterized.parameters(
     ('0', '', 'uid 0; declared role: none yet; validator permit: no'),
     ('0', 'miner', 'uid 0; declared role: none yet'),

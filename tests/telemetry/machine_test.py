@@ -68,5 +68,28 @@ class MachineTest(parameterized.TestCase):
     self.assertGreater(machine.free_disk_bytes('/no/such/folder'), 0)
 
 
+class AcceleratorTest(parameterized.TestCase):
+  @parameterized.parameters(
+    (
+      'proc/driver/nvidia/version',
+      "an NVIDIA GPU: pip install -U 'jax[cuda13]'",
+    ),
+    ('dev/nvidia0', 'an NVIDIA GPU'),
+    ('dev/accel0', "a TPU: pip install -U 'jax[tpu]'"),
+    ('dev/kfd', 'an AMD GPU'),
+  )
+  def test_one_that_jax_does_not_use(self, path, text):
+    root = pathlib.Path(self.create_tempdir().full_path)
+    self.assertEqual(machine.idle_accelerator('cpu', root, {}), '')
+    (root / path).parent.mkdir(parents=True)
+    (root / path).touch()
+    found = machine.idle_accelerator('cpu', root, {})
+    self.assertIn(text, found)
+    self.assertIn('docs/install.md', found)
+    self.assertEqual(machine.idle_accelerator('gpu', root, {}), '')
+    forced = machine.idle_accelerator('cpu', root, {'JAX_PLATFORMS': 'cpu'})
+    self.assertEndsWith(forced, 'unset JAX_PLATFORMS=cpu')
+
+
 if __name__ == '__main__':
   absltest.main()
