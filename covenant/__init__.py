@@ -44,37 +44,13 @@ if TYPE_CHECKING:
 __version__ = '0.1.0'
 
 __all__ = [
-  'Compression',
-  'DCTTopK',
-  'Dense',
-  'Exact',
-  'Linear',
-  'Quantizer',
-  'RandomK',
-  'Results',
-  'Sign',
-  'SignMagnitude',
-  'Statistical',
-  'TopK',
-  'Weight',
-  '__version__',
-  'aggregate',
-  'compress',
-  'decompress',
-  'demo',
-  'diloco',
-  'emulate',
-  'flush',
-  'nesterov',
-  'outer_update',
-  'pseudo_gradient',
-  'read_results',
-  'run',
-  'sparseloco',
-  'sparta',
-  'state_axes',
+  'Compression', 'DCTTopK', 'Dense', 'Exact', 'Linear', 'Quantizer', 'RandomK',
+  'Results', 'Sign', 'SignMagnitude', 'Statistical', 'TopK', 'Weight',
+  '__version__', 'aggregate', 'compress', 'decompress', 'demo', 'diloco',
+  'emulate', 'flush', 'nesterov', 'outer_update', 'pseudo_gradient',
+  'read_results', 'run', 'sparseloco', 'sparta', 'state_axes',
   'streaming_diloco',
-]
+]  # fmt: skip
 
 # The names of each module.
 _NAMES = {

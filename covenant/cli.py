@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 
+import jax
 from absl import app
 from absl import flags
 
@@ -46,6 +47,7 @@ from covenant.report import page
 from covenant.report import progress
 from covenant.report import status as status_lib
 from covenant.report import watch
+from covenant.telemetry import machine
 
 
 def emulate(config: config_lib.Config, workdir: str) -> None:
@@ -81,6 +83,8 @@ def _check(config: config_lib.Config, workdir: str) -> None:
     raise
   if where := places.describe(config):
     print(where, file=sys.stderr)
+  if idle := machine.idle_accelerator(jax.default_backend()):
+    print(f'warning: {idle}', file=sys.stderr)
 
 
 def tokenize(config: config_lib.Config, workdir: str) -> None:
@@ -89,7 +93,7 @@ def tokenize(config: config_lib.Config, workdir: str) -> None:
   --workers processes do it; --part=3/64 does a part of the files.
   """
   part = tokenize_lib.parse_part(_flag('part') or '1/1')
-  workers = _flag('workers') or len(os.sched_getaffinity(0))
+  workers = _flag('workers') or machine.cores()
   made = tokenize_lib.run(config, workdir, workers, part)
   if made is None:
     print(
@@ -156,6 +160,7 @@ def run_localnet(config: config_lib.Config, workdir: str) -> None:
   The exit status is 0 if all of them end with the same parameters.
   """
   print(f'{progress.header(config)}\ncompiling, once for all', file=sys.stderr)
+  os.environ.update(startup.device_share(localnet.device_share(config)))
   host.Host(config, dataset.load(config)).round()
   screen = progress.MembersScreen(sys.stderr)
   with startup.stoppable('stopping everybody') as stop:
@@ -232,7 +237,7 @@ def compare(config: config_lib.Config, workdir: str) -> None:
   from covenant.report import comparison  # matplotlib starts slowly
 
   found = [os.path.expanduser(path) for path in _flag('workdirs')]
-  made = comparison.write(found, workdir)
+  made = comparison.write(found, workdir, _flag('baseline'))
   print(made.table)
   print('figures:', *made.figures)
   print(f'comparison: {made.page}')
@@ -304,6 +309,11 @@ _WORKDIR = flags.DEFINE_string(
   'workdir', '', 'The folder for all output. Default: runs/DATE-NAME.'
 )
 flags.DEFINE_list('workdirs', [], 'compare: folders of runs, by commas.')
+flags.DEFINE_string(
+  'baseline',
+  None,
+  'compare: the run that others are compared with; the first.',
+)
 flags.DEFINE_integer(
   'profile',
   None,
@@ -357,6 +367,8 @@ def run(argv: list[str]) -> None:
     name = time.strftime('%Y%m%d-%H%M%S-') + config.name
     workdir = os.path.expanduser(_WORKDIR.value or f'runs/{name}')
     startup.keep_compilations()
+    share = config.devices.memory_fraction
+    os.environ.update(startup.device_share(share))  # before JAX looks for GPUs
     ROLES[_ROLE.value](config, workdir)
   except errors.CovenantError as e:
     sys.exit(f'error: {e}')

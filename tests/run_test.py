@@ -77,7 +77,7 @@ class RunTest(parameterized.TestCase):
       TINY, '--role=explain', '--uid=0', f'--workdir={self.workdir}'
     )
     self.assertEqual(code, 0, err)
-    self.assertRegex(out, r'uid 0, hotkey 5\w+, after round 3')
+    self.assertRegex(out, r'uid 0, hotkey 5\w+, after round 4')
     self.assertIn('of the usual work', out)
     made = self.workdir / 'report.html'
     before = made.read_bytes()

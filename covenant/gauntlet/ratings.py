@@ -267,7 +267,7 @@ def explain(decisions: Iterable[ct.Json], uid: int) -> str:
   now, weight = last['after'], last.get('weight')
   valid = sum(d['verdict'] in findings.VALID_NAMES for d in mine)
   lines = [
-    f'uid {uid}, hotkey {last["hotkey"]}, after round {last["round"]}:',
+    f'uid {uid}, hotkey {last["hotkey"]}, after round {last["round"] + 1}:',
     f'  score {now["score"]:.3f}'
     + ('' if weight is None else f', weight {weight:.4f}'),
     *_factors(now),
@@ -283,6 +283,6 @@ def explain(decisions: Iterable[ct.Json], uid: int) -> str:
     moved = d['after']['score'] - d['before']['score']
     why = '; '.join(d['reasons']) or 'valid, not evaluated'
     lines.append(
-      f'  {d["round"]}: {d["after"]["score"]:.3f} ({moved:+.3f}) {why}'
+      f'  {d["round"] + 1}: {d["after"]["score"]:.3f} ({moved:+.3f}) {why}'
     )
   return '\n'.join(lines)

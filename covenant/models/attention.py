@@ -14,7 +14,6 @@ import numpy as np
 from covenant import config
 from covenant import typing as ct
 
-
 _OLDEST_FUSED = 8.0  # compute capability: Ampere
 _WIDEST_FUSED = 128  # a head; wider ones need the newest GPUs
 

@@ -96,6 +96,7 @@ class Process:
   ):
     self._config = config
     self._role = role
+    self._has_uid = False
     self._told = -1  # the round of the last published status
     self._stop: Callable[[], bool] = lambda: False
     self._process_group = process_group = (
@@ -210,6 +211,7 @@ class Process:
       measured.pulse(node.state.round, self._chain.block_seconds)
       try:
         head = self._chain.head()
+        self._tell_uid(head)
       except chain_lib.ChainError as e:
         self.workdir.status(error=f'{type(e).__name__}: {e}')
         time.sleep(_UNREACHABLE)
@@ -246,6 +248,13 @@ class Process:
       self._publisher.close(_LEAVE_SECONDS, cancel=True)
       self._status_thread.close(_LEAVE_SECONDS)
       self._note_failures()
+
+  def _tell_uid(self, head: int) -> None:
+    """Writes the uid of this hotkey to status.json, once."""
+    if head >= 0 and not self._has_uid:
+      self._has_uid = True
+      uids = {peer.hotkey: peer.uid for peer in self._chain.peers(head)}
+      self.workdir.status(uid=uids.get(self._chain.hotkey))
 
   def _inner_step(self, step: local_lib.InnerStep) -> None:
     """Measures an inner step of this miner."""

@@ -9,6 +9,7 @@ events.jsonl     of a process: what it did and what failed; of an emulated run:
                  lost rounds, skipped steps and loss spikes
 amendments.jsonl what the run adopted, a line per amendment
 status.json      of a process: where it stands now
+starts.jsonl     when, where and with what versions it was started, a line each
 pool.jsonl       of a pool: the work of each worker, a line per round
 profile/         one round under JAX's profiler
 """
@@ -36,6 +37,7 @@ from covenant.protocol import amendments as amendments_lib
 from covenant.protocol import apply
 from covenant.protocol import round as round_lib
 from covenant.telemetry import copies as copies_lib
+from covenant.telemetry import provenance
 from covenant.telemetry import spikes
 from covenant.telemetry import telemetry as telemetry_lib
 from covenant.telemetry import trackers as trackers_lib
@@ -141,7 +143,9 @@ class Workdir:
     return self._measured
 
   def measure(self, config: config_lib.Config) -> None:
-    """Begins the measurements of a process."""
+    """Begins the measurements of a process, and notes its start."""
+    with self._unless_full():
+      provenance.record(self.path)
     node = telemetry_lib.Node(
       self._status['role'], self._status['hotkey'], self.path, not self._rank
     )
@@ -199,6 +203,7 @@ class Workdir:
       observe: called with every record, those of earlier starts included.
     """
     files.write(self.path / _CONFIG, _shown(config))
+    provenance.record(self.path)
     path = self.path / 'metrics.jsonl'
     self._writer = metrics.MetricsWriter(
       path, self.path / 'tensorboard', resume=resume

@@ -36,14 +36,14 @@ def planned_rounds(run: folder.Run) -> int:
 def section(run: folder.Run) -> Sequence[markup.Html]:
   """Returns the amendments of a run as a table; nothing without any."""
   rows = [
-    (str(record['round']), path, str(before), str(after))
+    (str(record['round'] + 1), path, str(before), str(after))
     for record in read(run.folder)
     for path, (before, after) in record['changes'].items()
   ]
   if not rows:
     return []
   title = 'Amendments'
-  head = ('from round', 'field', 'before', 'after')
+  head = ('first round', 'field', 'before', 'after')
   return [
     markup.tag(
       'div',

@@ -1,4 +1,4 @@
-"""The charts of one run: losses on several axes, and curves of each miner."""
+"""The charts of one run: its losses, and curves of each miner."""
 
 import itertools
 import math
@@ -16,7 +16,7 @@ _HEADROOM = 2.0  # losses are shown up to this multiple of the last one
 _UNITS = (('days', 86_400), ('hours', 3600), ('minutes', 60), ('seconds', 1))
 
 _NATS = markup.Axis('nats per token')
-_ROUNDS = markup.Axis('rounds completed', '{:.0f}'.format, whole=True)
+ROUNDS = markup.Axis('rounds completed', '{:.0f}'.format, whole=True)
 TOKENS = markup.Axis('tokens trained, all miners', '{:,.0f}'.format)
 BYTES = markup.Axis(
   'payload bytes sent, all miners', '{:,.0f}'.format, unit='B', log=True
@@ -27,6 +27,10 @@ Position = Callable[[metrics.Record], float]
 
 def tokens(record: metrics.Record) -> float:
   return record.tokens
+
+
+def rounds_completed(record: metrics.Record) -> float:
+  return record.round
 
 
 def bytes_up(record: metrics.Record) -> float:
@@ -81,8 +85,8 @@ def published(run: folder.Run) -> list[markup.Html]:
     markup.chart(
       'loss-published',
       'Held-out loss of published checkpoints',
-      _thinned(kept, points),
-      _ROUNDS,
+      thinned(kept, points),
+      ROUNDS,
       markup.Axis('nats per byte'),
       [markup.Series('held-out', kept, 1)],
     )
@@ -90,50 +94,17 @@ def published(run: folder.Run) -> list[markup.Html]:
 
 
 def losses(run: folder.Run) -> list[markup.Html]:
-  """Returns charts of training and held-out loss, one per horizontal axis."""
+  """Returns the chart of training and held-out loss, against any axis."""
   if not run.rounds and not run.evaluations:
     return []
-  end = (run.rounds or run.evaluations)[-1]
-  axes: list[tuple[str, str, markup.Axis, Position]] = [
-    ('tokens', '', TOKENS, tokens),
-    ('bytes', '', BYTES, bytes_up),
-  ]
-  times: list[tuple[str, Position | None, str]] = [
-    (
-      'simulated',
-      simulated_seconds(run),
-      'Rounds times blocks per round times seconds per block: the time of a '
-      'real network with these phases.',
-    ),
-    (
-      'links-simulated',
-      linked_seconds(run),
-      'The time of these rounds on the devices and links of plan.inventory, '
-      'simulated (covenant/plan/wallclock.py).',
-    ),
-    (
-      'measured',
-      measured_seconds(run),
-      'The time of this host for all miners together, with evaluations.',
-    ),
-  ]
-  for kind, position, note in times:
-    if position is not None:
-      axis, unit = time_axis(kind, position(end))
-      axes.append(
-        (f'{kind} time', note, axis, lambda r, p=position, u=unit: p(r) / u)
-      )
   rounds = markup.thin(run.rounds, _POINTS)
   evaluations = markup.thin(run.evaluations, _POINTS)
-  last = (run.evaluations or run.rounds)[-1].loss
-  thinned = _thinned(rounds, run.rounds)
-  return [
-    markup.chart(
-      f'loss-{against.split()[0]}',
-      f'Loss against {against}',
-      f'{note} {thinned}',
+  remark = thinned(rounds, run.rounds)
+  views = [
+    markup.View(
+      against,
+      f'{note} {remark}',
       axis,
-      _NATS,
       [
         markup.Series(
           'held-out', [(position(e), e.loss) for e in evaluations], 1
@@ -142,10 +113,50 @@ def losses(run: folder.Run) -> list[markup.Html]:
           'training, mean of miners', [(position(r), r.loss) for r in rounds], 0
         ),
       ],
-      top=_HEADROOM * last,
     )
-    for against, note, axis, position in axes
+    for against, note, axis, position in positions(run)
   ]
+  top = _HEADROOM * (run.evaluations or run.rounds)[-1].loss
+  return [markup.views('run-loss', 'Loss', _NATS, views, top)]
+
+
+def positions(
+  run: folder.Run,
+) -> list[tuple[str, str, markup.Axis, Position]]:
+  """Returns the horizontal axes: name, note, axis, position of a record."""
+  end = (run.rounds or run.evaluations)[-1]
+  found: list[tuple[str, str, markup.Axis, Position]] = [
+    ('tokens', '', TOKENS, tokens),
+    ('rounds', '', ROUNDS, rounds_completed),
+    ('bytes', '', BYTES, bytes_up),
+  ]
+  for kind, (clock, note) in CLOCKS.items():
+    position = clock(run)
+    if position is not None:
+      axis, unit = time_axis(kind, position(end))
+      found.append(
+        (f'{kind} time', note, axis, lambda r, p=position, u=unit: p(r) / u)
+      )
+  return found
+
+
+# The times of a run, and what each is.
+CLOCKS: dict[str, tuple[Callable[[folder.Run], Position | None], str]] = {
+  'simulated': (
+    simulated_seconds,
+    'Rounds times blocks per round times seconds per block: the time of a real '
+    'network with these phases.',
+  ),
+  'links-simulated': (
+    linked_seconds,
+    'The time of these rounds on the devices and links of plan.inventory, '
+    'simulated (covenant/plan/wallclock.py).',
+  ),
+  'measured': (
+    measured_seconds,
+    'The time of this host for all miners together, with evaluations.',
+  ),
+}
 
 
 def miners(run: folder.Run) -> list[markup.Html]:
@@ -220,14 +231,14 @@ def _each(
     )
     for uid in [*colored, *(u for u in uids if u not in looks)]
   ]
-  note = f'{note} {_thinned(kept, list(values))}'
+  note = f'{note} {thinned(kept, list(values))}'
   top = None
   if key == 'miner-losses' and (last := values[kept[-1]]):
     top = _HEADROOM * max(last.values())
-  return markup.chart(key, title, note, _ROUNDS, y, series, top, joined=False)
+  return markup.chart(key, title, note, ROUNDS, y, series, top, joined=False)
 
 
-def _thinned(kept: Sequence[object], there: Sequence[object]) -> str:
+def thinned(kept: Sequence[object], there: Sequence[object]) -> str:
   """Returns the remark about points that were left out, or ''."""
   if len(kept) == len(there):
     return ''

@@ -7,7 +7,7 @@ another version can be reported.
 import json
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple, TypeAlias
 
 from covenant import config as config_lib
@@ -16,6 +16,7 @@ from covenant import metrics
 from covenant import typing as ct
 from covenant.adversaries import registry
 from covenant.models import llama
+from covenant.telemetry import provenance
 
 JsonObject: TypeAlias = Mapping[str, ct.Json]
 
@@ -32,6 +33,10 @@ class Run(NamedTuple):
   uid: int | None
   events: list[JsonObject]  # actions of a process
   published: list[JsonObject]  # evaluations of published checkpoints
+  steps: list[metrics.Step]  # inner steps
+  node_rounds: list[metrics.NodeRound]  # of a process
+  starts: list[JsonObject]  # when, where and with what it ran
+  status: JsonObject  # of a process; {} without a file
   unreadable: int  # malformed lines of these three
 
   @property
@@ -112,8 +117,11 @@ def read(workdir: str | os.PathLike[str]) -> Run:
       f'expected the folder of a run; {folder} has none of '
       f'{", ".join(files)}{hint}'
     )
-  path = folder / 'metrics.jsonl'
-  records = metrics.read(path) if path.exists() else []
+  kinds = metrics.Round, metrics.Evaluation, metrics.Step, metrics.NodeRound
+  paths = [folder / name for name in ('metrics.jsonl', 'steps.jsonl')]
+  records = [
+    record for p in paths if p.exists() for record in metrics.read(p, kinds)
+  ]
   verdicts, torn = _lines(folder / 'verdicts.jsonl', ('round', 'decisions'))
   events, more = _lines(folder / 'events.jsonl', ('time', 'what', 'error'))
   published, some = _lines(
@@ -129,8 +137,21 @@ def read(workdir: str | os.PathLike[str]) -> Run:
     uid=uid,
     events=events,
     published=published,
+    steps=[r for r in records if isinstance(r, metrics.Step)],
+    node_rounds=[r for r in records if isinstance(r, metrics.NodeRound)],
+    starts=list(provenance.read(folder)),
+    status=_status(folder),
     unreadable=torn + more + some,
   )
+
+
+def leaves(node: JsonObject, prefix: str = '') -> Iterator[tuple[str, ct.Json]]:
+  """Yields every field of nested mappings as path and value."""
+  for key, value in node.items():
+    if isinstance(value, Mapping):
+      yield from leaves(value, f'{prefix}{key}.')
+    else:
+      yield f'{prefix}{key}', value
 
 
 def _config(folder: pathlib.Path) -> JsonObject:
@@ -147,6 +168,15 @@ def _config(folder: pathlib.Path) -> JsonObject:
       config = config_lib.hide_secrets(config)
       return config if isinstance(config, Mapping) else {}
   return {}
+
+
+def _status(folder: pathlib.Path) -> JsonObject:
+  """Returns status.json; {} where it is missing or torn."""
+  try:
+    found = json.loads((folder / 'status.json').read_text(encoding='utf-8'))
+  except (OSError, ValueError):
+    return {}
+  return found if isinstance(found, Mapping) else {}
 
 
 def _lines(

@@ -128,6 +128,17 @@ class Series(NamedTuple):
   look: int | None  # None: one of many that are alike, drawn in gray
 
 
+class View(NamedTuple):
+  """The curves of a chart against one horizontal axis."""
+
+  name: str  # completes 'against ...'
+  note: str  # explanation below the chart
+  x: Axis  # points at 0 have no place on a logarithmic one
+  series: Sequence[Series]  # the first ones are drawn on top
+  # Indices of series between which an area is filled: (highest, lowest).
+  bands: Sequence[tuple[int, int]] = ()
+
+
 def chart(
   key: str,
   title: str,
@@ -150,40 +161,75 @@ def chart(
     top: limit of the vertical axis; the note says how many values are above.
     joined: True draws a curve across the x where only others have a value.
   """
-  curves = [_finite(s, x) for s in series]
-  values = [v for points in curves for v in points.values() if v is not None]
+  return views(key, title, y, [View('', note, x, series)], top, joined)
+
+
+def views(
+  key: str,
+  title: str,
+  y: Axis,
+  found: Sequence[View],
+  top: float | None = None,
+  joined: bool = True,
+) -> Html:
+  """Returns a figure whose reader chooses the horizontal axis; see `chart`.
+
+  Views without a value are left out.
+  """
   caption = tag('figcaption', tag('h3', title))
-  if not values:
+  specs, notes, tables = [], [], []
+  for view in found:
+    curves = [_finite(s, view.x) for s in view.series]
+    values = [v for points in curves for v in points.values() if v is not None]
+    if not values:
+      continue
+    specs.append(
+      {
+        'name': view.name, 'y': y.label, 'unit': view.x.unit,
+        'log': view.x.log, 'whole': view.x.whole, 'top': top,
+        'joined': joined, 'looks': [s.look for s in view.series],
+        'bands': [list(band) for band in view.bands],
+      }
+    )  # fmt: skip
+    rows = [
+      (
+        view.x.show(px),
+        *('' if (v := c.get(px)) is None else y.show(v) for c in curves),
+      )
+      for px in sorted({px for points in curves for px in points})
+    ]
+    head = (view.x.label, *(s.name for s in view.series))
+    against = f' against {view.name}' if view.name else ''
+    tables.append(table(head, rows, f'{title}{against}'))
+    text = f'{view.note}{_above(values, y, top)}'.strip()
+    notes.append(tag('p', text, class_='note', hidden=len(notes) > 0))
+  if not specs:
     empty = tag('p', 'No values were recorded.', class_='note')
     return tag('figure', caption, empty, id=key)
-  if top is not None and (above := [v for v in values if v > top]):
-    note += (
-      f' Values above {top:.3g} are cut off: {len(above)}, up to '
-      f'{y.show(max(above))}.'
-    )
-  options = {
-    'y': y.label, 'unit': x.unit, 'log': x.log, 'whole': x.whole, 'top': top,
-    'joined': joined, 'looks': [s.look for s in series],
-  }  # fmt: skip
-  rows = [
-    (
-      x.show(px),
-      *('' if (v := c.get(px)) is None else y.show(v) for c in curves),
-    )
-    for px in sorted({px for points in curves for px in points})
-  ]
+  word = 'Table' if len(tables) == 1 else 'Tables'
   return tag(
     'figure',
     caption,
-    tag('div', class_='plot', data_chart=json.dumps(options)),
-    tag('p', note.strip(), class_='note'),
+    tag('div', class_='plot', data_chart=json.dumps(specs)),
+    *notes,
     tag(
       'details',
-      tag('summary', f'Table of {title[0].lower()}{title[1:]}'),
-      table((x.label, *(s.name for s in series)), rows, title),
+      tag('summary', f'{word} of {title[0].lower()}{title[1:]}'),
+      *tables,
     ),
     class_='chart',
     id=key,
+  )
+
+
+def _above(values: Sequence[float], y: Axis, top: float | None) -> str:
+  """Returns the remark about values that are cut off, or ''."""
+  above = [v for v in values if top is not None and v > top]
+  if not above:
+    return ''
+  return (
+    f' Values above {top:.3g} are cut off: {len(above)}, up to '
+    f'{y.show(max(above))}.'
   )
 
 

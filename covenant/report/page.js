@@ -11,6 +11,7 @@ const ANNOUNCED = 12;  // values that a screen reader is told at once
 const HINT = 'hover, or use arrow keys';
 const FONT = '13px system-ui, sans-serif';
 const STEPS = {ArrowLeft: -1, ArrowRight: 1, PageUp: -10, PageDown: 10};
+const SMOOTHINGS = [0, .6, .9, .97];  // weights of what came before
 const charts = [];
 
 const style = (name) =>
@@ -35,6 +36,16 @@ const logTicks = (min, max) => {
   return ticks.filter((t) => min <= t && t <= max);
 };
 
+// A running mean of each curve, which weighs a point by its age.
+const smoothed = (ys, weight) => {
+  let [sum, norm] = [0, 0];
+  return weight === 0 ? ys : ys.map((y) => {
+    if (y === null) return null;
+    [sum, norm] = [weight * sum + y, weight * norm + 1];
+    return sum / norm;
+  });
+};
+
 const axis = (label, unit) => ({
   label, font: FONT, labelFont: FONT, labelSize: 22,
   stroke: () => style('--soft'),
@@ -51,25 +62,28 @@ const marked = (ys, joined) => {
       found.filter((i) => ys[i - 1] == null && ys[i + 1] == null);
 };
 
-const curve = (label, look, joined, cells) => ({
+const curve = (label, look, joined, cells, thin) => ({
   label, spanGaps: joined,
-  width: look === null ? 1 : 2,
+  width: thin ? .5 : look === null ? 1 : 2,
   dash: look === null ? [] : DASHES[(look + Math.floor(look / 5)) % 5],
   stroke: () => style(color(look)),
   points: {
-    show: true, size: 6, fill: () => style(color(look)),
-    filter: (u, series) => marked(u.data[series], joined),
+    show: !thin, size: 6, fill: () => style(color(look)),
+    filter: (u, series) => thin ? [] : marked(u.data[series], joined),
   },
   value: (u, y, _, at) => y == null ? '' : cells[at],
 });
 
 // uPlot's options; curves are in the order of the table, the last ones below.
-const options = (spec, names, columns, place) => {
+const options = (spec, names, columns, place, logY) => {
   const looks = [...spec.looks].reverse();
   const paint = (u, i) => `var(${color(looks[i - 1])})`;
   const x = axis(names[0], spec.unit);
   const y = axis(spec.y, '');
   if (spec.log) x.splits = (u, _, min, max) => logTicks(min, max);
+  if (logY) y.splits = (u, _, min, max) => logTicks(min, max);
+  const edges = new Set(spec.bands.flat());
+  const at = (column) => spec.looks.length - column;  // in uPlot's order
   x.filter = (u, ticks) => ticks.map(
       (t) => spec.whole && t % 1 !== 0 ? null : t);
   x.size = 32;
@@ -78,7 +92,8 @@ const options = (spec, names, columns, place) => {
   const rangeX = (u, low, high) => low < high ? [low, high] :
       spec.log ? [low / 2, low * 2] : [low - 1, low + 1];
   const rangeY = (u, low, high) => {
-    if (low === null) return [0, 1];
+    if (low === null) return logY ? [1, 10] : [0, 1];
+    if (logY) return [low / 1.1, high * 1.1];
     if (spec.top !== null && low < spec.top) high = Math.min(high, spec.top);
     // A quantity that starts near zero is shown from zero.
     if (low >= 0 && low <= high / 4) low = 0;
@@ -90,13 +105,18 @@ const options = (spec, names, columns, place) => {
     axes: [x, y],
     scales: {
       x: {time: false, distr: spec.log ? 3 : 1, range: rangeX},
-      y: {range: rangeY},
+      y: {range: rangeY, distr: logY ? 3 : 1},
     },
     series: [
       {label: names[0], value: (u, v, _, at) => columns[0][at] ?? HINT},
       ...spec.looks.map((look, i) => curve(
-          names[i + 1], look, spec.joined, columns[i + 1])).reverse(),
+          names[i + 1], look, spec.joined, columns[i + 1],
+          edges.has(i))).reverse(),
     ],
+    bands: spec.bands.map(([high, low]) => ({
+      series: [at(high), at(low)],
+      fill: () => style(color(spec.looks[high])).trim() + '33',
+    })),
     cursor: {focus: {prox: 24}, hover: {skip: spec.joined ? [null] : []}},
     legend: {
       mount: (u, legend) => place.before(legend),
@@ -218,24 +238,116 @@ const addToolbar = (u, legend, title) => {
   });
 };
 
-for (const place of document.querySelectorAll('.plot')) {
-  const figure = place.closest('figure');
-  const spec = JSON.parse(place.dataset.chart);
-  const title = figure.querySelector('h3').textContent;
-  const [names, ...rows] = [...figure.querySelectorAll('tr')].map(
+// The edges of a band have no place in the legend and follow their curve.
+const addBands = (u, spec, legend) => {
+  const at = (column) => spec.looks.length - column;
+  const rows = [...legend.querySelectorAll('tr')];
+  const edges = new Set(spec.bands.flat());
+  for (const edge of edges) rows[at(edge)].hidden = true;
+  u.hooks.setSeries.push((_, series, {show}) => {
+    const column = at(series ?? 0);
+    if (show === undefined || edges.has(column)) return;
+    for (const edge of edges) {
+      if (spec.looks[edge] === spec.looks[column]) {
+        u.setSeries(at(edge), {show});
+      }
+    }
+  });
+};
+
+// Reads a table: names of its columns, cells by row, and numbers by column.
+const readTable = (table) => {
+  const [names, ...rows] = [...table.querySelectorAll('tr')].map(
       (row) => [...row.cells].map((cell) => cell.textContent));
   const columns = names.map((_, i) => rows.map((row) => row[i]));
-  const [xs, ...curves] = columns.map((column) => column.map(
+  const numbers = columns.map((column) => column.map(
       (cell) => cell === '' ? null : Number(cell.replaceAll(',', ''))));
-  const u = new uPlot(options(spec, names, columns, place),
-      [xs, ...curves.reverse()], place);
-  place.chart = u;  // for tests
-  charts.push(u);
-  addZoom(u, place, spec, title);
-  addKeys(u, place, spec, title, names, rows);
-  addToolbar(u, figure.querySelector('.u-legend'), title);
-  new ResizeObserver(() => u.setSize(
-      {width: place.clientWidth, height: HEIGHT})).observe(place);
+  return {names, rows, columns, numbers};
+};
+
+const addChoice = (group, text, values, change) => {
+  const label = group.appendChild(document.createElement('label'));
+  label.append(`${text} `);
+  const select = label.appendChild(document.createElement('select'));
+  values.forEach((value, i) => select.append(new Option(value, i)));
+  select.addEventListener('change', () => change(Number(select.value)));
+};
+
+// A chart, and the choices of its reader: axis, smoothing, logarithm.
+const addChart = (place) => {
+  const figure = place.closest('figure');
+  const specs = JSON.parse(place.dataset.chart);
+  const title = figure.querySelector('h3').textContent;
+  const tables = [...figure.querySelectorAll('table')].map(readTable);
+  const notes = [...figure.querySelectorAll(':scope > .note')];
+  const chosen = {view: 0, weight: 0, logY: false};
+  const group = document.createElement('div');
+  group.className = 'choices';
+  place.before(group);
+  const draw = () => {
+    const spec = specs[chosen.view];
+    const {names, rows, columns, numbers} = tables[chosen.view];
+    const [xs, ...curves] = numbers;
+    const drawn = curves.map((ys) => smoothed(ys, chosen.weight).map(
+        (y) => chosen.logY && y !== null && y <= 0 ? null : y));
+    const hidden = new Set(place.chart?.series.slice(1).filter(
+        (series) => !series.show).map((series) => series.label));
+    if (place.chart) {
+      charts.splice(charts.indexOf(place.chart), 1);
+      place.chart.destroy();
+      for (const old of figure.querySelectorAll('.zoom, .said, .u-legend')) {
+        old.remove();
+      }
+    }
+    const fresh = place.cloneNode(false);  // without its listeners
+    place.replaceWith(fresh);
+    place = fresh;
+    const u = new uPlot(
+        options(spec, names, columns, place, chosen.logY),
+        [xs, ...drawn.reverse()], place);
+    place.chart = u;  // for tests
+    charts.push(u);
+    notes.forEach((note, i) => note.hidden = i !== chosen.view);
+    addZoom(u, place, spec, title);
+    addKeys(u, place, spec, title, names, rows);
+    const legend = figure.querySelector('.u-legend');
+    addToolbar(u, legend, title);
+    addBands(u, spec, legend);
+    u.series.forEach((series, i) => {
+      if (i && hidden.has(series.label)) u.setSeries(i, {show: false});
+    });
+    new ResizeObserver(() => u.setSize(
+        {width: place.clientWidth, height: HEIGHT})).observe(place);
+  };
+  const choose = (key) => (value) => {
+    chosen[key] = value;
+    draw();
+  };
+  if (specs.length > 1) {
+    addChoice(group, 'against', specs.map((spec) => spec.name), choose('view'));
+  }
+  addChoice(group, 'smoothing', ['none', 'some', 'more', 'most'],
+      (i) => choose('weight')(SMOOTHINGS[i]));
+  addChoice(group, 'scale', ['linear', 'logarithmic'],
+      (i) => choose('logY')(i === 1));
+  draw();
+};
+document.querySelectorAll('.plot').forEach(addChart);
+
+// Hides and shows a run in all charts and tables of a comparison.
+for (const box of document.querySelectorAll('#shown input')) {
+  box.addEventListener('change', () => {
+    const names = new Set([box.value, ...JSON.parse(box.dataset.runs)]);
+    const is = (name) => names.has(name);
+    for (const u of charts) {
+      u.series.forEach((series, i) => {
+        if (i && is(series.label)) u.setSeries(i, {show: box.checked});
+      });
+    }
+    for (const row of document.querySelectorAll('#runs tbody tr')) {
+      if (is(row.cells[0].textContent)) row.hidden = !box.checked;
+    }
+  });
 }
 
 // Canvases do not follow style sheets by themselves. Paper is light.

@@ -5,21 +5,22 @@ run in progress, a stopped run or a finished one.
 """
 
 import base64
+import datetime
 import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from covenant import config as config_lib
 from covenant import files
-from covenant import typing as ct
 from covenant.protocol import round as round_lib
 from covenant.report import amendments
 from covenant.report import curves
 from covenant.report import folder
 from covenant.report import markup
 from covenant.report import progress
+from covenant.report import series
 from covenant.report import verdicts
 
 tag, join = markup.tag, markup.join
@@ -37,13 +38,15 @@ def write(workdir: str | os.PathLike[str]) -> pathlib.Path:
   sections = [
     ('Summary', _tiles(facts(run))),
     ('Loss', [*curves.losses(run), *curves.published(run)]),
+    ('Training', series.training(run)),
     (
       'Miners',
       [*curves.miners(run), *verdicts.refused(run), *verdicts.miners(run)],
     ),
-    ('Process', verdicts.process(run)),
+    ('Process', [*series.process(run), *verdicts.process(run)]),
     ('Round', phases(run)),
     ('Amendments', amendments.section(run)),
+    ('Origin', origin(run)),
     ('Config', fields(run)),
   ]
   text = render(run.name, standing(run), sections)
@@ -127,15 +130,51 @@ def _digest(text: str) -> str:
 
 
 def standing(run: folder.Run) -> str:
-  """Returns the progress of a run as a sentence."""
+  """Returns whose page it is, and the progress, as a sentence."""
   if not run.rounds:
-    emulated = not (run.folder / 'status.json').exists()
-    return 'No round yet.' if emulated else 'A process of a network.'
+    if not (run.folder / 'status.json').exists():
+      return 'No round yet.'
+    text = f'The {run.status.get("role") or "process"} of a network'
+    if (uid := run.status.get('uid')) is not None:
+      text += f', uid {uid}'
+    if done := run.status.get('round'):
+      text += f', after {done:,} rounds'
+    hotkey = run.status.get('hotkey')
+    return f'{text}. Hotkey {hotkey}.' if hotkey else f'{text}.'
   last, planned = run.rounds[-1].round, amendments.planned_rounds(run)
   text = f'{last:,} of {planned:,} rounds' if planned else f'{last:,} rounds'
   if planned and last < planned:
     text += ': stopped, or in progress when this page was made'
-  return f'{text}. All nodes on one host, in simulated time.'
+  return (
+    f'{text}. All nodes on one host, in simulated time. The first round is '
+    'round 1.'
+  )
+
+
+def origin(run: folder.Run) -> list[markup.Html]:
+  """Returns a table of the starts: when, where and with what versions."""
+  rows = []
+  for start in run.starts:
+    when = datetime.datetime.fromtimestamp(start['time'], datetime.UTC)
+    versions = ', '.join(f'{k} {v}' for k, v in start['versions'].items())
+    rows.append(
+      (
+        f'{when:%Y-%m-%d %H:%M:%S} UTC',
+        str(start['host']),
+        str(start.get('devices', '')),
+        f'{start.get("cores", "?")} cores, '
+        f'{progress.human_bytes(start.get("memory_bytes", 0))}',
+        str(start.get('system', '')),
+        str(start.get('commit') or 'no checkout'),
+        versions,
+      )
+    )
+  if not rows:
+    return []
+  title = 'Starts'
+  head = ('started', 'host', 'devices', 'size', 'system', 'commit', 'versions')
+  table = markup.table(head, rows, title)
+  return [tag('div', tag('h3', title), table, class_='wide', id='starts')]
 
 
 def facts(run: folder.Run) -> list[tuple[str, str, str]]:
@@ -247,7 +286,7 @@ def fields(run: folder.Run) -> list[markup.Html]:
     return [tag('p', 'There is no config.json in this folder.')]
   defaults = config_lib.flatten(config_lib.Config())
   sections: dict[str, list[tuple[str, str, str]]] = {}
-  for path, value in leaves(run.config):
+  for path, value in folder.leaves(run.config):
     section = path.partition('.')[0] if '.' in path else 'run'
     sections.setdefault(section, []).append(
       (path, show_value(value), _difference(path, value, defaults))
@@ -274,17 +313,6 @@ def fields(run: folder.Run) -> list[markup.Html]:
     again = tag('code', f'covenant --config={path}')
     folds.append(tag('p', 'To run it again: ', again, class_='note'))
   return [tag('div', search, *folds, class_='wide', id='fields')]
-
-
-def leaves(
-  node: folder.JsonObject, prefix: str = ''
-) -> Iterator[tuple[str, ct.Json]]:
-  """Yields every field of nested mappings as path and value."""
-  for key, value in node.items():
-    if isinstance(value, Mapping):
-      yield from leaves(value, f'{prefix}{key}.')
-    else:
-      yield f'{prefix}{key}', value
 
 
 def show_value(value: object) -> str:

@@ -32,12 +32,12 @@ def refused(run: folder.Run) -> list[markup.Html]:
         if d['after']['penalty'] >= 1:
           continue
         reason, detail = _PENALTY, '; '.join(d['reasons'])
-      found.setdefault((d['uid'], reason), {})[index] = detail
+      found.setdefault((d['uid'], reason), {})[index + 1] = detail
   judged = f'{len(run.verdicts):,} rounds'
   if not found:
     return [tag('p', f'No miner was refused or penalized in {judged}.')]
-  last = max(run.verdicts)
-  per_mark = last // _MARKS + 1
+  last = max(run.verdicts) + 1
+  per_mark = (last - 1) // _MARKS + 1
   rows = [
     (
       _name(uid, run.cast),
@@ -45,8 +45,11 @@ def refused(run: folder.Run) -> list[markup.Html]:
       _MEANING.get(reason, ''),
       str(len(by_round)),
       markup.strip(
-        ((r, r + per_mark) for r in {i - i % per_mark for i in by_round}),
-        last + per_mark,
+        (
+          (r, r + per_mark)
+          for r in {(i - 1) // per_mark * per_mark for i in by_round}
+        ),
+        last - 1 + per_mark,
       ),
       _ranges(list(by_round)),
       _clip(list(by_round.values())[-1]),
@@ -55,8 +58,7 @@ def refused(run: folder.Run) -> list[markup.Html]:
   ]
   note = (
     f'{len({uid for uid, _ in found})} of the miners were refused or penalized '
-    f'in {judged}. Rounds count from 0, as in verdicts.jsonl and '
-    f'--role=explain; the timelines end at round {last}.'
+    f'in {judged}. The timelines end at round {last}.'
   )
   if per_mark > 1:
     note += f' A mark may stand for up to {per_mark} rounds.'
@@ -100,7 +102,9 @@ def miners(run: folder.Run) -> list[markup.Html]:
     'hotkey',
   )  # fmt: skip
   return [
-    _table('standing', f'Miners after round {max(run.verdicts)}', head, rows)
+    _table(
+      'standing', f'Miners after round {max(run.verdicts) + 1}', head, rows
+    )
   ]
 
 
@@ -117,7 +121,7 @@ def process(run: folder.Run) -> list[markup.Html]:
       errors.append(
         (
           f'{when:%Y-%m-%d %H:%M:%S}',
-          str(event.get('round', '')),
+          str(event['round'] + 1) if 'round' in event else '',
           str(event['what']),
           _clip(str(event['error'])),
         )

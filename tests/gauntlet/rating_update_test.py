@@ -434,7 +434,7 @@ class ExplainTest(absltest.TestCase):
     records = json.loads(json.dumps(records, allow_nan=False))
     text = ratings.explain(records, 3)
     for words in (
-      'uid 3, hotkey hotkey3, after round 9',
+      'uid 3, hotkey hotkey3, after round 10',
       'score 0.000',
       Finding.REPLAY.value,
       Finding.LATE.value,

@@ -14,10 +14,7 @@ from tests.report import browser
 from tests.report import workdirs
 
 PROGRAM = browser.find()
-CHARTS = (
-  'loss-tokens', 'loss-bytes', 'loss-simulated', 'loss-measured',
-  'miner-losses', 'weights', 'scores',
-)  # fmt: skip
+CHARTS = ('run-loss', 'norms', 'timers', 'miner-losses', 'weights', 'scores')
 HOSTILE = '<img src=x onerror=intrude()>'  # the name of a folder
 SCREENS = ((1280, 800, False), (390, 844, True))
 
@@ -41,7 +38,10 @@ class BrowserTest(parameterized.TestCase):
     other = workdirs.write(root / 'b', rounds=8, miners=10)
     process = workdirs.events(root / 'c', error=long)
     hostile = workdirs.write(root / HOSTILE, rounds=4, detail=HOSTILE)
+    seeds = [workdirs.write(root / f's{i}', rounds=8, seed=i) for i in range(3)]
+    seeds.append(workdirs.write(root / 'other', rounds=8, name='other'))
     cls.pages = {
+      'seeds': comparison.write(seeds, root / 'f').page,
       'hostile': comparison.write([other, hostile], root / 'e').page,
       'run': page.write(run),
       'process': page.write(process),
@@ -114,14 +114,14 @@ class BrowserTest(parameterized.TestCase):
       ((1280, 800, True), '#e69f00', '#56b4e9'),
     ):
       self.open('run', screen)
-      ink = self.ink('loss-tokens')
+      ink = self.ink('run-loss')
       self.assertGreater(ink.get(held, 0), 50)
       self.assertGreater(ink.get(trained, 0), 50)
     # Paper is light, and so is a page whose scheme changes.
     self.browser.ask("dispatchEvent(new Event('beforeprint'))")
-    self.assertGreater(self.ink('loss-tokens').get('#d55e00', 0), 50)
+    self.assertGreater(self.ink('run-loss').get('#d55e00', 0), 50)
     self.browser.ask("dispatchEvent(new Event('afterprint'))")
-    self.assertGreater(self.ink('loss-tokens').get('#e69f00', 0), 50)
+    self.assertGreater(self.ink('run-loss').get('#e69f00', 0), 50)
 
   def test_paper_has_all_content_and_no_buttons(self):
     self.open('run', (790, 1100, True))
@@ -192,8 +192,8 @@ class BrowserTest(parameterized.TestCase):
     """Evaluations are rarer than rounds: the nearest one is shown."""
     self.open('run')
     for across in (0.5, 0.5025, 0.505):
-      self.browser.mouse('mouseMoved', *self.place('loss-tokens', across))
-      values = self.legend('loss-tokens')
+      self.browser.mouse('mouseMoved', *self.place('run-loss', across))
+      values = self.legend('run-loss')
       self.assertStartsWith(values['held-out'], '1.6')
       self.assertStartsWith(values['training, mean of miners'], '1.5')
 
@@ -204,19 +204,19 @@ class BrowserTest(parameterized.TestCase):
       self.browser.press('Tab')
       if self.browser.ask("document.activeElement.className === 'plot'"):
         break
-    self.assertEqual(self.browser.ask(active), 'loss-tokens')
-    said = "document.querySelector('#loss-tokens .said').textContent"
+    self.assertEqual(self.browser.ask(active), 'run-loss')
+    said = "document.querySelector('#run-loss .said').textContent"
     self.browser.press('Home')
     self.assertEqual(
       self.browser.ask(said), 'tokens trained, all miners 0: held-out 5.6000'
     )
-    self.assertEqual(self.legend('loss-tokens')['held-out'], '5.6000')
+    self.assertEqual(self.legend('run-loss')['held-out'], '5.6000')
     self.browser.press('ArrowRight')
     self.assertIn('5,120: training, mean of miners 5.5', self.browser.ask(said))
-    values = self.legend('loss-tokens')
+    values = self.legend('run-loss')
     self.assertEqual(values['tokens trained, all miners'], '5,120')
     self.browser.press('Escape')
-    self.assertEqual(self.legend('loss-tokens')['held-out'], '')
+    self.assertEqual(self.legend('run-loss')['held-out'], '')
 
   def test_dragging_zooms_and_a_double_click_shows_the_whole_range(self):
     self.open('run')
@@ -235,9 +235,71 @@ class BrowserTest(parameterized.TestCase):
       self.browser.mouse('mouseReleased', *stop, clicks)
     self.assertEqual(self.span('weights'), [1, 400])
 
-  @parameterized.parameters('loss-tokens', 'loss-bytes')
-  def test_buttons_zoom(self, key):
+  def choose(self, key, choice, option):
+    """Chooses an option of a chart, such as 'against', 'bytes'."""
+    self.browser.ask(
+      f"""(() => {{
+        const labels = document.querySelectorAll('#{key} .choices label');
+        const select = [...labels].find(
+            (l) => l.textContent.startsWith('{choice} ')).lastChild;
+        select.selectedIndex = [...select.options].findIndex(
+            (o) => o.text === '{option}');
+        select.dispatchEvent(new Event('change'));
+      }})()"""
+    )
+
+  def chart(self, key):
+    """Returns the data of a chart by label."""
+    return self.browser.ask(
+      f"""(() => {{
+        const u = document.querySelector('#{key} .plot').chart;
+        return Object.fromEntries(u.series.map((s, i) => [s.label, u.data[i]]));
+      }})()"""
+    )
+
+  def test_one_chart_has_all_horizontal_axes(self):
     self.open('run')
+    losses = {}
+    for against, axis in (
+      ('tokens', 'tokens trained, all miners'),
+      ('rounds', 'rounds completed'),
+      ('bytes', 'payload bytes sent, all miners'),
+      ('simulated time', 'simulated days'),
+      ('measured time', 'measured minutes'),
+    ):
+      self.choose('run-loss', 'against', against)
+      data = self.chart('run-loss')
+      self.assertIn(axis, data)
+      self.assertEqual(data[axis], sorted(data[axis]))
+      held = [y for y in data['held-out'] if y is not None]
+      losses[against] = held[-50:]
+      self.assertGreater(self.ink('run-loss').get('#d55e00', 0), 50, against)
+      charts = "document.querySelectorAll('#run-loss canvas').length"
+      self.assertEqual(self.browser.ask(charts), 1)
+    self.assertLen(set(map(str, losses.values())), 1)
+    self.assertEqual(self.browser.errors(), [])
+
+  def test_curves_are_smoothed_and_scaled(self):
+    self.open('run')
+    name = 'training, mean of miners'
+    raw = [y for y in self.chart('run-loss')[name] if y is not None]
+    self.choose('run-loss', 'smoothing', 'more')
+    soft = [y for y in self.chart('run-loss')[name] if y is not None]
+    self.assertLen(soft, len(raw))
+    self.assertEqual(soft[0], raw[0])
+    # A mean of a falling curve and of what came before lies above it.
+    self.assertGreater(soft[20], raw[20])
+    self.choose('run-loss', 'scale', 'logarithmic')
+    scale = "document.querySelector('#run-loss .plot').chart.scales.y.distr"
+    self.assertEqual(self.browser.ask(scale), 3)
+    self.assertGreater(self.ink('run-loss').get('#d55e00', 0), 50)
+    self.assertEqual(self.browser.errors(), [])
+
+  @parameterized.parameters('tokens', 'bytes')
+  def test_buttons_zoom(self, against):
+    key = 'run-loss'
+    self.open('run')
+    self.choose(key, 'against', against)
     before = self.span(key)
     press = 'document.querySelector(\'#%s [aria-label="%s"]\').%s()'
     self.browser.ask(press % (key, 'Zoom in', 'focus'))
@@ -266,10 +328,10 @@ class BrowserTest(parameterized.TestCase):
 
   def test_the_legend_hides_a_curve(self):
     self.open('run')
-    self.assertGreater(self.ink('loss-tokens').get('#d55e00', 0), 50)
+    self.assertGreater(self.ink('run-loss').get('#d55e00', 0), 50)
     x, y = self.browser.ask(
       """(() => {
-        const rows = document.querySelectorAll('#loss-tokens .u-series');
+        const rows = document.querySelectorAll('#run-loss .u-series');
         const row = [...rows].find(
             (row) => row.textContent.startsWith('held-out'));
         row.scrollIntoView({block: 'center'});
@@ -279,8 +341,8 @@ class BrowserTest(parameterized.TestCase):
     )
     self.browser.mouse('mousePressed', x, y)
     self.browser.mouse('mouseReleased', x, y)
-    self.assertEqual(self.shown('loss-tokens'), ['training, mean of miners'])
-    self.assertEqual(self.ink('loss-tokens').get('#d55e00', 0), 0)
+    self.assertEqual(self.shown('run-loss'), ['training, mean of miners'])
+    self.assertEqual(self.ink('run-loss').get('#d55e00', 0), 0)
 
   def test_the_legend_is_used_by_keyboard(self):
     self.open('run')
@@ -329,12 +391,36 @@ class BrowserTest(parameterized.TestCase):
 
   def test_hostile_names_stay_text_in_charts(self):
     self.open('hostile')
-    key = 'held-out-loss-against-tokens'
+    key = 'held-out-loss'
     self.browser.mouse('mouseMoved', *self.place(key, 0.1))
     self.assertIn(HOSTILE, self.legend(key))
     self.assertIn(HOSTILE, self.shown(key))
     images = "document.querySelectorAll('img').length"
     self.assertEqual(self.browser.ask(images), 0)
+    self.assertEqual(self.browser.errors(), [])
+
+  def test_runs_of_a_comparison_are_hidden_with_their_bands(self):
+    self.open('seeds')
+    group = 's0 (mean of 3 seeds)'
+    key = 'held-out-loss'
+    edges = {f'{group}, highest seed', f'{group}, lowest seed'}
+    self.assertContainsSubset({group, 'other', *edges}, self.shown(key))
+    rows = """[...document.querySelectorAll('#runs tbody tr')].filter(
+        (row) => row.checkVisibility()).map(
+            (row) => row.cells[0].textContent)"""
+    self.assertEqual(self.browser.ask(rows), ['s0', 's1', 's2', 'other', group])
+    self.browser.ask("document.querySelector('#shown input').click()")
+    self.assertEqual(self.shown(key), ['other'])
+    self.assertEqual(self.shown('training-loss'), ['other'])
+    self.assertEqual(self.browser.ask(rows), ['other'])
+    self.browser.ask("document.querySelector('#shown input').click()")
+    self.assertContainsSubset({group, *edges}, self.shown(key))
+    # The legend has the curve, and its edges follow it.
+    self.browser.ask(
+      f"""[...document.querySelectorAll('#{key} .u-legend th')].find(
+          (th) => th.textContent === '{group}').click()"""
+    )
+    self.assertEqual(self.shown(key), ['other'])
     self.assertEqual(self.browser.errors(), [])
 
   def test_the_policy_of_the_page_lets_no_other_script_run(self):

@@ -33,8 +33,8 @@ class ChartTest(parameterized.TestCase):
         ['3,000', '1.5000', ''],
       ],
     )
-    self.assertEqual(options['looks'], [0, None])
-    self.assertEqual(options['y'], 'nats per token')
+    self.assertEqual(options[0]['looks'], [0, None])
+    self.assertEqual(options[0]['y'], 'nats per token')
 
   @parameterized.parameters(math.nan, math.inf, None)
   def test_what_is_not_finite_is_a_gap(self, value):
@@ -47,7 +47,7 @@ class ChartTest(parameterized.TestCase):
       markup.Series('a', [(0, 1.0), (1, 2.0)], 0), x=log
     )
     self.assertEqual(read.rows[1:], [['1', '2.0000']])
-    self.assertTrue(options['log'])
+    self.assertTrue(options[0]['log'])
 
   @parameterized.parameters([()], [((0, math.nan),)])
   def test_nothing_to_draw(self, points):
@@ -69,7 +69,7 @@ class ChartTest(parameterized.TestCase):
     )
     self.assertNotIn('script', read.tags)
     self.assertEqual(read.rows[0], [name, name])
-    self.assertNotIn(name, options.values())
+    self.assertNotIn(name, options[0].values())
 
   def test_numbers_are_parsed_by_javascript(self):
     """page.js removes commas and calls Number."""

@@ -3,13 +3,16 @@
 import hashlib
 import json
 import pathlib
+import platform
 import re
 
+import jax
 from absl.testing import absltest
 from absl.testing import parameterized
 
 from covenant import config as config_lib
 from covenant.report import page
+from covenant.telemetry import provenance
 from tests.report import reader
 from tests.report import workdirs
 
@@ -47,6 +50,17 @@ class PageTest(parameterized.TestCase):
     # 6 rounds of 115 blocks of 12 seconds; 6 x 2 s, and 4 evaluations of 0.5.
     self.assertEqual(facts['simulated time'], '2:18:00')
     self.assertEqual(facts['measured time'], '00:14')
+
+  def test_where_when_and_with_what(self):
+    workdirs.write(self.folder, rounds=2)
+    self.assertNotIn('Origin', page.write(self.folder).read_text())
+    provenance.record(self.folder)
+    rows = reader.Reader(page.write(self.folder).read_text()).rows
+    start = next(i for i, row in enumerate(rows) if row[:1] == ['started'])
+    found = dict(zip(*rows[start : start + 2], strict=True))
+    self.assertEqual(found['host'], platform.node())
+    self.assertIn(f'jax {jax.__version__}', found['versions'])
+    self.assertRegex(found['started'], r'^\d{4}-\d\d-\d\d .* UTC$')
 
   def test_hostile_names_of_fields_stay_text(self):
     workdirs.write(self.folder)
@@ -106,7 +120,7 @@ class PageTest(parameterized.TestCase):
     path = page.write(self.folder)
     text = path.read_text()
     self.assertLess(path.stat().st_size, 1_500_000)
-    self.assertEqual(text.count('400 of 900 rounds are drawn and listed'), 7)
+    self.assertEqual(text.count('400 of 900 rounds are drawn and listed'), 14)
     self.assertIn('A mark may stand for up to 5 rounds.', text)
 
   def test_many_miners_stay_small(self):

@@ -21,7 +21,7 @@ class VerdictsTest(absltest.TestCase):
     row = next(r for r in self.rows(rounds=6) if r[1:2] == ['REPLAY'])
     meaning = findings.CheckFinding.REPLAY.value
     self.assertEqual(
-      row, ['3: copier', 'REPLAY', meaning, '3', '', '0, 2, 4', 'of uid 0']
+      row, ['3: copier', 'REPLAY', meaning, '3', '', '1, 3, 5', 'of uid 0']
     )
     text = (self.folder / 'report.html').read_text()
     self.assertIn('<path d="M0 0H1V1H0zM2 0H3V1H2zM4 0H5V1H4z">', text)
@@ -65,7 +65,7 @@ class VerdictsTest(absltest.TestCase):
     rows = reader.Reader(page.write(self.folder).read_text()).rows
     self.assertIn(['train', '1', '0'], rows)
     self.assertIn(['upload', '0', '1'], rows)
-    self.assertIn(['2001-09-09 01:46:49', '0', 'upload', 'no route'], rows)
+    self.assertIn(['2001-09-09 01:46:49', '1', 'upload', 'no route'], rows)
 
 
 if __name__ == '__main__':
