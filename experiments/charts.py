@@ -3,16 +3,34 @@
 import pathlib
 import statistics
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from matplotlib import axes
+from matplotlib import axis as axis_lib
 from matplotlib import figure
+from matplotlib import ticker
 
 from experiments import study
 
-# Okabe and Ito's palette, which color-blind readers can tell apart.
+# Okabe and Ito's palette, which color-blind readers can tell apart; marks and
+# dashes tell the lines apart in gray.
 COLORS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9')
-MARKERS = 'osD^vP'
+MARKERS = 'osD^vPX*'
+DASHES = ('-', '--', ':', '-.')
+GRAY = '#606060'
 _HEADROOM = 1.25  # curves are shown up to this times the worst final loss
+_CROWD = 4  # more lines have no bands: their ends have bars
+
+
+def style(index: int) -> dict[str, Any]:
+  """Returns the look of the line with a number, which no other line has."""
+  return {
+    'color': COLORS[index % len(COLORS)],
+    'marker': MARKERS[index % len(MARKERS)],
+    'linestyle': DASHES[index % len(DASHES)],
+    'lw': 1.4,
+    'ms': 4,
+  }
 
 
 def curves(
@@ -20,57 +38,85 @@ def curves(
   cells: Sequence[str],
   path: pathlib.Path,
   results: pathlib.Path | None = None,
+  names: Mapping[str, str] | None = None,
 ) -> None:
-  """Draws held-out losses against tokens, and against a peer's bytes sent.
+  """Draws held-out losses against tokens and bytes, and their ends.
 
   Args:
     runs: the runs of a study.
-    cells: the cells to show, in the order of the legend; those that are not
-      finished are left out.
+    cells: the cells to show, in their order; those that are not finished are
+      left out.
     path: the PNG to write.
     results: the folder that has curves/; the folder of `path` if omitted.
+    names: what cells are called in the figure, where not by their name.
   """
-  fig = figure.Figure(figsize=(10, 4), dpi=150, layout='constrained')
-  left, right = fig.subplots(1, 2, sharey=True)
-  finals = []
-  for i, cell in enumerate(cells):
-    found = [
-      study.curve(run, results or path.parent)
-      for run in runs
-      if run.cell == cell
-    ]
-    if not found:
-      continue
+  folder, names = results or path.parent, names or {}
+  shown = [c for c in cells if any(run.cell == c for run in runs)]
+  fig = figure.Figure(figsize=(11, 4), dpi=150, layout='constrained')
+  grid = fig.add_gridspec(1, 3, width_ratios=(4, 4, 3))
+  left = fig.add_subplot(grid[0])
+  middle = fig.add_subplot(grid[1], sharey=left)
+  right = fig.add_subplot(grid[2])
+  finals, lowest, seeds = [], [], set[int]()
+  for i, cell in enumerate(shown):
+    found = [study.curve(run, folder) for run in runs if run.cell == cell]
     n = min(map(len, found))
     losses = [[points[j].nats_per_byte for points in found] for j in range(n)]
     mean = [statistics.mean(of) for of in losses]
     spread = [statistics.stdev(of) if len(of) > 1 else 0.0 for of in losses]
     finals.append(mean[-1])
+    seeds.add(len(found))
+    banded = len(shown) <= _CROWD
+    lowest.append(mean[-1] - (spread[-1] if banded else 0))
     for ax, x in (
       (left, [found[0][j].tokens for j in range(n)]),
-      (right, [found[0][j].bytes_up for j in range(n)]),
+      (middle, [found[0][j].bytes_up for j in range(n)]),
     ):
-      color = COLORS[i % len(COLORS)]
-      first = 1 if ax is right else 0  # nothing is sent yet: not on a log axis
-      ax.plot(
-        x[first:], mean[first:], color=color, lw=1.4, label=cell,
-        marker=MARKERS[i % len(MARKERS)], ms=4,
-        linestyle=('-', '--')[i // len(COLORS) % 2],
-      )  # fmt: skip
-      bounds = [(m - s, m + s) for m, s in zip(mean, spread, strict=True)]
-      low, high = zip(*bounds[first:], strict=True)
-      ax.fill_between(x[first:], low, high, color=color, alpha=0.2, lw=0)
+      first = 1 if ax is middle else 0  # nothing is sent yet: not on a log axis
+      ax.plot(x[first:], mean[first:], **style(i), markevery=(i % 3, 3))
+      if banded:
+        low, high = zip(
+          *[(m - s, m + s) for m, s in zip(mean, spread, strict=True)][first:],
+          strict=True,
+        )
+        color = style(i)['color']
+        ax.fill_between(x[first:], low, high, color=color, alpha=0.2, lw=0)
+    looks = style(i) | {'linestyle': 'none', 'ms': 6}
+    right.errorbar([mean[-1]], [i], xerr=[spread[-1]], capsize=3, **looks)
+    right.annotate(
+      names.get(cell, cell), (mean[-1], i), (0, 5), color=style(i)['color'],
+      textcoords='offset points', ha='center', va='bottom', fontsize=8,
+    )  # fmt: skip
   left.set(
     xlabel='tokens trained, all peers', ylabel='held-out loss (nats per byte)'
   )
-  right.set(xlabel='bytes that a peer sends', xscale='log')
+  middle.set(xlabel='bytes that a peer sends', xscale='log')
+  engineering(left.xaxis)
+  engineering(middle.xaxis, 'B')
+  many = f'{max(seeds, default=0)} seeds'
+  right.set_xlabel(f'at the end, mean and deviation of {many}', fontsize=9)
+  right.set_yticks([])
+  right.set_ylim(len(shown) - 0.4, -0.8)
+  right.margins(x=0.5)
   if finals:
-    left.set_ylim(0.98 * min(finals), _HEADROOM * max(finals))
-  fig.legend(
-    *left.get_legend_handles_labels(), loc='outside lower center',
-    ncols=min(max(len(finals), 1), 4), frameon=False, fontsize=8,
-  )  # fmt: skip
-  _save(fig, left, right, path=path)
+    left.set_ylim(0.98 * min(lowest), _HEADROOM * max(finals))
+  if finals and len(shown) <= _CROWD:
+    left.set_title(
+      f'bands: standard deviation of {many}', fontsize=8, loc='left'
+    )
+  _save(fig, left, middle, right, path=path)
+
+
+def engineering(axis: axis_lib.Axis, unit: str = '') -> None:
+  """Sets ticks that do not touch each other, as 20 k or 2 MB."""
+  axis.set_major_formatter(ticker.EngFormatter(unit))
+  if axis.get_scale() == 'log':
+    low, high = axis.get_view_interval()
+    subs = (1, 2, 5) if high < 300 * low else (1,)
+    axis.set_major_locator(ticker.LogLocator(subs=subs))
+    axis.set_minor_formatter(ticker.NullFormatter())
+  else:
+    axis.set_major_locator(ticker.MaxNLocator(5))
 
 
 def ends(
@@ -91,27 +137,35 @@ def ends(
     log: True for a logarithmic axis.
     level: label and cell of a reference, drawn as a horizontal line.
   """
-  fig = figure.Figure(figsize=(6.4, 4), dpi=150, layout='constrained')
+  fig = figure.Figure(figsize=(6.4, 4.2), dpi=150, layout='constrained')
   ax = fig.subplots()
+  values = sorted({x for cells in lines.values() for x in cells})
+  counts = set[int]()
   for i, (label, cells) in enumerate(lines.items()):
     found = {
       x: list(study.losses(runs, cell).values()) for x, cell in cells.items()
     }
     found = {x: losses for x, losses in found.items() if losses}
-    ax.errorbar(
-      list(found),
-      [statistics.mean(losses) for losses in found.values()],
-      [
-        statistics.stdev(losses) if len(losses) > 1 else 0.0
-        for losses in found.values()
-      ],
-      color=COLORS[i % len(COLORS)],
-      marker=MARKERS[i % len(MARKERS)],
-      capsize=3,
-      lw=1.4,
-      ms=5,
-      label=label,
-    )
+    counts |= {len(losses) for losses in found.values()}
+    aside = (i - (len(lines) - 1) / 2) * 0.012  # so that bars do not overlap
+    places = [
+      x * (values[-1] / values[0]) ** aside
+      if log
+      else x + aside * (values[-1] - values[0])
+      for x in found
+    ]
+    means = [statistics.mean(losses) for losses in found.values()]
+    ax.plot(places, means, label=label, **style(i))
+    several = [
+      (x, mean, statistics.stdev(losses))
+      for x, mean, losses in zip(places, means, found.values(), strict=True)
+      if len(losses) > 1
+    ]
+    if several:
+      ax.errorbar(
+        *zip(*several, strict=True), color=style(i)['color'], fmt='none',
+        capsize=3, lw=1,
+      )  # fmt: skip
   if level:
     losses = list(study.losses(runs, level[1]).values())
     if losses:
@@ -119,19 +173,24 @@ def ends(
       ax.annotate(
         level[0],
         (0.99, statistics.mean(losses)),
+        (0, 3),
         xycoords=('axes fraction', 'data'),
+        textcoords='offset points',
         ha='right',
         va='bottom',
-        color='#606060',
+        color=GRAY,
         fontsize=8,
       )
   ax.set(xlabel=xlabel, ylabel='final held-out loss (nats per byte)')
   if log:
     ax.set_xscale('log')
-    ticks = sorted({x for cells in lines.values() for x in cells})
-    ax.set_xticks(ticks, [f'{x:.3g}' for x in ticks])
+    ax.set_xticks(values, [f'{x:.3g}' for x in values])
     ax.minorticks_off()
-  ax.legend(frameon=False, fontsize=8)
+  note = f'bars: standard deviation of {max(counts, default=0)} seeds'
+  if 1 in counts and len(counts) > 1:
+    note += '; points without: one seed'
+  ax.set_title(note, fontsize=8, loc='left', color=GRAY)
+  ax.legend(frameon=False, fontsize=8, handlelength=3.5)
   _save(fig, ax, path=path)
 
 

@@ -1,12 +1,16 @@
-"""A table of all claims: writes docs/results.md from experiments/results/.
+"""The pages of all claims, from experiments/results/.
 
 python -m experiments.claims     seconds
+
+Writes docs/claims.md, a row per claim, and in docs/results.md the summary and
+the figures of each group of claims.
 """
 
+import collections
 import csv
-import pathlib
 import types
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from experiments import aggregation
 from experiments import arithmetic
@@ -25,6 +29,8 @@ from experiments import study
 from experiments import transformations
 
 PAGE = study.ROOT.parent / 'docs' / 'results.md'
+ROWS = study.ROOT.parent / 'docs' / 'claims.md'
+OUTCOMES = 'PASS', 'UNDECIDED', 'FAIL'
 BEGIN, END = '<!-- claims -->\n', '<!-- end of claims -->\n'
 STUDIES: tuple[types.ModuleType, ...] = (
   methods,
@@ -37,6 +43,80 @@ STUDIES: tuple[types.ModuleType, ...] = (
   quantizers,
   islands,
   transformations,
+)
+
+
+class Group(NamedTuple):
+  """Claims about one subject."""
+
+  title: str
+  studies: tuple[str, ...]  # names of modules
+  figures: dict[str, str]  # file in experiments/results: what it shows
+  finding: str
+
+
+GROUPS = (
+  Group(
+    'Against other methods',
+    ('methods', 'transformations', 'muon'),
+    {
+      'transformations': 'Held-out loss of seven methods against tokens and '
+      'bytes, and at the end',
+      'methods': 'Held-out loss of SparseLoCo, DiLoCo and AdamW',
+      'muon': 'Held-out loss with AdamW and with Muon as inner optimizer',
+    },
+    'At 15 steps per round SparseLoCo ends below DiLoCo with a two-hundredth '
+    'of its bytes, and a little above AdamW on every gradient. With more steps '
+    'per round it must send more values.',
+  ),
+  Group(
+    'What is sent',
+    ('compression', 'density', 'quantizers'),
+    {
+      'compression': 'Held-out loss of eight compressors',
+      'density': 'Final loss against the share of values sent, by momentum',
+      'quantizers': 'Final loss of five quantizers against the outer rate',
+    },
+    'One bit per value is enough, if it is one of the largest. Momentum on top '
+    'of error feedback hurts. With tuned rates, error feedback and the choice '
+    'of the quantizer matter less than claimed.',
+  ),
+  Group(
+    'Peers',
+    ('aggregation', 'churn', 'peers'),
+    {
+      'aggregation': 'Held-out loss of means over senders and over all peers',
+      'churn': 'Held-out loss with peers that stay and that come and go',
+      'peers': 'Final loss against the number of peers',
+    },
+    'Peers that come and go cost nothing that three seeds can tell. More peers '
+    'with smaller batches cost much.',
+  ),
+  Group(
+    'Islands and pools',
+    ('islands',),
+    {'islands': 'Final loss against the compression between stages'},
+    'Unequal hardware trains together at a small loss if the slow part '
+    'compresses between its stages and the fast part does not. The gain in '
+    'time is below its bar.',
+  ),
+  Group(
+    'Gauntlet',
+    ('gauntlet', 'overlap'),
+    {
+      'gauntlet': 'Loss and weights with 40 % adversaries',
+      'overlap': 'Share of indices that pairs of honest peers have in common',
+      'best_response': 'Pay against work of all strategies that were tried',
+    },
+    'Under attack by 40 % the model is as good as with the honest alone. An '
+    'adversary that is mostly honest is paid more than the bar allows.',
+  ),
+  Group(
+    'Formulas',
+    ('arithmetic',),
+    {},
+    'Bytes and times are what the papers report.',
+  ),
 )
 
 
@@ -72,32 +152,76 @@ def verdicts() -> Iterator[tuple[str, float, study.Verdict]]:
     yield 'arithmetic', 0.0, verdict
 
 
-def table() -> str:
+def table(group: Group) -> str:
+  """Returns a row per claim of a group."""
   lines = [
     '| claim | says | source | criterion | measured | verdict | '
     '`python -m experiments.` | core minutes |',
     '| --- | --- | --- | --- | --- | --- | --- | --- |',
   ]
   for name, minutes, v in verdicts():
-    lines.append(
-      f'| {v.claim} | {v.says} | {v.source} | {v.criterion} | {v.measured} | '
-      f'**{v.outcome}** | `{name}` | {minutes:.0f} |'
-    )
+    if name in group.studies:
+      lines.append(
+        f'| {v.claim} | {v.says} | {v.source} | {v.criterion} | {v.measured} | '
+        f'**{v.outcome}** | `{name}` | {minutes:.0f} |'
+      )
   return '\n'.join(lines) + '\n'
 
 
+def summary() -> str:
+  """Returns a row per group, then its figures and the claims that failed."""
+  found = list(verdicts())
+  lines = [
+    f'| subject | finding | {" | ".join(OUTCOMES)} |',
+    '| --- | --- | ---: | ---: | ---: |',
+  ]
+  sections = []
+  for group in GROUPS:
+    of = [v for name, _, v in found if name in group.studies]
+    counts = collections.Counter(v.outcome for v in of)
+    numbers = ' | '.join(str(counts[outcome]) for outcome in OUTCOMES)
+    anchor = group.title.lower().replace(' ', '-')
+    lines.append(
+      f'| [{group.title}](#{anchor}) | {group.finding} | {numbers} |'
+    )
+    sections += ['', f'## {group.title}', '', group.finding]
+    for name, alt in group.figures.items():
+      sections += ['', f'![{alt}](../experiments/results/{name}.png)']
+    failed = [v for v in of if v.outcome == 'FAIL']
+    if failed:
+      sections += ['', 'Not as claimed:', '']
+      sections += [f'- {v.claim}: {v.says}. {v.measured}.' for v in failed]
+    sections += ['', f'[All criteria and numbers](claims.md#{anchor}).']
+  total = collections.Counter(v.outcome for _, _, v in found)
+  numbers = ' | '.join(f'**{total[outcome]}**' for outcome in OUTCOMES)
+  lines.append(f'| all | | {numbers} |')
+  return '\n'.join([*lines, *sections]) + '\n'
+
+
+def rows() -> str:
+  """Returns docs/claims.md."""
+  parts = [
+    '# All claims\n\nWritten by `python -m experiments.claims`; '
+    '[results.md](results.md) sums them up, and says what the columns and '
+    'verdicts mean.\n'
+  ]
+  parts += [f'## {group.title}\n\n{table(group)}' for group in GROUPS]
+  return '\n'.join(parts)
+
+
 def page() -> str:
-  """Returns docs/results.md with the table made anew."""
+  """Returns docs/results.md with the summary made anew."""
   text = PAGE.read_text(encoding='utf-8')
   head, rest = text.split(BEGIN)
   _, tail = rest.split(END)
-  return head + BEGIN + table() + END + tail
+  return head + BEGIN + summary() + END + tail
 
 
-def write(path: pathlib.Path = PAGE) -> None:
-  path.write_text(page(), encoding='utf-8')
+def write() -> None:
+  PAGE.write_text(page(), encoding='utf-8')
+  ROWS.write_text(rows(), encoding='utf-8')
 
 
 if __name__ == '__main__':
   write()
-  print(table())
+  print(summary())

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib import figure
 
+from experiments import charts
 from experiments import study
 
 MEANS = (
@@ -161,14 +162,16 @@ def draw(
   """
   fig = figure.Figure(figsize=(10, 4), dpi=150, layout='constrained')
   left, right = fig.subplots(1, 2)
-  for name, trace in traces.items():
+  for i, (name, trace) in enumerate(traces.items()):
     x, y = zip(*trace['losses'], strict=True)
-    left.plot(x, y, label=name, marker='.')
+    left.plot(x, y, label=name, **charts.style(i))
   left.set(xlabel='round', ylabel='held-out loss (nats per byte)')
-  if 'honest alone' in traces:
-    last = traces['honest alone']['losses'][-1][1]
-    left.set_ylim(0.9 * last, 6)
-  left.legend(frameon=False)
+  lasts = [trace['losses'][-1][1] for trace in traces.values()]
+  if lasts:  # the ends, which differ by percents, fill the figure
+    left.set_ylim(0.97 * min(lasts), 1.3 * max(lasts))
+  left.legend(frameon=False, handlelength=3.5)
+  left.grid(color='#E0E0E0', lw=0.6)
+  right.grid(color='#E0E0E0', lw=0.6)
   if mixed := traces.get('mixed'):
     weights = mixed['weights']
     bad = {int(u): n for u, n in mixed['names'].items() if n not in honest}
@@ -176,7 +179,7 @@ def draw(
     for uid in uids:
       y = [float(w.get(str(uid), w.get(uid, 0.0))) for w in weights]
       style = (
-        dict(color='#D55E00', lw=1.2)
+        dict(color='#D55E00', lw=1.2, ls='--')
         if uid in bad
         else dict(color='#8C8C8C', lw=0.7)
       )

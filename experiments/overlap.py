@@ -91,25 +91,27 @@ def draw(rows: Sequence[Row], path: pathlib.Path) -> None:
   ax: matplotlib.axes.Axes = fig.subplots()
   for i, seed in enumerate(sorted({row.seed for row in rows})):
     of = [row for row in rows if row.seed == seed]
-    rounds, color = [row.round for row in of], charts.COLORS[i]
+    rounds = [row.round for row in of]
+    looks = charts.style(i) | {'linestyle': '-', 'ms': 3, 'markevery': (i, 3)}
     ax.plot(
-      rounds, [row.most for row in of], color=color, lw=1.4,
-      label=f'the most of any pair, seed {seed}',
+      rounds, [row.most for row in of], label=f'most alike pair, seed {seed}',
+      **looks,
     )  # fmt: skip
-    ax.plot(rounds, [row.mean for row in of], color=color, lw=1.4, ls='--')
+    ax.plot(
+      rounds, [row.mean for row in of], label=f'mean of all pairs, seed {seed}',
+      **(looks | {'linestyle': '--', 'mfc': 'w'}),
+    )  # fmt: skip
   for level, label, where in (
-    (LIMIT, 'taken for a copy', 'bottom'), (1 / 64, 'by chance', 'top'),
+    (LIMIT, 'above: taken for a copy', 4), (1 / 64, 'by chance', -11),
   ):  # fmt: skip
     ax.axhline(level, color='#8C8C8C', lw=1, ls=':')
     ax.annotate(
-      label, (0.99, level), xycoords=('axes fraction', 'data'), ha='right',
-      va=where, color='#606060', fontsize=8,
+      label, (0.99, level), (0, where), xycoords=('axes fraction', 'data'),
+      textcoords='offset points', ha='right', color='#606060', fontsize=8,
     )  # fmt: skip
   ax.set(xlabel='round', ylabel='share of indices in common')
-  ax.set_ylim(0, None)
-  ax.legend(
-    frameon=False, fontsize=8, title='dashed: the mean', title_fontsize=8
-  )
+  ax.set_ylim(-0.02, None)
+  ax.legend(frameon=False, fontsize=8, ncols=2)
   ax.spines[['top', 'right']].set_visible(False)
   fig.savefig(path)
 

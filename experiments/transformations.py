@@ -324,12 +324,23 @@ def judge(
 
 
 def draw(runs: Sequence[study.Run], path: pathlib.Path) -> None:
+  """Draws all methods of the README: these, and those that nodes run."""
   cells = ['SparseLoCo', *METHODS]
-  if path.parent == study.RESULTS:  # with methods that nodes run
-    nodes = study.read_csv(study.RESULTS / 'methods.csv', study.Run)
-    cells += ['DiLoCo', 'AdamW']
-    runs = [*runs, *(run for run in nodes if run.cell in cells[-2:])]
-  charts.curves(runs, cells, path)
+  if path.parent == study.RESULTS:
+    runs = [run for run in runs if run.cell in METHODS]
+    for name, found in (
+      ('methods', ['SparseLoCo', 'DiLoCo', 'AdamW']),
+      ('muon', ['Muon inside']),
+    ):
+      nodes = study.read_csv(study.RESULTS / f'{name}.csv', study.Run)
+      runs += [run for run in nodes if run.cell in found]
+    cells = [
+      'AdamW', 'DeMo', 'Muon inside', 'SparseLoCo', 'DiLoCo',
+      'Streaming DiLoCo', 'SPARTA',
+    ]  # fmt: skip
+  charts.curves(
+    runs, cells, path, names={'Muon inside': 'SparseLoCo, inner Muon'}
+  )
 
 
 STUDY = study.Study('transformations', plan, judge, draw)

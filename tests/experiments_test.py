@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import pathlib
+import re
 from unittest import mock
 
 import jax
@@ -81,7 +82,19 @@ class ResultsTest(parameterized.TestCase):
 
   @pytest.mark.docs
   def test_the_page_shows_them(self):
-    self.assertEqual(claims.page(), claims.PAGE.read_text(encoding='utf-8'))
+    page = claims.PAGE.read_text(encoding='utf-8')
+    self.assertEqual(claims.page(), page)
+    self.assertEqual(claims.rows(), claims.ROWS.read_text(encoding='utf-8'))
+
+  def test_every_figure_and_study_is_in_a_group(self):
+    page = claims.PAGE.read_text(encoding='utf-8')
+    for path in study.RESULTS.glob('*.png'):
+      link = re.escape(f'(../experiments/results/{path.name})')
+      self.assertRegex(page, rf'!\[[^]]+\]{link}')
+    grouped = [name for group in claims.GROUPS for name in group.studies]
+    self.assertLen(set(grouped), len(grouped))
+    modules = {module.STUDY.name for module in claims.STUDIES}
+    self.assertContainsSubset(modules, grouped)
 
 
 class StudyTest(absltest.TestCase):
