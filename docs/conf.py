@@ -50,9 +50,16 @@ html_title = 'covenant'
 _SECTIONS = ('Args:', 'Attributes:', 'Raises:', 'Returns:', 'Yields:')
 # Pages that are not named here come last.
 _PAGES = {
-  'Start': ['docs/install', 'docs/sparseloco', 'docs/python', 'docs/api'],
+  'Start': [
+    'docs/why',
+    'docs/install',
+    'docs/sparseloco',
+    'docs/python',
+    'docs/api',
+  ],
   'Run': [
     'docs/operating',
+    'docs/clusters',
     'docs/data',
     'docs/huggingface',
     'docs/islands',
@@ -66,6 +73,7 @@ _PAGES = {
     'docs/reliability',
     'docs/security',
     'docs/results',
+    'docs/claims',
     'docs/benchmarks',
   ],
   'Notebooks': ['notebooks/*'],
