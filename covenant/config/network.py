@@ -189,9 +189,6 @@ class Plan(schema.Section):
   # Hardware to plan islands for (covenant/plan/hardware.py), such as
   # '8xB200, 64xA100 in pairs, 400x4090 on 200 Mb/s'; empty: `hardware`.
   inventory: str = ''
-  # Loss of value of a token whose activations are compressed 100-fold; other
-  # ratios by their logarithm (covenant/plan/partition.py). Assumed.
-  compression_cost: float = schema.fraction(0.1)
   # Simulated links (covenant/plan/wallclock.py): standard deviation of
   # the logarithm of their speed, share of bytes sent again, share of time away.
   jitter: float = schema.bounded(0.0, low=0.0, high=2.0)

@@ -13,6 +13,8 @@ order:
       internet link of a host: download, and upload if different
   with 24 GB, with 40 ms, with 80 TFLOP/s
       memory, latency and peak of a device, instead of the listed values
+  with 64 GB RAM
+      memory of a host, instead of the listed value for each of its devices
   at $2.10
       price of a device-hour, instead of `plan.device_price`
 
@@ -36,7 +38,9 @@ _SPEED = r'(\d+(?:\.\d+)?)\s*([kMG]?)b/s'
 _PIECE = re.compile(r'([1-9]\d*)\s*x\s*([\w-]+)\s*')
 _HOSTS = re.compile(r'in\s+(\w+)\s*|alone\s*')
 _LINK = re.compile(rf'on\s+{_SPEED}\s*(?:/\s*{_SPEED}\s+up\s*)?')
-_WITH = re.compile(r'with\s+(\d+(?:\.\d+)?)\s*(?:([kMGT]?)(B|FLOP/s)|ms)\s*')
+_WITH = re.compile(
+  r'with\s+(\d+(?:\.\d+)?)\s*(?:([kMGT]?)(B\s+RAM|B|FLOP/s)|ms)\s*'
+)
 _PRICE = re.compile(r'at\s+\$(\d+(?:\.\d+)?)\s*')
 _HOW = (
   'expected such as 64xA100 in pairs on 1 Gb/s / 300 Mb/s up with 40 GB, '
@@ -54,15 +58,25 @@ class Device(NamedTuple):
   outside: float  # link to devices of other hosts, bytes/s; assumed
   host_link: float  # link to host memory, bytes/s
   per_host: int  # devices per host
+  host_memory: float  # of a host, bytes per device; assumed
   source: str
 
 
 def _make(
-  memory, tflops, bandwidth, inside, host_link, source, outside=50, per_host=8
+  memory,
+  tflops,
+  bandwidth,
+  inside,
+  host_link,
+  source,
+  outside=50,
+  per_host=8,
+  host_memory=256,
 ):
   """Returns a device from GB, TFLOP/s and GB/s.
 
-  The default `outside` is one 400 Gbit/s port per device.
+  The default `outside` is one 400 Gbit/s port per device, the default
+  `host_memory` 2 TB per host of eight.
   """
   return Device(
     memory * 1e9,
@@ -72,12 +86,14 @@ def _make(
     outside * 1e9,
     host_link * 1e9,
     per_host,
+    host_memory * 1e9,
     source,
   )
 
 
 # Consumer cards use PCIe inside a host. Between hosts a home or office network
-# of 10 Gbit/s is assumed. One interconnect joins all TPU chips of a slice.
+# of 10 Gbit/s is assumed, and 64 GB of host memory. One interconnect joins all
+# TPU chips of a slice.
 DEVICES = {
   'B300': _make(288, 2250, 8000, 900, 64, 'NVIDIA HGX B300 page'),
   'B200': _make(192, 2250, 8000, 900, 64, 'NVIDIA HGX B200 data sheet; '
@@ -86,13 +102,16 @@ DEVICES = {
   'H100': _make(80, 989, 3350, 450, 64, 'NVIDIA H100 SXM data sheet'),
   'A100': _make(80, 312, 2039, 300, 32, 'NVIDIA A100 80GB SXM data sheet'),
   'A100-40': _make(40, 312, 1555, 300, 32, 'NVIDIA A100 40GB SXM data sheet'),
-  'L40S': _make(48, 362, 864, 32, 32, 'NVIDIA L40S data sheet', 12.5),
-  '5090': _make(32, 209, 1792, 64, 64, 'NVIDIA Blackwell RTX whitepaper', 1.25),
-  '4090': _make(24, 165, 1008, 32, 32, 'NVIDIA Ada whitepaper', 1.25),
-  '3090': _make(24, 71, 936, 32, 32, 'NVIDIA Ampere GA102 whitepaper', 1.25),
-  'v5e': _make(16, 197, 819, 100, 32, 'Google Cloud TPU v5e page', 100, 4),
-  'v5p': _make(95, 459, 2765, 300, 32, 'Google Cloud TPU v5p page', 300, 4),
-  'v6e': _make(32, 918, 1640, 224, 32, 'Google Cloud TPU v6e page', 224, 4),
+  'L40S': _make(48, 362, 864, 32, 32, 'NVIDIA L40S data sheet', 12.5, 8, 128),
+  '5090': _make(32, 209, 1792, 64, 64, 'NVIDIA Blackwell RTX whitepaper',
+                1.25, 8, 64),
+  '4090': _make(24, 165, 1008, 32, 32, 'NVIDIA Ada whitepaper', 1.25, 8, 64),
+  '3090': _make(24, 71, 936, 32, 32, 'NVIDIA Ampere GA102 whitepaper',
+                1.25, 8, 64),
+  'v5e': _make(16, 197, 819, 100, 32, 'Google Cloud TPU v5e page', 100, 4, 48),
+  'v5p': _make(95, 459, 2765, 300, 32, 'Google Cloud TPU v5p page',
+                300, 4, 112),
+  'v6e': _make(32, 918, 1640, 224, 32, 'Google Cloud TPU v6e page', 224, 4, 180),
 }  # fmt: skip
 
 
@@ -184,6 +203,7 @@ class HostGroup(NamedTuple):
   download: float  # bytes/s
   latency: float  # round-trip time, seconds
   together: bool  # hosts share one site, joined by `device.outside`
+  memory: float  # of a host, bytes
   price: float = 0.0  # dollars per device-hour
 
   @property
@@ -238,6 +258,7 @@ def _group(piece: str, plan: config_lib.Plan) -> HostGroup:
     said.get('download', plan.download * 1e6),
     said.get('latency', LATENCY),
     together,
+    said.get('host_memory', size * device.host_memory),
     said.get('price', plan.device_price),
   )
 
@@ -267,7 +288,8 @@ def _said(piece: str, rest: str) -> dict[str, float]:
     elif match := _PRICE.match(rest):
       say('price', float(match[1]))
     elif match := _WITH.match(rest):
-      name = {'B': 'memory', 'FLOP/s': 'peak', None: 'latency'}[match[3]]
+      of = {'B': 'memory', 'FLOP/s': 'peak', None: 'latency'}
+      name = of.get(match[3], 'host_memory')
       unit = _PREFIX[match[2]] if match[3] else 1e-3
       say(name, float(match[1]) * unit)
     else:

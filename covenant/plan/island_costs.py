@@ -12,15 +12,19 @@ from typing import NamedTuple
 
 from covenant import config as config_lib
 from covenant.models import llama
+from covenant.optim import compression as compression_lib
+from covenant.optim import quantize
 from covenant.plan import hardware
 from covenant.plan import memory
 from covenant.plan import timing
+from covenant.plan import worth
 from covenant.train import island as island_lib
+from covenant.wire import payload as payload_lib
 
 # An island's inner steps and batch, relative to those of the run.
 LEAST_STEPS, MOST_STEPS, MOST_BATCH = 0.5, 2, 4
-# Within this share of the most tokens, the number of steps nearest to the
-# run's own is chosen.
+# Within this share of the most weighted tokens, the number of steps nearest to
+# the run's own is chosen.
 _ALIKE = 0.99
 
 
@@ -122,7 +126,9 @@ class Work(NamedTuple):
 def choose(
   paces: Sequence[tuple[int, StepTime]], terms_: Terms, window: float
 ) -> tuple[int, list[int]] | None:
-  """Chooses the inner steps and each worker's batch for the most tokens.
+  """Chooses the inner steps and each worker's batch for the most progress.
+
+  Tokens weigh by the batch of the whole island (covenant/plan/worth.py).
 
   Args:
     paces: the number of workers of each pace.
@@ -136,8 +142,9 @@ def choose(
   for steps in terms_.steps:
     batches = [pace.most(window / steps, terms_.batch) for _, pace in paces]
     whole = sum(n * b for (n, _), b in zip(paces, batches, strict=True))
-    found.append((steps * whole, steps, batches))
-  best = max(sequences for sequences, _, _ in found)
+    value = steps * whole * worth.of_batch(terms_.config, whole)
+    found.append((value, steps, batches))
+  best = max(value for value, _, _ in found)
   if not best:
     return None
   own = terms_.config.optim.inner_steps
@@ -179,16 +186,18 @@ def shared_model(
   """
   best: tuple[StepTime, str] | None = None
   limit = config.plan.memory_fraction * group.device.memory
+  in_host = config.plan.memory_fraction * group.memory / group.size
   kind = hardware.Hardware(group.size, group.kind, group.device)
   sizes = {config.optim.inner.microbatch_size or 1, 1}
   for fsdp in (f for f in range(1, group.size + 1) if group.size % f == 0):
     for size in sorted(sizes, reverse=True):
       own = replica_config(config, fsdp, size, group.size)
       try:
-        needs = memory.largest_phase(own).total
+        found = memory.phases(own, memory.shards(own), True)
+        needs, waits = memory.largest(found)
       except config_lib.ConfigError:  # blocks do not divide
         continue
-      if needs > limit:
+      if needs > limit or waits > in_host:
         continue
       step, quantum = timing.step(own, kind), size * group.size
       batch = own.optim.inner.batch_size
@@ -232,7 +241,7 @@ def alone(
     tuple(int(i == g) for i in range(len(groups))),
     island_lib.Island(steps, batch),
     tokens,
-    float(tokens),
+    tokens * worth.of_batch(terms_.config, batch),
     steps * found[0].seconds(batch),
     busy(terms_, tokens, [(1, group)]),
     terms_.payload,
@@ -249,24 +258,31 @@ def pool(
 ) -> Work | None:
   """Plans hosts that each hold the whole model as workers of one uid.
 
-  `pool.subrounds` times per round each worker sends its delta to the others
-  and receives theirs, directly or summed by one of them, whichever is faster.
-  All do equally many inner steps, each on its own batch. The island sends one
-  payload; every worker fetches those of the network.
+  `pool.subrounds` times per round each worker fetches the parameters of the
+  pool's machine and sends it a delta. That machine is the host with the
+  fastest upload; it alone exchanges payloads with the network. All do equally
+  many inner steps, each on its own batch.
   """
   members = [(n, groups[g]) for g, n in enumerate(hosts) if n]
   found = [shared_model(terms_.config, group) for _, group in members]
   count = sum(hosts)
   if count < 2 or None in found:
     return None
-  exchanges = [_inner(terms_, group, count, members) for _, group in members]
+  head = max((g for _, g in members), key=lambda g: (g.upload, g.download))
   subrounds = terms_.config.pool.subrounds
-  inner = max(gather.seconds for gather in exchanges) * subrounds
+  state = memory.FLOAT * llama.num_params(terms_.config.model)
+  delta = pool_delta_bytes(terms_.config)
+  slowest = max(state / g.download + delta / g.upload for _, g in members)
+  relayed = (count - 1) * max(state / head.upload, delta / head.download)
+  latency = max(g.latency for _, g in members)
+  inner = subrounds * (max(slowest, relayed) + 2 * latency)
   paces = [(n, f[0]) for (n, _), f in zip(members, found, strict=True) if f]
-  chosen = choose(paces, terms_, terms_.window - inner)
+  chosen = None
+  if inner < terms_.window:
+    chosen = choose(paces, terms_, terms_.window - inner)
   payload, fetched = terms_.payload, terms_.others * terms_.payload
-  upload = max(payload / g.upload + g.latency for _, g in members)
-  gather = max(fetched / g.download + g.latency for _, g in members)
+  upload = payload / head.upload + head.latency
+  gather = fetched / head.download + head.latency
   if not chosen or upload > terms_.put or gather > terms_.gather:
     return None
   steps, batches = chosen
@@ -276,49 +292,38 @@ def pool(
     pace.seconds(b) for (_, pace), b in zip(paces, batches, strict=True)
   )
   low, high = min(batches), max(batches)
-  inside = sum(
-    n * (payload + g.fetched)
-    for (n, _), g in zip(members, exchanges, strict=True)
-  )
   return Work(
     'pool',
     hosts,
     island_lib.Island(steps, whole),
     tokens,
-    float(tokens),
+    tokens * worth.of_batch(terms_.config, whole),
     steps * seconds + inner,
     busy(terms_, tokens, members),
     payload,
-    count * fetched,
-    subrounds * inside,
+    fetched,
+    subrounds * (count - 1) * (state + delta),
     upload,
     gather,
     f'{count} x whole, batch {low}{f"-{high}" * (high > low)} each',
   )
 
 
-def _inner(
-  terms_: Terms,
-  group: hardware.HostGroup,
-  count: int,
-  members: Sequence[tuple[int, hardware.HostGroup]],
-) -> timing.Gather:
-  """Returns the faster way for a worker to gather from its pool."""
-  own = timing.Links(group.upload, group.download)
-  config = terms_.config
-  ways = (
-    timing.direct(own, terms_.payload, count),
-    timing.aggregated(
-      own,
-      terms_.payload,
-      count,
-      llama.num_params(config.model),
-      timing.density(config),
-      max(g.download for _, g in members),
-    ),
+@functools.cache
+def pool_delta_bytes(config: config_lib.Config) -> int:
+  """Returns the bytes of the delta that a pool's worker sends for a lease.
+
+  A quarter of all elements travel, with two bits each
+  (covenant/pool/deltas.py).
+  """
+  height, width = config.optim.compression.block
+  compression = compression_lib.TopK(
+    k=max(height * width // 4, 1),
+    block=(height, width),
+    quantizer=quantize.SignMagnitude(),
   )
-  way = min(ways, key=lambda w: w.seconds)
-  return way._replace(seconds=way.seconds + 2 * group.latency)
+  spec = payload_lib.make_spec(llama.abstract(config.model), compression)
+  return spec.payload_bytes
 
 
 def busy(

@@ -8,6 +8,7 @@ All numbers are bytes per device unless stated otherwise.
 """
 
 import math
+from collections.abc import Iterable
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -19,7 +20,7 @@ from covenant.optim import sharded_leaf
 from covenant.plan import hardware as hardware_lib
 from covenant.wire import payload
 
-_FLOAT = 4  # bytes; state between steps is float32
+FLOAT = 4  # bytes; state between steps is float32
 # Edits that save memory, cheapest first.
 _KNOBS = (
   'devices.offload=true',
@@ -130,9 +131,9 @@ def activations(
   head = m.width // m.heads
   attended = head * (2 * heads + 2 * m.kv_heads / devices.tensor)
   products = attended + 2 * ffn + 2 * m.width
-  scores = heads * config.data.context * (_FLOAT + wide)
+  scores = heads * config.data.context * (FLOAT + wide)
   if m.attention == 'cudnn':
-    scores = heads * _FLOAT
+    scores = heads * FLOAT
   layer = wide * (products + ffn + 3 * m.width) + scores
   kept = {'none': layer, 'dots': wide * products, 'block': 0}[m.remat]
   matrix = m.width * max(m.ffn_width, m.width) / devices.tensor
@@ -142,7 +143,7 @@ def activations(
   # A shard of the vocabulary processes the positions of all shards.
   seen = devices.fsdp if is_cut else 0
   loss = chunk * (
-    3 * _FLOAT * m.vocab_size / devices.tensor + 2 * wide * m.width * seen
+    3 * FLOAT * m.vocab_size / devices.tensor + 2 * wide * m.width * seen
   )
   saved = in_flight * m.layers * tokens * (wide * m.width + kept)
   look_up = 2 * wide * tokens * m.width * seen
@@ -150,7 +151,7 @@ def activations(
     'saved': saved,
     'working': max(tokens * layer, loss, look_up - saved),
     'weights': (cast if times > 1 or not is_cut else 0)
-    + 2 * matrix * (wide + (_FLOAT if is_cut else 0)),
+    + 2 * matrix * (wide + (FLOAT if is_cut else 0)),
   }
 
 
@@ -166,7 +167,7 @@ def phases(
     in_flight: microbatches whose activations are saved at once.
   """
   optim = config.optim
-  whole = float(_FLOAT * cut.params)
+  whole = float(FLOAT * cut.params)
   state = {
     'parameters': whole,
     'AdamW moments': moments(optim) * whole,
@@ -186,10 +187,10 @@ def phases(
     'compress': {
       'parameters of this round': whole,
       'message': cut.payload_bytes / cut.devices,
-      'one slice': 4 * _FLOAT * cut.slice,
+      'one slice': 4 * FLOAT * cut.slice,
     },
     'gather': {},
-    'outer step': {'one slice': 4 * _FLOAT * cut.slice},
+    'outer step': {'one slice': 4 * FLOAT * cut.slice},
     'checkpoint': {},
   }
   if optim.overlap:
@@ -221,11 +222,17 @@ def phases(
     yield MemoryPhase(name, device, waits | in_host.get(name, {}))
 
 
+def largest(phases_: Iterable[MemoryPhase]) -> tuple[float, float]:
+  """Returns the most device memory, and the most host memory, of any phase."""
+  found = [(phase.total, sum(phase.host.values())) for phase in phases_]
+  return max(device for device, _ in found), max(host for _, host in found)
+
+
 def checkpoint_bytes(config: config_lib.Config) -> float:
   """Returns the bytes on disk of a miner's checkpoint with private state."""
   optim = config.optim
   values = 1 + moments(optim) + errors(optim) + outer_moments(optim)
-  return _FLOAT * llama.num_params(config.model) * values
+  return FLOAT * llama.num_params(config.model) * values
 
 
 def limit(config: config_lib.Config) -> float:

@@ -2,18 +2,19 @@
 
 Every device holds layers and runs one forward and one backward pass in turn
 (1F1B). One device also holds the embeddings: it looks tokens up and computes
-the loss, which closes the pipeline to a ring. Inside a host activations pass
-uncompressed; over the internet as `rank` four-bit numbers per position and
-their scale (covenant/train/pipeline/subspace.py). Data sent once
-per round is not counted.
+the loss, which closes the pipeline to a ring; its host is the head. Inside a
+host activations pass uncompressed; over the internet as `rank` four-bit numbers
+per position and their scale, through the head (covenant/plan/relay.py). They
+are fitted once per round (covenant/train/pipeline/subspace.py) before the first
+step.
 
 In steady state a sequence leaves the pipeline every `slot` seconds: the time of
-the slowest device or of the slowest link. The first sequence of a step takes a
-slot per device, a transfer per host and the latency of all links. If memory
-allows fewer sequences in flight than fill that time, the slot grows.
+the slowest device or of the busiest link. The first sequence of a step takes a
+slot per device, and all transfers and latencies in turn. If memory allows fewer
+sequences in flight than fill that time, the slot grows.
 
-A host uploads and fetches its own layers' sections of payloads, and fetches
-those of the embeddings, which all hosts track.
+At rest a host keeps the state of its layers in its own memory, and the
+parameters and the outer momentum of the embeddings, which all hosts track.
 """
 
 import dataclasses
@@ -26,6 +27,8 @@ from covenant import config as config_lib
 from covenant.plan import hardware
 from covenant.plan import island_costs
 from covenant.plan import memory
+from covenant.plan import relay
+from covenant.plan import worth
 from covenant.train import island as island_lib
 from covenant.train.pipeline import subspace
 
@@ -77,11 +80,29 @@ def _model(config: config_lib.Config) -> _Model:
 
 @functools.cache
 def _fit(
-  config: config_lib.Config, size: float, has_tables: bool, in_flight: int
+  config: config_lib.Config,
+  size: float,
+  has_tables: bool,
+  in_flight: int,
+  host: float = math.inf,
 ) -> int:
-  """Returns the layers that fit into `size` bytes; -1 if nothing fits."""
+  """Returns the layers that a device holds; -1 if nothing fits.
+
+  Args:
+    config: the config of the run.
+    size: bytes of the device.
+    has_tables: whether it holds the embeddings.
+    in_flight: sequences whose activations it holds.
+    host: bytes of host memory that it may use.
+  """
   model = _model(config)
-  limit = config.plan.memory_fraction * size
+  fraction = config.plan.memory_fraction
+  if has_tables:  # the head puts the payload together
+    also = config.model.layers * model.layer.payload_bytes
+    also += model.tables.payload_bytes
+  else:
+    also = memory.FLOAT * model.tables.params
+    also *= 1 + memory.outer_moments(config.optim)
   inner = dataclasses.replace(
     config.optim.inner, batch_size=2, microbatch_size=1
   )
@@ -104,14 +125,25 @@ def _fit(
       layers * model.layer.payload_bytes + tables.payload_bytes,
       1,
     )
-    phases = memory.phases(own, cut, True, in_flight)
-    return max(phase.total for phase in phases) <= limit
+    needed, waits = memory.largest(memory.phases(own, cut, True, in_flight))
+    return needed <= fraction * size and waits + also <= fraction * host
 
   low, high = -1, config.model.layers
   while low < high:
     middle = (low + high + 1) // 2
     low, high = (middle, high) if fits(middle) else (low, middle - 1)
   return low
+
+
+def _room(
+  config: config_lib.Config,
+  group: hardware.HostGroup,
+  has_tables: bool,
+  in_flight: int,
+) -> int:
+  """Returns the layers that a device of a group holds; -1 if nothing fits."""
+  share = group.memory / group.size
+  return _fit(config, group.device.memory, has_tables, in_flight, share)
 
 
 def cut(
@@ -128,10 +160,10 @@ def cut(
   counts = [n * g.size for n, g in zip(hosts, groups, strict=True)]
   there = [i for i, count in enumerate(counts) if count]
   speeds = [g.device.peak * config.plan.peak_fraction for g in groups]
-  most = [_fit(config, g.device.memory, False, in_flight) for g in groups]
+  most = [_room(config, g, False, in_flight) for g in groups]
   best: _Cut | None = None
   for head in there:
-    room = _fit(config, groups[head].device.memory, True, in_flight)
+    room = _room(config, groups[head], True, in_flight)
     if room < 0:
       continue
     own = [count - (i == head) for i, count in enumerate(counts)]
@@ -232,16 +264,6 @@ def _passes(model: config_lib.Model, compression: float) -> _Passes:
   return _Passes(rank, _BITS, sent, whole / sent)
 
 
-def worth(config: config_lib.Config, fold: float) -> float:
-  """Returns the weight of a token trained at compression ratio `fold`.
-
-  >>> worth(config_lib.Config(), 1), round(worth(config_lib.Config(), 64), 2)
-  (1.0, 0.91)
-  """
-  cost = config.plan.compression_cost
-  return 1 - cost * math.log(fold) / math.log(100)
-
-
 def _work(
   terms: island_costs.Terms,
   groups: Sequence[hardware.HostGroup],
@@ -252,23 +274,24 @@ def _work(
   near: bool,
 ) -> island_costs.Work | None:
   """Plans a round of a pipeline with a given cut and compression."""
-  sent, fetched, upload, gather = _exchange(terms, groups, hosts, found)
-  if upload > terms.put or gather > terms.gather:
+  config, ring = terms.config, relay.Ring(groups, hosts, found.head, near)
+  exchange = relay.exchange(ring, _sections(config, hosts, found), terms.others)
+  if exchange.upload > terms.put or exchange.gather > terms.gather:
     return None
-  config = terms.config
-  members = [(n, g) for n, g in zip(hosts, groups, strict=True) if n]
-  crossing = terms.context * 2 * passes.bytes  # activations and gradients
-  transfers = [
-    crossing
-    / (g.size * g.device.outside if near else min(g.upload, g.download))
-    for _, g in members
-  ]
-  life = found.slot * sum(n * g.size for n, g in members)
-  for (n, g), transfer in zip(members, transfers, strict=True):
-    life += n * (transfer + (0.0 if near else g.latency))
-  slot = max(found.slot, *transfers, life / in_flight)
+  # Activations and gradients.
+  passing = relay.sequence(ring, terms.context * 2 * passes.bytes)
+  depth = sum(n * g.size for n, g in zip(hosts, groups, strict=True))
+  life = found.slot * depth + passing.life
+  slot = max(found.slot, passing.slot, life / in_flight)
   pace = island_costs.StepTime(slot, slot, life - slot, 1)
-  chosen = island_costs.choose([(1, pace)], terms, terms.window)
+  fitted = subspace.FITTED * terms.context * passes.bytes
+  fit = relay.fit(ring, config.model.width, passes.rank, fitted)
+  before = 0.0
+  if fit.sent:
+    before = fit.seconds + _fit_seconds(config, groups, found)
+  if before >= terms.window:
+    return None
+  chosen = island_costs.choose([(1, pace)], terms, terms.window - before)
   if chosen is None:
     return None
   steps, (batch,) = chosen
@@ -280,6 +303,8 @@ def _work(
   # The stages of an island are equal, so there may be more than hosts.
   whole = config.model.layers
   stages = next(n for n in range(max(used, 1), whole + 1) if whole % n == 0)
+  members = [(n, g) for n, g in zip(hosts, groups, strict=True) if n]
+  value = tokens * worth.of_batch(config, batch)
   return island_costs.Work(
     'pipeline',
     hosts,
@@ -287,41 +312,45 @@ def _work(
     if stages > 1
     else island_lib.Island(steps, batch),
     tokens,
-    tokens * worth(config, passes.fold),
-    steps * pace.seconds(batch),
+    value * worth.of_compression(config, passes.fold),
+    before + steps * pace.seconds(batch),
     island_costs.busy(terms, tokens, members),
-    sent,
-    fetched,
-    0.0 if near else sequences * crossing * sum(hosts),
-    upload,
-    gather,
+    exchange.sent,
+    exchange.fetched,
+    sequences * passing.sent + fit.sent + exchange.relayed,
+    exchange.upload,
+    exchange.gather,
     _words(groups, hosts, found),
   )
 
 
-def _exchange(
-  terms: island_costs.Terms,
+def _fit_seconds(
+  config: config_lib.Config,
   groups: Sequence[hardware.HostGroup],
-  hosts: tuple[int, ...],
   found: _Cut,
-) -> tuple[float, float, float, float]:
-  """Returns bytes sent and fetched by all hosts, and the slowest's seconds."""
-  model = _model(terms.config)
-  upload = gather = 0.0
-  for i, (n, group) in enumerate(zip(hosts, groups, strict=True)):
-    if not n:
-      continue
-    layers = -(-found.layers[i] // n)
-    share = layers * model.layer.payload_bytes
-    own = share + (i == found.head) * model.tables.payload_bytes
-    upload = max(upload, own / group.upload + group.latency)
-    # All hosts track the embeddings (covenant/train/pipeline/subspace.py).
-    fetched = terms.others * (share + model.tables.payload_bytes)
-    gather = max(gather, fetched / group.download + group.latency)
-  layers = sum(found.layers) * model.layer.payload_bytes
-  tables = model.tables.payload_bytes
-  fetched = terms.others * (layers + sum(hosts) * tables)
-  return layers + tables, fetched, upload, gather
+) -> float:
+  """Returns the seconds of the fitted sequences' forward pass, host by host.
+
+  The devices of a host work side by side.
+  """
+  forward = _model(config).layer_flops / 3 * subspace.FITTED
+  fraction = config.plan.peak_fraction
+  return sum(
+    layers * forward / (g.device.peak * fraction * g.size)
+    for layers, g in zip(found.layers, groups, strict=True)
+  )
+
+
+def _sections(
+  config: config_lib.Config, hosts: Sequence[int], found: _Cut
+) -> relay.Sections:
+  """Returns the sections of the payload that hosts of each group send."""
+  model = _model(config)
+  own = [
+    layers / n * model.layer.payload_bytes if n else 0.0
+    for layers, n in zip(found.layers, hosts, strict=True)
+  ]
+  return relay.Sections(own, model.tables.payload_bytes)
 
 
 def _words(

@@ -3,8 +3,8 @@
 A host that holds the model and exchanges in time is an island of its own;
 hosts that do not hold it form pipelines; if there are more islands than
 contributors in a round (`plan.peers`), hosts are pooled. A local search from
-several starts maximizes the weighted tokens of the network: a token whose
-activations a pipeline compresses weighs less (`plan.compression_cost`).
+several starts maximizes the weighted tokens of the network: a token weighs by
+how it is trained (covenant/plan/worth.py).
 """
 
 import functools

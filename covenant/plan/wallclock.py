@@ -187,8 +187,7 @@ def outer_seconds(params: float, device: hardware.Device) -> float:
 def peers(config: config_lib.Config) -> tuple[PeerTimes, ...]:
   """Returns the peers of `config.plan.inventory` as planned, by uid.
 
-  The hosts of a peer use their links together: each stage of a pipeline sends
-  and fetches its part.
+  The head of a pipeline sends, and each stage fetches its part.
 
   Raises:
     ConfigError: there is no inventory, or no plan for it.

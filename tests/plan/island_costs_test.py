@@ -8,8 +8,11 @@ from absl.testing import parameterized
 from hypothesis import strategies as st
 
 from covenant import config as config_lib
+from covenant.models import llama
 from covenant.plan import hardware
 from covenant.plan import island_costs
+from covenant.plan import worth
+from covenant.pool import deltas
 from tests import helpers
 from tests.plan import toy
 
@@ -36,13 +39,14 @@ class PaceTest(parameterized.TestCase):
 
   def test_steps_stay_near_those_of_the_run(self):
     terms = island_costs.terms(toy.make('1xH100'))
-    # A sequence takes a second: 900 of them, 10 x 90 as well, 32 at most.
-    self.assertEqual(
-      island_costs.choose(
-        [(1, island_costs.StepTime(1.0, 0.0, 0.0, 1))], terms, 160.0
-      ),
-      (10, [16]),
-    )
+    # A sequence takes a second; a batch up to the run's own costs nothing.
+    for window, chosen in ((80.0, (10, [8])), (40.0, (10, [4]))):
+      self.assertEqual(
+        island_costs.choose(
+          [(1, island_costs.StepTime(1.0, 0.0, 0.0, 1))], terms, window
+        ),
+        chosen,
+      )
 
 
 class TermsTest(parameterized.TestCase):
@@ -81,7 +85,9 @@ class AloneTest(parameterized.TestCase):
     self.assertEqual(
       work.tokens, island.steps * island.batch * config.data.context
     )
-    self.assertEqual(work.value, work.tokens)
+    weight = worth.of_batch(config, island.batch)
+    self.assertEqual(work.value, work.tokens * weight)
+    self.assertLess(weight, 1.0)
     # All arithmetic is of tokens, so that the share that is busy is known.
     speed = 60e6 * config.plan.peak_fraction
     self.assertAlmostEqual(
@@ -107,20 +113,41 @@ class AloneTest(parameterized.TestCase):
 class PoolTest(parameterized.TestCase):
   def test_workers_share_a_payload(self):
     config = toy.make(
-      f'{toy.any_of(2, 60, toy.STRONG, toy.FAST)}, '
-      f'{toy.any_of(1, 120, toy.STRONG, toy.FAST)}'
+      f'{toy.any_of(2, 60, toy.STRONG, "on 4 Mb/s")}, '
+      f'{toy.any_of(1, 120, toy.STRONG, "on 8 Mb/s")}'
     )
     terms, groups = island_costs.terms(config), parse(config)
     one, two = (island_costs.alone(terms, groups, g) for g in range(2))
     work = island_costs.pool(terms, groups, (2, 1))
     self.assertEqual((work.kind, work.hosts), ('pool', (2, 1)))
     self.assertEqual(work.uploaded, terms.payload)
-    self.assertEqual(work.downloaded, 3 * terms.others * terms.payload)
-    self.assertGreater(work.inside, 0)  # the deltas of its workers
+    self.assertEqual(work.downloaded, terms.others * terms.payload)
+    # Two workers fetch the parameters and send their deltas.
+    each = 4 * llama.num_params(config.model)
+    each += island_costs.pool_delta_bytes(config)
+    self.assertEqual(work.inside, config.pool.subrounds * 2 * each)
     # As much as its members alone, less what the exchange between them takes.
     alone = 2 * one.tokens + two.tokens
     self.assertBetween(work.tokens / alone, 0.7, 1.0)
     self.assertLessEqual(work.computing, terms.window)
+
+  def test_a_pool_pays_for_the_link_of_its_machine(self):
+    works = []
+    for link in ('on 4 Mb/s', 'on 400 kb/s'):
+      config = toy.make(toy.any_of(3, 60, toy.STRONG, link))
+      terms, groups = island_costs.terms(config), parse(config)
+      works.append(island_costs.pool(terms, groups, (3,)))
+    # Ten times two copies of 0.6 MB leave a link of 50 kB/s.
+    state = 4 * llama.num_params(config.model)
+    least = config.pool.subrounds * 2 * state / 50e3
+    self.assertGreater(least, 0.2 * terms.window)
+    spent = (works[0].tokens - works[1].tokens) / works[0].tokens
+    self.assertAlmostEqual(spent, 0.9 * least / terms.window, delta=0.05)
+
+  def test_the_delta_of_a_worker_is_that_of_the_pool(self):
+    config = toy.make('')
+    spec = deltas.spec(config, llama.abstract(config.model))
+    self.assertEqual(island_costs.pool_delta_bytes(config), spec.payload_bytes)
 
   def test_a_pool_needs_two_that_hold_the_model(self):
     config = toy.make(
@@ -149,6 +176,11 @@ class SharedModelTest(absltest.TestCase):
     self.assertEqual((one.fixed, one.quantum), (0, 1))
     self.assertGreater(two.fixed, 0)
     self.assertEqual(two.quantum, 2)
+
+  def test_a_host_without_memory_for_the_state_does_not_hold_it(self):
+    each = '1xany with 60 MFLOP/s with 9 MB on 400 kb/s'
+    self.assertIsNotNone(self.host(f'{each} with 4 MB RAM'))
+    self.assertIsNone(self.host(f'{each} with 1 MB RAM'))
 
   def test_a_model_that_does_not_fit_is_cut(self):
     config = config_lib.load(str(helpers.CONFIGS / '72b.py'))

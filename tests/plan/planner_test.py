@@ -117,7 +117,7 @@ class SearchTest(parameterized.TestCase):
 
   def test_who_is_too_many_is_pooled(self):
     plan = planner.plan(
-      toy.make(toy.any_of(12, 60, toy.STRONG, toy.FAST), peers=3)
+      toy.make(toy.any_of(12, 60, toy.STRONG, 'on 40 Mb/s'), peers=3)
     )
     self.assertLessEqual({w.kind for w in plan.works}, {'pool', 'replica'})
     self.assertLessEqual(len(plan.works), 3)

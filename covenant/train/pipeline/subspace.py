@@ -316,11 +316,16 @@ def round_bytes(
   )
   total = sequences * context * 2 * boundaries * one_way
   if island.rank:
-    row = position_bytes(model.width, _FIT_BITS, jnp.float32)
-    fit = (model.width + 1) * row + model.width * island.rank * 2
     passing = min(FITTED, sequences) * context * one_way
-    total += (stages - 1) * fit + (stages - 2) * passing
+    total += (stages - 1) * fit_bytes(model.width, island.rank)
+    total += (stages - 2) * passing
   return total
+
+
+def fit_bytes(width: int, rank: int) -> int:
+  """Returns the bytes of the constants of a boundary, sent once per round."""
+  row = position_bytes(width, _FIT_BITS, jnp.float32)
+  return (width + 1) * row + width * rank * 2
 
 
 class Quantized(NamedTuple):
