@@ -215,13 +215,13 @@ class LocationParser:
 
 class IndexParser:
   def __init__(self):
-    overrides = ['optim.staleness=1', 'optim.outer.momentum=0.5']
+    overrides = ['optim.outer.momentum=0.5']
     config = config_lib.load(f'{helpers.CONFIGS}/tiny.py', overrides)
     shared_model = shared_state_lib.SharedModel(config)
     self.layout = published_checkpoint.layout(shared_model)
     place = apply.Position(0, b'o' * 32, shared_model.init())
     for digest in (b'a' * 32, None):
-      place = place.advance(digest, place.shared, 2)
+      place = place.advance(digest, place.shared)
     files_ = {name: ['0f' * 32] for name in self.layout.tensors}
     self.seeds = [
       published_checkpoint.encode(
@@ -229,7 +229,6 @@ class IndexParser:
           place.round,
           place.root.hex(),
           published_checkpoint.fingerprint_of(files_, adopted),
-          apply.links_to_json(place.past),
           files_,
           amendment.list_to_json(adopted),
         )

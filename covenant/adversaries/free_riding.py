@@ -201,9 +201,9 @@ def unassigned(policy: Policy) -> Policy:
   """
 
   def batches(miner: Miner, task: Task) -> Batches:
-    # It is due when the round is, and not at the end of round 0.
-    mine = task._replace(round=0, seed=b'mine', ahead=task.due)
-    return policy.batches(miner, mine)
+    mine = task._replace(round=0, seed=b'mine')
+    is_late = miner_lib.deadline(miner, task.round)
+    return miner.role.slot.trainer.batches(mine, is_late)
 
   return base.spoiled(policy._replace(batches=batches), base.pretended)
 

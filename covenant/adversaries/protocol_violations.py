@@ -51,7 +51,7 @@ def early(policy: Policy) -> Policy:
     made = policy.seal(miner, task, work)
     if made is not None:
       digest = run_storage_lib.digest(made.payload)
-      follow.commit(miner, task.due, digest, miner.head)
+      follow.commit(miner, task.round, digest, miner.head)
     return made
 
   return policy._replace(seal=seal)

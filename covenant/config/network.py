@@ -207,13 +207,12 @@ class Island(schema.Section):
   rank: int = schema.bounded(0, low=0)
   # Bits of each of these numbers; 0: the model's own precision.
   bits: int = schema.bounded(0, choices=(0, 4, 8))
-  rounds: int = schema.positive(1)  # rounds per contribution
   count: int = schema.positive(1)  # uids
 
   @property
   def sequences(self) -> int:
     """The sequences of one contribution, if steps and batch are not 0."""
-    return self.steps * self.batch * self.rounds
+    return self.steps * self.batch
 
   def check(self) -> None:
     entry = f'islands: {show_islands((self,))!r}'

@@ -329,10 +329,6 @@ class Optim(schema.Section):
   # Inner steps of a round that run while the last round's deltas are exchanged;
   # 0: training waits for the exchange (covenant/train/replica.py).
   overlap: int = schema.bounded(0, low=0)
-  # Largest age, in rounds, of the parameters that a delta was trained from.
-  staleness: int = schema.bounded(0, low=0, high=8)
-  # Factor of a delta's weight per round of its age.
-  staleness_discount: float = schema.bounded(0.5, low=0.02, high=1.0)
   inner: Inner = Inner()
   outer: Outer = Outer()
   compression: Compression = Compression()
@@ -362,12 +358,6 @@ class Optim(schema.Section):
       'optim.overlap',
       f'expected fewer than optim.inner_steps = {self.inner_steps}, '
       f'got {self.overlap}',
-    )
-    schema.require(
-      not (self.staleness and per_step),
-      'optim.staleness',
-      f'expected 0 with optim.method={self.method!r}, whose gradients are of '
-      f'the parameters that they move, got {self.staleness}',
     )
 
 

@@ -43,7 +43,6 @@ def save(host: host_lib.Host) -> State:
       str(uid): base64.b64encode(data).decode()
       for uid, data in host.counted.items()
     },
-    'past': apply.links_to_json(place.past),
     # What is made, and is to be sent in this round or a later one.
     'contributions': {
       str(uid): [base64.b64encode(one.payload).decode(), *one[1:]]
@@ -100,7 +99,6 @@ def load(host: host_lib.Host, state: State) -> None:
     state.counters.round,
     bytes.fromhex(protocol['root']),
     state.shared,
-    apply.links_from_json(protocol['past']),
     amendment_lib.list_from_json(protocol.get('amendments', [])),
   )
   standings = {
@@ -131,10 +129,4 @@ def _message(host: host_lib.Host, uid: int, data: bytes) -> ct.Message:
   """Decodes a payload of the last round, which was verified then."""
   run, last = host.shared_model.run, host.counters.round - 1
   expected = payload_lib.Header(run, last, uid, host.before[:16], b'', 0)
-  place = host.validators[0].place
-  older = apply.older_roots(
-    host.shared_model, place._replace(past=place.past[1:])
-  )
-  return host.shared_model.decode(
-    data, expected, lambda *_: True, older
-  ).message
+  return host.shared_model.decode(data, expected, lambda *_: True).message

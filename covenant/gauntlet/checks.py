@@ -57,8 +57,6 @@ class Expected(NamedTuple):
   # without one passes.
   receipts: Mapping[int, bytes]
   sequences: int  # sequences assigned to each uid
-  # Roots of earlier rounds, latest first, whose parameters are not too old.
-  older: Sequence[bytes] = ()
   # Usual norm of a message by the rounds before; 0: there are too few.
   usual_norm: float = 0.0
   # The usual work of uids that sent a valid message lately; only they tell a
@@ -136,9 +134,7 @@ class Checker:
     }
     norms = {u: _total(self._norms(m)) for u, m in messages.items()}
     checks |= {
-      uid: found._replace(
-        block=checks[uid].block, staleness=checks[uid].staleness
-      )
+      uid: found._replace(block=checks[uid].block)
       for uid, found in judge_norms(norms, expected.usual_norm).items()
     }
     messages = {u: m for u, m in messages.items() if checks[u].valid}
@@ -219,12 +215,10 @@ def first_check(s: Submission, expected: Expected) -> CheckResult:
       str(s.decoded),
     )
   header = s.decoded.header
-  # Payloads from older parameters have been refused before.
-  root = (expected.root, *expected.older)[header.staleness]
-  if header.root != root:
+  if header.root != expected.root:
     return reject(
       CheckFinding.UNSYNCHRONIZED,
-      f'its root is {header.root.hex()}, not {root.hex()}',
+      f'its root is {header.root.hex()}, not {expected.root.hex()}',
     )
   # Fewer are allowed: they are paid for their gain.
   if not 1 <= header.sequences <= expected.sequences:
@@ -238,9 +232,7 @@ def first_check(s: Submission, expected: Expected) -> CheckResult:
       f'its receipt is {header.receipt.hex()}, '
       f'not {expected.receipts[s.uid].hex()}',
     )
-  return CheckResult(
-    CheckFinding.VALID, '', s.block, staleness=header.staleness
-  )
+  return CheckResult(CheckFinding.VALID, '', s.block)
 
 
 def judge_norms(

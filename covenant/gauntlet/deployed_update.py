@@ -18,8 +18,6 @@ from covenant.gauntlet import rating_update
 from covenant.gauntlet import ratings as ratings_lib
 from covenant.gauntlet import scores as scores_lib
 
-_SKIPPED = (checks_lib.CheckFinding.EXCUSED, checks_lib.CheckFinding.AWAITED)
-
 
 def update(
   old: ratings_lib.Ratings,
@@ -28,10 +26,9 @@ def update(
   report: checks_lib.CheckReport,
   scores: Mapping[int, scores_lib.Score],
   config: config_lib.Gauntlet,
-  staleness: int = 0,
 ) -> rating_update.RatingsUpdate:
   """Returns the ratings after a round; see `rating_update.update`."""
-  del config, staleness
+  del config
   before = ratings_lib.admit(old, round_index, identities).standings
   checks = {u: c for u, c in sorted(report.checks.items()) if u in before}
   relative = {
@@ -51,7 +48,7 @@ def update(
       after[uid] = _evaluate(new, round_index, scores[uid], negative)
     elif check.valid:
       after[uid] = dataclasses.replace(new, misses=0)
-    elif check.finding not in _SKIPPED:
+    elif check.finding is not checks_lib.CheckFinding.EXCUSED:
       after[uid] = _miss(new, success)
   decisions: list[ct.Json] = [
     {

@@ -25,7 +25,6 @@ class CheckFinding(enum.Enum):
   ABSENT = 'committed, but no payload is at the address'
   UNREACHABLE = 'the store that holds the payload did not answer'
   EXCUSED = 'not judged: most payloads could not be fetched'
-  AWAITED = 'nothing yet, as its work may take some rounds'
   DIGEST = 'the payload is not the one that was committed to'
   REFUSED = 'the payload was refused'
   UNSYNCHRONIZED = 'trained from other parameters than the round began with'
@@ -49,7 +48,6 @@ class CheckResult(NamedTuple):
   least: float | None = None
   similarity: float | None = None  # largest, to messages committed no later
   twin: int | None = None  # uid of that message
-  staleness: int = 0  # age in rounds of a valid payload's start parameters
   origin: int | None = None  # first of the similar messages: its uid
   near: int | None = None  # the same of those that others may find similar
   twins: int = 1  # number of similar messages in the block of the first one

@@ -37,7 +37,6 @@ LARGEST_GAIN, LARGEST_PROOF = 1.5, 6.0
 # the first to be certain, perhaps by luck, must not take all.
 ENOUGH = 2
 HISTORY = 8  # evaluations whose signs are remembered
-_NOT_JUDGED = Finding.EXCUSED, Finding.AWAITED
 # Honest peers resemble another by chance, but not for long. If all of them do,
 # as dense gradients, a uid is punished from so many times the median on.
 SIMILAR_ROUNDS, MOST_SIMILAR, MANY_TIMES = 8, 0.15, 3.0
@@ -60,7 +59,6 @@ def update(
   report: checks_lib.CheckReport,
   scores: Mapping[int, scores_lib.Score],
   config: config_lib.Gauntlet,
-  staleness: int = 0,
 ) -> RatingsUpdate:
   """Returns the ratings after a round, and their explanation.
 
@@ -71,10 +69,6 @@ def update(
     report: the checks of the round. Uids that it lacks stay as they were.
     scores: of the evaluated uids with a valid message, by uid.
     config: the section of the run's config.
-    staleness: the largest age of a message's parameters, in rounds. A uid
-      without a message is waited for as long, and answers for these rounds by
-      a message that is as stale (and counts less); otherwise they become
-      misses. So it does not pay to skip rounds that look bad.
 
   Raises:
     ValueError: the round was counted already.
@@ -85,11 +79,7 @@ def update(
       f'{round_index}'
     )
   before = ratings_lib.admit(old, round_index, identities).standings
-  judged = {
-    uid: _awaited(check, before[uid], staleness)
-    for uid, check in sorted(report.checks.items())
-    if uid in before
-  }
+  judged = {u: c for u, c in sorted(report.checks.items()) if u in before}
   rated = _rate(before, judged, scores)
   scale = _scale(scores)
   after, reasons = dict(before), {u: [] for u in judged}
@@ -158,15 +148,6 @@ def _similarity_limit(averages: Sequence[float]) -> float:
   return max(MOST_SIMILAR, MANY_TIMES * median)
 
 
-def _awaited(
-  check: checks_lib.CheckResult, standing: ratings_lib.Standing, staleness: int
-) -> checks_lib.CheckResult:
-  """Replaces MISSING by AWAITED while a message may still come."""
-  if check.finding is Finding.MISSING and standing.waiting < staleness:
-    return check._replace(finding=Finding.AWAITED)
-  return check
-
-
 def _rate(
   standings: Mapping[int, ratings_lib.Standing],
   checks: Mapping[int, checks_lib.CheckResult],
@@ -180,7 +161,7 @@ def _rate(
   values = {u: s.gain for u, s in scores.items() if u in standings}
   last = min(values.values(), default=0.0) - 1.0
   for uid, check in checks.items():
-    absent = not check.valid and check.finding not in _NOT_JUDGED
+    absent = not check.valid and check.finding is not Finding.EXCUSED
     if absent and standings[uid].evaluations:
       values[uid] = last
   if not scores or len(values) < 2:
@@ -218,9 +199,6 @@ def _observe(
   reasons: list[str],
 ) -> ratings_lib.Standing:
   """Returns the record with the round's observations; extends `reasons`."""
-  if check.finding is Finding.AWAITED:
-    reasons.append(check.finding.value)
-    return dataclasses.replace(old, waiting=old.waiting + 1)
   if check.finding is Finding.EXCUSED:
     # It costs nothing, but pays for no longer than any other silence.
     reasons.append(check.finding.value)
@@ -237,15 +215,11 @@ def _observe(
   new = dataclasses.replace(
     old,
     misses=0,
-    waiting=0,
     originality=old.originality
     + max(1 / (old.rounds + 1), 1 / SIMILAR_ROUNDS)
     * (check.originality - old.originality),
     similarity_avg=old.similarity_avg + difference / SIMILAR_ROUNDS,
   )
-  for _ in range(old.waiting - check.staleness):
-    reasons.append('sent no message in an earlier round, which counts now')
-    new = _present(new, 0.0, config) if old.rounds else new
   new = _present(new, 1.0, config)
   if check.originality < 1:
     reasons.append(': '.join((check.finding.value, check.detail)))
@@ -313,7 +287,7 @@ def _settle(
   """Returns the record with its scores; adds each deduction to `reasons`."""
   if not config.evaluate:
     equal = float(check.valid) or (
-      standing.score if check.finding in _NOT_JUDGED else 0.0
+      standing.score if check.finding is Finding.EXCUSED else 0.0
     )
     return dataclasses.replace(standing, raw_score=equal, score=equal)
   kept = ratings_lib.active_penalties(standing.penalties, round_index)

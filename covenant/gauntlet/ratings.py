@@ -125,7 +125,6 @@ class Standing:
   gain_signs: tuple[int, ...] = ()  # 1 gained, -1 clearly lost, 0 neither
   evaluations: int = 0
   evaluated: int = -1  # last round evaluated; at first the one before admission
-  waiting: int = 0  # rounds without a message that may still be answered for
   misses: int = 0  # rounds since the last valid message
   similarity_avg: float = 0.0  # to messages that others sent no later
   penalties: tuple[Penalty, ...] = ()

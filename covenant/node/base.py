@@ -166,7 +166,6 @@ class Node(Generic[R]):
     self.head = 0  # the block of the last `poll`
     self.shared = place.shared
     self.root = place.root
-    self.past = place.past
     self.amendments: tuple[amendment_lib.Amendment, ...] = ()
     if place.amendments:
       self.enter(place)
@@ -189,7 +188,7 @@ class Node(Generic[R]):
   @property
   def place(self) -> apply.Position:
     return apply.Position(
-      self.state.round, self.root, self.shared, self.past, self.amendments
+      self.state.round, self.root, self.shared, self.amendments
     )
 
   def enter(self, place: apply.Position) -> None:
@@ -219,7 +218,7 @@ class Node(Generic[R]):
         raise
     if place.amendments != known:
       self.schedule = amendments_lib.schedule(genesis, place.amendments)
-    self.shared, self.root, self.past = place.shared, place.root, place.past
+    self.shared, self.root = place.shared, place.root
     self.amendments = place.amendments
 
   def poll(self, head: int) -> int:
@@ -263,7 +262,6 @@ class Node(Generic[R]):
     text |= {
       'round': self.state.round,
       'root': self.root.hex(),
-      'past': apply.links_to_json(self.past),
     }
     if self.amendments:
       text['amendments'] = amendment_lib.list_to_json(self.amendments)
@@ -276,7 +274,6 @@ class Node(Generic[R]):
       text['round'],
       bytes.fromhex(text['root']),
       saved['shared'],
-      apply.links_from_json(text['past']),
       amendment_lib.list_from_json(text.get('amendments', [])),
     )
     self.enter(place)

@@ -73,7 +73,6 @@ def collect(node: Validator, command: round_lib.Command, head: int) -> None:
     root=node.root[:16],
     receipts={u: _receipt(node, p.header) for u, p in readable.items()},
     sequences=assignment.per_miner(node.config),
-    older=apply.older_roots(node.shared_model, node.place),
     usual_norm=float(step_bound.usual(np.asarray(node.shared.steps))),
     answering=ratings.answering(role.standings),
   )
@@ -385,7 +384,7 @@ def _fetch(
 
 def _receipt(node: Validator, header: payload_lib.Header) -> bytes:
   """Returns the receipt of the sequences that a header declares."""
-  r, split = header.round - header.staleness, node.role.judge.split
+  r, split = header.round, node.role.judge.split
   seed = node.chain.block_hash(node.schedule.assignment_block(r))
   task = local_lib.Task(header.uid, r, seed, header.root)
   ids_n = local_lib.assigned_ids(node.config, task, split)

@@ -103,8 +103,7 @@ def next_state(
 
 def move(node: Node, applied: apply.AppliedRound, digest: bytes | None) -> None:
   """Moves a node to the state after a round, by the manifest of a digest."""
-  links = apply.kept_links(node.shared_model)
-  after = node.place.advance(digest, applied.shared, links, applied.adoption)
+  after = node.place.advance(digest, applied.shared, applied.adoption)
   if target := rollback.due(after):
     after = after._replace(shared=_restored(node, target))
   node.enter(after)

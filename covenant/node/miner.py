@@ -20,7 +20,6 @@ from covenant.protocol import apply
 from covenant.protocol import membership as membership_lib
 from covenant.protocol import round as round_lib
 from covenant.protocol import run_storage as run_storage_lib
-from covenant.train import island as island_lib
 from covenant.train import local as local_lib
 from covenant.train import trainer as trainer_lib
 
@@ -222,8 +221,7 @@ def task(node: Miner, round_index: int) -> Task:
     node.chain.hotkey
   )
   seed = node.chain.block_hash(block)
-  ahead = island_lib.of(node.config, uid).rounds - 1
-  return Task(uid, round_index, seed, node.root, ahead)
+  return Task(uid, round_index, seed, node.root)
 
 
 def due(node: Miner, round_index: int) -> Contribution | None:
@@ -237,16 +235,21 @@ def read_batches(node: Miner, task: Task) -> Batches:
 
   A chain that does not answer leaves time for another step.
   """
+  return node.role.slot.trainer.batches(task, deadline(node, task.round))
+
+
+def deadline(node: Miner, round_index: int) -> Callable[[], bool]:
+  """Returns a function that tells if no further step of a round is begun."""
 
   def is_late() -> bool:
     if node.context.stopping():
       return True
     try:
-      return node.chain.head() >= node.schedule.put_opens(task.due)
+      return node.chain.head() >= node.schedule.put_opens(round_index)
     except chain_lib.ChainError:
       return False
 
-  return node.role.slot.trainer.batches(task, is_late)
+  return is_late
 
 
 def train(

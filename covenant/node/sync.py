@@ -183,17 +183,15 @@ def restored(
   if tree is None:
     return genesis
   text = json.loads(tree['text'])
-  past = apply.links_from_json(text['past'])
   root = bytes.fromhex(text['root'])
   adopted = amendment_lib.list_from_json(text.get('amendments', []))
-  return apply.Position(text['round'], root, tree['shared'], past, adopted)
+  return apply.Position(text['round'], root, tree['shared'], adopted)
 
 
 def _to_tree(place: apply.Position) -> dict[str, ct.PyTree]:
   text = {
     'round': place.round,
     'root': place.root.hex(),
-    'past': apply.links_to_json(place.past),
     'amendments': amendment_lib.list_to_json(place.amendments),
   }
   return {'shared': place.shared, 'text': json.dumps(text)}

@@ -221,7 +221,6 @@ def _judge(node: Validator, round_index: int, collected: Collected) -> None:
     report,
     role.scores,
     gauntlet,
-    node.config.optim.staleness,
   )
   weights = (
     deployed_update.weights(role.standings)
@@ -288,10 +287,9 @@ def _scores(
   own_NxL1 = {}
   for uid in uids:
     header = found[uid].header
-    claimed, began = header.sequences, r - header.staleness
-    seed = node.chain.block_hash(node.schedule.assignment_block(began))
-    population = split.population(context, began)
-    own = scores_lib.own_ids(config, uid, began, population, seed, lot, claimed)
+    seed = node.chain.block_hash(node.schedule.assignment_block(r))
+    population, claimed = split.population(context, r), header.sequences
+    own = scores_lib.own_ids(config, uid, r, population, seed, lot, claimed)
     own_NxL1[uid] = split.read(own, context)
   # From here on nothing is asked of others: a second try would find the
   # parameters before the round changed. An empty round has made no others.

@@ -60,16 +60,13 @@ def parts_of(weight: ct.Scalar) -> jax.Array:
   return jnp.where(weight > 0, jnp.maximum(parts, 1), 0)
 
 
-def weigh(
-  rule: str, sequences: int, assigned: int, discount: float = 1.0
-) -> Weight:
+def weigh(rule: str, sequences: int, assigned: int) -> Weight:
   """Returns the weight of a message.
 
   Args:
     rule: 'equal' or 'tokens'.
     sequences: the number that the message declares to be trained on.
     assigned: the largest number that it may declare.
-    discount: a further factor of the weight, 0 to 1.
 
   >>> weigh('tokens', sequences=20, assigned=80)
   Weight(parts=16, size=20)
@@ -78,7 +75,7 @@ def weigh(
     raise ValueError(f"weight: expected 'equal' or 'tokens', got {rule!r}")
   sequences = min(max(sequences, 1), assigned)
   by_tokens = rule == 'tokens'
-  share = discount * (sequences / assigned if by_tokens else 1.0)
+  share = sequences / assigned if by_tokens else 1.0
   return Weight(max(round(WHOLE * share), 1), sequences if by_tokens else 1)
 
 

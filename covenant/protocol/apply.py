@@ -32,21 +32,12 @@ class OutOfSyncError(errors.CovenantError):
   """The state of a node differs from the state of the others."""
 
 
-class HistoryLink(NamedTuple):
-  """One round of a history; `manifest_lib.extend` leads to the next root."""
-
-  root: bytes  # history root before the round
-  digest: bytes | None  # digest of the applied manifest, if there was one
-
-
 class Position(NamedTuple):
   """A state of the run, and the history that led to it."""
 
   round: int  # the first round that has not been applied
   root: bytes  # history root
   shared: shared_state_lib.SharedState
-  # The last rounds, latest first: `kept_links`, or all if there were fewer.
-  past: tuple[HistoryLink, ...] = ()
   # All that the history has adopted, whether they hold already or not.
   amendments: tuple[amendment_lib.Amendment, ...] = ()
 
@@ -54,48 +45,14 @@ class Position(NamedTuple):
     self,
     digest: bytes | None,
     shared: shared_state_lib.SharedState,
-    links: int,
     adoption: amendment_lib.Adoption | None = None,
   ) -> 'Position':
-    """Returns the position after a manifest; keeps `links` past rounds."""
+    """Returns the position after a manifest."""
     root = manifest_lib.extend(self.root, self.round, digest)
-    past = (HistoryLink(self.root, digest), *self.past)[:links]
     amendments = self.amendments
     if adoption is not None and adoption.amendment not in amendments:
       amendments = (*amendments, adoption.amendment)
-    return Position(self.round + 1, root, shared, past, amendments)
-
-
-def links_to_json(past: Sequence[HistoryLink]) -> list[list[str]]:
-  """Returns history links as lists of hexadecimal texts."""
-  return [[root.hex(), (digest or b'').hex()] for root, digest in past]
-
-
-def links_from_json(raw: Sequence[Sequence[str]]) -> tuple[HistoryLink, ...]:
-  """Returns the links of `links_to_json`; raises ValueError or TypeError."""
-  return tuple(
-    HistoryLink(bytes.fromhex(root), bytes.fromhex(digest) or None)
-    for root, digest in raw
-  )
-
-
-def older_roots(
-  shared_model: shared_state_lib.SharedModel, position: Position
-) -> list[bytes]:
-  """Returns the roots of earlier rounds that a payload may be trained from.
-
-  The latest is first; each is cut to its first 16 bytes.
-  """
-  return [link.root[:16] for link in position.past[: shared_model.most_stale]]
-
-
-def kept_links(shared_model: shared_state_lib.SharedModel) -> int:
-  """Returns the number of past rounds whose roots a node must know.
-
-  Payloads of this round, and those of the last round that they are compared
-  with, may be trained from parameters that are this old.
-  """
-  return shared_model.most_stale + 1 if shared_model.most_stale else 0
+    return Position(self.round + 1, root, shared, amendments)
 
 
 class AppliedRound(NamedTuple):
@@ -223,12 +180,10 @@ def decode(
   expected = payload_lib.Header(
     shared_model.run, position.round, entry.uid, position.root[:16], b'', 0
   )
-  older = older_roots(shared_model, position)
   return shared_model.decode(
     data,
     expected,
     lambda text, sig: chain.verify(entry.hotkey, text, sig),
-    older,
   )
 
 
@@ -267,9 +222,7 @@ def fetch_last_messages(
     )
   except store_lib.StoreError:
     return {}
-  before = position._replace(
-    round=r, root=manifest.root, past=position.past[1:]
-  )
+  before = position._replace(round=r, root=manifest.root)
   found = {}
   for entry in manifest.entries:
     with contextlib.suppress(payload_lib.PayloadError):

@@ -298,7 +298,7 @@ class CatchUp:
       have, following = ahead.result(), manifests[r - start.round + 1 :][:1]
       ahead = self._fetch_ahead(r + 1, following)
       digest = run_storage_lib.digest(data) if data else None
-      shared, links = position.shared, apply.kept_links(self._shared_model)
+      shared = position.shared
       adoption = None
       if data:
         try:
@@ -310,7 +310,7 @@ class CatchUp:
         consume = not (keep and position.shared is start.shared)
         shared = self._outer_step(position, manifest.entries, have, consume)
         adoption = manifest.adoption
-      position = position.advance(digest, shared, links, adoption)
+      position = position.advance(digest, shared, adoption)
       if target := rollback.due(position):
         position = position._replace(shared=self._restored(target))
     return position

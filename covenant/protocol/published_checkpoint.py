@@ -33,7 +33,6 @@ from covenant.protocol import run_storage as run_storage_lib
 from covenant.store import interface as store_lib
 from covenant.train import shared_state as shared_state_lib
 from covenant.wire import amendment as amendment_lib
-from covenant.wire import manifest as manifest_lib
 
 MOST_ROUNDS = 4  # newest checkpoints of a stranger that are looked at
 _SIGNATURE_BYTES = 64
@@ -52,7 +51,6 @@ class Index(NamedTuple):
   round: int
   root: str  # history root, hexadecimal
   fingerprint: str  # of the shared state
-  past: list[list[str]]  # see `apply.Position`
   files: dict[str, list[str]]  # tensor -> digests of its pieces
   amendments: list[
     ct.Json
@@ -68,7 +66,6 @@ class Layout(NamedTuple):
   """The tensors of a run's checkpoints, by name."""
 
   tensors: dict[str, jax.ShapeDtypeStruct]
-  links: int  # past rounds that a node must know, see `apply.kept_links`
 
   def pieces(self, name: str) -> int:
     """Returns the number of pieces of a tensor."""
@@ -85,13 +82,13 @@ class Layout(NamedTuple):
     pieces = sum(self.pieces(name) for name in self.tensors)
     names = sum(len(name) + 10 for name in self.tensors)
     most = 1024 + amendment_lib.MAX_ADOPTED_BYTES
-    return most + names + 70 * pieces + 150 * self.links
+    return most + names + 70 * pieces
 
 
 def layout(shared_model: shared_state_lib.SharedModel) -> Layout:
   """Returns the layout of a model's checkpoints."""
   tensors: ct.PyTree = shared_state_lib.named_leaves(_abstract(shared_model))
-  return Layout(tensors, apply.kept_links(shared_model))
+  return Layout(tensors)
 
 
 def publish(
@@ -149,10 +146,9 @@ def publish(
       pool.shutdown(cancel_futures=True)
       raise
   fingerprint = fingerprint_of(files, position.amendments)
-  past = apply.links_to_json(position.past)
   amendments = amendment_lib.list_to_json(position.amendments)
   index = Index(
-    position.round, position.root.hex(), fingerprint, past, files, amendments
+    position.round, position.root.hex(), fingerprint, files, amendments
   )
   body = encode(index)
   storage.put_once(
@@ -219,15 +215,8 @@ def _check(index: Index, layout: Layout) -> None:
     raise ValueError(f'expected a round, got {str(index.round)[:50]}')
   _match(_HEX_64, index.root)
   _match(_HEX_32, index.fingerprint)
-  if type(index.past) is not list or type(index.files) is not dict:
-    raise ValueError('expected a list `past` and an object `files`')
-  if len(index.past) != min(layout.links, index.round):
-    raise ValueError(f'knows {len(index.past)} rounds before')
-  for link in index.past:
-    root, digest = link
-    _match(_HEX_64, root)
-    if digest != '':
-      _match(_HEX_64, digest)
+  if type(index.files) is not dict:
+    raise ValueError('expected an object `files`')
   for name in index.files:
     _match(_NAME, name)
   if index.files.keys() != layout.tensors.keys():
@@ -240,7 +229,6 @@ def _check(index: Index, layout: Layout) -> None:
       _match(_HEX_64, digest)
   if fingerprint_of(index.files, index.adopted) != index.fingerprint:
     raise ValueError('the fingerprint is not that of its pieces')
-  _check_past(index)
 
 
 def _match(pattern: re.Pattern[str], text: object) -> None:
@@ -259,16 +247,6 @@ def fingerprint_of(
     ),
     [amendment.digest for amendment in amendments],
   )
-
-
-def _check_past(index: Index) -> None:
-  """Raises ValueError unless the past rounds lead to the checked root."""
-  root = bytes.fromhex(index.root)
-  past = apply.links_from_json(index.past)
-  for r, link in zip(range(index.round - 1, -1, -1), past, strict=False):
-    if manifest_lib.extend(link.root, r, link.digest) != root:
-      raise ValueError(f'round {r} of its past does not lead to {root.hex()}')
-    root = link.root
 
 
 def load(
@@ -322,9 +300,8 @@ def load(
     ],
     _abstract(shared_model),
   )
-  past = apply.links_from_json(index.past)
   root, adopted = bytes.fromhex(index.root), index.adopted
-  place = apply.Position(index.round, root, shared, past, adopted)
+  place = apply.Position(index.round, root, shared, adopted)
   here = apply.fingerprint(shared_model, place)
   if here != index.fingerprint:
     raise apply.OutOfSyncError(

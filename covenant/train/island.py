@@ -75,12 +75,6 @@ def _check_work(config: config_lib.Config, uid: int, island: Island) -> None:
       f'{who} trains on {needed} sequences; expected at most {most}, or set '
       'optim.most_sequences to what the largest needs'
     )
-  if island.rounds - 1 > config.optim.staleness:
-    raise config_lib.ConfigError(
-      f'{who} has rounds={island.rounds}; expected at most '
-      f'{config.optim.staleness + 1}, or set optim.staleness='
-      f'{island.rounds - 1}'
-    )
   if config.optim.method in ('ddp', 'demo') and island.steps > 1:
     raise config_lib.ConfigError(
       f'{who} has steps={island.steps}; expected 1 with optim.method='

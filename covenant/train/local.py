@@ -36,15 +36,9 @@ class Task(NamedTuple):
   """The assignment of one miner in one round."""
 
   uid: int
-  round: int  # the round in which it begins, whose data it trains on
+  round: int  # whose data it trains on
   seed: int | bytes  # of the round's assignment: a block hash
   root: bytes  # of the history that led to the parameters
-  ahead: int = 0  # number of rounds after which it is sent
-
-  @property
-  def due(self) -> int:
-    """The round in which the contribution is sent."""
-    return self.round + self.ahead
 
 
 class InnerStep(NamedTuple):

@@ -29,7 +29,7 @@ from covenant.train.pipeline import subspace
 def kind(island: island_lib.Island) -> island_lib.Island:
   """Returns what islands that train by the same programs have in common."""
   stages = island.stages if island.rank else 1
-  return dataclasses.replace(island, steps=0, stages=stages, rounds=1)
+  return dataclasses.replace(island, steps=0, stages=stages)
 
 
 def make(

@@ -191,17 +191,11 @@ class SharedModel:
     data: bytes,
     expected: payload.Header,
     verify: payload.Verify,
-    older: Sequence[bytes] = (),
   ) -> payload.Payload:
     """Decodes a payload; raises `payload.PayloadError`."""
     return payload.decode(
-      data, expected, self.abstract_params, self.spec, verify, older
+      data, expected, self.abstract_params, self.spec, verify
     )
-
-  @property
-  def most_stale(self) -> int:
-    """The most rounds by which the parameters of a payload may be older."""
-    return self._config.optim.staleness
 
   @property
   def most_entries(self) -> int:
@@ -211,8 +205,7 @@ class SharedModel:
   def weigh(self, header: payload.Header) -> weight.Weight:
     """Returns the weight of a message, from the header of its payload."""
     most = assignment.per_miner(self._config)
-    discount = self._config.optim.staleness_discount**header.staleness
-    return weight.weigh(self.method.weight, header.sequences, most, discount)
+    return weight.weigh(self.method.weight, header.sequences, most)
 
   def norms(self, message: ct.Message) -> np.ndarray:
     """Returns the norm of each tensor of a message."""

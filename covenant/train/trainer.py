@@ -207,12 +207,11 @@ class Trainer:
     shared_model = self._shared_model
     header = payload.Header(
       shared_model.run,
-      task.due,
+      task.round,
       task.uid,
       task.root[:16],
       trained.receipt,
       trained.sequences,
-      task.ahead,
     )
     return local_lib.Contribution(
       payload.encode(
@@ -225,7 +224,7 @@ class Trainer:
       trained.loss,
       trained.sequences * self._config.data.context,
       trained.error_norm,
-      task.due,
+      task.round,
     )
 
   def _replica(self, task: local_lib.Task) -> local_lib.Replica:

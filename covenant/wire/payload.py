@@ -1,6 +1,6 @@
 """The payload: one peer's contribution to one round, as bytes.
 
-  magic 'CVNT' | version u16 | uid u32 | round u32 | staleness u32 | run 16
+  magic 'CVNT' | version u16 | uid u32 | round u32 | 0 u32 | run 16
     | spec 16 | root 16 | receipt 16 | sequences u32                   header
   per tensor, per region: packed indices and codes | scales            body
   blake2b-256 of all of the above                                      digest
@@ -13,14 +13,14 @@ length of a payload follows from the spec (with the codec 'rice' its bounds
 do), so it is known before a byte is fetched. One message has one encoding, up
 to the signature: ed25519 has one, sr25519 draws a new one each time.
 
-A payload of round r and staleness s is a delta against the parameters at the
-beginning of round r - s; `root` is that of their history.
+A payload of a round is a delta against the parameters at its beginning; `root`
+is that of their history.
 """
 
 import enum
 import hashlib
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -55,7 +55,6 @@ class Reason(enum.Enum):
   SPEC = 'of another model or compression'
   ROUND = 'of another round'
   UID = 'of another uid'
-  STALENESS = 'trained from parameters that are too old'
   ROOT = 'trained from other parameters'
   SIGNATURE = 'not signed by the hotkey of its uid'
   INDICES = 'bad indices'
@@ -79,7 +78,6 @@ class Header(NamedTuple):
   root: bytes  # 16 bytes, of the history of the start parameters
   receipt: bytes  # 16 bytes, see `assignment.Receipt`
   sequences: int  # number trained on
-  staleness: int = 0  # age of the start parameters, rounds
 
 
 class Payload(NamedTuple):
@@ -117,7 +115,7 @@ def encode(
     sign: returns the sender's signature of bytes, 64 bytes.
   """
   parts = jax.tree.structure(abstract_params).flatten_up_to(message)
-  sender = header.uid, header.round, header.staleness, header.run
+  sender = header.uid, header.round, 0, header.run
   work = header.root, header.receipt, header.sequences
   chunks = [_HEADER.pack(_MAGIC, _VERSION, *sender, spec.digest, *work)]
   for tensor, part in zip(spec.tensors, parts, strict=True):
@@ -133,7 +131,6 @@ def decode(
   abstract_params: ct.Params,
   spec: Spec,
   verify: Verify,
-  older: Sequence[bytes] = (),
 ) -> Payload:
   """Returns the content of a payload from a peer that may be hostile.
 
@@ -144,13 +141,10 @@ def decode(
     abstract_params: the parameters or their shapes.
     spec: `make_spec(abstract_params, compression)`.
     verify: returns whether the hotkey of `expected.uid` signed some bytes.
-    older: the roots of earlier rounds whose parameters it may start from as
-      well, the latest first.
 
   Returns:
-    A header that equals `expected` in run, round and uid, and in the root
-    unless it is stale; and a message of NumPy arrays, structured like the
-    parameters.
+    A header that equals `expected` in run, round, uid and root, and a message
+    of NumPy arrays, structured like the parameters.
 
   Raises:
     PayloadError: with one reason. No memory beyond the payload's size is
@@ -168,7 +162,7 @@ def decode(
     raise PayloadError(
       Reason.DIGEST, 'the bytes are not those the sender digested'
     )
-  header = _read_header(data, expected, spec, older)
+  header = _read_header(data, expected, spec)
   if not verify(digest, data[-_SIGNATURE_BYTES:]):
     raise PayloadError(
       Reason.SIGNATURE, f'uid {header.uid} did not sign these bytes'
@@ -187,31 +181,21 @@ def body_of(data: bytes) -> memoryview:
   return memoryview(data)[_HEADER.size : -_DIGEST_BYTES - _SIGNATURE_BYTES]
 
 
-def _read_header(
-  data: bytes, expected: Header, spec: Spec, older: Sequence[bytes]
-) -> Header:
+def _read_header(data: bytes, expected: Header, spec: Spec) -> Header:
   """Returns the header of a payload; raises PayloadError for another."""
-  magic, version, uid, number, staleness, *rest = _HEADER.unpack_from(data)
+  magic, version, uid, number, zero, *rest = _HEADER.unpack_from(data)
   run, layout, root, receipt, sequences = rest
   for reason, want, got in (
-    (Reason.MAGIC, (_MAGIC, _VERSION), (magic, version)),
+    (Reason.MAGIC, (_MAGIC, _VERSION, 0), (magic, version, zero)),
     (Reason.RUN, expected.run, run),
     (Reason.SPEC, spec.digest, layout),
     (Reason.ROUND, expected.round, number),
     (Reason.UID, expected.uid, uid),
+    (Reason.ROOT, expected.root, root),
   ):
     if want != got:
       raise PayloadError(reason, f'expected {_shown(want)}, got {_shown(got)}')
-  if staleness > len(older):
-    raise PayloadError(
-      Reason.STALENESS, f'expected at most {len(older)} rounds, got {staleness}'
-    )
-  want = (expected.root, *older)[staleness]
-  if want != root:
-    raise PayloadError(
-      Reason.ROOT, f'expected {_shown(want)}, got {_shown(root)}'
-    )
-  return Header(run, number, uid, root, receipt, sequences, staleness)
+  return Header(run, number, uid, root, receipt, sequences)
 
 
 def _digest(data: bytes | memoryview) -> bytes:

@@ -80,7 +80,6 @@ def _lie(network: Network, forge: Forge) -> None:
       r,
       _root(network, r).hex(),
       network.host.shared_model.fingerprint(liar.shared),
-      apply.links_to_json(liar.past),
       {name: ['0f' * 32] * layout.pieces(name) for name in layout.tensors},
     )
     try:

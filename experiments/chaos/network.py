@@ -264,7 +264,6 @@ def audit(network: Network) -> dict[int, list[int]]:
   place, counted = host.genesis(), {}
   (rounds,) = {node.state.round for node in nodes.values()}
   verify, objects = host.chain.verify, host.objects('')
-  links = apply.kept_links(host.shared_model)
   states = {}  # by fingerprint: rollbacks return to them
   for r in range(rounds):
     states[apply.fingerprint(host.shared_model, place)] = place.shared
@@ -291,7 +290,7 @@ def audit(network: Network) -> dict[int, list[int]]:
       )
       counted[r] = sorted(applied.messages)
       shared, adoption = applied.shared, manifest.adoption
-    place = place.advance(digest, shared, links, adoption)
+    place = place.advance(digest, shared, adoption)
     if target := rollback.due(place):
       place = place._replace(shared=states[target.fingerprint])
   fingerprint = apply.fingerprint(host.shared_model, place)

@@ -315,12 +315,12 @@ class IdentityTest(parameterized.TestCase):
     """A release that lacks fields, of any depth, is in the run of this one."""
     now = config_lib.load(f'{helpers.CONFIGS}/tiny.py')
     raw = json.loads(config_lib.to_json(now))
-    del raw['gauntlet']['burn'], raw['optim']['staleness'], raw['data']['field']
+    del raw['gauntlet']['burn'], raw['optim']['overlap'], raw['data']['field']
     before = config_lib.parse(raw)
     self.assertEqual(config_lib.identity(before), config_lib.identity(now))
     # What that release computed: it knows nothing of the fields.
     text = config_lib.identity(now)
-    for name in ('burn', 'staleness', 'data.field'):
+    for name in ('burn', 'overlap', 'data.field'):
       self.assertNotIn(name, text)
 
   def test_defaults_never_change(self):

@@ -54,12 +54,6 @@ class SectionsTest(parameterized.TestCase):
       'optim.overlap: expected fewer than optim.inner_steps = 10, got 10',
       'optim.overlap=10',
     ),
-    (
-      "optim.staleness: expected 0 with optim.method='ddp'",
-      'optim.method=ddp',
-      'optim.inner_steps=1',
-      'optim.staleness=1',
-    ),
     ('gauntlet.sequences: expected at least 4', 'gauntlet.sequences=3'),
   )
   def test_a_contradiction_names_the_field(self, message, *edits):

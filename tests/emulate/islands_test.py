@@ -65,39 +65,35 @@ class UnequalTest(absltest.TestCase):
 
 
 @pytest.mark.slow
-class LateTest(absltest.TestCase):
-  """Rounds that overlap, and a miner that needs two of them."""
+class OverlapTest(absltest.TestCase):
+  """Rounds that overlap, and a miner that does less in them."""
 
   @classmethod
   def setUpClass(cls):
     super().setUpClass()
     cls.config = tiny(
-      optim=dict(staleness=1, overlap=1),
+      aggregation=dict(weight='tokens'),
+      optim=dict(overlap=1),
       rounds=6,
-      islands='2x; steps=1,rounds=2',
+      islands='2x; 1x steps=2',
       checkpoint=config_lib.Checkpoint(every=1, publish=2, keep=1),
     )
     cls.host = host_lib.Host(cls.config, dataset.load(cls.config))
 
-  def test_who_needs_two_rounds_counts_every_second_and_is_not_missed(self):
-    host, heard = self.host, []
+  def test_who_does_less_counts_for_less_in_every_round(self):
+    host = self.host
     host.init()
-    for r in range(4):
-      record = host.round()
-      self.assertEqual(record.uids, (0, 1, 2) if r % 2 else (0, 1))
+    for _ in range(4):
+      self.assertEqual(host.round().uids, (0, 1, 2))
       validator = host.validators[0]
-      heard.append(sorted(validator.messages))
-      standing = validator.role.standings.standings[2]
-      self.assertEqual((standing.waiting, standing.misses), ((r + 1) % 2, 0))
-    self.assertEqual(heard, [[0, 1], [0, 1, 2]] * 2)
-    self.assertEqual(
-      [validator.weights[u].parts for u in range(3)], [64, 64, 32]
-    )
-    self.assertGreater(standing.evaluations, 0)
+      self.assertEqual(sorted(validator.messages), [0, 1, 2])
+      self.assertEqual(validator.role.standings.standings[2].misses, 0)
+    parts = [validator.weights[u].parts for u in range(3)]
+    self.assertEqual(parts[:2], [64, 64])
+    self.assertLess(parts[2], 64)
     self.assertLen({n.root for n in host.nodes}, 1)
 
   def test_resumed_equals_uninterrupted(self):
-    """Stopped while the slow one is half done."""
     folder = self.create_tempdir().full_path
     want = emulation.run(self.config, f'{folder}/whole')
     asked = iter([True])
@@ -105,7 +101,6 @@ class LateTest(absltest.TestCase):
       self.config, f'{folder}/parts', stop=lambda: next(asked)
     )
     self.assertEqual(first.state.counters.round, 1)
-    self.assertIn('2', json.loads(first.state.protocol)['contributions'])
     got = emulation.run(self.config, f'{folder}/parts')
     for ours, theirs in zip(
       jax.tree.leaves(got.state.miners),
@@ -113,14 +108,13 @@ class LateTest(absltest.TestCase):
       strict=True,
     ):
       np.testing.assert_array_equal(ours, theirs)
-    for what in 'root', 'past', 'standings', 'contributions':
+    for what in 'root', 'standings', 'contributions':
       self.assertEqual(
         json.loads(got.state.protocol)[what],
         json.loads(want.state.protocol)[what],
       )
 
   def test_killed_and_joined_stand_where_all_are(self):
-    """From a checkpoint, whose next round has a payload of an older one."""
     at = round_lib.Schedule(self.config.phases).start
     network = network_lib.Network(
       self.config,

@@ -97,45 +97,6 @@ class RatingsTest(parameterized.TestCase):
     self.assertGreater(after[1].mu, after[2].mu)
     self.assertEqual(after[2].mu, after[3].mu)
 
-  @parameterized.parameters((2, 2, 1.0), (2, 0, 0.83), (1, 0, 0.91))
-  def test_stale_work_answers_for_its_rounds_and_fresh_does_not(
-    self, silent, staleness, paid
-  ):
-    """Two rounds are waited for; then there are zeros, or no more than now."""
-    state = self.has_proof()
-    good = dict.fromkeys(range(3), score())
-    valid = {uid: checks.CheckResult(Finding.VALID) for uid in range(4)}
-    missing = valid | {3: checks.CheckResult(Finding.MISSING)}
-    valid[3] = valid[3]._replace(staleness=staleness)
-    for r in range(8, 8 + silent + 1):
-      last = r == 8 + silent
-      report = checks.CheckReport(valid if last else missing, False)
-      state, decisions = rating_update.update(
-        state, r, identities(4), report, good, CONFIG, 2
-      )
-      standing = state.standings[3]
-      finding = 'VALID' if last else 'AWAITED'
-      self.assertEqual(decisions[3]['verdict'], finding)
-      self.assertEqual(standing.waiting, 0 if last else r - 7)
-      self.assertEqual(standing.misses, 0)
-    self.assertAlmostEqual(standing.presence, paid, delta=0.02)
-    self.assertEqual(standing.gain, 1.0)
-
-  def test_who_stays_silent_longer_than_is_waited_for_misses(self):
-    state = self.has_proof()
-    good = dict.fromkeys(range(3), score())
-    missing = {uid: checks.CheckResult(Finding.VALID) for uid in range(3)}
-    missing[3] = checks.CheckResult(Finding.MISSING)
-    for r in range(8, 11):
-      report = checks.CheckReport(missing, False)
-      update = rating_update.update(
-        state, r, identities(4), report, good, CONFIG, 2
-      )
-      state = update.ratings
-    self.assertEqual(update.decisions[3]['verdict'], 'MISSING')
-    self.assertEqual(state.standings[3].misses, 1)
-    self.assertLess(state.standings[3].presence, 0.95)
-
   def test_silence_ends_the_pay(self):
     state = self.has_proof()
     good = dict.fromkeys(range(3), score())

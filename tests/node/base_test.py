@@ -42,7 +42,7 @@ class NodeTest(parameterized.TestCase):
     self.calls, self.events = [], []
     self.outcomes = {}  # by phase: what its handler returns or raises
 
-  def node(self, phases=round_lib.MINER, round_index=0, past=()):
+  def node(self, phases=round_lib.MINER, round_index=0):
     context = node_lib.Context(
       helpers.tiny(),
       types.SimpleNamespace(),
@@ -58,7 +58,7 @@ class NodeTest(parameterized.TestCase):
         raise outcome
       return outcome
 
-    place = apply.Position(round_index, ROOT, 'parameters', past)
+    place = apply.Position(round_index, ROOT, 'parameters')
     handlers = {phase: handler for phase in phases}
     return node_lib.Node(context, place, Role(), handlers)
 
@@ -173,22 +173,21 @@ class NodeTest(parameterized.TestCase):
     self.assertEqual(node.state.decision, round_lib.Decision(None))
 
   def test_a_restart_continues_where_it_stopped(self):
-    link = apply.HistoryLink(b'o' * 32, b'm' * 32)
-    node = self.node(round_index=3, past=(link,))
+    node = self.node(round_index=3)
     node.role.word = 'word'
     saved = node.save()
     self.assertEqual(saved['shared'], 'parameters')
     self.assertEqual(json.loads(saved['text'])['round'], 3)
     other = self.node()
     other.load({**saved, 'shared': 'those'})
-    self.assertEqual(other.place, apply.Position(3, ROOT, 'those', (link,)))
+    self.assertEqual(other.place, apply.Position(3, ROOT, 'those'))
     self.assertEqual(other.role.word, 'word 3')
     self.assertTrue(other.state.trained)
     self.assertEqual(other.fingerprint(), 'digest of those')
 
   def test_a_failure_to_make_tools_leaves_it_where_it_was(self):
     one = amendment.make(b'r' * 16, 3, {'optim.outer.learning_rate': 0.5})
-    after = apply.Position(3, b'n' * 32, 'others', (), (one,))
+    after = apply.Position(3, b'n' * 32, 'others', (one,))
     node, made = self.node(round_index=2), []
 
     def retool(node):

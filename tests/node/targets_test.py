@@ -30,9 +30,9 @@ CONFIG = dataclasses.replace(network_lib.CONFIG, rounds=2000)
 
 def position(round_index, shift=0.0):
   """Returns a position after so many rounds in which nobody counted."""
-  place, links = network_lib.start(), apply.kept_links(MODEL())
+  place = network_lib.start()
   for _ in range(round_index):
-    place = place.advance(None, place.shared, links)
+    place = place.advance(None, place.shared)
   if not shift:
     return place
   params = jax.tree.map(lambda x: x + shift, place.shared.params)
@@ -114,7 +114,7 @@ class SupportsTest(Case):
   def test_an_adopted_malformed_one_ends_nothing_before_its_round(self):
     bad = made(HERE + 4, 5)
     self.assertEqual(rollback.needed([bad], 0), set())
-    place = apply.Position(bad.round, bytes(32), None, (), (bad,))
+    place = apply.Position(bad.round, bytes(32), None, (bad,))
     self.assertIsNone(rollback.due(place))
     with self.assertRaises(amendments.ReleaseNeededError):
       amendments.config_at(CONFIG, [bad], bad.round)

@@ -7,7 +7,6 @@ from covenant.optim import weight
 class WeightTest(absltest.TestCase):
   def test_equal_messages_weigh_a_whole_whatever_their_sequences(self):
     self.assertEqual(weight.weigh('equal', 20, 80), weight.Weight(64, 1))
-    self.assertEqual(weight.weigh('equal', 20, 80, 0.5).parts, 32)
 
   def test_no_message_declares_more_than_it_was_assigned(self):
     self.assertEqual(weight.weigh('tokens', 999, 80), weight.Weight(64, 80))

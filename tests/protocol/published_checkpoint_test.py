@@ -82,45 +82,12 @@ class ArchiveTest(parameterized.TestCase):
       [x.sharding for x in jax.tree.leaves(like)],
     )
 
-  def test_the_roots_before_it_are_proven(self):
-    """By hashes that lead to the root, which the chain knows."""
-    self.config = dataclasses.replace(
-      self.config, optim=dataclasses.replace(self.config.optim, staleness=1)
-    )
-    shared_model = self.shared_model()
-    place = apply.Position(0, bytes(32), shared_model.init())
-    for digest in (b'a' * 32, None, b'c' * 32):
-      place = place.advance(
-        digest, place.shared, apply.kept_links(shared_model)
-      )
-    self.assertLen(place.past, 2)
-
-    def published(place):
-      published_checkpoint.publish(
-        self.objects, place, shared_model, lambda _: bytes(64)
-      )
-      index = self.index(shared_model, place.round)
-      return published_checkpoint.load(
-        self.objects, index, [self.objects.bucket], shared_model
-      )
-
-    self.assertEqual(published(place).past, place.past)
-    for r, past, said in (
-      (4, place.past, 'round 3 of its past does not lead'),
-      (5, (), 'knows 0 rounds before'),
-    ):
-      with self.assertRaisesRegex(apply.OutOfSyncError, said):
-        published(place._replace(round=r, past=past))
-
   def test_a_mutated_index_is_the_same_or_refused(self):
     """Signed as it is, so that nothing but its form is looked at."""
-    self.config = dataclasses.replace(
-      self.config, optim=dataclasses.replace(self.config.optim, staleness=1)
-    )
     shared_model = self.shared_model()
     place = apply.Position(0, bytes(32), shared_model.init())
     for digest in (b'a' * 32, None):
-      place = place.advance(digest, place.shared, 2)
+      place = place.advance(digest, place.shared)
     published_checkpoint.publish(
       self.objects, place, shared_model, lambda _: bytes(64)
     )

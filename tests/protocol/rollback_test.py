@@ -28,7 +28,7 @@ class RollbackTest(absltest.TestCase):
   def test_when_it_is_due(self):
     target = amendments.Target(2, '0f' * 16)
     adopted = made(5, target), amendment.make(RUN, 6, {'rounds': 40})
-    at = [apply.Position(r, bytes(32), None, (), adopted) for r in (4, 5, 6, 7)]
+    at = [apply.Position(r, bytes(32), None, adopted) for r in (4, 5, 6, 7)]
     self.assertEqual([rollback.due(x) for x in at], [None, target, None, None])
     self.assertEqual([rollback.between(x, 4) for x in at], [0, 1, 1, 1])
     self.assertFalse(rollback.between(at[2], 5))

@@ -110,27 +110,6 @@ class PayloadTest(parameterized.TestCase):
     again = payload.encode(header, got, LIKE, spec, KEY.sign)
     self.assertEqual(again, data)
 
-  def test_from_older_parameters_as_far_as_they_are_known(self):
-    compression = COMPRESSIONS[0]
-    spec = payload.make_spec(LIKE, compression)
-    message = make_message(compression)
-    older = [b'1' * 16, b'2' * 16]
-
-    def decode(staleness, root):
-      header = HEADER._replace(staleness=staleness, root=root)
-      data = payload.encode(header, message, LIKE, spec, KEY.sign)
-      got = payload.decode(data, EXPECTED, LIKE, spec, verify, older)
-      self.assertEqual(got.header, header)
-
-    for staleness, root in enumerate([HEADER.root, *older]):
-      decode(staleness, root)
-    with self.assertRaisesRegex(
-      payload.PayloadError, 'at most 2 rounds, got 3'
-    ):
-      decode(3, older[1])
-    with self.assertRaisesRegex(payload.PayloadError, 'from other parameters'):
-      decode(1, HEADER.root)
-
   def test_ten_bits_a_value_at_two_bits(self):
     like = {'w': jax.ShapeDtypeStruct((64, 64), jnp.float32)}
     two = sl.TopK(quantizer=sl.Statistical())
