@@ -107,6 +107,8 @@ class Localnet:
     programs: the arguments to Python of members that run another program than
       that of their role.
     most_failures: the ends with an error after which a member is given up.
+    under: returns the command that a member's process is started by, such as
+      one that isolates it.
 
   Raises:
     LocalnetError: the folder holds a network.
@@ -118,9 +120,11 @@ class Localnet:
     workdir: str | os.PathLike[str],
     programs: Mapping[Member, Sequence[str]] = types.MappingProxyType({}),
     most_failures: int = _MOST_FAILURES,
+    under: Callable[[Member], Sequence[str]] = lambda member: (),
   ):
     self._most_failures = most_failures
     self._programs = programs
+    self._under = under
     self._workdir = pathlib.Path(workdir).absolute()
     network = dataclasses.replace(
       config.network, chain='local', path=str(self._workdir / 'network')
@@ -219,6 +223,7 @@ class Localnet:
     """Returns the command that starts a member."""
     hotkey = member.name if member.uid is None else str(member.uid)
     return [
+      *self._under(member),
       sys.executable,
       *self._programs.get(member, _program()),
       f'--role={member.role}',
