@@ -111,7 +111,8 @@ DEVICES = {
   'v5e': _make(16, 197, 819, 100, 32, 'Google Cloud TPU v5e page', 100, 4, 48),
   'v5p': _make(95, 459, 2765, 300, 32, 'Google Cloud TPU v5p page',
                 300, 4, 112),
-  'v6e': _make(32, 918, 1640, 224, 32, 'Google Cloud TPU v6e page', 224, 4, 180),
+  'v6e': _make(32, 918, 1640, 224, 32, 'Google Cloud TPU v6e page',
+                224, 4, 180),
 }  # fmt: skip
 
 

@@ -8,8 +8,7 @@ All numbers are bytes per device unless stated otherwise.
 """
 
 import math
-from collections.abc import Iterable
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from covenant import config as config_lib

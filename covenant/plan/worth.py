@@ -7,10 +7,10 @@ of plain tokens that lower the loss as much. `python -m experiments.worth`
 measures both, at two sizes; a test compares the tables here with its results.
 
 Between the measured points the worth is linear in the logarithms of the
-compression ratio and of the size, and beyond the sizes it is that of the nearest
-one. A batch counts by the critical batch of the run, the sequences at which a
-step costs twice the tokens; it grows with the tokens of a run to the power of
-0.47 (arXiv 2410.21676), which is assumed to hold per peer.
+compression ratio and of the size, and beyond the sizes it is that of the
+nearest one. A batch counts by the critical batch of the run, the sequences at
+which a step costs twice the tokens; it grows with the tokens of a run to the
+power of 0.47 (arXiv 2410.21676), which is assumed to hold per peer.
 """
 
 import bisect

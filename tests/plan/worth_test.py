@@ -66,9 +66,7 @@ class BatchTest(absltest.TestCase):
     terms = island_costs.terms(config)
     pace = island_costs.StepTime(1.0, 0.0, 0.0, 1)
     window = 45.0  # seconds of the run's own 15 steps of 3 sequences
-    self.assertEqual(
-      island_costs.choose([(1, pace)], terms, window), (15, [3])
-    )
+    self.assertEqual(island_costs.choose([(1, pace)], terms, window), (15, [3]))
     self.assertEqual(
       island_costs.choose([(1, pace)], terms, 2 * window), (30, [3])
     )
