@@ -53,9 +53,7 @@ from covenant.plan import memory
 from covenant.plan import timing
 from covenant.plan import wallclock
 
-CONFIG = str(
-  pathlib.Path(__file__).parents[1] / 'configs' / 'localnet.py'
-)
+CONFIG = str(pathlib.Path(__file__).parents[1] / 'configs' / 'localnet.py')
 # Payloads of 330 kB take about as long as those of large models on their links.
 SETS = (
   'miners=3',
@@ -249,9 +247,7 @@ def serve(buckets: int) -> None:
   server = moto_server.ThreadedMotoServer(STORE, port=PORT)
   server.start()
   for i in range(buckets):
-    put = urllib.request.Request(
-      f'http://{STORE}:{PORT}/run-{i}', method='PUT'
-    )
+    put = urllib.request.Request(f'http://{STORE}:{PORT}/run-{i}', method='PUT')
     urllib.request.urlopen(put).close()
   print('ready', flush=True)
   sys.stdin.read()
@@ -268,15 +264,13 @@ def _store(wires: Wires, buckets: int) -> Iterator[None]:
     stdout=subprocess.PIPE,
   ) as process:
     assert process.stdout is not None
-    if process.stdout.readline() != b'ready\n':
+    if b'ready\n' not in iter(process.stdout.readline, b''):
       raise localnet.LocalnetError('the S3 server did not start')
     yield
     process.communicate()
 
 
-def measure(
-  config: config_lib.Config, limited: bool
-) -> dict[str, list[float]]:
+def measure(config: config_lib.Config, limited: bool) -> dict[str, list[float]]:
   """Runs the network; returns the seconds of phases, without round 0.
 
   Args:

@@ -105,6 +105,21 @@ class StepTime(NamedTuple):
     return max(int((batch + 1e-9) // self.quantum) * self.quantum, 0)
 
 
+class Placement(NamedTuple):
+  """The placement of the whole model on the devices of a host."""
+
+  pace: StepTime
+  fsdp: int  # devices that share the parameters
+  copies: int
+  microbatch: int  # sequences of a device
+
+  @property
+  def text(self) -> str:
+    if self.fsdp * self.copies == 1:
+      return 'whole'
+    return f'fsdp {self.fsdp}' + f' x {self.copies} copies' * (self.copies > 1)
+
+
 class Work(NamedTuple):
   """An island and its round, in seconds and bytes."""
 
@@ -121,6 +136,8 @@ class Work(NamedTuple):
   upload: float  # seconds of its slowest host
   gather: float  # seconds of its slowest host
   split: str  # description of the model's placement
+  head: int = 0  # index of the group of its head
+  batches: tuple[int, ...] = ()  # of a pool: of a host, by its groups
 
 
 def choose(
@@ -178,13 +195,13 @@ def replica_config(
 @functools.cache
 def shared_model(
   config: config_lib.Config, group: hardware.HostGroup
-) -> tuple[StepTime, str] | None:
+) -> Placement | None:
   """Returns the fastest placement of the whole model on a host, or None.
 
   Parameters are sharded over as few devices as hold them and replicated over
   the rest, unless that is slower (FSDP, data parallel).
   """
-  best: tuple[StepTime, str] | None = None
+  best: Placement | None = None
   limit = config.plan.memory_fraction * group.device.memory
   in_host = config.plan.memory_fraction * group.memory / group.size
   kind = hardware.Hardware(group.size, group.kind, group.device)
@@ -211,9 +228,8 @@ def shared_model(
         summed,
         quantum,
       )
-      if best is None or pace.seconds(batch) / batch < 0.999 * _each(best[0]):
-        cut = f'fsdp {fsdp}' + f' x {copies} copies' * (copies > 1)
-        best = pace, cut if group.size > 1 else 'whole'
+      if best is None or pace.seconds(batch) / batch < 0.999 * _each(best.pace):
+        best = Placement(pace, fsdp, copies, size)
   return best
 
 
@@ -228,7 +244,7 @@ def alone(
   group, found = groups[g], shared_model(terms_.config, groups[g])
   if found is None:
     return None
-  chosen = choose([(1, found[0])], terms_, terms_.window)
+  chosen = choose([(1, found.pace)], terms_, terms_.window)
   upload = terms_.payload / group.upload + group.latency
   fetched = terms_.others * terms_.payload
   gather = fetched / group.download + group.latency
@@ -242,14 +258,15 @@ def alone(
     island_lib.Island(steps, batch),
     tokens,
     tokens * worth.of_batch(terms_.config, batch),
-    steps * found[0].seconds(batch),
+    steps * found.pace.seconds(batch),
     busy(terms_, tokens, [(1, group)]),
     terms_.payload,
     fetched,
     0.0,
     upload,
     gather,
-    found[1],
+    found.text,
+    g,
   )
 
 
@@ -268,7 +285,11 @@ def pool(
   count = sum(hosts)
   if count < 2 or None in found:
     return None
-  head = max((g for _, g in members), key=lambda g: (g.upload, g.download))
+  hub = max(
+    (i for i, n in enumerate(hosts) if n),
+    key=lambda i: (groups[i].upload, groups[i].download),
+  )
+  head = groups[hub]
   subrounds = terms_.config.pool.subrounds
   state = memory.FLOAT * llama.num_params(terms_.config.model)
   delta = pool_delta_bytes(terms_.config)
@@ -276,7 +297,7 @@ def pool(
   relayed = (count - 1) * max(state / head.upload, delta / head.download)
   latency = max(g.latency for _, g in members)
   inner = subrounds * (max(slowest, relayed) + 2 * latency)
-  paces = [(n, f[0]) for (n, _), f in zip(members, found, strict=True) if f]
+  paces = [(n, f.pace) for (n, _), f in zip(members, found, strict=True) if f]
   chosen = None
   if inner < terms_.window:
     chosen = choose(paces, terms_, terms_.window - inner)
@@ -306,6 +327,8 @@ def pool(
     upload,
     gather,
     f'{count} x whole, batch {low}{f"-{high}" * (high > low)} each',
+    hub,
+    tuple(batches),
   )
 
 

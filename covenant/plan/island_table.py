@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 from covenant import config as config_lib
 from covenant.models import llama
+from covenant.plan import commands
 from covenant.plan import costs
 from covenant.plan import planner
 from covenant.plan import table
@@ -19,7 +20,9 @@ _WIDTH = 99
 
 def text(config: config_lib.Config, plan: planner.NetworkPlan) -> str:
   """Returns the page of a plan."""
-  sections = (_groups(config, plan), _islands(plan), _network(config, plan))
+  sections = [_groups(config, plan), _islands(plan), _network(config, plan)]
+  if plan.works:
+    sections.append(commands.text(config, plan))
   return '\n\n'.join('\n'.join(section) for section in sections)
 
 

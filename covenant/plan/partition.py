@@ -1,20 +1,20 @@
 """Pipelines over hosts that hold the model only together.
 
-Every device holds layers and runs one forward and one backward pass in turn
-(1F1B). One device also holds the embeddings: it looks tokens up and computes
-the loss, which closes the pipeline to a ring; its host is the head. Inside a
-host activations pass uncompressed; over the internet as `rank` four-bit numbers
-per position and their scale, through the head (covenant/plan/relay.py). They
-are fitted once per round (covenant/train/pipeline/subspace.py) before the first
-step.
+Every device is a stage: it holds layers and runs one forward and one backward
+pass in turn (1F1B), computing the forward pass again for the second. One of
+them also holds the embeddings: it looks tokens up and computes the loss, which
+closes the pipeline to a ring; its host is the head. Activations pass as `rank`
+four-bit numbers per position and their scale, through the head
+(covenant/plan/relay.py). They are fitted once per round
+(covenant/train/pipeline/subspace.py) before the first step.
 
 In steady state a sequence leaves the pipeline every `slot` seconds: the time of
 the slowest device or of the busiest link. The first sequence of a step takes a
-slot per device, and all transfers and latencies in turn. If memory allows fewer
-sequences in flight than fill that time, the slot grows.
+slot per device, and all transfers and latencies in turn. If fewer sequences are
+in flight than fill that time, the slot grows.
 
-At rest a host keeps the state of its layers in its own memory, and the
-parameters and the outer momentum of the embeddings, which all hosts track.
+A stage keeps all of its state on its device, with the embeddings and what they
+predict of the activations at either boundary.
 """
 
 import dataclasses
@@ -32,8 +32,10 @@ from covenant.plan import worth
 from covenant.train import island as island_lib
 from covenant.train.pipeline import subspace
 
-_COMPRESSIONS = (0.0, 0.875, 0.95, 0.99)  # share saved at boundaries
+_COMPRESSIONS = (0.875, 0.95, 0.99)  # share saved at boundaries
 _BITS = 4  # per compressed number
+_PASSES = 4  # forward, again, and backward, which counts twice
+_IN_FLIGHT = 2  # sequences per stage between the first and the last
 
 
 class _Model(NamedTuple):
@@ -73,8 +75,8 @@ def _model(config: config_lib.Config) -> _Model:
   return _Model(
     layer,
     tables,
-    (6.0 * params + attention) * context,
-    6.0 * tables.params * context,
+    _PASSES * (2.0 * params + attention / 3) * context,
+    _PASSES * 2.0 * tables.params * context,
   )
 
 
@@ -83,7 +85,6 @@ def _fit(
   config: config_lib.Config,
   size: float,
   has_tables: bool,
-  in_flight: int,
   host: float = math.inf,
 ) -> int:
   """Returns the layers that a device holds; -1 if nothing fits.
@@ -92,17 +93,16 @@ def _fit(
     config: the config of the run.
     size: bytes of the device.
     has_tables: whether it holds the embeddings.
-    in_flight: sequences whose activations it holds.
     host: bytes of host memory that it may use.
   """
-  model = _model(config)
-  fraction = config.plan.memory_fraction
-  if has_tables:  # the head puts the payload together
-    also = config.model.layers * model.layer.payload_bytes
-    also += model.tables.payload_bytes
-  else:
-    also = memory.FLOAT * model.tables.params
-    also *= 1 + memory.outer_moments(config.optim)
+  model, fraction = _model(config), config.plan.memory_fraction
+  tables = model.tables if has_tables else memory.Shards(0, 0, 0, 1)
+  # The embeddings, what they predict of the activations at both boundaries, and
+  # at the ends of the ring a copy of them.
+  table = memory.FLOAT * model.tables.params
+  tracked = 2 + has_tables
+  if not has_tables:
+    tracked += 1 + memory.outer_moments(config.optim)
   inner = dataclasses.replace(
     config.optim.inner, batch_size=2, microbatch_size=1
   )
@@ -110,7 +110,7 @@ def _fit(
   def fits(layers: int) -> bool:
     own = dataclasses.replace(
       config,
-      devices=config_lib.Devices(offload=True),
+      devices=config_lib.Devices(),
       optim=dataclasses.replace(config.optim, inner=inner),
       model=dataclasses.replace(
         config.model,
@@ -118,15 +118,17 @@ def _fit(
         vocab_size=config.model.vocab_size if has_tables else 1,
       ),
     )
-    tables = model.tables if has_tables else memory.Shards(0, 0, 0, 1)
     cut = memory.Shards(
       layers * model.layer.params + tables.params,
       model.layer.slice,
       layers * model.layer.payload_bytes + tables.payload_bytes,
       1,
     )
-    needed, waits = memory.largest(memory.phases(own, cut, True, in_flight))
-    return needed <= fraction * size and waits + also <= fraction * host
+    needed, waits = memory.largest(memory.phases(own, cut, False))
+    needed += tracked * table
+    if has_tables:  # the head puts the payload together, and passes others on
+      waits += config.plan.peers * _payload_bytes(config)
+    return needed <= fraction * size and waits <= fraction * host
 
   low, high = -1, config.model.layers
   while low < high:
@@ -135,35 +137,37 @@ def _fit(
   return low
 
 
+def _payload_bytes(config: config_lib.Config) -> int:
+  model = _model(config)
+  layers = config.model.layers * model.layer.payload_bytes
+  return layers + model.tables.payload_bytes
+
+
 def _room(
-  config: config_lib.Config,
-  group: hardware.HostGroup,
-  has_tables: bool,
-  in_flight: int,
+  config: config_lib.Config, group: hardware.HostGroup, has_tables: bool
 ) -> int:
   """Returns the layers that a device of a group holds; -1 if nothing fits."""
   share = group.memory / group.size
-  return _fit(config, group.device.memory, has_tables, in_flight, share)
+  return _fit(config, group.device.memory, has_tables, share)
 
 
 def cut(
   config: config_lib.Config,
   groups: Sequence[hardware.HostGroup],
   hosts: Sequence[int],
-  in_flight: int,
 ) -> _Cut | None:
   """Assigns layers to each group's devices for the shortest slot.
 
-  Returns None if they cannot hold the model with `in_flight` sequences.
+  Returns None if they cannot hold the model.
   """
   model, layers = _model(config), config.model.layers
   counts = [n * g.size for n, g in zip(hosts, groups, strict=True)]
   there = [i for i, count in enumerate(counts) if count]
   speeds = [g.device.peak * config.plan.peak_fraction for g in groups]
-  most = [_room(config, g, False, in_flight) for g in groups]
+  most = [_room(config, g, False) for g in groups]
   best: _Cut | None = None
   for head in there:
-    room = _room(config, groups[head], True, in_flight)
+    room = _room(config, groups[head], True)
     if room < 0:
       continue
     own = [count - (i == head) for i, count in enumerate(counts)]
@@ -227,27 +231,24 @@ def pipeline(
   """
   config = terms.config
   members = [(n, g) for n, g in zip(hosts, groups, strict=True) if n]
-  depth = sum(n * g.size for n, g in members)
   if sum(hosts) < 2:
     return None
   near = len(members) == 1 and members[0][1].together
-  shares = (0.0,) if near else _COMPRESSIONS
-  works = []
-  for in_flight in (depth, 2 * depth):
-    found = cut(config, groups, hosts, in_flight)
-    if found is None:
-      break
-    for share in shares:
-      passes = _passes(config.model, share)
-      works.append(_work(terms, groups, hosts, found, in_flight, passes, near))
+  found = cut(config, groups, hosts)
+  if found is None:
+    return None
+  works = [
+    _work(terms, groups, hosts, found, _passes(config.model, share), near)
+    for share in _COMPRESSIONS
+  ]
   return max((w for w in works if w), key=lambda w: w.value, default=None)
 
 
 class _Passes(NamedTuple):
   """The data of one position that passes between hosts, one way."""
 
-  rank: int  # numbers per position; 0: all
-  bits: int  # per number; 0: as computed
+  rank: int  # numbers per position
+  bits: int  # per number
   bytes: float  # per position
   fold: float  # compression ratio
 
@@ -255,8 +256,6 @@ class _Passes(NamedTuple):
 def _passes(model: config_lib.Model, compression: float) -> _Passes:
   """Returns the four-bit rank that saves the share `compression`."""
   whole = subspace.position_bytes(model.width, 0, model.compute_dtype)
-  if not compression:
-    return _Passes(0, 0, whole, 1.0)
   step = subspace.position_bytes(0, _BITS, model.compute_dtype)
   pairs = max(1, round(whole * (1 - compression)) - step)
   rank = min(2 * pairs, 2 * ((model.width - 1) // 2))
@@ -269,26 +268,24 @@ def _work(
   groups: Sequence[hardware.HostGroup],
   hosts: tuple[int, ...],
   found: _Cut,
-  in_flight: int,
   passes: _Passes,
   near: bool,
 ) -> island_costs.Work | None:
   """Plans a round of a pipeline with a given cut and compression."""
   config, ring = terms.config, relay.Ring(groups, hosts, found.head, near)
-  exchange = relay.exchange(ring, _sections(config, hosts, found), terms.others)
+  exchange = relay.exchange(ring, _sections(config, groups, hosts, found),
+                            terms.others)  # fmt: skip
   if exchange.upload > terms.put or exchange.gather > terms.gather:
     return None
   # Activations and gradients.
   passing = relay.sequence(ring, terms.context * 2 * passes.bytes)
   depth = sum(n * g.size for n, g in zip(hosts, groups, strict=True))
   life = found.slot * depth + passing.life
-  slot = max(found.slot, passing.slot, life / in_flight)
+  slot = max(found.slot, passing.slot, life / (_IN_FLIGHT * depth))
   pace = island_costs.StepTime(slot, slot, life - slot, 1)
   fitted = subspace.FITTED * terms.context * passes.bytes
   fit = relay.fit(ring, config.model.width, passes.rank, fitted)
-  before = 0.0
-  if fit.sent:
-    before = fit.seconds + _fit_seconds(config, groups, found)
+  before = fit.seconds + _fit_seconds(config, groups, found)
   if before >= terms.window:
     return None
   chosen = island_costs.choose([(1, pace)], terms, terms.window - before)
@@ -297,31 +294,45 @@ def _work(
   steps, (batch,) = chosen
   sequences = steps * batch
   tokens = sequences * terms.context
-  used = sum(
-    min(n, layers) for n, layers in zip(hosts, found.layers, strict=True)
-  )
-  # The stages of an island are equal, so there may be more than hosts.
-  whole = config.model.layers
-  stages = next(n for n in range(max(used, 1), whole + 1) if whole % n == 0)
   members = [(n, g) for n, g in zip(hosts, groups, strict=True) if n]
   value = tokens * worth.of_batch(config, batch)
   return island_costs.Work(
     'pipeline',
     hosts,
-    island_lib.Island(steps, batch, stages, passes.rank, passes.bits)
-    if stages > 1
-    else island_lib.Island(steps, batch),
+    island_lib.Island(
+      steps,
+      batch,
+      _stages(config, groups, hosts, found),
+      passes.rank,
+      passes.bits,
+    ),
     tokens,
     value * worth.of_compression(config, passes.fold),
     before + steps * pace.seconds(batch),
     island_costs.busy(terms, tokens, members),
-    exchange.sent,
-    exchange.fetched,
+    terms.payload,
+    terms.others * terms.payload,
     sequences * passing.sent + fit.sent + exchange.relayed,
     exchange.upload,
     exchange.gather,
     _words(groups, hosts, found),
+    found.head,
   )
+
+
+def _stages(
+  config: config_lib.Config,
+  groups: Sequence[hardware.HostGroup],
+  hosts: Sequence[int],
+  found: _Cut,
+) -> int:
+  """Returns the number of stages of an island, which are equal."""
+  used = sum(
+    min(n * g.size, layers)
+    for n, g, layers in zip(hosts, groups, found.layers, strict=True)
+  )
+  whole = config.model.layers
+  return next(n for n in range(max(used, 2), whole + 1) if whole % n == 0)
 
 
 def _fit_seconds(
@@ -329,28 +340,28 @@ def _fit_seconds(
   groups: Sequence[hardware.HostGroup],
   found: _Cut,
 ) -> float:
-  """Returns the seconds of the fitted sequences' forward pass, host by host.
-
-  The devices of a host work side by side.
-  """
-  forward = _model(config).layer_flops / 3 * subspace.FITTED
+  """Returns the seconds of the fitted sequences' forward pass, by stages."""
+  forward = _model(config).layer_flops / _PASSES * subspace.FITTED
   fraction = config.plan.peak_fraction
   return sum(
-    layers * forward / (g.device.peak * fraction * g.size)
+    layers * forward / (g.device.peak * fraction)
     for layers, g in zip(found.layers, groups, strict=True)
   )
 
 
 def _sections(
-  config: config_lib.Config, hosts: Sequence[int], found: _Cut
+  config: config_lib.Config,
+  groups: Sequence[hardware.HostGroup],
+  hosts: Sequence[int],
+  found: _Cut,
 ) -> relay.Sections:
-  """Returns the sections of the payload that hosts of each group send."""
+  """Returns the sections of the payload that stages of each group send."""
   model = _model(config)
   own = [
-    layers / n * model.layer.payload_bytes if n else 0.0
-    for layers, n in zip(found.layers, hosts, strict=True)
+    layers / (n * g.size) * model.layer.payload_bytes if n else 0.0
+    for layers, n, g in zip(found.layers, hosts, groups, strict=True)
   ]
-  return relay.Sections(own, model.tables.payload_bytes)
+  return relay.Sections(own, _payload_bytes(config), model.tables.payload_bytes)
 
 
 def _words(

@@ -1,18 +1,20 @@
-"""The traffic between the machines of a pipeline, which passes its head.
+"""The traffic of the stages of a pipeline, which passes its head.
 
-Stages are behind home routers, so all their connections go out to the head, the
-machine that has the uid and the embeddings. What one stage sends to the next
-passes the link of the head twice, in and out. Machines at one site use their
-fabric instead.
+Every device is a stage. Stages are behind home routers, so all their
+connections go out to the head, the machine that has the uid and also the
+device with the embeddings. What one stage sends to the next passes the link of
+the head in and out; only the head's own stages are beside it. Machines at one
+site use their fabric instead of the internet.
 
 Once per round each stage but the last sends the next one the fit of its
-boundary, and the tokens that it was fitted to, one stage after the other
+boundary and the tokens that it was fitted to, one stage after the other
 (covenant/train/pipeline/subspace.py); then the first step begins. At the end of
 a round stages send the head their sections of the payload, which it uploads as
-one, and each fetches its sections of the other payloads from the stores itself.
+one. The head fetches the other payloads and passes each stage its sections, and
+those of the embeddings, which all stages track.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from covenant.plan import hardware
@@ -28,19 +30,42 @@ class Ring(NamedTuple):
   near: bool  # all hosts are at one site
 
   @property
-  def count(self) -> int:
-    return sum(self.hosts)
+  def hub(self) -> 'Link':
+    """The link of the head."""
+    return self.link(self.groups[self.head])
+
+  def link(self, group: hardware.HostGroup) -> 'Link':
+    """Returns the link of a host of a group."""
+    if self.near:
+      fabric = group.size * group.device.outside
+      return Link(fabric, fabric, 0.0)
+    return Link(group.upload, group.download, group.latency)
+
+  def others(self) -> Iterator[tuple[int, int, hardware.HostGroup]]:
+    """Yields the index, the hosts beside the head, and each such group."""
+    for i, (n, group) in enumerate(zip(self.hosts, self.groups, strict=True)):
+      if count := n - (i == self.head):
+        yield i, count, group
 
   @property
-  def hub(self) -> hardware.HostGroup:
-    """The group of the head."""
-    return self.groups[self.head]
+  def remote(self) -> int:
+    """The number of stages that are not beside the head."""
+    return sum(n * group.size for _, n, group in self.others())
 
-  def stages(self) -> list[tuple[int, hardware.HostGroup]]:
-    """Returns the hosts beside the head, by group."""
-    pairs = enumerate(zip(self.hosts, self.groups, strict=True))
-    found = [(n - (i == self.head), group) for i, (n, group) in pairs]
-    return [(n, group) for n, group in found if n]
+
+class Link(NamedTuple):
+  """The link of a host."""
+
+  upload: float  # bytes/s
+  download: float
+  latency: float  # seconds, there and back
+
+  def legs(self, hub: 'Link') -> tuple[float, float]:
+    """Returns the seconds per byte to the head, and back."""
+    return (
+      1 / min(self.upload, hub.download),
+      1 / min(hub.upload, self.download),
+    )
 
 
 class Transfers(NamedTuple):
@@ -58,22 +83,15 @@ def sequence(ring: Ring, crossing: float) -> Transfers:
     ring: the hosts.
     crossing: bytes that pass a boundary, forward and back.
   """
-  if ring.near:
-    each = [
-      crossing / (group.size * group.device.outside)
-      for n, group in zip(ring.hosts, ring.groups, strict=True)
-      if n
-    ]
-    return Transfers(max(each), ring.count * max(each), 0.0)
-  hub, others = ring.hub, ring.count - 1
-  relayed = others * crossing
-  slot = relayed / min(hub.upload, hub.download)
-  life = 0.0
-  for n, group in ring.stages():
-    slot = max(slot, crossing / min(group.upload, group.download))
-    to, back = _legs(hub, group)
-    life += n * (crossing * (to + back) + 2 * group.latency)
-  return Transfers(slot, life, 2 * others * crossing)
+  hub, life = ring.hub, 0.0
+  slot = ring.remote * crossing / min(hub.upload, hub.download)
+  for _, n, group in ring.others():
+    link = ring.link(group)
+    slot = max(slot, group.size * crossing / min(link.upload, link.download))
+    to, back = link.legs(hub)
+    # To the head and back, both ways.
+    life += n * group.size * (crossing * (to + back) + 2 * link.latency)
+  return Transfers(slot, life, 2 * ring.remote * crossing)
 
 
 class Fit(NamedTuple):
@@ -86,48 +104,36 @@ class Fit(NamedTuple):
 def fit(ring: Ring, width: int, rank: int, passed: float) -> Fit:
   """Returns the transfers of the fits of a round.
 
+  The last stage is beside the head; the first one receives no fit, if it is
+  elsewhere.
+
   Args:
     ring: the hosts.
     width: the width of the model.
-    rank: numbers per position; without a rank nothing is fitted.
+    rank: numbers per position.
     passed: bytes of the fitted sequences' activations at one boundary.
   """
-  if ring.near or not rank:
-    return Fit(0.0, 0.0)
-  size = subspace.fit_bytes(width, rank) + passed
-  seconds = 0.0
-  for n, group in ring.stages():
-    to, back = _legs(ring.hub, group)
-    seconds += n * (size * (to + back) + group.latency)
-  # The last stage sends no fit.
-  return Fit(seconds - size * to, (2 * ring.count - 3) * size)
-
-
-def _legs(
-  hub: hardware.HostGroup, group: hardware.HostGroup
-) -> tuple[float, float]:
-  """Returns the seconds per byte from a host to the head, and back."""
-  return (
-    1 / min(group.upload, hub.download),
-    1 / min(hub.upload, group.download),
-  )
+  size, seconds = subspace.fit_bytes(width, rank) + passed, 0.0
+  for _, n, group in ring.others():
+    link = ring.link(group)
+    seconds += n * group.size * (size * sum(link.legs(ring.hub)) + link.latency)
+  return Fit(seconds, 2 * ring.remote * size)
 
 
 class Sections(NamedTuple):
-  """The payload of a pipeline, by its hosts: bytes of each host's section."""
+  """The payload of a pipeline, by its stages, in bytes."""
 
-  own: Sequence[float]  # of a host of each group, without the embeddings
-  tables: float  # of the embeddings, which the head sends and all fetch
+  own: Sequence[float]  # of a stage of each group, without the embeddings
+  whole: float  # all of it
+  tables: float  # of the embeddings, which all stages track
 
 
 class Exchange(NamedTuple):
   """The exchange of a round with the network."""
 
-  sent: float  # bytes to the store
-  fetched: float  # bytes from the store, all hosts
-  relayed: float  # bytes from stages to the head
+  relayed: float  # bytes between the head and its stages
   upload: float  # seconds
-  gather: float  # seconds of the slowest host
+  gather: float  # seconds
 
 
 def exchange(ring: Ring, sections: Sections, others: int) -> Exchange:
@@ -138,22 +144,20 @@ def exchange(ring: Ring, sections: Sections, others: int) -> Exchange:
     sections: the parts of the payload.
     others: the number of other payloads.
   """
-  hub, relayed, slowest, gather, fetched = ring.hub, 0.0, 0.0, 0.0, 0.0
-  parts = list(zip(ring.hosts, sections.own, ring.groups, strict=True))
-  for n, own, group in parts:
-    if n:
-      # All hosts track the embeddings.
-      size = others * (own + sections.tables)
-      fetched += n * size
-      gather = max(gather, size / group.download + group.latency)
-  for n, group in ring.stages():
-    own = sections.own[ring.groups.index(group)]
-    relayed += n * own
-    slowest = max(slowest, own / group.upload + group.latency)
-  whole = relayed + sections.own[ring.head] + sections.tables
-  if ring.near:
-    slowest, inside = 0.0, 0.0
-  else:
-    slowest, inside = max(slowest, relayed / hub.download), relayed
-  upload = slowest + whole / hub.upload + hub.latency
-  return Exchange(whole, fetched, inside, upload, gather)
+  hub, sent, received = ring.hub, 0.0, 0.0
+  upload = gather = 0.0
+  for i, n, group in ring.others():
+    link, own = ring.link(group), sections.own[i]
+    mine, theirs = own * group.size, others * (own + sections.tables)
+    theirs *= group.size
+    sent, received = sent + n * mine, received + n * theirs
+    upload = max(upload, mine / link.upload + link.latency)
+    gather = max(gather, theirs / link.download + link.latency)
+  upload, gather = (
+    max(upload, sent / hub.download),
+    max(gather, received / hub.upload),
+  )
+  store = ring.groups[ring.head]
+  upload += sections.whole / store.upload + store.latency
+  gather += others * sections.whole / store.download + store.latency
+  return Exchange(sent + received, upload, gather)

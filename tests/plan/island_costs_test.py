@@ -168,9 +168,12 @@ class SharedModelTest(absltest.TestCase):
 
   def test_a_model_that_fits_is_copied(self):
     each = 'with 60 MFLOP/s with 9 MB on 400 kb/s'
-    one, whole = self.host(f'1xany {each}')
-    two, copied = self.host(f'2xany in pairs {each}')
-    self.assertEqual((whole, copied), ('whole', 'fsdp 1 x 2 copies'))
+    alone, pair = (
+      self.host(f'1xany {each}'),
+      self.host(f'2xany in pairs {each}'),
+    )
+    self.assertEqual((alone.text, pair.text), ('whole', 'fsdp 1 x 2 copies'))
+    one, two = alone.pace, pair.pace
     self.assertAlmostEqual(two.each, one.each / 2)
     # The copies' gradients are summed once per step.
     self.assertEqual((one.fixed, one.quantum), (0, 1))
@@ -188,9 +191,11 @@ class SharedModelTest(absltest.TestCase):
       hardware.parse_inventory(text, config.plan)[0]
       for text in ('8xB200', '8xH100')
     )
-    pace, cut = island_costs.shared_model(config, large)
-    self.assertEqual((cut, pace.fixed), ('fsdp 8', 0))
-    self.assertGreater(pace.beside, 0)  # weights are gathered for each sequence
+    placed = island_costs.shared_model(config, large)
+    self.assertEqual((placed.text, placed.pace.fixed), ('fsdp 8', 0))
+    self.assertGreater(
+      placed.pace.beside, 0
+    )  # weights are gathered for each sequence
     self.assertIsNone(island_costs.shared_model(config, small))
 
 

@@ -49,6 +49,7 @@ class TableTest(absltest.TestCase):
     for work in plan.works:
       self.assertIn(f'{work.island.steps:6}{work.island.batch:7}', page)
     # The flags at its end make the config that was planned.
+    page, _, _ = page.partition('\n\ncommands')
     flags = ' '.join(page[page.index('--config.optim') :].split())
     most, islands = flags.split(' --config.islands=')
     text = islands.strip("'")

@@ -41,13 +41,13 @@ class StagesTest(parameterized.TestCase):
         times = []
         for i, (k, held) in enumerate(zip(devices, lie, strict=True)):
           size = groups[k].device.memory
-          if held > partition._fit(config, size, i == head, depth):
+          if held > partition._fit(config, size, i == head):
             break
           work = held * of.layer_flops + (i == head) * of.table_flops
           times.append(work / groups[k].device.peak / 0.25)
         else:
           shortest.append(max(times))
-    found = partition.cut(config, groups, counts, depth)
+    found = partition.cut(config, groups, counts)
     assert found is not None
     self.assertAlmostEqual(found.slot / min(shortest), 1, delta=1e-6)
     self.assertEqual(sum(found.layers), layers)
@@ -58,49 +58,52 @@ class StagesTest(parameterized.TestCase):
     self.assertEqual(3 * of.layer.params + of.tables.params, whole.params)
     flops = 3 * of.layer_flops + of.table_flops
     terms = island_costs.terms(config)
-    self.assertAlmostEqual(flops / (terms.flops * config.data.context), 1)
+    # The forward pass is computed twice.
+    self.assertAlmostEqual(flops / (terms.flops * config.data.context), 4 / 3)
 
-  def test_more_in_flight_takes_more_memory(self):
+  def test_a_stage_holds_the_embeddings_and_what_they_predict(self):
+    """Of 72b, whose table is 8.6 GB, a gaming card holds no stage."""
     config = config_lib.load(str(helpers.CONFIGS / '72b.py'))
-    held = [partition._fit(config, 24e9, False, n) for n in (1, 80, 200)]
-    self.assertEqual(held, [1, 1, 0])
-    self.assertEqual(partition._fit(config, 24e9, True, 1), -1)
+    held = [partition._fit(config, s, False) for s in (24e9, 80e9, 141e9)]
+    self.assertEqual(held[0], -1)
+    layer = 4 * partition._model(config).layer.params
+    # What more memory is there holds further layers: parameters, their copy
+    # and two gradients, two moments, outer momentum, and the error feedback.
+    more = (held[2] - held[1]) * 8 * layer
+    self.assertAlmostEqual(more / (0.94 * 61e9), 1, delta=0.15)
+    self.assertEqual(partition._fit(config, 24e9, True), -1)
 
-  def test_host_memory_limits_a_stage(self):
-    """A stage keeps its state at rest, and tracks the embeddings."""
+  def test_the_head_needs_memory_for_the_payloads(self):
     config = config_lib.load(str(helpers.CONFIGS / '72b.py'))
-    tables = partition._model(config).tables.params
-    layer = partition._model(config).layer.params
-    # At rest 4 of 5 copies of a layer wait, beside two of the embeddings.
-    needed = 4 * (4 * layer + 2 * tables)
-    for host, layers in ((1.2 * needed, 1), (0.6 * needed, 0)):
-      found = partition._fit(config, 24e9, False, 1, host)
-      self.assertEqual(found, layers)
+    payloads = config.plan.peers * memory.shards(config).payload_bytes
+    for host, holds in ((30 * payloads, True), (payloads, False)):
+      found = partition._fit(config, 192e9, True, host)
+      self.assertEqual(found > 0, holds)
 
   def test_who_cannot_hold_it_is_no_pipeline(self):
     config = toy.make('', layers=5)
     groups = hardware.parse_inventory(
       toy.any_of(4, 3, toy.WEAK, toy.FAST), config.plan
     )
-    self.assertIsNone(partition.cut(config, groups, (4,), 4))
+    self.assertIsNone(partition.cut(config, groups, (4,)))
 
   def test_no_link_carries_more_than_it_can(self):
     # Devices so fast that links decide.
-    config = toy.make(toy.any_of(3, 60_000, toy.WEAK, 'on 2 kb/s'), peers=2)
+    config = toy.make(toy.any_of(3, 60_000, toy.WEAK, 'on 20 kb/s'), peers=2)
     plan = planner.plan(config)
     (work,) = plan.works
-    self.assertEqual((work.island.rank, work.island.bits), (2, 4))
+    self.assertEqual(work.island.bits, 4)
     # Half of all bytes leave the head, which passes on what others send.
-    carried = work.inside / (2 * 250.0 * plan.terms.window)
+    carried = work.inside / (2 * 2500.0 * plan.terms.window)
     self.assertBetween(carried, 0.6, 1.0)
 
   def test_slow_links_send_less_of_the_width(self):
     process_group = []
-    for link in ('on 1 Gb/s', 'on 2 kb/s'):
+    for link in ('on 1 Gb/s', 'on 5 kb/s'):
       (work,) = planner.plan(toy.make(toy.any_of(3, 60, toy.WEAK, link))).works
       self.assertEqual((work.kind, work.island.stages), ('pipeline', 3))
       process_group.append(work.island.rank)
-    self.assertEqual(process_group[0], 0)
+    self.assertEqual(process_group[0], 60)  # an eighth of the bytes
     self.assertBetween(process_group[1], 1, 8)
 
 
