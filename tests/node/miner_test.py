@@ -96,7 +96,6 @@ class MinerTest(parameterized.TestCase):
       made.payload,
       expected,
       lambda text, signature: chain.verify(key.address, text, signature),
-      [],
     )
     self.assertEqual(signed.header.sequences, 12)
     self.assertEqual(signed.header.receipt, b'r' * 16)
