@@ -321,7 +321,11 @@ def _print_end(
   left = found.deaths.left
   longest = f'{max(left):.1f}' if left else '-'
   print(f'preempted {len(left)}, gone within {longest} s of SIGTERM')
-  print(f'twins refused: {found.twins.refused}; else: {found.twins.wrong}')
+  twins = found.twins
+  print(
+    f'twins refused: {twins.refused}, and {twins.without_room} for a full disk; '
+    f'else: {twins.wrong}'
+  )
   print(f'rounds lost to numbers that are none: {found.lost_rounds}')
   print(f'lines about a full disk: {found.full}')
   print(f'members that did not write down an amendment: {found.without}')

@@ -25,6 +25,7 @@ class Twins:
 
   def __init__(self, network: localnet.Localnet, folder: pathlib.Path):
     self.refused = 0
+    self.without_room = 0
     self.wrong: list[str] = []
     self._network = network
     self._folder = folder
@@ -57,6 +58,8 @@ class Twins:
       pid = self._network.process(member).pid
       if twin.returncode and f'pid {pid}' in said:
         self.refused += 1
+      elif twin.returncode and '  disk: ' in said:
+        self.without_room += 1  # it looks at the disk first
       else:
         self.wrong.append(
           f'{member.name}: a twin ended with {twin.returncode}: {said!r}'
