@@ -59,6 +59,9 @@ class Config(schema.Section):
   # Folder in Hugging Face's format of the model that the run begins with
   # (covenant/models/hf.py); empty: a random one.
   pretrained: str = ''
+  # The first round. Above 0, `pretrained` is an export of another run after so
+  # many rounds, with its state (--role=export --state), and the run goes on.
+  first_round: int = schema.bounded(0, low=0)
   # S3 servers besides Amazon's and Cloudflare's whose buckets nodes open, as
   # HOST or HOST:PORT.
   store_hosts: tuple[str, ...] = schema.names()
@@ -96,6 +99,17 @@ class Config(schema.Section):
         'store_hosts',
         f'expected HOST or HOST:PORT such as s3.example.org, got {host!r}',
       )
+    schema.require(
+      not self.first_round or bool(self.pretrained),
+      'pretrained',
+      f'expected the export of the run that goes on from round '
+      f'{self.first_round} (first_round), got none',
+    )
+    schema.require(
+      self.first_round < self.rounds,
+      'first_round',
+      f'expected less than rounds = {self.rounds}, got {self.first_round}',
+    )
     inner = self.optim.inner
     steps = inner.decay_steps or self.rounds * self.optim.inner_steps
     schema.require(

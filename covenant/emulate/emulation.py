@@ -98,10 +98,11 @@ def run(
       saved.load(host, device_pool.loaded(restored))
       rollback_files.load(host, workdir)
     resume = restored.counters.round if restored else None
+    completed = resume or config.first_round
     stack.enter_context(folder)
     if is_first:
       held = folder.held() or config
-      if note := extension.describe(held, config, resume or 0):
+      if note := extension.describe(held, config, completed):
         print(note, file=sys.stderr)
       folder.open_run(config, resume, observe)
       pretrained.keep(folder.path, config, data)
@@ -109,7 +110,6 @@ def run(
       host.adopted = folder.adopted
       if restored is None:
         folder.log(host.evaluate())
-    completed = resume or 0
     while completed < host.rounds:
       folder.begin_round(completed)
       proposals.support(host, workdir)

@@ -134,7 +134,9 @@ class Host:
     )
     environment_lib.register(chain, config)
     chain.begin(0.0)
-    self.counters = checkpoint_lib.RunCounters(0, config.seed, 0, 0)
+    self.counters = checkpoint_lib.RunCounters(
+      config.first_round, config.seed, 0, 0
+    )
     self.before = b''  # the root before the last round
     self.counted: dict[int, bytes] = {}  # payloads of the last round
     self.populate(chain, 0, self.genesis(), {}, {})
@@ -142,7 +144,9 @@ class Host:
   def genesis(self) -> apply.Position:
     """Returns the position before the first round."""
     root = manifest_lib.genesis(self.shared_model.run)
-    return apply.Position(0, root, self.shared_model.init())
+    return apply.Position(
+      self.config.first_round, root, self.shared_model.init()
+    )
 
   def populate(
     self,

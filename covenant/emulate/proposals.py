@@ -213,9 +213,9 @@ def _state(
 
   Its fingerprint is that of the history, whatever anybody publishes.
   """
-  if not round_index:  # needs no checkpoint
-    model = around.shared_model
-    return [0, model.fingerprint(model.init())]
+  model = around.shared_model
+  if round_index == model.genesis.first_round:  # needs no checkpoint
+    return [round_index, model.fingerprint(model.init())]
   target = rollback.proven(around, view, round_index)
   if target is None:
     listed = around.storage.rounds_of_each(

@@ -280,8 +280,9 @@ def _check(
   target = amendments_lib.restored(amendment)
   if target is None:
     return
-  if not target.round:
-    is_right = node.role.prints.get(0, target.fingerprint) == target.fingerprint
+  if (first := target.round) == node.schedule.first:
+    known = node.role.prints.get(first, target.fingerprint)
+    is_right = known == target.fingerprint
   else:
     is_right = target in node.role.targets
   if not is_right:

@@ -6,6 +6,7 @@ import os
 import pathlib
 import shutil
 import sys
+from collections.abc import Callable, Mapping
 
 import jax
 import numpy as np
@@ -26,6 +27,8 @@ from covenant.node import preflight
 from covenant.node import workdir as workdir_lib
 from covenant.protocol import checksums
 from covenant.train import placement as placement_lib
+from covenant.train import shared_state as shared_state_lib
+from covenant.train import state_file
 
 with extras.needed('run'):
   from orbax.checkpoint import v1 as ocp
@@ -34,6 +37,12 @@ _FOLDER = 'hf'
 
 _DTYPE = flags.DEFINE_enum(
   'dtype', 'float32', list(hf.DTYPES), 'export: the type of the parameters.'
+)
+_STATE = flags.DEFINE_bool(
+  'state',
+  False,
+  "export: also the outer optimizer's state, for a run that goes on from this "
+  'round.',
 )
 _LICENSE = flags.DEFINE_string(
   'license', '', "export: the license's identifier, for the model card."
@@ -52,11 +61,26 @@ def export(config: config_lib.Config, workdir: str) -> None:
       config.network, coordinator='', processes=1, process=0
     )
     mesh = multihost_lib.start(network, config.devices).mesh
-  completed, params = newest(workdir, mesh)
   parsed = flags.FLAGS.is_parsed()
   dtype = _DTYPE.value if parsed else 'float32'
   licence = _LICENSE.value if parsed else ''
   exporter = Exporter(config, workdir)
+  if parsed and _STATE.value:
+    if dtype != 'float32':
+      raise config_lib.ConfigError(
+        f'--dtype: expected float32 with --state, got {dtype}: a run goes on '
+        'from the exact parameters'
+      )
+    completed, shared = newest_state(config, workdir)
+    leaves = shared_state_lib.named_leaves(shared)
+    fingerprint = shared_state_lib.state_fingerprint(
+      {n: [*shared_state_lib.piece_digests(x)] for n, x in leaves.items()}
+    )
+    content = state_file.encode(completed, leaves, fingerprint)
+    exporter.add({state_file.FILE: content})
+    params = shared.params
+  else:
+    completed, params = newest(workdir, mesh)
   folder = exporter.write(completed, params, dtype, licence)
   print(
     f'the model after round {completed} is in {folder}; '
@@ -74,6 +98,10 @@ class Exporter:
     self._workdir = pathlib.Path(workdir)
     self._folder = self._workdir / _FOLDER
     self._files, self._end_of_text = pretrained.kept(workdir, config)
+
+  def add(self, files: Mapping[str, bytes]) -> None:
+    """Adds further files, by name, to the exports from now on."""
+    self._files = self._files | dict(files)
 
   def write(
     self,
@@ -98,6 +126,10 @@ class Exporter:
     """
     folder = self._folder / str(completed)
     if folder.exists():
+      if lacking := [n for n in self._files if not (folder / n).exists()]:
+        raise config_lib.ConfigError(
+          f'{folder} is there, without {", ".join(lacking)}; remove it first'
+        )
       there = hf_config.read_json(folder / 'config.json').get('torch_dtype')
       if there != dtype:
         raise config_lib.ConfigError(
@@ -181,11 +213,64 @@ def newest(
   Raises:
     ConfigError: there is none.
   """
+  folder = _checkpoints_of(workdir)
+
+  def like(stored: ct.PyTree) -> ct.PyTree:
+    # The stored shapes, not those of a config: Orbax would invent the rest.
+    params = stored['params']
+    if mesh is None:
+      return jax.tree.map(lambda x: np.empty(x.shape, x.dtype), params)
+    params = jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params
+    )
+    return jax.tree.map(
+      lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
+      params,
+      sharding.shardings(params, placement_lib.home(mesh)),
+    )
+
+  latest, shared = _load(folder, lambda stored: {'params': like(stored)})
+  return latest, shared['params']
+
+
+def newest_state(
+  config: config_lib.Config, workdir: str | os.PathLike[str]
+) -> tuple[int, shared_state_lib.SharedState]:
+  """Loads the whole shared state of the newest checkpoint, as NumPy arrays.
+
+  Raises:
+    ConfigError: there is none, or it is of another config.
+  """
+  expected = shared_state_lib.SharedModel(config).abstract()
+
+  def like(stored: ct.PyTree) -> shared_state_lib.SharedState:
+    names = [
+      {n: tuple(x.shape) for n, x in shared_state_lib.named_leaves(t).items()}
+      for t in (stored, {k: getattr(expected, k) for k in expected._fields})
+    ]
+    if sorted(names[0].values()) != sorted(names[1].values()):
+      raise config_lib.ConfigError(
+        f'optim.outer: the checkpoint has {sorted(names[0])}, the config '
+        f'{sorted(names[1])}; with amendments in force, set the amended fields'
+      )
+    return jax.tree.map(lambda x: np.empty(x.shape, x.dtype), expected)
+
+  return _load(_checkpoints_of(workdir), like)
+
+
+def _checkpoints_of(workdir: str | os.PathLike[str]) -> pathlib.Path:
   folder = pathlib.Path(workdir, 'checkpoints').absolute()
   if not folder.is_dir():
     raise config_lib.ConfigError(
       f'expected the --workdir of a run, got one without {folder}'
     )
+  return folder
+
+
+def _load(
+  folder: pathlib.Path, like: Callable[[ct.PyTree], ct.PyTree]
+) -> tuple[int, ct.PyTree]:
+  """Loads a part of the newest shared state, as `like` of the stored one."""
   context = ocp.Context()
   context.pytree.loading.partial_load = True
   with ocp.training.Checkpointer(str(folder)) as checkpoints:
@@ -197,22 +282,9 @@ def newest(
       raise config_lib.ConfigError(
         f'{folder} has no {"sound " if damaged else ""}checkpoint yet'
       )
-    # The stored shapes, not those of a config: Orbax would invent the rest.
     stored: ct.PyTree = checkpoints.metadata(latest).metadata
-    like = stored['shared']['params']
-    if mesh is None:
-      like = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), like)
-    else:
-      like = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), like
-      )
-      like = jax.tree.map(
-        lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
-        like,
-        sharding.shardings(like, placement_lib.home(mesh)),
-      )
     with context:
       tree: ct.PyTree = checkpoints.load(
-        latest, abstract_state={'shared': {'params': like}}
+        latest, abstract_state={'shared': like(stored['shared'])}
       )
-  return latest, tree['shared']['params']
+  return latest, tree['shared']

@@ -26,8 +26,8 @@ from covenant.node import connect
 from covenant.node import role_needs
 from covenant.node import subnet_check
 from covenant.plan import memory
+from covenant.protocol import amendments as amendments_lib
 from covenant.protocol import membership as membership_lib
-from covenant.protocol import round as round_lib
 from covenant.protocol import same_bits
 from covenant.store import interface as store_lib
 from covenant.telemetry import machine
@@ -174,7 +174,7 @@ def _hotkey(
 
   A miner may hold a permit: its role is what it declares.
   """
-  schedule = round_lib.Schedule(config.phases)
+  schedule = amendments_lib.schedule(config, ())
   membership = membership_lib.read(chain, head, schedule)
   peer = membership.peers[membership.uid(chain.hotkey)]
   if role == 'validator' and not peer.permit:
@@ -199,7 +199,7 @@ def _hotkey(
 def _declared(config: config_lib.Config, chain: chain_lib.Chain) -> str:
   """Returns the role that the hotkey declares, or would have by its permit."""
   try:
-    schedule = round_lib.Schedule(config.phases)
+    schedule = amendments_lib.schedule(config, ())
     membership = membership_lib.read(chain, chain.head(), schedule)
     peer = membership.peers[membership.uid(chain.hotkey)]
   except chain_lib.ChainError:

@@ -123,7 +123,8 @@ class Process:
     self._checkpoints = checkpoint_lib.Checkpoints(
       pathlib.Path(workdir, 'checkpoints'), config.checkpoint, self._damaged
     )
-    start = apply.Position(0, manifest_lib.genesis(run), shared_model.init())
+    root, first = manifest_lib.genesis(run), config.first_round
+    start = apply.Position(first, root, shared_model.init())
     start = sync.start(workdir, config, start)
     context = node_lib.Context(
       config,

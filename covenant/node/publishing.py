@@ -44,7 +44,7 @@ def is_turn(node: Validator, round_index: int) -> bool:
 
 def _order(node: Validator, round_index: int) -> list[str] | None:
   """Returns who publish in turn; None if the chain has forgotten it."""
-  if not round_index:
+  if round_index == node.schedule.first:
     return []
   block = node.schedule.put_closes(round_index - 1)
   try:

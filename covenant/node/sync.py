@@ -91,7 +91,9 @@ class Sync:
       pathlib.Path(workdir, FOLDER), config.checkpoint
     )
     genesis = apply.Position(
-      0, manifest_lib.genesis(run), self._shared_model.init()
+      config.first_round,
+      manifest_lib.genesis(run),
+      self._shared_model.init(),
     )
     self._place = restored(self._checkpoints, genesis)
 

@@ -53,11 +53,11 @@ def keep(
     StoreError: the own bucket cannot be read.
     ChainError: the chain cannot be read.
   """
-  role, r = node.role, node.state.round
+  role, r, first = node.role, node.state.round, node.schedule.first
   wanted = {
     target
     for amendment in amendments
-    if (target := rollback.target(amendment)) and 0 < target.round <= r
+    if (target := rollback.target(amendment)) and first < target.round <= r
   }
   role.targets.intersection_update(wanted)
   for target in sorted(wanted):

@@ -13,7 +13,7 @@ import secrets
 import sys
 import time
 import urllib.parse
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -31,11 +31,13 @@ from covenant.pool import deltas as deltas_lib
 from covenant.pool import ledger as ledger_lib
 from covenant.pool import pool as pool_lib
 from covenant.pool import server as server_lib
+from covenant.pool import tasks
 from covenant.pool import visitors
 from covenant.pool import worker as worker_lib
 from covenant.protocol import apply
 from covenant.train import local as local_lib
 from covenant.train import trainer as trainer_lib
+from covenant.wire import amendment as amendment_lib
 
 _LOOK_SECONDS = 0.05  # poll interval for the end of a sub-round
 _WAIT_SECONDS = 0.5  # pause of a worker without a lease
@@ -50,6 +52,7 @@ def policy(
   ledger: ledger_lib.Ledger,
   report: Report,
   stop: Callable[[], bool],
+  follow: Callable[[miner_lib.Miner], None] = lambda node: None,
 ) -> miner_lib.MinerPolicy:
   """Trains by the workers of a pool.
 
@@ -59,6 +62,7 @@ def policy(
     report: called after every round with its number, its result and the number
       of assigned sequences.
     stop: returns True to end the training of a round early.
+    follow: called before a round, by whose rules the pool then works.
   """
 
   def batches(node: miner_lib.Miner, task: local_lib.Task) -> tuple[()]:
@@ -76,6 +80,7 @@ def policy(
     del batches
     if task.round >= node.config.rounds:
       return node_lib.Future.done(None)  # workers may go home
+    follow(node)
     trainer = node.role.slot.trainer
     ids_N = local_lib.assigned_ids(node.config, task, trainer.split).reshape(-1)
     result = _train(pool, ledger, node, task, ids_N, stop)
@@ -170,6 +175,7 @@ class PoolProcess:
     del mesh
     config, shared_model = context.config, context.shared_model
     lease_trainer = worker_lib.LeaseTrainer(config, shared_model)
+    self._lease_trainer, self._amendments = lease_trainer, []
     merger = deltas_lib.Merger(config, shared_model.abstract_params)
     allowed = set(config.pool.workers)
 
@@ -190,7 +196,7 @@ class PoolProcess:
       shared_model.run,
       merger,
       deltas_lib.Inspector(config, shared_model.abstract_params, merger),
-      lambda params, job: lease_trainer.train(params, job)[0],
+      lambda params, job: self._lease_trainer.train(params, job)[0],
       verify,
       np.random.default_rng(secrets.randbits(128)),
       self._ledger.workers(),
@@ -216,8 +222,23 @@ class PoolProcess:
     # Each lease has moments of its own.
     private = role.miner_state.result()._replace(inner=None)
     role.miner_state = node_lib.Future.done(private)
-    own = policy(self._pool, self._ledger, self._report, lambda: self._stop())
+    own = policy(
+      self._pool,
+      self._ledger,
+      self._report,
+      lambda: self._stop(),
+      self._follow,
+    )
     return node_lib.Node(context, start, role, miner_lib.handlers(own))
+
+  def _follow(self, node: miner_lib.Miner) -> None:
+    """Takes the rules of a round, which an amendment may have changed."""
+    if node.config != self._pool.config:
+      self._lease_trainer = worker_lib.LeaseTrainer(
+        node.config, node.shared_model
+      )
+      self._pool.config = node.config
+    self._amendments = amendment_lib.list_to_json(node.amendments)
 
   def run(self, stop: Callable[[], bool]) -> None:
     """Serves workers and follows the run, until it is over or asked to stop."""
@@ -275,6 +296,8 @@ class PoolProcess:
       return server_lib.Reply(200, {'wait': _WAIT_SECONDS})
     text = job._asdict() | {'base': job.base.hex()}
     tokens_NxL1 = text.pop('tokens_NxL1')
+    if self._amendments:
+      text['amendments'] = self._amendments
     return server_lib.Reply(200, text, tokens_NxL1.astype('<i4').tobytes())
 
   def _parameters(self, worker: str, base: bytes) -> server_lib.Reply:
@@ -320,7 +343,8 @@ class PoolProcess:
       },
     )
     self._write_payouts()
-    _say(_line(round_index, outcome, assigned, totals))
+    tao = totals['earned'] / ledger_lib.RAO
+    _say(tasks.describe(round_index, outcome, assigned, tao))
 
   def _write_payouts(self) -> None:
     """Appends the orders of the ledger that the file does not have yet.
@@ -336,30 +360,6 @@ class PoolProcess:
     else:
       new = orders[len(written) :]
       files.append_jsonl(path, *(order._asdict() for order in new))
-
-
-def _line(
-  round_index: int,
-  outcome: pool_lib.PoolResult,
-  assigned: int,
-  totals: Mapping[str, int],
-) -> str:
-  leases = sum(
-    n
-    for counts in outcome.verdicts.values()
-    for verdict, n in counts.items()
-    if verdict is pool_lib.LeaseVerdict.VALID
-  )
-  text = (
-    f'round {round_index}: {outcome.sequences} of {assigned} sequences, '
-    f'{leases} leases of {len(outcome.work)} workers, loss {outcome.loss:.3f}; '
-    f'earned {totals["earned"] / ledger_lib.RAO:.9f} TAO in all'
-  )
-  for worker, counts in sorted(outcome.verdicts.items()):
-    for verdict, n in counts.items():
-      if verdict is not pool_lib.LeaseVerdict.VALID:
-        text += f'\n  {worker}: {n} x {verdict.value}'
-  return text
 
 
 def _settings(config: config_lib.Pool) -> server_lib.ServerSettings:

@@ -54,7 +54,7 @@ class PoolState:
   """The state of a pool: its workers' rates and the current round.
 
   Args:
-    config: the config of the run.
+    config: the config of the run; an amendment replaces it between rounds.
     abstract_params: the parameters or their shapes.
     run: the id of the run.
     merger: averages deltas.
@@ -77,7 +77,7 @@ class PoolState:
     draw: np.random.Generator,
     trusted: Iterable[str] = (),
   ):
-    self._config = config
+    self.config = config
     self._trusted = set(trusted)
     self._recent: set[str] = set()  # workers of the last round
     self._abstract_params = abstract_params
@@ -119,7 +119,7 @@ class PoolState:
       banned: workers that receive no lease.
     """
     queue = leases_lib.LeaseQueue(
-      task.sequences, self._config.pool.steps, self._rates
+      task.sequences, self.config.pool.steps, self._rates
     )
     with self._lock:
       self._round = _PoolRound(task, queue, task.params, held, set(banned))
@@ -161,7 +161,7 @@ class PoolState:
       first = self._recent if current.subround == 1 else set()
       around = queue.asking | first
       trial = is_new and bool(self._trusted & around)
-      if trial and current.subround > self._config.pool.subrounds:
+      if trial and current.subround > self.config.pool.subrounds:
         return None  # what is missing now is for those who are known
       if trial and worker in {w for w, _ in current.origins.values()}:
         return None  # one in a sub-round, whose verdict comes at its end
@@ -274,7 +274,7 @@ class PoolState:
   def _open(self, current: _PoolRound, now: float) -> None:
     """Starts the next sub-round."""
     task, queue = current.task, current.queue
-    left = max(self._config.pool.subrounds - current.subround, 1)
+    left = max(self.config.pool.subrounds - current.subround, 1)
     share = 1 / left
     if left == 1 and not current.repairing:
       # The rest is for leases of this sub-round that do not come back.
@@ -284,7 +284,7 @@ class PoolState:
     self._strike_lost(current)
     current.subround += 1
     current.origins, current.fetched = {}, {}
-    steps, done = self._config.optim.inner_steps, task.sequences - queue.left
+    steps, done = self.config.optim.inner_steps, task.sequences - queue.left
     current.step = task.round * steps + done * steps // task.sequences
     current.jobs, current.deltas, current.merging = {}, [], False
     leaves = jax.tree.leaves(jax.device_get(current.params))
@@ -344,7 +344,7 @@ class PoolState:
     sequences = [d.lease.sequences for d in merged]
     # Each sequence moves the parameters equally far, however many arrive in a
     # sub-round: refused work that is repeated later is not a whole step.
-    usual = current.task.sequences / self._config.pool.subrounds
+    usual = current.task.sequences / self.config.pool.subrounds
     current.params = self._merger.merge(
       current.params,
       [d.message for d in merged],
@@ -362,7 +362,7 @@ class PoolState:
     left = [d for d in deltas if verdicts[d.lease.number] is LeaseVerdict.VALID]
     usual = 1 + sum(current.held.values()) / max(len(current.held), 1)
     found = {}
-    for _ in range(min(self._config.pool.audits, len(left))):
+    for _ in range(min(self.config.pool.audits, len(left))):
       stakes_N = np.array([current.held.get(d.lease.worker, 0) for d in left])
       proven_N = np.array([d.lease.worker in current.proven for d in left])
       # A worker for which nothing is held knows that, so it is drawn as well,

@@ -92,3 +92,32 @@ class PoolRound:
   verdicts: dict[str, dict[LeaseVerdict, int]] = dataclasses.field(
     default_factory=dict
   )
+
+
+def describe(
+  round_index: int, outcome: PoolResult, assigned: int, earned: float
+) -> str:
+  """Returns the result of a round for people.
+
+  Args:
+    round_index: the round.
+    outcome: its result.
+    assigned: sequences assigned.
+    earned: the pay of all rounds, in TAO.
+  """
+  leases = sum(
+    n
+    for counts in outcome.verdicts.values()
+    for verdict, n in counts.items()
+    if verdict is LeaseVerdict.VALID
+  )
+  text = (
+    f'round {round_index}: {outcome.sequences} of {assigned} sequences, '
+    f'{leases} leases of {len(outcome.work)} workers, loss {outcome.loss:.3f}; '
+    f'earned {earned:.9f} TAO in all'
+  )
+  for worker, counts in sorted(outcome.verdicts.items()):
+    for verdict, n in counts.items():
+      if verdict is not LeaseVerdict.VALID:
+        text += f'\n  {worker}: {n} x {verdict.value}'
+  return text

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from covenant import config as config_lib
+from covenant import errors
 from covenant import typing as ct
 from covenant.chain import keys
 from covenant.node import step_meter
@@ -31,10 +32,12 @@ from covenant.pool import client as client_lib
 from covenant.pool import deltas as deltas_lib
 from covenant.pool import ledger as ledger_lib
 from covenant.pool import pool as pool_lib
+from covenant.protocol import amendments as amendments_lib
 from covenant.telemetry import telemetry as telemetry_lib
 from covenant.train import local as local_lib
 from covenant.train import shared_state as shared_state_lib
 from covenant.train import step as step_lib
+from covenant.wire import amendment as amendment_lib
 from covenant.wire import payload
 
 _LONGEST_WAIT = 10.0  # seconds between retries, at most
@@ -178,7 +181,7 @@ class Worker:
         'pool.url: expected that of a pool, http://HOST:PORT, got '
         f'{config.pool.url!r}'
       )
-    self._config = config
+    self._config = self._followed = config
     self._key = read_key(config.pool.key)
     self._shared_model = shared_state_lib.SharedModel(config)
     self._lease_trainer = LeaseTrainer(config, self._shared_model)
@@ -229,6 +232,7 @@ class Worker:
     if 'wait' in text:
       return min(max(float(text['wait']), 0.0), _LONGEST_WAIT)
     job = read_lease(text, data, self._config.data.context)
+    self._follow(text.get('amendments', []), job.round)
     if job.round != self._round:
       self._tell()
       self._round, self._counts = job.round, {}
@@ -249,6 +253,22 @@ class Worker:
     if verdict != 'VALID':
       _say(f'round {job.round}, lease {job.number}: {text.get("text")}')
     return 0.0
+
+  def _follow(self, raw: ct.Json, round_index: int) -> None:
+    """Takes the rules of a round, by the amendments that a pool sends."""
+    try:
+      adopted = amendment_lib.list_from_json(raw)
+      if any(one.run != self._shared_model.run for one in adopted):
+        raise amendment_lib.AmendmentError('amendments of another run')
+      config = amendments_lib.config_at(self._config, adopted, round_index)
+    except (errors.CovenantError, ValueError, TypeError, KeyError) as e:
+      raise PoolUnreachableError(f'/lease: {e}') from None
+    if config != self._followed:
+      model = self._shared_model.amended(config)
+      self._followed = config
+      self._lease_trainer = LeaseTrainer(config, model)
+      self._lease_trainer.observe = self._observe
+      self._workdir.telemetry.follow(config)
 
   def _observe(
     self,

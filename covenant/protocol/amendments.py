@@ -146,7 +146,9 @@ def schedule(
   genesis: config_lib.Config, adopted: Sequence[Amendment]
 ) -> round_lib.Schedule:
   """Returns the blocks of all rounds."""
-  found = round_lib.Schedule(genesis.phases, bool(genesis.optim.overlap))
+  found = round_lib.Schedule(
+    genesis.phases, bool(genesis.optim.overlap), first=genesis.first_round
+  )
   config = genesis
   for amendment in in_order(adopted):
     if unknown(config, amendment):

@@ -170,7 +170,8 @@ class CatchUp:
     for r in sorted(self._sources_of_rounds(), reverse=True):
       yield from self._checkpoints(history, r)
     root = manifest_lib.genesis(self._shared_model.run)
-    yield _Base(Refused(_GENESIS, 0), root, self._genesis)
+    first = self._shared_model.genesis.first_round
+    yield _Base(Refused(_GENESIS, first), root, self._genesis)
 
   def _checkpoints(
     self, history: history_lib.History, round_index: int
@@ -257,7 +258,8 @@ class CatchUp:
 
   def _genesis(self) -> apply.Position:
     root = manifest_lib.genesis(self._shared_model.run)
-    return apply.Position(0, root, self._shared_model.init())
+    first = self._shared_model.genesis.first_round
+    return apply.Position(first, root, self._shared_model.init())
 
   def _replay(
     self, base: _Base, history: history_lib.History

@@ -244,7 +244,7 @@ def anchors(view: View) -> list[Anchor]:
     ChainError: the chain cannot be read.
   """
   membership = view.membership
-  for r in range(view.target - 1, -1, -1):
+  for r in range(view.target - 1, view.schedule.first - 1, -1):
     try:
       block = view.schedule.last_decision_block(r)
       membership = membership_lib.read(view.chain, block, view.schedule)
@@ -259,7 +259,7 @@ def anchors(view: View) -> list[Anchor]:
     anchor = _anchor(view, membership, r)
     if anchor is not None:
       return [anchor]
-  return [Anchor(0, manifest_lib.genesis(view.run), b'')]
+  return [Anchor(view.schedule.first, manifest_lib.genesis(view.run), b'')]
 
 
 def _anchor(

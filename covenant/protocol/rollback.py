@@ -211,7 +211,7 @@ def load(around: Surroundings, target: Target) -> shared_state_lib.SharedState:
     apply.OutOfSyncError: what was loaded is another state.
   """
   model = around.shared_model
-  if not target.round:
+  if target.round == model.genesis.first_round:
     return model.init()
   index = find(around, target.round, {target.fingerprint})
   if index is None:

@@ -44,6 +44,7 @@ class Schedule(NamedTuple):
   phases: config_lib.Phases  # of the first rounds
   overlap: bool = False  # begin a round before the last one is applied
   later: tuple[Segment, ...] = ()  # rounds increase
+  first: int = 0  # the round that begins with block `phases.origin`
 
   def amended(self, round_index: int, phases: config_lib.Phases) -> 'Schedule':
     """Returns the schedule with other phases from a round on, the last one."""
@@ -60,7 +61,7 @@ class Schedule(NamedTuple):
     for segment in reversed(self.later):
       if round_index >= segment.round:
         return segment
-    return Segment(0, self.phases.origin, self.phases)
+    return Segment(self.first, self.phases.origin, self.phases)
 
   def start(self, round_index: int) -> int:
     """The first block of a round."""
@@ -71,7 +72,7 @@ class Schedule(NamedTuple):
 
     With overlap a miner that has trained begins the next round at once.
     """
-    if self.overlap and round_index:
+    if self.overlap and round_index != self.first:
       return self.put_opens(round_index - 1)
     return self.start(round_index)
 
@@ -130,8 +131,8 @@ class Schedule(NamedTuple):
     return self.decision_block(round_index) + takeover
 
   def round_at(self, block: int) -> int:
-    """The round of a block; negative before the first round."""
-    here = Segment(0, self.phases.origin, self.phases)
+    """The round of a block; below the first one before it begins."""
+    here = Segment(self.first, self.phases.origin, self.phases)
     for segment in self.later:
       if block >= segment.block:
         here = segment

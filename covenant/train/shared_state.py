@@ -29,6 +29,7 @@ from covenant.optim import outer_step as outer_step_lib
 from covenant.optim import reduce
 from covenant.optim import weight
 from covenant.train import placement
+from covenant.train import state_file
 from covenant.train import step_bound
 from covenant.wire import lazy
 from covenant.wire import payload
@@ -146,22 +147,25 @@ class SharedModel:
     Raises:
       ConfigError: the folder has no model of this architecture.
     """
-    if self._config.pretrained:
-      return self._begin(self._pretrained())
-    key = jax.random.key(self._config.seed)
-    init = functools.partial(llama.init, self._config.model)
-    placed: dict[str, ct.PyTree] = {}
+    config, where = self._config, None
     if self.mesh is not None:
-      placed['out_shardings'] = sharding.shardings(
-        self.abstract_params, self.mesh
-      )
-    return self._begin(jax.jit(init, **placed)(key))
+      where = sharding.shardings(self.abstract_params, self.mesh)
+    if config.pretrained:
+      params = hf.load(config.pretrained, config.model)
+      params = jax.tree.map(jnp.array, params) if where is None else params
+      return self._begin(jax.device_put(params, where))
+    init = functools.partial(llama.init, config.model)
+    return self._begin(
+      jax.jit(init, out_shardings=where)(jax.random.key(config.seed))
+    )
 
   def _begin(self, params: ct.Params) -> SharedState:
     """Returns the state before the first round, from the parameters."""
     steps = self._place(np.zeros(step_bound.ROUNDS, np.float32))
-    outer = self.method.outer.init(params)
-    return self.host.offload(SharedState(params, outer, steps))
+    shared = SharedState(params, self.method.outer.init(params), steps)
+    if self.genesis.first_round:
+      shared = state_file.go_on(self.genesis, shared, self.fingerprint)
+    return self.host.offload(shared)
 
   def _place(self, x: np.ndarray) -> jax.Array:
     """Copies a small array to all devices of the state."""
@@ -176,14 +180,6 @@ class SharedModel:
       self.abstract_params,
       jax.eval_shape(self.method.outer.init, self.abstract_params),
       jax.ShapeDtypeStruct((step_bound.ROUNDS,), jnp.float32),
-    )
-
-  def _pretrained(self) -> ct.Params:
-    params = hf.load(self._config.pretrained, self._config.model)
-    if self.mesh is None:
-      return jax.tree.map(jnp.array, params)
-    return jax.device_put(
-      params, sharding.shardings(self.abstract_params, self.mesh)
     )
 
   def decode(

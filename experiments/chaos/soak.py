@@ -323,8 +323,8 @@ def _print_end(
   print(f'preempted {len(left)}, gone within {longest} s of SIGTERM')
   twins = found.twins
   print(
-    f'twins refused: {twins.refused}, and {twins.without_room} for a full disk; '
-    f'else: {twins.wrong}'
+    f'twins refused: {twins.refused}, and {twins.without_room} for want of '
+    f'room; else: {twins.wrong}'
   )
   print(f'rounds lost to numbers that are none: {found.lost_rounds}')
   print(f'lines about a full disk: {found.full}')

@@ -9,7 +9,9 @@ from covenant import config as config_lib
 from covenant.pool import deltas as deltas_lib
 from covenant.pool import pool as pool_lib
 from covenant.pool import worker as worker_lib
+from covenant.protocol import amendments
 from covenant.train import shared_state as shared_state_lib
+from covenant.wire import amendment as amendment_lib
 from covenant.wire import payload
 from tests import helpers
 
@@ -77,6 +79,75 @@ class LeaseTrainerTest(absltest.TestCase):
     config = config_lib.load(TINY, edits)
     with self.assertRaisesRegex(config_lib.ConfigError, '^optim.method: '):
       worker_lib.LeaseTrainer(config, shared_state_lib.SharedModel(config))
+
+
+class _Pool:
+  """Stands for the client of a pool that hands out a lease per turn."""
+
+  def __init__(self, params, tokens_NxL1):
+    self.data = b''.join(
+      np.asarray(x, '<f4').tobytes() for x in jax.tree.leaves(params)
+    )
+    self.base = pool_lib.parameters_id(self.data, b's' * 16)
+    self.tokens_NxL1 = tokens_NxL1
+    self.amendments, self.round, self.sent = [], 0, []
+
+  def ask(self, method, path, data=b'', longest=0):
+    del method, longest
+    if path.startswith('/lease'):
+      text = {
+        'round': self.round, 'number': 1, 'base': self.base.hex(), 'step': 3,
+        'steps': 2, 'amendments': self.amendments,
+      }  # fmt: skip
+      return text, self.tokens_NxL1.astype('<i4').tobytes()
+    if path.startswith('/parameters'):
+      return {'salt': (b's' * 16).hex()}, self.data
+    if path.startswith('/delta'):
+      self.sent.append(data)
+    return {'verdict': 'VALID'}, b''
+
+
+class AmendedTest(absltest.TestCase):
+  def setUp(self):
+    super().setUp()
+    folder = self.create_tempdir().full_path
+    self.config = config_lib.load(
+      TINY, ['pool.url=http://127.0.0.1:1', f'pool.key={folder}/key']
+    )
+    self.worker = worker_lib.Worker(self.config, folder)
+    self.addCleanup(self.worker._workdir.__exit__)
+    self.model = shared_state_lib.SharedModel(self.config)
+    tokens_2xL1 = np.ones((2, self.config.data.context + 1), np.int32)
+    params = self.model.init().params
+    self.pool = self.worker._client = _Pool(params, tokens_2xL1)
+    self.job = pool_lib.Job(0, 1, self.pool.base, 3, 2, tokens_2xL1)
+    self.params = params
+
+  def want(self, config, round_index):
+    """What an honest worker sends in a round under a config."""
+    trainer = worker_lib.LeaseTrainer(config, self.model.amended(config))
+    job = self.job._replace(round=round_index)
+    message, _ = trainer.train(self.params, job)
+    return trainer.encode(job, message, self.worker._key.sign)
+
+  def test_a_lease_is_trained_by_the_rules_of_its_round(self):
+    values = {'optim.inner.weight_decay': 0.9, 'rounds': 400}
+    one = amendment_lib.make(self.model.run, 5, values)
+    self.pool.amendments = amendment_lib.list_to_json([one])
+    amended = amendments.config_at(self.config, [one], 5)
+    for self.pool.round in (4, 5):
+      self.worker._turn()
+    before, after = self.pool.sent
+    self.assertEqual(before, self.want(self.config, 4))
+    self.assertEqual(after, self.want(amended, 5))
+    self.assertNotEqual(after, self.want(self.config, 5))
+
+  def test_amendments_that_are_none(self):
+    other = amendment_lib.make(b'x' * 16, 5, {'rounds': 400})
+    for raw in ('x', [1], [[]], amendment_lib.list_to_json([other])):
+      self.pool.amendments = raw
+      with self.assertRaisesRegex(worker_lib.PoolUnreachableError, '/lease'):
+        self.worker._turn()
 
 
 if __name__ == '__main__':
