@@ -244,14 +244,14 @@ def newest_state(
   expected = shared_state_lib.SharedModel(config).abstract()
 
   def like(stored: ct.PyTree) -> shared_state_lib.SharedState:
-    names = [
-      {n: tuple(x.shape) for n, x in shared_state_lib.named_leaves(t).items()}
-      for t in (stored, {k: getattr(expected, k) for k in expected._fields})
-    ]
-    if sorted(names[0].values()) != sorted(names[1].values()):
+    there, here = (
+      sorted(tuple(x.shape) for x in jax.tree.leaves(tree))
+      for tree in (stored, expected)
+    )
+    if there != here:
       raise config_lib.ConfigError(
-        f'optim.outer: the checkpoint has {sorted(names[0])}, the config '
-        f'{sorted(names[1])}; with amendments in force, set the amended fields'
+        f'optim.outer: the checkpoint has tensors of the shapes {there}, the '
+        f'config {here}; with amendments in force, set the amended fields'
       )
     return jax.tree.map(lambda x: np.empty(x.shape, x.dtype), expected)
 
