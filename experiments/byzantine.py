@@ -35,7 +35,6 @@ against itself without one, and no other rule ends lower under any attack.
 """
 
 import dataclasses
-import functools
 import itertools
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
@@ -226,9 +225,10 @@ class Attacked(transformations.Configured):
       return anchor, state._replace(anchor=anchor, error=error, outer=outer)
 
     def update(
-      grads: ct.Grads, state: State, params: ct.Params | None = None
-    ) -> tuple[ct.Grads, State]:
-      updates, inner_state = inner.update(grads, state.inner, params)
+      updates: ct.Grads, state: ct.PyTree, params: ct.Params | None = None
+    ) -> tuple[ct.Grads, ct.PyTree]:
+      assert params is not None
+      updates, inner_state = inner.update(updates, state.inner, params)
       local = optax.apply_updates(params, updates)
       state = state._replace(count=state.count + 1, inner=inner_state)
       new, state = jax.lax.cond(
@@ -274,9 +274,11 @@ def _aggregate(
   is_bad = jax.lax.axis_index(AXIS) >= PEERS - BAD
   is_bad &= state.attack != list(ATTACKS).index(NOBODY)
   sent_P = jnp.where(is_bad, flat(spoiled), own_P)
-  rules = [functools.partial(rule, starts=ends[:-1]) for rule in RULES.values()]
   sent_RxP = jax.lax.all_gather(sent_P, AXIS)
-  return tree(jax.lax.switch(state.rule, rules, sent_RxP))
+  rules = [
+    lambda rule=rule: rule(sent_RxP, ends[:-1]) for rule in RULES.values()
+  ]
+  return tree(jax.lax.switch(state.rule, rules))
 
 
 def name_of(rule: str, attack: str) -> str:
