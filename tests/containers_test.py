@@ -127,11 +127,11 @@ class ImageTest(absltest.TestCase):
     shutil.rmtree(source)
     final = dict(found)
     variables = dict(word.split('=', 1) for word in final['ENV'].split())
+    places = {'/work': work, '/tmp': tmp, '/opt/covenant': root / 'v'}
     variables = {
-      key: value.replace('/work', str(work))
-      .replace('/tmp', str(tmp))
-      .replace('/opt/covenant', f'{root}/v')
-      .replace('$PATH', given['PATH'])
+      key: re.sub(
+        r'^(/work|/tmp|/opt/covenant)', lambda m: str(places[m[1]]), value
+      ).replace('$PATH', given['PATH'])
       for key, value in variables.items()
     }
     command = [

@@ -1,7 +1,7 @@
 """The charts of what a run measures beside its losses, one per question."""
 
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from covenant import metrics
 from covenant.report import curves
@@ -10,7 +10,6 @@ from covenant.report import markup
 
 _POINTS = 400  # points of a curve, at most
 _STEP = markup.Axis('inner step', '{:,.0f}'.format, whole=True)
-_MB = 1e6
 # Curves of a chart: name -> y by x.
 _Curves = dict[str, Sequence[tuple[float, float | None]]]
 
@@ -59,11 +58,11 @@ def training(run: folder.Run) -> list[markup.Html]:
       '',
     ),
     (
-      'payload-bytes', 'Bytes of a round', 'MB',
+      'payload-bytes', 'Bytes of a round', 'bytes',
       {
-        _NAMES[name]: [(r.round, getattr(r, name) / _MB) for r in rounds]
-        for name in ('bytes_round', 'stage_bytes')
-        if name == 'bytes_round' or any(getattr(r, name) for r in rounds)
+        name: points
+        for name, points in field('bytes_round', 'stage_bytes').items()
+        if any(y for _, y in points)
       },
       'Payloads of all miners, and what their pipeline stages exchange.',
     ),
@@ -105,24 +104,24 @@ def process(run: folder.Run) -> list[markup.Html]:
     if name.endswith('_seconds') and any(getattr(r, name) for r in rounds)
   ]
 
-  def field(names: Iterable[str], scale: float = 1.0) -> _Curves:
+  def field(*names: str) -> _Curves:
     return {
       name.removesuffix('_seconds').replace('_', ' '): [
-        (r.round, getattr(r, name) / scale) for r in rounds
+        (r.round, getattr(r, name)) for r in rounds
       ]
       for name in names
     }
 
   for key, title, label, found in (
     ('phases-of-rounds', 'Time of a round', 'seconds',
-     field(('seconds', *timers))),
-    ('traffic', 'Traffic', 'MB per round',
-     field(('bytes_sent', 'bytes_received'), _MB)),
-    ('rates', 'Rates of transfers', 'MB per second',
-     field(('send_rate', 'receive_rate'), _MB)),
-    ('failures', 'Failures', 'per round', field(('retries', 'failures'))),
-    ('room', 'Memory and disk', 'GB',
-     field(('host_bytes', 'host_free_bytes', 'disk_free_bytes'), 1e9)),
+     field('seconds', *timers)),
+    ('traffic', 'Traffic', 'bytes per round',
+     field('bytes_sent', 'bytes_received')),
+    ('rates', 'Rates of transfers', 'bytes per second',
+     field('send_rate', 'receive_rate')),
+    ('failures', 'Failures', 'per round', field('retries', 'failures')),
+    ('room', 'Memory and disk', 'bytes',
+     field('host_bytes', 'host_free_bytes', 'disk_free_bytes')),
   ):  # fmt: skip
     charts.append(_chart(key, title, note, curves.ROUNDS, label, found))
   return charts
@@ -162,5 +161,6 @@ def _chart(
     markup.Series(name, points, i)
     for i, (name, points) in enumerate(found.items())
   ]
-  y = markup.Axis(label, '{:.4g}'.format)
+  show = '{:,.0f}' if label.startswith('bytes') else '{:.4g}'
+  y = markup.Axis(label, show.format)
   return markup.chart(key, title, note.strip(), x, y, series)

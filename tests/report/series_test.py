@@ -41,7 +41,7 @@ class SeriesTest(absltest.TestCase):
       (['update', 'error feedback', 'gradient'], ['1', '1', '3']),
       (['all miners'], ['512']),
       (['accepted', 'miners that trained'], ['4', '4']),
-      (['payloads'], ['0.004']),
+      (['payloads'], ['4,000']),
       (
         ['whole round', 'training', 'exchange', 'outer step', 'scoring'],
         ['2', '0', '0', '0', '0'],
@@ -68,7 +68,10 @@ class SeriesTest(absltest.TestCase):
       (['inner step', 'Training loss'], ['3', '1']),
       (['inner step', 'Gradient norm'], ['3', '']),
       (['inner step', 'Utilization'], ['3', '0.25']),
-      (['rounds completed', 'bytes sent', 'bytes received'], ['1', '2', '3']),
+      (
+        ['rounds completed', 'bytes sent', 'bytes received'],
+        ['1', '2,000,000', '3,000,000'],
+      ),
       (['rounds completed', 'seconds', 'queue', 'train'], ['1', '9', '5', '3']),
       (['rounds completed', 'retries', 'failures'], ['1', '1', '0']),
     ):
