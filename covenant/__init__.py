@@ -11,9 +11,9 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-  from covenant.emulate.results import Results
-  from covenant.emulate.results import emulate
-  from covenant.emulate.results import read_results
+  from covenant.emulate.results import Results as Results
+  from covenant.emulate.results import emulate as emulate
+  from covenant.emulate.results import read_results as read_results
   from covenant.optim.baselines.demo import demo
   from covenant.optim.baselines.sparta import sparta
   from covenant.optim.compression import Compression
@@ -39,16 +39,16 @@ if TYPE_CHECKING:
   from covenant.optim.topk_variants import DCTTopK
   from covenant.optim.topk_variants import RandomK
   from covenant.optim.weight import Weight
-  from covenant.report.watch import run
+  from covenant.report.watch import run as run
 
 __version__ = '0.1.0'
 
+# Without runs: `import *` must not need the extra `run`.
 __all__ = [
   'Compression', 'DCTTopK', 'Dense', 'Exact', 'Linear', 'Quantizer', 'RandomK',
-  'Results', 'Sign', 'SignMagnitude', 'Statistical', 'TopK', 'Weight',
-  '__version__', 'aggregate', 'compress', 'decompress', 'demo', 'diloco',
-  'emulate', 'flush', 'nesterov', 'outer_update', 'pseudo_gradient',
-  'read_results', 'run', 'sparseloco', 'sparta', 'state_axes',
+  'Sign', 'SignMagnitude', 'Statistical', 'TopK', 'Weight', '__version__',
+  'aggregate', 'compress', 'decompress', 'demo', 'diloco', 'flush', 'nesterov',
+  'outer_update', 'pseudo_gradient', 'sparseloco', 'sparta', 'state_axes',
   'streaming_diloco',
 ]  # fmt: skip
 
@@ -82,4 +82,4 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-  return sorted({*globals(), *__all__})
+  return sorted({*globals(), *_MODULES})
