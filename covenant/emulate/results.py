@@ -1,6 +1,7 @@
 """Emulated runs from Python, and their results as tables."""
 
 import dataclasses
+import json
 import os
 import pathlib
 import time
@@ -27,7 +28,8 @@ class Results(NamedTuple):
   is a frame, and `results.rounds['loss']` is a list.
 
   Attributes:
-    config: the config of the run.
+    config: the config of the run, as nested dicts: its fields may be those of
+      another version.
     workdir: its folder, with all files.
     finished: False for a run that was stopped, or that is in progress.
     rounds: a row per round; the columns are the fields of `metrics.Round`.
@@ -37,7 +39,7 @@ class Results(NamedTuple):
     params: the parameters at the end; None if only the files were read.
   """
 
-  config: config_lib.Config
+  config: dict[str, ct.Json]
   workdir: pathlib.Path
   finished: bool
   rounds: Table
@@ -86,7 +88,12 @@ def read_results(workdir: str | os.PathLike[str]) -> Results:
     MetricsError: a file of the run is malformed.
   """
   folder = pathlib.Path(workdir)
-  config = config_lib.load(str(folder / 'config.json'))
+  path = folder / 'config.json'
+  if not path.exists():
+    raise config_lib.ConfigError(
+      f'expected the folder of an emulated run; there is no {path}'
+    )
+  config = json.loads(path.read_text(encoding='utf-8'))
   records = metrics.read(folder / 'metrics.jsonl')
   rounds = metrics.rounds(records)
   path, steps = folder / 'steps.jsonl', list[metrics.Step]()
@@ -95,7 +102,7 @@ def read_results(workdir: str | os.PathLike[str]) -> Results:
   return Results(
     config=config,
     workdir=folder,
-    finished=bool(rounds) and rounds[-1].round == config.rounds,
+    finished=bool(rounds) and rounds[-1].round == config['rounds'],
     rounds=_columns(metrics.Round, rounds),
     evaluations=_columns(metrics.Evaluation, metrics.evaluations(records)),
     steps=_columns(metrics.Step, steps),

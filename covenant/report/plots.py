@@ -192,7 +192,8 @@ def _weights(
     if uid in adversaries:
       i = sorted(adversaries).index(uid)
       color, label = colors[i % len(colors)], f'{uid}: {adversaries[uid]}'
-      ax.plot(x, y, color=color, marker=marker, lw=1.6, label=label)
+      dash = ('-', '--', ':', '-.')[i % 4]  # those at zero lie on each other
+      ax.plot(x, y, color=color, marker=marker, ls=dash, lw=1.8, label=label)
     else:
       others = 'honest' if adversaries else 'each miner'
       label = f'{others} ({len(honest)})' if uid == honest[0] else None

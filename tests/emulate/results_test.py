@@ -76,7 +76,9 @@ class EmulateTest(absltest.TestCase):
       covenant.emulate('tinny')
     with self.assertRaisesRegex(config_lib.ConfigError, 'rounds'):
       results_lib.prepare('tiny', ['rounds=0'])
-    with self.assertRaisesRegex(config_lib.ConfigError, 'there is no file'):
+    with self.assertRaisesRegex(
+      config_lib.ConfigError, 'there is no .*config.json'
+    ):
       covenant.read_results(self.create_tempdir().full_path)
 
 
