@@ -52,7 +52,7 @@ from covenant.store import backend
 from covenant.store import bucket as bucket_lib
 from covenant.store import location as location_lib
 from covenant.store import reader
-from covenant.train import shared_state as shared_state_lib
+from covenant.train import pieces as pieces_lib
 from covenant.wire import lazy
 from covenant.wire import payload as payload_lib
 
@@ -262,10 +262,10 @@ def _load_rate(folder: str, pieces: int = 6) -> float:
   storage = run_storage_lib.RunStorage(b'r' * 16, own, b'', lambda data: own)
   digests, seconds = [], []
   for i in range(pieces):
-    data = np.random.default_rng(i).bytes(shared_state_lib.PIECE_BYTES)
+    data = np.random.default_rng(i).bytes(pieces_lib.PIECE_BYTES)
     digests.append(hashlib.blake2b(data, digest_size=32).hexdigest())
     storage.put_once(storage.chunk_key(bytes.fromhex(digests[-1])), data)
-  size = pieces * shared_state_lib.PIECE_BYTES
+  size = pieces * pieces_lib.PIECE_BYTES
   where = jax.sharding.SingleDeviceSharding(jax.devices()[0])
   abstract = jax.ShapeDtypeStruct((size // 4,), jnp.float32, sharding=where)
   for turn in range(3):

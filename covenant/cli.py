@@ -127,18 +127,30 @@ def validator(config: config_lib.Config, workdir: str) -> None:
 
 
 def pool(config: config_lib.Config, workdir: str) -> None:
-  """Runs one miner of a network whose training is done by workers."""
-  from covenant.pool import miner as miner_lib  # needs the extra `pool`
+  """Runs one miner of a network whose training is done by workers or stages."""
+  from covenant.pool import head as head_lib  # needs the extra `pool`
+  from covenant.pool import miner as miner_lib
 
   preflight.require(config, workdir, 'pool')
   with startup.stoppable('stopping') as stop:
-    miner_lib.PoolProcess(config, workdir).run(stop)
+    if any(island.rank for island in config.islands):
+      head_lib.HeadProcess(config, workdir, stop).run()
+    else:
+      miner_lib.PoolProcess(config, workdir).run(stop)
 
 
 def worker(config: config_lib.Config, workdir: str) -> None:
   """Runs one worker of the pool at --config.pool.url, until Ctrl-C."""
   with startup.stoppable('stopping after this lease') as stop:
     worker_lib.Worker(config, workdir).run(stop)
+
+
+def stage(config: config_lib.Config, workdir: str) -> None:
+  """Runs one stage of the pipeline at --config.pool.url, until Ctrl-C."""
+  from covenant.pool import stage_process  # needs the extra `pool`
+
+  with startup.stoppable('stopping') as stop:
+    stage_process.StageProcess(config, workdir).run(stop)
 
 
 def evaluator(config: config_lib.Config, workdir: str) -> None:
@@ -272,6 +284,7 @@ ROLES: dict[str, Callable[[config_lib.Config, str], None]] = {
   'validator': validator,
   'pool': pool,
   'worker': worker,
+  'stage': stage,
   'evaluator': evaluator,
   'sync': sync_lib.sync,
   'localnet': run_localnet,

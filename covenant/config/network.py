@@ -159,6 +159,9 @@ class Pool(schema.Section):
   # workers divided by the audits of a round.
   deposit: int = schema.positive(8)
   fee: float = schema.fraction(0.0)  # pool's share of the pay
+  stages: int = schema.positive(2)  # stage: how many its memory holds
+  # Head of a pipeline: seconds that a stage may take for an answer.
+  patience: float = schema.positive(60.0)
   threshold: float = schema.bounded(0.1, low=0.0)  # smallest payment, in TAO
 
 
@@ -207,6 +210,8 @@ class Island(schema.Section):
   rank: int = schema.bounded(0, low=0)
   # Bits of each of these numbers; 0: the model's own precision.
   bits: int = schema.bounded(0, choices=(0, 4, 8))
+  # Layers of each stage, such as 3-2-1 in a flag; none: all have as many.
+  layers: tuple[int, ...] = ()
   count: int = schema.positive(1)  # uids
 
   @property
@@ -221,6 +226,13 @@ class Island(schema.Section):
       entry,
       'rank is the width of what passes between stages; expected stages=2 or '
       'more with it',
+    )
+    schema.require(
+      not self.layers
+      or len(self.layers) == self.stages
+      and min(self.layers) > 0,
+      entry,
+      f'layers: expected one or more for each of stages={self.stages}',
     )
     schema.require(
       not self.bits or self.rank > 0,
@@ -257,16 +269,20 @@ def _read_island(entry: str) -> Island:
   match = _ENTRY.fullmatch(entry)
   assert match is not None
   allowed = [field.name for field in dataclasses.fields(Island)][:-1]
-  found: dict[str, int] = {}
+  found: dict[str, int | tuple[int, ...]] = {}
   for pair in filter(None, (part.strip() for part in match[2].split(','))):
     name, _, value = pair.partition('=')
+    pattern = r'\d+(-\d+)*' if name == 'layers' else r'\d+'
     schema.require(
-      name in allowed and value.isdecimal() and name not in found,
+      name in allowed
+      and bool(re.fullmatch(pattern, value, re.ASCII))
+      and name not in found,
       f'islands: {entry!r}',
       f'expected each of {", ".join(allowed)} at most once, as in '
       f'2x steps=40,batch=16; got {pair!r}',
     )
-    found[name] = int(value)
+    counts = tuple(map(int, value.split('-')))
+    found[name] = counts if name == 'layers' else counts[0]
   path = f'islands: {entry!r}'
   raw = found | {'count': int(match[1] or 1)}
   return schema.build(Island, raw, f'{path}: ', [])
@@ -290,8 +306,12 @@ def show_islands(islands: Iterable[Island]) -> str:
 
 def _show_island(island: Island) -> str:
   fields = ','.join(
-    f'{field.name}={getattr(island, field.name)}'
+    f'{field.name}={_show_value(getattr(island, field.name))}'
     for field in dataclasses.fields(island)[:-1]
     if getattr(island, field.name) != getattr(_DEFAULT_ISLAND, field.name)
   )
   return f'{island.count}x {fields}'.rstrip()
+
+
+def _show_value(value: int | tuple[int, ...]) -> str:
+  return '-'.join(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -75,6 +75,7 @@ class Process:
     process_group: the processes of this node; None is this one alone.
     profile: the round to trace, see `workdir.Workdir`.
     build: makes the node; None makes a miner or a validator, by `role`.
+    make_model: makes the shared model; None: `SharedModel`.
 
   Attributes:
     node: the node.
@@ -93,6 +94,7 @@ class Process:
     process_group: multihost_lib.ProcessGroup | None = None,
     profile: int | None = None,
     build: Build | None = None,
+    make_model: Callable[..., shared_state_lib.SharedModel] | None = None,
   ):
     self._config = config
     self._role = role
@@ -110,7 +112,7 @@ class Process:
     self._place = placement.Placement(
       process_group.mesh, config.devices.offload
     )
-    shared_model = shared_state_lib.SharedModel(
+    shared_model = (make_model or shared_state_lib.SharedModel)(
       config, self._place.home_mesh, config.devices.offload
     )
     run = shared_model.run

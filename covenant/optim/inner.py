@@ -20,18 +20,53 @@ _P = ParamSpec('_P')
 _T = TypeVar('_T')
 
 
-def make(inner: config.Inner) -> optax.GradientTransformation:
-  """Returns the inner optimizer; its updates need multiplying by the rate."""
-  return {'adamw': adamw, 'muon': muon}[inner.kind](inner)
+def make(
+  inner: config.Inner, norm: jax.Array | None = None
+) -> optax.GradientTransformation:
+  """Returns the inner optimizer; its updates need multiplying by the rate.
+
+  Args:
+    inner: its settings.
+    norm: the norm of the whole gradient, of which `update` gets a part; None:
+      it gets all.
+  """
+  return {'adamw': adamw, 'muon': muon}[inner.kind](inner, norm)
 
 
-def adamw(inner: config.Inner) -> optax.GradientTransformation:
+def _clip(
+  inner: config.Inner, norm: jax.Array | None
+) -> optax.GradientTransformation:
+  """Returns `optax.clip_by_global_norm`, for a norm that is given or not."""
+  clip = optax.clip_by_global_norm(inner.clip_norm)
+  if norm is None:
+    return clip
+
+  def update(
+    grads: ct.Grads,
+    state: ct.OptState,
+    params: ct.Params | None = None,
+    **extra: object,
+  ) -> tuple[ct.Grads, ct.OptState]:
+    del params, extra
+    is_small = norm < inner.clip_norm
+
+    def scaled(g: jax.Array) -> jax.Array:
+      return jax.lax.select(is_small, g, (g / norm) * inner.clip_norm)
+
+    return jax.tree.map(scaled, grads), state
+
+  return optax.GradientTransformation(clip.init, update)
+
+
+def adamw(
+  inner: config.Inner, norm: jax.Array | None = None
+) -> optax.GradientTransformation:
   """Returns clipped AdamW; its updates need multiplying by the rate.
 
-  Weight decay covers all parameters, norms too.
+  Weight decay covers all parameters, norms too. See `make` for the arguments.
   """
   tx = optax.chain(
-    optax.clip_by_global_norm(inner.clip_norm),
+    _clip(inner, norm),
     optax.scale_by_adam(b1=inner.b1, b2=inner.b2, eps=inner.eps),
     optax.add_decayed_weights(inner.weight_decay),
     optax.scale(-1.0),
@@ -39,15 +74,18 @@ def adamw(inner: config.Inner) -> optax.GradientTransformation:
   return optax.GradientTransformation(tx.init, _promoting(tx.update))
 
 
-def muon(inner: config.Inner) -> optax.GradientTransformation:
+def muon(
+  inner: config.Inner, norm: jax.Array | None = None
+) -> optax.GradientTransformation:
   """Returns clipped Muon for matrices, and AdamW for embeddings and gains.
 
   Both have Nesterov momentum, as in optax. Muon's updates are scaled to the
   root mean square of AdamW's (arXiv 2502.16982), so that one rate serves both.
-  Matrices in a stack of layers are orthogonalized one by one.
+  Matrices in a stack of layers are orthogonalized one by one. See `make` for
+  the arguments.
   """
   tx = optax.chain(
-    optax.clip_by_global_norm(inner.clip_norm),
+    _clip(inner, norm),
     optax.contrib.muon(
       1.0,
       eps=inner.eps,

@@ -18,7 +18,7 @@ from covenant.plan import memory
 from covenant.plan import phase_times
 from covenant.plan import rates
 from covenant.plan import timing
-from covenant.train import shared_state
+from covenant.train import pieces as pieces_lib
 
 ROLES = ('validator', 'evaluator', 'joiner')
 _FLOAT = 4
@@ -184,7 +184,7 @@ def _validator(
     disk,
     found.outer + found.fingerprint,
   )
-  pieces = {'pieces': float(_PIECES * shared_state.PIECE_BYTES)}
+  pieces = {'pieces': float(_PIECES * pieces_lib.PIECE_BYTES)}
   yield RolePhase(
     'validator', 'publish', device, host | pieces | round_, disk,
     sizes.state / timing.links_of(config.plan).upload,
@@ -218,7 +218,7 @@ def _joiner(
   config: config_lib.Config, sizes: _Sizes, found: phase_times.PhaseTimes
 ) -> Iterator[RolePhase]:
   device, host = _at_rest(config, sizes)
-  pieces = float(_PIECES * shared_state.PIECE_BYTES)
+  pieces = float(_PIECES * pieces_lib.PIECE_BYTES)
   yield RolePhase(
     'joiner',
     'load',

@@ -62,20 +62,7 @@ class Client:
         its reply; says why.
       ConfigError: the pool belongs to another run, or has another hotkey.
     """
-    if not self._token:
-      self._greet()
-    self._number += 1
-    digest = messages.digest(body)
-    text = messages.request_text(
-      self._hotkey, self._token, method, path, self._number, digest
-    )
-    headers = {
-      messages.WORKER: self._key.address,
-      messages.TOKEN: self._token,
-      messages.NUMBER: str(self._number),
-      messages.DIGEST: digest,
-      messages.SIGNATURE: self._key.sign(text).hex(),
-    }
+    text, headers = self.sign_request(method, path, body)
     answer = self._send(method, path, body, headers, longest)
     if answer.status != 200:
       if answer.status in (401, 409):  # the pool was started again
@@ -85,6 +72,37 @@ class Client:
         f'{path}: the pool says {answer.status}: {why}'
       )
     return self._unpack(path, text, answer)
+
+  def sign_request(
+    self, method: str, path: str, body: bytes = b''
+  ) -> tuple[bytes, dict[str, str]]:
+    """Returns the signed text of the next request, and its headers.
+
+    Raises:
+      PoolUnreachableError, ConfigError: as `ask`.
+    """
+    if not self._token:
+      self._greet()
+    self._number += 1
+    digest = messages.digest(body)
+    text = messages.request_text(
+      self._hotkey, self._token, method, path, self._number, digest
+    )
+    return text, {
+      messages.WORKER: self._key.address,
+      messages.TOKEN: self._token,
+      messages.NUMBER: str(self._number),
+      messages.DIGEST: digest,
+      messages.SIGNATURE: self._key.sign(text).hex(),
+    }
+
+  def is_pool(self, data: bytes, signature: bytes) -> bool:
+    """Returns whether the pool signed some bytes."""
+    return verify(self._hotkey, data, signature)
+
+  def forget(self) -> None:
+    """Forgets the token, as after the pool was started again."""
+    self._token = ''
 
   def _greet(self) -> None:
     """Asks for a token, and for the run and the hotkey of the pool."""

@@ -8,6 +8,7 @@ hotkey, each for one request.
 
 import hashlib
 import json
+from collections.abc import Mapping
 
 from covenant import typing as ct
 
@@ -53,6 +54,11 @@ def reply_text(request: bytes, status: int, body_digest: str) -> bytes:
   of_request = hashlib.blake2b(request, digest_size=32).hexdigest()
   parts = 'covenant.pool.reply', of_request, str(status), body_digest
   return '\n'.join(parts).encode()
+
+
+def pack(text: Mapping[str, ct.Json], data: bytes) -> bytes:
+  """Returns a line of JSON followed by bytes."""
+  return json.dumps(text).encode() + b'\n' + data
 
 
 def unpack(data: bytes) -> tuple[dict[str, ct.Json], bytes]:

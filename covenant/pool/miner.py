@@ -31,6 +31,7 @@ from covenant.pool import deltas as deltas_lib
 from covenant.pool import ledger as ledger_lib
 from covenant.pool import pool as pool_lib
 from covenant.pool import server as server_lib
+from covenant.pool import server_settings as settings_lib
 from covenant.pool import tasks
 from covenant.pool import visitors
 from covenant.pool import worker as worker_lib
@@ -88,7 +89,7 @@ def policy(
       raise node_lib.RetryLaterError
     ledger.settle(
       task.round,
-      _meter(ledger, node, task.uid),
+      network_pay(ledger, node, task.uid),
       result.work,
       result.proven,
       result.caught,
@@ -139,7 +140,9 @@ def _train(
   return pool.finish()
 
 
-def _meter(ledger: ledger_lib.Ledger, node: miner_lib.Miner, uid: int) -> int:
+def network_pay(
+  ledger: ledger_lib.Ledger, node: miner_lib.Miner, uid: int
+) -> int:
   """Returns the rao that the network has paid to the uid in total.
 
   If the chain is unreachable, the last known amount; a later round catches
@@ -153,6 +156,16 @@ def _meter(ledger: ledger_lib.Ledger, node: miner_lib.Miner, uid: int) -> int:
   except chain_lib.ChainError:
     return ledger.meter
   return round(earned.get(uid, 0.0) * ledger_lib.RAO)
+
+
+def open_ledger(
+  config: config_lib.Pool, workdir: pathlib.Path
+) -> ledger_lib.Ledger:
+  """Opens the accounts of a pool by its terms."""
+  terms = ledger_lib.PaymentPolicy(
+    config.fee, round(config.threshold * ledger_lib.RAO), config.deposit
+  )
+  return ledger_lib.Ledger(workdir / 'ledger.sqlite', terms)
 
 
 class PoolProcess:
@@ -184,12 +197,7 @@ class PoolProcess:
         return False
       return keys.verify(worker, data, signature)
 
-    terms = ledger_lib.PaymentPolicy(
-      config.pool.fee,
-      round(config.pool.threshold * ledger_lib.RAO),
-      config.pool.deposit,
-    )
-    self._ledger = ledger_lib.Ledger(self._workdir / 'ledger.sqlite', terms)
+    self._ledger = open_ledger(config.pool, self._workdir)
     self._pool = pool_lib.PoolState(
       config,
       shared_model.abstract_params,
@@ -204,7 +212,7 @@ class PoolProcess:
     params, message = lease_trainer.warm_up()
     self._pool.warm_up(params, message)
     self._server = server_lib.PoolServer(
-      _settings(config.pool),
+      settings_lib.of(config.pool),
       context.chain.hotkey,
       context.chain.sign,
       {'run': shared_model.run.hex()},
@@ -259,7 +267,7 @@ class PoolProcess:
 
     A delta is awaited while its lease is open.
     """
-    path, asked = _parse(request.path)
+    path, asked = parse_path(request.path)
     if path not in ('/lease', '/parameters', '/delta', '/account'):
       return server_lib.Reply(404, {'error': 'unknown path'})
     if path != '/delta':
@@ -272,7 +280,7 @@ class PoolProcess:
     return self._pool.payload_bytes
 
   def _answer(self, request: server_lib.Request) -> server_lib.Reply:
-    path, asked = _parse(request.path)
+    path, asked = parse_path(request.path)
     worker = request.worker
     try:
       match path:
@@ -342,42 +350,28 @@ class PoolProcess:
         'rao': totals,
       },
     )
-    self._write_payouts()
+    write_payouts(self._ledger, self._workdir / 'payouts.jsonl')
     tao = totals['earned'] / ledger_lib.RAO
     _say(tasks.describe(round_index, outcome, assigned, tao))
 
-  def _write_payouts(self) -> None:
-    """Appends the orders of the ledger that the file does not have yet.
 
-    A file that a power failure has damaged is written anew.
-    """
-    path = self._workdir / 'payouts.jsonl'
-    orders = self._ledger.orders()
-    lines = [json.dumps(order._asdict()).encode() for order in orders]
-    written = files.read_lines(path)
-    if written != lines[: len(written)]:
-      files.write_lines(path, lines, durable=True)
-    else:
-      new = orders[len(written) :]
-      files.append_jsonl(path, *(order._asdict() for order in new))
+def write_payouts(ledger: ledger_lib.Ledger, path: pathlib.Path) -> None:
+  """Appends the orders of a ledger that the file does not have yet.
 
-
-def _settings(config: config_lib.Pool) -> server_lib.ServerSettings:
-  host, _, port = config.listen.rpartition(':')
-  if not host or not _NUMBER.fullmatch(port) or int(port) > 65535:
-    raise config_lib.ConfigError(
-      f'pool.listen: expected HOST:PORT, got {config.listen!r}'
-    )
-  return server_lib.ServerSettings(
-    host.strip('[]'),
-    int(port),
-    config.certificate,
-    config.certificate_key,
-    config.proxies,
-  )
+  A file that a power failure has damaged is written anew.
+  """
+  orders = ledger.orders()
+  lines = [json.dumps(order._asdict()).encode() for order in orders]
+  written = files.read_lines(path)
+  if written != lines[: len(written)]:
+    files.write_lines(path, lines, durable=True)
+  else:
+    new = orders[len(written) :]
+    files.append_jsonl(path, *(order._asdict() for order in new))
 
 
-def _parse(path: str) -> tuple[str, dict[str, str]]:
+def parse_path(path: str) -> tuple[str, dict[str, str]]:
+  """Splits a path into its name and its query."""
   name, _, query = path.partition('?')
   return name, dict(urllib.parse.parse_qsl(query, max_num_fields=8))
 

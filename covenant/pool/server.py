@@ -15,14 +15,15 @@ minute. Connections and requests are limited by address and by key
 import asyncio
 import json
 import socket
-import ssl
 import threading
 from collections.abc import Callable, Coroutine, Mapping
 from typing import NamedTuple, TypeVar
 
 from covenant import extras
 from covenant import typing as ct
+from covenant.pool import channel as channel_lib
 from covenant.pool import messages
+from covenant.pool import server_settings as settings_lib
 from covenant.pool import visitors
 
 with extras.needed('pool'):
@@ -64,17 +65,6 @@ Admit = Callable[[Request], int | Reply]
 Verify = Callable[[str, bytes, bytes], bool]  # worker, data, signature
 
 
-class ServerSettings(NamedTuple):
-  """The address, certificate and limits of a pool's server."""
-
-  host: str
-  port: int  # 0 is any free one
-  certificate: str = ''  # PEM file of the chain; empty: plain HTTP
-  certificate_key: str = ''  # PEM file
-  # Addresses of reverse proxies, whose X-Forwarded-For is believed.
-  proxies: tuple[str, ...] = ()
-
-
 class RequestError(Exception):
   """A refused request; args are the HTTP status and the reason."""
 
@@ -91,6 +81,9 @@ class PoolServer:
     admit: decides on a request before its body is read.
     answer: replies to a verified request; called from many threads.
     is_known: returns whether a worker has proved itself.
+    receive: called with each message of a channel, and when it is opened and
+      closed, where it says so; None: there are no channels.
+    longest: the most bytes of a message on a channel.
 
   Raises:
     OSError: the address or the certificate cannot be used.
@@ -98,7 +91,7 @@ class PoolServer:
 
   def __init__(
     self,
-    settings: ServerSettings,
+    settings: settings_lib.ServerSettings,
     pool: str,
     sign: ct.Sign,
     hello: Mapping[str, ct.Json],
@@ -106,7 +99,11 @@ class PoolServer:
     admit: Admit,
     answer: Answer,
     is_known: Callable[[str], bool] = lambda worker: False,
+    receive: channel_lib.Receive | None = None,
+    longest: int = 1 << 30,
   ):
+    self._receive = receive
+    self._longest = longest
     self._pool = pool
     self._sign = sign
     self._hello = hello
@@ -120,7 +117,7 @@ class PoolServer:
     self._keys = visitors.Shares(_PER_KEY)
     self._answering = asyncio.Semaphore(_WORKERS)
     self._last = b'', b'', ''  # data and line of a long reply, their digest
-    self._ssl = _context(settings)
+    self._ssl = settings_lib.ssl_context(settings)
     family = socket.AF_INET6 if ':' in settings.host else socket.AF_INET
     self._socket = socket.create_server(
       (settings.host, settings.port), family=family, backlog=_BACKLOG
@@ -209,6 +206,8 @@ class PoolServer:
       address = self._visitor(request)
       if request.path == '/hello':
         text, reply = self._greet(request)
+      elif request.path == '/channel' and self._receive is not None:
+        return await self._open_channel(request, address)
       else:
         text, reply = await self._serve_worker(request, address)
     except RequestError as e:
@@ -236,10 +235,41 @@ class PoolServer:
     text = {'token': self._tokens.issue(worker), 'pool': self._pool}
     return nonce.encode(), Reply(200, {**self._hello, **text})
 
-  async def _serve_worker(
+  async def _open_channel(
     self, request: web.BaseRequest, address: str
-  ) -> tuple[bytes, Reply]:
-    """Verifies a request and answers it; raises RequestError."""
+  ) -> web.StreamResponse:
+    """Serves a channel until it is closed."""
+    text, asked, *_ = self._verified(request, address)
+    if isinstance(await self._call(self._admit, asked), Reply):
+      raise RequestError(403, 'this worker may open no channel')
+    socket = web.WebSocketResponse(
+      heartbeat=channel_lib.HEARTBEAT_SECONDS, max_msg_size=self._longest
+    )
+    await socket.prepare(request)
+    channel = channel_lib.Channel(
+      socket,
+      text,
+      True,
+      self._sign,
+      lambda data, by: self._verify(asked.worker, data, by),
+      asked.worker,
+    )
+    assert self._receive is not None
+    await asyncio.to_thread(self._receive, channel, {'did': 'open'}, b'')
+    try:
+      await channel.run(self._receive)
+    finally:
+      await asyncio.to_thread(self._receive, channel, {'did': 'close'}, b'')
+    return socket
+
+  def _verified(
+    self, request: web.BaseRequest, address: str
+  ) -> tuple[bytes, Request, int, str]:
+    """Verifies a request; raises RequestError.
+
+    Returns:
+      The signed text, the request without its body, and its length and digest.
+    """
     if len(request.raw_path) > _LONGEST_PATH:
       raise RequestError(404, 'unknown path')
     headers = request.headers
@@ -258,10 +288,17 @@ class PoolServer:
       raise RequestError(401, 'not signed by X-Worker for this pool and token')
     if not self._tokens.accept(worker, token, number):
       raise RequestError(409, 'the token or the number is not new; say hello')
+    return text, Request(worker, method, path, b'', address), length, said
+
+  async def _serve_worker(
+    self, request: web.BaseRequest, address: str
+  ) -> tuple[bytes, Reply]:
+    """Verifies a request and answers it; raises RequestError."""
+    text, asked, length, said = self._verified(request, address)
+    worker = asked.worker
     if not self._keys.enter(worker):
       raise RequestError(429, 'too many requests of this key at a time')
     try:
-      asked = Request(worker, method, path, b'', address)
       admitted = await self._call(self._admit, asked)
       if isinstance(admitted, Reply):
         return text, admitted
@@ -345,13 +382,3 @@ class PoolServer:
     """Writes a piece; raises TimeoutError if the reader does not get on."""
     async with asyncio.timeout(_SECONDS):
       await response.write(piece)
-
-
-def _context(settings: ServerSettings) -> ssl.SSLContext | None:
-  if not settings.certificate:
-    return None
-  context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-  context.load_cert_chain(
-    settings.certificate, settings.certificate_key or None
-  )
-  return context

@@ -19,7 +19,7 @@ import numpy as np
 
 from covenant.protocol import run_storage as run_storage_lib
 from covenant.store import interface as store_lib
-from covenant.train import shared_state as shared_state_lib
+from covenant.train import pieces as pieces_lib
 
 _BATCH = 32  # pieces that are fetched and held at the same time
 
@@ -68,7 +68,7 @@ def fetch(
     OSError: the disk does not take them.
     ValueError: a piece has another length than the tensor needs.
   """
-  limit = shared_state_lib.PIECE_BYTES
+  limit = pieces_lib.PIECE_BYTES
   places: dict[bytes, list[int]] = {}  # by digest, of what is missing
   with open(path, 'r+b' if path.exists() else 'w+b') as file:
     for at, text in enumerate(digests):

@@ -31,6 +31,7 @@ from covenant.protocol import apply
 from covenant.protocol import piece_files
 from covenant.protocol import run_storage as run_storage_lib
 from covenant.store import interface as store_lib
+from covenant.train import pieces as pieces_lib
 from covenant.train import shared_state as shared_state_lib
 from covenant.wire import amendment as amendment_lib
 
@@ -69,7 +70,7 @@ class Layout(NamedTuple):
 
   def pieces(self, name: str) -> int:
     """Returns the number of pieces of a tensor."""
-    return -(-self.size(name) // shared_state_lib.PIECE_BYTES)
+    return -(-self.size(name) // pieces_lib.PIECE_BYTES)
 
   def size(self, name: str) -> int:
     """Returns the bytes of a tensor."""
@@ -135,7 +136,7 @@ def publish(
     try:
       for name, leaf in shared_state_lib.named_leaves(position.shared).items():
         files[name] = []
-        for piece in shared_state_lib.pieces(shared_model.host.load(leaf)):
+        for piece in pieces_lib.pieces(shared_model.host.load(leaf)):
           waiting.append((name, pool.submit(put, piece)))
           while len(waiting) > workers:
             of, done = waiting.popleft()
@@ -275,31 +276,26 @@ def load(
     _check(index, found)
   except (ValueError, TypeError, KeyError) as e:
     raise apply.OutOfSyncError(f'index of a checkpoint: {e}') from None
-  leaves = {}
   try:
     with piece_files.folder(storage) as folder:
-      for name, abstract in found.tensors.items():
-        path, digests = (
-          pathlib.Path(folder, f'{name}.tensor'),
-          index.files[name],
-        )
+
+      def leaf(name: str) -> jax.Array:
+        path = pathlib.Path(folder, f'{name}.tensor')
+        digests, size = index.files[name], found.size(name)
         try:
-          piece_files.fetch(storage, digests, found.size(name), sources, path)
+          piece_files.fetch(storage, digests, size, sources, path)
         except ValueError as e:
           raise apply.OutOfSyncError(
             f'the checkpoint of round {index.round}: {e}'
           ) from None
-        leaves[name] = piece_files.place(path, abstract)
+        return piece_files.place(path, found.tensors[name])
+
+      places = [bucket.location for bucket in sources]
+      shared = shared_model.adopt(index.round, index.files, places, leaf)
   except OSError as e:
     raise store_lib.StoreError(
       f'the checkpoint of round {index.round} cannot be stored: {e}'
     ) from e
-  shared = jax.tree_util.tree_map_with_path(
-    lambda path, _: leaves[
-      jax.tree_util.keystr(path, simple=True, separator='.')
-    ],
-    _abstract(shared_model),
-  )
   root, adopted = bytes.fromhex(index.root), index.adopted
   place = apply.Position(index.round, root, shared, adopted)
   here = apply.fingerprint(shared_model, place)
@@ -315,7 +311,7 @@ def _abstract(
   shared_model: shared_state_lib.SharedModel,
 ) -> shared_state_lib.SharedState:
   """Returns the shapes and shardings of the shared state."""
-  shapes = jax.eval_shape(shared_model.init)
+  shapes = shared_model.abstract()
   if shared_model.mesh is None:
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     shardings = jax.tree.map(lambda _: here, shapes)

@@ -16,6 +16,7 @@ from covenant.protocol import membership as membership_lib
 from covenant.protocol import published_checkpoint
 from covenant.protocol import run_storage as run_storage_lib
 from covenant.store import interface as store_lib
+from covenant.train import pieces as pieces_lib
 from covenant.train import shared_state as shared_state_lib
 from covenant.wire import amendment as amendment_lib
 
@@ -191,7 +192,7 @@ def mirror(
   buckets = [source.bucket for source in around.sources]
   names = {name for digests in index.files.values() for name in digests}
   wanted = [bytes.fromhex(name) for name in sorted(names - storage.chunks())]
-  limit = shared_state_lib.PIECE_BYTES
+  limit = pieces_lib.PIECE_BYTES
   for i in range(0, len(wanted), _PIECES):
     check()
     some = wanted[i : i + _PIECES]

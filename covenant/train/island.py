@@ -49,7 +49,12 @@ def of(config: config_lib.Config, uid: int) -> Island:
 
 def _check_model(config: config_lib.Config, island: Island) -> None:
   """Raises ConfigError unless the island can split the model."""
-  if config.model.layers % island.stages:
+  if island.layers and sum(island.layers) != config.model.layers:
+    raise config_lib.ConfigError(
+      f'islands: layers={"-".join(map(str, island.layers))}: expected a sum of '
+      f'model.layers = {config.model.layers}'
+    )
+  if not island.layers and config.model.layers % island.stages:
     raise config_lib.ConfigError(
       f'islands: stages={island.stages}: expected a divisor of model.layers = '
       f'{config.model.layers}'

@@ -320,3 +320,18 @@ def batch_ids(
   island = island_lib.of(config, task.uid)
   ids_n = assigned_ids(config, task, split)[: island.sequences]
   return ids_n.reshape(-1, island.batch)
+
+
+def batches(
+  config: config_lib.Config,
+  task: Task,
+  split: tokens_lib.Split,
+  late: Callable[[], bool] = lambda: False,
+) -> Iterator[np.ndarray]:
+  """Yields the tokens of a task; see `trainer.Trainer.batches`."""
+  ids_HxB = batch_ids(config, task, split)
+  context = config.data.context
+  for i, x_BxL1 in enumerate(tokens_lib.prefetch(split, ids_HxB, context)):
+    if i and late():
+      return
+    yield x_BxL1

@@ -201,6 +201,11 @@ def _stages(
     )
   if stages is None or stages.size != island.stages:
     return None
+  if len(set(island.layers)) > 1:
+    raise config_lib.ConfigError(
+      'devices.stage: expected stages with equally many layers, got '
+      f'{"-".join(map(str, island.layers))}'
+    )
   if config.optim.inner.kind != 'adamw':
     raise config_lib.ConfigError(
       "devices.stage: expected optim.inner.kind='adamw' with more than one, "

@@ -4,13 +4,11 @@ Miners, validators and the emulator all update it by `SharedModel.apply_round`,
 from the same payload bytes in the order of uids, and so stay identical.
 """
 
-import collections
 import copy
 import functools
 import hashlib
 import types
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent import futures
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -24,23 +22,19 @@ from covenant.models import hf
 from covenant.models import llama
 from covenant.models import sharding
 from covenant.optim import algorithm as algorithm_lib
-from covenant.optim import exact
 from covenant.optim import outer_step as outer_step_lib
-from covenant.optim import reduce
 from covenant.optim import weight
+from covenant.train import pieces as pieces_lib
 from covenant.train import placement
+from covenant.train import round_factors
 from covenant.train import state_file
 from covenant.train import step_bound
 from covenant.wire import lazy
 from covenant.wire import payload
 
-# Bytes of a leaf that have a digest of their own; a published checkpoint has an
-# object per piece.
-PIECE_BYTES = 1 << 25
-_PIECES = 32  # number of pieces on the host at once
 # Baselines whose outer optimizer normalizes the step.
 _UNBOUNDED = ('ddp', 'demo')
-_EQUAL_WEIGHTS: Mapping[int, weight.Weight] = types.MappingProxyType({})
+EQUAL_WEIGHTS: Mapping[int, weight.Weight] = types.MappingProxyType({})
 
 
 class SharedState(NamedTuple):
@@ -132,7 +126,7 @@ class SharedModel:
     """Returns the `state_fingerprint` of a state; caches the last one."""
     if self._last is None or self._last[0] is not shared:
       pieces = {
-        name: list(piece_digests(self.host.load(leaf)))
+        name: list(pieces_lib.piece_digests(self.host.load(leaf)))
         for name, leaf in named_leaves(shared).items()
       }
       self._last = shared, state_fingerprint(pieces)
@@ -182,6 +176,29 @@ class SharedModel:
       jax.ShapeDtypeStruct((step_bound.ROUNDS,), jnp.float32),
     )
 
+  def adopt(
+    self,
+    round_index: int,
+    files: Mapping[str, Sequence[str]],
+    places: Sequence[str],
+    leaf: Callable[[str], jax.Array],
+  ) -> SharedState:
+    """Returns the state of a published checkpoint.
+
+    Args:
+      round_index: its round.
+      files: the digests of the pieces of each tensor.
+      places: addresses of buckets that have them.
+      leaf: fetches the tensor of a name.
+    """
+    del round_index, files, places
+    return jax.tree_util.tree_map_with_path(
+      lambda path, _: leaf(
+        jax.tree_util.keystr(path, simple=True, separator='.')
+      ),
+      self.abstract(),
+    )
+
   def decode(
     self,
     data: bytes,
@@ -216,7 +233,7 @@ class SharedModel:
     shared: SharedState,
     messages: Mapping[int, ct.Message],
     consume: bool = False,
-    weights: Mapping[int, weight.Weight] = _EQUAL_WEIGHTS,
+    weights: Mapping[int, weight.Weight] = EQUAL_WEIGHTS,
     norms: Mapping[int, np.ndarray] | None = None,
     keep_params: bool = False,
   ) -> tuple[SharedState, float]:
@@ -238,34 +255,31 @@ class SharedModel:
     weighed = [weights.get(uid, weight.Weight()) for uid in sorted(messages)]
     if placement.is_offloaded(shared):  # loaded copies
       consume, keep_params = True, False
-    parts_R, sizes_R = weight.columns(weighed)
     if norms is None:
       norms_RxP = self.outer_step.norms(ordered)
     else:
       norms_RxP = np.stack([norms[uid] for uid in sorted(messages)])
-    clips_RxP = reduce.clip_factors(norms_RxP, self.method.clip, sizes_R)
     steps = np.asarray(shared.steps, np.float32)
-    size = step_bound.size(norms_RxP, clips_RxP, parts_R)
-    factors_RxP = exact.product(clips_RxP, weight.wholes(parts_R)[:, None])
-    bound = step_bound.factor(size, steps)
-    if bound < 1 and self._config.optim.method not in _UNBOUNDED:
-      factors_RxP = exact.product(factors_RxP, np.full((1, 1), bound))
-      size = exact.product(np.full(1, bound), np.full(1, size))[0]
+    factors = self.factors(norms_RxP, weighed, steps)
     here = self.host.load(shared)
-    totals = weight.totals(parts_R)
     new = self.outer_step.apply_sum(
-      here.params,
-      here.outer,
-      ordered,
-      factors_RxP,
-      parts_R,
-      totals,
-      consume,
-      keep_params,
+      here.params, here.outer, ordered, *factors[:3], consume, keep_params
     )
-    steps = self._place(step_bound.remember(steps, size))
+    steps = self._place(factors.steps)
     after = self.host.offload(SharedState(new.params, new.outer, steps))
     return after, new.delta_norm
+
+  def factors(
+    self,
+    norms_RxP: np.ndarray,
+    weights: Sequence[weight.Weight],
+    steps: np.ndarray,
+  ) -> round_factors.RoundFactors:
+    """Returns the factors of a round; see `round_factors.compute`."""
+    is_bounded = self._config.optim.method not in _UNBOUNDED
+    return round_factors.compute(
+      norms_RxP, weights, self.method.clip, steps, is_bounded
+    )
 
 
 def named_leaves(state: SharedState) -> dict[str, ct.Array]:
@@ -288,7 +302,8 @@ def state_fingerprint(pieces: Mapping[str, Sequence[bytes]]) -> str:
   them is there.
 
   Args:
-    pieces: the `piece_digests` of each tensor, by its name in `named_leaves`.
+    pieces: the `pieces.piece_digests` of each tensor, by its name in
+      `named_leaves`.
   """
   digest = hashlib.blake2b(digest_size=16, person=b'covenant.state')
   for name in sorted(pieces):
@@ -323,66 +338,6 @@ def fingerprint(params: ct.Params, piece_bytes: int = 1 << 26) -> str:
     if leaf.nbytes <= piece_bytes:
       digest.update(np.asarray(leaf).reshape(-1).view(np.uint8).data)
     else:
-      for of_piece in piece_digests(leaf, piece_bytes):
+      for of_piece in pieces_lib.piece_digests(leaf, piece_bytes):
         digest.update(of_piece)
   return digest.hexdigest()
-
-
-def piece_digests(
-  leaf: ct.Array, piece_bytes: int = PIECE_BYTES
-) -> Iterator[bytes]:
-  """Yields the digest of each piece of a tensor, 32 bytes each.
-
-  All cores compute them in parallel: one core would need minutes for 72 billion
-  parameters.
-  """
-
-  def digest(piece: np.ndarray) -> bytes:
-    return hashlib.blake2b(piece.data, digest_size=32).digest()
-
-  with futures.ThreadPoolExecutor() as pool:
-    waiting = collections.deque[futures.Future[bytes]]()
-    for piece in pieces(leaf, piece_bytes):
-      waiting.append(pool.submit(digest, piece))
-      if len(waiting) > _PIECES:
-        yield waiting.popleft().result()
-    while waiting:
-      yield waiting.popleft().result()
-
-
-def pieces(
-  leaf: ct.Array, piece_bytes: int = PIECE_BYTES
-) -> Iterator[np.ndarray]:
-  """Yields the bytes of a tensor, row-major, cut at multiples of a size."""
-  left = np.zeros(0, np.uint8)
-  for part in stream(leaf, max(piece_bytes // leaf.dtype.itemsize, 1)):
-    data = np.ascontiguousarray(part).reshape(-1).view(np.uint8)
-    left = np.concatenate([left, data]) if left.size else data
-    while left.size >= piece_bytes:
-      yield left[:piece_bytes]
-      left = left[piece_bytes:]
-  if left.size:
-    yield left
-
-
-def stream(x: ct.Array, budget: int) -> Iterator[np.ndarray]:
-  """Yields a leaf on the host piece by piece, in row-major order.
-
-  A piece has up to `budget` elements, or one index of the first axis. Each
-  piece is gathered on the host, so that no device gets more of a sharded array
-  than it has.
-  """
-  if not isinstance(x, jax.Array) or x.size <= budget:
-    yield np.asarray(x)
-    return
-  n = max(budget * x.shape[0] // x.size, 1)
-  for first in range(0, x.shape[0], n):
-    last = min(first + n, x.shape[0])
-    piece = np.empty((last - first, *x.shape[1:]), x.dtype)
-    for shard in x.addressable_shards:
-      start, stop, _ = shard.index[0].indices(x.shape[0])
-      low, high = max(start, first), min(stop, last)
-      if shard.replica_id == 0 and low < high:
-        here = jax.lax.dynamic_slice_in_dim(shard.data, low - start, high - low)
-        piece[low - first : high - first, *shard.index[1:]] = here
-    yield piece

@@ -110,14 +110,7 @@ class Trainer:
       late: asked before each step but the first, while at most one is under
         way; True ends the batches.
     """
-    ids_HxB = local_lib.batch_ids(self._config, task, self.split)
-    context = self._config.data.context
-    for i, x_BxL1 in enumerate(
-      tokens_lib.prefetch(self.split, ids_HxB, context)
-    ):
-      if i and late():
-        return
-      yield x_BxL1
+    yield from local_lib.batches(self._config, task, self.split, late)
 
   def train(
     self,

@@ -20,7 +20,7 @@ is that of their history.
 import enum
 import hashlib
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import jax
@@ -115,14 +115,40 @@ def encode(
     sign: returns the sender's signature of bytes, 64 bytes.
   """
   parts = jax.tree.structure(abstract_params).flatten_up_to(message)
+  sections = (
+    encode_tensor(tensor, part, spec)
+    for tensor, part in zip(spec.tensors, parts, strict=True)
+  )
+  return assemble(header, sections, spec, sign)
+
+
+def assemble(
+  header: Header, sections: Iterable[bytes], spec: Spec, sign: ct.Sign
+) -> bytes:
+  """Returns the payload of the sections of all tensors, in leaf order."""
   sender = header.uid, header.round, 0, header.run
   work = header.root, header.receipt, header.sequences
-  chunks = [_HEADER.pack(_MAGIC, _VERSION, *sender, spec.digest, *work)]
-  for tensor, part in zip(spec.tensors, parts, strict=True):
-    chunks.extend(_encode_tensor(tensor, part, spec))
-  data = b''.join(chunks)
+  head = _HEADER.pack(_MAGIC, _VERSION, *sender, spec.digest, *work)
+  data = b''.join([head, *sections])
   digest = _digest(data)
   return data + digest + sign(digest)
+
+
+def section_ends(data: bytes, spec: Spec) -> list[int]:
+  """Returns where the sections of an accepted payload begin, and the last end.
+
+  Offsets are from the beginning of the payload, one per tensor and one more.
+  """
+  ends, body = [_HEADER.size], body_of(data)
+  for tensor in spec.tensors:
+    least, most = layout_lib.section_bytes(spec, tensor)
+    if least != most:  # only its contents tell
+      size = len(body) - len(decode_tensor(tensor, body, spec)[1])
+    else:
+      size = most
+    ends.append(ends[-1] + size)
+    body = body[size:]
+  return ends
 
 
 def decode(
@@ -176,6 +202,11 @@ def decode(
   return Payload(header, jax.tree.structure(abstract_params).unflatten(parts))
 
 
+def round_of(data: bytes) -> int:
+  """Returns the round that an accepted payload names."""
+  return _HEADER.unpack_from(data)[3]
+
+
 def body_of(data: bytes) -> memoryview:
   """Returns the bytes of a payload between its header and its digest."""
   return memoryview(data)[_HEADER.size : -_DIGEST_BYTES - _SIGNATURE_BYTES]
@@ -208,9 +239,10 @@ def _shown(value: object) -> str:
   return value.hex() if isinstance(value, bytes) else str(value)
 
 
-def _encode_tensor(tensor: Tensor, part: ct.Message, spec: Spec) -> list[bytes]:
+def encode_tensor(tensor: Tensor, part: ct.Message, spec: Spec) -> bytes:
+  """Returns the section of a tensor."""
   if not tensor.regions:
-    return [np.asarray(part, '<f4').tobytes()]
+    return np.asarray(part, '<f4').tobytes()
   quantizer, codec = spec.quantizer, layout_lib.CODECS[spec.codec]
   bits, chunks = spec.packed_bits, []
   for region, packet in zip(tensor.regions, part, strict=True):
@@ -221,7 +253,7 @@ def _encode_tensor(tensor: Tensor, part: ct.Message, spec: Spec) -> list[bytes]:
       chunks.append(codes.astype('<f4').tobytes())
     scales = np.asarray(packet.scales)
     chunks.append(scales.astype(_little(quantizer.scale_dtype)).tobytes())
-  return chunks
+  return b''.join(chunks)
 
 
 def decode_tensor(

@@ -17,6 +17,7 @@ from covenant.chain import keys
 from covenant.pool import client as client_lib
 from covenant.pool import messages
 from covenant.pool import server as server_lib
+from covenant.pool import server_settings
 
 REQUESTS = 20  # of the honest worker
 SILENT = 256  # connections that say nothing
@@ -132,7 +133,7 @@ def run(name: str) -> SocketOutcome:
     seen.append(request)
     return server_lib.Reply(200, {'path': request.path}, request.body)
 
-  settings = server_lib.ServerSettings('127.0.0.1', 0)
+  settings = server_settings.ServerSettings('127.0.0.1', 0)
   server = server_lib.PoolServer(
     settings,
     pool.address,
@@ -173,7 +174,7 @@ def impostor() -> SocketOutcome:
   struck = answered = 0
   for claimed in pool.address, other.address:
     server = server_lib.PoolServer(
-      server_lib.ServerSettings('127.0.0.1', 0),
+      server_settings.ServerSettings('127.0.0.1', 0),
       claimed,
       other.sign,
       {'run': _RUN.hex()},

@@ -8,6 +8,7 @@ from absl.testing import parameterized
 from covenant.chain import keys
 from covenant.pool import messages
 from covenant.pool import server as server_lib
+from covenant.pool import server_settings
 
 KEY = keys.Key.from_seed(bytes(32))
 POOL = keys.Key.from_seed(b'p' * 32)
@@ -39,7 +40,7 @@ class ServerCase(parameterized.TestCase):
       return server_lib.Reply(200, {'of': request.path}, data)
 
     server = server_lib.PoolServer(
-      server_lib.ServerSettings('127.0.0.1', 0, **settings),
+      server_settings.ServerSettings('127.0.0.1', 0, **settings),
       POOL.address, POOL.sign, {'run': RUN.hex()}, keys.verify, admit, answer,
     )  # fmt: skip
     server.start()

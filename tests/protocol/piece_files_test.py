@@ -12,7 +12,7 @@ from covenant.protocol import run_storage as run_storage_lib
 from covenant.store import bucket as bucket_lib
 from covenant.store import interface as store_lib
 from covenant.store import location as location_lib
-from covenant.train import shared_state as shared_state_lib
+from covenant.train import pieces as pieces_lib
 
 PIECE = 1000
 
@@ -26,7 +26,7 @@ class PieceFilesTest(absltest.TestCase):
       b'r' * 16, bucket_lib.open_bucket(location), b'', lambda data: None
     )
     self.path = pathlib.Path(folder, 'w.tensor')
-    self.enterContext(mock.patch.object(shared_state_lib, 'PIECE_BYTES', PIECE))
+    self.enterContext(mock.patch.object(pieces_lib, 'PIECE_BYTES', PIECE))
     rng = np.random.default_rng(0)
     self.data = rng.bytes(3 * PIECE) + bytes(2 * PIECE) + rng.bytes(100)
     self.pieces = [

@@ -9,6 +9,7 @@ from covenant import config as config_lib
 from covenant.models import sharding
 from covenant.optim import algorithm as algorithm_lib
 from covenant.optim import sparseloco
+from covenant.train import pieces as pieces_lib
 from covenant.train import shared_state as shared_state_lib
 
 
@@ -193,11 +194,11 @@ class StreamTest(absltest.TestCase):
     ):
       on_mesh = jax.device_put(x, jax.NamedSharding(mesh, spec))
       for budget, want in ((1, 7), (64, 4), (10_000, 1)):
-        pieces = list(shared_state_lib.stream(on_mesh, budget))
+        pieces = list(pieces_lib.stream(on_mesh, budget))
         self.assertLen(pieces, want)
         np.testing.assert_array_equal(np.concatenate(pieces), x)
     rows = jax.device_put(x[0], jax.NamedSharding(mesh, jax.P('fsdp')))
-    pieces = list(shared_state_lib.stream(rows, 10))
+    pieces = list(pieces_lib.stream(rows, 10))
     np.testing.assert_array_equal(np.concatenate(pieces), x[0])
 
   def test_a_large_leaf_has_one_fingerprint_wherever_it_lies(self):
@@ -217,7 +218,7 @@ class StreamTest(absltest.TestCase):
     mesh = sharding.mesh(config_lib.Devices(fsdp=4), jax.devices())
     where = jax.NamedSharding(mesh, jax.P(None, 'fsdp'))
     for lying in (x, jax.device_put(x, where), x[:, ::2, :1].copy()):
-      got = [p.tobytes() for p in shared_state_lib.pieces(lying, 100)]
+      got = [p.tobytes() for p in pieces_lib.pieces(lying, 100)]
       data = np.asarray(lying).tobytes()
       want = [data[i : i + 100] for i in range(0, len(data), 100)]
       self.assertEqual(got, want)

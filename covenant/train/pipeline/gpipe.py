@@ -25,6 +25,7 @@ from covenant import typing as ct
 from covenant.models import llama
 from covenant.models import loss as loss_lib
 from covenant.models import sharding
+from covenant.train.pipeline import quantized
 from covenant.train.pipeline import subspace
 
 AXIS = 'stage'
@@ -245,7 +246,7 @@ def _stage(
       )
     else:
       c_bxLxK = sent(x_bxLxD, tokens_bxL1, jnp.minimum(s + 1, S - 1))
-    return subspace.passed(c_bxLxK, bits, forth, back), loss
+    return quantized.passed(c_bxLxK, bits, forth, back), loss
 
   nothing_bxLxK = jnp.zeros(
     (b, L1 - 1, fixed.basis_SxDxK.shape[-1]), model.compute_dtype

@@ -13,35 +13,36 @@ fitted every round, and U to what X0 leaves. Protocol Models instead takes the
 part of the embedding outside the span as X0, and projects the weights that
 write to the residual stream onto the span.
 
-The K numbers may be quantized (`pack`): a position sends integer multiples of a
-step, of which the largest is 7 or 127, and the step in bfloat16. Gradients
-return in the same form. Few bits of many directions tell more than all bits of
-few directions.
+The K numbers may be quantized (quantized.py): a position sends integer
+multiples of a step, of which the largest is 7 or 127, and the step in bfloat16.
+Gradients return in the same form. Few bits of many directions tell more than
+all bits of few directions.
 
 Shapes: V vocabulary, D width, E = D + 1 features, K numbers per position, S
 stages, N layers, B batch, L length; L1 = L + 1.
 """
 
 import functools
+import itertools
 from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from covenant import config as config_lib
 from covenant import typing as ct
 from covenant.models import llama
 from covenant.models import loss as loss_lib
+from covenant.train.pipeline import fit as fit_lib
+from covenant.train.pipeline import quantized
 
 BITS = (4, 8)  # bits per number of quantized activations
 _HIGHEST = jax.lax.Precision.HIGHEST  # precision of the fit
 # The weights of a layer that write to the residual stream, [..., D].
 _WRITERS = (('attention', 'output'), ('ffn', 'down'))
-_RIDGE = 1e-2  # regularization, relative to each feature's sum of squares
 FITTED = 32  # most sequences that a round's subspace is fitted to
-_FIT_BITS = 8  # bits per number of X0 as it is sent; U is sent in bfloat16
-Move = Callable[[jax.Array], jax.Array]
 
 
 class Fixed(NamedTuple):
@@ -52,6 +53,19 @@ class Fixed(NamedTuple):
 
   tokens_SxVxD: jax.Array  # X0 of each token
   basis_SxDxK: jax.Array  # U
+
+
+def spans(
+  model: config_lib.Model, island: config_lib.Island
+) -> tuple[range, ...]:
+  """Returns the layers of each stage.
+
+  >>> spans(config_lib.Model(layers=4), config_lib.Island(stages=2))
+  (range(0, 2), range(2, 4))
+  """
+  equal = (model.layers // island.stages,) * island.stages
+  ends = [0, *itertools.accumulate(island.layers or equal)]
+  return tuple(itertools.starmap(range, itertools.pairwise(ends)))
 
 
 def fix(
@@ -71,38 +85,17 @@ def fix(
     tokens_BxL1: tokens of the round; negative ones are padding.
     island: a pipeline with a rank, K.
   """
-  tokens_BxL = llama.ids(model, tokens_BxL1[:, :-1])
-  document_BxL = llama.documents(model, tokens_BxL1[:, :-1])
-  real_BxLx1 = (tokens_BxL1[:, 1:] >= 0)[..., None]
   table_VxD = params['embedding'].astype(jnp.float32)
-  features_VxE = jnp.pad(table_VxD, ((0, 0), (0, 1)), constant_values=1)
-  f_BxLxE = jnp.where(real_BxLx1, features_VxE[tokens_BxL], 0)
-  gram_ExE = _sum_of_products(f_BxLxE, f_BxLxE)
-  own_E = jnp.maximum(
-    jnp.diag(gram_ExE), 1e-6
-  )  # for features that are always 0
-  gram_ExE += _RIDGE * jnp.diag(own_E)
-  x_BxLxD = table_VxD[tokens_BxL].astype(model.compute_dtype)
+  seen = fit_lib.see(model, table_VxD, tokens_BxL1)
+  x_BxLxD = table_VxD[seen.tokens_BxL].astype(model.compute_dtype)
   found = []
-  depth = model.layers // island.stages
-  for first in range(0, model.layers - depth, depth):
-    layers = stage_layers(model, params, first, depth)
-    x_BxLxD = apply_layers(model, layers, x_BxLxD, document_BxL)
-    added_BxLxD = x_BxLxD.astype(jnp.float32) - table_VxD[tokens_BxL]
-    map_ExD = jax.scipy.linalg.solve(
-      gram_ExE, _sum_of_products(f_BxLxE, added_BxLxD), assume_a='pos'
-    )
-    map_ExD = passed(map_ExD, _FIT_BITS)
-    known_VxD = table_VxD + jnp.matmul(
-      features_VxE, map_ExD, precision=_HIGHEST
-    )
-    x0_BxLxD = known_VxD[tokens_BxL]
-    left_BxLxD = x_BxLxD.astype(jnp.float32) - x0_BxLxD
-    left_BxLxD = jnp.where(real_BxLx1, left_BxLxD, 0)
-    _, vectors_DxD = jnp.linalg.eigh(_sum_of_products(left_BxLxD, left_BxLxD))
-    basis_DxK = vectors_DxD[:, -island.rank :]  # eigenvalues ascend
-    basis_DxK = basis_DxK.astype(jnp.bfloat16).astype(jnp.float32)
+  for span in spans(model, island)[:-1]:
+    layers = stage_layers(model, params, span.start, len(span))
+    x_BxLxD = apply_layers(model, layers, x_BxLxD, seen.document_BxL)
+    sent = fit_lib.fit(seen, table_VxD, x_BxLxD, island.rank)
+    known_VxD, basis_DxK = fit_lib.constants(table_VxD, sent)
     found.append((known_VxD, basis_DxK))
+    x0_BxLxD = known_VxD[seen.tokens_BxL]
     x_BxLxD = cross(x_BxLxD, x0_BxLxD, basis_DxK, island.bits)
   # The boundary from the table has the basis of the one after it.
   found = [(table_VxD, found[0][1]), *found]
@@ -130,19 +123,14 @@ def learned(
     island: a pipeline with a rank.
     fixed: the constants of the round.
   """
-  depth = model.layers // island.stages
-  confined = model.layers - depth
-  basis_NxDxK = jnp.repeat(fixed.basis_SxDxK[1:], depth, 0)
-
-  def layers(
-    start: ct.Params, end: ct.Params, change: Callable[..., jax.Array]
-  ) -> ct.Params:
-    """Replaces the writers of a layer or of a stack of layers."""
-    end = {**end}
-    for part, name in _WRITERS:
-      changed = change(start[part][name], end[part][name])
-      end[part] = {**end[part], name: changed}
-    return end
+  counts = [len(span) for span in spans(model, island)[:-1]]
+  confined = sum(counts)
+  basis_NxDxK = jnp.repeat(
+    fixed.basis_SxDxK[1:],
+    np.array(counts),
+    0,
+    total_repeat_length=confined,
+  )
 
   if model.scan_layers:
 
@@ -150,12 +138,31 @@ def learned(
       n = slice(confined)
       return end.at[n].set(jax.vmap(_within)(start[n], end[n], basis_NxDxK))
 
-    return {**end, 'layers': layers(start['layers'], end['layers'], stacked)}
+    changed = _change_writers(start['layers'], end['layers'], stacked)
+    return {**end, 'layers': changed}
   end = {**end}
   for i in range(confined):
     name = f'layers_{i}'
-    change = functools.partial(_within, basis_DxK=basis_NxDxK[i])
-    end[name] = layers(start[name], end[name], change)
+    end[name] = confine(start[name], end[name], basis_NxDxK[i])
+  return end
+
+
+def confine(
+  start: ct.Params, end: ct.Params, basis_DxK: jax.Array
+) -> ct.Params:
+  """Returns a layer whose writers have changed within the span only."""
+  change = functools.partial(_within, basis_DxK=basis_DxK)
+  return _change_writers(start, end, change)
+
+
+def _change_writers(
+  start: ct.Params, end: ct.Params, change: Callable[..., jax.Array]
+) -> ct.Params:
+  """Replaces the writers of a layer or of a stack of layers."""
+  end = {**end}
+  for part, name in _WRITERS:
+    changed = change(start[part][name], end[part][name])
+    end[part] = {**end[part], name: changed}
   return end
 
 
@@ -167,15 +174,11 @@ def _within(
   return start + jnp.matmul(moved, basis_DxK.T, precision=_HIGHEST)
 
 
-def _sum_of_products(x_BxLxE: jax.Array, y_BxLxD: jax.Array) -> jax.Array:
-  return jnp.einsum('ble,bld->ed', x_BxLxE, y_BxLxD, precision=_HIGHEST)
-
-
 def cross(
   x_BxLxD: jax.Array, x0_BxLxD: jax.Array, basis_DxK: jax.Array, bits: int
 ) -> jax.Array:
   """Returns activations as they arrive; their gradient passes likewise."""
-  c_BxLxK = passed(send(x_BxLxD, x0_BxLxD, basis_DxK), bits)
+  c_BxLxK = quantized.passed(send(x_BxLxD, x0_BxLxD, basis_DxK), bits)
   return receive(c_BxLxK, x0_BxLxD, basis_DxK)
 
 
@@ -215,13 +218,12 @@ def hidden(
   if model.packed:
     tokens_BxL = llama.ids(model, tokens_BxL)
   x_BxLxD = llama.embed(model, params, tokens_BxL)
-  depth = model.layers // island.stages
-  for s in range(island.stages):
+  for s, span in enumerate(spans(model, island)):
     if s or model.tie_embeddings:
       x0_BxLxD = fixed.tokens_SxVxD[s][tokens_BxL]
       basis_DxK = fixed.basis_SxDxK[s]
       x_BxLxD = cross(x_BxLxD, x0_BxLxD, basis_DxK, island.bits)
-    layers = stage_layers(model, params, s * depth, depth)
+    layers = stage_layers(model, params, span.start, len(span))
     x_BxLxD = apply_layers(model, layers, x_BxLxD, document_BxL)
   return llama.product_of(model, params, x_BxLxD)
 
@@ -324,40 +326,8 @@ def round_bytes(
 
 def fit_bytes(width: int, rank: int) -> int:
   """Returns the bytes of the constants of a boundary, sent once per round."""
-  row = position_bytes(width, _FIT_BITS, jnp.float32)
+  row = position_bytes(width, fit_lib.BITS, jnp.float32)
   return (width + 1) * row + width * rank * 2
-
-
-class Quantized(NamedTuple):
-  """Numbers [..., K] as they are sent."""
-
-  codes: jax.Array  # int8 [..., K]; with four bits uint8 [..., K / 2]
-  step: jax.Array  # bfloat16 [..., 1]
-
-
-def pack(c: jax.Array, bits: int) -> Quantized:
-  """Quantizes numbers [..., K]; K is even with four bits."""
-  most = 2 ** (bits - 1) - 1
-  c = c.astype(jnp.float32)
-  step = (jnp.max(jnp.abs(c), -1, keepdims=True) / most).astype(jnp.bfloat16)
-  wide = step.astype(jnp.float32)
-  codes = jnp.round(c / jnp.where(wide > 0, wide, 1))
-  codes = jnp.clip(codes, -most, most).astype(jnp.int8)
-  if bits == 4:
-    nibbles = codes.astype(jnp.uint8) & 15
-    codes = nibbles[..., ::2] | (nibbles[..., 1::2] << 4)
-  return Quantized(codes, step)
-
-
-def unpack(quantized: Quantized, dtype: jax.typing.DTypeLike) -> jax.Array:
-  """Returns the numbers [..., K] that `pack` quantized."""
-  codes = quantized.codes
-  if codes.dtype == jnp.uint8:
-    nibbles = jnp.stack([codes & 15, codes >> 4], -1)
-    nibbles = nibbles.reshape(*codes.shape[:-1], -1)
-    codes = (nibbles ^ 8).astype(jnp.int8) - 8
-  wide = quantized.step.astype(jnp.float32)
-  return (codes.astype(jnp.float32) * wide).astype(dtype)
 
 
 def position_bytes(rank: int, bits: int, dtype: jax.typing.DTypeLike) -> int:
@@ -369,36 +339,3 @@ def position_bytes(rank: int, bits: int, dtype: jax.typing.DTypeLike) -> int:
   if not bits:
     return rank * jnp.dtype(dtype).itemsize
   return rank * bits // 8 + 2
-
-
-def _stay(x: jax.Array) -> jax.Array:
-  return x
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
-def passed(
-  c: jax.Array, bits: int, forth: Move = _stay, back: Move = _stay
-) -> jax.Array:
-  """Returns numbers [..., K] as they arrive; their gradient passes likewise.
-
-  Args:
-    c: the numbers.
-    bits: bits per number; 0 leaves them as they are.
-    forth: moves an array to the receiver.
-    back: moves an array back to the sender.
-  """
-  if not bits:
-    return forth(c)
-  return unpack(jax.tree.map(forth, pack(c, bits)), c.dtype)
-
-
-def _forward(c, bits, forth, back):
-  return passed(c, bits, forth, back), None
-
-
-def _backward(bits, forth, back, _, g):
-  del forth
-  return (passed(g, bits, back),)
-
-
-passed.defvjp(_forward, _backward)

@@ -17,6 +17,7 @@ from covenant import config as config_lib
 from covenant.models import llama
 from covenant.models import loss as loss_lib
 from covenant.train import island as island_lib
+from covenant.train.pipeline import quantized
 from covenant.train.pipeline import subspace
 
 # Wide enough for one number of a thousand; else as small as can be.
@@ -307,15 +308,15 @@ class QuantizedTest(parameterized.TestCase):
   @parameterized.product(bits=(4, 8), dtype=('float32', 'bfloat16'))
   def test_is_small_and_near(self, bits, dtype):
     c = coordinates(dtype)
-    packed = subspace.pack(c, bits)
+    packed = quantized.pack(c, bits)
     self.assertEqual(
       sum(x.nbytes for x in packed),
       c.shape[0]
       * c.shape[1]
       * subspace.position_bytes(c.shape[2], bits, dtype),
     )
-    got = np.asarray(subspace.unpack(packed, dtype), np.float64)
-    self.assertEqual(subspace.unpack(packed, dtype).dtype, dtype)
+    got = np.asarray(quantized.unpack(packed, dtype), np.float64)
+    self.assertEqual(quantized.unpack(packed, dtype).dtype, dtype)
     # Half a step, and what the step and, in bfloat16, the result are rounded
     # by: 2^-8 of the largest.
     most = np.max(np.abs(np.asarray(c, np.float64)), -1, keepdims=True)
@@ -328,24 +329,26 @@ class QuantizedTest(parameterized.TestCase):
     most = 2 ** (bits - 1) - 1
     c = jnp.arange(-most, most + 1, dtype=jnp.float32) / 8
     c = jnp.concatenate([c, c[:1]])  # an even number
-    got = subspace.unpack(subspace.pack(c, bits), c.dtype)
+    got = quantized.unpack(quantized.pack(c, bits), c.dtype)
     np.testing.assert_array_equal(got, c)
 
   @parameterized.parameters(4, 8)
   def test_nothing_is_nothing(self, bits):
     zeros = jnp.zeros((2, 4))
     np.testing.assert_array_equal(
-      subspace.unpack(subspace.pack(zeros, bits), zeros.dtype),
+      quantized.unpack(quantized.pack(zeros, bits), zeros.dtype),
       zeros,
     )
 
   @parameterized.parameters(0, 4, 8)
   def test_the_gradient_comes_back_as_it_went(self, bits):
     c, g = coordinates(), coordinates()[::-1]
-    got, back = jax.vjp(lambda c: subspace.passed(c, bits), c)
+    got, back = jax.vjp(lambda c: quantized.passed(c, bits), c)
     for x, sent in ((got, c), (back(g)[0], g)):
       want = (
-        subspace.unpack(subspace.pack(sent, bits), sent.dtype) if bits else sent
+        quantized.unpack(quantized.pack(sent, bits), sent.dtype)
+        if bits
+        else sent
       )
       np.testing.assert_array_equal(x, want)
 

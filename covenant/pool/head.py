@@ -1,0 +1,218 @@
+"""The process of a pipeline's head: a miner to the network, a hub to stages.
+
+It has the uid, the data and the bucket, and none of the parameters: it passes
+on what stages send each other, puts their sections together to a payload, and
+tells them how the payloads of a round move their tensors. Its workdir has the
+files of a pool, stages.jsonl with each round's work, and orders/.
+"""
+
+import os
+import pathlib
+import secrets
+import sys
+from collections.abc import Callable
+
+import jax
+import numpy as np
+
+from covenant import config as config_lib
+from covenant import files
+from covenant import typing as ct
+from covenant.chain import keys
+from covenant.data import tokens as tokens_lib
+from covenant.node import base as node_lib
+from covenant.node import follow
+from covenant.node import miner as miner_lib
+from covenant.node import process
+from covenant.pool import channel as channel_lib
+from covenant.pool import miner as pool_miner
+from covenant.pool import orders as orders_lib
+from covenant.pool import seats as seats_lib
+from covenant.pool import server as server_lib
+from covenant.pool import server_settings as settings_lib
+from covenant.pool import stage_audit
+from covenant.pool import stage_process
+from covenant.pool import stage_tensors
+from covenant.pool import stage_training
+from covenant.pool import staged_model
+from covenant.protocol import apply
+from covenant.protocol import membership as membership_lib
+from covenant.protocol import round as round_lib
+from covenant.protocol import run_storage as run_storage_lib
+
+_MALFORMED = (KeyError, TypeError, ValueError, IndexError)
+
+
+class HeadProcess:
+  """A head and its server; errors are those of `Process`.
+
+  Args:
+    config: the config of the run, with one pipeline.
+    workdir: the folder of this node.
+    stop: returns True if the head is asked to stop.
+  """
+
+  def __init__(
+    self,
+    config: config_lib.Config,
+    workdir: str | os.PathLike[str],
+    stop: Callable[[], bool] = lambda: False,
+  ):
+    self._workdir = pathlib.Path(workdir)
+    self._island = stage_process.pipeline_of(config)
+    self._stop = stop
+    self._process = process.Process(
+      config,
+      'pool',
+      workdir,
+      build=self._build,
+      make_model=staged_model.StagedModel,
+    )
+
+  def _build(
+    self,
+    context: node_lib.Context,
+    start: apply.Position,
+    data: tokens_lib.TokenData,
+    mesh: jax.sharding.Mesh | None,
+  ) -> miner_lib.Miner:
+    del mesh
+    config, model = context.config, context.shared_model
+    assert isinstance(model, staged_model.StagedModel)
+    self._config, self._model, self._context = config, model, context
+    allowed = set(config.pool.workers)
+
+    def verify(worker: str, data: bytes, signature: bytes) -> bool:
+      if allowed and worker not in allowed:
+        return False
+      return keys.verify(worker, data, signature)
+
+    self._ledger = pool_miner.open_ledger(config.pool, self._workdir)
+    self._tensors = stage_tensors.StageTensors(config, self._island, model.spec)
+    self._log = orders_lib.OrderLog(self._workdir / 'orders', model.run.hex())
+    self._seats = seats_lib.Seats(
+      self._island.stages,
+      self._log,
+      self._tensors.part,
+    )
+    auditor = stage_audit.Auditor(
+      config, self._island, self._log, self._tensors.part, self._payload
+    )
+    model.attach(self._seats, self._log, self._stop)
+    self._server = server_lib.PoolServer(
+      settings_lib.of(config.pool),
+      context.chain.hotkey,
+      context.chain.sign,
+      {'run': model.run.hex()},
+      verify,
+      self._admit,
+      self._answer,
+      receive=self._receive,
+    )
+    self._server.start()
+    host, port = self._server.address
+    files.write(self._workdir / 'address', f'{host}:{port}')
+    _say(f'head of {context.chain.hotkey}: stages may come to {host}:{port}')
+    training = stage_training.StageTraining(
+      config,
+      self._island,
+      self._seats,
+      self._tensors,
+      auditor,
+      self._ledger,
+      model.run,
+      self._workdir,
+      lambda fields: self._process.workdir.record('stages', fields),
+      self._stop,
+      np.random.default_rng(secrets.randbits(128)),
+    )
+    trainer = stage_training.StageTrainer(model.spec, data)
+    role = miner_lib.role(stage_training.StageSlot(trainer), start)  # type: ignore[arg-type]
+    policy = miner_lib.HONEST._replace(
+      batches=lambda node, task: (), train=training.train, seal=training.seal
+    )
+    handlers = {
+      **miner_lib.handlers(policy),
+      round_lib.Phase.APPLY: self._apply,
+    }
+    return node_lib.Node(context, start, role, handlers)
+
+  def run(self) -> None:
+    """Serves stages and follows the run, until it is over or asked to stop."""
+    host, port = self._server.address
+    self._process.workdir.status(address=f'{host}:{port}')
+    try:
+      self._process.run(self._stop)
+    finally:
+      self._server.close()
+      self._ledger.close()
+
+  def _receive(
+    self, channel: channel_lib.Channel, text: dict[str, ct.Json], data: bytes
+  ) -> None:
+    try:
+      self._seats.receive(channel, text, data)
+    except _MALFORMED as e:
+      raise ValueError(f'a malformed message: {e}') from None
+
+  def _admit(self, request: server_lib.Request) -> int | server_lib.Reply:
+    path, _ = pool_miner.parse_path(request.path)
+    if path not in ('/channel', '/sections', '/account'):
+      return server_lib.Reply(404, {'error': 'unknown path'})
+    if path == '/channel' and request.worker in self._seats.banned:
+      return server_lib.Reply(403, {'error': 'caught with false activations'})
+    return 0
+
+  def _answer(self, request: server_lib.Request) -> server_lib.Reply:
+    path, asked = pool_miner.parse_path(request.path)
+    if path == '/account':
+      account = self._ledger.account(request.worker)
+      return server_lib.Reply(200, account._asdict())
+    try:
+      order = self._log.get(int(asked['number']))
+      stage, uid = int(asked['stage']), int(asked['uid'])
+      sections = self._tensors.sections_of(order, stage, uid, self._payload)
+    except (*_MALFORMED, orders_lib.OrderError):
+      return server_lib.Reply(400, {'error': f'{path}: there is none'})
+    return server_lib.Reply(200, {}, b''.join(sections))
+
+  def _payload(self, source: orders_lib.Source) -> bytes:
+    """Returns the payload of a source, fetched again after a restart.
+
+    Raises:
+      OrderError: nobody has it.
+    """
+    found = self._model.payload(source)
+    if found is None:
+      digest, storage = bytes.fromhex(source.digest), self._context.objects
+      places = list(map(bytes.fromhex, source.locations))
+      refs = [run_storage_lib.ObjectRef(digest, place) for place in places[:1]]
+      mirrors = storage.buckets_at(places)
+      limit = self._model.spec.payload_bytes
+      got = storage.fetch('payloads', source.round, refs, mirrors, limit)
+      found = got.get(digest)
+    if not isinstance(found, bytes):
+      raise orders_lib.OrderError(
+        f'uid {source.uid}, round {source.round}: nobody has the payload'
+      )
+    return found
+
+  def _apply(
+    self, node: miner_lib.Miner, command: round_lib.Command, head: int
+  ) -> None:
+    """Takes the outer step; stages are told where the payloads are."""
+    membership = membership_lib.read(
+      node.chain, node.schedule.finalized(head), node.schedule
+    )
+    mirrors = [membership.location(p.uid) for p in membership.candidates]
+    self._model.locations = {
+      mine.digest.hex(): tuple(
+        x.hex() for x in (membership.location(uid), *mirrors) if x
+      )
+      for uid, mine in membership.commitments.items()
+    }
+    follow.apply_round(node, command, head)
+
+
+def _say(text: str) -> None:
+  print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,323 @@
+"""Who holds which stage of a pipeline, and how far each stage is.
+
+Workers come and go. A stage without a holder goes to the worker that has its
+state, or else to the one with the fewest stages: a spare, or a neighbor that
+takes over the layers beside its own.
+"""
+
+import dataclasses
+import json
+import queue
+import threading
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+from covenant import typing as ct
+from covenant.pool import channel as channel_lib
+from covenant.pool import orders as orders_lib
+
+
+class Event(NamedTuple):
+  """A message of a stage, or the news that it is lost."""
+
+  stage: int
+  what: str  # the field 'did' of the message, or LOST
+  text: dict[str, ct.Json]
+  data: bytes
+
+
+LOST = 'lost'
+_GATHERING_SECONDS = 60.0  # for as many workers as stages to come at first
+
+
+@dataclasses.dataclass
+class Seat:
+  """A stage and its holder."""
+
+  stage: int
+  channel: channel_lib.Channel | None = None
+  number: int = -1  # orders that it has applied; -1: it has not said yet
+  id: str = ''  # of its state
+  digests: dict[str, list[str]] = dataclasses.field(default_factory=dict)
+  square: float = 0.0  # of its part of the last aggregated delta
+
+  @property
+  def worker(self) -> str:
+    return '' if self.channel is None else self.channel.worker
+
+
+@dataclasses.dataclass
+class _Worker:
+  channel: channel_lib.Channel
+  most: int  # stages that it can hold
+  has: frozenset[int]  # stages whose state is on its disk
+
+
+class Seats:
+  """The stages of a pipeline and their holders; used by many threads.
+
+  Args:
+    stages: the number of stages.
+    log: the orders; stages are brought to its end.
+    part: returns the part of an order for a stage.
+
+  Attributes:
+    events: what stages say about training.
+    banned: workers that may hold no stage.
+    replaced: number of times that a stage got another holder.
+  """
+
+  def __init__(
+    self,
+    stages: int,
+    log: orders_lib.OrderLog,
+    part: Callable[[orders_lib.Order, int], orders_lib.Order],
+  ):
+    self.events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+    self.replaced = 0
+    self._log = log
+    self._part = part
+    self.banned: set[str] = set()
+    self._seats = [Seat(s) for s in range(stages)]
+    self._workers: dict[str, _Worker] = {}
+    self._last = [''] * stages  # holders so far
+    self._began = time.monotonic()
+    self._changed = threading.Condition()  # of a lock that may be entered again
+
+  def receive(
+    self,
+    channel: channel_lib.Channel,
+    text: dict[str, ct.Json],
+    data: bytes,
+  ) -> None:
+    """Takes a message of a worker; see `channel.Channel.run`.
+
+    Raises:
+      ValueError, KeyError, TypeError: it is malformed.
+    """
+    with self._changed:
+      match text.get('did'):
+        case 'open':
+          pass
+        case 'hello':
+          has = frozenset(int(s) for s in text['has'])
+          if channel.worker in self._workers:  # it came back
+            self._leave(self._workers[channel.worker].channel)
+          self._workers[channel.worker] = _Worker(
+            channel, int(text['most']), has
+          )
+          self._assign()
+        case 'close':
+          self._leave(channel)
+          self._assign()
+        case what:
+          seat = self._seats[int(text['stage'])]
+          if seat.channel is not channel:
+            return  # it has lost this stage meanwhile
+          if what == 'at':
+            self._note(seat, text)
+          else:
+            self.events.put(Event(seat.stage, str(what), text, data))
+      self._changed.notify_all()
+
+  def send(
+    self, stage: int, text: dict[str, ct.Json], data: bytes = b''
+  ) -> None:
+    """Sends a message to a stage; does nothing while nobody holds it."""
+    with self._changed:
+      self._send(self._seats[stage], text, data)
+
+  def poll(self, seconds: float) -> Event | None:
+    """Returns the next event; None if there is none for some seconds."""
+    try:
+      return self.events.get(timeout=seconds)
+    except queue.Empty:
+      return None
+
+  def worker(self, stage: int) -> str:
+    """Returns the holder of a stage; empty without one."""
+    return self._seats[stage].worker
+
+  @property
+  def sent_bytes(self) -> int:
+    """The bytes that were sent to the workers that are here."""
+    return sum(w.channel.sent for w in self._workers.values())
+
+  def drop(self, stage: int, banned: bool = False) -> None:
+    """Takes a stage, or all stages if it is banned, from its holder."""
+    with self._changed:
+      seat = self._seats[stage]
+      channel = seat.channel
+      if channel is None:
+        return
+      if banned:
+        self._leave(channel)
+        channel.close()
+      else:
+        self._vacate(seat)
+        self._send_to(channel, {'do': 'leave', 'stage': stage})
+      self._assign(not_again=(stage, channel.worker))
+      self._changed.notify_all()
+
+  def spread(self) -> None:
+    """Moves stages from workers that hold several to those that hold none.
+
+    A stage whose state such a worker has is moved first.
+    """
+    with self._changed:
+      while idle := [
+        w
+        for name, w in self._workers.items()
+        if not self._held(w.channel) and name not in self.banned
+      ]:
+        crowded = [
+          seat
+          for seat in self._seats
+          if seat.channel is not None and self._held(seat.channel) > 1
+        ]
+        if not crowded:
+          break
+        known = [s for s in crowded if any(s.stage in w.has for w in idle)]
+        self.drop((known or crowded)[0].stage)
+
+  def give(self, order: orders_lib.Order) -> None:
+    """Adds an order to the log and sends it to all stages."""
+    with self._changed:
+      self._log.add(order)
+      for seat in self._seats:
+        if seat.number > self._log.number:
+          self._reset(seat)
+      for seat in self._seats:
+        if seat.number >= 0:
+          self._bring(seat)
+
+  def wait(self, stop: Callable[[], bool], until: float | None = None) -> bool:
+    """Waits until every stage has applied all orders.
+
+    Args:
+      stop: returns True to stop waiting.
+      until: the time to stop waiting, by `time.monotonic`.
+
+    Returns:
+      Whether every stage has.
+    """
+    with self._changed:
+      while not self.is_ready:
+        if stop() or (until is not None and time.monotonic() > until):
+          return False
+        self._changed.wait(0.2)
+        self._assign()
+      return True
+
+  @property
+  def is_ready(self) -> bool:
+    """True if every stage has a holder and has applied all orders."""
+    return all(s.number == self._log.number for s in self._seats)
+
+  def digests(self) -> list[dict[str, list[str]]]:
+    """Returns the digests of each stage's tensors."""
+    return [seat.digests for seat in self._seats]
+
+  def square(self) -> float:
+    """Returns the sum of squares of the last aggregated delta."""
+    return sum(seat.square for seat in self._seats)
+
+  def _note(self, seat: Seat, text: dict[str, ct.Json]) -> None:
+    """Notes which state a stage has, and sends it what follows."""
+    number, state = int(text['number']), str(text['id'])
+    if not self._log.has(number, state):
+      self._reset(seat)
+      return
+    seat.number, seat.id = number, state
+    seat.square = float(text['square'])
+    seat.digests = {
+      str(name): [str(x) for x in found]
+      for name, found in text['digests'].items()
+    }
+    self._bring(seat)
+
+  def rebase(self, base: orders_lib.Base) -> None:
+    """Lets stages begin from another state where they are not past it."""
+    with self._changed:
+      self._log.rebase(base)
+      for seat in self._seats:
+        if seat.number >= 0 and not self._log.has(seat.number, seat.id):
+          self._reset(seat)
+      self._changed.notify_all()
+
+  def _reset(self, seat: Seat) -> None:
+    """Lets a stage begin from the base of the log."""
+    seat.number = -1
+    base = self._log.base
+    text = {'do': 'reset', 'stage': seat.stage, 'number': base.number}
+    text |= {'id': base.id, 'places': base.places}
+    self._send(seat, text, json.dumps(base.files).encode())
+
+  def _bring(self, seat: Seat) -> None:
+    """Sends a stage its next order, if there is one."""
+    order = self._log.get(seat.number)
+    if seat.number < self._log.number and order is not None:
+      text, data = orders_lib.encode(self._part(order, seat.stage))
+      text |= {'do': 'order', 'stage': seat.stage, 'after': order.after}
+      self._send(seat, text, data)
+
+  def _leave(self, channel: channel_lib.Channel) -> None:
+    known = self._workers.get(channel.worker)
+    if known is not None and known.channel is channel:
+      del self._workers[channel.worker]
+    for seat in self._seats:
+      if seat.channel is channel:
+        self._vacate(seat)
+
+  def _vacate(self, seat: Seat) -> None:
+    seat.channel, seat.number = None, -1
+    self.events.put(Event(seat.stage, LOST, {}, b''))
+
+  def _assign(self, not_again: tuple[int, str] = (-1, '')) -> None:
+    """Gives stages without a holder to workers."""
+    for seat in self._seats:
+      if seat.channel is not None:
+        continue
+      fit = [
+        (self._held(w.channel), seat.stage not in w.has, name)
+        for name, w in self._workers.items()
+        if self._held(w.channel) < (w.most if self._may_share(seat) else 1)
+        and name not in self.banned
+        and (seat.stage, name) != not_again
+      ]
+      # A worker that has the state keeps its moments and error feedback.
+      fit.sort(key=lambda x: (x[1] and bool(x[0]), x[1], x[0], x[2]))
+      if not fit:
+        continue
+      name = fit[0][2]
+      if self._last[seat.stage] not in ('', name):
+        self.replaced += 1
+      self._last[seat.stage] = name
+      seat.channel, seat.number = self._workers[name].channel, -1
+      self._send(seat, {'do': 'take', 'stage': seat.stage})
+
+  def _may_share(self, seat: Seat) -> bool:
+    """Returns whether a stage may go to a worker that holds another.
+
+    One that nobody has held yet waits for a worker of its own for a while.
+    """
+    is_new = not self._last[seat.stage]
+    return not is_new or time.monotonic() > self._began + _GATHERING_SECONDS
+
+  def _held(self, channel: channel_lib.Channel) -> int:
+    return sum(seat.channel is channel for seat in self._seats)
+
+  def _send(
+    self, seat: Seat, text: dict[str, ct.Json], data: bytes = b''
+  ) -> None:
+    if seat.channel is not None:
+      self._send_to(seat.channel, text, data)
+
+  def _send_to(
+    self,
+    channel: channel_lib.Channel,
+    text: dict[str, ct.Json],
+    data: bytes = b'',
+  ) -> None:
+    channel.send(text, data)

@@ -1,0 +1,100 @@
+"""The audit of a pipeline's stages: sampled microbatches, computed again.
+
+The head makes a stage's shared parameters of the round itself, from the orders
+as every newcomer does, and sends a sampled microbatch through them. In the
+first inner step of a round a stage trains from these parameters, so that on the
+same hardware its coordinates must be equal. Later it has moved away from them,
+and its coordinates must still point the same way.
+"""
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from covenant import config as config_lib
+from covenant.optim import weight
+from covenant.pool import orders as orders_lib
+from covenant.pool import stage_work
+from covenant.train.pipeline import stage as stage_lib
+
+FARTHEST = 0.3  # distance that other hardware may cause, relative to the norm
+LEAST_COSINE = 0.3  # to what the round's parameters make of it, in later steps
+
+
+class Auditor:
+  """Computes microbatches again; holds one stage at a time.
+
+  Args:
+    config: the config of the run.
+    island: the pipeline.
+    log: the orders.
+    part: returns the part of an order for a stage.
+    read: returns the payload of a source.
+  """
+
+  def __init__(
+    self,
+    config: config_lib.Config,
+    island: config_lib.Island,
+    log: orders_lib.OrderLog,
+    part: Callable[[orders_lib.Order, int], orders_lib.Order],
+    read: Callable[[orders_lib.Source], bytes],
+  ):
+    self._config, self._island = config, island
+    self._log, self._part, self._read = log, part, read
+    self._stage: stage_lib.Stage | None = None
+    self._number, self._id = 0, ''
+
+  def is_honest(
+    self,
+    sample: stage_work.Sample,
+    fitted_BxL1: np.ndarray,
+    fits: Mapping[int, bytes],
+  ) -> bool:
+    """Returns whether a stage passed on what its layers make of a microbatch.
+
+    The tokens and the fits are those of the round; see `StageRound`.
+    """
+    stage = self._at(sample.stage)
+    s = sample.stage
+    stage.begin(
+      fitted_BxL1, b'', {i: fits[i] for i in fits if i in (s, s + 1, 1)}
+    )
+    work = 0, sample.tokens_bxL1, sample.came, sample.crossed
+    if stage.programs.is_last:
+      again, _ = stage.last(*work, sample.divisor)
+    else:
+      again = stage.forward(*work)
+      if sample.given:
+        again = stage.backward(0, sample.given)
+    stage.abort()
+    is_gradient = stage.programs.is_last or bool(sample.given)
+    if again == sample.sent or (is_gradient and sample.step):
+      return True  # later gradients are too far from those of this state
+    want, got = (
+      stage.numbers(sample.tokens_bxL1, data) for data in (again, sample.sent)
+    )
+    norm = float(np.linalg.norm(want))
+    if not sample.step:
+      return bool(np.linalg.norm(got - want) <= FARTHEST * norm)
+    cosine = np.sum(got * want) / max(norm * np.linalg.norm(got), 1e-30)
+    return bool(cosine >= LEAST_COSINE)
+
+  def _at(self, index: int) -> stage_lib.Stage:
+    """Returns a stage at the end of the log."""
+    stage = self._stage
+    if (
+      stage is None
+      or stage.programs.index != index
+      or self._log.state(self._number) != self._id
+    ):
+      stage = stage_lib.Stage(self._config, self._island, index)
+      self._stage, self._number, self._id = stage, 0, self._log.state(0)
+    while (order := self._log.get(self._number)) is not None:
+      part = self._part(order, index)
+      sections = [orders_lib.cut(self._read(s), s) for s in part.sources]
+      totals = weight.totals(part.parts_R)
+      update = stage_lib.StageUpdate(part.factors_RxP, part.parts_R, totals)
+      stage.apply(sections, update)
+      self._number, self._id = self._number + 1, order.after
+    return stage

@@ -1,0 +1,400 @@
+"""A round of training by the stages of a pipeline, as their head directs it.
+
+Microbatches follow each other through the stages, and every stage goes back
+with one before it goes forward with the next (1F1B). The head passes on what
+stages send, and lets in a microbatch when one has come back: so many are under
+way, and a stage that is slow holds up the others instead of being flooded.
+
+If a stage is lost, its place is taken by another worker, which begins from the
+shared parameters; all stages forget the inner step under way, and its
+microbatches are sent again.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping
+
+import numpy as np
+
+from covenant import config as config_lib
+from covenant import typing as ct
+from covenant.data import assignment
+from covenant.pool import seats as seats_lib
+from covenant.pool import stage_work
+from covenant.train.pipeline import stage_programs
+from covenant.train.pipeline import subspace
+
+_LOOK_SECONDS = 0.2  # between two looks at the deadline
+_SAMPLES = 64  # microbatches of a round that are kept to be computed again
+
+
+class _LostError(Exception):
+  """A stage has lost its holder."""
+
+
+class _NotFiniteError(Exception):
+  """Different workers make numbers of a step that are not finite."""
+
+
+class _LateError(Exception):
+  """There is no time left."""
+
+
+class StageRound:
+  """The training of one round.
+
+  Args:
+    config: the config of the run.
+    island: the pipeline, with its steps and batch.
+    seats: the stages.
+    round_index: the round.
+    late: returns True when the time is over, or the head is to stop.
+    patience: seconds that a stage may take for an answer.
+    draw: the generator that selects samples, unknown to workers.
+  """
+
+  def __init__(
+    self,
+    config: config_lib.Config,
+    island: config_lib.Island,
+    seats: seats_lib.Seats,
+    round_index: int,
+    late: Callable[[], bool],
+    patience: float,
+    draw: np.random.Generator,
+  ):
+    self._model, self._island = config.decoder, island
+    self._seats = seats
+    self._round = round_index
+    self._late = late
+    self._patience = patience
+    self._draw = draw
+    self._stages = island.stages
+    self._spans = subspace.spans(self._model, island)
+    self._ring = self._model.tie_embeddings
+    self._microbatch = config.optim.inner.microbatch_size or island.batch
+    self._schedule_steps = config.optim.inner_steps
+    self._steps = island.steps
+    self._in_flight = 2 * (self._stages + self._ring)
+    self._leaves = stage_work.leaf_places(self._model, island)
+    self._fits: dict[int, bytes] = {}
+    self._crossing: dict[int, bytes] = {}  # of the fitted tokens, by sender
+    self._begun: set[int] = set()  # stages that have begun this round
+    self._lost: set[int] = set()
+    self._attempt = 0
+    self._asked: dict[int, float] = {}  # oldest open question of each stage
+    self._open: dict[int, int] = {}  # open questions of each stage
+    self._busy = [0.0] * self._stages
+    self._passed = self._seen = 0
+    self._samples: list[stage_work.Sample] = []
+    self._refused: dict[str, str] = {}
+    self._not_finite: tuple[int, str] = -1, ''  # step and worker
+
+  def train(
+    self, batches: Iterable[np.ndarray], fitted_BxL1: np.ndarray
+  ) -> stage_work.StagesResult | None:
+    """Trains as many steps as there is time for; None if there was for none.
+
+    Args:
+      batches: the tokens of each step, int32 [B, L + 1].
+      fitted_BxL1: the tokens that boundaries are fitted to.
+    """
+    receipt, losses, norms = assignment.Receipt(), [], []
+    work: dict[str, int] = {}
+    self._fitted = fitted_BxL1
+    began = time.monotonic()
+    try:
+      self._recover()  # from what happened before
+      for h, tokens_BxL1 in enumerate(batches):
+        try:
+          nats, norm = self._until_done(
+            lambda h=h, tokens=tokens_BxL1: self._step(h, tokens)
+          )
+        except _NotFiniteError:  # it is not taken, like one of a miner's
+          nats = norm = math.nan
+          self._attempt += 1
+          self._tell_all({'do': 'abort'})
+        receipt.add(tokens_BxL1)
+        losses.append(nats)
+        norms.append(norm)
+        count = len(tokens_BxL1) // self._microbatch
+        for s, span in enumerate(self._spans):
+          worker = self._seats.worker(s)
+          if worker:
+            work[worker] = work.get(worker, 0) + len(span) * count
+    except _LateError:
+      self._tell_all({'do': 'abort'})
+    seconds = max(time.monotonic() - began, 1e-9)
+    if not losses:
+      return None
+    return stage_work.StagesResult(
+      receipt.sequences,
+      receipt.digest(),
+      tuple(losses),
+      tuple(norms),
+      work,
+      tuple(1 - min(busy / seconds, 1.0) for busy in self._busy),
+      self._attempt,
+      self._passed,
+      tuple(self._samples),
+      self._refused,
+      self._fits,
+    )
+
+  def seal(self) -> list[tuple[dict[str, ct.Json], bytes] | None]:
+    """Returns each stage's sections; None of one that did not answer."""
+    found: list[tuple[dict[str, ct.Json], bytes] | None]
+    found = [None] * self._stages
+    self._forget_questions()
+    for s in self._begun - self._lost:
+      self._ask(s, {'do': 'seal'})
+    until = time.monotonic() + self._patience
+    waiting = self._begun - self._lost
+    while waiting and time.monotonic() < until:
+      event = self._seats.poll(_LOOK_SECONDS)
+      if event is None:
+        continue
+      if event.what == seats_lib.LOST:
+        waiting.discard(event.stage)
+      elif event.what == 'sealed' and event.stage in waiting:
+        waiting.discard(event.stage)
+        found[event.stage] = event.text, event.data
+    return found
+
+  def _until_done(self, act: Callable):
+    """Returns what `act` does, again after every loss of a stage."""
+    while True:
+      try:
+        return act()
+      except _LostError:
+        self._attempt += 1
+        self._recover()
+
+  def _recover(self) -> None:
+    """Waits until all stages have holders that know this round."""
+    while True:
+      if not self._seats.wait(self._late):
+        raise _LateError
+      while (event := self._seats.poll(0)) is not None:
+        if event.what == seats_lib.LOST:
+          self._lost.add(event.stage)
+      if not self._seats.is_ready:
+        continue
+      self._forget_questions()
+      self._begun -= self._lost
+      self._lost.clear()
+      self._tell_all({'do': 'abort'})
+      try:
+        return self._begin()
+      except _LostError:
+        continue
+
+  def _begin(self) -> None:
+    """Begins the round at the stages that have not, one after another."""
+    crossing = b''
+    for s in range(self._stages):
+      if s in self._begun:
+        crossing = self._crossing.get(s, b'')
+        continue
+      wanted = {i: self._fits[i] for i in (s, s + 1, 1) if i in self._fits}
+      self._ask(
+        s,
+        {
+          'do': 'begin',
+          'round': self._round,
+          'sequences': len(self._fitted),
+          'crossing': len(crossing),
+          'fits': [[i, len(data)] for i, data in wanted.items()],
+        },
+        b''.join(
+          [stage_work.tokens_bytes(self._fitted), crossing, *wanted.values()]
+        ),
+      )
+      answer = self._answer(s, 'begun')
+      size = int(answer.text['fit'])
+      if size:
+        self._fits[s + 1] = answer.data[:size]
+        self._crossing[s] = answer.data[size:]
+        self._passed += len(answer.data)
+      crossing = self._crossing.get(s, b'')
+      self._begun.add(s)
+
+  def _step(self, step: int, tokens_BxL1: np.ndarray) -> tuple[float, float]:
+    """Trains one step on one batch; returns loss and norm of the gradient."""
+    slices = tokens_BxL1.reshape(-1, self._microbatch, tokens_BxL1.shape[1])
+    count, divisor = len(slices), float(max(np.sum(tokens_BxL1[:, 1:] >= 0), 1))
+    nats_M = np.zeros(count, np.float32)
+    squares: dict[int, list[float]] = {}
+    came: dict[tuple[int, int], bytes] = {}  # by stage and microbatch
+    given: dict[tuple[int, int], bytes] = {}  # gradients
+    last, let_in, back = self._stages - 1, 0, 0
+
+    def go(s: int, what: str, m: int, data: bytes = b'') -> None:
+      text = {
+        'do': what,
+        'microbatch': m,
+        'attempt': self._attempt,
+        'count': count,
+      }
+      if what in ('look_up', 'forward', 'last'):
+        came[s, m] = data
+        text |= {'sequences': len(slices[m]), 'crossed': s, 'divisor': divisor}
+        data = stage_work.tokens_bytes(slices[m]) + data
+      else:
+        given[s, m] = data
+      self._ask(s, text, data)
+
+    while len(squares) < self._stages:
+      while let_in < count and let_in - back < self._in_flight:
+        go(*((last, 'look_up') if self._ring else (0, 'forward')), let_in)
+        let_in += 1
+      event = self._next()
+      if event.text.get('attempt') != self._attempt:
+        continue
+      s, m = event.stage, int(event.text['microbatch'])
+      if 'squares' in event.text:
+        squares[s] = [float(x) for x in event.text['squares']]
+      self._passed += len(event.data)
+      if event.data or event.what != 'backward':
+        self._check(step, event, len(slices[m]))
+      if event.what in ('forward', 'last', 'backward') and event.data:
+        self._sample(
+          stage_work.Sample(
+            s,
+            self._seats.worker(s),
+            step,
+            slices[m],
+            s,
+            came[s, m],
+            given.get((s, m), b''),
+            divisor,
+            event.data,
+          )
+        )
+      match event.what:
+        case 'looked_up':
+          go(0, 'forward', m, event.data)
+        case 'forward':
+          go(s + 1, 'last' if s + 1 == last else 'forward', m, event.data)
+        case 'last':
+          nats_M[m] = event.text['nats']
+          go(last - 1, 'backward', m, event.data)
+        case 'backward' if s > 0 and s < last:
+          go(s - 1, 'backward', m, event.data)
+        case 'backward' if s == 0 and self._ring:
+          go(last, 'backward', m, event.data)
+        case 'backward':
+          back += 1
+    nats, norm = float(stage_work.total(nats_M)), self._norm(squares)
+    index = step * self._schedule_steps // self._steps
+    update = {
+      'do': 'update',
+      'norm': norm,
+      'nats': nats,
+      'step': self._round * self._schedule_steps + index,
+    }
+    self._tell_all(update)
+    return nats, norm
+
+  def _norm(self, squares: Mapping[int, list[float]]) -> float:
+    return float(
+      np.sqrt(stage_work.total([squares[s][i] for s, i in self._leaves]))
+    )
+
+  def _check(self, step: int, event: seats_lib.Event, sequences: int) -> None:
+    """Verifies the form of what a stage sends.
+
+    Raises:
+      _LostError: it is malformed, or not finite; its holder is refused.
+      _NotFiniteError: so it is with another holder: the training has diverged.
+    """
+    why = stage_work.flaw(event.data, self._form(sequences))
+    if not why:
+      return
+    worker = self._seats.worker(event.stage)
+    last_step, last_worker = self._not_finite
+    if (
+      why == stage_work.NOT_FINITE
+      and last_step == step
+      and last_worker != worker
+    ):
+      self._refused.pop(last_worker, None)  # both are honest
+      self._seats.banned.discard(last_worker)
+      raise _NotFiniteError
+    if why == stage_work.NOT_FINITE:
+      self._not_finite = step, worker
+    self.refuse(event.stage, f'stage {event.stage}, step {step}: {why}')
+    self._lost.add(event.stage)
+    raise _LostError
+
+  def refuse(self, stage: int, why: str) -> None:
+    """Takes a stage from its holder, who is not paid for this round."""
+    worker = self._seats.worker(stage)
+    if worker:
+      self._refused[worker] = why
+      self._seats.banned.add(worker)
+      self._seats.drop(stage)
+
+  def _form(self, sequences: int) -> ct.PyTree:
+    """Returns the shapes of coordinates; see `StagePrograms.coordinates`."""
+    length = self._fitted.shape[1] - 1
+    return stage_programs.coordinates(
+      self._model, self._island, sequences, length
+    )
+
+  def _sample(self, sample: stage_work.Sample) -> None:
+    """Keeps some microbatches to be computed again, at random."""
+    self._seen += 1
+    if len(self._samples) < _SAMPLES:
+      self._samples.append(sample)
+    elif (place := int(self._draw.integers(self._seen))) < _SAMPLES:
+      self._samples[place] = sample
+
+  def _ask(
+    self, stage: int, text: dict[str, ct.Json], data: bytes = b''
+  ) -> None:
+    """Sends a stage a message that it answers."""
+    self._open[stage] = self._open.get(stage, 0) + 1
+    self._asked.setdefault(stage, time.monotonic())
+    self._seats.send(stage, {**text, 'stage': stage}, data)
+
+  def _tell_all(self, text: dict[str, ct.Json]) -> None:
+    for s in range(self._stages):
+      self._seats.send(s, {**text, 'stage': s})
+
+  def _answer(self, stage: int, what: str) -> seats_lib.Event:
+    while True:
+      event = self._next()
+      if (event.stage, event.what) == (stage, what):
+        return event
+
+  def _next(self) -> seats_lib.Event:
+    """Returns the next message of a stage.
+
+    Raises:
+      _LostError: a stage is lost, or has not answered for too long.
+      _LateError: the time is over.
+    """
+    while True:
+      event = self._seats.poll(_LOOK_SECONDS)
+      if event is not None:
+        break
+      if self._late():
+        raise _LateError
+      now = time.monotonic()
+      for stage, since in self._asked.items():
+        if now - since > self._patience:
+          self._seats.drop(stage)
+    if event.what == seats_lib.LOST:
+      self._lost.add(event.stage)
+      raise _LostError
+    self._open[event.stage] = max(self._open.get(event.stage, 0) - 1, 0)
+    self._asked.pop(event.stage, None)
+    if self._open[event.stage]:
+      self._asked[event.stage] = time.monotonic()
+    self._busy[event.stage] += float(event.text.get('seconds', 0.0))
+    return event
+
+  def _forget_questions(self) -> None:
+    self._open.clear()
+    self._asked.clear()

@@ -1,0 +1,91 @@
+"""What the stages of a pipeline have done in a round, and how it is checked."""
+
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from covenant import config as config_lib
+from covenant import typing as ct
+from covenant.models import llama
+from covenant.train.pipeline import stage_bytes
+from covenant.train.pipeline import stage_programs
+
+NOT_FINITE = 'it sends numbers that are not finite'
+
+
+class Sample(NamedTuple):
+  """What a stage made of a microbatch, forward or back."""
+
+  stage: int
+  worker: str
+  step: int  # of the round
+  tokens_bxL1: np.ndarray
+  crossed: int  # the boundary that its coordinates crossed
+  came: bytes  # coordinates
+  given: bytes  # the gradient that came back; empty: of its forward pass
+  divisor: float  # the number of targets of the batch
+  sent: bytes
+
+
+class StagesResult(NamedTuple):
+  """The training of a round."""
+
+  sequences: int  # trained on, a prefix of the assigned
+  receipt: bytes
+  losses: tuple[float, ...]  # nats per token, of each step
+  norms: tuple[float, ...]  # of the gradients
+  work: Mapping[str, int]  # layers x microbatches, per worker
+  idle: tuple[float, ...]  # share of the time in which each stage did nothing
+  replays: int  # inner steps that were begun again
+  passed_bytes: int  # that passed between stages
+  samples: tuple[Sample, ...]
+  refused: Mapping[str, str]  # workers that are not paid, with reasons
+  fits: Mapping[int, bytes]
+
+
+def leaf_places(
+  model: config_lib.Model, island: config_lib.Island
+) -> list[tuple[int, int]]:
+  """Returns (stage, place among its own) of each tensor, in leaf order."""
+  whole, found = llama.abstract(model), {}
+  for s in range(island.stages):
+    own = stage_programs.pick(whole, stage_programs.names(model, island, s).own)
+    structure = jax.tree.structure(own)
+    pairs = [(s, i) for i in range(structure.num_leaves)]
+    found |= structure.unflatten(map(_Place, pairs))
+  return [x.pair for x in jax.tree.leaves(found)]
+
+
+class _Place:
+  """A leaf that JAX does not take apart."""
+
+  def __init__(self, pair: tuple[int, int]):
+    self.pair = pair
+
+
+def flaw(data: bytes, form: ct.PyTree) -> str:
+  """Returns what is wrong with packed coordinates; empty: nothing."""
+  try:
+    found = stage_bytes.from_bytes(data, form)
+  except ValueError as e:
+    return str(e)
+  for x in jax.tree.leaves(found):
+    if jax.numpy.issubdtype(x.dtype, jax.numpy.floating):
+      if not np.isfinite(x.astype(np.float32)).all():
+        return NOT_FINITE
+  return ''
+
+
+def total(numbers: Iterable[float]) -> np.float32:
+  """Returns the sum in float32, one after another, as the stages' device."""
+  total = np.float32(0)
+  for number in numbers:
+    total += np.float32(number)
+  return total
+
+
+def tokens_bytes(tokens: np.ndarray) -> bytes:
+  """Returns tokens as they are sent."""
+  return np.ascontiguousarray(tokens, '<i4').tobytes()

@@ -1,0 +1,204 @@
+"""The shared model of a pipeline's head, whose stages hold the parameters.
+
+To the node it is a shared model like any other. Its state is the number of
+outer steps that the stages have taken; the parameters, and the state of the
+outer optimizer, are theirs.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from covenant import errors
+from covenant import typing as ct
+from covenant.optim import weight
+from covenant.pool import orders as orders_lib
+from covenant.pool import seats as seats_lib
+from covenant.protocol import run_storage as run_storage_lib
+from covenant.train import pieces as pieces_lib
+from covenant.train import shared_state as shared_state_lib
+from covenant.train import step_bound
+from covenant.wire import payload
+
+SharedState = shared_state_lib.SharedState
+
+
+class StagesMissingError(errors.CovenantError):
+  """The head is asked to stop while it waits for stages."""
+
+
+class WholePayload(NamedTuple):
+  """A verified payload, whose sections the stages will ask for."""
+
+  message: ct.Message
+  data: bytes
+  round: int
+
+
+class StagedModel(shared_state_lib.SharedModel):
+  """See `SharedModel`; call `attach` before the state is needed."""
+
+  def attach(
+    self,
+    seats: seats_lib.Seats,
+    log: orders_lib.OrderLog,
+    stop: Callable[[], bool],
+  ) -> None:
+    """Connects the stages.
+
+    Args:
+      seats: the stages.
+      log: the outer steps that they have taken.
+      stop: returns True if the head is asked to stop.
+    """
+    self._seats, self._log, self._stop = seats, log, stop
+    self._payloads: dict[str, bytes] = {}  # of the last rounds, by digest
+    self.locations: dict[str, tuple[str, ...]] = {}  # of payloads, by digest
+
+  def init(self) -> SharedState:
+    """Returns the state before the first round, which stages make alike."""
+    steps = np.zeros(step_bound.ROUNDS, np.float32)
+    return SharedState({'orders': np.zeros((), np.int32)}, (), steps)
+
+  def adopt(
+    self,
+    round_index: int,
+    files: Mapping[str, Sequence[str]],
+    places: Sequence[str],
+    leaf: Callable[[str], jax.Array],
+  ) -> SharedState:
+    """Lets the stages begin from a published checkpoint; see `SharedModel`."""
+    pieces = {name: list(some) for name, some in files.items()}
+    self._seats.rebase(
+      orders_lib.Base(
+        round_index, orders_lib.base_id(pieces), pieces, tuple(places)
+      )
+    )
+    orders = {'orders': np.int32(round_index)}
+    return SharedState(orders, (), np.asarray(leaf('steps')))
+
+  def rebase(
+    self, files: Mapping[str, Sequence[str]], places: Sequence[str]
+  ) -> bool:
+    """Lets newcomers begin from a checkpoint of this history.
+
+    Returns:
+      Whether the stages were at its state lately.
+    """
+    pieces = {name: list(some) for name, some in files.items()}
+    found = shared_state_lib.state_fingerprint(
+      {name: list(map(bytes.fromhex, some)) for name, some in pieces.items()}
+    )
+    for number in range(self._log.number, self._log.base.number, -1):
+      if self._log.fingerprint(number) == found:
+        state = self._log.state(number)
+        base = orders_lib.Base(number, state, pieces, tuple(places))
+        self._seats.rebase(base)
+        return True
+    return False
+
+  def fingerprint(self, shared: SharedState) -> str:
+    """Returns the fingerprint of the run, from those of the stages' tensors.
+
+    Raises:
+      StagesMissingError: the head stops before all stages have told them.
+    """
+    number = int(shared.params['orders'])
+    known = self._log.fingerprint(number)
+    if known is not None:
+      return known
+    self._wait(number)
+    pieces: dict[str, list[bytes]] = {
+      'steps': list(pieces_lib.piece_digests(np.asarray(shared.steps)))
+    }
+    for digests in self._seats.digests():
+      for name, found in digests.items():
+        pieces.setdefault(name, [bytes.fromhex(x) for x in found])
+    found = shared_state_lib.state_fingerprint(pieces)
+    self._log.set_fingerprint(number, found)
+    return found
+
+  def decode(
+    self,
+    data: bytes,
+    expected: payload.Header,
+    verify: payload.Verify,
+    older: Sequence[bytes] = (),
+  ) -> payload.Payload:
+    """Decodes a payload; its message is a `WholePayload`."""
+    found = super().decode(data, expected, verify, older)
+    whole = WholePayload(found.message, data, found.header.round)
+    return found._replace(message=whole)
+
+  def norms(self, message: ct.Message) -> np.ndarray:
+    """Returns the norm of each tensor of a `WholePayload`."""
+    return super().norms(message.message)
+
+  def reopen(self, data: bytes) -> ct.Message:
+    """Returns the message of a payload that was decoded, packed."""
+    return WholePayload(super().reopen(data), data, payload.round_of(data))
+
+  def apply_round(
+    self,
+    shared: SharedState,
+    messages: Mapping[int, ct.Message],
+    consume: bool = False,
+    weights: Mapping[int, weight.Weight] = shared_state_lib.EQUAL_WEIGHTS,
+    norms: Mapping[int, np.ndarray] | None = None,
+    keep_params: bool = False,
+  ) -> tuple[SharedState, float]:
+    """Orders the stages to take an outer step; returns when all have."""
+    del consume, keep_params
+    if not messages:
+      return shared, 0.0
+    uids = sorted(messages)
+    weighed = [weights.get(uid, weight.Weight()) for uid in uids]
+    norms_RxP = np.stack(
+      [self.norms(messages[u]) if norms is None else norms[u] for u in uids]
+    )
+    factors = self.factors(norms_RxP, weighed, np.asarray(shared.steps))
+    number = int(shared.params['orders'])
+    order = orders_lib.Order(
+      number,
+      self._log.state(number),
+      tuple(self._source(uid, messages[uid]) for uid in uids),
+      np.asarray(factors.factors_RxP, np.float32),
+      np.asarray(factors.parts_R, np.uint16),
+    )
+    self._seats.give(order)
+    after = SharedState(
+      {'orders': np.int32(number + 1)}, (), np.asarray(factors.steps)
+    )
+    if number + 1 < self._log.number:  # taken before, by a head that stopped
+      return after, math.nan
+    self._wait(number + 1)
+    return after, math.sqrt(self._seats.square())
+
+  def payload(self, source: orders_lib.Source) -> bytes | None:
+    """Returns a payload of the last rounds; None if it is not kept."""
+    return self._payloads.get(source.digest)
+
+  def _source(self, uid: int, whole: WholePayload) -> orders_lib.Source:
+    data = whole.data
+    digest = run_storage_lib.digest(data).hex()
+    self._payloads[digest] = data
+    ends = payload.section_ends(data, self.spec)
+    view = memoryview(data)
+    sections = tuple(
+      orders_lib.section_digest(view[a:b])
+      for a, b in zip(ends[:-1], ends[1:], strict=True)
+    )
+    locations = self.locations.get(digest, ())
+    return orders_lib.Source(
+      uid, whole.round, digest, locations, tuple(ends), sections
+    )
+
+  def _wait(self, number: int) -> None:
+    """Waits until all stages have taken so many outer steps."""
+    if number != self._log.number or not self._seats.wait(self._stop):
+      raise StagesMissingError(
+        f'stopped while waiting for stages to take outer step {number}'
+      )

@@ -1,0 +1,102 @@
+"""Channels over sockets that the test holds."""
+
+import asyncio
+
+from absl.testing import absltest
+from absl.testing import parameterized
+
+from covenant.chain import keys
+from covenant.pool import channel as channel_lib
+
+WORKER = keys.Key.from_seed(b'w' * 32)
+POOL = keys.Key.from_seed(b'p' * 32)
+
+
+class Socket:
+  """One end: what is sent is passed on by the test's rule."""
+
+  def __init__(self, forward):
+    self.forward = forward
+    self.came = asyncio.Queue()
+
+  async def send_bytes(self, data):
+    for one in self.forward(data):
+      self.other.came.put_nowait(one)
+
+  async def receive_bytes(self):
+    data = await self.came.get()
+    if data is None:
+      raise TypeError('closed')
+    return data
+
+  async def close(self):
+    self.other.came.put_nowait(None)
+    return True
+
+
+def pair(forward=lambda data: [data], opening=(b'o', b'o')):
+  """Returns both ends, the pool's first."""
+  one, two = Socket(forward), Socket(forward)
+  one.other, two.other = two, one
+
+  def end(socket, is_pool):
+    own, other = (POOL, WORKER) if is_pool else (WORKER, POOL)
+    return channel_lib.Channel(
+      socket,
+      opening[not is_pool],
+      is_pool,
+      own.sign,
+      lambda data, by: keys.verify(other.address, data, by),
+      WORKER.address,
+    )
+
+  return end(one, True), end(two, False)
+
+
+async def exchange(make, count):
+  """Sends numbered messages to the pool; returns what it received."""
+  pool, worker = make()
+  got = []
+
+  def receive(channel, text, data):
+    got.append((text, data))
+    channel.send({'again': text['n']}, data)
+
+  back = []
+  ends = [
+    asyncio.create_task(pool.run(receive)),
+    asyncio.create_task(worker.run(lambda c, text, data: back.append(text))),
+  ]
+  for n in range(count):
+    worker.send({'n': n}, bytes([n]))
+  while len(back) < count and not any(end.done() for end in ends):
+    await asyncio.sleep(0)
+  worker.close()
+  await asyncio.gather(*ends)
+  worker.send({'n': count})  # does nothing
+  return got, back
+
+
+class ChannelTest(parameterized.TestCase):
+  def test_messages_arrive_in_order_both_ways(self):
+    got, back = asyncio.run(exchange(pair, 5))
+    self.assertEqual(got, [({'n': n}, bytes([n])) for n in range(5)])
+    self.assertEqual(back, [{'again': n} for n in range(5)])
+
+  @parameterized.named_parameters(
+    ('changed', lambda data: [data[:-1] + bytes([data[-1] ^ 1])]),
+    ('repeated', lambda data: [data, data]),
+    ('without a signature', lambda data: [data[64:]]),
+    ('empty', lambda data: [b'']),
+  )
+  def test_a_false_message_closes_it(self, forward):
+    got, _ = asyncio.run(exchange(lambda: pair(forward), 2))
+    self.assertLessEqual(len(got), 1)
+
+  def test_a_message_of_another_channel_closes_it(self):
+    got, _ = asyncio.run(exchange(lambda: pair(opening=(b'o', b'other')), 1))
+    self.assertEmpty(got)
+
+
+if __name__ == '__main__':
+  absltest.main()

@@ -1,0 +1,250 @@
+"""A pipeline as processes: a head, its stages and a validator."""
+
+import itertools
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from absl.testing import absltest
+
+from covenant import config as config_lib
+from covenant.chain import local_chain
+from covenant.chain import storage as chain_storage
+from covenant.data import dataset
+from covenant.node import connect
+from covenant.pool import ledger as accounts
+from covenant.pool import worker as worker_lib
+from covenant.protocol import round as round_lib
+from covenant.protocol import run_storage as run_storage_lib
+from covenant.train import local as local_lib
+from covenant.train import shared_state as shared_state_lib
+from covenant.train import trainer as trainer_lib
+from covenant.wire import manifest
+from tests import helpers
+
+EDITS = [
+  'rounds=2',
+  'miners=1',
+  'islands=1x stages=3,rank=8,bits=4',
+  'model.layers=3',
+  'optim.inner_steps=4',
+  'optim.inner.microbatch_size=2',
+  'optim.outer.momentum=0.5',
+  'pool.listen=127.0.0.1:0',
+  'pool.fee=0.1',
+  'pool.deposit=1',
+  'pool.threshold=0.0',
+  'network.block_seconds=0.5',
+  'phases.round_blocks=60',
+  'phases.put_blocks=16',
+  'phases.select_blocks=16',
+  'phases.takeover_blocks=4',
+]
+
+
+class PipelineCase(absltest.TestCase):
+  """A case with a chain, a validator, a head and stages, as processes."""
+
+  edits = EDITS
+
+  def setUp(self):
+    super().setUp()
+    self.folder = pathlib.Path(self.create_tempdir().full_path)
+    (self.folder / 'network').mkdir()
+    edits = [*self.edits, f'network.path={self.folder}/network']
+    self.config = config_lib.load(f'{helpers.CONFIGS}/tiny.py', edits)
+    (self.folder / 'config.json').write_text(config_lib.to_json(self.config))
+    seed = self.config.seed
+    self.chain = local_chain.LocalChain.create(
+      connect.chain_file(self.config),
+      seed=b'seed',
+      rules=chain_storage.ChainRules(
+        block_seconds=self.config.network.block_seconds, tempo=4
+      ),
+      key=connect.local_key(seed, 'validator'),
+    )
+    self.addCleanup(self.chain.close)
+    address = connect.local_key(seed, '0').address
+    self.assertEqual(self.chain.register(address, 0.0, validator=False), 0)
+    self.chain.register(self.chain.hotkey, 1000.0, validator=True)
+    self.processes = {}
+    self.addCleanup(self.end)
+
+  def end(self):
+    for process in self.processes.values():
+      process.kill()
+      process.wait()
+
+  def start(self, name, *arguments, program=f'{helpers.ROOT}/run.py'):
+    with open(self.folder / f'{name}.txt', 'a') as log:
+      code = [program] if program.endswith('.py') else ['-c', program]
+      self.processes[name] = subprocess.Popen(
+        [
+          sys.executable, *code, f'--config={self.folder}/config.json',
+          f'--workdir={self.folder}/{name}', *arguments,
+        ],
+        stdout=log,
+        stderr=log,
+        env=os.environ | {'PYTHONPATH': str(helpers.ROOT)},
+      )  # fmt: skip
+    return self.processes[name]
+
+  def start_head(self):
+    self.start('head', '--role=pool', '--config.network.hotkey=0')
+    path = self.folder / 'head' / 'address'
+    self.until(path.exists, 'the head listens')
+    return f'http://{path.read_text()}'
+
+  def stage(self, name, url, **changes):
+    return self.start(
+      name, '--role=stage', f'--config.pool.url={url}',
+      f'--config.pool.key={self.folder}/{name}.key', **changes,
+    )  # fmt: skip
+
+  def validator(self):
+    self.start(
+      'validator', '--role=validator', '--config.network.hotkey=validator'
+    )
+
+  def until(self, holds, what):
+    deadline = time.monotonic() + 400
+    while not holds():
+      if time.monotonic() > deadline or any(
+        (p.poll() or 0) > 0 for p in self.processes.values()
+      ):
+        logs = [
+          f'{p.name}:\n{p.read_text()}' for p in self.folder.glob('*.txt')
+        ]
+        self.fail(f'not so: {what}\n' + '\n'.join(logs))
+      time.sleep(0.05)
+
+  def status(self, name):
+    path = self.folder / name / 'status.json'
+    return json.loads(path.read_text()) if path.exists() else {}
+
+  def begin(self, *names):
+    """Starts the clock once these are ready."""
+    for name in names:
+      self.until(
+        lambda name=name: 'phase' in self.status(name), f'{name} is ready'
+      )
+    self.chain.begin(time.time() + 0.5)
+
+  def finish(self):
+    """Waits for the end; returns the records of the head's rounds."""
+    for name in 'head', 'validator':
+      self.until(
+        lambda name=name: self.status(name).get('phase') == 'finished',
+        f'{name} is finished',
+      )
+    for name, process in self.processes.items():
+      if name not in ('head', 'validator') and process.poll() is None:
+        process.send_signal(signal.SIGTERM)
+        self.assertEqual(process.wait(60), 0, name)
+    lines = (self.folder / 'head' / 'stages.jsonl').read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+  def address(self, name):
+    return worker_lib.read_key(str(self.folder / f'{name}.key')).address
+
+  def payload(self, shared_model, round_index):
+    """Returns the payload that the head has put in a round, or None."""
+    objects = connect.objects(self.config, shared_model.run, writes=False)
+    bucket = objects.bucket_at(b'/0')
+    found = bucket.list(objects.key('payloads', round_index))
+    if not found:
+      return None
+    (info,) = found
+    return bucket.get(info.key, shared_model.spec.payload_bytes)
+
+  def check_ledger(self):
+    """The accounts are exact; returns the ledger."""
+    books = accounts.Ledger(
+      self.folder / 'head' / 'ledger.sqlite', accounts.PaymentPolicy()
+    )
+    self.addCleanup(books.close)
+    totals = books.totals()
+    earned = totals.pop('earned')
+    self.assertEqual(sum(totals.values()), earned)
+    return books
+
+  def check_equal(self):
+    """The head's and the validator's histories and parameters are equal."""
+    ends = [
+      {k: self.status(name)[k] for k in ('round', 'root', 'fingerprint')}
+      for name in ('head', 'validator')
+    ]
+    self.assertEqual(*ends)
+    return ends[0]
+
+
+@pytest.mark.network
+class HeadProcessTest(PipelineCase):
+  def test_equals_the_emulated_pipeline(self):
+    """Bit for bit: payloads of all rounds and the parameters at the end."""
+    url = self.start_head()
+    self.validator()
+    names = [f'stage{i}' for i in range(3)]
+    for name in names:
+      self.stage(name, url)
+    self.begin('head', 'validator', *names)
+    rounds = self.finish()
+    end = self.check_equal()
+    self.assertEqual(end['round'], 2)
+    self.assertNotEmpty(rounds)
+    for one in rounds:
+      # A layer each, two microbatches per step.
+      paid = {self.address(n): 2 * one['steps'] for n in names}
+      self.assertEqual(one['work'], paid)
+      self.assertEqual((one['replays'], one['caught']), (0, {}))
+      self.assertLen(one['idle'], 3)
+    self.check_ledger()
+    self.assertEqual(self.replay(rounds), end['fingerprint'])
+
+  def replay(self, rounds):
+    """Trains all rounds again, on one device; returns the fingerprint."""
+    config = self.config
+    shared_model = shared_state_lib.SharedModel(config)
+    trainer = trainer_lib.Trainer(config, shared_model, dataset.load(config))
+    shared = shared_model.init()
+    state = trainer.init(shared.params)
+    root = manifest.genesis(shared_model.run)
+    plan = round_lib.Schedule(config.phases)
+    key = connect.local_key(config.seed, '0')
+    objects = connect.objects(config, shared_model.run, writes=False)
+    bucket = objects.bucket_at(b'/validator')
+    steps = {one['round']: one['steps'] for one in rounds}  # time decides it
+    for r in range(config.rounds):
+      history = bucket.get(objects.key('history', r), manifest.MAX_BYTES)
+      before, digest = root, None
+      if history:
+        digest = run_storage_lib.digest(history)
+      root = manifest.extend(root, r, digest)
+      if r not in steps:
+        continue
+      seed = self.chain.block_hash(plan.start(r))
+      task = local_lib.Task(0, r, seed, before)
+      trained, state = trainer.train(
+        shared.params,
+        state,
+        task,
+        itertools.islice(trainer.batches(task), steps[r]),
+      )
+      data = self.payload(shared_model, r)
+      if data is None:
+        continue
+      made = trainer.seal(trained, task, key.sign).payload
+      self.assertEqual(made, data, f'payload of round {r}')
+      entries = manifest.decode(history, self.chain.verify).entries
+      if entries:
+        shared, _ = shared_model.apply_round(shared, {0: trained.message})
+    return shared_model.fingerprint(shared)
+
+
+if __name__ == '__main__':
+  absltest.main()

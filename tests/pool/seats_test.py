@@ -1,0 +1,144 @@
+"""Who holds which stage, with workers that only listen."""
+
+import pathlib
+
+from absl.testing import absltest
+
+from covenant.pool import orders
+from covenant.pool import seats as seats_lib
+from tests.pool import orders_test
+
+
+class Channel:
+  """A worker's channel that keeps what it was sent."""
+
+  def __init__(self, worker):
+    self.worker = worker
+    self.sent = 0
+    self.closed = False
+    self.said = []
+
+  def send(self, text, data=b''):
+    self.said.append((text['do'], text['stage']))
+
+  def close(self):
+    self.closed = True
+
+
+class SeatsTest(absltest.TestCase):
+  def setUp(self):
+    super().setUp()
+    folder = pathlib.Path(self.create_tempdir().full_path)
+    self.log = orders.OrderLog(folder, 'g')
+    self.seats = seats_lib.Seats(3, self.log, lambda order, stage: order)
+
+  def join(self, name, most=2, has=()):
+    channel = Channel(name)
+    hello = {'did': 'hello', 'most': most, 'has': list(has)}
+    self.seats.receive(channel, hello, b'')
+    return channel
+
+  def at(self, channel, stage, number=0, state='g'):
+    text = {'did': 'at', 'stage': stage, 'number': number, 'id': state}
+    text |= {'digests': {'x': [f'{stage}']}, 'square': 4.0}
+    self.seats.receive(channel, text, b'')
+
+  def full(self):
+    """Three workers, each with a stage at the first state."""
+    channels = [self.join(name) for name in 'abc']
+    for stage, channel in enumerate(channels):
+      self.at(channel, stage)
+    return channels
+
+  def holders(self):
+    return ''.join(self.seats.worker(s) or '-' for s in range(3))
+
+  def test_at_first_each_worker_gets_one_stage(self):
+    self.join('a')
+    self.assertEqual(self.holders(), 'a--')
+    self.assertFalse(self.seats.is_ready)
+    self.seats.receive(self.join('b'), {'did': 'open'}, b'')
+    self.join('c')
+    self.assertEqual(self.holders(), 'abc')
+
+  def test_a_spare_takes_what_is_lost_before_a_neighbor(self):
+    channels = self.full()
+    self.assertTrue(self.seats.is_ready)
+    spare = self.join('d')
+    self.seats.receive(channels[1], {'did': 'close'}, b'')
+    self.assertEqual(self.holders(), 'adc')
+    self.assertEqual(spare.said, [('take', 1)])
+    self.assertEqual(self.seats.poll(0), (1, seats_lib.LOST, {}, b''))
+    self.assertFalse(self.seats.is_ready)
+    self.at(spare, 1)
+    self.assertTrue(self.seats.is_ready)
+    self.assertEqual(self.seats.replaced, 1)
+
+  def test_a_neighbor_takes_over_if_it_has_room(self):
+    channels = self.full()
+    self.seats.receive(channels[0], {'did': 'close'}, b'')
+    self.assertEqual(self.holders(), 'bbc')
+    self.seats.receive(channels[2], {'did': 'close'}, b'')
+    self.assertEqual(self.holders(), 'bb-')  # which has room for two
+
+  def test_whoever_comes_back_with_its_state_gets_its_stage_again(self):
+    channels = self.full()
+    self.seats.receive(channels[2], {'did': 'close'}, b'')
+    self.assertEqual(self.holders(), 'aba')
+    self.join('c', has=[2])
+    self.seats.spread()
+    self.assertEqual(self.holders(), 'abc')
+
+  def test_who_dropped_a_stage_does_not_get_it_again_at_once(self):
+    self.full()
+    self.seats.drop(1)
+    self.assertEqual(self.holders(), 'aac')
+
+  def test_a_banned_worker_holds_nothing(self):
+    channels = self.full()
+    self.seats.banned.add('b')
+    self.seats.drop(1, banned=True)
+    self.assertTrue(channels[1].closed)
+    self.assertEqual(self.holders(), 'aac')
+    self.join('b')
+    self.seats.spread()
+    self.assertEqual(self.holders(), 'aac')
+
+  def test_messages_of_former_holders_are_ignored(self):
+    channels = self.full()
+    self.seats.drop(1)
+    self.assertEqual(self.seats.poll(0).what, seats_lib.LOST)
+    text = {'did': 'forward', 'stage': 1}
+    self.seats.receive(channels[1], text, b'')
+    self.assertIsNone(self.seats.poll(0))
+    self.seats.receive(channels[0], text, b'x')
+    self.assertEqual(self.seats.poll(0), (1, 'forward', text, b'x'))
+
+  def test_stages_follow_the_orders(self):
+    channels = self.full()
+    order = orders_test.order(0, 'g')
+    self.seats.give(order)
+    self.assertFalse(self.seats.is_ready)
+    for stage, channel in enumerate(channels):
+      self.assertEqual(channel.said[-1], ('order', stage))
+      self.at(channel, stage, 1, order.after)
+    self.assertTrue(self.seats.is_ready)
+    self.assertEqual(self.seats.square(), 12.0)
+    self.assertEqual(
+      self.seats.digests(), [{'x': ['0']}, {'x': ['1']}, {'x': ['2']}]
+    )
+
+  def test_a_stage_of_another_history_begins_from_the_base(self):
+    channels = self.full()
+    self.at(channels[1], 1, 5, 'elsewhere')
+    self.assertEqual(channels[1].said[-1], ('reset', 1))
+    self.assertFalse(self.seats.is_ready)
+
+  def test_waiting_ends_when_asked_to_stop(self):
+    self.assertFalse(self.seats.wait(lambda: True))
+    self.full()
+    self.assertTrue(self.seats.wait(lambda: True))
+
+
+if __name__ == '__main__':
+  absltest.main()

@@ -1,0 +1,77 @@
+"""The process of a stage; whole ones are in stage_training_test.py."""
+
+import threading
+
+from absl.testing import absltest
+from absl.testing import parameterized
+
+from covenant import config as config_lib
+from covenant.pool import stage_process
+from covenant.train.pipeline import stage as stage_lib
+from tests.pool import stages
+
+
+class PipelineTest(parameterized.TestCase):
+  @parameterized.parameters('', '1x steps=3', '1x ; 1x stages=3,rank=4')
+  def test_needs_one_pipeline(self, islands):
+    config = config_lib.edit(stages.make_config(), [f'islands={islands}'])
+    with self.assertRaisesRegex(config_lib.ConfigError, 'the one pipeline'):
+      stage_process.pipeline_of(config)
+
+  def test_needs_the_address_of_a_head(self):
+    with self.assertRaisesRegex(config_lib.ConfigError, 'pool.url: expected'):
+      stage_process.StageProcess(stages.make_config(), self.create_tempdir())
+
+
+class Keeper:
+  """Answers with what it was asked, once it may."""
+
+  def __init__(self):
+    self.begun, self.may = threading.Event(), threading.Event()
+
+  def answer(self, text, data):
+    self.begun.set()
+    self.may.wait()
+    if text['do'] == 'fail':
+      raise stage_lib.StageError('no')
+    return text, data
+
+
+class ThreadTest(absltest.TestCase):
+  def setUp(self):
+    super().setUp()
+    self.keeper, self.said = Keeper(), []
+    self.there = threading.Semaphore(0)
+
+    def send(text, data):
+      self.said.append(text.get('do') or text['did'])
+      self.there.release()
+
+    self.thread = stage_process.StageThread(lambda: self.keeper, send, 2)
+    self.addCleanup(self.thread.end)
+    self.addCleanup(self.keeper.may.set)
+
+  def test_goes_back_before_it_goes_forth(self):
+    self.thread.put({'do': 'begin'}, b'')
+    self.keeper.begun.wait()
+    order = ('forward', 'forward', 'backward', 'update', 'forward', 'backward')
+    for what in order:
+      self.thread.put({'do': what}, b'')
+    self.keeper.may.set()
+    for _ in range(7):
+      self.there.acquire()
+    self.assertEqual(
+      self.said,
+      ['begin', 'backward', 'forward', 'forward', 'update', 'backward',
+       'forward'],
+    )  # fmt: skip
+
+  def test_a_failure_is_told(self):
+    self.keeper.may.set()
+    self.thread.put({'do': 'fail'}, b'')
+    self.there.acquire()
+    self.assertEqual(self.said, ['failed'])
+
+
+if __name__ == '__main__':
+  absltest.main()

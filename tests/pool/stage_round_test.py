@@ -1,0 +1,211 @@
+"""The head's part in a round, with stages that only answer."""
+
+import collections
+
+import numpy as np
+from absl.testing import absltest
+from absl.testing import parameterized
+
+from covenant.pool import seats as seats_lib
+from covenant.pool import stage_round
+from covenant.train import island as island_lib
+from covenant.train.pipeline import stage_bytes
+from covenant.train.pipeline import stage_programs
+from tests.pool import stages
+
+Event = seats_lib.Event
+
+
+class Stages:
+  """Stages that answer every message at once, and a worker for each.
+
+  Attributes:
+    faults: by (stage, message), what is done instead of an answer, once.
+  """
+
+  def __init__(self, config):
+    self.config = config
+    self.island = island_lib.of(config, 0)
+    self.events = collections.deque()
+    self.workers = ['a', 'b', 'c']
+    self.spares = ['d', 'e']
+    self.banned = set()
+    self.faults = {}
+    self.said = []
+    self.done = collections.Counter()
+    self.is_ready = True
+    self.under_way = self.most_under_way = 0
+    form = stage_programs.coordinates(
+      config.decoder, self.island, 2, config.data.context
+    )
+    self.coordinates = stage_bytes.to_bytes(
+      stage_bytes.jax.tree.map(lambda x: np.ones(x.shape, x.dtype), form)
+    )
+
+  def wait(self, stop, until=None):
+    return not stop()
+
+  def poll(self, seconds):
+    return self.events.popleft() if self.events else None
+
+  def worker(self, stage):
+    return self.workers[stage]
+
+  def drop(self, stage, banned=False):
+    self.workers[stage] = self.spares.pop(0)
+    self.events.append(Event(stage, seats_lib.LOST, {}, b''))
+
+  def send(self, stage, text, data=b''):
+    what = text['do']
+    self.said.append((stage, what))
+    if fault := self.faults.pop((stage, what), None):
+      fault(stage)
+    else:
+      self.answer(stage, what, text, self.coordinates)
+
+  def answer(self, stage, what, text, coordinates):
+    last = self.island.stages - 1
+    reply = {'attempt': text.get('attempt'), 'seconds': 0.0}
+    reply['microbatch'] = text.get('microbatch')
+    data = coordinates
+    if what == 'begin':
+      fit = b'' if stage == last else b'fit'
+      self.events.append(
+        Event(stage, 'begun', {'fit': len(fit), 'seconds': 0.0}, fit)
+      )
+      return
+    if what in ('abort', 'update'):
+      self.done[stage] = 0
+      self.under_way = 0
+      return
+    if what == 'seal':
+      self.events.append(Event(stage, 'sealed', {'seconds': 0.0}, b's'))
+      return
+    if what == 'look_up':
+      what = 'looked_up'
+      self.under_way += 1
+      self.most_under_way = max(self.under_way, self.most_under_way)
+    if what == 'last':
+      reply['nats'] = 0.5
+    if what == 'backward':
+      data = b'' if stage == last else data
+      self.under_way -= stage == last
+      self.done[stage] += 1
+      if self.done[stage] == text['count']:
+        names = stage_programs.names(self.config.decoder, self.island, stage)
+        own = stage_programs.pick(
+          stage_round.stage_work.llama.abstract(self.config.model), names.own
+        )
+        count = len(stage_bytes.jax.tree.leaves(own))
+        reply['squares'] = [1.0] * count
+    self.events.append(Event(stage, what, reply, data))
+
+
+class StageRoundTest(parameterized.TestCase):
+  def setUp(self):
+    super().setUp()
+    self.config = stages.make_config(
+      'optim.inner.batch_size=32', 'optim.inner_steps=2'
+    )
+    self.stages = Stages(self.config)
+
+  def run_round(self, late=lambda: False, patience=60.0):
+    work = stage_round.StageRound(
+      self.config, self.stages.island, self.stages, 1, late, patience,
+      np.random.default_rng(0),
+    )  # fmt: skip
+    tokens = np.zeros((32, self.config.data.context + 1), np.int32)
+    return work, work.train([tokens, tokens], tokens)
+
+  def test_all_microbatches_pass_and_few_at_a_time(self):
+    work, result = self.run_round()
+    self.assertEqual((result.sequences, result.replays), (64, 0))
+    self.assertEqual(result.losses, (8.0, 8.0))
+    leaves = len(
+      stage_bytes.jax.tree.leaves(
+        stage_round.stage_work.llama.abstract(self.config.model)
+      )
+    )
+    np.testing.assert_allclose(result.norms, leaves**0.5)
+    # A layer each, 2 steps of 16 microbatches.
+    self.assertEqual(result.work, {'a': 32, 'b': 32, 'c': 32})
+    self.assertEqual(self.stages.most_under_way, 2 * 4)
+    said = collections.Counter(self.stages.said)
+    for what in 'forward', 'backward':
+      self.assertEqual(said[1, what], 32)
+    self.assertEqual(said[2, 'update'], 2)
+    self.assertLen(result.samples, 64)
+    self.assertEqual([x[1] for x in work.seal()], [b's'] * 3)
+
+  @parameterized.parameters('forward', 'backward', 'begin')
+  def test_a_step_is_sent_again_after_a_loss(self, what):
+    self.stages.faults[1, what] = self.stages.drop
+    _, result = self.run_round()
+    self.assertEqual((result.sequences, result.losses), (64, (8.0, 8.0)))
+    self.assertEqual(result.work, {'a': 32, 'd': 32, 'c': 32})
+    begun = self.stages.said.count((1, 'begin'))
+    self.assertEqual(begun, 2)
+    self.assertEqual(self.stages.said.count((0, 'begin')), 1)
+
+  def test_a_stage_that_does_not_answer_is_dropped(self):
+    self.stages.faults[0, 'forward'] = lambda stage: None
+    _, result = self.run_round(patience=-1.0)
+    self.assertEqual(result.work, {'d': 32, 'b': 32, 'c': 32})
+
+  @parameterized.parameters(
+    (b'short', 'expected .* bytes, got 5'), (None, 'not finite')
+  )
+  def test_who_sends_nonsense_is_refused(self, data, why):
+    def send(stage):
+      sent = data or self.stages.coordinates[:-2] + b'\xc0\x7f'
+      text = {'attempt': 0, 'microbatch': 0, 'seconds': 0.0}
+      self.stages.events.append(Event(stage, 'forward', text, sent))
+
+    self.stages.faults[1, 'forward'] = send
+    _, result = self.run_round()
+    self.assertEqual([*result.refused], ['b'])
+    self.assertRegex(result.refused['b'], why)
+    self.assertEqual(self.stages.banned, {'b'})
+
+  def test_a_step_that_diverges_everywhere_is_not_taken(self):
+    bad = self.stages.coordinates[:-2] + b'\xc0\x7f'
+
+    def send(attempt):
+      def act(stage):
+        text = {'attempt': attempt, 'microbatch': 0, 'seconds': 0.0}
+        self.stages.events.append(Event(stage, 'forward', text, bad))
+
+      return act
+
+    drop = self.stages.drop
+
+    def dropped(stage):
+      drop(stage)
+      self.stages.faults[1, 'forward'] = send(1)
+
+    self.stages.drop = dropped
+    self.stages.faults[1, 'forward'] = send(0)
+    _, result = self.run_round()
+    self.assertTrue(np.isnan(result.losses[0]))
+    self.assertEqual(result.losses[1], 8.0)
+    self.assertEmpty(result.refused)
+
+  def test_no_time_is_no_round_and_half_of_it_is_half(self):
+    self.assertIsNone(self.run_round(late=lambda: True)[1])
+    self.stages = Stages(self.config)
+    steps = []
+
+    def stall(stage):
+      steps.append(stage)  # no answer, and the time is over
+
+    def second(stage):
+      self.stages.faults[2, 'update'] = None
+      self.stages.faults[0, 'backward'] = stall
+
+    self.stages.faults[2, 'update'] = second
+    _, result = self.run_round(late=lambda: bool(steps))
+    self.assertEqual(result.sequences, 32)
+
+
+if __name__ == '__main__':
+  absltest.main()

@@ -1,0 +1,169 @@
+"""Rounds of a pipeline whose stages are lost, late or dishonest."""
+
+import threading
+
+import numpy as np
+import pytest
+from absl.testing import absltest
+
+from covenant.wire import payload
+from tests.pool import stages
+
+KILLED = ('begin', 'forward', 'last', 'backward', 'seal', 'order')
+
+
+class Once:
+  """A fault of one worker, at its first message of a kind."""
+
+  def __init__(self, what, act):
+    self.what, self.act = what, act
+    self.who = ''
+
+  def __call__(self, worker, index, text, answer):
+    if text['do'] == self.what and not self.who:
+      self.who = worker.address
+      return self.act(worker, answer)
+    return answer()
+
+
+def kill(worker, answer):
+  """Closes the channel without an answer."""
+  del answer
+  worker.stopping.set()
+
+
+def lie(worker, answer):
+  """Sends other coordinates."""
+  del worker
+  reply, sent = answer()
+  return reply, bytes(x ^ 0x77 for x in sent[:-16]) + sent[-16:]
+
+
+def not_finite(worker, answer):
+  """Sends NaN as the step of each position."""
+  del worker
+  reply, sent = answer()
+  return reply, sent[:-64] + b'\xc0\x7f' * 32
+
+
+class FaultCase(stages.StagesCase):
+  """A case whose rounds are delivered, whatever stages do."""
+
+  def check_paid(self, *cheats):
+    """The accounts sum, and a cheat has nothing."""
+    totals = self.ledger.totals()
+    earned = totals.pop('earned')
+    self.assertEqual(sum(totals.values()), earned)
+    for cheat in cheats:
+      self.assertEqual(self.ledger.account(cheat), (0, 0, 0))
+
+  def deliver(self, round_index, pay=0):
+    """Trains and applies a round; the network accepts what is sent."""
+    trained = self.train(round_index, pay)
+    self.assertIsNotNone(trained)
+    header, data = self.payload(trained, round_index)
+    payload.decode(
+      data, header, self.model.abstract_params, self.model.spec,
+      lambda *_: True,
+    )  # fmt: skip
+    self.apply(data, header)
+    self.assertTrue(self.seats.is_ready)
+    return trained
+
+  def killed(self, what, workers):
+    """A worker is killed at a message of a kind; the round is delivered."""
+    fault = Once(what, kill)
+    for i in range(workers):
+      stages.Worker(self, f'w{i}', fault)
+    self.deliver(0, pay=1000)
+    self.deliver(1, pay=2000)
+    self.assertTrue(fault.who)
+    self.assertGreater(self.seats.replaced, 0)
+    self.assertNotIn(fault.who, [self.seats.worker(s) for s in range(3)])
+    self.check_paid()
+
+
+class StageTrainingTest(FaultCase):
+  def test_rounds_equal_the_emulated_pipeline(self):
+    workers = [stages.Worker(self, f'w{i}') for i in range(3)]
+    for r in range(2):
+      trained = self.train(r, pay=1000 * (r + 1))
+      header, data = self.payload(trained, r)
+      self.assertEqual(data, self.want_round(r))
+      self.apply(data, header)
+      self.assertEqual(
+        self.model.fingerprint(self.shared),
+        self.want.fingerprint(self.want_shared),
+      )
+      record = self.records[r]
+      # 3 steps of 2 microbatches through a layer each.
+      self.assertEqual(record['work'], {w.address: 6 for w in workers})
+      self.assertEqual((record['replays'], record['caught']), (0, {}))
+    self.check_paid()
+
+  def test_a_spare_takes_the_place_of_a_stage(self):
+    self.killed('backward', workers=4)
+    self.assertGreater(self.records[0]['replays'], 0)
+    self.assertEqual(self.records[0]['steps'], 3)
+
+  def test_a_neighbor_takes_over_the_layers(self):
+    self.killed('forward', workers=3)
+    self.assertGreater(self.records[0]['replays'], 0)
+
+  def test_a_liar_is_caught_and_paid_nothing(self):
+    workers = [stages.Worker(self, f'w{i}') for i in range(3)]
+    fault = Once('forward', lie)
+    liar = stages.Worker(self, 'liar', fault)
+    del workers
+    self.deliver(0)
+    if not fault.who:  # it was the spare
+      self.seats.drop(0)
+      self.deliver(1, pay=1000)
+    caught = [who for one in self.records for who in one['caught']]
+    self.assertEqual(caught, [liar.address])
+    self.deliver(2, pay=3000)
+    self.assertNotIn(liar.address, self.records[-1]['work'])
+    self.check_paid(liar.address)
+
+  def test_numbers_that_are_not_finite_cost_their_sender_the_pay(self):
+    fault = Once('last', not_finite)
+    for i in range(4):
+      stages.Worker(self, f'w{i}', fault)
+    trained = self.deliver(0, pay=1000)
+    self.assertTrue(np.isfinite(trained.losses).all())
+    self.assertEqual([*self.records[0]['refused']], [fault.who])
+    self.assertNotIn(fault.who, self.records[0]['work'])
+    self.check_paid(fault.who)
+
+
+@pytest.mark.slow
+class MatrixTest(FaultCase):
+  """Kills in every phase, and a stage that does not answer."""
+
+  def test_killed_in_every_phase(self):
+    for what in KILLED:
+      for workers in 3, 4:
+        with self.subTest(what, workers=workers):
+          self.tearDown()
+          self.doCleanups()
+          self.setUp()
+          self.killed(what, workers)
+
+  def test_a_stage_that_does_not_answer_is_replaced(self):
+    never = threading.Event()
+    self.addCleanup(never.set)
+
+    def wait(worker, answer):
+      never.wait()
+      return answer()
+
+    self.training.patience = 5.0
+    fault = Once('backward', wait)
+    for i in range(4):
+      stages.Worker(self, f'w{i}', fault)
+    self.deliver(0)
+    self.assertGreater(self.seats.replaced, 0)
+
+
+if __name__ == '__main__':
+  absltest.main()

@@ -1,0 +1,123 @@
+"""The shared model of a head, with stages that have taken every step."""
+
+import pathlib
+from unittest import mock
+
+import numpy as np
+from absl.testing import absltest
+
+from covenant.pool import orders as orders_lib
+from covenant.pool import staged_model
+from covenant.train import shared_state as shared_state_lib
+from tests.pool import stages
+
+
+class Seats:
+  """Stages that have done at once what they are told."""
+
+  def __init__(self, log):
+    self.log = log
+    self.tensors = {'params.x': ['00' * 32]}
+    self.here = True
+
+  def give(self, order):
+    self.log.add(order)
+
+  def rebase(self, base):
+    self.log.rebase(base)
+
+  def wait(self, stop):
+    return self.here or not stop()
+
+  def digests(self):
+    return [self.tensors]
+
+  def square(self):
+    return 9.0
+
+
+class StagedModelTest(absltest.TestCase):
+  def setUp(self):
+    super().setUp()
+    folder = pathlib.Path(self.create_tempdir().full_path)
+    self.model = staged_model.StagedModel(stages.make_config())
+    self.log = orders_lib.OrderLog(folder, 'g')
+    self.seats = Seats(self.log)
+    self.model.attach(self.seats, self.log, lambda: True)
+    self.first = self.model.init()
+    sizes = [100] * len(self.model.spec.tensors)
+    self.data = bytes(86 + sum(sizes) + 96)
+    tensors = len(sizes)
+    self.norms = {0: np.ones(tensors, np.float32)}
+    whole = staged_model.WholePayload(None, self.data, 4)
+    self.messages = {0: whole}
+    ends = [86 + 100 * i for i in range(tensors + 1)]
+    self.enterContext(
+      mock.patch.object(
+        staged_model.payload, 'section_ends', lambda data, spec: ends
+      )
+    )
+
+  def apply(self, shared):
+    return self.model.apply_round(shared, self.messages, norms=self.norms)
+
+  def test_the_state_is_a_number_and_the_fingerprint_that_of_stages(self):
+    after, norm = self.apply(self.first)
+    self.assertEqual((int(after.params['orders']), norm), (1, 3.0))
+    order = self.log.get(0)
+    self.assertEqual((order.sources[0].uid, order.sources[0].round), (0, 4))
+    np.testing.assert_array_equal(order.factors_RxP, 1.0)
+    want = shared_state_lib.state_fingerprint(
+      {
+        'params.x': [bytes(32)],
+        'steps': list(
+          shared_state_lib.pieces_lib.piece_digests(np.asarray(after.steps))
+        ),
+      }
+    )
+    self.assertEqual(self.model.fingerprint(after), want)
+
+  def test_without_messages_nothing_moves(self):
+    self.assertIs(self.model.apply_round(self.first, {})[0], self.first)
+    self.assertEqual(self.log.number, 0)
+
+  def test_a_head_that_was_restarted_repeats_its_orders(self):
+    one, _ = self.apply(self.first)
+    first = self.model.fingerprint(one)
+    two, _ = self.apply(one)
+    end = self.log.id
+    self.seats.tensors = {'params.x': ['11' * 32]}
+    again, norm = self.apply(self.first)
+    self.assertTrue(np.isnan(norm))
+    self.assertEqual(self.model.fingerprint(again), first)
+    self.assertEqual((self.log.number, self.log.id), (2, end))
+    del two
+
+  def test_stopping_ends_the_wait_for_stages(self):
+    self.seats.here = False
+    with self.assertRaisesRegex(staged_model.StagesMissingError, 'step 0'):
+      self.model.fingerprint(self.first)
+
+  def test_begins_from_a_checkpoint_of_any_history(self):
+    files = {'params.x': ['22' * 32], 'steps': ['33' * 32]}
+    steps = np.ones(16, np.float32)
+    shared = self.model.adopt(7, files, ['here'], {'steps': steps}.get)
+    self.assertEqual(int(shared.params['orders']), 7)
+    np.testing.assert_array_equal(shared.steps, steps)
+    self.assertEqual(self.log.base.places, ('here',))
+    self.assertEqual(self.log.number, 7)
+
+  def test_newcomers_begin_from_a_checkpoint_of_this_history(self):
+    after, _ = self.apply(self.first)
+    fingerprint = self.model.fingerprint(after)
+    steps = shared_state_lib.pieces_lib.piece_digests(np.asarray(after.steps))
+    files = {'params.x': ['00' * 32], 'steps': [x.hex() for x in steps]}
+    self.apply(after)
+    self.assertFalse(self.model.rebase({'params.x': []}, ['here']))
+    self.assertTrue(self.model.rebase(files, ['here']))
+    self.assertEqual((self.log.base.number, self.log.number), (1, 2))
+    self.assertEqual(self.log.fingerprint(1), fingerprint)
+
+
+if __name__ == '__main__':
+  absltest.main()
