@@ -42,18 +42,15 @@ def _clip(
     return clip
 
   def update(
-    grads: ct.Grads,
-    state: ct.OptState,
-    params: ct.Params | None = None,
-    **extra: object,
+    updates: ct.Grads, state: ct.OptState, params: ct.Params | None = None
   ) -> tuple[ct.Grads, ct.OptState]:
-    del params, extra
+    del params
     is_small = norm < inner.clip_norm
 
     def scaled(g: jax.Array) -> jax.Array:
       return jax.lax.select(is_small, g, (g / norm) * inner.clip_norm)
 
-    return jax.tree.map(scaled, grads), state
+    return jax.tree.map(scaled, updates), state
 
   return optax.GradientTransformation(clip.init, update)
 

@@ -37,8 +37,10 @@ from covenant.pool import stage_training
 from covenant.pool import staged_model
 from covenant.protocol import apply
 from covenant.protocol import membership as membership_lib
+from covenant.protocol import published_checkpoint
 from covenant.protocol import round as round_lib
 from covenant.protocol import run_storage as run_storage_lib
+from covenant.store import interface as store_lib
 
 _MALFORMED = (KeyError, TypeError, ValueError, IndexError)
 
@@ -212,6 +214,33 @@ class HeadProcess:
       for uid, mine in membership.commitments.items()
     }
     follow.apply_round(node, command, head)
+    publish = node.config.checkpoint.publish
+    if command.round % publish == publish - 1:
+      self._rebase(node, membership)
+
+  def _rebase(
+    self, node: miner_lib.Miner, membership: membership_lib.Membership
+  ) -> None:
+    """Lets later stages begin from the newest published checkpoint."""
+    layout = published_checkpoint.layout(self._model)
+    mirrors = apply.mirrors(node.objects, membership)
+    for peer in membership.candidates:
+      bucket = node.objects.bucket_at(membership.location(peer.uid))
+      if bucket is None:
+        continue
+      try:
+        newest = published_checkpoint.published(node.objects, bucket)[-1:]
+        for number in newest:
+          key = node.objects.key('checkpoints', number)
+          data = bucket.get(key, layout.index_bytes + 64)
+          index = published_checkpoint.decode(
+            data, layout, peer.hotkey, node.chain.verify
+          )
+          places = [mirror.location for mirror in mirrors]
+          if self._model.rebase(index.files, places):
+            return
+      except (store_lib.StoreError, apply.OutOfSyncError):
+        continue
 
 
 def _say(text: str) -> None:

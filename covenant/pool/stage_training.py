@@ -109,7 +109,7 @@ class StageTraining:
       if self._stop():
         return True
       try:
-        return node.chain.head() >= node.schedule.put_opens(task.due)
+        return node.chain.head() >= node.schedule.put_opens(task.round)
       except chain_lib.ChainError:
         return False
 
@@ -261,19 +261,18 @@ class StageTraining:
     """Puts the sections of a round together to a signed payload."""
     header = payload.Header(
       self._run,
-      task.due,
+      task.round,
       task.uid,
       task.root[:16],
       work.receipt,
       work.sequences,
-      task.ahead,
     )
     data = payload.assemble(
       header, work.message, self._tensors.spec, node.chain.sign
     )
     tokens = work.sequences * node.config.data.context
     return local_lib.Contribution(
-      data, work.loss, tokens, work.error_norm, task.due
+      data, work.loss, tokens, work.error_norm, task.round
     )
 
   def _report(

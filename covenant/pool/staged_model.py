@@ -126,10 +126,9 @@ class StagedModel(shared_state_lib.SharedModel):
     data: bytes,
     expected: payload.Header,
     verify: payload.Verify,
-    older: Sequence[bytes] = (),
   ) -> payload.Payload:
     """Decodes a payload; its message is a `WholePayload`."""
-    found = super().decode(data, expected, verify, older)
+    found = super().decode(data, expected, verify)
     whole = WholePayload(found.message, data, found.header.round)
     return found._replace(message=whole)
 

@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import pathlib
+import shlex
 import signal
 import subprocess
 import sys
@@ -25,12 +26,13 @@ from covenant.train import local as local_lib
 from covenant.train import shared_state as shared_state_lib
 from covenant.train import trainer as trainer_lib
 from covenant.wire import manifest
+from covenant.wire import payload
 from tests import helpers
 
 EDITS = [
-  'rounds=2',
+  'rounds=3',
   'miners=1',
-  'islands=1x stages=3,rank=8,bits=4',
+  'islands=1x stages=3,rank=20,bits=4',
   'model.layers=3',
   'optim.inner_steps=4',
   'optim.inner.microbatch_size=2',
@@ -45,6 +47,14 @@ EDITS = [
   'phases.select_blocks=16',
   'phases.takeover_blocks=4',
 ]
+
+
+def commands(name):
+  """Returns the commands between two marks of docs/islands.md, as words."""
+  text = (helpers.ROOT / 'docs' / 'islands.md').read_text()
+  text = text.split(f'<!-- {name}: begin -->')[1]
+  text = text.split(f'<!-- {name}: end -->')[0].replace('\\\n', ' ')
+  return [shlex.split(line) for line in text.splitlines() if 'run.py' in line]
 
 
 class PipelineCase(absltest.TestCase):
@@ -185,65 +195,91 @@ class PipelineCase(absltest.TestCase):
 
 @pytest.mark.network
 class HeadProcessTest(PipelineCase):
-  def test_equals_the_emulated_pipeline(self):
-    """Bit for bit: payloads of all rounds and the parameters at the end."""
-    url = self.start_head()
+  def test_the_commands_of_the_docs_with_a_stage_killed(self):
+    """As the emulated pipeline, bit for bit, until a stage is killed."""
+    (head,) = commands('head')
+    stages = commands('stages')
+    self.assertLen(stages, 3)
+    self.run_command('head', head, '127.0.0.1:0', 'network.hotkey=0')
+    path = self.folder / 'head' / 'address'
+    self.until(path.exists, 'the head listens')
     self.validator()
-    names = [f'stage{i}' for i in range(3)]
-    for name in names:
-      self.stage(name, url)
+    names = ['stage-a', 'stage-b', 'stage-c']
+    for name, command in zip(names, stages, strict=True):
+      key = f'pool.key={self.folder}/{name}.key'
+      self.run_command(name, command, path.read_text(), key)
     self.begin('head', 'validator', *names)
+    record = self.folder / 'head' / 'stages.jsonl'
+    self.until(record.exists, 'a round is trained')
+    self.processes.pop('stage-b').kill()
+    self.stage('stage-d', f'http://{path.read_text()}')
     rounds = self.finish()
     end = self.check_equal()
-    self.assertEqual(end['round'], 2)
-    self.assertNotEmpty(rounds)
-    for one in rounds:
-      # A layer each, two microbatches per step.
-      paid = {self.address(n): 2 * one['steps'] for n in names}
-      self.assertEqual(one['work'], paid)
-      self.assertEqual((one['replays'], one['caught']), (0, {}))
-      self.assertLen(one['idle'], 3)
+    self.assertEqual(end['round'], self.config.rounds)
+    first, *_, last = rounds
+    # A layer each, two microbatches per step.
+    paid = {self.address(name): 2 * first['steps'] for name in names}
+    self.assertEqual(first['work'], paid)
+    self.assertEqual((first['replays'], first['caught']), (0, {}))
+    self.assertLen(first['idle'], 3)
+    self.assertNotIn(self.address('stage-b'), last['holders'])
     self.check_ledger()
-    self.assertEqual(self.replay(rounds), end['fingerprint'])
+    self.assertEqual(self.replay(first), end['fingerprint'])
 
-  def replay(self, rounds):
-    """Trains all rounds again, on one device; returns the fingerprint."""
+  def run_command(self, name, command, address, edit):
+    """Runs a command of the docs with paths and addresses of this test."""
+    self.assertEqual(command[:2], ['python', 'run.py'])
+    self.assertIn('--config=CONFIG', command)
+    self.assertIn(f'--workdir=runs/{name}', command)
+    flags = [
+      word.replace('192.168.1.10:8470', address)
+      for word in command[2:]
+      if not word.startswith(('--config=', '--workdir='))
+    ]
+    self.start(name, *flags, f'--config.{edit}')
+
+  def replay(self, trained):
+    """Applies all payloads on one device; trains the round of a record again.
+
+    Returns:
+      The fingerprint at the end.
+    """
     config = self.config
     shared_model = shared_state_lib.SharedModel(config)
-    trainer = trainer_lib.Trainer(config, shared_model, dataset.load(config))
     shared = shared_model.init()
-    state = trainer.init(shared.params)
     root = manifest.genesis(shared_model.run)
     plan = round_lib.Schedule(config.phases)
-    key = connect.local_key(config.seed, '0')
     objects = connect.objects(config, shared_model.run, writes=False)
     bucket = objects.bucket_at(b'/validator')
-    steps = {one['round']: one['steps'] for one in rounds}  # time decides it
     for r in range(config.rounds):
-      history = bucket.get(objects.key('history', r), manifest.MAX_BYTES)
-      before, digest = root, None
-      if history:
-        digest = run_storage_lib.digest(history)
-      root = manifest.extend(root, r, digest)
-      if r not in steps:
-        continue
-      seed = self.chain.block_hash(plan.start(r))
-      task = local_lib.Task(0, r, seed, before)
-      trained, state = trainer.train(
-        shared.params,
-        state,
-        task,
-        itertools.islice(trainer.batches(task), steps[r]),
-      )
       data = self.payload(shared_model, r)
-      if data is None:
-        continue
-      made = trainer.seal(trained, task, key.sign).payload
-      self.assertEqual(made, data, f'payload of round {r}')
-      entries = manifest.decode(history, self.chain.verify).entries
-      if entries:
-        shared, _ = shared_model.apply_round(shared, {0: trained.message})
+      if r == trained['round']:
+        seed = self.chain.block_hash(plan.start(r))
+        task = local_lib.Task(0, r, seed, root)
+        made = self.emulated(shared_model, shared, task, trained['steps'])
+        self.assertEqual(made, data)
+      history = bucket.get(objects.key('history', r), manifest.MAX_BYTES)
+      digest = run_storage_lib.digest(history) if history else None
+      if history and manifest.decode(history, self.chain.verify).entries:
+        header = payload.Header(shared_model.run, r, 0, root[:16], b'', 0)
+        found = shared_model.decode(data, header, lambda *_: True)
+        weights = {0: shared_model.weigh(found.header)}
+        shared, _ = shared_model.apply_round(
+          shared, {0: found.message}, weights=weights
+        )
+      root = manifest.extend(root, r, digest)
     return shared_model.fingerprint(shared)
+
+  def emulated(self, shared_model, shared, task, steps):
+    """Returns the payload of a pipeline on one device, of its first round."""
+    trainer = trainer_lib.Trainer(
+      self.config, shared_model, dataset.load(self.config)
+    )
+    state = trainer.init(shared.params)
+    batches = itertools.islice(trainer.batches(task), steps)
+    trained, _ = trainer.train(shared.params, state, task, batches)
+    key = connect.local_key(self.config.seed, '0')
+    return trainer.seal(trained, task, key.sign).payload
 
 
 if __name__ == '__main__':
