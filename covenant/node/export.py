@@ -26,6 +26,7 @@ from covenant.node import multihost as multihost_lib
 from covenant.node import preflight
 from covenant.node import workdir as workdir_lib
 from covenant.protocol import checksums
+from covenant.train import pieces as pieces_lib
 from covenant.train import placement as placement_lib
 from covenant.train import shared_state as shared_state_lib
 from covenant.train import state_file
@@ -74,7 +75,7 @@ def export(config: config_lib.Config, workdir: str) -> None:
     completed, shared = newest_state(config, workdir)
     leaves = shared_state_lib.named_leaves(shared)
     fingerprint = shared_state_lib.state_fingerprint(
-      {n: [*shared_state_lib.piece_digests(x)] for n, x in leaves.items()}
+      {n: [*pieces_lib.piece_digests(x)] for n, x in leaves.items()}
     )
     content = state_file.encode(completed, leaves, fingerprint)
     exporter.add({state_file.FILE: content})
