@@ -54,14 +54,14 @@ def of_plan(
   most = max(
     (island.steps * island.batch for island in plan.islands), default=0
   )
+  shared = [f'--config.optim.most_sequences={most}']
+  if any(work.kind == 'pipeline' for work in plan.works):
+    shared.append('--config.model.scan_layers=false')
   found = []
   for uid, work in enumerate(plan.works):
     make = {'replica': _replica, 'pool': _pool, 'pipeline': _pipeline}
-    flags = f'--config.optim.most_sequences={most}'
     for command in make[work.kind](config, plan, uid, work):
-      if '--role=worker' not in command.flags:
-        command = command._replace(flags=(*command.flags, flags))
-      found.append(command)
+      found.append(command._replace(flags=(*command.flags, *shared)))
   return [
     first._replace(count=first.count + sum(c.count for c in more))
     for first, *more in (
@@ -118,7 +118,7 @@ def _pool(
 ) -> Iterator[Command]:
   yield _head(plan, uid, work)
   there = [g for g, n in enumerate(work.hosts) if n]
-  batches = dict(zip(there, work.batches, strict=True))
+  batches = dict(zip(there, work.of_groups, strict=True))
   for g, count, name in _members(plan, work):
     flags = (
       '--role=worker',
@@ -146,19 +146,33 @@ def _pipeline(
   """Yields the head, and then the stages in the order of their layers."""
   del config
   yield _head(plan, uid, work)
-  url = f'--config.pool.url=http://HEAD-{uid}:{_PORT}'
-  for g, count, name in _members(plan, work):
-    size = plan.groups[g].size
-    for device in range(size) if size > 1 else (None,):
-      flags = ('--role=stage', _islands(work), url)
-      yield Command(uid, name, flags, device, count)
+  flags = (
+    '--role=stage',
+    _islands(work),
+    f'--config.pool.url=http://HEAD-{uid}:{_PORT}',
+  )
+  for g, stages in enumerate(work.of_groups):
+    group = plan.groups[g]
+    # The last device of the last host of its group holds the embeddings.
+    stages += g == work.head
+    for device in range(group.size):
+      count = -(-(stages - device) // group.size)
+      if count > 0 and group.size == 1:
+        yield Command(uid, group.name, flags, None, count)
+      elif count > 0:
+        key = f'--config.pool.key=~/.covenant/stage-{device}.key'
+        yield Command(uid, group.name, (*flags, key), device, count)
 
 
 def text(config: config_lib.Config, plan: planner.NetworkPlan) -> Iterator[str]:
   """Yields the lines of all commands."""
   yield (
     'commands; CONFIG is that of this plan, HEAD-n the address of the head of '
-    'uid n'
+    'uid n;'
+  )
+  yield (
+    'stages are given out in the order in which they connect, so start them in '
+    'this order'
   )
   for command in of_plan(config, plan):
     yield from command.lines()

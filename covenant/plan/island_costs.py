@@ -137,7 +137,9 @@ class Work(NamedTuple):
   gather: float  # seconds of its slowest host
   split: str  # description of the model's placement
   head: int = 0  # index of the group of its head
-  batches: tuple[int, ...] = ()  # of a pool: of a host, by its groups
+  # Of a pool the batch of a host, of a pipeline the stages beside that of the
+  # embeddings, by group.
+  of_groups: tuple[int, ...] = ()
 
 
 def choose(

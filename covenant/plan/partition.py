@@ -19,6 +19,7 @@ predict of the activations at either boundary.
 
 import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -53,6 +54,7 @@ class _Cut(NamedTuple):
   slot: float  # seconds of the slowest device
   head: int  # index of the group whose device holds the embeddings
   layers: tuple[int, ...]  # layers per group
+  on_head: int  # layers of the device that holds the embeddings
 
 
 @functools.cache
@@ -168,7 +170,7 @@ def cut(
   best: _Cut | None = None
   for head in there:
     room = _room(config, groups[head], True)
-    if room < 0:
+    if room < 1:  # every stage has a layer
       continue
     own = [count - (i == head) for i, count in enumerate(counts)]
     if room + sum(own[i] * max(most[i], 0) for i in there) < layers:
@@ -183,8 +185,8 @@ def cut(
       return of, min(room, int((slot - table) / each[head]))
 
     slots = {n * each[i] for i in there for n in range(1, layers + 1)}
-    slots |= {table + n * each[head] for n in range(layers + 1)}
-    slots = sorted(slot for slot in slots if slot >= table)
+    slots |= {table + n * each[head] for n in range(1, layers + 1)}
+    slots = sorted(slot for slot in slots if slot >= table + each[head])
     low, high = 0, len(slots) - 1
     while low < high:
       middle = (low + high) // 2
@@ -211,13 +213,13 @@ def _spread(
   """Distributes exactly `layers` layers, leaving spare room unused."""
   of = [own[i] * most.get(i, 0) for i in range(len(own))]
   beyond = on_head + sum(of) - layers
-  less = min(on_head, beyond)
+  less = min(on_head - 1, beyond)
   on_head, beyond = on_head - less, beyond - less
   for i in sorted(most, key=lambda i: of[i], reverse=True):
     less = min(of[i], beyond)
     of[i], beyond = of[i] - less, beyond - less
   of[head] += on_head
-  return _Cut(slot, head, tuple(of))
+  return _Cut(slot, head, tuple(of), on_head)
 
 
 def pipeline(
@@ -294,45 +296,53 @@ def _work(
   steps, (batch,) = chosen
   sequences = steps * batch
   tokens = sequences * terms.context
+  stages = _stages(groups, hosts, found)
   members = [(n, g) for n, g in zip(hosts, groups, strict=True) if n]
+  layers = tuple(itertools.chain(*stages, (found.on_head,)))
   value = tokens * worth.of_batch(config, batch)
   return island_costs.Work(
     'pipeline',
     hosts,
     island_lib.Island(
-      steps,
-      batch,
-      _stages(config, groups, hosts, found),
-      passes.rank,
-      passes.bits,
+      steps=steps,
+      batch=batch,
+      stages=len(layers),
+      layers=layers if len(set(layers)) > 1 else (),
+      rank=passes.rank,
+      bits=passes.bits,
     ),
     tokens,
     value * worth.of_compression(config, passes.fold),
     before + steps * pace.seconds(batch),
     island_costs.busy(terms, tokens, members),
     terms.payload,
-    terms.others * terms.payload,
+    exchange.fetched,
     sequences * passing.sent + fit.sent + exchange.relayed,
     exchange.upload,
     exchange.gather,
     _words(groups, hosts, found),
     found.head,
+    tuple(map(len, stages)),
   )
 
 
 def _stages(
-  config: config_lib.Config,
   groups: Sequence[hardware.HostGroup],
   hosts: Sequence[int],
   found: _Cut,
-) -> int:
-  """Returns the number of stages of an island, which are equal."""
-  used = sum(
-    min(n * g.size, layers)
-    for n, g, layers in zip(hosts, groups, found.layers, strict=True)
-  )
-  whole = config.model.layers
-  return next(n for n in range(max(used, 2), whole + 1) if whole % n == 0)
+) -> list[list[int]]:
+  """Returns the layers of the stages of each group, but that of the head.
+
+  Layers lie on the devices of a group as evenly as possible; a device without a
+  layer is no stage.
+  """
+  stages = []
+  for i, (n, group) in enumerate(zip(hosts, groups, strict=True)):
+    devices = n * group.size - (i == found.head)
+    left = found.layers[i] - (found.on_head if i == found.head else 0)
+    each, more = divmod(left, max(devices, 1))
+    stages.append([each + 1] * more + [each] * (devices - more) * (each > 0))
+  return stages
 
 
 def _fit_seconds(

@@ -10,8 +10,9 @@ Once per round each stage but the last sends the next one the fit of its
 boundary and the tokens that it was fitted to, one stage after the other
 (covenant/train/pipeline/subspace.py); then the first step begins. At the end of
 a round stages send the head their sections of the payload, which it uploads as
-one. The head fetches the other payloads and passes each stage its sections, and
-those of the embeddings, which all stages track.
+one. The head fetches all other payloads, which it verifies whole; each stage
+fetches its sections of them from the stores, and those of the embeddings, which
+all stages track.
 """
 
 from collections.abc import Iterator, Sequence
@@ -131,9 +132,10 @@ class Sections(NamedTuple):
 class Exchange(NamedTuple):
   """The exchange of a round with the network."""
 
-  relayed: float  # bytes between the head and its stages
+  relayed: float  # bytes from stages to the head
+  fetched: float  # bytes from the stores, by all hosts
   upload: float  # seconds
-  gather: float  # seconds
+  gather: float  # seconds of the slowest host
 
 
 def exchange(ring: Ring, sections: Sections, others: int) -> Exchange:
@@ -144,20 +146,18 @@ def exchange(ring: Ring, sections: Sections, others: int) -> Exchange:
     sections: the parts of the payload.
     others: the number of other payloads.
   """
-  hub, sent, received = ring.hub, 0.0, 0.0
-  upload = gather = 0.0
+  store = ring.groups[ring.head]
+  hub, relayed, slowest = ring.hub, 0.0, 0.0
+  fetched = others * sections.whole
+  gather = fetched / store.download + store.latency
   for i, n, group in ring.others():
     link, own = ring.link(group), sections.own[i]
-    mine, theirs = own * group.size, others * (own + sections.tables)
-    theirs *= group.size
-    sent, received = sent + n * mine, received + n * theirs
-    upload = max(upload, mine / link.upload + link.latency)
-    gather = max(gather, theirs / link.download + link.latency)
-  upload, gather = (
-    max(upload, sent / hub.download),
-    max(gather, received / hub.upload),
-  )
-  store = ring.groups[ring.head]
+    sent = group.size * own
+    theirs = group.size * others * (own + sections.tables)
+    relayed += n * sent
+    fetched += n * theirs
+    slowest = max(slowest, sent / link.upload + link.latency)
+    gather = max(gather, theirs / group.download + group.latency)
+  upload = max(slowest, relayed / hub.download)
   upload += sections.whole / store.upload + store.latency
-  gather += others * sections.whole / store.download + store.latency
-  return Exchange(sent + received, upload, gather)
+  return Exchange(relayed, fetched, upload, gather)

@@ -81,9 +81,12 @@ class RelayTest(parameterized.TestCase):
     # Hosts send 1 MB at 1 MB/s, which the head takes at 10 MB/s; then it sends
     # all at 5 MB/s.
     self.assertAlmostEqual(found.upload, 1.0 + 0.03 + 3.15 / 5 + 0.02)
-    # It fetches 12.6 MB at 10 MB/s, and passes 0.55 MB on to each of 6 stages.
-    self.assertAlmostEqual(found.gather, 1.26 + 0.02 + 4 * 6 * 0.55 / 5)
-    self.assertAlmostEqual(found.relayed, 3e6 + 4 * 6 * 550_000)
+    # It fetches 12.6 MB at 10 MB/s, a host 4.4 MB for its two stages at 5 MB/s.
+    self.assertAlmostEqual(found.gather, 1.26 + 0.02)
+    more = relay.exchange(ring_, sections._replace(tables=500_000.0), 4)
+    self.assertAlmostEqual(more.gather, 4 * 2 * 1.0 / 5 + 0.03)
+    self.assertAlmostEqual(found.relayed, 3e6)
+    self.assertAlmostEqual(found.fetched, 4 * (3.15e6 + 6 * 550_000))
 
   def test_machines_at_one_site_use_their_fabric(self):
     near = ring(3, near=True)
