@@ -121,6 +121,12 @@ class Config(schema.Section):
 
 
 _HOST = re.compile(r'[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?(:\d{1,5})?')
+# Fields of earlier releases, with the values that had no effect.
+_RETIRED = {
+  'optim.staleness': 0,
+  'optim.staleness_discount': 0.5,
+  'plan.compression_cost': 0.1,
+}
 _PLACE = re.compile(r'[0-9a-f]{64}=.+')
 # The version of the rules that all nodes of a run follow.
 PROTOCOL = 1
@@ -286,7 +292,24 @@ def from_json(text: str) -> Config:
     raw = json.loads(text)
   except ValueError as e:
     raise ConfigError(f'not a config in JSON: {e}') from e
+  if isinstance(raw, dict):
+    _drop_retired(raw)
   return parse(raw)
+
+
+def _drop_retired(raw: dict[str, schema.Value]) -> None:
+  """Removes fields that only earlier releases had, at their defaults."""
+  for path, value in _RETIRED.items():
+    section, _, name = path.partition('.')
+    found = raw.get(section)
+    if not isinstance(found, dict) or name not in found:
+      continue
+    if found[name] != value and not path.startswith(_OWN):
+      raise ConfigError(
+        f'{path}: this release has no such field; expected {value!r}, without '
+        f'effect, got {found[name]!r}: the run needs an earlier release'
+      )
+    del found[name]
 
 
 def identity(config: Config) -> str:

@@ -87,16 +87,23 @@ def _voters(
   shared_model: shared_state_lib.SharedModel,
   block: int,
 ) -> list[chain_lib.Peer]:
-  """Returns the validators that have committed within the last rounds."""
+  """Returns the validators that have committed within the last rounds.
+
+  Of a run that is over these are the last ones before its end.
+  """
   phases = [schedule.phases, *(segment.phases for segment in schedule.later)]
   length = max(p.round_blocks for p in phases)
   rounds = membership_lib.OUTAGE * shared_model.genesis.phases.active_rounds
-  return [
-    peer
+  committed = {
+    uid: membership.committed[uid]
     for uid, peer in membership.peers.items()
-    if peer.permit
-    and membership.role(uid) is commitment_lib.Role.VALIDATOR
-    and membership.committed[uid] >= block - rounds * length
+    if peer.permit and membership.role(uid) is commitment_lib.Role.VALIDATOR
+  }
+  last = min(block, max(committed.values(), default=block))
+  return [
+    membership.peers[uid]
+    for uid, at in committed.items()
+    if at >= last - rounds * length
   ]
 
 

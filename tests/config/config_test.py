@@ -323,6 +323,16 @@ class IdentityTest(parameterized.TestCase):
     for name in ('burn', 'overlap', 'data.field'):
       self.assertNotIn(name, text)
 
+  def test_a_config_of_a_release_with_more_fields(self):
+    """A field that was deleted, at its default, changes no run."""
+    now = config_lib.load(f'{helpers.CONFIGS}/tiny.py')
+    raw = json.loads(config_lib.to_json(now))
+    raw['optim'] |= {'staleness': 0, 'staleness_discount': 0.5}
+    self.assertEqual(config_lib.from_json(json.dumps(raw)), now)
+    raw['optim']['staleness'] = 2
+    with self.assertRaisesRegex(config_lib.ConfigError, 'an earlier release'):
+      config_lib.from_json(json.dumps(raw))
+
   def test_defaults_never_change(self):
     """A changed default would be two rules in one run; add a field instead."""
     path = helpers.GOLDEN / 'identity.json'

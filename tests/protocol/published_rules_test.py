@@ -49,6 +49,12 @@ class PublishedRulesTest(absltest.TestCase):
     self.assertEqual(self.read(), (one, two))
     self.assertEqual(self.read((one, two, three)), (one, two, three))
 
+  def test_after_the_end_of_a_run_its_last_validators_count(self):
+    self.publish(3, (made(5),))
+    self.publish(4, (made(5),))
+    self.network.block += 100_000
+    self.assertEqual(self.read(), (made(5),))
+
   def test_other_orders_are_other_lists(self):
     self.publish(3, (made(5), made(6)))
     self.publish(4, (made(6), made(5)))
