@@ -194,6 +194,37 @@ def ends(
   _save(fig, ax, path=path)
 
 
+def differences(
+  runs: Sequence[study.Run],
+  rows: Mapping[str, tuple[str, str]],
+  path: pathlib.Path,
+  xlabel: str,
+) -> None:
+  """Draws differences of final losses, with standard deviations over seeds.
+
+  Args:
+    runs: the runs of a study.
+    rows: for each label the two cells whose losses are compared.
+    path: the PNG to write.
+    xlabel: the meaning of a difference.
+  """
+  fig = figure.Figure(
+    figsize=(7.2, 0.8 + 0.36 * len(rows)), dpi=150, layout='constrained'
+  )
+  ax = fig.subplots()
+  for i, (cell, other) in enumerate(rows.values()):
+    found = study.gap(runs, cell, other)
+    ax.errorbar(
+      found.mean, i, xerr=found.deviation if found.n > 1 else 0.0, fmt='o',
+      color=COLORS[found.mean > 0], capsize=3, ms=5,
+    )  # fmt: skip
+  ax.axvline(0, color='#8C8C8C', lw=1)
+  ax.set_yticks(range(len(rows)), list(rows))
+  ax.invert_yaxis()
+  ax.set(xlabel=xlabel)
+  _save(fig, ax, path=path)
+
+
 def _save(fig: figure.Figure, *panels: axes.Axes, path: pathlib.Path) -> None:
   for ax in panels:
     ax.grid(color='#E0E0E0', lw=0.6)

@@ -25,6 +25,10 @@ from experiments import overlap
 from experiments import peers
 from experiments import pools
 from experiments import quantizers
+from experiments import recipe
+from experiments import recipe_larger
+from experiments import recipe_muon
+from experiments import recipe_parts
 from experiments import study
 from experiments import transformations
 
@@ -33,6 +37,10 @@ ROWS = study.ROOT.parent / 'docs' / 'claims.md'
 OUTCOMES = 'PASS', 'UNDECIDED', 'FAIL'
 BEGIN, END = '<!-- claims -->\n', '<!-- end of claims -->\n'
 STUDIES: tuple[types.ModuleType, ...] = (
+  recipe,
+  recipe_muon,
+  recipe_parts,
+  recipe_larger,
   methods,
   compression,
   density,
