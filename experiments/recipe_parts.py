@@ -1,6 +1,6 @@
 """The parts of the recipe: one of them undone at a time.
 
-  python -m experiments.recipe_parts             about 5 core minutes
+  python -m experiments.recipe_parts             about 3 core minutes
   python -m experiments.recipe_parts --quick     2 minutes
 
 The recipe of experiments/recipe.py, on a quarter of the tokens, with an inner
@@ -32,7 +32,6 @@ PARTS = {
     'optim.compression.k=106',
     'optim.compression.error_decay=0.57',
   ),
-  'outer rate 0.7': ('optim.outer.learning_rate=0.7',),
 }
 
 

@@ -55,7 +55,7 @@ class ResultsTest(parameterized.TestCase):
       for cell in plan
     }
     self.assertEqual(planned, {(r.cell, r.seed, r.config) for r in runs})
-    self.assertBetween(max(seeds.values()), study.SEEDS, study.MOST_SEEDS)
+    self.assertLessEqual(max(seeds.values()), study.MOST_SEEDS)
     codes = {study.code(), *study.EARLIER}
     for run in runs:
       self.assertIn(run.code, codes, run.cell)
