@@ -73,6 +73,7 @@ _PAGES = {
     'docs/reliability',
     'docs/security',
     'docs/results',
+    'docs/report',
     'docs/claims',
     'docs/benchmarks',
   ],

@@ -19,6 +19,7 @@ from collections.abc import Iterator, Sequence
 from experiments import charts
 from experiments import equivalence
 from experiments import grids
+from experiments import methods
 from experiments import recipe
 from experiments import runner
 from experiments import study
@@ -33,23 +34,23 @@ SIZE = (
   'optim.inner.warmup_steps=27',
 )
 ADAMW, RECIPE = 'AdamW, synchronous, 0.8 M', 'the recipe, 0.8 M'
-CELLS = {
-  ADAMW: (recipe.ADAMW, 3e-3, 15),
-  RECIPE: (recipe.RECIPE, 6e-3, recipe.H),
+# The sets and the program of a cell, its inner rate, and its steps per round.
+CELLS: dict[str, tuple[tuple[str, ...], study.Program | None, float, int]] = {
+  ADAMW: (methods.ALONE, None, 3e-3, 15),
+  RECIPE: (recipe.SPARSE, recipe.PROGRAM, 6e-3, recipe.H),
 }
 
 
 def cell(name: str, seed: int) -> study.Cell:
-  method, rate, steps = CELLS[name]
-  grid = recipe.GRIDS[method]
+  method, program, rate, steps = CELLS[name]
   sets = (
-    *grid.sets,
+    *method,
     *SIZE,
     f'{grids.INNER}={rate}',
     f'rounds={STEPS // steps}',
     f'eval.every={STEPS // steps // 6}',
   )
-  return study.Cell(name, seed, sets, grid.program)
+  return study.Cell(name, seed, sets, program)
 
 
 def plan(runs: Sequence[study.Run], seeds: int) -> Iterator[study.Cell]:

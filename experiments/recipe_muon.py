@@ -24,7 +24,9 @@ from experiments import runner
 from experiments import study
 
 MUON = 'Muon, synchronous'
-GRID = grids.Grid(MUON, (*methods.ALONE, 'optim.inner.kind=muon'), recipe.AXES)
+GRID = grids.Grid(
+  MUON, (*methods.ALONE, 'optim.inner.kind=muon'), {grids.INNER: recipe.RATES}
+)
 
 
 def plan(runs: Sequence[study.Run], seeds: int) -> Iterator[study.Cell]:
@@ -55,7 +57,7 @@ def _recipe() -> list[study.Run]:
   """Returns the committed runs of the recipe and of AdamW."""
   path = study.RESULTS / 'recipe.csv'
   runs = study.read_csv(path, study.Run) if path.exists() else []
-  return [r for r in runs if r.cell in recipe.GRIDS]
+  return [r for r in runs if r.cell in (recipe.ADAMW, recipe.RECIPE)]
 
 
 def draw(runs: Sequence[study.Run], path: pathlib.Path) -> None:

@@ -37,7 +37,7 @@ PARTS = {
 
 def plan(runs: Sequence[study.Run], seeds: int) -> Iterator[study.Cell]:
   del runs
-  whole = recipe.GRIDS[recipe.RECIPE].cell((1.2e-2,))
+  whole = recipe.GRID.cell((1.2e-2,))
   for seed in range(seeds):
     for name, sets in {WHOLE: (), **PARTS}.items():
       cell = whole._replace(name=name, seed=seed, sets=(*whole.sets, *sets))
