@@ -218,9 +218,12 @@ def differences(
       found.mean, i, xerr=found.deviation if found.n > 1 else 0.0, fmt='o',
       color=COLORS[found.mean > 0], capsize=3, ms=5,
     )  # fmt: skip
+  seeds = max(study.gap(runs, *cells).n for cells in rows.values())
+  note = f'bars: standard deviation of {seeds} seeds'
+  ax.set_title(note, fontsize=8, loc='left', color=GRAY)
   ax.axvline(0, color='#8C8C8C', lw=1)
   ax.set_yticks(range(len(rows)), list(rows))
-  ax.invert_yaxis()
+  ax.set_ylim(len(rows) - 0.5, -0.5)
   ax.set(xlabel=xlabel)
   _save(fig, ax, path=path)
 
