@@ -41,7 +41,7 @@ from experiments import study
 from experiments import transformations
 
 ADAMW, RECIPE = 'AdamW, synchronous', 'the recipe'
-RATES = (3e-3, 6e-3, 1.2e-2, 2.4e-2)
+RATES = (6e-3, 1.2e-2, 2.4e-2)
 H = 6
 SPARSE = (
   f'optim.inner_steps={H}',
