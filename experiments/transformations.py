@@ -176,7 +176,12 @@ class Configured:
       return optax.chain(mean, inner(config))
     if optim.method == 'demo':
       decay = optim.compression.error_decay
-      return demo.demo(method.schedule, method.compression, decay, AXIS)
+      return demo.demo(
+        method.schedule,
+        compression=method.compression,
+        error_decay=decay,
+        axis_name=AXIS,
+      )
     return sparseloco.sparseloco(
       inner(config),
       outer=method.outer,
@@ -209,7 +214,9 @@ class Sparta(Configured):
   def transformation(
     self, config: config_lib.Config
   ) -> optax.GradientTransformation:
-    return sparta.sparta(inner(config), self.p, AXIS, config.seed)
+    return sparta.sparta(
+      inner(config), p=self.p, axis_name=AXIS, seed=config.seed
+    )
 
   def sent(self, config: config_lib.Config) -> Sent:
     leaves = jax.tree.leaves(llama.abstract(config.model))

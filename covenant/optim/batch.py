@@ -131,6 +131,11 @@ class Batches:
     return leaves
 
 
+def axes(batches: Batches) -> tuple[str, ...]:
+  """Returns the mesh axes that any leaf is sharded along."""
+  return tuple(sorted({axis for b in batches for axis in b.axes}))
+
+
 def each(f: Callable[..., Any], xs: ct.PyTree) -> ct.PyTree:
   """Returns the results of `f(*x)` for each row of `xs`, stacked."""
   if jax.tree.leaves(xs)[0].shape[0] == 1:

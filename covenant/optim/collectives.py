@@ -5,10 +5,11 @@ sharded along other axes (FSDP, tensor parallelism), as their types say; a
 function that `on_shards` runs sees one shard of each tensor.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from covenant import typing as ct
 
@@ -24,10 +25,85 @@ def gather_words(words: jax.Array, axis_name: ct.AxisName) -> jax.Array:
   """Returns the words of all R peers, by one all-gather: [R, W]."""
   if axis_name is None:
     return words[None]
-  if names(axis_name) & set(jax.sharding.get_abstract_mesh().manual_axes):
-    # Typed as equal on all peers, which results may then be, too.
+  # Typed as equal on all peers, which results may then be, too.
+  manual = set(jax.sharding.get_abstract_mesh().manual_axes)
+  if names(axis_name) <= manual:
     return jax.lax.all_gather(words, axis_name, to='invarying')
-  return jax.lax.all_gather(words, axis_name)
+  size = words.size
+  for name in (axis_name,) if isinstance(axis_name, str) else axis_name[::-1]:
+    kind = 'invarying' if name in manual else 'varying'
+    words = jax.lax.all_gather(words, name, to=kind)
+  return words.reshape(-1, size)
+
+
+def gather_shards(
+  words: Sequence[jax.Array],
+  axes: Sequence[tuple[str, ...]],
+  axis_name: ct.AxisName,
+) -> list[jax.Array]:
+  """Returns the words of all R peers, [R, W], by at most two all-gathers.
+
+  What is sharded along all axes stays on its shards. What some shards repeat
+  crosses in slices, one from each of these, so that its type says again that
+  it is the same on them.
+
+  Args:
+    words: arrays of uint32 of one shard of this peer.
+    axes: the mesh axes along which each of them differs, sorted.
+    axis_name: the axis of the peers.
+  """
+  if axis_name is None:
+    return [x[None] for x in words]
+  every = tuple(sorted(frozenset().union(*axes)))
+  is_whole = [own == every for own in axes]
+  whole = [x for x, is_one in zip(words, is_whole, strict=True) if is_one]
+  found = iter(_split(gather_words(jnp.concatenate(whole), axis_name), whole))
+  if all(is_whole):
+    return list(found)
+  repeated = [
+    _slice(x, tuple(a for a in every if a not in own))
+    for x, own, is_one in zip(words, axes, is_whole, strict=True)
+    if not is_one
+  ]
+  flat = jnp.concatenate(repeated)
+  if names(axis_name) <= set(jax.sharding.get_abstract_mesh().manual_axes):
+    peers = (axis_name,) if isinstance(axis_name, str) else axis_name
+    flat = gather_words(flat, (*peers, *every))
+  else:  # an axis of `jax.vmap`, which is gathered alone
+    flat = jax.lax.all_gather(flat, every).reshape(-1)
+    flat = gather_words(flat, axis_name)
+  sizes = [jax.lax.axis_size(a) for a in every]
+  slices = iter(
+    _split(flat.reshape(-1, *sizes, sum(x.size for x in repeated)), repeated)
+  )
+  gathered = []
+  for x, own, is_one in zip(words, axes, is_whole, strict=True):
+    if is_one:
+      gathered.append(next(found))
+      continue
+    part = next(slices)
+    for i, axis in reversed(list(enumerate(every))):
+      if axis in own:
+        part = jax.lax.dynamic_index_in_dim(
+          part, jax.lax.axis_index(axis), 1 + i, keepdims=False
+        )
+    gathered.append(part.reshape(part.shape[0], -1)[:, : x.size])
+  return gathered
+
+
+def _slice(x: jax.Array, axes: tuple[str, ...]) -> jax.Array:
+  """Returns this shard's part of an array that shards along `axes` repeat."""
+  shards = jax.lax.axis_size(axes)
+  parts = jnp.pad(x, (0, -x.size % shards)).reshape(shards, -1)
+  return jax.lax.dynamic_index_in_dim(
+    parts, jax.lax.axis_index(axes), keepdims=False
+  )
+
+
+def _split(flat: jax.Array, like: Sequence[jax.Array]) -> list[jax.Array]:
+  """Returns the parts of the last axis, of the sizes of `like`."""
+  ends = np.cumsum([x.size for x in like])
+  return jnp.split(flat, ends[:-1], axis=-1)
 
 
 def index(axis_name: ct.AxisName) -> ct.Scalar:

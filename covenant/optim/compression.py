@@ -309,7 +309,7 @@ def check(compression: Compressions) -> None:
   """Raises TypeError unless each leaf may find its compressor in it."""
   if compression is None or _is_function(compression):
     return
-  for one in jax.tree.leaves(compression):
+  for one in jax.tree.leaves(compression, is_leaf=_is_none) or [compression]:
     _check_one(one)
 
 
@@ -324,16 +324,21 @@ def each_leaf(
   """
   if compression is None:
     compression = TopK()
+  paths = jax.tree.leaves_with_path(params)
   if _is_function(compression):
-    found = jax.tree.leaves(jax.tree.map_with_path(compression, params))
+    found = [compression(path, x) for path, x in paths]
   else:
-    found = jax.tree.leaves(
-      jax.tree.map(
-        lambda one, part: jax.tree.map(lambda _: one, part), compression, params
-      )
-    )
-  for one in found:
-    _check_one(one)
+    try:
+      found = jax.tree.broadcast(compression, params)
+    except ValueError:
+      raise ValueError(
+        'compression: expected a tree like that of params, '
+        f'{jax.tree.structure(params)}, or a prefix of it, got '
+        f'{jax.tree.structure(compression)}'
+      ) from None
+    found = jax.tree.leaves(found)
+  for one, (path, _) in zip(found, paths, strict=True):
+    _check_one(one, f' of params{jax.tree_util.keystr(path)}')
   return found
 
 
@@ -341,10 +346,14 @@ def _is_function(compression: Compressions) -> bool:
   return callable(compression) and not isinstance(compression, type)
 
 
-def _check_one(one: Any) -> None:
+def _is_none(x: Any) -> bool:
+  return x is None
+
+
+def _check_one(one: Any, leaf: str = '') -> None:
   if isinstance(one, type) or not hasattr(one, 'scatter_add'):
     raise TypeError(
-      'compression: expected a compressor such as TopK(k=64) or Dense(), a '
+      f'compression{leaf}: expected a compressor such as TopK() or Dense(), a '
       'pytree of compressors, or a function (path, leaf) -> compressor, got '
       f'{one!r}'
     )

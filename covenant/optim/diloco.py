@@ -30,8 +30,9 @@ from covenant import typing as ct
 from covenant.optim import arguments
 from covenant.optim import collectives
 from covenant.optim import exchange
+from covenant.optim import finite
 from covenant.optim import sparseloco
-from covenant.optim import weight
+from covenant.optim import weight as weight_lib
 
 
 class Fragment(NamedTuple):
@@ -48,6 +49,7 @@ class StreamingState(NamedTuple):
   count: jax.Array  # shape=(), dtype=jnp.int32: inner updates so far
   fragments: tuple[Fragment, ...]
   inner: optax.OptState
+  SHARED = 'count', 'fragments'  # see `sparseloco.state_axes`
 
 
 def diloco(
@@ -55,7 +57,7 @@ def diloco(
   *,
   outer: optax.GradientTransformation | None = None,
   inner_steps: int = 500,
-  axis_name: str | None = None,
+  axis_name: ct.AxisName = None,
 ) -> optax.GradientTransformationExtraArgs:
   """Returns DiLoCo as an optax transformation.
 
@@ -84,7 +86,7 @@ def streaming_diloco(
   fragments: int = 1,
   overlap: int = 0,
   mixing: float = 0.0,
-  axis_name: str | None = None,
+  axis_name: ct.AxisName = None,
 ) -> optax.GradientTransformationExtraArgs:
   """Returns Streaming DiLoCo as an optax transformation.
 
@@ -108,30 +110,25 @@ def streaming_diloco(
       peers live; None for a single peer.
 
   Returns:
-    A transformation whose `update` needs `params`.
+    A transformation whose `update` needs `params`, and takes the `weight` of
+    `sparseloco.sparseloco`: it counts where a fragment is sent.
 
   Raises:
-    ValueError: if an argument is out of its range; from `init`, if there are
-      fewer leaves than fragments.
+    ValueError, TypeError: an argument is not what it should be; from `init`,
+      there are fewer leaves than fragments.
   """
   arguments.check(inner, outer, inner_steps, None, axis_name)
-  if not 1 <= fragments <= inner_steps:
-    raise ValueError(
-      f'fragments: expected 1 to inner_steps = {inner_steps}, got {fragments}'
-    )
-  if not 0 <= overlap < inner_steps:
-    raise ValueError(
-      f'overlap: expected 0 to inner_steps - 1 = {inner_steps - 1}, '
-      f'got {overlap}'
-    )
-  if not 0 <= mixing <= 1:
-    raise ValueError(f'mixing: expected 0 to 1, got {mixing}')
+  arguments.check_count('inner_steps', inner_steps)
+  arguments.check_count('fragments', fragments, 1, inner_steps)
+  arguments.check_count('overlap', overlap, 0, inner_steps - 1)
+  arguments.check_number('mixing', mixing, 0, 1)
   inner = optax.with_extra_args_support(inner)
   outer = outer if outer is not None else sparseloco.nesterov(0.7, momentum=0.9)
   # Branches of `lax.cond` must agree on which values differ between peers.
   varying = functools.partial(collectives.varying, axis_name=axis_name)
 
   def init(params: ct.Params) -> StreamingState:
+    arguments.check_params(params)
     leaves = len(jax.tree.leaves(params))
     if fragments > leaves:
       raise ValueError(
@@ -148,7 +145,7 @@ def streaming_diloco(
       for part in split(params, fragments)
     )
     return StreamingState(
-      jnp.zeros((), jnp.int32), varying(parts), inner.init(params)
+      jnp.zeros((), jnp.int32), parts, varying(inner.init(params))
     )
 
   def due(step: jax.Array, p: int) -> jax.Array:
@@ -158,57 +155,73 @@ def streaming_diloco(
 
   rules = exchange.Rules(axis_name, mean_over='all', clip='none')
 
-  def mean(delta: ct.Delta) -> tuple[ct.PyTree, ...]:
+  def mean(delta: ct.Delta, parts: jax.Array) -> tuple[ct.PyTree, ...]:
     shards = [
       collectives.shard_axes(x, axis_name) for x in jax.tree.leaves(delta)
     ]
     dense = [sparseloco.Dense()] * len(shards)
-    whole = jnp.full((), weight.WHOLE, jnp.int32)
-    done = exchange.exchange(delta, None, whole, dense, rules, shards)
+    done = exchange.exchange(delta, None, parts, dense, rules, shards)
     return done.delta, ()
 
-  def send(local: ct.Params, fragment: Fragment) -> tuple[ct.Params, Fragment]:
+  def send(
+    local: ct.Params, fragment: Fragment, parts: jax.Array
+  ) -> tuple[ct.Params, Fragment]:
     delta = sparseloco.pseudo_gradient(fragment.anchor, local)
-    if axis_name is not None:
+    if axis_name is None:
+      delta = jax.tree.map(lambda d: jnp.where(parts > 0, d, 0), delta)
+    else:
       # Shard by shard, if the types say that there are shards.
-      delta, _ = collectives.on_shards(mean, (delta,), axis_name)
-    return local, fragment._replace(pending=varying(delta))
+      delta, _ = collectives.on_shards(mean, (delta,), axis_name, (parts,))
+    pending = collectives.typed_as(delta, fragment.pending)
+    return local, fragment._replace(pending=pending)
 
   def receive(
-    local: ct.Params, fragment: Fragment
+    local: ct.Params, fragment: Fragment, parts: jax.Array
   ) -> tuple[ct.Params, Fragment]:
+    del parts
     anchor, outer_state = sparseloco.outer_update(
       outer, fragment.pending, fragment.outer, fragment.anchor
     )
     local = jax.tree.map(
       lambda x, a: mixing * x + (1 - mixing) * a, local, anchor
     )
-    return local, fragment._replace(anchor=anchor, outer=outer_state)
+    moved = fragment._replace(anchor=anchor, outer=outer_state)
+    return local, collectives.typed_as(moved, fragment)
 
-  def stay(local: ct.Params, fragment: Fragment) -> tuple[ct.Params, Fragment]:
+  def stay(
+    local: ct.Params, fragment: Fragment, parts: jax.Array
+  ) -> tuple[ct.Params, Fragment]:
+    del parts
     return local, fragment
 
   def update(
     updates: ct.Grads,
     state: ct.PyTree,
     params: ct.Params | None = None,
+    weight: ct.Scalar = None,
     **extra_args: object,
   ) -> tuple[ct.Params, StreamingState]:
     if params is None:
       raise ValueError('streaming_diloco: update needs params, got None')
+    arguments.check_state(state, StreamingState)
+    params = arguments.where_given(updates, params)
+    arguments.check_trees(params, updates=updates)
+    arguments.check_axes(params, axis_name)
+    weight_parts = varying(weight_lib.parts_of(weight))
     updates, inner_state = inner.update(
       updates, state.inner, params, **extra_args
     )
-    inner_state = jax.tree.map(sparseloco.finite_or, inner_state, state.inner)
-    updates = jax.tree.map(
-      lambda u: sparseloco.finite_or(u, jnp.zeros_like(u)), updates
+    updates, inner_state, _ = finite.step(
+      updates, params, inner_state, state.inner
     )
     count = state.count + 1
-    parts = split(optax.apply_updates(params, updates), fragments)
+    own = varying(split(optax.apply_updates(params, updates), fragments))
     moved = []
-    for p, part in enumerate(zip(parts, state.fragments, strict=True)):
-      part = jax.lax.cond(due(count, p), send, stay, *varying(part))
-      part = jax.lax.cond(due(count - overlap, p), receive, stay, *part)
+    for p, part in enumerate(zip(own, state.fragments, strict=True)):
+      part = jax.lax.cond(due(count, p), send, stay, *part, weight_parts)
+      part = jax.lax.cond(
+        due(count - overlap, p), receive, stay, *part, weight_parts
+      )
       moved.append(part)
     new = merge([local for local, _ in moved], params)
     state = StreamingState(count, tuple(f for _, f in moved), inner_state)

@@ -4,14 +4,14 @@ Every peer compresses its delta, all messages cross the peers' axis as one array
 of words (packing.py), and every peer reduces them to the same mean (reduce.py).
 Leaves are compressed and reduced in few batches (batch.py), and peers are added
 by a loop, so the program hardly grows with either. Where the leaves of a peer
-are sharded, three more collectives make norms and statistics those of whole
-tensors: the largest magnitudes, integer sums, and float sums.
+are sharded it takes four collectives: one all-gather more for leaves that some
+shards repeat, and the largest magnitudes and sums of integers, which make norms
+and statistics those of whole tensors.
 
 A peer of weight 0, or with a delta that is not finite, takes no part: it is
 nobody's sender, sets no limit to others, and gets the same mean.
 """
 
-import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -199,32 +199,28 @@ def _gather(
   lost: ct.Scalar,
   axis_name: ct.AxisName,
 ) -> tuple[jax.Array, list[ct.Message]]:
-  """Returns what all peers sent, by one all-gather.
-
-  Where leaves are sharded along different axes it takes one for each set of
-  axes: values that are the same on all shards must stay typed so.
+  """Returns what all peers sent.
 
   Returns:
     float32 [2, R], each peer's weight and whether its round is lost, as far as
     this shard knows; and its part of every batch, [G, R, ...].
   """
+  bad = [jnp.asarray(lost)[None], *(~s.finite for s in sent)]
+  header = jnp.stack([parts, jnp.any(jnp.concatenate(bad)).astype(jnp.int32)])
+  header_Rx2, *words_RxW = collectives.gather_shards(
+    [header.astype(jnp.uint32), *(s.words.reshape(-1) for s in sent)],
+    [batch_lib.axes(batches), *(b.axes for b in batches)],
+    axis_name,
+  )
   messages: list[Any] = [None] * len(sent)
-  flags = []
-  for axes in sorted({b.axes for b in batches}) or [()]:
+  # Decoded together, leaves would be typed as varying over the axes of all.
+  for axes in sorted({b.axes for b in batches}):
     chosen = [i for i, b in enumerate(batches) if b.axes == axes]
-    bad = [jnp.asarray(lost)[None], *(~sent[i].finite for i in chosen)]
-    header = jnp.stack([parts, jnp.any(jnp.concatenate(bad)).astype(jnp.int32)])
-    words = [sent[i].words.reshape(-1) for i in chosen]
-    words_RxW = collectives.gather_words(
-      jnp.concatenate([header.astype(jnp.uint32), *words]), axis_name
-    )
-    flags.append(words_RxW[:, :2].T.astype(jnp.float32))
     own = [b for b in batches if b.axes == axes]
-    sizes = [sent[i].words.shape[1] for i in chosen]
-    parts_of = packing.unpack_batches(own, sizes, words_RxW[:, 2:])
+    parts_of = packing.unpack_batches(own, [words_RxW[i] for i in chosen])
     for i, message in zip(chosen, parts_of, strict=True):
       messages[i] = message
-  return functools.reduce(jnp.maximum, flags), messages
+  return header_Rx2.T.astype(jnp.float32), messages
 
 
 def _all_rows(
@@ -265,7 +261,7 @@ def _norms(
   clip: str,
 ) -> tuple[jax.Array, jax.Array, Stats]:
   """Returns norms of whole tensors [R, P], flags of any shard, statistics."""
-  axes = tuple(sorted({a for b in batches for a in b.axes}))
+  axes = batch_lib.axes(batches)
   peers = flags_2xR.shape[1]
   rows, owners_T, once_T = _all_rows(
     batches, values if clip == 'median' else [], peers, axes
@@ -285,11 +281,20 @@ def _norms(
   limbs = exact.tensor_squares(squares, owners_T, tensors)
   sums_4, counts = _sums(batches, sent, axes)
   if axes:
-    sums_4 = jax.lax.psum(sums_4, axes)
-    flat = jnp.concatenate([limbs.reshape(-1), counts.astype(jnp.uint32)])
-    flat = jax.lax.psum(flat, axes)
-    counts = flat[limbs.size :]
-    limbs = flat[: limbs.size].reshape(limbs.shape)
+    # Floats travel with the integers, each shard's in a place of its own.
+    bits = jax.lax.bitcast_convert_type(sums_4, jnp.uint32)
+    own = jax.nn.one_hot(
+      jax.lax.axis_index(axes), jax.lax.axis_size(axes), dtype=jnp.uint32
+    )
+    several = limbs, counts.astype(jnp.uint32), own[:, None] * bits
+    ends = np.cumsum([x.size for x in several])
+    flat = jnp.concatenate([x.reshape(-1) for x in several])
+    flat = jnp.split(jax.lax.psum(flat, axes), ends[:-1])
+    limbs, counts = flat[0].reshape(limbs.shape), flat[1]
+    bits_Sx4 = flat[2].reshape(-1, 4)
+    sums_4 = jnp.sum(
+      jax.lax.bitcast_convert_type(bits_Sx4, jnp.float32), axis=0
+    )
   norms_RxP = jnp.zeros((peers, tensors), jnp.float32)
   if clip == 'median':
     norms_RxP = exact.norms_of_squares(limbs, largest_PxR).T

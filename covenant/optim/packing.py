@@ -96,25 +96,15 @@ def unpack_all(
 
 
 def unpack_batches(
-  batches: list[batch.Batch], sizes: list[int], words_RxW: jax.Array
+  batches: list[batch.Batch], words_RxW: Sequence[jax.Array]
 ) -> list[ct.Message]:
-  """Returns every peer's part of some batches: [G, R, ...].
-
-  Args:
-    batches: the batches, in the order of their words.
-    sizes: the number of words of an element of each batch.
-    words_RxW: the words of all peers.
-  """
+  """Returns every peer's part of each batch, [G, R, ...], from its words."""
   messages: list[Any] = [None] * len(batches)
   cut: list[tuple[int, jax.Array]] = []
-  at = 0
-  for i, (b, size) in enumerate(zip(batches, sizes, strict=True)):
-    words_GxRxW = (
-      words_RxW[:, at : at + b.elements * size]
-      .reshape(len(words_RxW), b.elements, size)
-      .transpose(1, 0, 2)
+  for i, (b, words) in enumerate(zip(batches, words_RxW, strict=True)):
+    words_GxRxW = jnp.swapaxes(
+      words.reshape(len(words), b.elements, words.shape[1] // b.elements), 0, 1
     )
-    at += b.elements * size
     if b.of_blocks:
       cut.append((i, words_GxRxW[0]))
       continue

@@ -21,6 +21,7 @@ fewer of two: a second bit pays only where k is given.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -278,7 +279,7 @@ def _check_grid(bits: Any, span: Any) -> None:
       f'bits: expected an integer from 1 to 8, since a code is one byte, '
       f'got {bits!r}'
     )
-  if isinstance(span, bool | str) or not span > 0:
+  if isinstance(span, bool | str) or not 0 < span < math.inf:
     raise ValueError(f'span: expected more than 0 deviations, got {span!r}')
 
 

@@ -16,7 +16,6 @@ factors and the outer step. `outer_step.py` runs it where parameters lie.
 """
 
 import functools
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,6 +25,7 @@ import numpy as np
 import optax
 
 from covenant import typing as ct
+from covenant.optim import arguments
 from covenant.optim import compression as compression_lib
 from covenant.optim import exact
 from covenant.optim import weight as weight_lib
@@ -151,7 +151,7 @@ def aggregate(
   mean_over: str = 'senders',
   clip: str = 'median',
   shards: ct.PyTree = None,
-  weights: Sequence[Weight] | None = None,
+  weights: Sequence[Weight | float] | None = None,
 ) -> ct.Delta:
   """Returns the mean delta of messages, float32 shaped like the parameters.
 
@@ -166,12 +166,15 @@ def aggregate(
     shards: the mesh axes of each tensor, a pytree of tuples, where `messages`
       and `abstract_params` are of one shard in `jax.shard_map`. Norms are those
       of whole tensors.
-    weights: one per message; None: all count alike.
+    weights: one per message, a `Weight` or a number from 0 to 1; None: all
+      count alike.
 
   Raises:
-    ValueError: more messages than the sums can count.
+    ValueError: more messages than the sums can count, or as many weights.
   """
-  parts_R, sizes_R = weight_lib.columns(weights or [Weight()] * len(messages))
+  check_mean_over(mean_over)
+  check_clip(clip)
+  parts_R, sizes_R = weight_lib.columns(weights, len(messages))
   if shards is None:
     shards = jax.tree.map(lambda _: (), abstract_params)
 
@@ -184,7 +187,10 @@ def aggregate(
     norms_P = jax.tree.leaves(
       jax.tree.map(norms, abstract_params, shards, *messages)
     )
-    factors_RxP = clip_factors(jnp.stack(norms_P, axis=1), clip, sizes_R)
+    norms_RxP = jnp.stack(norms_P, axis=1)
+    if not parts_R.all():  # who does not take part sets no limit
+      norms_RxP = jnp.where(parts_R[:, None] > 0, norms_RxP, 0)
+    factors_RxP = clip_factors(norms_RxP, clip, sizes_R)
     wholes_Rx1 = weight_lib.wholes(parts_R)[:, None]
     factors = list(exact.product(factors_RxP, wholes_Rx1).T)
 
@@ -300,16 +306,8 @@ def nesterov(
 
   DiLoCo uses (0.7, 0.9); SparseLoCo as published is (1.0, 0).
   """
-  for name, number in ('learning_rate', learning_rate), ('momentum', momentum):
-    # `optax.inject_hyperparams` gives arrays instead.
-    if isinstance(number, jax.Array | np.ndarray):
-      continue
-    if isinstance(number, bool) or not isinstance(
-      number, int | float | np.number
-    ):
-      raise TypeError(f'nesterov, {name}: expected a number, got {number!r}')
-    if not 0 <= number < math.inf:
-      raise ValueError(f'nesterov, {name}: expected 0 or more, got {number}')
+  arguments.check_number('nesterov, learning_rate', learning_rate, 0)
+  arguments.check_number('nesterov, momentum', momentum, 0, 1)
   plain = isinstance(momentum, int | float) and not momentum
 
   def init(params: ct.Params) -> ct.OptState:

@@ -25,6 +25,7 @@ from covenant.optim import collectives
 from covenant.optim import compression as compression_lib
 from covenant.optim import compressor
 from covenant.optim import exchange as exchange_lib
+from covenant.optim import finite
 from covenant.optim import quantize
 from covenant.optim import reduce
 from covenant.optim import topk_variants
@@ -129,15 +130,14 @@ class SparseLoCoState(NamedTuple):
   """The state of one peer; `anchor`, `outer` and `count` are equal on all."""
 
   count: jax.Array  # shape=(), dtype=jnp.int32: inner updates so far
-  exchanged: (
-    jax.Array
-  )  # shape=(), dtype=jnp.int32: `count` at the last exchange
+  exchanged: jax.Array  # shape=(), dtype=jnp.int32: `count` when it exchanged
   anchor: ct.Params  # the parameters at which the round started, exactly
   error: ct.PyTree  # float32, shaped like the parameters; None without feedback
   inner: optax.OptState
   outer: optax.OptState
   lost: jax.Array  # shape=(), dtype=bool: a step of this round was not finite
   stats: Stats  # of the last exchange; zeros before the first
+  SHARED = 'count', 'exchanged', 'anchor', 'outer'  # see `state_axes`
 
 
 def sparseloco(
@@ -217,18 +217,19 @@ def sparseloco(
     [0. 1. 1. 1.]
 
   Raises:
-    ValueError, TypeError: an argument is not what it should be; says which.
+    ValueError, TypeError: an argument is not what it should be.
   """
   arguments.check(inner, outer, inner_steps, error_decay, axis_name)
   reduce.check_mean_over(mean_over)
   reduce.check_clip(clip)
   compression_lib.check(compression)
-  kept_as = None if anchor_dtype is None else jnp.dtype(anchor_dtype)
+  kept_as = arguments.float_type('anchor_dtype', anchor_dtype)
   inner = optax.with_extra_args_support(inner)
   outer = outer if outer is not None else nesterov(1.0)
   rules = exchange_lib.Rules(axis_name, error_decay, mean_over, clip)
 
   def init(params: ct.Params) -> ct.PyTree:
+    arguments.check_params(params)
     anchor = jax.tree.map(lambda x: _copy(x, kept_as), params)
     state = SparseLoCoState(
       count=jnp.zeros((), jnp.int32),
@@ -298,7 +299,11 @@ def sparseloco(
   ) -> tuple[ct.Grads, ct.PyTree]:
     if params is None:
       raise ValueError('sparseloco: update needs params, got None')
-    arguments.check_trees(updates, params, state.anchor)
+    arguments.check_state(state, SparseLoCoState)
+    params = arguments.where_given(updates, params)
+    arguments.check_trees(params, updates=updates, state=state.anchor)
+    if not isinstance(flush, bool):
+      raise TypeError(f'flush: expected True or False, got {flush!r}')
     arguments.check_axes(params, axis_name)
     parts = weight_lib.parts_of(weight)
     state = collectives.sharded_like(state, params)
@@ -308,14 +313,14 @@ def sparseloco(
       updates, inner_state = inner.update(
         updates, state.inner, params, **extra_args
       )
+      updates, inner_state, lost = finite.step(
+        updates, params, inner_state, state.inner
+      )
       state = state._replace(
         count=state.count + 1,
-        # Numbers of a step that are not finite are not taken.
-        inner=jax.tree.map(finite_or, inner_state, state.inner),
-        lost=state.lost
-        | collectives.on_any_shard(~_all_finite(updates), axis_name),
+        inner=inner_state,
+        lost=state.lost | collectives.on_any_shard(lost, axis_name),
       )
-      updates = jax.tree.map(lambda u: finite_or(u, jnp.zeros_like(u)), updates)
     params, updates, parts, lost = collectives.varying(
       (params, updates, parts, state.lost), axis_name
     )
@@ -347,7 +352,16 @@ def flush(
 
   Without it, the steps since the last exchange are in nobody's `state.anchor`.
   The next round begins here. `extra_args`, such as `weight`, go to `tx.update`.
+
+  Raises:
+    TypeError: `state` has no rounds, as that of `sparseloco` and `diloco` has.
   """
+  is_round = lambda x: isinstance(x, SparseLoCoState)  # noqa: E731
+  if not any(map(is_round, jax.tree.leaves(state, is_leaf=is_round))):
+    raise TypeError(
+      'flush: expected a state of sparseloco or diloco, which have rounds, '
+      f'got {jax.tree.structure(state)}'
+    )
   zeros = jax.tree.map(jnp.zeros_like, params)
   return tx.update(zeros, state, params, flush=True, **extra_args)
 
@@ -355,8 +369,8 @@ def flush(
 def state_axes(state: ct.OptState, shared: Any, own: Any) -> ct.PyTree:
   """Returns the axes of an optimizer state over peers, a prefix tree.
 
-  Counters, `anchor` and `outer` of a `SparseLoCoState` are equal on all peers,
-  all else is each peer's own:
+  Counters, anchors and `outer` of `sparseloco`, `diloco` and `streaming_diloco`
+  are equal on all peers, all else is each peer's own:
 
     jax.vmap:       axes = state_axes(state, None, 0), for in_axes and out_axes
     jax.shard_map:  specs = state_axes(state, P(), P('peers'))
@@ -366,17 +380,15 @@ def state_axes(state: ct.OptState, shared: Any, own: Any) -> ct.PyTree:
   `state.anchor` is one tree, not one per peer.
   """
 
-  def axes(x: Any) -> Any:
-    if not isinstance(x, SparseLoCoState):
-      return own
-    return SparseLoCoState(
-      count=shared, exchanged=shared, anchor=shared, error=own, inner=own,
-      outer=shared, lost=own, stats=own,
-    )  # fmt: skip
+  def is_state(x: Any) -> bool:
+    return hasattr(x, 'SHARED')
 
-  return jax.tree.map(
-    axes, state, is_leaf=lambda x: isinstance(x, SparseLoCoState)
-  )
+  def axes(x: Any) -> Any:
+    if not is_state(x):
+      return own
+    return type(x)(*(shared if f in x.SHARED else own for f in x._fields))
+
+  return jax.tree.map(axes, state, is_leaf=is_state)
 
 
 def _copy(x: jax.Array, dtype: Any) -> jax.Array:
@@ -384,16 +396,3 @@ def _copy(x: jax.Array, dtype: Any) -> jax.Array:
   if dtype is None or not jnp.issubdtype(jnp.result_type(x), jnp.floating):
     return jnp.copy(x)
   return jnp.array(x, dtype)
-
-
-def _all_finite(tree: ct.PyTree) -> jax.Array:
-  # A sum is finite if all its terms are: one number per leaf, as of a norm.
-  flags = [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)]
-  return jnp.all(jnp.stack([jnp.array(True), *flags]))
-
-
-def finite_or(new: Any, old: Any) -> Any:
-  """Returns `new`, or `old` where it is a number that is not finite."""
-  if not jnp.issubdtype(jnp.result_type(new), jnp.inexact):
-    return new
-  return jnp.where(jnp.isfinite(new), new, old)

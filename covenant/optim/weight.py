@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from covenant import typing as ct
+from covenant.optim import arguments
 from covenant.optim import exact
 
 WHOLE = 64  # parts; sums of 1023 peers' fit the uint16 of `Sums.senders`
@@ -30,7 +31,7 @@ MOST_PEERS = (2**16 - 1) // WHOLE
 class Weight(NamedTuple):
   """The weight of one message."""
 
-  parts: int = WHOLE  # of a whole, from 1
+  parts: int = WHOLE  # of a whole; 0 takes no part
   # Sequences it was trained on, where a longer delta is expected of more.
   size: int = 1
 
@@ -49,12 +50,16 @@ def parts_of(weight: ct.Scalar) -> jax.Array:
   Of a weight above zero it is at least one part.
 
   Raises:
-    ValueError: a number outside of 0 to 1.
+    TypeError: not a number, or an array of several.
+    ValueError: a number outside of 0 to 1, unless it is traced.
   """
   if weight is None:
     return jnp.full((), WHOLE, jnp.int32)
-  if isinstance(weight, int | float) and not 0 <= weight <= 1:
-    raise ValueError(f'weight: expected 0 to 1, got {weight!r}')
+  if isinstance(weight, bool) or jnp.issubdtype(
+    getattr(weight, 'dtype', float), jnp.bool_
+  ):
+    weight = jnp.asarray(weight, jnp.float32)
+  arguments.check_number('weight', weight, 0, 1, 'for each peer')
   weight = jnp.clip(jnp.asarray(weight, jnp.float32), 0, 1)
   parts = jnp.round(weight * WHOLE).astype(jnp.int32)
   return jnp.where(weight > 0, jnp.maximum(parts, 1), 0)
@@ -79,16 +84,35 @@ def weigh(rule: str, sequences: int, assigned: int) -> Weight:
   return Weight(max(round(WHOLE * share), 1), sequences if by_tokens else 1)
 
 
-def columns(weights: Sequence[Weight]) -> tuple[np.ndarray, np.ndarray]:
+def columns(
+  weights: Sequence[Weight | float] | None, messages: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
   """Returns the parts, uint16 [R], and the sizes, float32 [R], of R weights.
 
+  Args:
+    weights: those of R messages; a number from 0 to 1 is the weight that
+      `parts_of` makes of it. None: all count alike.
+    messages: R, if it is known.
+
   Raises:
-    ValueError: more weights than the sums can count.
+    ValueError: more weights than the sums can count, or not R.
   """
+  if weights is None:
+    weights = [Weight()] * (messages or 0)
+  if messages is not None and len(weights) != messages:
+    raise ValueError(
+      f'weights: expected one for each of {messages} messages, got '
+      f'{len(weights)}'
+    )
   if len(weights) > MOST_PEERS:
     raise ValueError(
       f'expected at most {MOST_PEERS} messages, got {len(weights)}'
     )
+  weights = [
+    w if isinstance(w, Weight) else Weight(int(parts_of(w))) for w in weights
+  ]
+  for w in weights:
+    arguments.check_count('Weight.parts', w.parts, 0, WHOLE)
   parts_R = np.array([w.parts for w in weights], np.uint16)
   return parts_R, np.array([w.size for w in weights], np.float32)
 

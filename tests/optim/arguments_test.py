@@ -2,12 +2,15 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from absl.testing import absltest
 from absl.testing import parameterized
 
 from covenant.optim import diloco
 from covenant.optim import sparseloco as sl
+from covenant.optim.baselines import demo
+from covenant.optim.baselines import sparta
 
 make = functools.partial(sl.sparseloco, optax.sgd(0.1))
 
@@ -26,7 +29,42 @@ class ConstructionTest(parameterized.TestCase):
     (lambda: make(error_decay=1.5), 'error_decay: expected 0 to 1'),
     (lambda: make(mean_over='mean'), "mean_over: expected 'senders' or 'all'"),
     (lambda: make(clip='medain'), "clip: expected 'median' or 'none'"),
+    (lambda: make(inner_steps=np.array(2.5)), 'inner_steps: expected an int'),
+    (lambda: make(inner_steps=jnp.int32(0)), 'inner_steps: expected at least'),
+    (lambda: make(error_decay=np.array(2.0)), 'error_decay: expected 0 to 1'),
     (lambda: make(axis_name=['a', 'b']), 'axis_name: expected a name'),
+    (lambda: make(axis_name=('a', 'a')), 'axis_name: expected .* different'),
+    (lambda: make(axis_name=''), 'axis_name: expected a name'),
+    (lambda: make(anchor_dtype='int32'), 'anchor_dtype: expected a type of'),
+    (lambda: make(anchor_dtype='float64'), 'anchor_dtype: .* jax_enable_x64'),
+    (lambda: make(compression=[]), 'compression: expected a compressor'),
+    (
+      lambda: make(compression={'w': sl.TopK()}).init({'b': 1.0}),
+      "compression: expected a tree like .*'b'.*'w'",
+    ),
+    (
+      lambda: make(compression=lambda path, x: None).init({'b': 1.0}),
+      r"compression of params\['b'\]: expected a compressor",
+    ),
+    (
+      lambda: make().init({'b': jnp.zeros(2, jnp.complex64)}),
+      r"params\['b'\]: expected real numbers, got complex64",
+    ),
+    (
+      lambda: diloco.streaming_diloco(optax.sgd(0.1), fragments=2.5),
+      'fragments: expected an integer',
+    ),
+    (lambda: demo.demo(compression=sl.TopK), 'compression: expected a comp'),
+    (lambda: demo.demo(optax.adam(1e-3)), 'learning_rate: expected a number'),
+    (lambda: sparta.sparta(1e-3), 'inner: expected an optax'),
+    (lambda: sparta.sparta(optax.sgd(0.1), 0.5), 'positional argument'),
+    (lambda: sl.Statistical(span=float('inf')), 'span: expected more than 0'),
+    (lambda: sl.nesterov(np.array(-1.0)), 'learning_rate: expected 0 or more'),
+    (lambda: sl.aggregate([], {}, sl.TopK(), clip='x'), 'clip: expected'),
+    (
+      lambda: sl.aggregate([], {}, sl.TopK(), weights=[1.0]),
+      'weights: expected one for each of 0 messages',
+    ),
     (lambda: make(compression=sl.TopK), 'compression: expected a compressor'),
     (lambda: make(compression='topk'), 'compression: expected a compressor'),
     (lambda: sl.TopK(k=0), 'k: expected an integer from 1 to 4096'),
@@ -45,7 +83,7 @@ class ConstructionTest(parameterized.TestCase):
     (lambda: sl.SignMagnitude(iterations=-1), 'iterations: expected'),
     (lambda: sl.nesterov(-1), 'learning_rate: expected 0 or more'),
     (lambda: sl.nesterov('x'), 'learning_rate: expected a number'),
-    (lambda: sl.nesterov(1.0, -0.5), 'momentum: expected 0 or more'),
+    (lambda: sl.nesterov(1.0, -0.5), 'momentum: expected 0 to 1'),
   )
   def test_says_what_is_allowed(self, wrong, message):
     with self.assertRaisesRegex((TypeError, ValueError), message):
@@ -93,8 +131,46 @@ class UpdateTest(parameterized.TestCase):
       tx.update({'b': jnp.ones(3)}, state, params)
     with self.assertRaisesRegex(ValueError, 'state: expected a tree like'):
       tx.update({'b': jnp.ones(3)}, state, {'b': jnp.ones(3)})
-    with self.assertRaisesRegex(ValueError, 'weight: expected 0 to 1, got 2'):
-      tx.update(params, state, params, weight=2)
+    with self.assertRaisesRegex(
+      ValueError, r"updates\['a'\]: .*\(3,\).*\(1,\)"
+    ):
+      tx.update({'a': jnp.ones(1)}, state, params)
+    with self.assertRaisesRegex(TypeError, 'state: .* SparseLoCoState of init'):
+      tx.update(params, params, params)
+
+  @parameterized.parameters(
+    (2,), (np.float32(2),), (np.array(-1.0),), (np.nan,)
+  )
+  def test_weight_is_from_0_to_1(self, weight):
+    params = {'a': jnp.ones(3)}
+    for tx in (
+      make(),
+      demo.demo(),
+      sparta.sparta(optax.sgd(0.1)),
+      diloco.streaming_diloco(optax.sgd(0.1)),
+    ):
+      state = tx.init(params)
+      with self.assertRaisesRegex(ValueError, 'weight: expected 0 to 1, got'):
+        tx.update(params, state, params, weight=weight)
+      with self.assertRaisesRegex(TypeError, 'weight: expected a number'):
+        tx.update(params, state, params, weight=jnp.ones(4))
+
+  def test_flush_needs_rounds(self):
+    params = {'a': jnp.ones(3)}
+    for tx in optax.adam(0.1), demo.demo():
+      with self.assertRaisesRegex(TypeError, 'flush: expected a state of'):
+        sl.flush(tx, tx.init(params), params)
+    tx = make()
+    with self.assertRaisesRegex(TypeError, 'flush: expected True or False'):
+      tx.update(params, tx.init(params), params, flush='no')
+
+  def test_leaves_without_gradients(self):
+    """Models of Equinox have functions among their leaves."""
+    tx, arrays = make(inner_steps=1), {'w': jnp.ones(3), 'f': None}
+    model, state = arrays | {'f': jax.nn.relu}, tx.init(arrays)
+    updates, state = tx.update(arrays, state, model)
+    self.assertIsNone(updates['f'])
+    self.assertGreater(float(jnp.abs(updates['w']).max()), 0)
 
 
 if __name__ == '__main__':

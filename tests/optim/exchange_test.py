@@ -11,8 +11,11 @@ import pytest
 from absl.testing import absltest
 from absl.testing import parameterized
 
+from covenant.optim import diloco
 from covenant.optim import preset
 from covenant.optim import sparseloco as sl
+from covenant.optim.baselines import demo
+from covenant.optim.baselines import sparta
 
 PEERS = 4
 P = jax.P
@@ -109,7 +112,7 @@ class WeightsTest(absltest.TestCase):
   @pytest.mark.slow
   def test_weights_are_those_of_aggregate(self):
     params = params_of()
-    parts = [64, 16, 1, 40]
+    parts = [64, 16, 0, 40]
     tx = make(inner_steps=1, compression=sl.TopK(4, (8, 8)))
     _, state = train(tx, params, 1, weight=np.array(parts) / 64)
     delta = jax.tree.map(lambda g: 0.5 * g, grads_of(params, 0))
@@ -120,8 +123,9 @@ class WeightsTest(absltest.TestCase):
       )[0]
       for r in range(PEERS)
     ]  # fmt: skip
-    weights = [sl.Weight(p) for p in parts]
-    want = sl.aggregate(messages, params, sl.TopK(4, (8, 8)), weights=weights)
+    want = sl.aggregate(
+      messages, params, sl.TopK(4, (8, 8)), weights=[p / 64 for p in parts]
+    )
     jax.tree.map(
       lambda a, w: np.testing.assert_allclose(a, -w, atol=1e-6),
       state.anchor,
@@ -152,6 +156,43 @@ class NotFiniteTest(parameterized.TestCase):
       self.assertTrue(bool(jnp.isfinite(x).all()))
     for x in jax.tree.leaves(state.error):
       self.assertGreater(float(jnp.abs(x[3]).max()), 0)  # it takes part again
+
+  @parameterized.parameters('streaming', 'demo', 'sparta')
+  def test_other_methods(self, name):
+    """Neither a peer's infinities nor its weight of 0 reach the others."""
+    tx = {
+      'streaming': diloco.streaming_diloco(
+        optax.sgd(0.5), inner_steps=2, fragments=2, axis_name='peers'
+      ),
+      'demo': demo.demo(0.1, axis_name='peers'),
+      'sparta': sparta.sparta(optax.sgd(0.5), p=1.0, axis_name='peers'),
+    }[name]
+    params = {'w': jnp.zeros((8, 8)), 'b': jnp.zeros(8)}
+    stacked, _ = train(tx, params, 4, poison(3, (0, 1, 2)))
+    for x in jax.tree.leaves(stacked):
+      self.assertTrue(bool(jnp.isfinite(x).all()))
+    first = []
+    for other in 7.0, -9.0:
+
+      def change(_, grads, x=other):
+        return jax.tree.map(lambda g: g.at[1:].set(x), grads)
+
+      stacked, _ = train(tx, params, 3, change, weight=[1, 0, 0, 0])
+      first.append(jax.tree.map(lambda x: x[0], stacked))
+    jax.tree.map(np.testing.assert_array_equal, *first)
+
+  def test_a_parameter_that_overflows(self):
+    """The update is finite and its sum with the parameter is not."""
+    params = {'w': jnp.full((8, 8), 6e4, jnp.float16)}
+
+    def change(_, grads):
+      ones = jax.tree.map(lambda g: jnp.ones_like(g, jnp.float16), grads)
+      return jax.tree.map(lambda g: g.at[3].set(-6e4), ones)
+
+    stacked, state = train(make(), params, 2, change)
+    for x in jax.tree.leaves((stacked, state.error)):
+      self.assertTrue(bool(jnp.isfinite(x).all()))
+    np.testing.assert_array_equal(stacked['w'][3], state.anchor['w'])
 
   def test_under_the_templar_preset(self):
     arguments = preset.templar()._asdict() | dict(inner_steps=2)

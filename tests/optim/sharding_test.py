@@ -195,6 +195,18 @@ class CommunicationTest(parameterized.TestCase):
     self.assertNotEmpty(found)
     self.assertLessEqual(max(found), 64)
 
+  def test_leaves_on_different_axes_take_four_collectives(self):
+    mesh = jax.make_mesh((2, 2, 2), ('peers', 'fsdp', 'tensor'))
+    specs = P('fsdp', 'tensor'), P('fsdp'), P(None, 'tensor'), P()
+    layout = {f'w{i}': ((32, 32), spec) for i, spec in enumerate(specs)}
+    with jax.set_mesh(mesh):
+      params = random_params(layout, mesh, peers=2)
+      tx = transformation(SMALL, axis_name='peers')
+      state = on_peers(tx.init)(params)
+      step = on_peers(functools.partial(train_step, tx)).lower(params, state)
+      found = collectives(step.compile().as_text())
+    self.assertLen(found, 4)
+
   def test_of_two_peers_is_the_messages_of_shards(self):
     mesh = jax.make_mesh((2, 4), ('peers', 'fsdp'))
     with jax.set_mesh(mesh):
@@ -290,11 +302,11 @@ def baselines(axis_name):
   return {
     'demo': demo.demo(
       0.1,
-      topk_variants.DCTTopK(8, (16, 16), sl.Exact()),
-      0.5,
+      compression=topk_variants.DCTTopK(8, (16, 16), sl.Exact()),
+      error_decay=0.5,
       axis_name=axis_name,
     ),
-    'sparta': sparta.sparta(optax.sgd(0.1), 0.05, axis_name=axis_name),
+    'sparta': sparta.sparta(optax.sgd(0.1), p=0.05, axis_name=axis_name),
     'streaming': diloco.streaming_diloco(
       optax.sgd(0.1), inner_steps=2, fragments=2, overlap=1, mixing=0.5,
       axis_name=axis_name,

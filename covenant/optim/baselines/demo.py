@@ -20,13 +20,14 @@ import jax.numpy as jnp
 import optax
 
 from covenant import typing as ct
+from covenant.optim import arguments
 from covenant.optim import collectives
 from covenant.optim import compression as compression_lib
 from covenant.optim import exchange
 from covenant.optim import quantize
 from covenant.optim import sparseloco
 from covenant.optim import topk_variants
-from covenant.optim import weight
+from covenant.optim import weight as weight_lib
 
 Compression = compression_lib.Compression
 
@@ -42,9 +43,10 @@ class DemoState(NamedTuple):
 
 def demo(
   learning_rate: optax.ScalarOrSchedule = 1e-3,
+  *,
   compression: Compression | None = None,
   error_decay: float = 0.999,
-  axis_name: str | None = None,
+  axis_name: ct.AxisName = None,
 ) -> optax.GradientTransformationExtraArgs:
   """Returns DeMo as an optax transformation with the defaults of its source.
 
@@ -67,9 +69,10 @@ def demo(
 
   Returns:
     A transformation whose updates are -lr, 0 or lr, in the gradient's dtype.
+    Its `update` takes the `weight` of `sparseloco.sparseloco`.
 
   Raises:
-    ValueError: if `error_decay` is outside [0, 1].
+    ValueError, TypeError: an argument is not what it should be; says which.
 
   Example:
     >>> tx = demo(0.5)
@@ -80,33 +83,43 @@ def demo(
     >>> print(state.error.round(3))  # the difference waits
     [ 0.5 -0.5]
   """
-  if not 0 <= error_decay <= 1:
-    raise ValueError(f'error_decay: expected 0 to 1, got {error_decay}')
+  arguments.check_number('error_decay', error_decay, 0, 1)
+  arguments.check_axis_name(axis_name)
+  if not callable(learning_rate):
+    arguments.check_number(
+      'learning_rate', learning_rate, 0, more='or schedule'
+    )
   if compression is None:
     compression = topk_variants.DCTTopK(k=32, quantizer=quantize.Exact())
+  compression_lib.check(compression)
 
   def init(params: ct.Params) -> DemoState:
+    arguments.check_params(params)
     # Typed as after an update, which a scan in `jax.shard_map` insists on.
     error = collectives.varying(sparseloco.init_error(params), axis_name)
     return DemoState(jnp.zeros((), jnp.int32), error)
 
   def transmit(
-    delta: ct.Delta, error: ct.Params, shards: ct.PyTree
+    delta: ct.Delta, error: ct.Params, parts: jax.Array, shards: ct.PyTree
   ) -> tuple[ct.PyTree, ...]:
     # Without clipping; the mean is that of coefficients, transformed later.
     rules = exchange.Rules(axis_name, error_decay, 'senders', 'none')
-    compressions = [compression] * len(shards)
-    whole = jnp.full((), weight.WHOLE, jnp.int32)
-    done = exchange.exchange(delta, error, whole, compressions, rules, shards)
+    compressions = compression_lib.each_leaf(compression, delta)
+    done = exchange.exchange(delta, error, parts, compressions, rules, shards)
     return done.delta, done.error, ()
 
   def update(
     updates: ct.Grads,
     state: ct.PyTree,
     params: ct.Params | None = None,
+    weight: ct.Scalar = None,
     **extra_args: object,
   ) -> tuple[ct.Grads, DemoState]:
     del params, extra_args
+    arguments.check_state(state, DemoState)
+    arguments.check_trees(state.error, updates=updates)
+    arguments.check_axes(updates, axis_name)
+    parts = collectives.varying(weight_lib.parts_of(weight), axis_name)
     rate = learning_rate
     if callable(rate):
       rate = rate(state.count)
@@ -119,6 +132,7 @@ def demo(
       functools.partial(transmit, shards=shards),
       (delta, state.error),
       axis_name,
+      (parts,),
     )
     updates = jax.tree.map(
       lambda m, g: (-rate * jnp.sign(m)).astype(g.dtype), mean, updates

@@ -13,7 +13,10 @@ import jax.numpy as jnp
 import optax
 
 from covenant import typing as ct
+from covenant.optim import arguments
 from covenant.optim import collectives
+from covenant.optim import finite
+from covenant.optim import weight as weight_lib
 
 
 class SpartaState(NamedTuple):
@@ -25,6 +28,7 @@ class SpartaState(NamedTuple):
 
 def sparta(
   inner: optax.GradientTransformation,
+  *,
   p: float = 0.005,
   axis_name: ct.AxisName = None,
   seed: int = 0,
@@ -45,20 +49,30 @@ def sparta(
     seed: the seed of the choice of elements, equal on all peers.
 
   Returns:
-    A transformation whose `update` needs `params`.
+    A transformation whose `update` needs `params`, and takes the `weight` of
+    `sparseloco.sparseloco`.
 
   Raises:
-    ValueError: if `p` is not in (0, 1].
+    ValueError, TypeError: an argument is not what it should be; says which.
   """
-  if not 0 < p <= 1:
-    raise ValueError(f'p: expected more than 0 and at most 1, got {p}')
+  arguments.check_transformation('inner', inner)
+  arguments.check_number('p', p, 0, 1)
+  if p == 0:
+    raise ValueError('p: expected more than 0 and at most 1, got 0')
+  arguments.check_count('seed', seed, 0)
+  arguments.check_axis_name(axis_name)
   inner = optax.with_extra_args_support(inner)
 
   def init(params: ct.Params) -> SpartaState:
+    arguments.check_params(params)
     return SpartaState(jnp.zeros((), jnp.int32), inner.init(params))
 
   def average(
-    updates: ct.Grads, params: ct.Params, count: jax.Array, shards: ct.PyTree
+    updates: ct.Grads,
+    params: ct.Params,
+    count: jax.Array,
+    parts: jax.Array,
+    shards: ct.PyTree,
   ) -> tuple[ct.PyTree, ...]:
     """Returns `updates` that lead to the mean at the chosen elements."""
     key = jax.random.fold_in(jax.random.key(seed), count)
@@ -77,9 +91,13 @@ def sparta(
       old.append(param.reshape(-1)[at])
       new.append(optax.apply_updates(old[i], flat[i][at]))
     # One collective for all leaves. A mean of bfloat16 needs more bits.
-    means = jax.lax.pmean([x.astype(jnp.float32) for x in new], axis_name)
+    weight = weight_lib.wholes(parts)
+    total, *sums = jax.lax.psum(
+      [weight, *(weight * x.astype(jnp.float32) for x in new)], axis_name
+    )
     for i, u in enumerate(leaves):
-      to_mean = means[i].astype(old[i].dtype) - old[i]
+      mean = jnp.where(total > 0, sums[i] / total, new[i]).astype(old[i].dtype)
+      to_mean = mean - old[i]
       flat[i] = (
         flat[i]
         .at[where[i]]
@@ -96,12 +114,21 @@ def sparta(
     updates: ct.Grads,
     state: ct.PyTree,
     params: ct.Params | None = None,
+    weight: ct.Scalar = None,
     **extra_args: object,
   ) -> tuple[ct.Grads, SpartaState]:
     if params is None:
       raise ValueError('sparta: update needs params, got None')
+    arguments.check_state(state, SpartaState)
+    params = arguments.where_given(updates, params)
+    arguments.check_trees(params, updates=updates)
+    arguments.check_axes(params, axis_name)
+    parts = weight_lib.parts_of(weight)
     updates, inner_state = inner.update(
       updates, state.inner, params, **extra_args
+    )
+    updates, inner_state, _ = finite.step(
+      updates, params, inner_state, state.inner
     )
     if axis_name is not None:
       shards = jax.tree.map(
@@ -111,7 +138,7 @@ def sparta(
         functools.partial(average, shards=shards),
         (updates, params),
         axis_name,
-        (state.count,),
+        (state.count, parts),
       )
     return updates, SpartaState(state.count + 1, inner_state)
 

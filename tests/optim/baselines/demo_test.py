@@ -75,7 +75,9 @@ class DemoTest(parameterized.TestCase):
     0.1) and (0.4, 0): all is sent, the mean [0.25, 0.15] over senders again,
     theta = [1.0, 0.8], and nothing is left.
     """
-    tx = demo.demo(0.1, two_of_a_pair(), 0.5, axis_name='peers')
+    tx = demo.demo(
+      0.1, compression=two_of_a_pair(), error_decay=0.5, axis_name='peers'
+    )
     gradients = jnp.array([[[3.0, 1.0], [0, 0]], [[-1.0, 9.0], [0, 0]]])
     seen, state = jax.jit(
       jax.vmap(lambda g: run(tx, jnp.ones(2), g), axis_name='peers')
@@ -88,8 +90,8 @@ class DemoTest(parameterized.TestCase):
     theta = np.random.default_rng(1).standard_normal((8, 4))
     tx = demo.demo(
       0.01,
-      topk_variants.DCTTopK(k=5, block=(8, 4), quantizer=sl.Exact()),
-      0.9,
+      compression=topk_variants.DCTTopK(5, (8, 4), sl.Exact()),
+      error_decay=0.9,
       axis_name='peers',
     )
 
@@ -147,7 +149,8 @@ class DemoTest(parameterized.TestCase):
   def test_the_rate_may_follow_a_schedule(self):
     """Rates 0.5, then 0.25: e = [1, 1], all sent; e = [0.5, 0.5], all sent."""
     tx = demo.demo(
-      lambda count: jnp.where(count < 1, 0.5, 0.25), two_of_a_pair()
+      lambda count: jnp.where(count < 1, 0.5, 0.25),
+      compression=two_of_a_pair(),
     )
     seen, state = jax.jit(lambda g: run(tx, jnp.zeros(2), g))(
       jnp.full((2, 2), 2.0)

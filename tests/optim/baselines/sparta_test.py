@@ -80,7 +80,7 @@ class SpartaTest(parameterized.TestCase):
     """
 
     def step(p, params, gradient):
-      tx = sparta.sparta(optax.sgd(0.5), p, 'peers')
+      tx = sparta.sparta(optax.sgd(0.5), p=p, axis_name='peers')
       updates, _ = tx.update(gradient, tx.init(params), params)
       return params + updates
 
@@ -98,7 +98,7 @@ class SpartaTest(parameterized.TestCase):
   def test_five_steps_of_four_peers_follow_the_paper(self):
     params = toy_params()
     targets = np.random.default_rng(1).standard_normal((4, 5))
-    tx = sparta.sparta(optax.sgd(0.1), 0.2, 'peers', seed=3)
+    tx = sparta.sparta(optax.sgd(0.1), p=0.2, axis_name='peers', seed=3)
 
     def peer(params, targets):
       return train(tx, params, targets)
@@ -184,8 +184,8 @@ class SpartaTest(parameterized.TestCase):
 
   @parameterized.parameters(0.0, 1.5)
   def test_refuses_a_fraction_that_is_none(self, p):
-    with self.assertRaisesRegex(ValueError, f'p: .* at most 1, got {p}'):
-      sparta.sparta(optax.sgd(0.1), p)
+    with self.assertRaisesRegex(ValueError, f'p: expected .* 1, got {p}'):
+      sparta.sparta(optax.sgd(0.1), p=p)
 
   def test_needs_params(self):
     tx = sparta.sparta(optax.sgd(0.1))

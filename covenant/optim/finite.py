@@ -1,0 +1,40 @@
+"""Numbers that are not finite: a step does not take them."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from covenant import typing as ct
+
+
+def step(
+  updates: ct.Grads, params: ct.Params, new: ct.OptState, old: ct.OptState
+) -> tuple[ct.Grads, ct.OptState, jax.Array]:
+  """Returns a step without what is not finite, and whether it lost something.
+
+  Args:
+    updates: the step; an element that would make its parameter infinite or NaN
+      becomes zero.
+    params: the parameters before the step.
+    new: the state of the optimizer; numbers that are not finite stay `old`.
+    old: the state before the step.
+  """
+  moved = jax.tree.leaves(optax.apply_updates(params, updates))
+  leaves, treedef = jax.tree.flatten(updates)
+  flags = [jnp.all(jnp.isfinite(x)) for x in moved]
+  updates = treedef.unflatten(
+    [
+      jnp.where(jnp.isfinite(x), u, jnp.zeros_like(u))
+      for u, x in zip(leaves, moved, strict=True)
+    ]
+  )
+  lost = ~jnp.all(jnp.stack([jnp.array(True), *flags]))
+  return updates, jax.tree.map(_finite_or, new, old), lost
+
+
+def _finite_or(new: Any, old: Any) -> Any:
+  if not jnp.issubdtype(jnp.result_type(new), jnp.inexact):
+    return new
+  return jnp.where(jnp.isfinite(new), new, old)
