@@ -29,11 +29,11 @@ def gather_words(words: jax.Array, axis_name: ct.AxisName) -> jax.Array:
   manual = set(jax.sharding.get_abstract_mesh().manual_axes)
   if names(axis_name) <= manual:
     return jax.lax.all_gather(words, axis_name, to='invarying')
-  size = words.size
+  shape = words.shape
   for name in (axis_name,) if isinstance(axis_name, str) else axis_name[::-1]:
     kind = 'invarying' if name in manual else 'varying'
     words = jax.lax.all_gather(words, name, to=kind)
-  return words.reshape(-1, size)
+  return words.reshape(-1, *shape)
 
 
 def gather_shards(

@@ -119,8 +119,17 @@ def streaming_diloco(
   """
   arguments.check(inner, outer, inner_steps, None, axis_name)
   arguments.check_count('inner_steps', inner_steps)
-  arguments.check_count('fragments', fragments, 1, inner_steps)
-  arguments.check_count('overlap', overlap, 0, inner_steps - 1)
+  arguments.check_count('fragments', fragments)
+  if fragments > inner_steps:
+    raise ValueError(
+      f'fragments: expected 1 to inner_steps = {inner_steps}, got {fragments}'
+    )
+  arguments.check_count('overlap', overlap, 0)
+  if overlap >= inner_steps:
+    raise ValueError(
+      f'overlap: expected 0 to inner_steps - 1 = {inner_steps - 1}, '
+      f'got {overlap}'
+    )
   arguments.check_number('mixing', mixing, 0, 1)
   inner = optax.with_extra_args_support(inner)
   outer = outer if outer is not None else sparseloco.nesterov(0.7, momentum=0.9)

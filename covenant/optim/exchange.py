@@ -286,7 +286,7 @@ def _norms(
     own = jax.nn.one_hot(
       jax.lax.axis_index(axes), jax.lax.axis_size(axes), dtype=jnp.uint32
     )
-    several = limbs, counts.astype(jnp.uint32), own[:, None] * bits
+    several = limbs, counts.astype(jnp.uint32), own[:, None] * bits[None]
     ends = np.cumsum([x.size for x in several])
     flat = jnp.concatenate([x.reshape(-1) for x in several])
     flat = jnp.split(jax.lax.psum(flat, axes), ends[:-1])

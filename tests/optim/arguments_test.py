@@ -98,7 +98,7 @@ class UpdateTest(parameterized.TestCase):
     tx = make(inner_steps=1, axis_name=axis_name)
 
     def one(grads):
-      zeros = jnp.zeros_like(grads[0])
+      zeros = 0 * grads[0]  # typed as varying over the peers, as parameters are
       return tx.update(grads[0], tx.init(zeros), zeros)[0][None]
 
     return jax.jit(jax.shard_map(one, mesh=mesh, in_specs=spec, out_specs=spec))

@@ -58,7 +58,7 @@ def sparta(
   arguments.check_transformation('inner', inner)
   arguments.check_number('p', p, 0, 1)
   if p == 0:
-    raise ValueError('p: expected more than 0 and at most 1, got 0')
+    raise ValueError(f'p: expected more than 0 and at most 1, got {p}')
   arguments.check_count('seed', seed, 0)
   arguments.check_axis_name(axis_name)
   inner = optax.with_extra_args_support(inner)
@@ -92,12 +92,13 @@ def sparta(
       new.append(optax.apply_updates(old[i], flat[i][at]))
     # One collective for all leaves. A mean of bfloat16 needs more bits.
     weight = weight_lib.wholes(parts)
+    wide = [x.astype(jnp.float32) for x in new]
     total, *sums = jax.lax.psum(
-      [weight, *(weight * x.astype(jnp.float32) for x in new)], axis_name
+      [weight, *(weight * x for x in wide)], axis_name
     )
     for i, u in enumerate(leaves):
-      mean = jnp.where(total > 0, sums[i] / total, new[i]).astype(old[i].dtype)
-      to_mean = mean - old[i]
+      mean = jnp.where(total > 0, sums[i] / total, wide[i])
+      to_mean = mean.astype(old[i].dtype) - old[i]
       flat[i] = (
         flat[i]
         .at[where[i]]
@@ -127,10 +128,10 @@ def sparta(
     updates, inner_state = inner.update(
       updates, state.inner, params, **extra_args
     )
-    updates, inner_state, _ = finite.step(
-      updates, params, inner_state, state.inner
-    )
     if axis_name is not None:
+      updates, inner_state, _ = finite.step(
+        updates, params, inner_state, state.inner
+      )
       shards = jax.tree.map(
         lambda x: collectives.shard_axes(x, axis_name), params
       )
