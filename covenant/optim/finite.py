@@ -16,11 +16,12 @@ def step(
 
   Args:
     updates: the step; an element that would make its parameter infinite or NaN
-      becomes zero.
+      becomes zero, and a type narrower than the parameter's becomes that one.
     params: the parameters before the step.
     new: the state of the optimizer; numbers that are not finite stay `old`.
     old: the state before the step.
   """
+  updates = jax.tree.map(_as_wide, updates, params)
   moved = jax.tree.leaves(optax.apply_updates(params, updates))
   leaves, treedef = jax.tree.flatten(updates)
   flags = [jnp.all(jnp.isfinite(x)) for x in moved]
@@ -32,6 +33,15 @@ def step(
   )
   lost = ~jnp.all(jnp.stack([jnp.array(True), *flags]))
   return updates, jax.tree.map(_finite_or, new, old), lost
+
+
+def _as_wide(update: Any, param: Any) -> Any:
+  """Returns an update that can lead to every value of its parameter."""
+  update, param = jnp.asarray(update), jnp.asarray(param)
+  is_float = jnp.issubdtype(param.dtype, jnp.floating)
+  if is_float and update.dtype.itemsize < param.dtype.itemsize:
+    return update.astype(param.dtype)
+  return update
 
 
 def _finite_or(new: Any, old: Any) -> Any:

@@ -245,10 +245,9 @@ def sparseloco(
         compression_lib.each_leaf(compression, params)
       ),
     )
-    own = collectives.varying(
+    error, inner_state, lost, stats = collectives.varying(
       (state.error, state.inner, state.lost, state.stats), axis_name
     )
-    error, inner_state, lost, stats = own
     return state._replace(
       error=error, inner=inner_state, lost=lost, stats=stats
     )
@@ -286,7 +285,10 @@ def sparseloco(
       lost=jnp.zeros_like(state.lost),
       stats=stats,
     )
-    updates = jax.tree.map(lambda a, p: a.astype(p.dtype) - p, anchor, params)
+    updates = jax.tree.map(
+      lambda a, p, u: (a.astype(p.dtype) - p).astype(u.dtype),
+      anchor, params, updates,
+    )  # fmt: skip
     return collectives.typed_as((updates, moved), (local, state))
 
   def update(

@@ -73,6 +73,27 @@ class TypesTest(parameterized.TestCase):
       self.assertEqual(step._cache_size(), 1)
       self.assertEqual(params['a'].dtype, jnp.float64)
 
+  def test_updates_of_other_types_than_the_parameters(self):
+    with jax.numpy_dtype_promotion('standard'):
+      params = {
+        'narrow': jnp.ones(8, jnp.bfloat16),
+        'wide': jnp.ones(8),
+        'count': jnp.arange(3),
+      }
+      grads = {
+        'narrow': jnp.ones(8),
+        'wide': jnp.ones(8, jnp.bfloat16),
+        'count': jnp.zeros(3, jnp.int32),
+      }
+      tx = sl.sparseloco(optax.sgd(0.3), inner_steps=2)
+      state, kinds = tx.init(params), types(params)
+      step = jax.jit(tx.update)
+      for _ in range(2):
+        updates, state = step(grads, state, params)
+        params = optax.apply_updates(params, updates)
+      self.assertEqual(types(params), kinds)
+      jax.tree.map(np.testing.assert_array_equal, params, state.anchor)
+
   def test_a_float32_anchor_of_bfloat16_parameters(self):
     """Outer steps of 2^-10 of a parameter add up in the anchor."""
     tx = sl.sparseloco(
