@@ -108,13 +108,13 @@ def columns(
     raise ValueError(
       f'expected at most {MOST_PEERS} messages, got {len(weights)}'
     )
-  weights = [
+  known = [
     w if isinstance(w, Weight) else Weight(int(parts_of(w))) for w in weights
   ]
-  for w in weights:
+  for w in known:
     arguments.check_count('Weight.parts', w.parts, 0, WHOLE)
-  parts_R = np.array([w.parts for w in weights], np.uint16)
-  return parts_R, np.array([w.size for w in weights], np.float32)
+  parts_R = np.array([w.parts for w in known], np.uint16)
+  return parts_R, np.array([w.size for w in known], np.float32)
 
 
 def totals(parts_R: ct.Array, size: int = 2**16) -> Totals:
