@@ -31,7 +31,7 @@ from tests import helpers
 
 EDITS = [
   'rounds=3',
-  'miners=1',
+  'miners=2',
   'islands=1x stages=3,rank=20,bits=4',
   'model.layers=3',
   'optim.inner_steps=4',
@@ -57,6 +57,9 @@ def commands(name):
   return [shlex.split(line) for line in text.splitlines() if 'run.py' in line]
 
 
+MEMBERS = ('head', 'validator', 'miner')
+
+
 class PipelineCase(absltest.TestCase):
   """A case with a chain, a validator, a head and stages, as processes."""
 
@@ -79,8 +82,9 @@ class PipelineCase(absltest.TestCase):
       key=connect.local_key(seed, 'validator'),
     )
     self.addCleanup(self.chain.close)
-    address = connect.local_key(seed, '0').address
-    self.assertEqual(self.chain.register(address, 0.0, validator=False), 0)
+    for uid in range(self.config.miners):
+      address = connect.local_key(seed, f'{uid}').address
+      self.assertEqual(self.chain.register(address, 0.0, validator=False), uid)
     self.chain.register(self.chain.hotkey, 1000.0, validator=True)
     self.processes = {}
     self.addCleanup(self.end)
@@ -147,13 +151,13 @@ class PipelineCase(absltest.TestCase):
 
   def finish(self):
     """Waits for the end; returns the records of the head's rounds."""
-    for name in 'head', 'validator':
+    for name in MEMBERS:
       self.until(
         lambda name=name: self.status(name).get('phase') == 'finished',
         f'{name} is finished',
       )
     for name, process in self.processes.items():
-      if name not in ('head', 'validator') and process.poll() is None:
+      if name not in MEMBERS and process.poll() is None:
         process.send_signal(signal.SIGTERM)
         self.assertEqual(process.wait(60), 0, name)
     lines = (self.folder / 'head' / 'stages.jsonl').read_text().splitlines()
@@ -162,10 +166,10 @@ class PipelineCase(absltest.TestCase):
   def address(self, name):
     return worker_lib.read_key(str(self.folder / f'{name}.key')).address
 
-  def payload(self, shared_model, round_index):
-    """Returns the payload that the head has put in a round, or None."""
+  def payload(self, shared_model, round_index, uid):
+    """Returns the payload that a miner has put in a round, or None."""
     objects = connect.objects(self.config, shared_model.run, writes=False)
-    bucket = objects.bucket_at(b'/0')
+    bucket = objects.bucket_at(f'/{uid}'.encode())
     found = bucket.list(objects.key('payloads', round_index))
     if not found:
       return None
@@ -184,13 +188,14 @@ class PipelineCase(absltest.TestCase):
     return books
 
   def check_equal(self):
-    """The head's and the validator's histories and parameters are equal."""
-    ends = [
+    """All members' histories and parameters are equal; returns them."""
+    first, *others = (
       {k: self.status(name)[k] for k in ('round', 'root', 'fingerprint')}
-      for name in ('head', 'validator')
-    ]
-    self.assertEqual(*ends)
-    return ends[0]
+      for name in MEMBERS
+    )
+    for other in others:
+      self.assertEqual(other, first)
+    return first
 
 
 @pytest.mark.network
@@ -204,11 +209,14 @@ class HeadProcessTest(PipelineCase):
     path = self.folder / 'head' / 'address'
     self.until(path.exists, 'the head listens')
     self.validator()
+    self.start(
+      'miner', '--role=miner', '--config.network.hotkey=1', '--config.islands='
+    )
     names = ['stage-a', 'stage-b', 'stage-c']
     for name, command in zip(names, stages, strict=True):
       key = f'pool.key={self.folder}/{name}.key'
       self.run_command(name, command, path.read_text(), key)
-    self.begin('head', 'validator', *names)
+    self.begin('head', 'validator', 'miner', *names)
     record = self.folder / 'head' / 'stages.jsonl'
     self.until(record.exists, 'a round is trained')
     self.processes.pop('stage-b').kill()
@@ -252,21 +260,23 @@ class HeadProcessTest(PipelineCase):
     objects = connect.objects(config, shared_model.run, writes=False)
     bucket = objects.bucket_at(b'/validator')
     for r in range(config.rounds):
-      data = self.payload(shared_model, r)
       if r == trained['round']:
         seed = self.chain.block_hash(plan.start(r))
         task = local_lib.Task(0, r, seed, root)
         made = self.emulated(shared_model, shared, task, trained['steps'])
-        self.assertEqual(made, data)
+        self.assertEqual(made, self.payload(shared_model, r, 0))
       history = bucket.get(objects.key('history', r), manifest.MAX_BYTES)
       digest = run_storage_lib.digest(history) if history else None
-      if history and manifest.decode(history, self.chain.verify).entries:
-        header = payload.Header(shared_model.run, r, 0, root[:16], b'', 0)
-        found = shared_model.decode(data, header, lambda *_: True)
-        weights = {0: shared_model.weigh(found.header)}
-        shared, _ = shared_model.apply_round(
-          shared, {0: found.message}, weights=weights
-        )
+      messages, weights = {}, {}
+      if history:
+        entries = manifest.decode(history, self.chain.verify).entries
+        for uid in (entry.uid for entry in entries):
+          header = payload.Header(shared_model.run, r, uid, root[:16], b'', 0)
+          data = self.payload(shared_model, r, uid)
+          found = shared_model.decode(data, header, lambda *_: True)
+          messages[uid] = found.message
+          weights[uid] = shared_model.weigh(found.header)
+      shared, _ = shared_model.apply_round(shared, messages, weights=weights)
       root = manifest.extend(root, r, digest)
     return shared_model.fingerprint(shared)
 
