@@ -117,6 +117,8 @@ class Seats:
             return  # it has lost this stage meanwhile
           if what == 'at':
             self._note(seat, text)
+          elif what == 'failed':
+            self.drop(seat.stage)
           else:
             self.events.put(Event(seat.stage, str(what), text, data))
       self._changed.notify_all()
@@ -232,7 +234,7 @@ class Seats:
     seat.number, seat.id = number, state
     seat.square = float(text['square'])
     seat.digests = {
-      str(name): [str(x) for x in found]
+      str(name): [bytes.fromhex(x).hex() for x in found]
       for name, found in text['digests'].items()
     }
     self._bring(seat)

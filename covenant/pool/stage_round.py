@@ -10,6 +10,7 @@ shared parameters; all stages forget the inner step under way, and its
 microbatches are sent again.
 """
 
+import collections
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -20,24 +21,17 @@ from covenant import config as config_lib
 from covenant import typing as ct
 from covenant.data import assignment
 from covenant.pool import seats as seats_lib
+from covenant.pool import stage_talk
 from covenant.pool import stage_work
+from covenant.train.pipeline import stage_bytes
 from covenant.train.pipeline import stage_programs
 from covenant.train.pipeline import subspace
 
-_LOOK_SECONDS = 0.2  # between two looks at the deadline
 _SAMPLES = 64  # microbatches of a round that are kept to be computed again
-
-
-class _LostError(Exception):
-  """A stage has lost its holder."""
 
 
 class _NotFiniteError(Exception):
   """Different workers make numbers of a step that are not finite."""
-
-
-class _LateError(Exception):
-  """There is no time left."""
 
 
 class StageRound:
@@ -67,6 +61,7 @@ class StageRound:
     self._seats = seats
     self._round = round_index
     self._late = late
+    self._fit_form = stage_programs.fits(self._model, island)
     self._patience = patience
     self._draw = draw
     self._stages = island.stages
@@ -77,14 +72,12 @@ class StageRound:
     self._steps = island.steps
     self._in_flight = 2 * (self._stages + self._ring)
     self._leaves = stage_work.leaf_places(self._model, island)
+    self._sizes = collections.Counter(s for s, _ in self._leaves)
     self._fits: dict[int, bytes] = {}
     self._crossing: dict[int, bytes] = {}  # of the fitted tokens, by sender
     self._begun: set[int] = set()  # stages that have begun this round
-    self._lost: set[int] = set()
     self._attempt = 0
-    self._asked: dict[int, float] = {}  # oldest open question of each stage
-    self._open: dict[int, int] = {}  # open questions of each stage
-    self._busy = [0.0] * self._stages
+    self._talk = stage_talk.StageTalk(seats, self._stages, late, patience)
     self._passed = self._seen = 0
     self._samples: list[stage_work.Sample] = []
     self._refused: dict[str, str] = {}
@@ -113,7 +106,8 @@ class StageRound:
         except _NotFiniteError:  # it is not taken, like one of a miner's
           nats = norm = math.nan
           self._attempt += 1
-          self._tell_all({'do': 'abort'})
+          self._talk.forget()
+          self._talk.tell_all({'do': 'abort'})
         receipt.add(tokens_BxL1)
         losses.append(nats)
         norms.append(norm)
@@ -122,8 +116,8 @@ class StageRound:
           worker = self._seats.worker(s)
           if worker:
             work[worker] = work.get(worker, 0) + len(span) * count
-    except _LateError:
-      self._tell_all({'do': 'abort'})
+    except stage_talk.LateError:
+      self._talk.tell_all({'do': 'abort'})
     seconds = max(time.monotonic() - began, 1e-9)
     if not losses:
       return None
@@ -133,7 +127,7 @@ class StageRound:
       tuple(losses),
       tuple(norms),
       work,
-      tuple(1 - min(busy / seconds, 1.0) for busy in self._busy),
+      tuple(1 - min(busy / seconds, 1.0) for busy in self._talk.busy),
       self._attempt,
       self._passed,
       tuple(self._samples),
@@ -145,13 +139,13 @@ class StageRound:
     """Returns each stage's sections; None of one that did not answer."""
     found: list[tuple[dict[str, ct.Json], bytes] | None]
     found = [None] * self._stages
-    self._forget_questions()
-    for s in self._begun - self._lost:
-      self._ask(s, {'do': 'seal'})
+    self._talk.forget()
+    waiting = self._begun - self._talk.forget_losses()
+    for s in waiting:
+      self._talk.ask(s, {'do': 'seal'})
     until = time.monotonic() + self._patience
-    waiting = self._begun - self._lost
-    while waiting and time.monotonic() < until:
-      event = self._seats.poll(_LOOK_SECONDS)
+    while waiting and (left := until - time.monotonic()) > 0:
+      event = self._seats.poll(left)
       if event is None:
         continue
       if event.what == seats_lib.LOST:
@@ -166,28 +160,29 @@ class StageRound:
     while True:
       try:
         return act()
-      except _LostError:
-        self._attempt += 1
-        self._recover()
+      except stage_talk.LostError:
+        pass
+      except stage_talk.NonsenseError as e:
+        self.refuse(*e.args)
+      self._attempt += 1
+      self._recover()
 
   def _recover(self) -> None:
     """Waits until all stages have holders that know this round."""
     while True:
       if not self._seats.wait(self._late):
-        raise _LateError
-      while (event := self._seats.poll(0)) is not None:
-        if event.what == seats_lib.LOST:
-          self._lost.add(event.stage)
+        raise stage_talk.LateError
+      self._begun -= self._talk.forget_losses()
       if not self._seats.is_ready:
         continue
-      self._forget_questions()
-      self._begun -= self._lost
-      self._lost.clear()
-      self._tell_all({'do': 'abort'})
+      self._talk.forget()
+      self._talk.tell_all({'do': 'abort'})
       try:
         return self._begin()
-      except _LostError:
+      except stage_talk.LostError:
         continue
+      except stage_talk.NonsenseError as e:
+        self.refuse(*e.args)
 
   def _begin(self) -> None:
     """Begins the round at the stages that have not, one after another."""
@@ -197,7 +192,7 @@ class StageRound:
         crossing = self._crossing.get(s, b'')
         continue
       wanted = {i: self._fits[i] for i in (s, s + 1, 1) if i in self._fits}
-      self._ask(
+      self._talk.ask(
         s,
         {
           'do': 'begin',
@@ -210,11 +205,15 @@ class StageRound:
           [stage_work.tokens_bytes(self._fitted), crossing, *wanted.values()]
         ),
       )
-      answer = self._answer(s, 'begun')
-      size = int(answer.text['fit'])
-      if size:
-        self._fits[s + 1] = answer.data[:size]
-        self._crossing[s] = answer.data[size:]
+      answer = self._talk.answer(s, 'begun')
+      if s + 1 < self._stages and s + 1 not in self._fits:
+        size = stage_bytes.size_of(self._fit_form)
+        fit, crossing = answer.data[:size], answer.data[size:]
+        form = self._form(len(self._fitted))
+        why = stage_work.flaw(fit, self._fit_form)
+        if why := why or stage_work.flaw(crossing, form):
+          raise stage_talk.NonsenseError(s, f'the fit: {why}')
+        self._fits[s + 1], self._crossing[s] = fit, crossing
         self._passed += len(answer.data)
       crossing = self._crossing.get(s, b'')
       self._begun.add(s)
@@ -242,18 +241,17 @@ class StageRound:
         data = stage_work.tokens_bytes(slices[m]) + data
       else:
         given[s, m] = data
-      self._ask(s, text, data)
+      self._talk.ask(s, text, data)
 
     while len(squares) < self._stages:
       while let_in < count and let_in - back < self._in_flight:
         go(*((last, 'look_up') if self._ring else (0, 'forward')), let_in)
         let_in += 1
-      event = self._next()
-      if event.text.get('attempt') != self._attempt:
-        continue
-      s, m = event.stage, int(event.text['microbatch'])
-      if 'squares' in event.text:
-        squares[s] = [float(x) for x in event.text['squares']]
+      event = self._talk.next()
+      s, m = event.stage, event.text['microbatch']
+      found, nats = self._numbers(event)
+      if found:
+        squares[s] = found
       self._passed += len(event.data)
       if event.data or event.what != 'backward':
         self._check(step, event, len(slices[m]))
@@ -277,7 +275,7 @@ class StageRound:
         case 'forward':
           go(s + 1, 'last' if s + 1 == last else 'forward', m, event.data)
         case 'last':
-          nats_M[m] = event.text['nats']
+          nats_M[m] = nats
           go(last - 1, 'backward', m, event.data)
         case 'backward' if s > 0 and s < last:
           go(s - 1, 'backward', m, event.data)
@@ -293,8 +291,19 @@ class StageRound:
       'nats': nats,
       'step': self._round * self._schedule_steps + index,
     }
-    self._tell_all(update)
+    self._talk.tell_all(update)
     return nats, norm
+
+  def _numbers(self, event: seats_lib.Event) -> tuple[list[float], float]:
+    """Returns the squares and the loss of an answer; raises NonsenseError."""
+    try:
+      squares = [float(x) for x in event.text.get('squares', ())]
+      nats = float(event.text.get('nats', 0.0))
+    except (TypeError, ValueError):
+      squares, nats = [math.nan], math.nan
+    if len(squares) not in (0, self._sizes[event.stage]):
+      raise stage_talk.NonsenseError(event.stage, 'malformed numbers')
+    return squares, nats
 
   def _norm(self, squares: Mapping[int, list[float]]) -> float:
     return float(
@@ -305,7 +314,7 @@ class StageRound:
     """Verifies the form of what a stage sends.
 
     Raises:
-      _LostError: it is malformed, or not finite; its holder is refused.
+      LostError: it is malformed or not finite; its holder is refused.
       _NotFiniteError: so it is with another holder: the training has diverged.
     """
     why = stage_work.flaw(event.data, self._form(sequences))
@@ -324,8 +333,7 @@ class StageRound:
     if why == stage_work.NOT_FINITE:
       self._not_finite = step, worker
     self.refuse(event.stage, f'stage {event.stage}, step {step}: {why}')
-    self._lost.add(event.stage)
-    raise _LostError
+    raise stage_talk.LostError
 
   def refuse(self, stage: int, why: str) -> None:
     """Takes a stage from its holder, who is not paid for this round."""
@@ -349,52 +357,3 @@ class StageRound:
       self._samples.append(sample)
     elif (place := int(self._draw.integers(self._seen))) < _SAMPLES:
       self._samples[place] = sample
-
-  def _ask(
-    self, stage: int, text: dict[str, ct.Json], data: bytes = b''
-  ) -> None:
-    """Sends a stage a message that it answers."""
-    self._open[stage] = self._open.get(stage, 0) + 1
-    self._asked.setdefault(stage, time.monotonic())
-    self._seats.send(stage, {**text, 'stage': stage}, data)
-
-  def _tell_all(self, text: dict[str, ct.Json]) -> None:
-    for s in range(self._stages):
-      self._seats.send(s, {**text, 'stage': s})
-
-  def _answer(self, stage: int, what: str) -> seats_lib.Event:
-    while True:
-      event = self._next()
-      if (event.stage, event.what) == (stage, what):
-        return event
-
-  def _next(self) -> seats_lib.Event:
-    """Returns the next message of a stage.
-
-    Raises:
-      _LostError: a stage is lost, or has not answered for too long.
-      _LateError: the time is over.
-    """
-    while True:
-      event = self._seats.poll(_LOOK_SECONDS)
-      if event is not None:
-        break
-      if self._late():
-        raise _LateError
-      now = time.monotonic()
-      for stage, since in self._asked.items():
-        if now - since > self._patience:
-          self._seats.drop(stage)
-    if event.what == seats_lib.LOST:
-      self._lost.add(event.stage)
-      raise _LostError
-    self._open[event.stage] = max(self._open.get(event.stage, 0) - 1, 0)
-    self._asked.pop(event.stage, None)
-    if self._open[event.stage]:
-      self._asked[event.stage] = time.monotonic()
-    self._busy[event.stage] += float(event.text.get('seconds', 0.0))
-    return event
-
-  def _forget_questions(self) -> None:
-    self._open.clear()
-    self._asked.clear()

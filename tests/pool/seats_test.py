@@ -40,7 +40,7 @@ class SeatsTest(absltest.TestCase):
 
   def at(self, channel, stage, number=0, state='g'):
     text = {'did': 'at', 'stage': stage, 'number': number, 'id': state}
-    text |= {'digests': {'x': [f'{stage}']}, 'square': 4.0}
+    text |= {'digests': {'x': [f'{stage:02x}']}, 'square': 4.0}
     self.seats.receive(channel, text, b'')
 
   def full(self):
@@ -124,9 +124,7 @@ class SeatsTest(absltest.TestCase):
       self.at(channel, stage, 1, order.after)
     self.assertTrue(self.seats.is_ready)
     self.assertEqual(self.seats.square(), 12.0)
-    self.assertEqual(
-      self.seats.digests(), [{'x': ['0']}, {'x': ['1']}, {'x': ['2']}]
-    )
+    self.assertEqual(self.seats.digests(), [{'x': [f'0{s}']} for s in range(3)])
 
   def test_a_stage_of_another_history_begins_from_the_base(self):
     channels = self.full()

@@ -2,10 +2,12 @@
 
 import collections
 
+import jax
 import numpy as np
 from absl.testing import absltest
 from absl.testing import parameterized
 
+from covenant.models import llama
 from covenant.pool import seats as seats_lib
 from covenant.pool import stage_round
 from covenant.train import island as island_lib
@@ -14,6 +16,13 @@ from covenant.train.pipeline import stage_programs
 from tests.pool import stages
 
 Event = seats_lib.Event
+
+
+def ones(form):
+  """Returns the bytes of arrays of ones."""
+  return stage_bytes.to_bytes(
+    jax.tree.map(lambda x: np.ones(x.shape, x.dtype), form)
+  )
 
 
 class Stages:
@@ -35,12 +44,16 @@ class Stages:
     self.done = collections.Counter()
     self.is_ready = True
     self.under_way = self.most_under_way = 0
-    form = stage_programs.coordinates(
-      config.decoder, self.island, 2, config.data.context
+    self.coordinates, crossing = (
+      ones(
+        stage_programs.coordinates(
+          config.decoder, self.island, count, config.data.context
+        )
+      )
+      for count in (2, 32)
     )
-    self.coordinates = stage_bytes.to_bytes(
-      stage_bytes.jax.tree.map(lambda x: np.ones(x.shape, x.dtype), form)
-    )
+    self.fit = ones(stage_programs.fits(config.decoder, self.island))
+    self.fit += crossing
 
   def wait(self, stop, until=None):
     return not stop()
@@ -69,10 +82,8 @@ class Stages:
     reply['microbatch'] = text.get('microbatch')
     data = coordinates
     if what == 'begin':
-      fit = b'' if stage == last else b'fit'
-      self.events.append(
-        Event(stage, 'begun', {'fit': len(fit), 'seconds': 0.0}, fit)
-      )
+      fit = b'' if stage == last else self.fit
+      self.events.append(Event(stage, 'begun', {'seconds': 0.0}, fit))
       return
     if what in ('abort', 'update'):
       self.done[stage] = 0
@@ -93,10 +104,8 @@ class Stages:
       self.done[stage] += 1
       if self.done[stage] == text['count']:
         names = stage_programs.names(self.config.decoder, self.island, stage)
-        own = stage_programs.pick(
-          stage_round.stage_work.llama.abstract(self.config.model), names.own
-        )
-        count = len(stage_bytes.jax.tree.leaves(own))
+        own = stage_programs.pick(llama.abstract(self.config.model), names.own)
+        count = len(jax.tree.leaves(own))
         reply['squares'] = [1.0] * count
     self.events.append(Event(stage, what, reply, data))
 
@@ -121,11 +130,7 @@ class StageRoundTest(parameterized.TestCase):
     work, result = self.run_round()
     self.assertEqual((result.sequences, result.replays), (64, 0))
     self.assertEqual(result.losses, (8.0, 8.0))
-    leaves = len(
-      stage_bytes.jax.tree.leaves(
-        stage_round.stage_work.llama.abstract(self.config.model)
-      )
-    )
+    leaves = len(jax.tree.leaves(llama.abstract(self.config.model)))
     np.testing.assert_allclose(result.norms, leaves**0.5)
     # A layer each, 2 steps of 16 microbatches.
     self.assertEqual(result.work, {'a': 32, 'b': 32, 'c': 32})
@@ -166,6 +171,28 @@ class StageRoundTest(parameterized.TestCase):
     self.assertEqual([*result.refused], ['b'])
     self.assertRegex(result.refused['b'], why)
     self.assertEqual(self.stages.banned, {'b'})
+
+  @parameterized.parameters(
+    dict(squares=[1.0]), dict(squares='x'), dict(nats='x'), dict(nats=[1])
+  )
+  def test_who_sends_other_numbers_is_refused(self, **text):
+    def send(stage):
+      text_ = {'attempt': 0, 'microbatch': 0, **text}
+      self.stages.events.append(
+        Event(stage, 'forward', text_, self.stages.coordinates)
+      )
+
+    self.stages.faults[1, 'forward'] = send
+    self.assertEqual([*self.run_round()[1].refused], ['b'])
+
+  @parameterized.parameters(b'', b'short')
+  def test_who_sends_another_fit_is_refused(self, data):
+    def send(stage):
+      self.stages.events.append(Event(stage, 'begun', {}, data))
+
+    self.stages.faults[1, 'begin'] = send
+    _, result = self.run_round()
+    self.assertRegex(result.refused['b'], 'the fit: expected .* bytes')
 
   def test_a_step_that_diverges_everywhere_is_not_taken(self):
     bad = self.stages.coordinates[:-2] + b'\xc0\x7f'

@@ -135,7 +135,7 @@ class Stage:
     p, own = self.programs, self._copy_own()
     table = self.shared.params['embedding']
     found: dict[int, stage_programs.Boundary] = {
-      i: p.constants(table, self._read(data, p.fits()))
+      i: p.constants(table, self._read(data, p.fit_form))
       for i, data in fits.items()
     }
     after, sent, crossing = p.index + 1, b'', b''

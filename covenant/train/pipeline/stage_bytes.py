@@ -14,6 +14,12 @@ def to_bytes(tree: ct.PyTree) -> bytes:
   return b''.join(np.ascontiguousarray(x).tobytes() for x in leaves)
 
 
+def size_of(abstract: ct.PyTree) -> int:
+  """Returns the bytes of the arrays of a tree."""
+  leaves = jax.tree.leaves(abstract)
+  return sum(math.prod(x.shape) * np.dtype(x.dtype).itemsize for x in leaves)
+
+
 def from_bytes(data: bytes, abstract: ct.PyTree) -> ct.PyTree:
   """Returns the tree whose arrays have these bytes; raises ValueError."""
   leaves, treedef = jax.tree.flatten(abstract)

@@ -76,6 +76,17 @@ def coordinates(
   return jax.eval_shape(lambda c: quantized.pack(c, bits), whole)
 
 
+def fits(model: config_lib.Model, island: config_lib.Island) -> fit_lib.Sent:
+  """Returns the shapes of a fit."""
+  width = model.width
+  return jax.eval_shape(
+    lambda: fit_lib.Sent(
+      quantized.pack(jnp.zeros((width + 1, width)), fit_lib.BITS),
+      jnp.zeros((width, island.rank), jnp.bfloat16),
+    )
+  )
+
+
 class StagePrograms:
   """The compiled programs of a stage; holds no state.
 
@@ -111,6 +122,7 @@ class StagePrograms:
     self._rate = inner_lib.schedule(
       self._inner, total_steps=config.rounds * config.optim.inner_steps
     )
+    self.fit_form = fits(self.model, island)
     self.fit = jax.jit(self._fit)
     self.constants = jax.jit(lambda *x: Boundary(*fit_lib.constants(*x)))
     self.forward = jax.jit(self._forward)
@@ -140,16 +152,6 @@ class StagePrograms:
   def coordinates(self, sequences: int, length: int) -> ct.PyTree:
     """Returns the shapes of packed coordinates."""
     return coordinates(self.model, self.island, sequences, length)
-
-  def fits(self) -> fit_lib.Sent:
-    """Returns the shapes of a fit."""
-    width, rank = self.model.width, self.island.rank
-    return jax.eval_shape(
-      lambda: fit_lib.Sent(
-        quantized.pack(jnp.zeros((width + 1, width)), fit_lib.BITS),
-        jnp.zeros((width, rank), jnp.bfloat16),
-      )
-    )
 
   def _layers(
     self, own: ct.Params, x: jax.Array, document: jax.Array | None

@@ -1,5 +1,6 @@
 """The compiled tools of a stage, made once per process."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import NamedTuple
@@ -30,11 +31,22 @@ class StageTools(NamedTuple):
   initial: Callable[[], shared_state_lib.SharedState]
 
 
-@functools.lru_cache(maxsize=32)
 def of(
   config: config_lib.Config, island: config_lib.Island, index: int
 ) -> StageTools:
-  """Returns the tools of a stage; their programs are compiled once."""
+  """Returns the tools of a stage; their programs are compiled once.
+
+  Where the stage is, and to whom it talks, makes no difference.
+  """
+  pool, network = config_lib.Pool(), config_lib.Network()
+  alike = dataclasses.replace(config, pool=pool, network=network)
+  return _of(alike, island, index)
+
+
+@functools.lru_cache(maxsize=32)
+def _of(
+  config: config_lib.Config, island: config_lib.Island, index: int
+) -> StageTools:
   programs = stage_programs.StagePrograms(config, island, index)
   method = algorithm_lib.make(config)
   abstract = llama.abstract(config.model)

@@ -32,7 +32,7 @@ def warm_up(stage: stage_lib.Stage, fitted: int, microbatch: int) -> None:
     return zeros(p.coordinates(count, stage.context))
 
   wanted = {p.index, 1} if p.index else set()
-  fits = {i: zeros(p.fits()) for i in wanted if i}
+  fits = {i: zeros(p.fit_form) for i in wanted if i}
   stage.begin(tokens(fitted), coordinates(fitted), fits)
   some, c = tokens(microbatch), coordinates(microbatch)
   is_entry = p.is_first and not p.has_ring

@@ -1,0 +1,110 @@
+"""Questions to stages and their answers."""
+
+import queue
+
+from absl.testing import absltest
+from absl.testing import parameterized
+
+from covenant.pool import seats as seats_lib
+from covenant.pool import stage_talk
+
+Event = seats_lib.Event
+
+
+class Seats:
+  """Stages that answer what the test says."""
+
+  def __init__(self):
+    self.events = queue.SimpleQueue()
+    self.dropped = []
+
+  def poll(self, seconds):
+    return None if self.events.empty() else self.events.get()
+
+  def send(self, stage, text, data=b''):
+    pass
+
+  def drop(self, stage):
+    self.dropped.append(stage)
+    self.events.put(Event(stage, seats_lib.LOST, {}, b''))
+
+
+class StageTalkTest(parameterized.TestCase):
+  def setUp(self):
+    super().setUp()
+    self.seats = Seats()
+    self.talk = self.make()
+
+  def make(self, late=lambda: False, patience=60.0):
+    return stage_talk.StageTalk(self.seats, 2, late, patience)
+
+  def ask(self, stage=0, what='forward', number=3, attempt=1):
+    text = {'do': what, 'microbatch': number, 'attempt': attempt}
+    self.talk.ask(stage, text)
+
+  def say(self, stage=0, what='forward', number=3, attempt=1, **text):
+    text |= {'microbatch': number, 'attempt': attempt}
+    self.seats.events.put(Event(stage, what, text, b''))
+
+  def test_returns_answers_of_open_questions_once(self):
+    self.ask()
+    self.say(attempt=0)  # of an attempt before
+    self.say(seconds=1.5)
+    self.assertEqual(self.talk.next().text['seconds'], 1.5)
+    self.assertEqual(self.talk.busy, [1.5, 0.0])
+    self.ask(number=4)
+    self.say()
+    with self.assertRaisesRegex(stage_talk.NonsenseError, 'nobody asked'):
+      self.talk.next()
+
+  @parameterized.parameters(-1.0, float('nan'), float('inf'), 'x', None, 3)
+  def test_times_that_are_none_count_as_nothing(self, seconds):
+    self.ask()
+    self.say(seconds=seconds)
+    self.talk.next()
+    self.assertEqual(self.talk.busy, [0.0, 0.0])
+
+  @parameterized.parameters(('x', 1), (3, [1]), (1.0, 1))
+  def test_malformed_answers_are_nonsense(self, number, attempt):
+    self.ask()
+    self.say(number=number, attempt=attempt)
+    with self.assertRaises(stage_talk.NonsenseError):
+      self.talk.next()
+
+  def test_a_loss_is_raised_and_remembered(self):
+    self.ask(1)
+    self.seats.drop(1)
+    with self.assertRaises(stage_talk.LostError):
+      self.talk.next()
+    self.seats.drop(0)
+    self.say(1)
+    self.assertEqual(self.talk.forget_losses(), {0, 1})
+    self.assertEqual(self.talk.forget_losses(), set())
+
+  def test_who_is_silent_for_too_long_is_dropped(self):
+    self.talk = self.make(patience=-1.0)
+    self.ask(1)
+    with self.assertRaises(stage_talk.LostError):
+      self.talk.next()
+    self.assertEqual(self.seats.dropped, [1])
+
+  def test_the_time_may_be_over(self):
+    self.talk = self.make(late=lambda: True)
+    self.ask()
+    self.say()
+    self.talk.next()
+    self.ask()
+    with self.assertRaises(stage_talk.LateError):
+      self.talk.next()
+
+  def test_forgotten_questions_have_no_answers(self):
+    self.ask()
+    self.talk.forget()
+    self.say()
+    self.ask(number=5, attempt=2)
+    self.say(number=5, attempt=2)
+    self.assertEqual(self.talk.next().text['microbatch'], 5)
+
+
+if __name__ == '__main__':
+  absltest.main()
