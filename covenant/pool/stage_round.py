@@ -98,6 +98,7 @@ class StageRound:
     began = time.monotonic()
     try:
       self._recover()  # from what happened before
+      began = time.monotonic()
       for h, tokens_BxL1 in enumerate(batches):
         try:
           nats, norm = self._until_done(
