@@ -84,7 +84,8 @@ def disks_of(
       for phase in phases
     )
   else:
-    needed = 16.0 * llama.num_params(config.model) * copies
+    per_parameter = 0.0 if _is_head(config, role) else 16.0
+    needed = per_parameter * llama.num_params(config.model) * copies
   kept = 'exports' if role == 'evaluator' else 'checkpoints'
   # A node that catches up has the pieces of a checkpoint beside them.
   joins = roles.of_role(config, 'joiner')
@@ -179,8 +180,15 @@ def phases_of(config: config_lib.Config) -> Iterator[str]:
         yield problem
 
 
+def _is_head(config: config_lib.Config, role: str) -> bool:
+  """Returns whether a node leaves the parameters to its stages."""
+  return role == 'pool' and any(island.rank for island in config.islands)
+
+
 def _bytes(config: config_lib.Config, role: str) -> tuple[float, float]:
   """Returns the bytes of a device and of its host."""
+  if _is_head(config, role):  # it has the payloads of a round
+    return 0.0, float(config.plan.peers * memory.shards(config).payload_bytes)
   if role in roles.ROLES:
     phases = roles.of_role(config, role)
     if role == 'validator':  # which catches up as well

@@ -43,6 +43,17 @@ class RoleNeedsTest(parameterized.TestCase):
     self.assertFalse(well)
     self.assertIn('GB of host memory, of 400.0 GB here', text)
 
+  def test_the_head_of_a_pipeline_needs_no_parameters(self):
+    self.with_devices(24, host=64)
+    self.assertFalse(role_needs.memory_line(load('72b'), 'pool')[0])
+    config = load('72b', 'islands=1x stages=80,rank=324,bits=4')
+    well, text = role_needs.memory_line(config, 'pool')
+    self.assertTrue(well, text)
+    folder = self.create_tempdir().full_path
+    disk, _ = role_needs.disks_of(config, folder, 'pool')
+    whole, _ = role_needs.disks_of(load('72b'), folder, 'pool')
+    self.assertLess(disk.needed, whole.needed)
+
   def test_devices_in_the_hosts_memory_count_there(self):
     config = load('tiny')
     with mock.patch.object(machine, 'memory_bytes', lambda: 1000):
