@@ -382,9 +382,11 @@ class MetricsWriter:
   def close(self) -> None:
     """Syncs and closes; a second call does nothing."""
     if self._is_open:
-      self.sync()
-      self._tensorboard.close()
       self._is_open = False
+      try:
+        self.sync()
+      finally:
+        self._tensorboard.close()
 
   def __enter__(self) -> 'MetricsWriter':
     return self

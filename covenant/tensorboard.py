@@ -24,6 +24,7 @@ def _crc_table() -> tuple[int, ...]:
 
 
 _CRC_TABLE = _crc_table()
+_NAME = 'events.out.tfevents.'
 
 
 class EventWriter:
@@ -37,9 +38,12 @@ class EventWriter:
   def __init__(self, folder: str | os.PathLike[str], purge_step: int):
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    # Two files of one second must not have one name.
-    name = f'{int(time.time()):010d}.{socket.gethostname()}.from{purge_step}'
-    self._file = open(folder / f'events.out.tfevents.{name}', 'ab')
+    # TensorBoard reads files by name, whatever the clock was set to meanwhile.
+    known = [x.name.split('.')[3] for x in folder.glob(f'{_NAME}*')]
+    last = max((int(x) for x in known if x.isdecimal()), default=-1)
+    number = max(int(time.time()), last + 1)
+    name = f'{number:010d}.{socket.gethostname()}.from{purge_step}'
+    self._file = open(folder / f'{_NAME}{name}', 'ab')
     self._write(_text(3, b'brain.Event:2'))  # file_version
     self._write(_integer(2, purge_step) + _text(7, _integer(1, 1)))
 

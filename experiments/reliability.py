@@ -77,7 +77,7 @@ def main(argv: list[str]) -> bool:
   parser.add_argument('--quick', action='store_true')
   parser.add_argument('--real-time', type=int, default=0, metavar='ROUNDS')
   parser.add_argument('--soak', type=float, default=0.0, metavar='MINUTES')
-  parser.add_argument('--kill', type=float, default=15.0, metavar='SECONDS')
+  parser.add_argument('--kill', type=float, default=20.0, metavar='SECONDS')
   parser.add_argument('--seed', type=int, default=0)
   options = parser.parse_args(argv)
   if options.real_time:

@@ -1,5 +1,7 @@
 import pathlib
 import struct
+import time
+from unittest import mock
 
 from absl.testing import absltest
 from tensorboardX.proto import event_pb2
@@ -9,6 +11,16 @@ from covenant import tensorboard
 
 
 class EventWriterTest(absltest.TestCase):
+  def test_files_are_in_the_order_of_starts_whatever_the_clock_says(self):
+    folder = pathlib.Path(self.create_tempdir().full_path)
+    starts = []
+    for seconds in (2e9, 1e9, 1e9, 2e9, 3e9):
+      with mock.patch.object(time, 'time', return_value=seconds):
+        tensorboard.EventWriter(folder, 3).close()
+      (new,) = {path.name for path in folder.iterdir()} - {*starts}
+      starts.append(new)
+    self.assertEqual(starts, sorted(starts))
+
   def test_tensorboards_own_classes_read_it(self):
     folder = pathlib.Path(self.create_tempdir().full_path, 'events')
     writer = tensorboard.EventWriter(folder, 300)

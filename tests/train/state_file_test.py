@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+import tempfile
 
 import jax
 import pytest
@@ -110,21 +111,23 @@ class StateFileTest(parameterized.TestCase):
 
 @pytest.mark.slow
 class GoOnTest(absltest.TestCase):
-  def setUp(self):
-    super().setUp()
-    self.folder = pathlib.Path(self.create_tempdir().full_path)
-    self.config = helpers.tiny(f'rounds={ROUND}', *FIELDS)
-    emulation.run(self.config, self.folder / 'old')
-    completed, shared = export.newest_state(self.config, self.folder / 'old')
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    folder = cls.enterClassContext(tempfile.TemporaryDirectory())
+    cls.folder = pathlib.Path(folder)
+    cls.config = helpers.tiny(f'rounds={ROUND}', *FIELDS)
+    emulation.run(cls.config, cls.folder / 'old')
+    completed, shared = export.newest_state(cls.config, cls.folder / 'old')
     leaves = shared_state.named_leaves(shared)
-    fingerprint = shared_state.SharedModel(self.config).fingerprint(shared)
-    exporter = export.Exporter(self.config, self.folder / 'old')
+    fingerprint = shared_state.SharedModel(cls.config).fingerprint(shared)
+    exporter = export.Exporter(cls.config, cls.folder / 'old')
     content = state_file.encode(completed, leaves, fingerprint)
     exporter.add({state_file.FILE: content})
-    self.exported = exporter.write(completed, shared.params)
-    self.goes_on = dataclasses.replace(
-      self.config,
-      pretrained=str(self.exported),
+    cls.exported = exporter.write(completed, shared.params)
+    cls.goes_on = dataclasses.replace(
+      cls.config,
+      pretrained=str(cls.exported),
       first_round=completed,
       rounds=completed + 2,
     )
