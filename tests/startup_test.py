@@ -50,6 +50,36 @@ class CacheTest(absltest.TestCase):
     self.assertRegex(err, '^compiled programs are not kept: no home; set XDG')
 
 
+class DeviceShareTest(parameterized.TestCase):
+  @parameterized.parameters(
+    (0.25, {}, {'XLA_CLIENT_MEM_FRACTION': '0.250'}),
+    (0.0, {}, {}),
+    # JAX refuses both of its names at once.
+    (0.25, {'XLA_PYTHON_CLIENT_MEM_FRACTION': '.9'}, {}),
+    (0.25, {'XLA_CLIENT_MEM_FRACTION': '.9'}, {}),
+  )
+  def test_what_the_user_sets_holds(self, fraction, environ, wanted):
+    self.assertEqual(startup.device_share(fraction, environ), wanted)
+
+  def test_a_role_sets_it_before_jax_looks_for_devices(self):
+    seen = []
+
+    def role(config, workdir):
+      del config, workdir
+      seen.append(os.environ.get(startup.MEMORY_FRACTION))
+
+    words = ['run.py', '--config.devices.memory_fraction=0.3']
+    with (
+      mock.patch.dict(cli.ROLES, {'report': role}),
+      mock.patch.dict('os.environ'),
+      flagsaver.flagsaver(config='tiny', role='report', workdir='unused'),
+    ):
+      os.environ.pop('XLA_PYTHON_CLIENT_MEM_FRACTION', None)
+      os.environ.pop(startup.MEMORY_FRACTION, None)
+      cli.run(words)
+    self.assertEqual(seen, ['0.300'])
+
+
 class DiskTest(parameterized.TestCase):
   @parameterized.parameters(
     (errno.ENOSPC, f'/w/x: the disk is full{startup.GO_ON}'),

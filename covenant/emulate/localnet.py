@@ -21,7 +21,6 @@ from typing import IO, NamedTuple
 from covenant import config as config_lib
 from covenant import errors
 from covenant import files
-from covenant import startup
 from covenant import typing as ct
 from covenant.chain import local_chain
 from covenant.emulate import environment
@@ -229,6 +228,7 @@ class Localnet:
       f'--role={member.role}',
       f'--config={self._file}',
       f'--config.network.hotkey={hotkey}',
+      f'--config.devices.memory_fraction={device_share(self._config):.3f}',
       f'--workdir={self.folder(member)}',
     ]
 
@@ -237,7 +237,6 @@ class Localnet:
   ) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
       command,
-      env={**os.environ, **startup.device_share(device_share(self._config))},
       stdin=subprocess.DEVNULL,
       stdout=log,
       stderr=log,

@@ -255,9 +255,9 @@ class Process:
   def _tell_uid(self, head: int) -> None:
     """Writes the uid of this hotkey to status.json, once."""
     if head >= 0 and not self._has_uid:
-      self._has_uid = True
       uids = {peer.hotkey: peer.uid for peer in self._chain.peers(head)}
       self.workdir.status(uid=uids.get(self._chain.hotkey))
+      self._has_uid = True
 
   def _inner_step(self, step: local_lib.InnerStep) -> None:
     """Measures an inner step of this miner."""

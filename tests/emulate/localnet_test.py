@@ -49,30 +49,22 @@ def decisions(path):
 
 
 class DeviceShareTest(absltest.TestCase):
-  def environment(self, environ, *changes):
-    """The variables of a process of a network with five and an evaluator."""
+  def fraction(self, *changes):
+    """The share of a process in a network of five and an evaluator."""
     folder = self.create_tempdir().full_path
     config = helpers.tiny('miners=3', 'validators=2', *changes)
     network = localnet.Localnet(config, folder)
     self.addCleanup(network.chain.close)
-    with (
-      mock.patch.dict(os.environ, environ),
-      mock.patch.object(localnet.subprocess, 'Popen') as popen,
-    ):
-      network.start(localnet.Member('miner', 0))
-    return popen.call_args.kwargs['env']
+    words = network.command(localnet.Member('miner', 0))
+    (found,) = [w for w in words if 'memory_fraction' in w]
+    return found
 
   def test_processes_share_the_memory_of_a_device(self):
     # Six of them, and the one that starts them: 0.9 / 7.
-    found = self.environment({})
-    self.assertEqual(found['XLA_CLIENT_MEM_FRACTION'], '0.129')
-    self.assertEqual(found['PATH'], os.environ['PATH'])
-
-  def test_what_the_user_says_holds(self):
-    found = self.environment({}, 'devices.memory_fraction=0.05')
-    self.assertEqual(found['XLA_CLIENT_MEM_FRACTION'], '0.050')
-    found = self.environment({'XLA_PYTHON_CLIENT_MEM_FRACTION': '.1'})
-    self.assertNotIn('XLA_CLIENT_MEM_FRACTION', found)
+    flag = '--config.devices.memory_fraction='
+    self.assertEqual(self.fraction(), f'{flag}0.129')
+    own = self.fraction('devices.memory_fraction=0.05')
+    self.assertEqual(own, f'{flag}0.050')
 
 
 @pytest.mark.network
@@ -127,6 +119,7 @@ class LocalnetTest(absltest.TestCase):
     self.assertLen(outcome.sights, 5)
     for sight in outcome.sights:
       self.assertEqual(sight.status['round'], 2)
+      self.assertEqual(sight.status.get('uid'), sight.member.uid)
       self.assertEqual(
         sight.status['fingerprint'], host.validators[0].fingerprint()
       )
