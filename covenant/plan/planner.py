@@ -16,6 +16,7 @@ from covenant import config as config_lib
 from covenant.plan import hardware
 from covenant.plan import island_costs
 from covenant.plan import partition
+from covenant.plan import worth
 from covenant.train import island as island_lib
 
 Hosts = tuple[int, ...]  # count per group
@@ -57,9 +58,16 @@ class NetworkPlan(NamedTuple):
     that gives more tokens.
     """
     works = sorted(self.works, key=lambda work: work.tokens)
+    of_batch = functools.partial(worth.of_batch, self.terms.config)
+
+    def value(low: island_costs.Work, work: island_costs.Work) -> float:
+      """Returns the weighted tokens of an island that does another's work."""
+      share = of_batch(low.island.batch) / of_batch(work.island.batch)
+      return low.tokens * work.value / work.tokens * share
+
     return max(
       (
-        low.tokens * sum(work.value / work.tokens for work in works[i:])
+        sum(value(low, work) for work in works[i:])
         for i, low in enumerate(works)
       ),
       default=0.0,

@@ -24,11 +24,12 @@ from covenant.models import llama
 # (compression ratio, worth) by the parameters of the model, in a network of
 # which half are full replicas.
 COMPRESSION: dict[int, tuple[tuple[float, float], ...]] = {
-  115_008: ((8.0, 0.76), (64 / 3, 0.64), (64.0, 0.61)),
+  115_008: ((8.0, 0.78), (21.33, 0.65), (64.0, 0.57)),
+  51_360: ((8.0, 0.94), (21.33, 0.88), (42.67, 0.83)),
 }
 # The tokens of the measured runs, and the critical batch of a peer in tokens.
-MEASURED_TOKENS = 2_304_000
-CRITICAL_BATCH = 768.0
+MEASURED_TOKENS = 552_960
+CRITICAL_BATCH = 53.0
 _GROWTH = 0.47  # power of a run's tokens with which the critical batch grows
 
 

@@ -97,9 +97,8 @@ class SearchTest(parameterized.TestCase):
 
   def test_moves_go_beyond_every_start(self):
     config = toy.make(
-      f'{toy.any_of(5, 30, toy.WEAK, "on 4 Mb/s")}, '
-      f'{toy.any_of(4, 240, toy.WEAK, "on 100 kb/s")}',
-      peers=3,
+      f'{toy.any_of(3, 30, toy.WEAK, toy.FAST)}, '
+      f'{toy.any_of(4, 80, toy.WEAK, toy.FAST)}'
     )
     plan = planner.plan(config)
     search = planner._Search(plan.terms, plan.groups)
@@ -112,6 +111,8 @@ class SearchTest(parameterized.TestCase):
         toy.any_of(1, s, toy.STRONG, toy.FAST) for s in (30, 60, 120, 240)
       )
     )
+    # So long a run has use for all their batches.
+    config = dataclasses.replace(config, rounds=10**7)
     plan = planner.plan(config)
     # 1 + 2 + 4 + 8 parts of work, of which equal work does 2 x 4 or 1 x 8.
     self.assertBetween(plan.value / plan.equal, 1.7, 2.0)
@@ -148,7 +149,7 @@ class ConfigTest(absltest.TestCase):
     )
     self.assertLen(plan.works, config.miners)
     tokens = [work.tokens for work in plan.works]
-    self.assertBetween(max(tokens) / min(tokens), 13, 15)
+    self.assertBetween(max(tokens) / min(tokens), 13, 14)
     power = [0.0, 0.0]
     for work in plan.works:
       power[work.kind == 'pipeline'] += sum(

@@ -16,11 +16,13 @@ LARGE = str(helpers.CONFIGS / '72b.py')
 
 
 def study_config(minutes=60):
-  """The setting of the studies, as a plan of eight islands."""
+  """The setting of experiments/worth.py, as a plan of four islands."""
   return study.make_config(
     study.Cell('', 0),
     [
-      'plan.peers=8',
+      'miners=4',
+      'rounds=48',
+      'plan.peers=4',
       f'plan.compute_minutes={minutes}',
       'phases.round_blocks=400',
     ],
@@ -57,8 +59,11 @@ class BatchTest(absltest.TestCase):
   def test_a_longer_run_has_use_for_larger_batches(self):
     large = config_lib.load(LARGE)
     own = large.optim.inner.batch_size
-    self.assertGreater(worth.of_batch(large, 2 * own), 0.6)
-    self.assertLess(worth.of_batch(study_config(), 6), 0.9)
+    small = study_config()
+    self.assertGreater(
+      worth.critical_batch(large), 10 * worth.critical_batch(small)
+    )
+    self.assertLess(worth.of_batch(large, 2 * own), 1.0)
 
   def test_the_study_plans_more_steps_before_larger_batches(self):
     """Four times the work of the run: twice the steps first."""
