@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from covenant import metrics
+from covenant import typing as ct
 from covenant.report import curves
 from covenant.report import folder
 
@@ -49,10 +50,15 @@ class Point(NamedTuple):
 
 
 def groups(runs: Mapping[str, folder.Run]) -> list[Group]:
-  """Returns the runs by config, in their order."""
-  found: dict[str, dict[str, folder.Run]] = {}
+  """Returns the runs by config, in their order; a seed is in a group once."""
+  found: dict[tuple[str, int], dict[str, folder.Run]] = {}
+  times: dict[tuple[str, ct.Json], int] = {}
   for name, run in runs.items():
-    found.setdefault(_key(name, run), {})[name] = run
+    key = _key(name, run)
+    again = times[key, run.get('seed')] = (
+      times.get((key, run.get('seed')), -1) + 1
+    )
+    found.setdefault((key, again), {})[name] = run
   return [
     Group(
       next(iter(members))

@@ -23,7 +23,8 @@ class SeedsTest(absltest.TestCase):
     found = seeds.groups(runs)
     self.assertEqual(
       [(g.name, list(g.runs)) for g in found],
-      [('a (mean of 3 seeds)', ['a', 'b', 'd']), ('c', ['c'])],
+      # The seed of d is that of a.
+      [('a (mean of 2 seeds)', ['a', 'b']), ('c', ['c']), ('d', ['d'])],
     )
     self.assertEqual(found[1].deviation, 0)
 
