@@ -219,7 +219,9 @@ class HeadProcessTest(PipelineCase):
     self.begin('head', 'validator', 'miner', *names)
     record = self.folder / 'head' / 'stages.jsonl'
     self.until(record.exists, 'a round is trained')
-    self.processes.pop('stage-b').kill()
+    killed = self.processes.pop('stage-b')
+    killed.kill()
+    killed.wait()
     self.stage('stage-d', f'http://{path.read_text()}')
     rounds = self.finish()
     end = self.check_equal()

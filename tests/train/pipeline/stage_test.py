@@ -2,6 +2,7 @@
 
 import jax
 import numpy as np
+import pytest
 from absl.testing import absltest
 from absl.testing import parameterized
 
@@ -76,6 +77,7 @@ def combined_norm(stages):
   )
 
 
+@pytest.mark.slow
 class StageTest(parameterized.TestCase):
   @parameterized.parameters(
     ('1x stages=3,rank=8,bits=4', True),
