@@ -48,6 +48,7 @@ _DATA = [
 ]
 # torch is pinned: the CPU build is of this version, others pull gigabytes.
 _HF = [
+  'gguf>=0.17,<1',
   'safetensors>=0.4.3,<1',
   'torch==2.13.0',
   'transformers>=4.57,<6',

@@ -31,6 +31,7 @@ from covenant.emulate import places
 from covenant.emulate import proposals
 from covenant.node import evaluator as evaluator_lib
 from covenant.node import export as export_lib
+from covenant.node import finetune as finetune_lib
 from covenant.node import multihost as multihost_lib
 from covenant.node import preflight
 from covenant.node import process
@@ -280,6 +281,7 @@ ROLES: dict[str, Callable[[config_lib.Config, str], None]] = {
   'data': data,
   'export': export_lib.export,
   'sample': sample_lib.sample,
+  'finetune': finetune_lib.finetune,
   'miner': miner,
   'validator': validator,
   'pool': pool,
@@ -301,7 +303,9 @@ ROLES: dict[str, Callable[[config_lib.Config, str], None]] = {
 _WITHOUT_DATA = (
   *('tokenize', 'merge', 'plan', 'report', 'compare', 'explain', 'sample'),
   'export',
+  'finetune',
 )
+_WITH_FLAGS = (export_lib, sample_lib, finetune_lib)
 
 
 def _help() -> str:
@@ -357,7 +361,7 @@ _PREFIX = '--config.'
 
 def main() -> None:
   """Runs the program; ends it with one line after an error of the user."""
-  for module in __name__, export_lib.__name__, sample_lib.__name__:
+  for module in __name__, *(m.__name__ for m in _WITH_FLAGS):
     for flag in flags.FLAGS.get_key_flags_for_module(module):
       flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)  # for --help
   app.run(run, flags_parser=_parse)

@@ -28,6 +28,9 @@ class Eval(schema.Section):
 
   every: int = schema.positive(10)  # rounds between evaluations
   sequences: int = schema.positive(512)  # held-out sequences per evaluation
+  samples: int = schema.bounded(0, low=0)  # rounds between samples; 0: none
+  prompt: str = '\n'  # text that samples continue
+  sample_tokens: int = schema.positive(100)  # tokens per sample
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,6 +22,7 @@ from covenant.emulate import saved
 from covenant.node import extension
 from covenant.node import multihost as multihost_lib
 from covenant.node import preflight
+from covenant.node import samples
 from covenant.node import workdir as workdir_lib
 from covenant.protocol import checkpoint as checkpoint_lib
 
@@ -47,8 +48,8 @@ def run(
 ) -> Outcome:
   """Runs `config` in `workdir`, from its newest checkpoint if it has one.
 
-  Writes config.json, metrics.jsonl, steps.jsonl, verdicts.jsonl, tensorboard/
-  and checkpoints/.
+  Writes config.json, metrics.jsonl, steps.jsonl, verdicts.jsonl, tensorboard/,
+  checkpoints/ and, with `eval.samples`, samples.jsonl.
 
   Args:
     config: the experiment.
@@ -110,6 +111,8 @@ def run(
       host.adopted = folder.adopted
       if restored is None:
         folder.log(host.evaluate())
+    kept = completed if is_first else None  # one process alone writes
+    sampler = samples.Sampler(config, folder.path, kept)
     while completed < host.rounds:
       folder.begin_round(completed)
       proposals.support(host, workdir)
@@ -130,6 +133,8 @@ def run(
       last = completed == host.rounds
       if is_first and (last or completed % config.eval.every == 0):
         folder.log(host.evaluate())
+      if is_first and sampler.is_due(completed, last):
+        sampler.add(completed, host.validators[0].shared.params)
       # Processes that differ in anything differ in the root.
       stopped = process_group.broadcast_from(
         0, ('round', completed, host.root), stop

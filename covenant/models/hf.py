@@ -37,7 +37,7 @@ _SINGLE = 'model.safetensors'  # written by transformers if one file is enough
 _EMBEDDING = 'model.embed_tokens.weight'
 _UNEMBEDDING = 'lm_head.weight'
 _FREQUENCIES = '.rotary_emb.inv_freq'  # follow from rope_theta
-_DTYPES = ('F32', 'BF16', 'F16')
+_DTYPES = ('F32', 'BF16', 'F16', 'F64')
 # Name of a type -> its name in the files, and NumPy's.
 DTYPES = {
   'float32': ('F32', np.dtype('<f4')),
@@ -58,7 +58,7 @@ _LAYER = {
 }
 
 
-class _Tensor(NamedTuple):
+class Tensor(NamedTuple):
   """A tensor of the folder and its place in the parameters."""
 
   shape: tuple[int, ...]  # shape in the folder
@@ -74,16 +74,17 @@ def names_and_shapes(model: config_lib.Model) -> dict[str, tuple[int, ...]]:
   >>> shapes['model.layers.1.mlp.down_proj.weight']
   (8, 24)
   """
-  return {name: tensor.shape for name, tensor in _tensors(model).items()}
+  return {name: tensor.shape for name, tensor in layout(model).items()}
 
 
-def _tensors(model: config_lib.Model) -> dict[str, _Tensor]:
+def layout(model: config_lib.Model) -> dict[str, Tensor]:
+  """Returns every tensor by its name, in the order of the files."""
   m = model
   kv_width = m.width // m.heads * m.kv_heads
   outputs = {'key': kv_width, 'value': kv_width}
   outputs |= {'gate': m.ffn_width, 'up': m.ffn_width}
   table = (m.vocab_size, m.width)
-  found = {'model.embed_tokens': _Tensor(table, ('embedding',), None, False)}
+  found = {'model.embed_tokens': Tensor(table, ('embedding',), None, False)}
   for i in range(m.layers):
     top, layer = ('layers', i) if m.scan_layers else (f'layers_{i}', None)
     for name, (part, weight) in _LAYER.items():
@@ -91,12 +92,12 @@ def _tensors(model: config_lib.Model) -> dict[str, _Tensor]:
       if weight != 'gain':
         inputs = m.ffn_width if weight == 'down' else m.width
         shape = (outputs.get(weight, m.width), inputs)
-      found[f'model.layers.{i}.{name}'] = _Tensor(
+      found[f'model.layers.{i}.{name}'] = Tensor(
         shape, (top, part, weight), layer, len(shape) == 2
       )
-  found['model.norm'] = _Tensor((m.width,), ('final_norm', 'gain'), None, False)
+  found['model.norm'] = Tensor((m.width,), ('final_norm', 'gain'), None, False)
   if not m.tie_embeddings:
-    found['lm_head'] = _Tensor(table, ('unembedding',), None, True)
+    found['lm_head'] = Tensor(table, ('unembedding',), None, True)
   return {f'{name}.weight': tensor for name, tensor in found.items()}
 
 
@@ -131,7 +132,7 @@ def export(
       disk has too little space.
   """
   _check_params(model, params)
-  tensors = _tensors(model)
+  tensors = layout(model)
   width = DTYPES[dtype][1].itemsize
   total = width * sum(math.prod(t.shape) for t in tensors.values())
   with _new_folder(pathlib.Path(folder), total) as partial:
@@ -169,7 +170,7 @@ def load(folder: str | os.PathLike[str], model: config_lib.Model) -> ct.Params:
 
   Args:
     folder: a folder of `export` or `save_pretrained`, or of a published model,
-      in float32, bfloat16 or float16.
+      in float32, bfloat16, float16 or float64.
     model: the expected architecture.
 
   Returns:
@@ -181,7 +182,7 @@ def load(folder: str | os.PathLike[str], model: config_lib.Model) -> ct.Params:
   """
   folder = pathlib.Path(folder)
   rows = hf_config.check(folder / 'config.json', model)
-  tensors = _tensors(dataclasses.replace(model, vocab_size=rows))
+  tensors = layout(dataclasses.replace(model, vocab_size=rows))
   if model.tie_embeddings:
     tensors[_UNEMBEDDING] = tensors[_EMBEDDING]
   shards = _read_index(folder, tensors)
@@ -199,7 +200,7 @@ def load(folder: str | os.PathLike[str], model: config_lib.Model) -> ct.Params:
     with _open(file) as reader:
       for name in names:
         tensor, x = tensors[name], reader.get_tensor(name)
-        target = _leaf(params, tensor)
+        target = leaf(params, tensor)
         if name in (_EMBEDDING, _UNEMBEDDING):
           x = x[: model.vocab_size]
         if name == _UNEMBEDDING and model.tie_embeddings:
@@ -214,7 +215,8 @@ def load(folder: str | os.PathLike[str], model: config_lib.Model) -> ct.Params:
   return params
 
 
-def _leaf(params: ct.Params, tensor: _Tensor) -> ct.Array:
+def leaf(params: ct.Params, tensor: Tensor) -> ct.Array:
+  """Returns the parameter, or the layer of one, that a tensor is."""
   for key in tensor.leaf:
     params = params[key]
   return params if tensor.layer is None else params[tensor.layer]
@@ -261,7 +263,7 @@ def _new_folder(folder: pathlib.Path, room: int) -> Iterator[pathlib.Path]:
     raise config_lib.ConfigError(f'{folder} cannot be written: {e}') from e
 
 
-def _cut(tensors: Mapping[str, _Tensor], most: int) -> list[list[str]]:
+def _cut(tensors: Mapping[str, Tensor], most: int) -> list[list[str]]:
   """Divides the tensors into files of so many elements; returns the names."""
   shards, room = [], 0
   for name, tensor in tensors.items():
@@ -276,7 +278,7 @@ def _cut(tensors: Mapping[str, _Tensor], most: int) -> list[list[str]]:
 
 def _write_shard(
   path: pathlib.Path,
-  tensors: Mapping[str, _Tensor],
+  tensors: Mapping[str, Tensor],
   params: ct.Params,
   dtype: str,
 ) -> None:
@@ -303,10 +305,10 @@ def _write_shard(
 
 
 def _write_tensor(
-  file: BinaryIO, tensor: _Tensor, params: ct.Params, dtype: np.dtype
+  file: BinaryIO, tensor: Tensor, params: ct.Params, dtype: np.dtype
 ) -> None:
   # A copy: JAX keeps what it fetched for as long as the array lives.
-  x = np.asarray(_leaf(params, tensor).copy())
+  x = np.asarray(leaf(params, tensor).copy())
   x = x.T if tensor.turned else x
   rows = max(1, _SLAB // x[0].nbytes)
   for start in range(0, len(x), rows):
@@ -319,7 +321,7 @@ def _write_json(path: pathlib.Path, content: ct.Json) -> None:
 
 
 def _read_index(
-  folder: pathlib.Path, tensors: Mapping[str, _Tensor]
+  folder: pathlib.Path, tensors: Mapping[str, Tensor]
 ) -> dict[pathlib.Path, list[str]]:
   """Returns the names of the tensors in each file, and checks them."""
   path = folder / _INDEX
@@ -345,7 +347,7 @@ def _read_index(
 
 
 def _check_names(
-  path: pathlib.Path, there: Iterable[str], expected: Mapping[str, _Tensor]
+  path: pathlib.Path, there: Iterable[str], expected: Mapping[str, Tensor]
 ) -> None:
   found = {name for name in there if not name.endswith(_FREQUENCIES)}
   wanted = set(expected)
@@ -361,7 +363,7 @@ def _check_names(
       raise config_lib.ConfigError(f'{path} {what} {min(names)}{more}')
 
 
-def _check_shard(path: pathlib.Path, tensors: Mapping[str, _Tensor]) -> None:
+def _check_shard(path: pathlib.Path, tensors: Mapping[str, Tensor]) -> None:
   with _open(path) as reader:
     _check_names(path, reader.keys(), tensors)
     for name, tensor in tensors.items():

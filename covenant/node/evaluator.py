@@ -24,10 +24,12 @@ from covenant import typing as ct
 from covenant.chain import interface as chain_lib
 from covenant.data import assignment
 from covenant.data import dataset
+from covenant.data import pretrained
 from covenant.data import tokens as tokens_lib
 from covenant.models import evaluation
 from covenant.node import connect
 from covenant.node import export as export_lib
+from covenant.node import samples
 from covenant.node import workdir as workdir_lib
 from covenant.protocol import amendments as amendments_lib
 from covenant.protocol import apply
@@ -106,8 +108,9 @@ class Evaluator:
 class EvaluatorProcess:
   """Evaluates published checkpoints, newest first, until the run is over.
 
-  Writes evaluations.csv and one line per evaluation to evaluations.jsonl; if
-  lm-eval is installed, also the exports hf/ROUND for it.
+  Writes evaluations.csv and one line per evaluation to evaluations.jsonl; with
+  `eval.samples` a text of each to samples.jsonl, and if lm-eval is installed
+  the exports hf/ROUND for it.
 
   Args:
     config: the config of the run.
@@ -134,13 +137,16 @@ class EvaluatorProcess:
     self._objects = connect.objects(
       config, self._shared_model.run, writes=False
     )
-    self._evaluator = Evaluator(config, dataset.load(config), place)
+    data = dataset.load(config)
+    self._evaluator = Evaluator(config, data, place)
     self._exporter = None
     if wanted():
       self._exporter = export_lib.Exporter(config, self._workdir.path)
     else:
       print(WITHOUT, file=sys.stderr)
     self._refused: set[catchup.Refused] = set()  # see `CatchUp`
+    pretrained.keep(self._workdir.path, config, data)
+    self._sampler = samples.Sampler(config, self._workdir.path)
     self._path = self._workdir.path / 'evaluations.jsonl'
     self._rows = self._read()
     self._workdir.status(phase='ready')
@@ -204,6 +210,8 @@ class EvaluatorProcess:
     fingerprint = apply.fingerprint(self._shared_model, place)
     # Before the row is written: a restart skips rounds that have a row.
     self._export(place)
+    if self._sampler.is_due(place.round, last=True):
+      self._sampler.add(place.round, place.shared.params)
     row = {
       'round': place.round,
       'nats_per_token': heldout.nats_per_token,

@@ -18,6 +18,7 @@ from covenant import extras
 from covenant import metrics as metrics_lib
 from covenant import typing as ct
 from covenant.data import pretrained
+from covenant.models import gguf_file
 from covenant.models import hf
 from covenant.models import hf_config
 from covenant.models import llama
@@ -26,6 +27,7 @@ from covenant.node import multihost as multihost_lib
 from covenant.node import preflight
 from covenant.node import workdir as workdir_lib
 from covenant.protocol import checksums
+from covenant.telemetry import provenance
 from covenant.train import pieces as pieces_lib
 from covenant.train import placement as placement_lib
 from covenant.train import shared_state as shared_state_lib
@@ -45,13 +47,16 @@ _STATE = flags.DEFINE_bool(
   "export: also the outer optimizer's state, for a run that goes on from this "
   'round.',
 )
+_FORMAT = flags.DEFINE_enum(
+  'format', 'hf', ['hf', 'gguf'], 'export: the files to write.'
+)
 _LICENSE = flags.DEFINE_string(
   'license', '', "export: the license's identifier, for the model card."
 )
 
 
 def export(config: config_lib.Config, workdir: str) -> None:
-  """Writes the workdir's newest checkpoint in Hugging Face's format.
+  """Writes the workdir's newest checkpoint in Hugging Face's format, or GGUF.
 
   The config is that of the run, such as its config.json.
   """
@@ -65,6 +70,12 @@ def export(config: config_lib.Config, workdir: str) -> None:
   parsed = flags.FLAGS.is_parsed()
   dtype = _DTYPE.value if parsed else 'float32'
   licence = _LICENSE.value if parsed else ''
+  if parsed and _FORMAT.value == 'gguf':
+    if _STATE.value:
+      raise config_lib.ConfigError('--format: expected hf with --state, got gguf')
+    completed, params = newest(workdir, mesh)
+    _write_gguf(config, workdir, completed, params, dtype, licence)
+    return
   exporter = Exporter(config, workdir)
   if parsed and _STATE.value:
     if dtype != 'float32':
@@ -87,6 +98,30 @@ def export(config: config_lib.Config, workdir: str) -> None:
     f'the model after round {completed} is in {folder}; '
     f'transformers.LlamaForCausalLM.from_pretrained({str(folder)!r}) loads it'
   )
+
+
+def _write_gguf(
+  config: config_lib.Config,
+  workdir: str,
+  completed: int,
+  params: ct.Params,
+  dtype: str,
+  licence: str,
+) -> None:
+  path = pathlib.Path(workdir, 'gguf', f'{completed}.gguf')
+  files, end_of_text = pretrained.kept(workdir, config)
+  gguf_file.export(
+    path,
+    config.model,
+    params,
+    name=config.name,
+    context=config.data.context,
+    end_of_text=end_of_text,
+    files=files,
+    dtype=dtype,
+    licence=licence,
+  )
+  print(f'the model after round {completed} is in {path}')
 
 
 class Exporter:
@@ -177,7 +212,8 @@ def card(
   lines = [
     *(*header, '---', '', f'# {config.name}, round {completed}', ''),
     f'A Llama of {llama.num_params(config.model):,} parameters, trained by '
-    f'covenant {covenant.__version__} ({config.optim.method}).',
+    f'covenant {covenant.__version__} ({config.optim.method})'
+    + (f', commit {commit}.' if (commit := _commit(workdir)) else '.'),
     '',
   ]
   path = workdir / 'metrics.jsonl'
@@ -197,6 +233,12 @@ def card(
   text = json.dumps(dataclasses.asdict(config.optim), indent=2)
   lines += ['Optimization:', '', '```json', text, '```']
   return '\n'.join(lines) + '\n'
+
+
+def _commit(workdir: pathlib.Path) -> str:
+  """Returns the commit of the code that trained last, or of this process."""
+  starts = provenance.read(workdir)
+  return str(starts[-1].get('commit', '') if starts else provenance.commit())
 
 
 def newest(

@@ -1,5 +1,6 @@
 """Text of a run's model, or of one in Hugging Face's format."""
 
+import os
 import pathlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -34,16 +35,17 @@ _TOP_P = flags.DEFINE_float(
   'top_p', 1.0, 'sample: only the likeliest tokens of this probability.'
 )
 _SEED = flags.DEFINE_integer('seed', 0, 'sample: the seed of the draws.')
-_MODEL = flags.DEFINE_string(
+MODEL = flags.DEFINE_string(
   'model',
   None,
-  "sample: a folder in Hugging Face's format, such as one of --role=export. "
-  'Default: the newest checkpoint of --workdir.',
+  "sample, finetune: a folder in Hugging Face's format, such as one of "
+  '--role=export. Default: the newest checkpoint of --workdir.',
 )
 
 
 Encode = Callable[[str], Sequence[int] | np.ndarray]
 Decode = Callable[[Sequence[int]], str]
+Tokenizer = tuple[Encode, Decode, int | None]  # and the end of text
 
 
 class Source(NamedTuple):
@@ -62,8 +64,8 @@ def sample(config: config_lib.Config, workdir: str) -> None:
     _TEMPERATURE.value, _TOP_K.value, _TOP_P.value, _SEED.value
   )
   sampling.check()
-  if _MODEL.value:
-    source = of_folder(pathlib.Path(_MODEL.value).expanduser())
+  if MODEL.value:
+    source = of_folder(pathlib.Path(MODEL.value).expanduser())
   else:
     source = of_workdir(config, workdir)
   sys.stdout.write(_PROMPT.value)
@@ -111,16 +113,19 @@ def of_workdir(config: config_lib.Config, workdir: str) -> Source:
   """
   workdir_lib.Workdir(workdir).check_owner(config)
   _, params = export_lib.newest(workdir)
+  return Source(config.model, params, *tokenizer_of(config, workdir))
+
+
+def tokenizer_of(
+  config: config_lib.Config, workdir: str | os.PathLike[str]
+) -> Tokenizer:
+  """Returns the tokenizer of the run in a workdir, and the end of text."""
   found, end_of_text = pretrained.kept(workdir, config)
   if pretrained.JSON in found:
     text = found[pretrained.JSON].decode()
-    return Source(
-      config.model, params, *_tokenizer(text, 'the tokenizer'), end_of_text
-    )
+    return *_tokenizer(text, 'the tokenizer'), end_of_text
   tokenizer = pretrained.of(config)
-  return Source(
-    config.model, params, tokenizer.encode, tokenizer.decode, end_of_text
-  )
+  return tokenizer.encode, tokenizer.decode, end_of_text
 
 
 def _tokenizer(text: str, where: str) -> tuple[Encode, Decode]:
@@ -131,6 +136,7 @@ def _tokenizer(text: str, where: str) -> tuple[Encode, Decode]:
     made = tokenizers.Tokenizer.from_str(text)
   except Exception as e:  # the library raises bare Exceptions
     raise config_lib.ConfigError(f'{where}: not a tokenizer: {e}') from e
+  made.encode_special_tokens = True  # the name of one in a text stays text
   return (
     lambda text: made.encode(text, add_special_tokens=False).ids,
     lambda ids: made.decode(ids, skip_special_tokens=False),

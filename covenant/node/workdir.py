@@ -50,6 +50,9 @@ AMENDMENTS = 'amendments.jsonl'
 # Fields that may differ when a run is resumed. A miner on other devices rounds
 # differently; on how many the miners are spread changes nothing.
 _FREE = (
+  'eval.samples',
+  'eval.prompt',
+  'eval.sample_tokens',
   'rounds',  # a run may be made longer (extension.py)
   'devices.',
   'network.coordinator',

@@ -20,6 +20,7 @@ from covenant.report import curves
 from covenant.report import folder
 from covenant.report import markup
 from covenant.report import progress
+from covenant.report import samples
 from covenant.report import series
 from covenant.report import verdicts
 
@@ -43,6 +44,7 @@ def write(workdir: str | os.PathLike[str]) -> pathlib.Path:
       'Miners',
       [*curves.miners(run), *verdicts.refused(run), *verdicts.miners(run)],
     ),
+    ('Samples', samples.section(run)),
     ('Process', [*series.process(run), *verdicts.process(run)]),
     ('Round', phases(run)),
     ('Amendments', amendments.section(run)),

@@ -49,11 +49,11 @@ def describe() -> dict[str, ct.Json]:
       'python': platform.python_version(),
       **{name: version for name in _LIBRARIES if (version := _version(name))},
     },
-    'commit': commit(_ROOT),
+    'commit': commit(),
   }
 
 
-def commit(root: pathlib.Path) -> str:
+def commit(root: pathlib.Path = _ROOT) -> str:
   """Returns the commit of a checkout, '-dirty' if changed; '' without one."""
   if not (root / '.git').exists():
     return ''

@@ -155,7 +155,11 @@ class ExportTest(absltest.TestCase):
     self.assertIn('| 4 | 4,000 | 0.5000 | 0.3750 |', text)
     self.assertNotIn('| 6 |', text)
     path.unlink()
+    (self.workdir / 'starts.jsonl').write_text(
+      '{"time": 1, "host": "a", "versions": {}, "commit": "0123abc-dirty"}\n'
+    )
     text = export_lib.card(CONFIG, self.workdir, 4)
+    self.assertIn('commit 0123abc-dirty.', text)
     self.assertNotIn('license', text)
     self.assertNotIn('held-out', text)
 
