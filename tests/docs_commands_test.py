@@ -76,7 +76,7 @@ class CommandsTest(parameterized.TestCase):
   @parameterized.parameters(*PROGRAM)
   def test_names_what_there_is(self, page, words):
     del page
-    flags = dict(word[2:].split('=', 1) for word in words[2:])
+    flags = dict(word[2:].partition('=')[::2] for word in words[2:])
     config = flags.pop('config', 'shakespeare')
     self.assertIn(flags.pop('role', 'emulate'), cli.ROLES)
     sets = [
@@ -86,7 +86,8 @@ class CommandsTest(parameterized.TestCase):
     ]
     rest = {name for name in flags if not name.startswith('config.')}
     self.assertContainsSubset(rest, set(cli.flags.FLAGS))
-    if '...' not in config and '$' not in config:
+    is_of_a_run = config.startswith('runs/')  # a command before it writes it
+    if '...' not in config and '$' not in config and not is_of_a_run:
       file = helpers.ROOT / config
       config_lib.load(str(file) if '/' in config else config, sets)
 

@@ -151,7 +151,7 @@ def _values(
   if name == _FREQUENCIES:
     half = model.width // model.heads // 2
     plain_I = model.rope_theta ** (-np.arange(half) / half)
-    return np.float32(plain_I / attention.frequencies(model))
+    return (plain_I / attention.frequencies(model)).astype(np.float32)
   x = np.asarray(hf.leaf(params, tensor).copy())
   x = np.ascontiguousarray(x.T if tensor.turned else x, np.float32)
   heads = _PERMUTED.get(tensor.leaf[-1])

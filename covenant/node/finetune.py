@@ -26,6 +26,7 @@ from covenant.data import pretrained
 from covenant.models import hf
 from covenant.models import llama
 from covenant.node import sample
+from covenant.optim import inner
 
 FOLDER = 'finetuned'
 # The same text as `_segments` has, for transformers.
@@ -120,7 +121,7 @@ def read(path: pathlib.Path) -> Iterator[list[tuple[str, str]]]:
       chat = [(m['role'], m['content']) for m in messages]
       good = all(r in _ROLES and isinstance(c, str) for r, c in chat)
     except (KeyError, TypeError, ValueError):
-      good = False
+      chat, good = [], False
     if not good or all(role != 'assistant' for role, _ in chat):
       raise config_lib.ConfigError(
         f'{path}:{number}: expected {{"messages": [{{"role": one of '
@@ -229,21 +230,23 @@ def train(
   model = config_lib.PackedModel(**vars(model))
   per_epoch = -(-len(packed.tokens_NxL1) // settings.batch)
   steps = per_epoch * settings.epochs
-  schedule = optax.warmup_cosine_decay_schedule(
-    0.0, settings.rate, max(1, steps // 10), max(2, steps)
+  chosen = config_lib.Inner(
+    learning_rate=settings.rate,
+    warmup_steps=steps // 10,
+    final_ratio=0.0,
+    weight_decay=0.0,
   )
-  optimizer = optax.chain(
-    optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.95)
-  )
+  optimizer, rate = inner.make(chosen), inner.schedule(chosen, steps)
   params = jax.device_put(params, jax.NamedSharding(mesh, jax.P()))
   state = optimizer.init(params)
 
   @functools.partial(jax.jit, donate_argnums=(0, 1))
-  def step(params, state, tokens_BxL1, counts_BxL):
+  def step(params, state, rate, tokens_BxL1, counts_BxL):
     loss, grads = jax.value_and_grad(answer_loss, argnums=1)(
       model, params, tokens_BxL1, counts_BxL
     )
     updates, state = optimizer.update(grads, state, params)
+    updates = jax.tree.map(lambda x: rate * x, updates)
     return optax.apply_updates(params, updates), state, loss
 
   rng = np.random.default_rng(settings.seed)
@@ -252,9 +255,10 @@ def train(
     order = rng.permutation(len(packed.tokens_NxL1))
     order = np.resize(order, per_epoch * settings.batch)
     losses = []
-    for rows in order.reshape(per_epoch, settings.batch):
+    for i, rows in enumerate(order.reshape(per_epoch, settings.batch)):
       batch = (jax.device_put(x[rows], spread) for x in packed)
-      params, state, loss = step(params, state, *batch)
+      now = jnp.float32(rate(epoch * per_epoch + i))
+      params, state, loss = step(params, state, now, *batch)
       losses.append(loss)
     mean = float(np.mean(jax.device_get(losses)))
     say(f'epoch {epoch + 1}/{settings.epochs}: {mean:.4f} nats per token')

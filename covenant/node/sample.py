@@ -22,6 +22,9 @@ from covenant.node import workdir as workdir_lib
 _INCOMPLETE = '�'  # of a character whose last bytes are not there yet
 
 _PROMPT = flags.DEFINE_string('prompt', '\n', 'sample: the text to continue.')
+_CHAT = flags.DEFINE_bool(
+  'chat', False, 'sample: --prompt is a question to a model of --role=finetune.'
+)
 _TOKENS = flags.DEFINE_integer(
   'tokens', 200, 'sample: the most tokens to draw.', lower_bound=1
 )
@@ -68,8 +71,11 @@ def sample(config: config_lib.Config, workdir: str) -> None:
     source = of_folder(pathlib.Path(MODEL.value).expanduser())
   else:
     source = of_workdir(config, workdir)
-  sys.stdout.write(_PROMPT.value)
-  for text in continued(source, _PROMPT.value, _TOKENS.value, sampling):
+  prompt = _PROMPT.value
+  if _CHAT.value:
+    prompt = f'<|user|>\n{prompt}\n<|assistant|>\n'
+  sys.stdout.write(prompt)
+  for text in continued(source, prompt, _TOKENS.value, sampling):
     sys.stdout.write(_shown(text))
     sys.stdout.flush()
   sys.stdout.write('\n')

@@ -1,6 +1,8 @@
 """Fine-tuning on chats: packing, the loss of answers, the template."""
 
+import contextlib
 import importlib.util
+import io
 import json
 import pathlib
 import unittest
@@ -135,6 +137,14 @@ class FinetuneTest(absltest.TestCase):
     greedy = finetune.sample.generate.Sampling(temperature=0.0)
     said = ''.join(finetune.sample.continued(source, asked, 9, greedy))
     self.assertEqual(said, 'bb')
+    out = io.StringIO()
+    values = {'chat': True, 'prompt': 'a?', 'temperature': 0.0, 'tokens': 9}
+    with (
+      flagsaver.flagsaver(**values, model=str(folder)),
+      contextlib.redirect_stdout(out),
+    ):
+      cli.ROLES['sample'](CONFIG, str(self.workdir))
+    self.assertEqual(out.getvalue(), f'{asked}bb\n')
     # A second one, from the export, needs a folder of its own.
     with flagsaver.flagsaver(**flags, model=str(folder)):
       with self.assertRaisesRegex(config_lib.ConfigError, 'exists'):
