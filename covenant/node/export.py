@@ -72,7 +72,9 @@ def export(config: config_lib.Config, workdir: str) -> None:
   licence = _LICENSE.value if parsed else ''
   if parsed and _FORMAT.value == 'gguf':
     if _STATE.value:
-      raise config_lib.ConfigError('--format: expected hf with --state, got gguf')
+      raise config_lib.ConfigError(
+        '--format: expected hf with --state, got gguf'
+      )
     completed, params = newest(workdir, mesh)
     _write_gguf(config, workdir, completed, params, dtype, licence)
     return
