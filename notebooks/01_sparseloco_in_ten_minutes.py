@@ -37,7 +37,6 @@ import covenant
 from covenant import config as config_lib
 from covenant import startup
 from covenant.data import dataset
-from covenant.models import generate
 from covenant.models import llama
 from covenant.models import loss as loss_lib
 from covenant.optim import sparseloco
@@ -177,16 +176,18 @@ plt.show()
 
 # %% [markdown]
 # ## Text from the trained model
-#
-# `--role=sample` does the same from the workdir of a run, and
-# `--config.eval.samples=10` writes a text every ten rounds.
 
 # %%
-sampling = generate.Sampling(temperature=0.8, top_p=0.95, seed=0)
-ids = generate.generate(
-  config.model, results.params, list(b'ROMEO'), 10 if QUICK else 200, sampling
+context = config.data.context
+apply = jax.jit(
+  lambda params, tokens: llama.apply(config.model, params, tokens)[0, -1]
 )
-print('ROMEO' + bytes(ids).decode(errors='replace'))
+tokens, key = list(b'ROMEO'.rjust(context, b' ')), jax.random.key(0)
+for _ in range(10 if QUICK else 200):
+  logits = apply(results.params, jnp.array([tokens[-context:]], jnp.int32))
+  key, now = jax.random.split(key)
+  tokens.append(int(jax.random.categorical(now, logits)))
+print(bytes(tokens[context - 5 :]).decode(errors='replace'))
 
 # %% [markdown]
 # Next: `docs/sparseloco.md` describes the algorithm and its variants, notebook
