@@ -55,7 +55,9 @@ def gather_shards(
   if axis_name is None:
     return [x[None] for x in words]
   every = tuple(sorted(frozenset().union(*axes)))
-  is_whole = [own == every for own in axes]
+  manual = set(jax.sharding.get_abstract_mesh().manual_axes)
+  # Around an axis of `jax.vmap`, `on_shards` types nothing.
+  is_whole = [own == every or not names(axis_name) <= manual for own in axes]
   whole = [x for x, is_one in zip(words, is_whole, strict=True) if is_one]
   found = iter(_split(gather_words(jnp.concatenate(whole), axis_name), whole))
   if all(is_whole):
@@ -65,13 +67,8 @@ def gather_shards(
     for x, own, is_one in zip(words, axes, is_whole, strict=True)
     if not is_one
   ]
-  flat = jnp.concatenate(repeated)
-  if names(axis_name) <= set(jax.sharding.get_abstract_mesh().manual_axes):
-    peers = (axis_name,) if isinstance(axis_name, str) else axis_name
-    flat = gather_words(flat, (*peers, *every))
-  else:  # an axis of `jax.vmap`, which is gathered alone
-    flat = jax.lax.all_gather(flat, every).reshape(-1)
-    flat = gather_words(flat, axis_name)
+  peers = (axis_name,) if isinstance(axis_name, str) else axis_name
+  flat = gather_words(jnp.concatenate(repeated), (*peers, *every))
   sizes = [jax.lax.axis_size(a) for a in every]
   slices = iter(
     _split(flat.reshape(-1, *sizes, sum(x.size for x in repeated)), repeated)
