@@ -151,7 +151,6 @@ class MatrixTest(FaultCase):
 
   def test_a_stage_that_does_not_answer_is_replaced(self):
     never = threading.Event()
-    self.addCleanup(never.set)
 
     def wait(worker, answer):
       never.wait()
@@ -161,6 +160,7 @@ class MatrixTest(FaultCase):
     fault = Once('backward', wait)
     for i in range(4):
       stages.Worker(self, f'w{i}', fault)
+    self.addCleanup(never.set)  # before its worker is stopped
     self.deliver(0)
     self.assertGreater(self.seats.replaced, 0)
 
