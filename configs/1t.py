@@ -15,9 +15,8 @@ the gather behind arithmetic, and memory for their activations.
 The recipe is 72b's, adapted to the size: 512 sequences per peer and step, H =
 100 (as INTELLECT-1), so that a round spends its time computing, one bit per
 value, links of 10 Gbit/s both ways (1250 MB/s), and half the peak learning
-rate, 6e-5. It is not trained and not tuned, and a miner cannot yet spread one
-copy of the parameters over several hosts. docs/scale.md has the plan's tables,
-and all that changes at this size.
+rate, 6e-5. It is not trained and not tuned. docs/scale.md has the plan's
+tables, all that changes at this size, and the command of each host.
 
   python run.py --config=configs/1t.py --role=plan
 """

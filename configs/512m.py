@@ -13,7 +13,8 @@ Their data does not come with this project. Tokenize yours, then train:
       --config.data.tokenizer_path=llama2.model --workdir=data/dclm
   python run.py --config=configs/512m.py
 
-The emulator holds all eight peers: about 64 GB beside activations.
+The emulator holds all eight peers: about 64 GB beside activations. Phases are
+what 20 peers keep on 500 MB/s down and 110 up: a round is 36 blocks of 12 s.
 `:diloco` is their tuned baseline.
 """
 
@@ -51,6 +52,9 @@ def get_config(variant: str = '') -> config_lib.Config:
       compression=config_lib.Compression(k=128, quantizer='statistical'),
     ),
     eval=config_lib.Eval(every=10, sequences=1024),
+    phases=config_lib.Phases(
+      round_blocks=36, put_blocks=8, select_blocks=12, takeover_blocks=12
+    ),
     devices=config_lib.Devices(peers=0),  # one peer per device
   )
   diloco = dataclasses.replace(

@@ -41,6 +41,7 @@ from covenant.plan import compile
 from covenant.plan import hardware
 from covenant.plan import island_table as islands_table
 from covenant.plan import planner
+from covenant.plan import role_table
 from covenant.plan import table
 from covenant.pool import worker as worker_lib
 from covenant.report import explain
@@ -221,7 +222,9 @@ def explain_uid(config: config_lib.Config, workdir: str) -> None:
 def plan(config: config_lib.Config, workdir: str) -> None:
   """Prints the costs of a round on --config.plan.hardware, and if it fits.
 
-  With --config.plan.inventory, assigns the devices of many peers to islands.
+  The exit status is 1 if a role does not fit, or if phases are too short for
+  the links. With --config.plan.inventory, assigns the devices of many peers to
+  islands.
   """
   del workdir
   if config.plan.inventory:
@@ -236,6 +239,8 @@ def plan(config: config_lib.Config, workdir: str) -> None:
     flush=True,
   )
   print(table.text(config, compile.measure(config)))
+  if problems := role_table.answer(config).problems:
+    sys.exit(f'no round is possible: {len(problems)} problems, listed above')
 
 
 def report(config: config_lib.Config, workdir: str) -> None:
@@ -257,8 +262,6 @@ def compare(config: config_lib.Config, workdir: str) -> None:
 
 
 def _member(config: config_lib.Config, role: str, workdir: str) -> None:
-  if role != 'miner':
-    multihost_lib.require_single(config.network, role)
   if not config.network.coordinator and preflight.lacking_devices(config):
     preflight.require(config, workdir, role)  # reports all else as well
   with multihost_lib.start(config.network, config.devices) as process_group:

@@ -17,6 +17,7 @@ LEVELS = (
   ('covenant.errors', 'covenant.typing'),
   ('covenant.extras',),
   (
+    'covenant.device_sums',
     'covenant.files',
     'covenant.folder_lock',
     'covenant.plugins',

@@ -6,7 +6,11 @@ restored. Nothing else has happened in a round before that.
 """
 
 import base64
+import io
 import json
+from collections.abc import Callable
+
+import numpy as np
 
 from covenant import typing as ct
 from covenant.chain import local_chain
@@ -39,14 +43,11 @@ def save(host: host_lib.Host) -> State:
     'chain': base64.b64encode(host.chain.dump()).decode(),
     # What validators compare the next round's messages with.
     'before': host.before.hex(),
-    'payloads': {
-      str(uid): base64.b64encode(data).decode()
-      for uid, data in host.counted.items()
-    },
+    # The sizes of payloads, whose bytes follow each other in this order.
+    'payloads': {str(uid): len(data) for uid, data in host.counted.items()},
     # What is made, and is to be sent in this round or a later one.
     'contributions': {
-      str(uid): [base64.b64encode(one.payload).decode(), *one[1:]]
-      for uid, one in made.items()
+      str(uid): [len(one.payload), *one[1:]] for uid, one in made.items()
     },
     # The steps of the miners that have trained in this round.
     'trained': {
@@ -65,7 +66,10 @@ def save(host: host_lib.Host) -> State:
     uid: _private(miner, place.round, uid in made)
     for uid, miner in enumerate(host.miners)
   }
-  return State(host.counters, place.shared, miners, json.dumps(protocol))
+  data = [*host.counted.values(), *(one.payload for one in made.values())]
+  payloads = np.frombuffer(b''.join(data), np.uint8)
+  text = json.dumps(protocol)
+  return State(host.counters, place.shared, miners, text, payloads)
 
 
 def _made(miner: miner_lib.Miner, round_index: int) -> Contribution | None:
@@ -110,12 +114,12 @@ def load(host: host_lib.Host, state: State) -> None:
   for validator, rounds in zip(host.validators, passed, strict=True):
     validator.role.passed = dict(rounds)
   host.before = bytes.fromhex(protocol['before'])
+  read = _reader(state.payloads)
   host.counted = {
-    int(uid): base64.b64decode(text)
-    for uid, text in protocol['payloads'].items()
+    int(uid): read(size) for uid, size in protocol['payloads'].items()
   }
-  for uid, (data, *numbers) in protocol['contributions'].items():
-    made = Contribution(base64.b64decode(data), *numbers)
+  for uid, (size, *numbers) in protocol['contributions'].items():
+    made = Contribution(read(size), *numbers)
     host.miners[int(uid)].role.contribution = node_lib.Future.done(made)
   for uid, (number, losses, norms) in protocol.get('trained', {}).items():
     trained = number, tuple(losses), tuple(norms)
@@ -123,6 +127,19 @@ def load(host: host_lib.Host, state: State) -> None:
   messages = {u: _message(host, u, d) for u, d in host.counted.items()}
   for node in host.nodes:
     node.messages = messages
+
+
+def _reader(payloads: ct.Array | None) -> Callable[[int | str], bytes]:
+  """Returns a function that reads the next payload, by its size."""
+  whole = b'' if payloads is None else np.asarray(payloads).tobytes()
+  file = io.BytesIO(whole)
+
+  def read(size: int | str) -> bytes:
+    if isinstance(size, str):  # the payload as text, by an earlier release
+      return base64.b64decode(size)
+    return file.read(size)
+
+  return read
 
 
 def _message(host: host_lib.Host, uid: int, data: bytes) -> ct.Message:

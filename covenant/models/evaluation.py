@@ -55,6 +55,8 @@ class SequenceLosses:
     nats_N = self.program(params, spread_out(tokens_NxL1, self._mesh))
     if self._mesh is None:
       return nats_N
+    if not nats_N.is_fully_addressable:  # other processes have some of them
+      nats_N = jax.device_put(nats_N, jax.NamedSharding(self._mesh, jax.P()))
     return np.asarray(nats_N)[: tokens_NxL1.shape[0]]
 
 

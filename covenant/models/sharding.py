@@ -29,6 +29,7 @@ import jax
 import numpy as np
 
 from covenant import config as config_lib
+from covenant import device_sums
 from covenant import typing as ct
 
 ConfigError = config_lib.ConfigError
@@ -185,6 +186,11 @@ def shardings(like: ct.PyTree, mesh: AnyMesh) -> ct.PyTree:
   )
 
 
+def place(x: np.ndarray, where: jax.sharding.Sharding) -> jax.Array:
+  """Puts an array of the host, equal on all processes, on their devices."""
+  return jax.make_array_from_callback(x.shape, where, lambda index: x[index])
+
+
 def is_on_host(tree: ct.PyTree) -> bool:
   """Returns True if the arrays of a tree are in the memory of their host."""
   leaves = jax.tree.leaves(tree)
@@ -274,7 +280,7 @@ def index(logical: str) -> jax.Array | int:
 def total(x: ct.PyTree, *logical: str) -> ct.PyTree:
   """Sums over the shards."""
   found = _union(logical)
-  return jax.lax.psum(x, found) if found else x
+  return device_sums.psum(x, found) if found else x
 
 
 def largest(x: jax.Array, *logical: str) -> jax.Array:
@@ -286,14 +292,14 @@ def largest(x: jax.Array, *logical: str) -> jax.Array:
 def gather(x: jax.Array, found: Sequence[str], axis: int) -> jax.Array:
   """Concatenates all shards along the mesh axes, innermost first."""
   for name in reversed(found):
-    x = jax.lax.all_gather(x, name, axis=axis, tiled=True)
+    x = device_sums.all_gather(x, name, axis)
   return x
 
 
 def scatter(x: jax.Array, found: Sequence[str], axis: int) -> jax.Array:
   """Sums over the mesh axes; each device keeps its shard of the sum."""
   for name in found:
-    x = jax.lax.psum_scatter(x, name, scatter_dimension=axis, tiled=True)
+    x = device_sums.psum_scatter(x, name, axis)
   return x
 
 
@@ -312,7 +318,7 @@ def vary(x: ct.PyTree, *logical: str) -> ct.PyTree:
   def cast(x: jax.Array) -> jax.Array:
     varying = jax.typeof(x).manual_axis_type.varying
     missing = tuple(a for a in _union(logical) if a not in varying)
-    return jax.lax.pcast(x, missing, to='varying') if missing else x
+    return device_sums.vary(x, missing) if missing else x
 
   return jax.tree.map(cast, x)
 

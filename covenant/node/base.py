@@ -90,6 +90,8 @@ class Context:
       with the inner step under way.
     publisher: publishes checkpoints beside the rounds, in turn with the other
       validators. None: each validator does so between two rounds.
+    publish_in_ranks: starts to publish the state of a validator of several
+      processes, in its turn; None with a publisher, or for the rule above.
     retool: called when a node's config changes by an amendment, to give its
       role the programs and data of the new one.
     adopted: called with the record of each amendment that a node learns of
@@ -108,6 +110,7 @@ class Context:
   sole: bool = False
   stopping: Callable[[], bool] = lambda: False
   publisher: beside_lib.Beside | None = None
+  publish_in_ranks: Callable[[Any], None] | None = None
   retool: Callable[['Node'], None] = lambda node: None
   adopted: Callable[[dict[str, ct.Json]], None] = lambda record: None
 

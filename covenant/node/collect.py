@@ -1,6 +1,5 @@
 """A validator's first phase: fetch and check what was committed."""
 
-import time
 from collections.abc import Collection, Iterable, Mapping
 from typing import NamedTuple
 
@@ -51,7 +50,7 @@ def collect(node: Validator, command: round_lib.Command, head: int) -> None:
     role.standings, r, role_lib.identities(membership)
   )
   committed = _committed(node, r, membership)
-  deadline = time.monotonic() + seconds
+  deadline = node.objects.clock() + seconds
   previous = node.messages or _recall(node, membership, seconds / 2)
   entries = committed.entries
   decoded = _Decoded(node, entries)
@@ -316,7 +315,7 @@ def _fetch_in_turns(
     round_index: the round.
     membership: the locations of the buckets.
     entries: what was committed, by uid.
-    deadline: by `time.monotonic`.
+    deadline: by the clock of the storage.
 
   Returns:
     The bytes of all that were asked for, or an error, by uid.
@@ -333,14 +332,14 @@ def _fetch_in_turns(
     wanted = [entries[uid] for uid in uids if uid not in got]
     # A quarter of what is left is for others, if there are any.
     is_last = len(got) + len(wanted) == len(entries)
-    left = (deadline - time.monotonic()) * (1 if is_last else 0.75)
+    left = (deadline - node.objects.clock()) * (1 if is_last else 0.75)
     if wanted and left > 0:
       got.update(_fetch(node, round_index, membership, wanted, left))
 
   fetch(_worth_fetching(node, round_index, trusted))
   lines = [_in_line(node, round_index, e) for e in (trusted, entries)]
   line = list(dict.fromkeys([*lines[0], *lines[1]]))
-  while time.monotonic() < deadline:
+  while node.objects.clock() < deadline:
     missing = places - sum(isinstance(data, bytes) for data in got.values())
     following = [uid for uid in line if uid not in got][: 2 * missing]
     if missing <= 0 or not following:

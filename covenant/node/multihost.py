@@ -1,10 +1,10 @@
-"""Several processes that act as one miner.
+"""Several processes that act as one miner, or as one validator.
 
 The devices of all its processes, called ranks, share the batch of an inner
-step. Every rank runs the same program; rank 0 alone talks to chain and store
-(ranked.py), and each result, or the error that came instead, is sent to all
-ranks before any acts on it. So all take the same turns, and none waits for
-another that has raised.
+step, and may share the parameters. Every rank runs the same program; rank 0
+alone talks to the chain and writes to the store (ranked.py), and each result,
+or the error that came instead, is sent to all ranks before any acts on it. So
+all take the same turns, and none waits for another that has raised.
 
   rank 0   broadcast -> chain or store -> result or error -> send -> act
   rank 1   broadcast ------------------------------------> receive -> act
@@ -25,10 +25,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
+import numpy as np
 
 # Not public, but Flax and Orbax rely on it too: the store of the ranks' own
 # coordinator, by which they find rank 0.
 from jax._src import distributed
+from jax.experimental import multihost_utils
 
 from covenant import config as config_lib
 from covenant import errors
@@ -48,6 +50,7 @@ _HEARTBEAT_SECONDS = 30  # without a sign of life from a rank: all end
 _SHUTDOWN_SECONDS = 30  # that a rank which ends waits for the others
 _CONNECT_SECONDS = 300  # until all ranks are there
 _KEY = 'covenant/ranks'
+_PIECE = 1 << 24  # bytes of each rank that devices exchange at once
 _ENDED = 'ended'  # beside the names of errors
 
 # Errors of chain, store and training, by name, that every rank raises alike.
@@ -75,13 +78,14 @@ class MultihostError(errors.CovenantError):
 
 
 class ProcessGroup:
-  """The processes of one miner, as seen by one of them.
+  """The processes of one node, as seen by one of them.
 
   Args:
     index: the rank of this process.
     links: the connections of rank 0 to each other rank, or of another rank to
       rank 0.
-    mesh: the devices of all ranks; None if one process is the miner.
+    mesh: the devices of all ranks; None if one process is the node.
+    size: the number of ranks.
   """
 
   def __init__(
@@ -89,9 +93,11 @@ class ProcessGroup:
     index: int = 0,
     links: Sequence[connection_lib.Connection] = (),
     mesh: jax.sharding.Mesh | None = None,
+    size: int = 1,
   ):
     self.index = index
     self.mesh = mesh
+    self.size = max(size, len(links) + 1)
     self._links = links
 
   @property
@@ -150,6 +156,27 @@ class ProcessGroup:
       self._send(make())
     return b'' if self.index else self._receive(rank)
 
+  def exchange(self, data: bytes) -> list[bytes]:
+    """Returns the bytes of every rank, which their devices exchange.
+
+    All ranks call it alike. Nothing passes through the links of rank 0, and
+    the devices hold a piece of each rank's bytes at a time.
+    """
+    if self.is_single:
+      return [data]
+    size = np.frombuffer(len(data).to_bytes(8, 'little'), np.uint8)
+    sizes = [int(n.view('<u8')[0]) for n in _all_gather(size)]
+    found, mine = [bytearray(n) for n in sizes], np.frombuffer(data, np.uint8)
+    # Of few lengths, as each is a program.
+    piece = min(_PIECE, 1 << max(max(sizes) - 1, 1).bit_length())
+    for at in range(0, max(sizes), piece):
+      some = mine[at : at + piece]
+      pieces = _all_gather(np.pad(some, (0, piece - some.size)))
+      for whole, of_rank in zip(found, pieces, strict=True):
+        part = of_rank[: max(len(whole) - at, 0)]
+        whole[at : at + part.size] = part.data
+    return [bytes(whole) for whole in found]
+
   def __enter__(self) -> 'ProcessGroup':
     return self
 
@@ -183,9 +210,9 @@ def require_single(network: config_lib.Network, role: str) -> None:
   """Raises ConfigError if a role that is one process is to be several."""
   if network.coordinator:
     raise config_lib.ConfigError(
-      'network.coordinator: expected nothing, because only a miner, or an '
-      f'emulation, can be several processes; got {network.coordinator!r} for a '
-      f'{role}'
+      'network.coordinator: expected nothing, because only a miner, a '
+      'validator or an emulation can be several processes; got '
+      f'{network.coordinator!r} for a {role}'
     )
 
 
@@ -198,7 +225,7 @@ def start(
 
   Args:
     network: of the config.
-    devices: of the mesh of a miner; None where the ranks share none.
+    devices: of the mesh of a node; None where the ranks share none.
 
   Raises:
     ConfigError: they do not come together as described, or devices do not fit.
@@ -222,11 +249,16 @@ def start(
     )
   except (RuntimeError, ValueError) as e:
     raise config_lib.ConfigError(f'network.coordinator: {e}') from e
-  return ProcessGroup(jax.process_index(), _links(), _mesh(devices))
+  mesh, size = _mesh(devices), jax.process_count()
+  return ProcessGroup(jax.process_index(), _links(), mesh, size)
 
 
 def _mesh(devices: config_lib.Devices | None) -> jax.sharding.Mesh | None:
-  """Returns the mesh of all processes; no copy of the parameters spans two."""
+  """Returns the mesh of all processes.
+
+  A copy of the parameters is on some devices of one process, or on all devices
+  of several.
+  """
   if devices is None:
     return None
   if devices.data == devices.fsdp == devices.tensor == jax.process_count() == 1:
@@ -241,10 +273,12 @@ def _mesh(devices: config_lib.Devices | None) -> jax.sharding.Mesh | None:
   available = sorted(jax.devices(), key=lambda d: (d.process_index, d.id))
   copy = devices.fsdp * devices.tensor
   processes, local = jax.process_count(), jax.local_device_count()
-  if processes > 1 and local % copy:
+  fits = len(available) % copy == 0 and (local % copy == 0 or copy % local == 0)
+  if processes > 1 and not fits:
     raise config_lib.ConfigError(
-      f'devices.fsdp * devices.tensor: expected a divisor of the {local} '
-      f'devices of one process, which alone can share parameters, got {copy}'
+      'devices.fsdp * devices.tensor: expected a divisor or a multiple of the '
+      f'{local} devices of one process, and a divisor of all {len(available)}, '
+      f'got {copy}'
     )
   if processes > 1 and devices.data not in (0, len(available) // copy):
     raise config_lib.ConfigError(
@@ -253,6 +287,11 @@ def _mesh(devices: config_lib.Devices | None) -> jax.sharding.Mesh | None:
       f'got {devices.data}'
     )
   return sharding.mesh(devices, available)
+
+
+def _all_gather(x: np.ndarray) -> np.ndarray:
+  """Returns an array with the `x` of each rank."""
+  return np.asarray(multihost_utils.process_allgather(x))
 
 
 def _links() -> list[connection_lib.Connection]:

@@ -1,9 +1,9 @@
 """A miner or validator as a process: it follows real time.
 
 Its workdir (workdir.py) also holds checkpoints/: its position and all that it
-cannot get from other nodes. A miner may be several processes, its ranks, which
-share one workdir and write the checkpoints together; all other files of a rank
-but 0 are in rank-N/.
+cannot get from other nodes. A node may be several processes, its ranks, which
+share one workdir and write the checkpoints together, each its shards; all other
+files of a rank but 0 are in rank-N/.
 """
 
 import contextlib
@@ -33,6 +33,7 @@ from covenant.node import multihost as multihost_lib
 from covenant.node import published_status
 from covenant.node import publishing
 from covenant.node import ranked
+from covenant.node import ranked_publishing
 from covenant.node import step_meter
 from covenant.node import sync
 from covenant.node import validator as validator_lib
@@ -116,12 +117,12 @@ class Process:
       config, self._place.home_mesh, config.devices.offload
     )
     run = shared_model.run
-    objects = ranked.storage(
-      process_group, run, lambda: connect.objects(config, run)
-    )
+    opened = functools.partial(connect.objects, config, run)
+    objects = ranked.storage(process_group, run, opened)
     objects.folder = self.workdir.path / sync.JOINING
     self._status_thread = beside_lib.Beside('status', tries=1)
     self._publisher = beside_lib.Beside('publish')
+    self._in_ranks = ranked_publishing.publisher(process_group, objects)
     self._checkpoints = checkpoint_lib.Checkpoints(
       pathlib.Path(workdir, 'checkpoints'), config.checkpoint, self._damaged
     )
@@ -136,12 +137,12 @@ class Process:
       observe=self.workdir.event,
       sole=True,
       stopping=self._is_stopping,
-      publisher=self._publisher if process_group.is_single else None,
+      publisher=None if self._in_ranks else self._publisher,
+      publish_in_ranks=self._in_ranks.start if self._in_ranks else None,
       retool=self._retool,
       adopted=functools.partial(amended_data.adopted, self.workdir, config),
     )
-    if build is None:
-      build = build_miner if role == 'miner' else self._validator
+    build = build or (build_miner if role == 'miner' else self._validator)
     self._data, self._data_config = dataset.load(config), config.data
     if not process_group.index:
       pretrained.keep(self.workdir.path, config, self._data)
@@ -227,9 +228,8 @@ class Process:
       wake = node.poll(head)
       if wake > head:
         self._show('waiting', head)
-        blocks = min(wake - head, 1) * _POLL
-        seconds = blocks * self._chain.block_seconds
-        time.sleep(seconds)
+        seconds = min(wake - head, 1) * _POLL * self._chain.block_seconds
+        (self._in_ranks.work if self._in_ranks else time.sleep)(seconds)
         measured.waited(seconds)
       elif node.savable and self._due(node.state.round):
         self._save()
@@ -246,7 +246,9 @@ class Process:
         self.workdir.status(error=str(e))
       # A finished run leaves its last state to others; a node that is stopped
       # goes on with the pieces that are missing when it starts again.
-      if self._over():
+      if self._in_ranks is not None:
+        self._in_ranks.finish(self._over(), self._is_stopping, _UNREACHABLE)
+      elif self._over():
         publishing.finish(self._publisher, stop, _UNREACHABLE)
       self._publisher.close(_LEAVE_SECONDS, cancel=True)
       self._status_thread.close(_LEAVE_SECONDS)
@@ -355,8 +357,9 @@ class Process:
     """Reports what failed beside the rounds."""
     if error := self._status_thread.take_error():
       self.workdir.status(error=f'status: {error}')
-    if error := self._publisher.take_error():
-      text = f'{error} ({self._publisher.failures} failures so far)'
+    publisher = self._in_ranks or self._publisher
+    if error := publisher.take_error():
+      text = f'{error} ({publisher.failures} failures so far)'
       event = node_lib.Event(-1, self.node.state.round, 'publish', text)
       self.workdir.event(event)
 

@@ -22,7 +22,7 @@ from covenant.protocol import rollback
 from covenant.train import placement
 
 Validator = role_lib.Validator
-_LAST_TRIES = 10  # of the last publication, which nothing replaces
+LAST_TRIES = 10  # of the last publication, which nothing replaces
 
 
 def is_turn(node: Validator, round_index: int) -> bool:
@@ -66,7 +66,7 @@ def start(node: Validator, publisher: beside_lib.Beside) -> None:
   is_last = r == node.config.rounds
   if publisher.is_busy and not (is_last or publisher.is_failing):
     return
-  clean = cleaning(node, r, len(_order(node, r) or ()))
+  clean = cleaning(node, r, voters(node, r))
   if not is_turn(node, r):
     if not publisher.is_busy:
       publisher.submit(clean, tries=1)
@@ -90,6 +90,11 @@ def start(node: Validator, publisher: beside_lib.Beside) -> None:
   publisher.submit(publish)
 
 
+def voters(node: Validator, round_index: int) -> int:
+  """Returns the number of validators that publish in turn, as far as known."""
+  return len(_order(node, round_index) or ())
+
+
 def finish(
   publisher: beside_lib.Beside, stop: Callable[[], bool], seconds: float
 ) -> None:
@@ -104,7 +109,7 @@ def finish(
   """
   before = publisher.failures
   while not publisher.wait(seconds):
-    if stop() or publisher.failures - before >= _LAST_TRIES:
+    if stop() or publisher.failures - before >= LAST_TRIES:
       return
 
 

@@ -1,4 +1,9 @@
-"""The chain and the store of several processes: rank 0 alone talks to them."""
+"""The chain and the store of several processes.
+
+Rank 0 alone talks to the chain, and to the store but for what is large:
+payloads and chunks. Each rank reads its share of these from the store, and
+their devices exchange what came. So none of it passes through rank 0 alone.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -23,9 +28,16 @@ def chain(
 def storage(
   process_group: multihost_lib.ProcessGroup,
   run: bytes,
-  connect: Callable[[], run_storage_lib.RunStorage],
+  connect: Callable[..., run_storage_lib.RunStorage],
 ) -> run_storage_lib.RunStorage:
-  """Returns the storage that `connect` opens on rank 0; raises as that."""
+  """Returns the storage that `connect` opens on rank 0; raises as that.
+
+  Args:
+    process_group: the ranks.
+    run: the identity of the run.
+    connect: opens it; with `writes=False`, on the other ranks, without a bucket
+      of its own.
+  """
   if process_group.is_single:
     return connect()
   return RankedStorage(process_group, run, connect)
@@ -67,10 +79,12 @@ def _chain(
 def _bucket(
   process_group: multihost_lib.ProcessGroup,
   connect: Callable[[], store_lib.Bucket | None],
+  open_here: Callable[[], store_lib.Bucket | None],
 ) -> store_lib.Bucket:
   """Returns a bucket that rank 0 reads and writes.
 
-  Its attribute `bucket` is a function that returns the bucket of rank 0.
+  Its attribute `bucket` is a function that returns the bucket of rank 0, and
+  `here` one that returns the bucket from which this rank reads its share.
 
   Raises:
     ValueError: `connect` finds none.
@@ -100,12 +114,16 @@ def _bucket(
     return answer
 
   return proxy.make(
-    store_lib.Bucket, call, location=location, bucket=lambda: bucket
+    store_lib.Bucket,
+    call,
+    location=location,
+    bucket=lambda: bucket,
+    here=lambda: bucket or open_here(),
   )
 
 
 class RankedStorage(run_storage_lib.RunStorage):
-  """A run storage that rank 0 reads and writes."""
+  """A run storage that rank 0 writes, and that all ranks read."""
 
   in_threads = False  # all ranks ask in one order
 
@@ -113,7 +131,7 @@ class RankedStorage(run_storage_lib.RunStorage):
     self,
     process_group: multihost_lib.ProcessGroup,
     run: bytes,
-    connect: Callable[[], run_storage_lib.RunStorage],
+    connect: Callable[..., run_storage_lib.RunStorage],
   ):
     self._process_group = process_group
     self._objects: run_storage_lib.RunStorage | None = None  # of rank 0
@@ -123,17 +141,34 @@ class RankedStorage(run_storage_lib.RunStorage):
       return self._objects.location
 
     location = process_group.broadcast_from(0, 'objects', first)
+    self._here = self._objects or connect(writes=False)
     super().__init__(
       run,
-      _bucket(process_group, lambda: self._real.bucket),
+      _bucket(
+        process_group,
+        lambda: self._real.bucket,
+        lambda: self._here.bucket_at(location),
+      ),
       location,
-      lambda data: _bucket(process_group, lambda: self._real.bucket_at(data)),
+      lambda data: _bucket(
+        process_group,
+        lambda: self._real.bucket_at(data),
+        lambda: self._here.bucket_at(data),
+      ),
     )
+
+  @property
+  def of_first(self) -> run_storage_lib.RunStorage:
+    """The storage of rank 0, for its threads: no other rank takes part."""
+    return self._real
 
   @property
   def _real(self) -> run_storage_lib.RunStorage:
     assert self._objects is not None
     return self._objects
+
+  def clock(self) -> float:
+    return self._process_group.broadcast_from(0, 'clock', super().clock)
 
   def fetch(
     self,
@@ -145,18 +180,72 @@ class RankedStorage(run_storage_lib.RunStorage):
     seconds: float | None = None,
     take: Callable[[bytes, bytes], None] = lambda digest, data: None,
   ) -> Mapping[bytes, bytes | store_lib.StoreError]:
-    def answer() -> Mapping[bytes, bytes | tuple[str, str]]:
-      buckets = [mirror.bucket() for mirror in mirrors]
-      got = self._real.fetch(kind, round_index, refs, buckets, limit, seconds)
-      return {digest: _to_plain(data) for digest, data in got.items()}
+    owners: dict[bytes, list[run_storage_lib.ObjectRef]] = {}
+    for ref in refs:
+      owners.setdefault(ref.digest, []).append(ref)
+
+    def read(some: Sequence[bytes]) -> Mapping[bytes, Any]:
+      mine = [ref for digest in some for ref in owners[digest]]
+      sources = _opened(mirrors)
+      return self._here.fetch(kind, round_index, mine, sources, limit, seconds)
 
     label = ('fetch', kind, round_index, refs, limit)
-    got = self._process_group.broadcast_from(0, label, answer)
-    found = {digest: _from_plain(data) for digest, data in got.items()}
-    for digest, data in found.items():
-      if isinstance(data, bytes):
-        take(digest, data)
+    found = self._read_in_shares(label, list(owners), read, take)
+    self._directory.begin(round_index)
+    for ref in refs:
+      got = found[ref.digest]
+      error = got if isinstance(got, store_lib.StoreError) else None
+      if (bucket := self.bucket_at(ref.location)) is not None:
+        self._directory.note(bucket, error)
     return found
+
+  def _read_in_shares(
+    self,
+    label: object,
+    names: Sequence[bytes],
+    read: Callable[[Sequence[bytes]], Mapping[bytes, Any]],
+    take: Callable[[bytes, bytes], None],
+  ) -> dict[bytes, Any]:
+    """Returns what each rank reads of objects by digest, or the errors.
+
+    Args:
+      label: says what is read, see `ProcessGroup.broadcast_from`.
+      names: the digests of all, in one order on all ranks.
+      read: reads some of them on this rank.
+      take: called with each object that came, in that order.
+    """
+    group = self._process_group
+    group.broadcast_from(0, label, lambda: None)
+    mine = names[group.index :: group.size]
+    got = read(mine) if mine else {}
+    found = {}
+    for first in range(0, len(names), group.size):
+      turn = names[first : first + group.size]
+      own = turn[group.index] if group.index < len(turn) else None
+      packed = b'' if own is None else _packed(got[own])
+      for name, data in zip(turn, group.exchange(packed), strict=False):
+        found[name] = answer = _unpacked(data)
+        if isinstance(answer, bytes):
+          take(name, answer)
+    return found
+
+  def fetch_first(
+    self,
+    key: str,
+    buckets: Sequence[Any],
+    limit: int,
+    accepts: Callable[[bytes], bool],
+    seconds: float,
+  ) -> bytes:
+    # Whether bytes are right may depend on what all ranks ask the chain.
+    got = self.fetch_each(key, buckets, limit, seconds)
+    for data in got:
+      if isinstance(data, bytes) and accepts(data):
+        return data
+    errors = [str(e) for e in got if isinstance(e, store_lib.StoreError)]
+    raise store_lib.StoreUnavailableError(
+      '; '.join(errors) or f'{key}: no bucket has the right bytes'
+    )
 
   def fetch_chunks(
     self,
@@ -165,16 +254,27 @@ class RankedStorage(run_storage_lib.RunStorage):
     limit: int,
     take: Callable[[bytes, bytes], None] = lambda digest, data: None,
   ) -> Mapping[bytes, bytes]:
-    def answer() -> Mapping[bytes, bytes]:
-      buckets = [source.bucket() for source in sources]
-      return self._real.fetch_chunks(digests, buckets, limit)
+    def read(some: Sequence[bytes]) -> Mapping[bytes, Any]:
+      came: dict[bytes, Any] = {}
+      try:
+        self._here.fetch_chunks(some, _opened(sources), limit, came.__setitem__)
+      except store_lib.StoreError as e:
+        return {digest: came.get(digest, e) for digest in some}
+      return came
 
-    found = self._process_group.broadcast_from(
-      0, ('fetch_chunks', list(digests), limit), answer
-    )
-    for digest, data in found.items():
-      take(digest, data)
+    label = ('fetch_chunks', list(digests), limit)
+    names = list(dict.fromkeys(digests))
+    found = self._read_in_shares(label, names, read, take)
+    for got in found.values():
+      if isinstance(got, store_lib.StoreError):
+        raise got
     return found
+
+  def missing_anywhere(self, digests: Sequence[bytes]) -> list[bytes]:
+    some = self._process_group.exchange(b''.join(digests))
+    listed = b''.join(some)
+    names = (listed[i : i + 32] for i in range(0, len(listed), 32))
+    return list(dict.fromkeys(names))
 
   def fetch_each(
     self,
@@ -205,6 +305,26 @@ class RankedStorage(run_storage_lib.RunStorage):
     )
     answers = map(_from_plain, got)
     return [list(x) if isinstance(x, tuple) else x for x in answers]
+
+
+def _opened(buckets: Sequence[Any]) -> list[store_lib.Bucket]:
+  """Returns the buckets from which this rank reads, for those of all ranks."""
+  return [b for bucket in buckets if (b := bucket.here()) is not None]
+
+
+def _packed(answer: bytes | Exception) -> bytes:
+  """Returns an object as it is exchanged, after a byte; or an error."""
+  if isinstance(answer, bytes):
+    return b'+' + answer
+  return b'-' + '\0'.join(multihost_lib.error_to_plain(answer)).encode()
+
+
+def _unpacked(data: bytes) -> bytes | Exception:
+  """Returns the answer of `_packed`."""
+  if data[:1] == b'+':
+    return data[1:]
+  name, _, message = data[1:].decode().partition('\0')
+  return multihost_lib.ERRORS[name](message)
 
 
 def _to_plain(answer: Any) -> Any:

@@ -153,14 +153,17 @@ def _keep(node: Validator, command: Command, head: int) -> None:
   amend.keep(node, head)  # before checkpoints are deleted that it needs
   every, r = node.config.checkpoint.publish, node.state.round
   due = r % every == 0 or r == node.config.rounds
-  if due and publisher is None:
+  in_ranks = node.context.publish_in_ranks
+  if due and publisher is None and in_ranks is None:
     published_checkpoint.publish(
       objects, node.place, node.shared_model, node.chain.sign
     )
   while role.to_keep:
     objects.put_once(*role.to_keep[0])
     del role.to_keep[0]
-  if due and publisher is not None:
+  if due and in_ranks is not None:
+    in_ranks(node)
+  elif due and publisher is not None:
     publishing.start(node, publisher)
   elif due:
     publishing.cleaning(node, r)()

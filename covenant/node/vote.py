@@ -1,6 +1,5 @@
 """A validator's vote: the manifest that it stands for on the chain."""
 
-import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -76,14 +75,14 @@ def vote(
   poll = _Poll(node, collected, r, head, now, proposals, mine)
   _fetch_manifests(poll)
   if command.last:
-    found = _find_leading(poll, time.monotonic() + _patience(poll))
+    found = _find_leading(poll, node.objects.clock() + _patience(poll))
     if found is not None and found[1] is not None:
       stand_for(node, r, found[1], head)
     return
   # What is at hand first: a payload that does not come must not cost the vote.
   found = _find(propose, poll, None)
   if found is None or found[1] is None:
-    found = _find(propose, poll, time.monotonic() + _patience(poll))
+    found = _find(propose, poll, node.objects.clock() + _patience(poll))
   if found is None:
     raise node_lib.RetryLaterError
   rank, data = found
@@ -104,8 +103,8 @@ def _find(
   Args:
     propose: makes the own one.
     poll: what the node sees.
-    deadline: when payloads are no longer waited for, by `time.monotonic`; None
-      leaves out all proposals with payloads that are not at hand.
+    deadline: when payloads are no longer waited for, by the storage's clock;
+      None leaves out all proposals with payloads that are not at hand.
   """
   node, mine, is_skipped = poll.node, poll.mine, False
   if poll.now.block >= node.schedule.closing_block(poll.round):
@@ -325,7 +324,7 @@ def _verified(
   is_here = all(entry.digest in node.payloads for entry in entries)
   if deadline is None and not is_here:
     return None
-  left = 0.0 if deadline is None else deadline - time.monotonic()
+  left = 0.0 if deadline is None else deadline - node.objects.clock()
   try:
     node.payloads |= apply.fetch_payloads(
       node.objects,

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from covenant import device_sums
 from covenant import typing as ct
 
 
@@ -110,7 +111,7 @@ def index(axis_name: ct.AxisName) -> ct.Scalar:
 
 def sum_over(tree: ct.PyTree, axes: tuple[str, ...]) -> ct.PyTree:
   """Returns the sum of every leaf over the shards along mesh axes, if any."""
-  return jax.lax.psum(tree, axes) if axes else tree
+  return device_sums.psum(tree, axes) if axes else tree
 
 
 def on_any_shard(flag: jax.Array, axis_name: ct.AxisName) -> jax.Array:

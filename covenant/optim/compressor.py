@@ -25,6 +25,7 @@ import numpy as np
 from covenant import typing as ct
 from covenant.optim import collectives
 from covenant.optim import compression as compression_lib
+from covenant.optim import host_copy
 from covenant.optim import leaf_group
 from covenant.optim import reduce
 from covenant.optim import sharded_leaf
@@ -134,14 +135,16 @@ class Compressor:
     for group, old, new, kept in zip(self._groups, *trees, strict=True):
       part = self._select(old, new, kept, group=group)
       for x in jax.tree.leaves(part):
-        x.copy_to_host_async()
+        if x.is_fully_addressable:
+          x.copy_to_host_async()
       for i in map(np.int32, range(group.slices if kept is not None else 0)):
         rest, square = self._subtract(old, new, kept, part, i, group=group)
         kept = group.map(
           lambda leaf, x, y, i=i: leaf.replace(x, y, i), kept, rest
         )
         squares.append(square)
-      parts.append(group.map(lambda _, x: _on_host(x), jax.device_get(part)))
+      part = jax.tree.map(host_copy.whole, part)
+      parts.append(group.map(lambda _, x: _on_host(x), part))
       errors.append(kept)
     square_sum = np.sum(jax.device_get(squares), dtype=np.float32)
     return Compressed(

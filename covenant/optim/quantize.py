@@ -28,6 +28,7 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 
+from covenant import device_sums
 from covenant.optim import exact
 
 Axes = tuple[str, ...]  # of a mesh
@@ -264,7 +265,7 @@ class Statistical:
     centred = values_NxK - shift
     total = jnp.sum(jnp.where(member, centred[..., None], 0.0), axis=(0, 1))
     sums = jnp.sum(member, axis=(0, 1)), total
-    count, total = _over(jax.lax.psum, sums, axes)
+    count, total = _over(device_sums.psum, sums, axes)
     means = total / jnp.maximum(count, 1).astype(jnp.float32)
     return codes_NxK, jnp.concatenate([shift[None], means])[None]
 
@@ -301,7 +302,7 @@ def _mean(x_NxK: jax.Array, per: str, axes: Axes) -> jax.Array:
   """[N, 1] means of the blocks, or [1, 1], the mean of all."""
   if per == 'block':
     return jnp.mean(x_NxK, axis=1, keepdims=True)
-  return _over(jax.lax.pmean, jnp.mean(x_NxK, keepdims=True), axes)
+  return _over(device_sums.pmean, jnp.mean(x_NxK, keepdims=True), axes)
 
 
 def _centre(
@@ -309,7 +310,7 @@ def _centre(
 ) -> jax.Array:
   """The weighted mean; `otherwise` where nothing has weight."""
   sums = jnp.sum(x_NxK * weight_NxK), jnp.sum(weight_NxK)
-  weighted, total = _over(jax.lax.psum, sums, axes)
+  weighted, total = _over(device_sums.psum, sums, axes)
   mean = weighted / jnp.where(total > 0, total, 1.0)
   return jnp.where(total > 0, mean, otherwise)
 
@@ -322,11 +323,11 @@ def _grid(
   Rounds half to even. A width of zero, or of one value, is replaced by 1.
   """
   bins = 2**bits
-  shift = _over(jax.lax.pmean, jnp.mean(values_NxK), axes)
+  shift = _over(device_sums.pmean, jnp.mean(values_NxK), axes)
   centred = values_NxK - shift
   shards = jax.lax.axis_size(axes) if axes else 1
   degrees = max(shards * values_NxK.size - 1, 1)
-  squares = _over(jax.lax.psum, jnp.sum(centred * centred), axes)
+  squares = _over(device_sums.psum, jnp.sum(centred * centred), axes)
   deviation = jnp.sqrt(squares / degrees)
   width = span * deviation / bins
   width = jnp.where((width > 0) & jnp.isfinite(width), width, 1.0)

@@ -10,7 +10,6 @@ arrays in host memory, which JAX then copies instead of donating.
 """
 
 import contextlib
-import math
 import os
 import pathlib
 import shutil
@@ -28,23 +27,13 @@ from covenant import extras
 from covenant import typing as ct
 from covenant.protocol import checksums
 from covenant.protocol import disk
+from covenant.protocol import orbax_context
 from covenant.protocol import tree_difference
-from covenant.telemetry import machine
 from covenant.train import local as local_lib
 from covenant.train import shared_state as shared_state_lib
 
 with extras.needed('run'):
   from orbax.checkpoint import v1 as ocp
-
-  # v1 has an option of this type, but not the type.
-  from orbax.checkpoint._src.serialization import types as orbax_types
-
-# Bytes that are read or written at the same time, beside the arrays in memory;
-# more if a single tensor (when reading) or shard (when writing) is larger.
-_IN_FLIGHT = 2 << 30
-# Bytes per chunk, the unit of reading: small, as other meshes cut differently.
-_CHUNK = 64 << 20
-_HOST = 'pinned_host'
 
 
 class CheckpointError(errors.CovenantError, OSError):
@@ -52,6 +41,7 @@ class CheckpointError(errors.CovenantError, OSError):
 
 
 Report = Callable[[str], None]
+_PAYLOADS = 'payloads'
 
 
 def _print(line: str) -> None:
@@ -78,6 +68,7 @@ class RunState(NamedTuple):
   shared: shared_state_lib.SharedState
   miners: dict[int, local_lib.MinerState]  # by uid
   protocol: str  # JSON: the chain, the history root, what validators remember
+  payloads: ct.Array | None = None  # bytes of those that `protocol` lists
 
 
 class Checkpoints:
@@ -139,14 +130,15 @@ class Checkpoints:
       return
     tree = writable(tree)
     try:
-      if not jax.process_index():
-        disk.require_room(self._directory, _total(tree))
+      checksums.on_first(
+        lambda: disk.require_room(self._directory, orbax_context.total(tree))
+      )
       self._finish_checksums()
-      with writing(tree):
+      with orbax_context.writing(tree):
         saving = self._checkpointer.save_async(
           completed, tree, force=True, overwrite=overwrite
         )
-      if saving is not None and not _fits(tree):
+      if saving is not None and not orbax_context.fits(tree):
         saving.result()
       if saving is not None and not jax.process_index():
         self._summing = self._pool.submit(
@@ -174,7 +166,10 @@ class Checkpoints:
       summing.result()
 
   def restore_tree(
-    self, abstract_tree: ct.PyTree, optional: Sequence[str] = ()
+    self,
+    abstract_tree: ct.PyTree,
+    optional: Sequence[str] = (),
+    any_size: Sequence[str] = (),
   ) -> ct.PyTree | None:
     """Restores the newest sound tree, or returns None if there is none.
 
@@ -187,6 +182,7 @@ class Checkpoints:
         kinds. Leaves `...` are not restored.
       optional: branches that checkpoints of an earlier release lack; the result
         then lacks them, too.
+      any_size: branches that are NumPy arrays of whatever shape was saved.
 
     Raises:
       ConfigError: the checkpoint is of another run, or all are damaged.
@@ -200,10 +196,16 @@ class Checkpoints:
         f'{"; ".join(damaged.values())}. Remove them to begin from the start'
       )
     self._set_aside(damaged)
-    return None if sound is None else self._load(sound, abstract, optional)
+    return (
+      None if sound is None else self._load(sound, abstract, optional, any_size)
+    )
 
   def _load(
-    self, step: int, abstract: ct.PyTree, optional: Sequence[str]
+    self,
+    step: int,
+    abstract: ct.PyTree,
+    optional: Sequence[str],
+    any_size: Sequence[str],
   ) -> ct.PyTree:
     folder = f'{self._directory}/{step}'
     try:
@@ -212,6 +214,9 @@ class Checkpoints:
       if isinstance(stored, dict) and isinstance(abstract, dict):
         missing = {name for name in optional if name not in stored}
         abstract = {k: x for k, x in abstract.items() if k not in missing}
+        for name in set(any_size) - missing:
+          shape, dtype = stored[name].shape, abstract[name].dtype
+          abstract[name] = np.empty(shape, dtype)
       differs = tree_difference.difference(stored, abstract) if stored else ''
       if not differs:
         return self._read(step, abstract)
@@ -228,13 +233,13 @@ class Checkpoints:
   def _read(self, step: int, abstract: ct.PyTree) -> ct.PyTree:
     """Reads a checkpoint a shard at a time if it was written on such a mesh."""
     try:
-      with reading(abstract, _shard_bytes):
+      with orbax_context.reading(abstract, orbax_context.shard_bytes):
         return self._checkpointer.load(step, abstract_state=abstract)
     except Exception as e:  # Orbax may wrap it
       if 'Requested more bytes' not in disk.reason(e):
         raise
     # Written on another mesh: a shard lies across the chunks of many.
-    with reading(abstract):
+    with orbax_context.reading(abstract):
       return self._checkpointer.load(step, abstract_state=abstract)
 
   def _set_aside(self, damaged: dict[int, str]) -> None:
@@ -257,12 +262,15 @@ class Checkpoints:
 
   def restore(self, abstract_state: RunState) -> RunState | None:
     """Restores the newest state, or returns None; see `restore_tree`."""
-    tree = self.restore_tree(_to_tree(abstract_state))
+    names = [_PAYLOADS]
+    tree = self.restore_tree(_to_tree(abstract_state), names, names)
     if tree is None:
       return None
     counters = RunCounters(*map(int, tree['position']))
     miners = {int(uid): m for uid, m in tree['miners'].items()}
-    return RunState(counters, tree['shared'], miners, tree['protocol'])
+    return RunState(
+      counters, tree['shared'], miners, tree['protocol'], tree.get(_PAYLOADS)
+    )
 
   def __enter__(self) -> 'Checkpoints':
     return self
@@ -287,21 +295,31 @@ def _to_tree(state: RunState) -> ct.PyTree:
     'shared': state.shared,
     'miners': {str(uid): m for uid, m in state.miners.items()},
     'protocol': state.protocol,
+    _PAYLOADS: _padded(state.payloads),
   }
+
+
+def _padded(data: ct.Array | None) -> np.ndarray:
+  """Returns bytes and one more, as Orbax writes no empty arrays."""
+  some = np.zeros(0, np.uint8) if data is None else np.asarray(data)
+  return np.append(some, np.uint8(0))
 
 
 def writable(tree: ct.PyTree) -> ct.PyTree:
   """Returns a tree that Orbax can write and that does not change meanwhile.
 
-  With several processes the first alone writes, and whole arrays, as Orbax
-  accepts no array there whose devices belong to one process. A small model on
-  one device becomes NumPy arrays, which Orbax writes faster.
+  Of an array whose devices belong to several processes each writes its shards.
+  Other arrays of several processes are written whole, by the first alone, as
+  Orbax accepts no array there whose devices belong to one process. A small
+  model on one device becomes NumPy arrays, which Orbax writes faster.
   """
-  small = _total(tree) <= _IN_FLIGHT
+  small = orbax_context.total(tree) <= orbax_context.IN_FLIGHT
 
   def is_writable(x: object) -> bool:
-    if not isinstance(x, jax.Array) or jax.process_count() > 1:
+    if not isinstance(x, jax.Array):
       return isinstance(x, str)
+    if jax.process_count() > 1:
+      return not x.is_fully_addressable
     return not small or len(x.sharding.device_set) > 1
 
   def convert(x: ct.PyTree) -> ct.PyTree:
@@ -312,78 +330,6 @@ def writable(tree: ct.PyTree) -> ct.PyTree:
     return np.asarray(x) if isinstance(x, jax.Array) else np.array(x)
 
   return jax.tree.map(convert, tree)
-
-
-def writing(tree: ct.PyTree) -> ocp.Context:
-  """Returns the Orbax context that writes a tree in bounded memory."""
-  context = ocp.Context()
-  # Compression hardly shrinks parameters, and takes most of the time.
-  context.array.saving.use_compression = False
-  context.array.saving.storage_options.chunk_byte_size = _CHUNK
-  memory = context.memory
-  memory.deepcopy_host_arrays = False
-  if _total(tree) > _IN_FLIGHT:
-    shards = [_shard_bytes(x) for x in _arrays(tree)]
-    memory.write_concurrent_bytes = max(_IN_FLIGHT, 1 + max(shards))
-  if not _fits(tree):
-    memory.transfer_concurrent_bytes = _IN_FLIGHT
-    memory.serialization_status_callback = _InTurn()
-  return context
-
-
-def reading(
-  abstract: ct.PyTree, unit: Callable[[ct.AbstractArray], int] | None = None
-) -> ocp.Context:
-  """Returns the Orbax context that reads a tree in bounded extra memory.
-
-  Args:
-    abstract: the tree to read.
-    unit: the bytes that are read at once for a tensor, at least. None: all, as
-      a shard may lie across all chunks of its tensor.
-  """
-  context = ocp.Context()
-  if _total(abstract) > _IN_FLIGHT:
-    largest = max(map(unit or _bytes, _arrays(abstract)))
-    context.memory.read_concurrent_bytes = max(_IN_FLIGHT, 1 + largest)
-  return context
-
-
-class _InTurn(orbax_types.DefaultSerializationStatusCallback):
-  """Moves each array to the host once those before it are written."""
-
-  def key_priority(self, _: object) -> orbax_types.TransferPriority:
-    return orbax_types.TransferPriority.ASYNCHRONOUS_DEPRIORITIZED
-
-
-def _fits(tree: ct.PyTree) -> bool:
-  """Returns whether the host has twice the memory of the arrays not on it."""
-  staged = [_bytes(x) for x in _arrays(tree) if not _on_host(x)]
-  return 2 * sum(staged) <= machine.free_bytes()
-
-
-def _on_host(x: ct.AbstractArray) -> bool:
-  if not isinstance(x, jax.Array) or x.sharding.memory_kind == _HOST:
-    return True
-  return all(device.platform == 'cpu' for device in x.devices())
-
-
-def _arrays(tree: ct.PyTree) -> list[ct.AbstractArray]:
-  return [x for x in jax.tree.leaves(tree) if hasattr(x, 'shape')]
-
-
-def _bytes(x: ct.AbstractArray) -> int:
-  return x.size * x.dtype.itemsize
-
-
-def _shard_bytes(x: ct.AbstractArray) -> int:
-  sharding = getattr(x, 'sharding', None)
-  if sharding is None:
-    return _bytes(x)
-  return math.prod(sharding.shard_shape(x.shape)) * x.dtype.itemsize
-
-
-def _total(tree: ct.PyTree) -> int:
-  return sum(map(_bytes, _arrays(tree)))
 
 
 def _abstract(x: ct.PyTree) -> ct.PyTree:

@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent import futures
 
 import jax
@@ -107,6 +107,21 @@ def newest_agreed(
     sound = None if first < 0 else first
     damaged = damaged or {step: f'{directory}/{step}' for step in newer}
   return sound, damaged
+
+
+def on_first(check: Callable[[], None]) -> None:
+  """Raises on all processes an OSError that `check` raises on the first."""
+  error: OSError | None = None
+  if not jax.process_index():
+    try:
+      check()
+    except OSError as e:
+      error = e
+  failed = error is not None
+  if jax.process_count() > 1:
+    failed = bool(multihost_utils.broadcast_one_to_all(np.array(failed)))
+  if failed:
+    raise error or OSError('the first process has refused, and says why')
 
 
 def wait_for_all() -> None:

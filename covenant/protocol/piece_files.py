@@ -81,7 +81,7 @@ def fetch(
           places.setdefault(digest, []).append(at)
 
     def take(digest: bytes, data: bytes) -> None:
-      for at in places[digest]:
+      for at in places.get(digest, ()):
         expected = min(limit, size - at * limit)
         if len(data) != expected:
           raise ValueError(
@@ -89,7 +89,7 @@ def fetch(
           )
         _write(file, at * limit, data)
 
-    missing = list(places)
+    missing = storage.missing_anywhere(list(places))
     for i in range(0, len(missing), _BATCH):
       storage.fetch_chunks(missing[i : i + _BATCH], sources, limit, take)
     file.truncate(size)

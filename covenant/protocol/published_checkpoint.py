@@ -146,6 +146,23 @@ def publish(
     except BaseException:
       pool.shutdown(cancel_futures=True)
       raise
+  put_index(storage, position, files, sign)
+
+
+def put_index(
+  storage: run_storage_lib.RunStorage,
+  position: apply.Position,
+  files: dict[str, list[str]],
+  sign: ct.Sign,
+) -> None:
+  """Puts the signed index of a checkpoint whose pieces are in the own bucket.
+
+  Args:
+    storage: the storage of the node.
+    position: what is published.
+    files: the digests of the pieces of each tensor.
+    sign: signs the index.
+  """
   fingerprint = fingerprint_of(files, position.amendments)
   amendments = amendment_lib.list_to_json(position.amendments)
   index = Index(

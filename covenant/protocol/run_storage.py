@@ -215,6 +215,10 @@ class RunStorage:
     self._measure(meter.size, meter.seconds)
     return got | missing
 
+  def clock(self) -> float:
+    """Returns the seconds of the clock by which a caller's deadlines go."""
+    return time.monotonic()
+
   def longest(self, size: int) -> float:
     """Returns the seconds after which a fetch of so many bytes gives up."""
     return _SECONDS + size / min(_RATE, self._rate / 2)
@@ -243,6 +247,14 @@ class RunStorage:
     if isinstance(got, interface.StoreError):
       raise got
     return got
+
+  def missing_anywhere(self, digests: Sequence[bytes]) -> list[bytes]:
+    """Returns the chunks that a process of this node lacks.
+
+    Args:
+      digests: those that this process lacks.
+    """
+    return list(digests)
 
   def fetch_chunks(
     self,

@@ -98,12 +98,15 @@ class ObjectReader:
       if self._have[self._digested] < end - begin:
         return
       with self._buffer.getbuffer() as view:
-        # A copy, as a buffer that is looked at cannot grow.
-        part = bytes(view[begin:end])
+        part: memoryview | bytes = view[begin:end]
+        if sum(self._have) < self._size:
+          # A copy, as a buffer that is looked at cannot grow.
+          part = bytes(part)
       if len(part) <= _INLINE_BYTES:
         self._digest.update(part)
       else:
         await loop.run_in_executor(None, self._digest.update, part)
+      del part  # else the bytes of the buffer are copied in the end
       self._digested += 1
 
   def _range(self, index: int) -> tuple[int, int]:

@@ -5,10 +5,10 @@ import hashlib
 from collections.abc import Iterator
 from concurrent import futures
 
-import jax
 import numpy as np
 
 from covenant import typing as ct
+from covenant.optim import host_copy
 
 # Bytes of a leaf that have a digest of their own; a published checkpoint has an
 # object per piece.
@@ -43,7 +43,8 @@ def pieces(
 ) -> Iterator[np.ndarray]:
   """Yields the bytes of a tensor, row-major, cut at multiples of a size."""
   left = np.zeros(0, np.uint8)
-  for part in stream(leaf, max(piece_bytes // leaf.dtype.itemsize, 1)):
+  budget = max(piece_bytes // leaf.dtype.itemsize, 1)
+  for part in host_copy.stream(leaf, budget):
     data = np.ascontiguousarray(part).reshape(-1).view(np.uint8)
     left = np.concatenate([left, data]) if left.size else data
     while left.size >= piece_bytes:
@@ -51,26 +52,3 @@ def pieces(
       left = left[piece_bytes:]
   if left.size:
     yield left
-
-
-def stream(x: ct.Array, budget: int) -> Iterator[np.ndarray]:
-  """Yields a leaf on the host piece by piece, in row-major order.
-
-  A piece has up to `budget` elements, or one index of the first axis. Each
-  piece is gathered on the host, so that no device gets more of a sharded array
-  than it has.
-  """
-  if not isinstance(x, jax.Array) or x.size <= budget:
-    yield np.asarray(x)
-    return
-  n = max(budget * x.shape[0] // x.size, 1)
-  for first in range(0, x.shape[0], n):
-    last = min(first + n, x.shape[0])
-    piece = np.empty((last - first, *x.shape[1:]), x.dtype)
-    for shard in x.addressable_shards:
-      start, stop, _ = shard.index[0].indices(x.shape[0])
-      low, high = max(start, first), min(stop, last)
-      if shard.replica_id == 0 and low < high:
-        here = jax.lax.dynamic_slice_in_dim(shard.data, low - start, high - low)
-        piece[low - first : high - first, *shard.index[1:]] = here
-    yield piece

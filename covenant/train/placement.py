@@ -1,8 +1,9 @@
 """The placement of a miner's state: at rest, and while its devices train.
 
 At rest everything is on a miner's home: the first of the mesh's copies of the
-parameters that this process owns. In training every copy has all of it, or, in
-a pipeline, every stage has its own layers.
+parameters that this process owns; the whole mesh where no process owns a copy.
+In training every copy has all of it, or, in a pipeline, every stage has its own
+layers.
 """
 
 from collections.abc import Callable
@@ -20,10 +21,14 @@ _HOST = sharding.HOST
 
 
 def home(mesh: jax.sharding.Mesh) -> jax.sharding.Mesh:
-  """The first copy of the parameters that this process owns, as a mesh."""
-  return jax.sharding.Mesh(
-    _rows(mesh)[0][None], mesh.axis_names, mesh.axis_types
-  )
+  """The first copy of the parameters that this process owns, as a mesh.
+
+  It is the whole mesh if each copy spans several processes.
+  """
+  rows = _rows(mesh)
+  if not rows:
+    return mesh
+  return jax.sharding.Mesh(rows[0][None], mesh.axis_names, mesh.axis_types)
 
 
 def _rows(mesh: jax.sharding.Mesh) -> list[np.ndarray]:
@@ -107,7 +112,7 @@ class Placement:
       fresh: True copies them, so that the result has buffers of its own.
     """
     if self._home is not None and self._home.size > 1:
-      tree = jax.device_put(tree, sharding.shardings(tree, self._home))
+      tree = jax.tree.map(_put, tree, sharding.shardings(tree, self._home))
     elif self._home is not None:
       tree = self.unshard(tree)
     return jax.tree.map(jnp.copy, tree) if fresh else tree
@@ -154,9 +159,7 @@ class Placement:
     if self.mesh is None:
       return tokens_BxL1
     where = jax.NamedSharding(self.mesh, sharding.batch_spec(self.mesh))
-    return jax.make_array_from_callback(
-      tokens_BxL1.shape, where, lambda index: tokens_BxL1[index]
-    )
+    return sharding.place(tokens_BxL1, where)
 
   def gather(self, tree: ct.PyTree) -> ct.PyTree:
     """Returns what `replicate` led to at home; keeps its buffers."""
@@ -175,6 +178,13 @@ class Placement:
       return jax.make_array_from_single_device_arrays(x.shape, where, pieces)
 
     return jax.tree.map(one, tree, sharding.specs(tree, self.mesh))
+
+
+def _put(x: jax.Array, where: jax.NamedSharding) -> jax.Array:
+  """Moves an array; one of this process alone is equal on all."""
+  if x.is_fully_addressable and not where.is_fully_addressable:
+    return sharding.place(np.asarray(x), where)
+  return jax.device_put(x, where)
 
 
 class PipelinePlacement:

@@ -22,6 +22,7 @@ from covenant.models import hf
 from covenant.models import llama
 from covenant.models import sharding
 from covenant.optim import algorithm as algorithm_lib
+from covenant.optim import host_copy
 from covenant.optim import outer_step as outer_step_lib
 from covenant.optim import weight
 from covenant.train import pieces as pieces_lib
@@ -146,8 +147,9 @@ class SharedModel:
       where = sharding.shardings(self.abstract_params, self.mesh)
     if config.pretrained:
       params = hf.load(config.pretrained, config.model)
-      params = jax.tree.map(jnp.array, params) if where is None else params
-      return self._begin(jax.device_put(params, where))
+      if where is None:
+        return self._begin(jax.tree.map(jnp.array, params))
+      return self._begin(jax.tree.map(sharding.place, params, where))
     init = functools.partial(llama.init, config.model)
     return self._begin(
       jax.jit(init, out_shardings=where)(jax.random.key(config.seed))
@@ -166,7 +168,7 @@ class SharedModel:
     if self.mesh is None:
       return jnp.asarray(x)
     where = jax.NamedSharding(self.mesh, jax.P(*[None] * x.ndim))
-    return jax.device_put(x, where)
+    return sharding.place(x, where)
 
   def abstract(self) -> SharedState:
     """Returns the shapes of the state."""
@@ -336,7 +338,7 @@ def fingerprint(params: ct.Params, piece_bytes: int = 1 << 26) -> str:
   for path, leaf in jax.tree_util.tree_leaves_with_path(params):
     digest.update(jax.tree_util.keystr(path).encode())
     if leaf.nbytes <= piece_bytes:
-      digest.update(np.asarray(leaf).reshape(-1).view(np.uint8).data)
+      digest.update(host_copy.whole(leaf).reshape(-1).view(np.uint8).data)
     else:
       for of_piece in pieces_lib.piece_digests(leaf, piece_bytes):
         digest.update(of_piece)

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import optax
 
 from covenant import config as config_lib
+from covenant import device_sums
 from covenant import typing as ct
 from covenant.models import llama
 from covenant.models import loss as loss_lib
@@ -173,7 +174,7 @@ def _loss_and_gradient(
     grads = jax.tree.leaves(grads)
     for axes in filter(None, dict.fromkeys(whole)):
       of = [i for i, others in enumerate(whole) if others == axes]
-      sums = jax.lax.psum([grads[i] for i in of], axes)
+      sums = device_sums.psum([grads[i] for i in of], axes)
       for i, x in zip(of, sums, strict=True):
         grads[i] = x
     return loss.nats, treedef.unflatten(grads)

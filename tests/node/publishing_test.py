@@ -182,7 +182,7 @@ class PublishingTest(absltest.TestCase):
 
     worker.submit(work)
     publishing.finish(worker, lambda: False, 0.001)
-    self.assertGreaterEqual(worker.failures, publishing._LAST_TRIES)
+    self.assertGreaterEqual(worker.failures, publishing.LAST_TRIES)
     self.assertTrue(worker.close(60, cancel=True))
 
   def test_a_stop_ends_the_last_wait(self):

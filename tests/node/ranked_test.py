@@ -1,5 +1,8 @@
 """The chain and the store of several processes."""
 
+import threading
+from unittest import mock
+
 from absl.testing import absltest
 
 from covenant.chain import interface as chain_lib
@@ -16,11 +19,44 @@ from tests.node.multihost_test import VALIDATOR
 from tests.node.multihost_test import run
 
 
+def exchanging():
+  """Patches the exchange of devices for two ranks that are threads."""
+  both, said = threading.Barrier(2), {}
+
+  def exchange(process_group, data):
+    said[process_group.index] = data
+    both.wait(60)
+    found = [said[0], said[1]]
+    both.wait(60)
+    return found
+
+  return mock.patch.object(multihost_lib.ProcessGroup, 'exchange', exchange)
+
+
+def storage(name, run_id=b'run'):
+  """Returns the storage of a bucket in memory, which others may open."""
+  location = location_lib.Location.parse(f'memory://{name}')
+  return run_storage_lib.RunStorage(
+    run_id,
+    bucket_lib.open_bucket(location),
+    location.to_bytes(),
+    lambda data: bucket_lib.open_for_reading(
+      location_lib.Location.from_bytes(data), allow_local=True
+    ),
+  )
+
+
+def reading():
+  """Returns the storage of a rank that has no bucket of its own."""
+  return storage('nothing')
+
+
 class RankedTest(absltest.TestCase):
   def test_one_process_has_its_own(self):
     process_group = multihost_lib.ProcessGroup()
     self.assertIs(ranked_lib.chain(process_group, lambda: self), self)
-    self.assertIs(ranked_lib.storage(process_group, b'run', lambda: self), self)
+    own = ranked_lib.storage(process_group, b'run', lambda: self)
+    self.assertIs(own, self)
 
   def test_a_chain(self):
     """Every method says what that of rank 0 does, in the same types."""
@@ -69,28 +105,16 @@ class RankedTest(absltest.TestCase):
     self.assertEqual(second[5][1].hotkey, VALIDATOR.address)
 
   def test_objects(self):
-    locations = [
-      location_lib.Location.parse(f'memory://{self.id()}-{name}')
-      for name in ('own', 'other')
-    ]
-    own, other = (
-      run_storage_lib.RunStorage(
-        b'run',
-        bucket_lib.open_bucket(location),
-        location.to_bytes(),
-        lambda data: bucket_lib.open_for_reading(
-          location_lib.Location.from_bytes(data), allow_local=True
-        ),
-      )
-      for location in locations
-    )
+    own, other = (storage(f'{self.id()}-{name}') for name in ('own', 'other'))
     digests = {d: run_storage_lib.digest(d) for d in (b'a', b'b', b'none')}
     other.put_once(other.key('payloads', 3, digests[b'a']), b'a')
     other.put_once(other.chunk_key(digests[b'b']), b'b')
 
     def program(process_group):
       objects = ranked_lib.storage(
-        process_group, b'run', lambda: own if not process_group.index else None
+        process_group,
+        b'run',
+        lambda writes=True: own if writes else reading(),
       )
       objects.put_once(objects.key('history', 1), b'one')
       objects.put_once(objects.key('history', 1), b'one')
@@ -117,7 +141,8 @@ class RankedTest(absltest.TestCase):
         objects.rounds_of_each('history', [objects.bucket, bucket]),
       )  # fmt: skip
 
-    first, second = run(program)
+    with exchanging():
+      first, second = run(program)
     self.assertEqual(first, second)
     self.assertEqual(
       first[:5], (own.location, [4], 4, b'a', store_lib.MissingObjectError)
@@ -125,6 +150,65 @@ class RankedTest(absltest.TestCase):
     self.assertEqual(first[6:8], (b'b', [b'four']))
     self.assertIn('MissingObjectError', first[8])
     self.assertEqual(first[9], [[4], []])
+
+  def test_each_rank_reads_its_share(self):
+    """Nothing large passes through rank 0, and all take all in one order."""
+    own = storage(self.id())
+    data = [bytes([i]) * 1000 for i in range(5)]
+    digests = [run_storage_lib.digest(x) for x in data]
+    for x, digest in zip(data[:4], digests[:4], strict=True):
+      own.put_once(own.key('payloads', 3, digest), x)
+      own.put_once(own.chunk_key(digest), x)
+    sent, real = [], multihost_lib.ProcessGroup._send
+    asked, reads = {0: set(), 1: set()}, [own, reading()]
+
+    def send(process_group, message, but=0):
+      sent.append(len(message))
+      real(process_group, message, but)
+
+    def program(process_group):
+      here = reads[process_group.index]
+      fetch, chunks = here.fetch, here.fetch_chunks
+
+      def counted(kind, r, refs, *rest):
+        asked[process_group.index].update(ref.digest for ref in refs)
+        return fetch(kind, r, refs, *rest)
+
+      def counted_chunks(some, *rest):
+        asked[process_group.index].update(some)
+        return chunks(some, *rest)
+
+      here.fetch, here.fetch_chunks = counted, counted_chunks
+      objects = ranked_lib.storage(
+        process_group, b'run', lambda writes=True: own if writes else here
+      )
+      refs = [run_storage_lib.ObjectRef(d, own.location) for d in digests]
+      came = []
+      got = objects.fetch(
+        'payloads', 3, refs, [objects.bucket], 2000, 20.0,
+        lambda digest, x: came.append((digest, x)),
+      )  # fmt: skip
+      missing = type(got[digests[4]]), str(got[digests[4]])
+      chunks_got = objects.fetch_chunks(digests[:4], [objects.bucket], 2000)
+      with self.assertRaises(store_lib.MissingObjectError):
+        objects.fetch_chunks(digests, [objects.bucket], 2000)
+      lacking = digests[process_group.index : process_group.index + 2]
+      return (
+        came, missing, [chunks_got[d] for d in digests[:4]],
+        objects.missing_anywhere(lacking), objects.clock(),
+      )  # fmt: skip
+
+    patched = mock.patch.object(multihost_lib.ProcessGroup, '_send', send)
+    with exchanging(), patched:
+      first, second = run(program)
+    self.assertEqual(first, second)
+    came, missing, chunks_got, lacking, _ = first
+    self.assertEqual(came, list(zip(digests, data, strict=True))[:4])
+    self.assertEqual(missing[0], store_lib.MissingObjectError)
+    self.assertEqual(chunks_got, data[:4])
+    self.assertEqual(lacking, digests[:3])
+    self.assertLess(max(sent), 1000)
+    self.assertEqual(asked, {0: set(digests[::2]), 1: set(digests[1::2])})
 
 
 if __name__ == '__main__':

@@ -13,7 +13,7 @@ def load(name, *overrides):
 
 
 class RoleTableTest(parameterized.TestCase):
-  @parameterized.parameters('8b', '72b')
+  @parameterized.parameters('150m', '512m', '1b', '8b', '72b', '1t')
   def test_a_round_is_possible(self, name):
     self.assertEqual(
       role_table.answer(load(name)).text, 'a round is possible: yes'

@@ -19,6 +19,7 @@ from covenant.models import sharding
 from covenant.node import export as export_lib
 from covenant.protocol import checkpoint
 from covenant.protocol import checksums
+from covenant.protocol import orbax_context
 from covenant.telemetry import machine
 from covenant.train import local
 from covenant.train import shared_state
@@ -163,8 +164,8 @@ class CheckpointTest(parameterized.TestCase):
     want, shared = bits(tree), tree['shared']
     where = self.folder / '1'
     with (
-      mock.patch.object(checkpoint, '_fits', return_value=fits),
-      mock.patch.object(checkpoint, '_IN_FLIGHT', 1 << (30 if fits else 16)),
+      mock.patch.object(orbax_context, 'fits', return_value=fits),
+      mock.patch.object(orbax_context, 'IN_FLIGHT', 1 << (30 if fits else 16)),
       self.open() as checkpoints,
     ):
       checkpoints.save_tree(1, tree)
@@ -202,13 +203,16 @@ class CheckpointTest(parameterized.TestCase):
       (shard + 9, shard + 9, tensor + 1),
       (1 << 30, None, None),
     ):
-      with mock.patch.object(checkpoint, '_IN_FLIGHT', limit):
-        writing, reading = checkpoint.writing(tree), checkpoint.reading(tree)
+      with mock.patch.object(orbax_context, 'IN_FLIGHT', limit):
+        writing, reading = (
+          orbax_context.writing(tree),
+          orbax_context.reading(tree),
+        )
       self.assertEqual(writing.memory.write_concurrent_bytes, writes)
       self.assertEqual(reading.memory.read_concurrent_bytes, reads)
     # These are the least that Orbax works with.
     want = bits(tree)
-    with mock.patch.object(checkpoint, '_IN_FLIGHT', 1):
+    with mock.patch.object(orbax_context, 'IN_FLIGHT', 1):
       self.save(tree)
       for sizes in SIZES:
         self.assertEqual(bits(self.restore(state(mesh(**sizes), 1))), want)
@@ -313,11 +317,12 @@ import jax.numpy as jnp
 from covenant import config as config_lib
 from covenant.models import sharding
 from covenant.protocol import checkpoint
+from covenant.protocol import orbax_context
 from covenant.protocol import checksums
 from covenant.telemetry import machine
 
 what, folder, devices = sys.argv[1:]
-checkpoint._IN_FLIGHT = 100 << 20
+orbax_context.IN_FLIGHT = 100 << 20
 devices = config_lib.Devices(fsdp=int(devices))
 mesh = sharding.mesh(devices, jax.devices())
 like = {
@@ -377,16 +382,16 @@ class ReadingTest(parameterized.TestCase):
     where = jax.NamedSharding(devices, spec)
     like = {'w': jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)}
     folder, limits = self.create_tempdir().full_path, []
-    real = checkpoint.reading
+    real = orbax_context.reading
 
     def reading(*args):
       context = real(*args)
       limits.append(context.memory.read_concurrent_bytes)
       return context
 
-    self.enterContext(mock.patch.object(checkpoint, '_IN_FLIGHT', 1 << 10))
-    self.enterContext(mock.patch.object(checkpoint, '_CHUNK', 1 << 10))
-    self.enterContext(mock.patch.object(checkpoint, 'reading', reading))
+    self.enterContext(mock.patch.object(orbax_context, 'IN_FLIGHT', 1 << 10))
+    self.enterContext(mock.patch.object(orbax_context, '_CHUNK', 1 << 10))
+    self.enterContext(mock.patch.object(orbax_context, 'reading', reading))
     with checkpoint.Checkpoints(folder, config_lib.Checkpoint()) as saved:
       saved.save_tree(1, {'w': jax.device_put(x, written)})
     with checkpoint.Checkpoints(folder, config_lib.Checkpoint()) as saved:

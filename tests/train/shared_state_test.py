@@ -183,24 +183,6 @@ class MeshTest(absltest.TestCase):
 
 
 class StreamTest(absltest.TestCase):
-  def test_pieces_are_the_whole_in_order(self):
-    x = np.arange(7 * 4 * 8, dtype=np.float32).reshape(7, 4, 8)
-    devices = config_lib.Devices(data=2, fsdp=2, tensor=2)
-    mesh = sharding.mesh(devices, jax.devices())
-    for spec in (
-      jax.P(),
-      jax.P(None, 'fsdp', 'tensor'),
-      jax.P(None, None, ('fsdp', 'tensor')),
-    ):
-      on_mesh = jax.device_put(x, jax.NamedSharding(mesh, spec))
-      for budget, want in ((1, 7), (64, 4), (10_000, 1)):
-        pieces = list(pieces_lib.stream(on_mesh, budget))
-        self.assertLen(pieces, want)
-        np.testing.assert_array_equal(np.concatenate(pieces), x)
-    rows = jax.device_put(x[0], jax.NamedSharding(mesh, jax.P('fsdp')))
-    pieces = list(pieces_lib.stream(rows, 10))
-    np.testing.assert_array_equal(np.concatenate(pieces), x[0])
-
   def test_a_large_leaf_has_one_fingerprint_wherever_it_lies(self):
     x = np.arange(7 * 4 * 8, dtype=np.float32).reshape(7, 4, 8)
     mesh = sharding.mesh(config_lib.Devices(fsdp=4), jax.devices())
