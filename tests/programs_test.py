@@ -91,6 +91,11 @@ class ProgramsTest(parameterized.TestCase):
       wrong('import jax; from covenant.node import nothing')
 
 
+# These run the code of `recipe` with other numbers, and take minutes.
+SAME = ('recipe_larger', 'recipe_muon', 'recipe_parts')
+ROOT_ONLY = 'shaped_links'  # tests/experiments/shaped_links_test.py runs it
+
+
 class ExperimentsTest(absltest.TestCase):
   def test_all_are_run_in_short(self):
     folder = helpers.ROOT / 'experiments'
@@ -102,7 +107,7 @@ class ExperimentsTest(absltest.TestCase):
     self.assertContainsSubset({'islands', 'methods', 'reliability'}, quick)
     script = (helpers.ROOT / '.ci' / 'run').read_text('utf-8')
     (names,) = re.findall(r'for NAME in ([^;]*);', script)
-    run = {*names.replace('\\', ' ').split(), 'reliability'}
+    run = {*names.replace('\\', ' ').split(), 'reliability', *SAME, ROOT_ONLY}
     self.assertEqual(run, quick)
     self.assertIn('experiments.reliability --quick', script)
 
