@@ -17,11 +17,16 @@ five rates on all tokens in experiments/methods.py: on a quarter of the tokens
 from about forty runs before this study, in a loop of its own and mostly on a
 quarter or half of the tokens, which AdamW did not have.
 
+On a quarter of the tokens 6e-3 is best. A follow-up, written after the first
+final run at that rate, has 1.2e-2, which ended lower on all tokens before this
+study.
+
 Criterion, written before the runs; n = 3 seeds, compared seed by seed, and up
 to 7 while it is undecided:
   R1  The recipe sends at most 1/1000 of the bytes of synchronous AdamW, and its
       final loss is not worse: the upper end of the 90 % interval of the
       difference is at most 0.5 % of AdamW's loss (experiments/equivalence.py).
+      The follow-up has the same criterion.
 """
 
 import pathlib
@@ -41,6 +46,7 @@ from experiments import study
 from experiments import transformations
 
 ADAMW, RECIPE = 'AdamW, synchronous', 'the recipe'
+TWICE = 'the recipe, twice the rate'
 RATES = (6e-3, 1.2e-2, 2.4e-2)
 H = 6
 SPARSE = (
@@ -59,6 +65,8 @@ def plan(runs: Sequence[study.Run], seeds: int) -> Iterator[study.Cell]:
   for seed in range(seeds):
     yield study.Cell(ADAMW, seed, SYNCHRONOUS)
   yield from grids.plan(GRID, runs, seeds)
+  for seed in range(seeds):
+    yield GRID.cell((1.2e-2,), seed)._replace(name=TWICE)
 
 
 def parameters(config: config_lib.Config) -> int:
@@ -83,24 +91,24 @@ def judge(
   runs: Sequence[study.Run], results: pathlib.Path
 ) -> Iterator[study.Verdict]:
   del results
-  cell = GRID.cell(RATES[:1])
-  ratio = times_fewer(runs, cell, methods.TOTAL)
-  gap = study.gap(runs, RECIPE, ADAMW)
+  ratio = times_fewer(runs, GRID.cell(RATES[:1]), methods.TOTAL)
   reference = statistics.mean(study.losses(runs, ADAMW).values())
-  outcome = equivalence.not_worse(gap, equivalence.MARGIN * reference)
-  yield study.Verdict(
-    'R1',
-    'a thousandth of the bytes, and not worse than synchronous AdamW',
-    'ours',
-    'bytes at most 1/1000; 90 % interval of the loss at most 0.5 % above',
-    f'1/{ratio:.0f} of the bytes; {equivalence.describe(gap, reference)}',
-    outcome if ratio >= 1000 else 'FAIL',
-    (RECIPE, ADAMW),
-  )
+  for claim, name in (('R1', RECIPE), ('R1, twice the rate', TWICE)):
+    gap = study.gap(runs, name, ADAMW)
+    outcome = equivalence.not_worse(gap, equivalence.MARGIN * reference)
+    yield study.Verdict(
+      claim,
+      'a thousandth of the bytes, and not worse than synchronous AdamW',
+      'ours',
+      'bytes at most 1/1000; 90 % interval of the loss at most 0.5 % above',
+      f'1/{ratio:.0f} of the bytes; {equivalence.describe(gap, reference)}',
+      outcome if ratio >= 1000 else 'FAIL',
+      (name, ADAMW),
+    )
 
 
 def draw(runs: Sequence[study.Run], path: pathlib.Path) -> None:
-  charts.curves(runs, [ADAMW, RECIPE], path)
+  charts.curves(runs, [ADAMW, RECIPE, TWICE], path)
 
 
 STUDY = study.Study('recipe', plan, judge, draw)
