@@ -39,6 +39,7 @@ def curves(
   path: pathlib.Path,
   results: pathlib.Path | None = None,
   names: Mapping[str, str] | None = None,
+  factors: Mapping[str, float] | None = None,
 ) -> None:
   """Draws held-out losses against tokens and bytes, and their ends.
 
@@ -49,6 +50,7 @@ def curves(
     path: the PNG to write.
     results: the folder that has curves/; the folder of `path` if omitted.
     names: what cells are called in the figure, where not by their name.
+    factors: the bytes of cells in units of those in their curves, where not 1.
   """
   folder, names = results or path.parent, names or {}
   shown = [c for c in cells if any(run.cell == c for run in runs)]
@@ -60,6 +62,7 @@ def curves(
   finals, lowest, seeds = [], [], set[int]()
   for i, cell in enumerate(shown):
     found = [study.curve(run, folder) for run in runs if run.cell == cell]
+    factor = (factors or {}).get(cell, 1.0)
     n = min(map(len, found))
     losses = [[points[j].nats_per_byte for points in found] for j in range(n)]
     mean = [statistics.mean(of) for of in losses]
@@ -70,7 +73,7 @@ def curves(
     lowest.append(mean[-1] - (spread[-1] if banded else 0))
     for ax, x in (
       (left, [found[0][j].tokens for j in range(n)]),
-      (middle, [found[0][j].bytes_up for j in range(n)]),
+      (middle, [factor * found[0][j].bytes_up for j in range(n)]),
     ):
       first = 1 if ax is middle else 0  # nothing is sent yet: not on a log axis
       ax.plot(x[first:], mean[first:], **style(i), markevery=(i % 3, 3))

@@ -80,7 +80,7 @@ def judge(
 
 
 def draw(runs: Sequence[study.Run], path: pathlib.Path) -> None:
-  charts.curves(runs, [ADAMW, RECIPE], path)
+  charts.curves(runs, [ADAMW, RECIPE], path, factors={ADAMW: recipe.GRADIENTS})
 
 
 STUDY = study.Study('recipe_larger', plan, judge, draw)

@@ -62,7 +62,12 @@ def _recipe() -> list[study.Run]:
 
 def draw(runs: Sequence[study.Run], path: pathlib.Path) -> None:
   found = [*runs, *(_recipe() if path.parent == study.RESULTS else ())]
-  charts.curves(found, [recipe.ADAMW, MUON, recipe.RECIPE], path)
+  charts.curves(
+    found,
+    [recipe.ADAMW, MUON, recipe.RECIPE],
+    path,
+    factors={recipe.ADAMW: recipe.GRADIENTS, MUON: recipe.GRADIENTS},
+  )
 
 
 STUDY = study.Study('recipe_muon', plan, judge, draw)
