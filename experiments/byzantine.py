@@ -66,6 +66,7 @@ RATES = {
   'ours': (0.5, 1.0),
 }
 NOBODY = 'no attack'
+_TOP = 3.4  # losses above it are numbers at the figure's top
 Deltas = jax.Array  # float32 [R, P], all messages of a round
 
 
@@ -346,14 +347,25 @@ def draw(runs: Sequence[study.Run], path: pathlib.Path) -> None:
     ]
     if points:
       axes.plot(
-        *zip(*points, strict=True), charts.MARKERS[i], ms=5,
-        color=charts.COLORS[i], label=rule,
+        [x for x, _ in points], [min(y, _TOP) for _, y in points],
+        charts.MARKERS[i], ms=5, color=charts.COLORS[i], label=rule,
+        clip_on=False,
       )  # fmt: skip
+    for x, loss in points:
+      if loss > _TOP:
+        axes.annotate(
+          f'{loss:.0f}', (x, _TOP), xytext=(0, 5), fontsize=8,
+          textcoords='offset points', ha='center',
+        )  # fmt: skip
   axes.set_xticks(range(len(attacks)), attacks)
+  axes.set_ylim(1.9, _TOP)
   axes.set_ylabel('final held-out loss (nats per byte)')
   axes.grid(axis='y', color='#E0E0E0', lw=0.6)
   axes.spines[['top', 'right']].set_visible(False)
-  axes.legend(frameon=False, fontsize=8)
+  drawing.legend(
+    *axes.get_legend_handles_labels(), loc='outside lower center', ncols=5,
+    frameon=False, fontsize=8,
+  )  # fmt: skip
   path.parent.mkdir(parents=True, exist_ok=True)
   drawing.savefig(path, metadata={'Software': None})
 

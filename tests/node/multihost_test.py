@@ -547,17 +547,18 @@ class TwoProcessesTest(absltest.TestCase):
     """Parameters that no process has whole, also after a restart."""
     network = self.network('model.kv_heads=2', block_seconds=0.3)
     cut = 'devices.fsdp=2', 'devices.tensor=2'
-    members = [
-      *network.start_miner(*cut),
-      *network.start_ranked_validator(*cut),
+    groups = [
+      network.start_miner(*cut),
+      network.start_ranked_validator(*cut),
     ]
     network.ready()
     network.begin()
     network.play(0, 2 * _ROUND_BLOCKS)
-    for process in members:
-      process.terminate()
-      self.assertEqual(process.wait(60), 0)
-      network.processes.remove(process)
+    for group in groups:
+      group[0].terminate()  # which the others hear of
+      for process in group:
+        self.assertEqual(process.wait(60), 0)
+        network.processes.remove(process)
     network.start_miner(*cut)
     network.start_ranked_validator(*cut)
     network.play_rest(2 * _ROUND_BLOCKS)
