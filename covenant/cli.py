@@ -41,7 +41,6 @@ from covenant.plan import compile
 from covenant.plan import hardware
 from covenant.plan import island_table as islands_table
 from covenant.plan import planner
-from covenant.plan import role_table
 from covenant.plan import table
 from covenant.pool import worker as worker_lib
 from covenant.report import explain
@@ -222,9 +221,7 @@ def explain_uid(config: config_lib.Config, workdir: str) -> None:
 def plan(config: config_lib.Config, workdir: str) -> None:
   """Prints the costs of a round on --config.plan.hardware, and if it fits.
 
-  The exit status is 1 if a role does not fit, or if phases are too short for
-  the links. With --config.plan.inventory, assigns the devices of many peers to
-  islands.
+  With --config.plan.inventory, assigns the devices of many peers to islands.
   """
   del workdir
   if config.plan.inventory:
@@ -239,8 +236,6 @@ def plan(config: config_lib.Config, workdir: str) -> None:
     flush=True,
   )
   print(table.text(config, compile.measure(config)))
-  if problems := role_table.answer(config).problems:
-    sys.exit(f'no round is possible: {len(problems)} problems, listed above')
 
 
 def report(config: config_lib.Config, workdir: str) -> None:
@@ -330,9 +325,7 @@ _WORKDIR = flags.DEFINE_string(
 )
 flags.DEFINE_list('workdirs', [], 'compare: folders of runs, by commas.')
 flags.DEFINE_string(
-  'baseline',
-  None,
-  'compare: the run that others are compared with; the first.',
+  'baseline', None, 'compare: the run to compare with. Default: the first.'
 )
 flags.DEFINE_integer(
   'profile',

@@ -15,7 +15,7 @@ The inner rate of the recipe is tuned with seed 0 on a quarter of the tokens, on
 a grid that extends itself (experiments/grids.py). AdamW has 6e-3, the best of
 five rates on all tokens in experiments/methods.py: on a quarter of the tokens
 3e-3 is better, which ends higher on all. The other fields of the recipe come
-from about forty runs before this study, in a loop of its own and mostly on a
+from about thirty runs before this study, in a loop of its own and mostly on a
 quarter or half of the tokens, which AdamW did not have.
 
 On a quarter of the tokens 6e-3 is best. A follow-up, written after the first
