@@ -233,17 +233,22 @@ class StageTraining:
   def _audit(
     self, result: stage_work.StagesResult, fitted: np.ndarray
   ) -> tuple[set[str], dict[str, str]]:
-    """Computes some samples again; returns who is honest, and who lied why."""
+    """Computes some samples again; returns who is honest, and who lied why.
+
+    After a lie all stages learn from it, so later steps show nothing of them.
+    """
     proven: set[str] = set()
     caught: dict[str, str] = {}
     samples = [s for s in result.samples if s.worker]
-    for _ in range(min(self._config.pool.audits, len(samples))):
-      sample = samples.pop(int(self._draw.integers(len(samples))))
-      if sample.worker in caught:
+    drawn = self._draw.permutation(len(samples))[: self._config.pool.audits]
+    last = math.inf  # the step of the first lie
+    for sample in sorted((samples[i] for i in drawn), key=lambda s: s.step):
+      if sample.worker in caught or sample.step > last:
         continue
       if self._auditor.is_honest(sample, fitted, result.fits):
         proven.add(sample.worker)
         continue
+      last = sample.step
       caught[sample.worker] = (
         f'stage {sample.stage}, step {sample.step}: its activations, computed '
         'again, are others'
