@@ -30,6 +30,8 @@ Each rule has the better of its outer learning rates without an attack. Krum,
 the trimmed mean and the geometric median divide by all peers, not by the
 senders of an element, and get larger ones.
 
+One seed came of two shared cores; the rule for undecided claims adds others.
+
 Criterion, written before the runs: under every attack ours loses at most 2 %
 against itself without one, and no other rule ends lower under any attack.
 """
@@ -56,6 +58,7 @@ from experiments import study
 from experiments import transformations
 
 PEERS, BAD = 8, 2
+SEEDS = 1  # before any is added for claims that it leaves undecided
 AXIS = transformations.AXIS
 SETS = (f'miners={PEERS}', 'rounds=40', 'optim.inner.warmup_steps=50')
 RATES = {
@@ -297,7 +300,7 @@ def plan(runs: Sequence[study.Run], seeds: int) -> Iterator[study.Cell]:
       yield study.Cell(cell, 0, sets, Attacked(rule, NOBODY))
     if sweep.keys() <= done:
       best = sweep[study.best(runs, sweep)]
-      for seed in range(seeds):
+      for seed in range(min(seeds, SEEDS)):
         for attack in ATTACKS:
           program = Attacked(rule, attack)
           yield study.Cell(name_of(rule, attack), seed, best, program)
@@ -319,6 +322,7 @@ def judge(
       'at most 2 % above ours without an attack',
       str(gap),
       study.at_most(gap, bound),
+      (calm, name_of('ours', attack)),
     )
     rivals = [name_of(rule, attack) for rule in RATES if rule != 'ours']
     rival = study.best(runs, rivals)
@@ -330,6 +334,7 @@ def judge(
       'ours minus the best other at most 0',
       f'{gap} against {rival.partition(",")[0]}',
       study.at_most(gap),
+      (name_of('ours', attack), rival),
     )
 
 

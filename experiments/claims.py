@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from experiments import aggregation
 from experiments import arithmetic
+from experiments import byzantine
 from experiments import churn
 from experiments import compression
 from experiments import density
@@ -51,6 +52,7 @@ STUDIES: tuple[types.ModuleType, ...] = (
   quantizers,
   islands,
   transformations,
+  byzantine,
 )
 
 
@@ -124,14 +126,16 @@ GROUPS = (
   ),
   Group(
     'Gauntlet',
-    ('gauntlet', 'overlap'),
+    ('gauntlet', 'overlap', 'byzantine'),
     {
       'gauntlet': 'Loss and weights with 40 % adversaries',
       'overlap': 'Share of indices that pairs of honest peers have in common',
+      'byzantine': 'Final loss of five rules of aggregation under attacks',
       'best_response': 'Pay against work of all strategies that were tried',
     },
     'Under attack by 40 % the model is as good as with the honest alone. An '
-    'adversary that is mostly honest is paid more than the bar allows.',
+    'adversary that is mostly honest is paid more than the bar allows. Rules '
+    'of the literature fit dense gradients, and fail on sparse messages.',
   ),
   Group(
     'Formulas',

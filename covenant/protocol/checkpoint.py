@@ -268,8 +268,11 @@ class Checkpoints:
       return None
     counters = RunCounters(*map(int, tree['position']))
     miners = {int(uid): m for uid, m in tree['miners'].items()}
+    payloads = tree.get(_PAYLOADS)
+    if payloads is not None:
+      payloads = payloads[:-1]  # see `_padded`
     return RunState(
-      counters, tree['shared'], miners, tree['protocol'], tree.get(_PAYLOADS)
+      counters, tree['shared'], miners, tree['protocol'], payloads
     )
 
   def __enter__(self) -> 'Checkpoints':

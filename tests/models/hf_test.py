@@ -452,7 +452,7 @@ class LoadTest(FolderTest):
 
   @parameterized.parameters(
     (dict(becomes=lambda x: x.T.copy()), r'shape \[48, 32\], got F32 of \[32'),
-    (dict(becomes=np.int32), 'expected F32, BF16, F16 of .*, got I32'),
+    (dict(becomes=np.int32), 'expected F32, BF16, F16, F64 of .*, got I32'),
     (dict(renamed='x'), 'lacks model.layers.1.mlp.up_proj.weight'),
   )
   def test_tensors_that_are_wrong(self, change, message):

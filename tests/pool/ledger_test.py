@@ -184,18 +184,15 @@ class LedgerTest(parameterized.TestCase):
   def test_payouts_are_whole_again_after_a_power_failure(self):
     """Its zeros and parts of lines are replaced by what the ledger has."""
     folder = pathlib.Path(self.create_tempdir().full_path)
-    pool = object.__new__(miner_lib.PoolProcess)
-    pool._workdir = folder
-    policy = ledger_lib.PaymentPolicy()
-    pool._ledger = ledger_lib.Ledger(':memory:', policy)
+    ledger = ledger_lib.Ledger(':memory:', ledger_lib.PaymentPolicy())
     path, lines = folder / 'payouts.jsonl', []
     for r, torn in enumerate((b'', b'\0' * 99, b'\0' * 99 + b'\n', b'{"nu\n')):
-      pool._ledger.settle(r, 100 * (r + 1), {'w': 1}, {'w'})
+      ledger.settle(r, 100 * (r + 1), {'w': 1}, {'w'})
       with open(path, 'ab') as file:
         file.write(torn)
-      pool._write_payouts()
+      miner_lib.write_payouts(ledger, path)
       lines = [json.loads(line) for line in path.read_text().splitlines()]
-      wanted = [order._asdict() for order in pool._ledger.orders()]
+      wanted = [order._asdict() for order in ledger.orders()]
       self.assertEqual(lines, wanted)
     self.assertLen(lines, 3)
 

@@ -208,12 +208,15 @@ class GatherTest(parameterized.TestCase):
     """The read that was given up is canceled before the next begins."""
     canceled, ended = [], threading.Event()
 
+    def cancel():
+      canceled.append(True)
+      self.clock.set(self.over)
+
     def stall():
       transfer = transfer_lib.current()
       transfer.size, transfer.received = 1000, 10
-      transfer.on_cancel(lambda: self.clock.set(self.over))
+      transfer.on_cancel(cancel)
       self.clock.wait(self.over)
-      canceled.append(transfer.is_canceled)
       ended.set()
       raise interface.StoreUnavailableError('given up for another bucket')
 
