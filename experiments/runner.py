@@ -238,14 +238,19 @@ def _run(
     file=sys.stderr,
     flush=True,
   )
+  same: dict[str, list[study_lib.Cell]] = {}  # cells of one run, by its digest
+  for cell in cells:
+    config = study_lib.make_config(cell, options.more)
+    same.setdefault(study_lib.digest(config, cell.program), []).append(cell)
   futures = {
-    pool.submit(execute, c, options.more, options.work): c for c in cells
+    pool.submit(execute, of[0], options.more, options.work): of
+    for of in same.values()
   }
   for i, future in enumerate(concurrent.futures.as_completed(futures), 1):
-    cell, run = futures[future], future.result()
-    done[cell.name, cell.seed] = run
+    of, run = futures[future], future.result()
+    done.update({(c.name, c.seed): run._replace(cell=c.name) for c in of})
     print(
-      f'{study.name} {i}/{len(cells)}: {cell.name}, seed {cell.seed}: '
+      f'{study.name} {i}/{len(same)}: {of[0].name}, seed {of[0].seed}: '
       f'{run.nats_per_byte:.4f} nats per byte in {run.seconds:.0f} s',
       file=sys.stderr,
       flush=True,
