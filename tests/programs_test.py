@@ -91,8 +91,9 @@ class ProgramsTest(parameterized.TestCase):
       wrong('import jax; from covenant.node import nothing')
 
 
-# These run the code of `recipe` with other numbers, and take minutes.
-SAME = ('recipe_larger', 'recipe_muon', 'recipe_parts')
+# These take minutes, and run the code of `recipe` and `transformations`; what is
+# their own has tests.
+SAME = ('byzantine', 'recipe_larger', 'recipe_muon', 'recipe_parts')
 ROOT_ONLY = 'shaped_links'  # tests/experiments/shaped_links_test.py runs it
 
 
