@@ -91,8 +91,8 @@ class ProgramsTest(parameterized.TestCase):
       wrong('import jax; from covenant.node import nothing')
 
 
-# These take minutes, and run the code of `recipe` and `transformations`; what is
-# their own has tests.
+# These take minutes, and run the code of `recipe` and `transformations`; tests
+# have what is their own.
 SAME = ('byzantine', 'recipe_larger', 'recipe_muon', 'recipe_parts')
 ROOT_ONLY = 'shaped_links'  # tests/experiments/shaped_links_test.py runs it
 
