@@ -1,4 +1,4 @@
-"""What runs will cost: core seconds, from those of earlier runs.
+"""Costs of runs in core seconds, estimated from earlier runs.
 
 The seconds of a run are those of the passes through its model, of its
 optimizer, and of its compilation. Earlier runs of the committed results give

@@ -158,7 +158,7 @@ def read_part(text: str) -> Part:
 
 
 class Options(NamedTuple):
-  """How a study is run.
+  """The options of a study's run.
 
   Attributes:
     work: the folder of finished runs.

@@ -18,7 +18,6 @@ import numpy as np
 from covenant import config as config_lib
 from covenant import files
 from covenant import typing as ct
-from covenant.chain import keys
 from covenant.data import tokens as tokens_lib
 from covenant.node import base as node_lib
 from covenant.node import follow
@@ -82,13 +81,7 @@ class HeadProcess:
     config, model = context.config, context.shared_model
     assert isinstance(model, staged_model.StagedModel)
     self._config, self._model, self._context = config, model, context
-    allowed = set(config.pool.workers)
-
-    def verify(worker: str, data: bytes, signature: bytes) -> bool:
-      if allowed and worker not in allowed:
-        return False
-      return keys.verify(worker, data, signature)
-
+    verify = pool_miner.verifier(config.pool)
     self._ledger = pool_miner.open_ledger(config.pool, self._workdir)
     self._tensors = stage_tensors.StageTensors(config, self._island, model.spec)
     self._log = orders_lib.OrderLog(self._workdir / 'orders', model.run.hex())

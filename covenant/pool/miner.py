@@ -158,6 +158,18 @@ def network_pay(
   return round(earned.get(uid, 0.0) * ledger_lib.RAO)
 
 
+def verifier(config: config_lib.Pool) -> Callable[[str, bytes, bytes], bool]:
+  """Returns the check of a signature by a worker that the pool admits."""
+  allowed = set(config.workers)
+
+  def verify(worker: str, data: bytes, signature: bytes) -> bool:
+    if allowed and worker not in allowed:
+      return False
+    return keys.verify(worker, data, signature)
+
+  return verify
+
+
 def open_ledger(
   config: config_lib.Pool, workdir: pathlib.Path
 ) -> ledger_lib.Ledger:
@@ -190,13 +202,7 @@ class PoolProcess:
     lease_trainer = worker_lib.LeaseTrainer(config, shared_model)
     self._lease_trainer, self._amendments = lease_trainer, []
     merger = deltas_lib.Merger(config, shared_model.abstract_params)
-    allowed = set(config.pool.workers)
-
-    def verify(worker: str, data: bytes, signature: bytes) -> bool:
-      if allowed and worker not in allowed:
-        return False
-      return keys.verify(worker, data, signature)
-
+    verify = verifier(config.pool)
     self._ledger = open_ledger(config.pool, self._workdir)
     self._pool = pool_lib.PoolState(
       config,

@@ -1,4 +1,4 @@
-"""Who holds which stage of a pipeline, and how far each stage is.
+"""The worker of each stage of a pipeline, and the progress of the stage.
 
 Workers come and go. A stage without a holder goes to the worker that has its
 state, or else to the one with the fewest stages: a spare, or a neighbor that

@@ -1,4 +1,4 @@
-"""Where a pool's server listens, and by which certificate."""
+"""The address and certificate of a pool's server."""
 
 import re
 import ssl

@@ -1,4 +1,4 @@
-"""What a head asks its stages in a round, and their answers."""
+"""The requests of a head to its stages in a round, and their answers."""
 
 import math
 import time

@@ -28,7 +28,7 @@ _MALFORMED = (KeyError, TypeError, ValueError, IndexError)
 
 
 class StageTrainer:
-  """What a node asks of the trainer of a miner whose stages train."""
+  """The trainer that a node sees of a miner whose stages train."""
 
   def __init__(self, spec: payload.Spec, data: tokens_lib.TokenData):
     self.payload_bytes = spec.payload_bytes

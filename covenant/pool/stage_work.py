@@ -1,4 +1,4 @@
-"""What the stages of a pipeline have done in a round, and how it is checked."""
+"""The work of the stages of a pipeline in a round, and its samples to check."""
 
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
@@ -16,7 +16,7 @@ NOT_FINITE = 'it sends numbers that are not finite'
 
 
 class Sample(NamedTuple):
-  """What a stage made of a microbatch, forward or back."""
+  """The output of a stage for a microbatch, forward or back."""
 
   stage: int
   worker: str

@@ -1,4 +1,4 @@
-"""How Orbax writes and reads a tree in bounded memory."""
+"""Contexts in which Orbax writes and reads a tree in bounded memory."""
 
 import math
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Where, when and with what a process ran: `starts.jsonl` of its folder."""
+"""The host, time and versions of each start: `starts.jsonl` of a folder."""
 
 import functools
 import importlib.metadata

@@ -238,7 +238,7 @@ class _Sayings:
 
 @dataclasses.dataclass
 class _Findings:
-  """What was seen in the folders of the members, and outside of them."""
+  """The observations in the folders of the members, and outside of them."""
 
   outcome: localnet.NetworkOutcome
   plan: Story

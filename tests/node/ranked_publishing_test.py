@@ -67,7 +67,7 @@ class RankedPublishingTest(absltest.TestCase):
       return own, place, run(of_rank)
 
   def check(self, own, place):
-    """What is published is the state."""
+    """Publishes the state as it is."""
     data = own.bucket.get(own.key('checkpoints', 0), 1 << 20)
     index = published_checkpoint.decode(
       data, published_checkpoint.layout(self.model), 'who', lambda *_: True

@@ -62,7 +62,7 @@ class StagesTest(parameterized.TestCase):
     self.assertAlmostEqual(flops / (terms.flops * config.data.context), 4 / 3)
 
   def test_a_stage_holds_the_embeddings_and_what_they_predict(self):
-    """Of 72b, whose table is 8.6 GB, a gaming card holds no stage."""
+    """A gaming card holds no stage of 72b, whose table is 8.6 GB."""
     config = config_lib.load(str(helpers.CONFIGS / '72b.py'))
     held = [partition._fit(config, s, False) for s in (24e9, 80e9, 141e9)]
     self.assertEqual(held[0], -1)

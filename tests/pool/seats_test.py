@@ -1,4 +1,4 @@
-"""Who holds which stage, with workers that only listen."""
+"""Tests of seats, with workers that only listen."""
 
 import pathlib
 

@@ -58,7 +58,7 @@ class _Clock:
 
 
 class _Handle:
-  """As IPython's display handle."""
+  """A stand-in for IPython's display handle."""
 
   shown: list[tuple[str, dict[str, str]]] = []
 

@@ -47,7 +47,7 @@ class StageUpdate(NamedTuple):
 
 @dataclasses.dataclass
 class _Round:
-  """What a stage keeps while it trains a round."""
+  """The state of a stage while it trains a round."""
 
   own: ct.Params
   boundaries: dict[int, stage_programs.Boundary]

@@ -19,7 +19,7 @@ from covenant.wire import payload
 
 
 class StageTools(NamedTuple):
-  """What all stages of a number share in a process; none holds state."""
+  """The parts without state that equal stages share in a process."""
 
   programs: stage_programs.StagePrograms
   method: algorithm_lib.Algorithm

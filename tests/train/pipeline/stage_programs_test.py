@@ -1,4 +1,4 @@
-"""What each stage has; its programs are tested in stage_test.py."""
+"""Tests of the layers of each stage; stage_test.py tests its programs."""
 
 import dataclasses
 
