@@ -51,10 +51,10 @@ class Transfer:
       stop()
 
   def cancel(self) -> None:
-    """Ends the read: its caller gets an error."""
+    """Ends the read, once: its caller gets an error."""
     with self._lock:
+      stop = None if self._is_canceled else self._stop
       self._is_canceled = True
-      stop = self._stop
     if stop is not None:
       stop()
 
