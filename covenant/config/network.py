@@ -162,6 +162,9 @@ class Pool(schema.Section):
   stages: int = schema.positive(2)  # stage: how many its memory holds
   # Head of a pipeline: seconds that a stage may take for an answer.
   patience: float = schema.positive(60.0)
+  # Head: inner steps of a round that an inner stage without a holder is
+  # bypassed, before the others wait for it.
+  bypass_steps: int = schema.bounded(0, low=0)
   threshold: float = schema.bounded(0.1, low=0.0)  # smallest payment, in TAO
 
 

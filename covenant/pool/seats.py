@@ -217,6 +217,13 @@ class Seats:
     """True if every stage has a holder and has applied all orders."""
     return all(s.number == self._log.number for s in self._seats)
 
+  def missing(self) -> set[int]:
+    """Returns the stages that are not ready; first gives out free ones."""
+    with self._changed:
+      self._assign()
+      last = self._log.number
+      return {seat.stage for seat in self._seats if seat.number != last}
+
   def digests(self) -> list[dict[str, list[str]]]:
     """Returns the digests of each stage's tensors."""
     return [seat.digests for seat in self._seats]

@@ -57,9 +57,8 @@ class Auditor:
     """
     stage = self._at(sample.stage)
     s = sample.stage
-    stage.begin(
-      fitted_BxL1, b'', {i: fits[i] for i in fits if i in (s, s + 1, 1)}
-    )
+    used = {s, s + 1, 1, sample.crossed}
+    stage.begin(fitted_BxL1, b'', {i: fits[i] for i in fits if i in used})
     work = 0, sample.tokens_bxL1, sample.came, sample.crossed
     if stage.programs.is_last:
       again, _ = stage.last(*work, sample.divisor)

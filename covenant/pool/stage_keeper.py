@@ -112,6 +112,9 @@ class StageKeeper:
     self._done = 0
     return {'did': 'begun', 'fit': len(fit)}, fit + sent
 
+  def _do_fit(self, text: dict[str, ct.Json], data: bytes) -> None:
+    self._stage.add_fit(int(text['boundary']), data)
+
   def _do_look_up(self, text: dict[str, ct.Json], data: bytes):
     tokens, _ = self._tokens(text, data)
     return self._passed(text, 'looked_up'), self._stage.look_up(tokens)

@@ -7,7 +7,9 @@ way, and a stage that is slow holds up the others instead of being flooded.
 
 If a stage is lost, its place is taken by another worker, which begins from the
 shared parameters; all stages forget the inner step under way, and its
-microbatches are sent again.
+microbatches are sent again. With `pool.bypass_steps` the others do not wait for
+an inner stage: what crosses the boundary before it goes to the stage after it,
+and it has no part in these steps.
 """
 
 import collections
@@ -70,6 +72,9 @@ class StageRound:
     self._microbatch = config.optim.inner.microbatch_size or island.batch
     self._schedule_steps = config.optim.inner_steps
     self._steps = island.steps
+    self._most_bypassed = config.pool.bypass_steps
+    self._bypassed = [0] * island.stages  # steps of each stage
+    self._told: set[tuple[int, int]] = set()  # stage, boundary before others
     self._in_flight = 2 * (self._stages + self._ring)
     self._leaves = stage_work.leaf_places(self._model, island)
     self._sizes = collections.Counter(s for s, _ in self._leaves)
@@ -115,7 +120,9 @@ class StageRound:
         count = len(tokens_BxL1) // self._microbatch
         for s, span in enumerate(self._spans):
           worker = self._seats.worker(s)
-          if worker:
+          if s in self._talk.away:
+            self._bypassed[s] += 1
+          elif worker:
             work[worker] = work.get(worker, 0) + len(span) * count
     except stage_talk.LateError:
       self._talk.tell_all({'do': 'abort'})
@@ -134,6 +141,7 @@ class StageRound:
       tuple(self._samples),
       self._refused,
       self._fits,
+      tuple(self._bypassed),
     )
 
   def seal(self) -> list[tuple[dict[str, ct.Json], bytes] | None]:
@@ -169,13 +177,19 @@ class StageRound:
       self._recover()
 
   def _recover(self) -> None:
-    """Waits until all stages have holders that know this round."""
+    """Waits until all stages that are not bypassed know this round."""
     while True:
-      if not self._seats.wait(self._late):
-        raise stage_talk.LateError
       self._begun -= self._talk.forget_losses()
-      if not self._seats.is_ready:
-        continue
+      missing = self._seats.missing()
+      if not missing or not all(map(self._may_bypass, missing)):
+        if not self._seats.wait(self._late):
+          raise stage_talk.LateError
+        self._begun -= self._talk.forget_losses()
+        if not self._seats.is_ready:
+          continue
+        missing = set()
+      self._talk.away = missing
+      self._begun -= missing
       self._talk.forget()
       self._talk.tell_all({'do': 'abort'})
       try:
@@ -185,13 +199,26 @@ class StageRound:
       except stage_talk.NonsenseError as e:
         self.refuse(*e.args)
 
+  def _may_bypass(self, stage: int) -> bool:
+    """Returns whether the others may go on without a stage."""
+    is_inner = 0 < stage < self._stages - 1
+    is_fitted = len(self._fits) == self._stages - 1
+    return (
+      is_inner and is_fitted and self._bypassed[stage] < self._most_bypassed
+    )
+
+  def _boundary(self, stage: int) -> int:
+    """Returns the boundary that the input of a stage crosses."""
+    return self._talk.before(stage) + 1 if stage else 0
+
   def _begin(self) -> None:
     """Begins the round at the stages that have not, one after another."""
     crossing = b''
     for s in range(self._stages):
-      if s in self._begun:
+      if s in self._begun | self._talk.away:
         crossing = self._crossing.get(s, b'')
         continue
+      self._told = {(t, i) for t, i in self._told if t != s}
       wanted = {i: self._fits[i] for i in (s, s + 1, 1) if i in self._fits}
       self._talk.ask(
         s,
@@ -218,9 +245,18 @@ class StageRound:
         self._passed += len(answer.data)
       crossing = self._crossing.get(s, b'')
       self._begun.add(s)
+    for s in self._begun:
+      key = s, self._boundary(s)
+      if key[1] < s and key not in self._told:
+        self._told.add(key)
+        text = {'do': 'fit', 'stage': s, 'boundary': key[1]}
+        self._seats.send(s, text, self._fits[key[1]])
+        self._passed += len(self._fits[key[1]])
 
   def _step(self, step: int, tokens_BxL1: np.ndarray) -> tuple[float, float]:
     """Trains one step on one batch; returns loss and norm of the gradient."""
+    if self._talk.away:
+      self._recover()  # with who has come meanwhile
     slices = tokens_BxL1.reshape(-1, self._microbatch, tokens_BxL1.shape[1])
     count, divisor = len(slices), float(max(np.sum(tokens_BxL1[:, 1:] >= 0), 1))
     nats_M = np.zeros(count, np.float32)
@@ -238,13 +274,14 @@ class StageRound:
       }
       if what in ('look_up', 'forward', 'last'):
         came[s, m] = data
-        text |= {'sequences': len(slices[m]), 'crossed': s, 'divisor': divisor}
+        text |= {'sequences': len(slices[m]), 'divisor': divisor}
+        text['crossed'] = self._boundary(s)
         data = stage_work.tokens_bytes(slices[m]) + data
       else:
         given[s, m] = data
       self._talk.ask(s, text, data)
 
-    while len(squares) < self._stages:
+    while len(squares) < self._stages - len(self._talk.away):
       while let_in < count and let_in - back < self._in_flight:
         go(*((last, 'look_up') if self._ring else (0, 'forward')), let_in)
         let_in += 1
@@ -263,7 +300,7 @@ class StageRound:
             self._seats.worker(s),
             step,
             slices[m],
-            s,
+            self._boundary(s),
             came[s, m],
             given.get((s, m), b''),
             divisor,
@@ -274,12 +311,13 @@ class StageRound:
         case 'looked_up':
           go(0, 'forward', m, event.data)
         case 'forward':
-          go(s + 1, 'last' if s + 1 == last else 'forward', m, event.data)
+          after = self._talk.after(s)
+          go(after, 'last' if after == last else 'forward', m, event.data)
         case 'last':
           nats_M[m] = nats
-          go(last - 1, 'backward', m, event.data)
+          go(self._talk.before(last), 'backward', m, event.data)
         case 'backward' if s > 0 and s < last:
-          go(s - 1, 'backward', m, event.data)
+          go(self._talk.before(s), 'backward', m, event.data)
         case 'backward' if s == 0 and self._ring:
           go(last, 'backward', m, event.data)
         case 'backward':
@@ -307,9 +345,8 @@ class StageRound:
     return squares, nats
 
   def _norm(self, squares: Mapping[int, list[float]]) -> float:
-    return float(
-      np.sqrt(stage_work.total([squares[s][i] for s, i in self._leaves]))
-    )
+    present = [squares[s][i] for s, i in self._leaves if s in squares]
+    return float(np.sqrt(stage_work.total(present)))
 
   def _check(self, step: int, event: seats_lib.Event, sequences: int) -> None:
     """Verifies the form of what a stage sends.

@@ -35,6 +35,7 @@ class StageTalk:
 
   Attributes:
     lost: stages that have lost their holder since the round knew of it.
+    away: stages that are bypassed.
     busy: seconds that each stage says it has worked.
   """
 
@@ -48,6 +49,7 @@ class StageTalk:
     self._seats, self._stages = seats, stages
     self._late, self._patience = late, patience
     self.lost: set[int] = set()
+    self.away: set[int] = set()
     self.busy = [0.0] * stages
     # Stage, answer, microbatch and attempt of each open question.
     self._open: dict[tuple[int, str, ct.Json, ct.Json], None] = {}
@@ -65,9 +67,19 @@ class StageTalk:
     self._seats.send(stage, {**text, 'stage': stage}, data)
 
   def tell_all(self, text: dict[str, ct.Json]) -> None:
-    """Sends all stages a message that none answers."""
+    """Sends all stages but bypassed ones a message that none answers."""
     for s in range(self._stages):
-      self._seats.send(s, {**text, 'stage': s})
+      if s not in self.away:
+        self._seats.send(s, {**text, 'stage': s})
+
+  def before(self, stage: int) -> int:
+    """Returns the stage before one that is not bypassed."""
+    return max(s for s in range(stage) if s not in self.away)
+
+  def after(self, stage: int) -> int:
+    """Returns the stage after one that is not bypassed."""
+    others = range(stage + 1, self._stages)
+    return min(s for s in others if s not in self.away)
 
   def answer(self, stage: int, what: str) -> seats_lib.Event:
     """Returns the next answer of a kind of a stage; raises as `next`."""
@@ -92,6 +104,8 @@ class StageTalk:
         self._drop_silent()
         continue
       if event.what == seats_lib.LOST:
+        if event.stage in self.away:
+          continue
         self.lost.add(event.stage)
         raise LostError
       number, attempt = (

@@ -296,6 +296,7 @@ class StageTraining:
       'work': paid,
       'idle': [round(x, 4) for x in result.idle],
       'replays': result.replays,
+      'bypassed': list(result.bypassed),
       'replaced': self._seats.replaced,
       'stage_bytes': result.passed_bytes,
       'holders': [self._seats.worker(s) for s in range(self._island.stages)],

@@ -22,7 +22,7 @@ class Sample(NamedTuple):
   worker: str
   step: int  # of the round
   tokens_bxL1: np.ndarray
-  crossed: int  # the boundary that its coordinates crossed
+  crossed: int  # boundary of its coordinates: a lower one past bypassed stages
   came: bytes  # coordinates
   given: bytes  # the gradient that came back; empty: of its forward pass
   divisor: float  # the number of targets of the batch
@@ -43,6 +43,7 @@ class StagesResult(NamedTuple):
   samples: tuple[Sample, ...]
   refused: Mapping[str, str]  # workers that are not paid, with reasons
   fits: Mapping[int, bytes]
+  bypassed: tuple[int, ...]  # steps in which each stage was bypassed
 
 
 def leaf_places(

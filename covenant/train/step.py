@@ -39,6 +39,7 @@ def inner_step(
   config: config_lib.Config,
   mesh: sharding.AnyMesh | None = None,
   pipeline: island_lib.Island | None = None,
+  bypassed: frozenset[int] = frozenset(),
 ) -> jax.stages.Wrapped:
   """Returns the jitted inner step.
 
@@ -55,6 +56,8 @@ def inner_step(
       one device. The mesh of a pipeline has its stages, and params are as
       `gpipe.split` returns them.
     pipeline: an island with a rank; None is a full replica.
+    bypassed: stages of an emulated pipeline that have no part in the step;
+      layers must not be stacked.
 
   Raises:
     ConfigError: the model or the batch cannot be sharded so.
@@ -65,10 +68,13 @@ def inner_step(
     inner, total_steps=config.rounds * config.optim.inner_steps
   )
   loss_and_gradient: Callable[..., tuple[jax.Array, ct.Grads]]
+  away: set[str] = set()  # layers that stay as they are
   if pipeline is None:
     loss_and_gradient = _loss_and_gradient(config, mesh)
   else:
-    loss_and_gradient = _pipeline(config, pipeline, mesh)
+    loss_and_gradient = _pipeline(config, pipeline, mesh, bypassed)
+    spans = subspace.spans(config.decoder, pipeline)
+    away = {f'layers_{i}' for s in bypassed for i in spans[s]}
 
   def step(
     params: ct.Params,
@@ -84,6 +90,8 @@ def inner_step(
     rate = learning_rate(step) * inner_lib.rejoin_factor(inner, step, joined)
     updates = jax.tree.map(lambda u: rate * u, updates)
     new = optax.apply_updates(params, updates), moved
+    if away:
+      new = _hold(away, new, (params, state))
     finite = jnp.isfinite(nats) & jnp.isfinite(norm)
     params, state = jax.tree.map(
       lambda x, old: jnp.where(finite, x, old), new, (params, state)
@@ -98,6 +106,18 @@ def inner_step(
       jax.NamedSharding(mesh, jax.P()),  # of both numbers
     )
   return jax.jit(step, donate_argnames=('params', 'state'), **shardings)
+
+
+def _hold(layers: set[str], new: ct.PyTree, old: ct.PyTree) -> ct.PyTree:
+  """Returns a tree with the old leaves of some layers, and the new others."""
+
+  def choose(
+    path: jax.tree_util.KeyPath, new: jax.Array, old: jax.Array
+  ) -> jax.Array:
+    keys = {getattr(key, 'key', '') for key in path}
+    return new if layers.isdisjoint(keys) else old
+
+  return jax.tree_util.tree_map_with_path(choose, new, old)
 
 
 def gradient(
@@ -191,6 +211,7 @@ def _pipeline(
   config: config_lib.Config,
   island: island_lib.Island,
   mesh: sharding.AnyMesh | None,
+  bypassed: frozenset[int],
 ) -> Callable[
   [ct.Params, jax.Array, subspace.Fixed], tuple[jax.Array, ct.Grads]
 ]:
@@ -212,7 +233,7 @@ def _pipeline(
     params: ct.Params, tokens_BxL1: jax.Array, fixed: subspace.Fixed
   ) -> tuple[jax.Array, ct.Grads]:
     loss, grads = subspace.next_token_gradient(
-      model, params, tokens_BxL1, island, fixed, microbatch
+      model, params, tokens_BxL1, island, fixed, microbatch, bypassed
     )
     return loss.nats, grads
 

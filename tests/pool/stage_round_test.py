@@ -43,6 +43,7 @@ class Stages:
     self.said = []
     self.done = collections.Counter()
     self.is_ready = True
+    self.absent = set()
     self.under_way = self.most_under_way = 0
     self.coordinates, crossing = (
       ones(
@@ -57,6 +58,9 @@ class Stages:
 
   def wait(self, stop, until=None):
     return not stop()
+
+  def missing(self):
+    return set(self.absent)
 
   def poll(self, seconds):
     return self.events.popleft() if self.events else None
@@ -84,6 +88,8 @@ class Stages:
     if what == 'begin':
       fit = b'' if stage == last else self.fit
       self.events.append(Event(stage, 'begun', {'seconds': 0.0}, fit))
+      return
+    if what == 'fit':
       return
     if what in ('abort', 'update'):
       self.done[stage] = 0
@@ -151,6 +157,43 @@ class StageRoundTest(parameterized.TestCase):
     begun = self.stages.said.count((1, 'begin'))
     self.assertEqual(begun, 2)
     self.assertEqual(self.stages.said.count((0, 'begin')), 1)
+
+  @parameterized.parameters(0, 1)
+  def test_others_go_on_for_some_steps_without_an_inner_stage(self, steps):
+    def leave(stage):
+      self.stages.drop(stage)
+      self.stages.absent = {stage}
+
+    def wait(stop, until=None):
+      del stop, until
+      self.stages.absent = set()
+      return True
+
+    self.config = stages.make_config(
+      'optim.inner.batch_size=32', 'optim.inner_steps=2',
+      f'pool.bypass_steps={steps}',
+    )  # fmt: skip
+    self.stages.faults[1, 'forward'] = leave
+    self.stages.wait = wait
+    _, result = self.run_round()
+    self.assertEqual(result.losses, (8.0, 8.0))
+    self.assertEqual(result.bypassed, (0, steps, 0))
+    self.assertEqual(result.work, {'a': 32, 'd': 32 - 16 * steps, 'c': 32})
+    inner = len(jax.tree.leaves(llama.abstract(self.config.model)['layers_1']))
+    whole = result.norms[1] ** 2
+    np.testing.assert_allclose(result.norms[0] ** 2, whole - inner * steps)
+    self.assertEqual(self.stages.said.count((2, 'fit')), steps)
+    self.assertEqual(self.stages.said.count((1, 'update')), 2 - steps)
+    crossed = {(x.stage, x.step): x.crossed for x in result.samples}
+    self.assertEqual((crossed[2, 0], crossed[2, 1]), (2 - steps, 2))
+
+  def test_others_wait_for_an_outer_stage(self):
+    self.config = stages.make_config(
+      'optim.inner.batch_size=32', 'optim.inner_steps=2', 'pool.bypass_steps=9'
+    )
+    self.stages.faults[0, 'forward'] = self.stages.drop
+    _, result = self.run_round()
+    self.assertEqual((result.bypassed, result.replays), ((0, 0, 0), 1))
 
   def test_a_stage_that_does_not_answer_is_dropped(self):
     self.stages.faults[0, 'forward'] = lambda stage: None

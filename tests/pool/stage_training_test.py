@@ -6,6 +6,9 @@ import numpy as np
 import pytest
 from absl.testing import absltest
 
+from covenant.train import island as island_lib
+from covenant.train import replica as replica_lib
+from covenant.train import step as step_lib
 from covenant.wire import payload
 from tests.pool import stages
 
@@ -135,6 +138,54 @@ class StageTrainingTest(FaultCase):
     self.assertEqual([*self.records[0]['refused']], [fault.who])
     self.assertNotIn(fault.who, self.records[0]['work'])
     self.check_paid(fault.who)
+
+
+@pytest.mark.slow
+class BypassTest(FaultCase):
+  worker_settings = {'stages': 1}  # no neighbor takes over
+  changes = ('pool.bypass_steps=9',)
+
+  def fault(self, worker, index, text, answer):
+    """Kills the first two holders of stage 1; in round 1 stage 0 waits."""
+    if index == 1 and (worker in self.lost or len(self.lost) < 2):
+      if text['do'] == 'forward':
+        self.lost.add(worker)
+        return kill(worker, answer)
+    if index == 0 and text['do'] == 'backward' and len(self.lost) == 2:
+      stages.Worker(self, 'third')
+      self.assertTrue(self.seats.wait(lambda: False))
+      self.lost.add(worker)
+    return answer()
+
+  def test_others_go_on_as_the_emulated_pipeline_without_the_stage(self):
+    self.lost = set()
+    workers = [stages.Worker(self, f'w{i}', self.fault) for i in range(3)]
+    trained = self.train(0, pay=1000)
+    header, data = self.payload(trained, 0)
+    island = island_lib.of(self.config, 0)
+    kind = replica_lib.kind(island)
+    whole = self.trainer._replicas[kind]
+    step = step_lib.inner_step(self.config, None, island, frozenset({1}))
+    self.trainer._replicas[kind] = whole._replace(step=step)
+    self.assertEqual(data, self.want_round(0))
+    record = self.records[0]
+    self.assertEqual(record['bypassed'], [0, 3, 0])
+    self.assertEqual(record['caught'], {})
+    self.assertEqual(sorted(record['work'].values()), [6, 6])
+    stages.Worker(self, 'second', self.fault)
+    self.apply(data, header)
+    self.assertEqual(
+      self.model.fingerprint(self.shared),
+      self.want.fingerprint(self.want_shared),
+    )
+    trained = self.deliver(1, pay=2000)
+    self.assertTrue(np.isfinite(trained.losses).all())
+    record = self.records[1]
+    self.assertEqual((record['steps'], record['bypassed']), (3, [0, 1, 0]))
+    self.assertEqual(record['caught'], {})
+    self.assertEqual(sorted(record['work'].values()), [4, 6, 6])
+    self.check_paid()
+    del workers
 
 
 @pytest.mark.slow

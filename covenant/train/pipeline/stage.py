@@ -159,6 +159,13 @@ class Stage:
     self._round = _Round(own, found)
     return sent, crossing
 
+  def add_fit(self, boundary: int, fit: bytes) -> None:
+    """Takes the fit of a boundary that input crosses past bypassed stages."""
+    p = self.programs
+    self._now.boundaries[boundary] = p.constants(
+      self.shared.params['embedding'], self._read(fit, p.fit_form)
+    )
+
   def _copy_own(self) -> ct.Params:
     own = stage_programs.pick(self.shared.params, self.programs.names.own)
     return jax.tree.map(jnp.copy, own)
@@ -190,7 +197,7 @@ class Stage:
       tokens_bxL1: its tokens.
       coordinates: what came.
       crossed: the boundary that they crossed: the number of this stage, or a
-        lower one if stages are skipped.
+        lower one if stages before it are bypassed.
     """
     p, now = self.programs, self._now
     packed = self._coordinates(tokens_bxL1, coordinates)

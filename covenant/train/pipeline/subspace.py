@@ -208,23 +208,29 @@ def hidden(
   tokens_BxL: jax.Array,
   island: config_lib.Island,
   fixed: Fixed,
+  bypassed: frozenset[int] = frozenset(),
 ) -> tuple[jax.Array, jax.Array]:
   """Computes `llama.hidden` as a pipeline does, on one device.
 
   With tied embeddings the last stage has the table, and embeddings cross a
-  boundary to the first stage.
+  boundary to the first stage. What crosses the boundary before a bypassed stage
+  goes to the stage after it.
   """
   document_BxL = llama.documents(model, tokens_BxL)
   if model.packed:
     tokens_BxL = llama.ids(model, tokens_BxL)
   x_BxLxD = llama.embed(model, params, tokens_BxL)
+  boundary = 0
   for s, span in enumerate(spans(model, island)):
+    if s in bypassed:
+      continue
     if s or model.tie_embeddings:
-      x0_BxLxD = fixed.tokens_SxVxD[s][tokens_BxL]
-      basis_DxK = fixed.basis_SxDxK[s]
+      x0_BxLxD = fixed.tokens_SxVxD[boundary][tokens_BxL]
+      basis_DxK = fixed.basis_SxDxK[boundary]
       x_BxLxD = cross(x_BxLxD, x0_BxLxD, basis_DxK, island.bits)
     layers = stage_layers(model, params, span.start, len(span))
     x_BxLxD = apply_layers(model, layers, x_BxLxD, document_BxL)
+    boundary = s + 1
   return llama.product_of(model, params, x_BxLxD)
 
 
@@ -235,6 +241,7 @@ def next_token_gradient(
   island: config_lib.Island,
   fixed: Fixed,
   microbatch: int | None = None,
+  bypassed: frozenset[int] = frozenset(),
 ) -> tuple[loss_lib.Loss, ct.Grads]:
   """Computes `loss.next_token_gradient` of a pipeline, on one device."""
   return loss_lib.next_token_gradient(
@@ -242,7 +249,7 @@ def next_token_gradient(
     params,
     tokens_BxL1,
     microbatch,
-    functools.partial(hidden, island=island, fixed=fixed),
+    functools.partial(hidden, island=island, fixed=fixed, bypassed=bypassed),
   )
 
 
