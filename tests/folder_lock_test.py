@@ -1,6 +1,5 @@
 """Processes that want one folder, on file systems with and without locks."""
 
-import contextlib
 import errno
 import os
 import pathlib
@@ -20,14 +19,14 @@ with folder_lock.hold(sys.argv[1]):
   print('held', flush=True)
   sys.stdin.read()
 """
-_ELSEWHERE = 'node-7, pid 1, 2026-01-01 00:00:00 UTC'
+_ELSEWHERE = 'node-7, pid 1, 2026-01-01 00:00:00 UTC\nother-boot 1 f00'
 
 
 class FolderLockTest(parameterized.TestCase):
   def setUp(self):
     super().setUp()
     self.folder = pathlib.Path(self.create_tempdir().full_path, 'run')
-    self.path = self.folder / '.lock'
+    self.path = self.folder / '.holder'
     self.waits = []
 
   def hold(self, at_wait=lambda: None):
@@ -43,6 +42,12 @@ class FolderLockTest(parameterized.TestCase):
     """The folder as a process that was killed has left it."""
     self.folder.mkdir(exist_ok=True)
     self.path.write_text(holder)
+
+  def boot(self, name):
+    """The file that tells one start of a machine from all others."""
+    path = pathlib.Path(self.create_tempfile().full_path)
+    path.write_text(f'{name}\n')
+    return path
 
   def touch(self):
     """Touches the lock as its holder does, by a clock that is wrong."""
@@ -70,7 +75,7 @@ class FolderLockTest(parameterized.TestCase):
     for _ in range(2):
       with self.hold():
         self.assertIn(f'pid {os.getpid()}', self.path.read_text())
-      self.assertEqual(self.path.read_text(), '')
+      self.assertFalse(self.path.exists())
     self.assertEqual(self.waits, [])
 
   def test_a_holder_on_another_host_whose_lock_is_not_seen_here(self):
@@ -99,6 +104,45 @@ class FolderLockTest(parameterized.TestCase):
       with self.hold(other_writes):
         pass
 
+  def test_two_hosts_that_see_no_lock_of_each_other_begin_at_once(self):
+    # On NFS of version 3 with `nolock`, flock succeeds on each of them.
+    with mock.patch.object(folder_lock.fcntl, 'flock'):
+      with self.hold():
+        with mock.patch.object(folder_lock, '_BOOT', self.boot('two')):
+          with self.assertRaises(folder_lock.FolderInUseError):
+            with self.hold(self.touch):
+              pass
+      self.assertFalse(self.path.exists())
+
+  def test_a_holder_that_has_not_said_yet_who_it_is(self):
+    with self.hold():
+      self.path.rename(self.folder / 'said')
+      with self.assertRaisesRegex(
+        folder_lock.FolderInUseError, f'pid {os.getpid()}'
+      ):
+        with self.hold(lambda: (self.folder / 'said').rename(self.path)):
+          pass
+    self.assertEqual(self.waits, [1.0])
+
+  def test_a_pod_of_the_same_name_and_pid_on_another_machine(self):
+    mine = folder_lock._own()
+    boot = mine.partition('\n')[2].partition(' ')[0]
+    self.left_by(mine.replace(boot, 'other-boot'))
+    with self.assertRaises(folder_lock.FolderInUseError):
+      with self.hold(self.touch):
+        pass
+
+  def test_a_holder_that_lets_go_while_it_is_watched(self):
+    self.left_by(_ELSEWHERE)
+    with self.hold(lambda: self.path.unlink(missing_ok=True)):
+      self.assertIn(f'pid {os.getpid()}', self.path.read_text())
+    self.assertLen(self.waits, 1)
+
+  def test_a_name_reaches_the_server_at_once(self):
+    fsync = self.enter_context(mock.patch.object(os, 'fsync', wraps=os.fsync))
+    with self.hold():
+      fsync.assert_called_once()
+
   @parameterized.parameters(errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
   def test_a_file_system_without_locks(self, code):
     with self.without_locks(code):
@@ -116,28 +160,42 @@ class FolderLockTest(parameterized.TestCase):
   def test_a_dead_holder_on_this_host_without_locks(self):
     with subprocess.Popen([sys.executable, '-c', '']) as ended:
       pass
-    host = folder_lock._own().partition(',')[0]
-    self.left_by(f'{host}, pid {ended.pid}, once')
+    mine = f'pid {os.getpid()},'
+    self.left_by(folder_lock._own().replace(mine, f'pid {ended.pid},'))
     with self.without_locks(), self.hold():
       pass
     self.assertLen(self.waits, 1)  # nobody is watched who is dead
 
   def test_the_holder_touches_the_lock(self):
-    touched = mock.Mock(side_effect=[False, False, True])
-    ended = mock.Mock(wait=touched)
-    self.left_by('')
-    with contextlib.ExitStack() as stack:
-      file = stack.enter_context(open(self.path, 'ab+'))
-      utime = stack.enter_context(mock.patch.object(os, 'utime'))
+    ended = mock.Mock(wait=mock.Mock(side_effect=[False, False, True]))
+    self.left_by('me')
+    with mock.patch.object(os, 'utime') as utime:
       utime.side_effect = [None, OSError(errno.EIO, 'gone')]
-      folder_lock._touch(file, ended)
+      folder_lock._touch(self.path, 'me', ended)
       self.assertEqual(utime.call_count, 2)
 
-  def test_a_full_disk(self):
-    full = mock.Mock(side_effect=OSError(errno.ENOSPC, 'No space left'))
-    file = mock.Mock(write=full)
-    folder_lock._write(file, 'who')
-    full.assert_called_once()
+  def test_a_process_whose_lock_is_taken_over_is_ended(self):
+    ended = mock.Mock(wait=mock.Mock(side_effect=[False, True]))
+    self.left_by(_ELSEWHERE)
+    with mock.patch.object(os, '_exit') as leave:
+      folder_lock._touch(self.path, 'me', ended)
+      leave.assert_called_once_with(1)
+
+  @parameterized.parameters(errno.ENOSPC, errno.EDQUOT)
+  def test_a_full_disk(self, code):
+    full = OSError(code, 'No space left')
+    for name in '_create', '_write':
+      with mock.patch.object(folder_lock, name, side_effect=full):
+        with self.hold():
+          self.assertFalse(self.path.exists())
+        with self.without_locks(), self.assertRaises(OSError):
+          with self.hold():
+            pass
+    self.left_by(folder_lock._own())
+    with mock.patch.object(folder_lock, '_write', side_effect=full):
+      with self.hold():
+        pass
+    self.assertEqual(self.waits, [])
 
   def test_other_errors_are_raised(self):
     with self.without_locks(errno.EIO), self.assertRaises(OSError):
