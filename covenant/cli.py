@@ -300,9 +300,9 @@ ROLES: dict[str, Callable[[config_lib.Config, str], None]] = {
 # Roles that read no tokens, or make them.
 _WITHOUT_DATA = (
   *('tokenize', 'merge', 'plan', 'report', 'compare', 'explain', 'sample'),
-  'export',
-  'finetune',
+  *('export', 'finetune'),
 )
+_OF_A_POOL = ('pool', 'worker', 'stage')  # several may share a GPU
 _WITH_FLAGS = (export_lib, sample_lib, finetune_lib)
 
 
@@ -380,8 +380,10 @@ def run(argv: list[str]) -> None:
     name = time.strftime('%Y%m%d-%H%M%S-') + config.name
     workdir = os.path.expanduser(_WORKDIR.value or f'runs/{name}')
     startup.keep_compilations()
-    share = config.devices.memory_fraction
-    os.environ.update(startup.device_share(share))  # before JAX looks for GPUs
+    share = startup.device_share(
+      config.devices.memory_fraction, shared=_ROLE.value in _OF_A_POOL
+    )
+    os.environ.update(share)  # before JAX looks for GPUs
     ROLES[_ROLE.value](config, workdir)
   except errors.CovenantError as e:
     sys.exit(f'error: {e}')

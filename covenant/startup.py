@@ -16,6 +16,8 @@ from absl import logging
 # The share of a GPU that JAX takes; it refuses both names at once.
 MEMORY_FRACTION = 'XLA_CLIENT_MEM_FRACTION'
 _OLD_MEMORY_FRACTION = 'XLA_PYTHON_CLIENT_MEM_FRACTION'
+# 'false': JAX takes memory of a GPU as it needs it.
+PREALLOCATE = 'XLA_PYTHON_CLIENT_PREALLOCATE'
 # Errors of the operating system that people mend, and how.
 _REMEDIES = {
   errno.ENOSPC: 'the disk is full',
@@ -63,23 +65,31 @@ def keep_compilations() -> None:
 
 
 def device_share(
-  fraction: float, environ: Mapping[str, str] = os.environ
+  fraction: float,
+  environ: Mapping[str, str] = os.environ,
+  shared: bool = False,
 ) -> dict[str, str]:
   """Returns variables for a process that takes a share of a GPU's memory.
 
-  Without them the first of several processes takes three quarters. A share of
-  0, and one that the user has set, leaves everything as it is.
+  Without them the first of several processes takes three quarters. What the
+  user has set stays as it is.
 
   Args:
-    fraction: the share.
+    fraction: the share; 0: not known.
     environ: the environment of the process that starts it.
+    shared: True if other processes may use the GPU. Without a fraction, memory
+      is then taken as it is needed.
 
   >>> device_share(0.25, {}), device_share(0.25, {MEMORY_FRACTION: '.9'})
   ({'XLA_CLIENT_MEM_FRACTION': '0.250'}, {})
+  >>> device_share(0, {}, shared=True)
+  {'XLA_PYTHON_CLIENT_PREALLOCATE': 'false'}
   """
-  if not fraction or {MEMORY_FRACTION, _OLD_MEMORY_FRACTION} & set(environ):
+  if {MEMORY_FRACTION, _OLD_MEMORY_FRACTION} & set(environ):
     return {}
-  return {MEMORY_FRACTION: f'{fraction:.3f}'}
+  if fraction:
+    return {MEMORY_FRACTION: f'{fraction:.3f}'}
+  return {PREALLOCATE: 'false'} if shared and PREALLOCATE not in environ else {}
 
 
 def os_error(error: OSError) -> str:

@@ -128,7 +128,7 @@ GROUPS = (
     'Gauntlet',
     ('gauntlet', 'overlap', 'byzantine'),
     {
-      'gauntlet': 'Loss and weights with 40 % adversaries',
+      'gauntlet': 'Final loss and pay with 40 % adversaries',
       'overlap': 'Share of indices that pairs of honest peers have in common',
       'byzantine': 'Final loss of five rules of aggregation under attacks',
       'best_response': 'Pay against work of all strategies that were tried',

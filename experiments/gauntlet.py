@@ -3,6 +3,7 @@
   python -m experiments.gauntlet             2.5 hours, 1.5 to 2 minutes per run
   python -m experiments.gauntlet --quick     1 seed, 12 rounds, 5 minutes
   python -m experiments.gauntlet --only=bars,alone,clip,crowd
+  python -m experiments.gauntlet --only=figure    draws what there is
 
 All runs are of configs/shakespeare.py with 20 uids, at stable learning rates of
 5e-3 (inner) and 0.5 (outer). Seven miners are honest, five honest and unlucky,
@@ -26,8 +27,8 @@ Bars, written before the run:
 
 An adversary is detected in the first round from which its weight stays below a
 tenth of an equal share. Finished runs are skipped when started again; rows are
-written as they come to experiments/results/gauntlet.csv, and the figure to
-gauntlet.png beside it (with --quick: to quick/ in the workdir).
+written as they come to experiments/results/gauntlet.csv, and gauntlet.png is
+drawn from them (with --quick: in quick/ of the workdir).
 """
 
 import argparse
@@ -126,10 +127,8 @@ def make_config(
   return dataclasses.replace(config, name=f'gauntlet-{seed}')
 
 
-def run_cell(
-  config: config_lib.Config, plain: bool = False
-) -> tuple[Row, dict[str, Any]]:
-  """Runs a cell; returns its measurements and its course over the rounds."""
+def run_cell(config: config_lib.Config, plain: bool = False) -> Row:
+  """Runs a cell; returns its measurements."""
   began = time.process_time()
   host = host_lib.Host(config, dataset.load(config))
   if plain:
@@ -144,13 +143,11 @@ def run_cell(
   host.announce = lambda uid, verdict: verdicts.append(verdict)
   clock = Clock()
   host.validators[0].poll = clock.timed(host.validators[0].poll)
-  half, paid, losses = config.rounds // 2, {}, [(0, host.evaluate())]
+  half, paid = config.rounds // 2, {}
   for r in range(1, config.rounds + 1):
     host.round()
     if r == half:
       paid = host.chain.earned(host.chain.head())
-    if r % 10 == 0 or r == config.rounds:
-      losses.append((r, host.evaluate()))
   final = host.chain.earned(host.chain.head())
   pay = {u: final[u] - paid.get(u, 0.0) for u in range(config.miners)}
   total = sum(pay.values()) or 1.0
@@ -159,10 +156,10 @@ def run_cell(
   lost = _punished(verdicts, bad)
   rounds = {u: detected(verdicts, u, config.miners) for u in sorted(bad)}
   found = [r for r in rounds.values() if r is not None]
-  row: Row = dict(
+  return dict(
     uids=config.miners,
     rounds=config.rounds,
-    nats_per_byte=round(losses[-1][1].nats_per_byte, 5),
+    nats_per_byte=round(host.evaluate().nats_per_byte, 5),
     emissions=round(sum(pay[u] for u in bad) / total, 5),
     least_honest=round(min(pay[u] for u in honest) / total, 5),
     most_adversary=round(max((pay[u] for u in bad), default=0) / total, 5),
@@ -175,14 +172,6 @@ def run_cell(
     validator_seconds=round(clock.seconds / config.rounds, 3),
     seconds=round(time.process_time() - began, 1),  # of one core
   )
-  trace = {
-    'losses': [(r, e.nats_per_byte) for r, e in losses],
-    'weights': [v.weights for v in verdicts],
-    'pay': pay,
-    'detected': rounds,
-    'names': registry.names(config),
-  }
-  return row, trace
 
 
 def _punished(
@@ -356,21 +345,14 @@ def main() -> None:
       if key[-1] not in done
     }
     for future in concurrent.futures.as_completed(futures):
-      (cell, seed, name), (row, trace) = futures[future], future.result()
-      (work / f'{name}.json').write_text(json.dumps(trace))
-      table.add(cell, seed, name, row)
+      cell, seed, name = futures[future]
+      table.add(cell, seed, name, future.result())
   for uids, evaluated in CROWDS if 'crowd' in only else ():
     cell = f'crowd of {uids}, {evaluated}'
     if cell not in done:
       table.add(cell, 0, cell, run_crowd(uids, evaluated, 4))
   table.sort((cell, seed) for cell, seed, _ in wanted)
-  traces = {
-    cell: json.loads((work / f'{name}.json').read_text())
-    for cell, seed, name in wanted
-    if not seed and cell in BARS and (work / f'{name}.json').exists()
-  }
-  if traces:
-    gauntlet_report.draw(traces, results / 'gauntlet.png', UNLUCKY)
+  gauntlet_report.draw(table.rows, results / 'gauntlet.png')
   print(gauntlet_report.tables(table.rows))
 
 

@@ -2,10 +2,9 @@
 
 import pathlib
 import statistics
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
-import numpy as np
 from matplotlib import figure
 
 from experiments import charts
@@ -15,6 +14,16 @@ MEANS = (
   'nats_per_byte', 'emissions', 'least_honest', 'most_adversary', 'auc',
   'banned', 'detected', 'undetected',
 )  # fmt: skip
+# Cells of the figure, and what they are called there.
+CELLS = {
+  'honest alone': '12 honest miners alone',
+  'mixed': 'with 8 adversaries',
+  'mixed, plain mean': 'with 8 adversaries,\na plain mean',
+}
+PAY = {
+  'least_honest': 'the least paid honest miner',
+  'most_adversary': 'the best paid adversary',
+}
 Row = dict[str, Any]
 
 
@@ -148,44 +157,43 @@ def _bar(
   return study.Verdict(claim, says, source, criterion, measured, outcome)
 
 
-def draw(
-  traces: dict[str, dict[str, Any]],
-  path: pathlib.Path,
-  honest: Container[str],
-) -> None:
-  """Draws the losses of seed 0, and the weights of its miners.
+def draw(rows: list[Row], path: pathlib.Path) -> None:
+  """Draws the final losses, and the pay under the mix of adversaries.
 
   Args:
-    traces: the course of each cell (experiments/gauntlet.py).
+    rows: the rows of the table; those of missing cells leave a gap.
     path: the PNG to write.
-    honest: the names in the zoo of honest miners.
   """
-  fig = figure.Figure(figsize=(10, 4), dpi=150, layout='constrained')
-  left, right = fig.subplots(1, 2)
-  for i, (name, trace) in enumerate(traces.items()):
-    x, y = zip(*trace['losses'], strict=True)
-    left.plot(x, y, label=name, **charts.style(i))
-  left.set(xlabel='round', ylabel='held-out loss (nats per byte)')
-  lasts = [trace['losses'][-1][1] for trace in traces.values()]
-  if lasts:  # the ends, which differ by percents, fill the figure
-    left.set_ylim(0.97 * min(lasts), 1.3 * max(lasts))
-  left.legend(frameon=False, handlelength=3.5)
-  left.grid(color='#E0E0E0', lw=0.6)
-  right.grid(color='#E0E0E0', lw=0.6)
-  if mixed := traces.get('mixed'):
-    weights = mixed['weights']
-    bad = {int(u): n for u, n in mixed['names'].items() if n not in honest}
-    uids = sorted({int(u) for w in weights for u in w} | set(bad))
-    for uid in uids:
-      y = [float(w.get(str(uid), w.get(uid, 0.0))) for w in weights]
-      style = (
-        dict(color='#D55E00', lw=1.2, ls='--')
-        if uid in bad
-        else dict(color='#8C8C8C', lw=0.7)
-      )
-      label = 'adversaries' if uid == min(bad, default=-1) else None
-      label = 'honest' if uid == uids[0] and uid not in bad else label
-      right.plot(np.arange(len(y)), y, label=label, **style)
-    right.legend(frameon=False)
-  right.set(xlabel='round', ylabel='weight')
+  fig = figure.Figure(figsize=(10, 3.2), dpi=150, layout='constrained')
+  left, right = fig.subplots(1, 2, width_ratios=(3, 2))
+  for i, cell in enumerate(CELLS):
+    losses = [float(r['nats_per_byte']) for r in rows if r['cell'] == cell]
+    left.plot(losses, [i] * len(losses), **_marks(i))
+    if losses:
+      left.plot([statistics.mean(losses)], [i], 'k|', ms=24)
+  left.set(
+    xlabel='final held-out loss (nats per byte); marks: seeds, lines: means',
+    ylim=(len(CELLS) - 0.5, -0.5),
+  )
+  left.set_yticks(range(len(CELLS)), [*CELLS.values()])
+  mixed = [r for r in rows if r['cell'] == 'mixed']
+  seeds = [int(r['seed']) for r in mixed]
+  for i, (column, label) in enumerate(PAY.items()):
+    pay = [100 * float(r[column]) for r in mixed]
+    right.plot(seeds, pay, label=label, **_marks(i))
+  right.set(
+    xlabel='seed, each with other adversaries; second half of the rounds',
+    ylabel='% of the pay',
+  )
+  right.set_xticks(seeds)
+  right.margins(0.2)
+  right.legend(fontsize=8)
+  for ax in (left, right):
+    ax.grid(color='#E0E0E0', lw=0.6)
+    ax.set_axisbelow(True)
   fig.savefig(path, metadata={'Software': None})
+
+
+def _marks(index: int) -> dict[str, Any]:
+  """Returns the look of marks without a line, which differ in gray, too."""
+  return charts.style(index) | {'linestyle': 'none', 'ms': 7}

@@ -37,6 +37,7 @@ import covenant
 from covenant import config as config_lib
 from covenant import startup
 from covenant.data import dataset
+from covenant.models import generate
 from covenant.models import llama
 from covenant.models import loss as loss_lib
 from covenant.optim import sparseloco
@@ -176,18 +177,25 @@ plt.show()
 
 # %% [markdown]
 # ## Text from the trained model
+#
+# `generate` keeps the keys and values of the tokens before and draws one token
+# after another. Temperature 0 takes the likeliest, `top_k` and `top_p` leave
+# out the unlikely ones, and one seed gives one text. `covenant --role=sample`
+# does it with a workdir, an export or a folder in Hugging Face's format
+# (`docs/huggingface.md`).
 
 # %%
-context = config.data.context
-apply = jax.jit(
-  lambda params, tokens: llama.apply(config.model, params, tokens)[0, -1]
-)
-tokens, key = list(b'ROMEO'.rjust(context, b' ')), jax.random.key(0)
-for _ in range(10 if QUICK else 200):
-  logits = apply(results.params, jnp.array([tokens[-context:]], jnp.int32))
-  key, now = jax.random.split(key)
-  tokens.append(int(jax.random.categorical(now, logits)))
-print(bytes(tokens[context - 5 :]).decode(errors='replace'))
+prompt = b'ROMEO:'
+for sampling in (
+  generate.Sampling(temperature=0.0),
+  generate.Sampling(temperature=0.8, top_p=0.95, seed=0),
+  generate.Sampling(temperature=1.0, top_k=5, seed=0),
+):
+  ids = generate.generate(
+    config.model, results.params, list(prompt), 8 if QUICK else 120, sampling
+  )
+  print(f'--- {sampling}')
+  print((prompt + bytes(ids)).decode(errors='replace'))
 
 # %% [markdown]
 # Next: `docs/sparseloco.md` describes the algorithm and its variants, notebook

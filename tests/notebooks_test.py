@@ -1,6 +1,10 @@
 """Notebooks: what people edit, what is stored, and whether it runs."""
 
 import os
+import pathlib
+import re
+import shutil
+import subprocess
 
 import jupytext
 import nbclient
@@ -58,6 +62,27 @@ class NotebooksTest(parameterized.TestCase):
     self.assertIn(f'/covenant/blob/main/notebooks/{name}.ipynb)', first)
     # What it needs there comes before all that is of this project.
     self.assertLess(code.index('git clone'), code.index('from covenant'))
+
+  def test_a_release_gives_them_the_address_of_the_repository(self):
+    page = (helpers.ROOT / 'docs' / 'releasing.md').read_text()
+    (command,) = re.findall(r'^ *(sed -i .*)$', page, re.MULTILINE)
+    folder = pathlib.Path(self.create_tempdir().full_path)
+    shutil.copytree(NOTEBOOKS, folder / 'notebooks')
+    subprocess.run(command, shell=True, cwd=folder, check=True)
+    for path in (folder / 'notebooks').glob('0*'):
+      self.assertEqual(
+        path.read_text().replace('/YOU/covenant', '/OWNER/covenant'),
+        (NOTEBOOKS / path.name).read_text(),
+      )
+      self.assertNotIn('OWNER', path.read_text())
+    # Nothing else needs it.
+    found = subprocess.run(
+      ['git', 'grep', '-l', 'OWNER/covenant', '--', ':!tests', ':!notebooks'],
+      cwd=helpers.ROOT,
+      capture_output=True,
+      text=True,
+    )
+    self.assertIn(found.stdout.split(), ([], ['docs/releasing.md']))
 
   @parameterized.parameters(*EACH)
   @pytest.mark.docs

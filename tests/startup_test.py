@@ -61,23 +61,45 @@ class DeviceShareTest(parameterized.TestCase):
   def test_what_the_user_sets_holds(self, fraction, environ, wanted):
     self.assertEqual(startup.device_share(fraction, environ), wanted)
 
-  def test_a_role_sets_it_before_jax_looks_for_devices(self):
+  @parameterized.parameters(
+    (0.25, {}, {'XLA_CLIENT_MEM_FRACTION': '0.250'}),
+    (0.0, {}, {'XLA_PYTHON_CLIENT_PREALLOCATE': 'false'}),
+    (0.0, {'XLA_CLIENT_MEM_FRACTION': '.9'}, {}),
+    (0.0, {'XLA_PYTHON_CLIENT_PREALLOCATE': 'true'}, {}),
+  )
+  def test_without_a_share_memory_is_taken_as_needed(
+    self, fraction, environ, wanted
+  ):
+    found = startup.device_share(fraction, environ, shared=True)
+    self.assertEqual(found, wanted)
+
+  @parameterized.parameters(
+    ('report', ['--config.devices.memory_fraction=0.3'], '0.300', None),
+    ('report', [], None, None),
+    ('worker', [], None, 'false'),
+    ('stage', [], None, 'false'),
+    ('pool', [], None, 'false'),
+    ('worker', ['--config.devices.memory_fraction=0.3'], '0.300', None),
+  )
+  def test_a_role_sets_it_before_jax_looks_for_devices(
+    self, name, words, fraction, preallocate
+  ):
+    names = startup.MEMORY_FRACTION, startup.PREALLOCATE
     seen = []
 
     def role(config, workdir):
       del config, workdir
-      seen.append(os.environ.get(startup.MEMORY_FRACTION))
+      seen.append(tuple(map(os.environ.get, names)))
 
-    words = ['run.py', '--config.devices.memory_fraction=0.3']
     with (
-      mock.patch.dict(cli.ROLES, {'report': role}),
+      mock.patch.dict(cli.ROLES, {name: role}),
       mock.patch.dict('os.environ'),
-      flagsaver.flagsaver(config='tiny', role='report', workdir='unused'),
+      flagsaver.flagsaver(config='tiny', role=name, workdir='unused'),
     ):
-      os.environ.pop('XLA_PYTHON_CLIENT_MEM_FRACTION', None)
-      os.environ.pop(startup.MEMORY_FRACTION, None)
-      cli.run(words)
-    self.assertEqual(seen, ['0.300'])
+      for variable in 'XLA_PYTHON_CLIENT_MEM_FRACTION', *names:
+        os.environ.pop(variable, None)
+      cli.run(['run.py', *words])
+    self.assertEqual(seen, [(fraction, preallocate)])
 
 
 class DiskTest(parameterized.TestCase):

@@ -18,12 +18,17 @@ _DEFAULTS = {
   'mlp_bias': False,
 }
 # Defaults of other kinds whose model is a Llama, unless a field says otherwise.
-_KINDS = {'llama': {}, 'mistral': {'sliding_window': 4096}}
+_KINDS = {
+  'llama': {},
+  'mistral': {'sliding_window': 4096, 'num_key_value_heads': 8},
+}
 # What others have, by the name of a tensor.
 _OTHERS = {
   'qwen2': 'biases, such as model.layers.0.self_attn.q_proj.bias',
   'qwen3': 'norms of queries and keys, model.layers.0.self_attn.q_norm.weight',
 }
+# Fields that change the model unless they have this value.
+_NEUTRAL = {'partial_rotary_factor': 1.0, 'quantization_config': None}
 _SIZES = {
   'vocab_size': 'vocab_size',
   'hidden_size': 'width',
@@ -40,6 +45,21 @@ _SCALING = {
   'original_max_position_embeddings': 'rope_context',
 }
 _PADDING = 1024  # most rows that padding adds to a vocabulary
+# Weights in other formats, and what to do with them.
+_INSTEAD = (
+  (
+    'adapter_model.*',
+    'an adapter: merge it into its model (peft: merge_and_unload)',
+  ),
+  (
+    'pytorch_model*.bin',
+    'a pickle, which is not read: save it as safetensors by transformers, '
+    'AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(NEW)',
+  ),
+  ('consolidated*', "its maker's own format: take the one of transformers"),
+  ('*.gguf', 'of llama.cpp: take the safetensors it was made from'),
+  ('*.safetensors', 'expected model.safetensors or the index of its parts'),
+)
 
 
 def make(
@@ -93,6 +113,9 @@ def check(path: pathlib.Path, model: config_lib.Model) -> int:
   differ = []
   if (window := _window(there)) is not None:
     differ.append(f'sliding_window is {window!r}, the architecture has none')
+  for name, neutral in _NEUTRAL.items():
+    if there.get(name, neutral) != neutral:
+      differ.append(f'{name} is {there[name]!r}, the architecture has none')
   if isinstance(kind, str) and kind in _KINDS:
     there['model_type'] = 'llama'
   for name, (value, field) in _fields(model).items():
@@ -122,11 +145,13 @@ def _filled(there: dict[str, ct.Json]) -> dict[str, ct.Json]:
   """Returns the fields with their defaults; raises ValueError."""
   # transformers 5 writes the first, 4 the second; defaults may be omitted.
   rope = there.get('rope_parameters') or there.get('rope_scaling') or {}
-  if not isinstance(rope, dict):
+  if not isinstance(rope, dict) or dict in map(type, rope.values()):
     raise ValueError(f'rope_parameters: got {rope!r}')
-  defaults = _DEFAULTS | _KINDS.get(str(there.get('model_type')), {})
-  there = defaults | there | {k: v for k, v in rope.items() if k != 'type'}
-  there['rope_type'] = rope.get('rope_type', rope.get('type', 'default'))
+  kind = _KINDS.get(str(there.get('model_type')), {})
+  said = {k: v for k, v in there.items() if v is not None or k in kind}
+  turns = {k: v for k, v in rope.items() if v is not None and k != 'type'}
+  there = _DEFAULTS | kind | said | turns
+  there['rope_type'] = turns.get('rope_type') or rope.get('type') or 'default'
   if there.get('num_key_value_heads') is None:
     there['num_key_value_heads'] = there.get('num_attention_heads')
   return there
@@ -202,12 +227,26 @@ def read_json(path: pathlib.Path) -> dict[str, ct.Json]:
   try:
     content = json.loads(path.read_bytes())
   except FileNotFoundError:
-    raise config_lib.ConfigError(f'{path}: no such file') from None
+    raise config_lib.ConfigError(
+      f'{path}: no such file{_instead(path)}'
+    ) from None
   except (OSError, ValueError, RecursionError) as e:
     raise config_lib.ConfigError(f'{path}: not JSON: {e}') from e
   if not isinstance(content, dict):
     raise config_lib.ConfigError(f'{path}: expected a JSON object')
   return content
+
+
+def _instead(path: pathlib.Path) -> str:
+  """Returns the rest of a message: what a folder has instead of a file."""
+  if not path.parent.is_dir():
+    return '; fetch the folder: hf download OWNER/MODEL --local-dir FOLDER'
+  # Without its config.json a folder may have its weights.
+  kinds = _INSTEAD[:-1] if path.name == 'config.json' else _INSTEAD
+  for pattern, what in kinds:
+    if names := sorted(found.name for found in path.parent.glob(pattern)):
+      return f'; there is {names[0]}, {what}'
+  return ''
 
 
 def _rope(model: config_lib.Model) -> dict[str, tuple[ct.Json, str]]:

@@ -78,11 +78,70 @@ class HfConfigTest(parameterized.TestCase):
       "factor: expected a positive number, got '8'",
     ),
     ({'attention_bias': True}, 'attention_bias is True'),
+    ({'mlp_bias': True}, 'mlp_bias is True'),
+    ({'model_type': 'qwen2', 'tie_word_embeddings': True}, 'q_proj.bias'),
+    ({'model_type': 'qwen2', 'use_sliding_window': True}, 'q_proj.bias'),
+    ({'model_type': 'qwen3', 'head_dim': 128}, 'q_norm.weight'),
+    ({'model_type': 'qwen3_moe'}, "model_type is 'qwen3_moe'"),
+    ({'model_type': 'mixtral'}, "model_type is 'mixtral'"),
+    ({'model_type': None}, 'model_type is None'),
+    ({'model_type': 'mistral'}, 'sliding_window is 4096'),
+    ({'sliding_window': 4096}, 'sliding_window is 4096'),
+    ({'rope_scaling': {'type': 'linear', 'factor': 2.0}}, "is 'linear'"),
+    ({'rope_scaling': {'type': 'dynamic', 'factor': 2.0}}, "is 'dynamic'"),
+    ({'rope_scaling': {'rope_type': 'longrope'}}, "is 'longrope'"),
+    ({'rope_parameters': {'full_attention': {}}}, 'rope_parameters'),
+    ({'partial_rotary_factor': 0.5}, 'partial_rotary_factor is 0.5'),
+    ({'quantization_config': {'bits': 4}}, "quantization_config is {'bits'"),
+    ({'hidden_act': 'gelu_pytorch_tanh'}, "hidden_act is 'gelu_py"),
   )
   def test_others_are_refused_by_the_field(self, changes, message):
     with self.assertRaisesRegex(config.ConfigError, message) as caught:
       hf_config.read(self.write(LLAMA_31 | changes))
     self.assertNotIn('\n', str(caught.exception))
+
+  def test_null_is_what_transformers_takes_it_for(self):
+    plain = {k: v for k, v in LLAMA_31.items() if k != 'rope_scaling'}
+    nulls = dict.fromkeys(
+      ('rope_scaling', 'rope_parameters', 'sliding_window', 'head_dim',
+       'attention_bias', 'mlp_bias', 'partial_rotary_factor',
+       'quantization_config', 'rope_type')
+    )  # fmt: skip
+    self.assertEqual(
+      hf_config.read(self.write(plain | nulls)),
+      hf_config.read(self.write(plain)),
+    )
+    mistral = plain | {'model_type': 'mistral', 'sliding_window': None}
+    self.assertEqual(hf_config.read(self.write(mistral)).kv_heads, 8)
+    del mistral['num_key_value_heads']  # its default; a Llama's are its heads
+    self.assertEqual(hf_config.read(self.write(mistral)).kv_heads, 8)
+
+  @parameterized.parameters(
+    (
+      'pytorch_model.bin',
+      'a pickle, which is not read: save it as safetensors',
+    ),
+    ('pytorch_model-00001-of-00002.bin', 'a pickle'),
+    ('consolidated.00.pth', "its maker's own format"),
+    ('consolidated.safetensors', "its maker's own format"),
+    ('adapter_model.safetensors', 'an adapter: merge it'),
+    ('ggml-model-q4.gguf', 'of llama.cpp'),
+    ('model-00001-of-00002.safetensors', 'expected model.safetensors or the'),
+    ('model.fp16.safetensors', 'expected model.safetensors or the index'),
+  )
+  def test_a_folder_with_other_weights(self, name, hint):
+    folder = self.write({}).parent
+    (folder / name).touch()
+    index = 'model.safetensors.index.json'
+    with self.assertRaisesRegex(
+      config.ConfigError, f'{index}: no such file; there is {name}, {hint}'
+    ) as caught:
+      hf_config.read_json(folder / index)
+    self.assertNotIn('\n', str(caught.exception))
+
+  def test_no_folder(self):
+    with self.assertRaisesRegex(config.ConfigError, 'fetch .*: hf download'):
+      hf_config.read(pathlib.Path('meta-llama/Llama-3.1-8B/config.json'))
 
   def test_nested_without_an_end(self):
     path = self.write({})
