@@ -2,6 +2,7 @@
 
 import random
 import re
+from typing import Protocol
 
 from hypothesis import strategies as st
 
@@ -44,6 +45,34 @@ def mutated(draw: st.DrawFn, data: bytes, most: int = 4) -> bytes:
       case 6:
         del changed[start:]
   return bytes(changed)
+
+
+class Parser(Protocol):
+  """Parses a mutant; returns what became of it, or fails."""
+
+  seeds: list[bytes]
+
+  def __call__(self, mutant: bytes) -> str: ...
+
+
+def parse_many(parse: Parser, count: int, seed: int) -> dict[str, int]:
+  """Parses many mutants; returns how often each first word came of them."""
+  for whole in parse.seeds:
+    parse(whole)
+  fuzzer = Fuzzer(parse.seeds, seed)
+  outcomes: dict[str, int] = {}
+  for _ in range(count):
+    mutant = fuzzer.next()
+    try:
+      outcome = parse(mutant)
+    except BaseException:
+      print(f'the mutant: {mutant!r}')
+      raise
+    assert len(outcome) < 2000, outcome  # errors of strangers fill no disk
+    fuzzer.tell(outcome)
+    kind = outcome.partition(' ')[0]
+    outcomes[kind] = outcomes.get(kind, 0) + 1
+  return outcomes
 
 
 class Fuzzer:

@@ -375,20 +375,7 @@ NAMES = (
 class ParsersTest(parameterized.TestCase):
   def run_parser(self, name, count, seed):
     parse = parser(name, self.create_tempdir().full_path)
-    for whole in parse.seeds:
-      parse(whole)
-    fuzzer = mutations.Fuzzer(parse.seeds, seed)
-    outcomes = {}
-    for _ in range(count):
-      mutant = fuzzer.next()
-      try:
-        outcome = parse(mutant)
-      except BaseException:
-        print(f'the mutant: {mutant!r}')
-        raise
-      fuzzer.tell(outcome)
-      kind = outcome.partition(' ')[0]
-      outcomes[kind] = outcomes.get(kind, 0) + 1
+    outcomes = mutations.parse_many(parse, count, seed)
     self.assertEqual(sum(outcomes.values()), count)
     return outcomes
 

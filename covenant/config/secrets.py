@@ -10,20 +10,28 @@ from collections.abc import Mapping
 from covenant import typing as ct
 
 HIDDEN = 'hidden'
-_USER = re.compile(r'(?<=://)[^/?#\s@]*@')
+_USER = re.compile(r'(?<=://)[^/?#\s]*@')
 _PARAMETER = re.compile(
-  r'(?i)([\w-]*(?:secret|token|passw|key|credential|signature|auth|sig)[\w-]*=)'
-  r'[^&#;,\s]+'
+  r'(?i)([\w-]*(?:secret|token|pass|pwd|key|credential|signature|auth|sig|sas)'
+  r'[\w-]*=)[^&#;,\s]+'
 )
-_PATH = re.compile(r'(?i)\b((?:wss?|https?)://[^/?#\s]+)[/?#]\S+')
+# Names of fields whose text is a secret, not the path of one.
+_NAME = re.compile(
+  r'(?i).*(?:secret|token|passw(?:or)?d|passphrase|credentials?|api_?key|'
+  r'access_key(?:_id)?|signature)'
+)
+_PATH = re.compile(
+  r'(?i)\b((?!(?:s3|r2|file|memory):)[a-z][a-z0-9+.-]*://[^/?#\s]+)[/?#]\S+'
+)
+_PLACES = ('network', 'pool')  # sections with the addresses of servers
 
 
 def hide_secrets(value: ct.Json, in_network: bool = False) -> ct.Json:
   """Returns JSON with all that may be secret replaced by 'hidden'.
 
-  That is the user part of any URL, any parameter that is named like a secret
-  and, in the section `network`, what follows the host in a URL. Of the commands
-  in the section `alerts` it is all.
+  That is the user part of any URL, any parameter or field that is named like a
+  secret and, in the sections `network` and `pool`, what follows the host in a
+  URL. Of the commands in the section `alerts` it is all.
 
   >>> hide_secrets({'network': {'name': 'wss://rpc.example.org/v1/8fe2'}})
   {'network': {'name': 'wss://rpc.example.org/hidden'}}
@@ -34,7 +42,9 @@ def hide_secrets(value: ct.Json, in_network: bool = False) -> ct.Json:
     return {
       name: _hide_commands(x)
       if name == 'alerts'
-      else hide_secrets(x, in_network or name == 'network')
+      else HIDDEN
+      if isinstance(x, str) and x and _NAME.fullmatch(name)
+      else hide_secrets(x, in_network or name in _PLACES)
       for name, x in value.items()
     }
   if isinstance(value, (list, tuple)):
@@ -43,7 +53,7 @@ def hide_secrets(value: ct.Json, in_network: bool = False) -> ct.Json:
     return value
   value = _USER.sub(f'{HIDDEN}@', value)
   value = _PARAMETER.sub(rf'\1{HIDDEN}', value)
-  if in_network and not value.startswith(('s3://', 'r2://')):
+  if in_network:
     value = _hide_paths(value)
   return value
 

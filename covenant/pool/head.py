@@ -24,6 +24,7 @@ from covenant.node import follow
 from covenant.node import miner as miner_lib
 from covenant.node import process
 from covenant.pool import channel as channel_lib
+from covenant.pool import messages
 from covenant.pool import miner as pool_miner
 from covenant.pool import orders as orders_lib
 from covenant.pool import seats as seats_lib
@@ -40,8 +41,6 @@ from covenant.protocol import published_checkpoint
 from covenant.protocol import round as round_lib
 from covenant.protocol import run_storage as run_storage_lib
 from covenant.store import interface as store_lib
-
-_MALFORMED = (KeyError, TypeError, ValueError, IndexError)
 
 
 class HeadProcess:
@@ -147,7 +146,7 @@ class HeadProcess:
   ) -> None:
     try:
       self._seats.receive(channel, text, data)
-    except _MALFORMED as e:
+    except messages.MALFORMED as e:
       raise ValueError(f'a malformed message: {e}') from None
 
   def _admit(self, request: server_lib.Request) -> int | server_lib.Reply:
@@ -167,7 +166,7 @@ class HeadProcess:
       order = self._log.get(int(asked['number']))
       stage, uid = int(asked['stage']), int(asked['uid'])
       sections = self._tensors.sections_of(order, stage, uid, self._payload)
-    except (*_MALFORMED, orders_lib.OrderError):
+    except (*messages.MALFORMED, orders_lib.OrderError):
       return server_lib.Reply(400, {'error': f'{path}: there is none'})
     return server_lib.Reply(200, {}, b''.join(sections))
 

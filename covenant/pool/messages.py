@@ -16,6 +16,16 @@ from covenant import typing as ct
 WORKER, TOKEN, NUMBER = 'X-Worker', 'X-Token', 'X-Number'
 DIGEST, SIGNATURE = 'X-Digest', 'X-Signature'
 # Headers of replies: DIGEST and SIGNATURE.
+# What reading a field of the other side's JSON may raise; a number may be
+# infinite, or too large for a float.
+MALFORMED = (
+  AttributeError,
+  IndexError,
+  KeyError,
+  OverflowError,
+  TypeError,
+  ValueError,
+)
 
 
 def digest(*parts: bytes) -> str:

@@ -21,6 +21,7 @@ from covenant import errors
 from covenant import files
 from covenant import typing as ct
 from covenant.pool import messages
+from covenant.protocol import checksums
 
 
 class OrderError(errors.CovenantError):
@@ -102,7 +103,7 @@ def decode(text: dict[str, ct.Json], data: bytes) -> Order:
     factors = np.frombuffer(data[:cut], '<f4').reshape(count, -1)
     parts_R = np.frombuffer(data[cut:], '<u2').astype(np.uint16)
     number, before = int(text['number']), str(text['before'])
-  except (KeyError, TypeError, ValueError) as e:
+  except messages.MALFORMED as e:
     raise OrderError(f'not an order: {e}') from None
   return Order(number, before, sources, factors.astype(np.float32), parts_R)
 
@@ -153,6 +154,10 @@ class OrderLog:
     folder: where they are kept, one file each.
     genesis: the id of the state before the first.
 
+  Raises:
+    ChecksumError: a file differs from what was written. A head without its
+      workdir begins from a published checkpoint.
+
   Attributes:
     base: the state that they begin from.
     number: the number of orders.
@@ -164,7 +169,8 @@ class OrderLog:
     self._folder.mkdir(parents=True, exist_ok=True)
     self.base = Base(0, genesis)
     if self._base_path.exists():
-      number, state, pieces, places = json.loads(self._base_path.read_text())
+      content = checksums.unseal(self._base_path)
+      number, state, pieces, places = json.loads(content)
       self.base = Base(number, state, pieces, tuple(places))
     self.number, self.id = self.base[:2]
     while (found := self.get(self.number)) is not None:
@@ -177,7 +183,7 @@ class OrderLog:
     path = self._path(number)
     if not path.exists():
       return None
-    return decode(*messages.unpack(path.read_bytes()))
+    return decode(*messages.unpack(checksums.unseal(path)))
 
   def has(self, number: int, state: str) -> bool:
     """Returns whether a state is on this history."""
@@ -206,7 +212,8 @@ class OrderLog:
     if known is not None and known.after == order.after:
       return
     self.rewind(order.number)
-    files.write(self._path(order.number), messages.pack(*encode(order)))
+    content = checksums.seal(messages.pack(*encode(order)))
+    files.write(self._path(order.number), content)
     self.number, self.id = order.number + 1, order.after
 
   def rewind(self, number: int) -> None:
@@ -234,7 +241,7 @@ class OrderLog:
     self.base = base
     if not is_here:
       self.number, self.id = base[:2]
-    files.write(self._base_path, json.dumps(base))
+    files.write(self._base_path, checksums.seal(json.dumps(base).encode()))
 
   @property
   def _base_path(self) -> pathlib.Path:

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 
@@ -14,6 +15,7 @@ from covenant import typing as ct
 from covenant.optim import weight
 from covenant.pool import messages
 from covenant.pool import orders as orders_lib
+from covenant.protocol import checksums
 from covenant.train import shared_state as shared_state_lib
 from covenant.train.pipeline import stage as stage_lib
 from covenant.train.pipeline import stage_bytes
@@ -24,7 +26,6 @@ FetchSections = Callable[[int, orders_lib.Source], list[bytes]]
 LoadTensors = Callable[
   [Mapping[str, Sequence[str]], Sequence[str]], Mapping[str, bytes]
 ]
-_MALFORMED = (KeyError, TypeError, ValueError, IndexError)
 Answer = tuple[dict[str, ct.Json], bytes]
 
 
@@ -193,9 +194,15 @@ class StageKeeper:
 
   def _restore(self) -> None:
     """Goes on from the file, if there is a whole one of this stage."""
-    with contextlib.suppress(OSError, *_MALFORMED):
-      with open(self._path, 'rb') as file:
-        text, data = messages.unpack(file.read())
+    try:
+      content = checksums.unseal(self._path)
+    except FileNotFoundError:
+      return
+    except (OSError, checksums.ChecksumError) as e:
+      print(f'{e}: the stage begins anew', file=sys.stderr, flush=True)
+      return
+    with contextlib.suppress(*messages.MALFORMED):
+      text, data = messages.unpack(content)
       state = self._stage.shared, self._stage.private
       found = stage_bytes.from_bytes(data, state)
       self._stage.shared, self._stage.private = jax.tree.map(
@@ -210,4 +217,5 @@ class StageKeeper:
   def _save(self) -> None:
     text = {'number': self._number, 'id': self._id}
     data = stage_bytes.to_bytes((self._stage.shared, self._stage.private))
-    files.write(self._path, messages.pack(text, data))
+    content = checksums.seal(messages.pack(text, data))
+    files.write(self._path, content)

@@ -26,6 +26,7 @@ from covenant.node import connect
 from covenant.node import workdir as workdir_lib
 from covenant.pool import channel as channel_lib
 from covenant.pool import client as client_lib
+from covenant.pool import messages
 from covenant.pool import orders as orders_lib
 from covenant.pool import stage_keeper
 from covenant.pool import worker as worker_lib
@@ -46,7 +47,6 @@ _LOOK_SECONDS = 0.2
 _LONGEST_WAIT = 10.0  # seconds between retries, at most
 # Messages that a stage takes in any order but this: back before forth.
 _PASSING = ('forward', 'last', 'look_up')
-_MALFORMED = (KeyError, TypeError, ValueError, IndexError)
 
 Send = Callable[[dict[str, ct.Json], bytes], None]
 
@@ -119,7 +119,7 @@ class StageThread:
         answer = keeper.answer(*message)
         if answer is not None:
           send(*answer)
-    except (errors.CovenantError, *_MALFORMED) as e:
+    except (errors.CovenantError, *messages.MALFORMED) as e:
       traceback.print_exc()
       send({'did': 'failed', 'stage': index, 'error': f'{e}'[:500]}, b'')
 
@@ -190,7 +190,7 @@ class StageProcess:
       )
     url = self._config.pool.url.rstrip('/') + '/channel'
     async with (
-      aiohttp.ClientSession() as session,
+      aiohttp.ClientSession(trace_configs=[_no_redirects()]) as session,
       session.ws_connect(
         url,
         headers=headers,
@@ -300,6 +300,17 @@ class StageProcess:
     for thread in self._threads.values():
       thread.end()
     self._threads.clear()
+
+
+def _no_redirects() -> aiohttp.TraceConfig:
+  """Returns a trace that refuses redirects: a head is where its URL says."""
+
+  async def refuse(*_: object) -> None:
+    raise aiohttp.ClientError('the head redirects; expected it at pool.url')
+
+  traced = aiohttp.TraceConfig()
+  traced.on_request_redirect.append(refuse)
+  return traced
 
 
 def _say(text: str) -> None:

@@ -16,6 +16,7 @@ import collections
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping
+from typing import NoReturn
 
 import numpy as np
 
@@ -288,6 +289,8 @@ class StageRound:
       event = self._talk.next()
       s, m = event.stage, event.text['microbatch']
       found, nats = self._numbers(event)
+      if not all(map(math.isfinite, (nats, *found))):
+        self._blame(step, event, stage_work.NOT_FINITE)
       if found:
         squares[s] = found
       self._passed += len(event.data)
@@ -335,12 +338,9 @@ class StageRound:
 
   def _numbers(self, event: seats_lib.Event) -> tuple[list[float], float]:
     """Returns the squares and the loss of an answer; raises NonsenseError."""
-    try:
-      squares = [float(x) for x in event.text.get('squares', ())]
-      nats = float(event.text.get('nats', 0.0))
-    except (TypeError, ValueError):
-      squares, nats = [math.nan], math.nan
-    if len(squares) not in (0, self._sizes[event.stage]):
+    squares, nats = stage_work.numbers(event.text)
+    has_all = len(squares) in (0, self._sizes[event.stage])
+    if not has_all or any(x < 0 for x in squares):
       raise stage_talk.NonsenseError(event.stage, 'malformed numbers')
     return squares, nats
 
@@ -349,15 +349,18 @@ class StageRound:
     return float(np.sqrt(stage_work.total(present)))
 
   def _check(self, step: int, event: seats_lib.Event, sequences: int) -> None:
-    """Verifies the form of what a stage sends.
+    """Verifies the form of what a stage sends; raises as `_blame`."""
+    why = stage_work.flaw(event.data, self._form(sequences))
+    if why:
+      self._blame(step, event, why)
+
+  def _blame(self, step: int, event: seats_lib.Event, why: str) -> NoReturn:
+    """Refuses the holder of a stage that sends what cannot be.
 
     Raises:
-      LostError: it is malformed or not finite; its holder is refused.
+      LostError: its holder is refused.
       _NotFiniteError: so it is with another holder: the training has diverged.
     """
-    why = stage_work.flaw(event.data, self._form(sequences))
-    if not why:
-      return
     worker = self._seats.worker(event.stage)
     last_step, last_worker = self._not_finite
     if (

@@ -14,6 +14,7 @@ from covenant.data import tokens as tokens_lib
 from covenant.node import base as node_lib
 from covenant.node import miner as miner_lib
 from covenant.pool import ledger as ledger_lib
+from covenant.pool import messages
 from covenant.pool import miner as pool_miner
 from covenant.pool import seats as seats_lib
 from covenant.pool import stage_audit
@@ -23,8 +24,6 @@ from covenant.pool import stage_work
 from covenant.train import local as local_lib
 from covenant.train.pipeline import subspace
 from covenant.wire import payload
-
-_MALFORMED = (KeyError, TypeError, ValueError, IndexError)
 
 
 class StageTrainer:
@@ -219,9 +218,10 @@ class StageTraining:
           continue
         sizes = [int(size) for size in text['sizes']]
         sections = self._tensors.sections(stage, sizes, data)
+        squared = norm**2
         found |= dict(zip(self._tensors.own[stage], sections, strict=True))
-        square += norm**2
-      except (*_MALFORMED, payload.PayloadError) as e:
+        square += squared
+      except (*messages.MALFORMED, payload.PayloadError) as e:
         worker = self._seats.worker(stage)
         self._refused[worker] = f'sections: {e}'
     places = range(len(self._tensors.spec.tensors))

@@ -1,5 +1,6 @@
 """The work of the stages of a pipeline in a round, and its samples to check."""
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
@@ -9,10 +10,12 @@ import numpy as np
 from covenant import config as config_lib
 from covenant import typing as ct
 from covenant.models import llama
+from covenant.pool import messages
 from covenant.train.pipeline import stage_bytes
 from covenant.train.pipeline import stage_programs
 
 NOT_FINITE = 'it sends numbers that are not finite'
+_LARGEST = 1e30  # of a loss or a square; their sums are finite in float32
 
 
 class Sample(NamedTuple):
@@ -77,6 +80,22 @@ def flaw(data: bytes, form: ct.PyTree) -> str:
       if not np.isfinite(x.astype(np.float32)).all():
         return NOT_FINITE
   return ''
+
+
+def numbers(text: Mapping[str, ct.Json]) -> tuple[list[float], float]:
+  """Returns the squares and the loss that a stage says.
+
+  What is no number, or too large for one, is nan.
+  """
+  try:
+    squares = [float(x) for x in text.get('squares', ())]
+    nats = float(text.get('nats', 0.0))
+  except messages.MALFORMED:
+    squares, nats = [math.nan], math.nan
+  *squares, nats = (
+    x if abs(x) <= _LARGEST else math.nan for x in (*squares, nats)
+  )
+  return squares, nats
 
 
 def total(numbers: Iterable[float]) -> np.float32:

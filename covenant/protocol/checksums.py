@@ -21,6 +21,7 @@ from covenant import files
 
 _NAME = 'checksums.json'
 _READ = 1 << 20  # bytes at a time
+_DIGEST_BYTES = 32
 _WORKERS = 8
 
 
@@ -66,6 +67,25 @@ def check(folder: str | os.PathLike[str]) -> bool:
     if expected[name] != found[name]:
       raise ChecksumError(f'{folder / name} differs from what was written')
   return True
+
+
+def seal(data: bytes) -> bytes:
+  """Returns the content of a file of its own: bytes and their checksum."""
+  return data + _digest(data)
+
+
+def unseal(path: str | os.PathLike[str]) -> bytes:
+  """Returns the bytes that were sealed and written to a file.
+
+  Raises:
+    ChecksumError: the file differs from what was written.
+    OSError: it cannot be read.
+  """
+  content = pathlib.Path(path).read_bytes()
+  data, digest = content[:-_DIGEST_BYTES], content[-_DIGEST_BYTES:]
+  if _digest(data) != digest:
+    raise ChecksumError(f'{path} differs from what was written')
+  return data
 
 
 def newest_sound(
@@ -139,8 +159,12 @@ def _compute(folder: pathlib.Path) -> dict[str, str]:
     return dict(zip(names, pool.map(_of_file, paths), strict=True))
 
 
+def _digest(data: bytes) -> bytes:
+  return hashlib.blake2b(data, digest_size=_DIGEST_BYTES).digest()
+
+
 def _of_file(path: pathlib.Path) -> str:
-  digest = hashlib.blake2b(digest_size=32)
+  digest = hashlib.blake2b(digest_size=_DIGEST_BYTES)
   with open(path, 'rb') as file:
     while data := file.read(_READ):
       digest.update(data)

@@ -182,7 +182,7 @@ def _connect_s3(
       'connect_timeout': datetime.timedelta(seconds=min(stall, 5)),
       'read_timeout': datetime.timedelta(seconds=stall),
       'timeout': datetime.timedelta(seconds=deadline),
-      **({} if own else _no_redirects(scheme, host)),
+      **_proxy(scheme, host),
     },
     retry_config={
       'max_retries': retries,
@@ -192,15 +192,17 @@ def _connect_s3(
   )
 
 
-def _no_redirects(scheme: str, host: str) -> Mapping[str, str]:
-  """Returns client options that lead a stranger's redirect nowhere.
+def _proxy(scheme: str, host: str) -> Mapping[str, str]:
+  """Returns client options that lead redirects to other hosts nowhere.
 
-  obstore follows redirects to any host. So every host but this one is behind a
-  proxy where nobody can listen. An operator's own proxy stays.
+  obstore follows redirects to any host, with all headers but the signature. So
+  every host but this one, and names below it, is behind a proxy where nobody
+  can listen, or behind the operator's proxy, if this one is.
   """
-  if urllib.request.getproxies().keys() & {scheme, 'all'}:
-    return {}
-  name = host.partition(':')[0]
+  name, proxies = host.partition(':')[0], urllib.request.getproxies()
+  proxy = proxies.get(scheme) or proxies.get('all')
+  if proxy and not urllib.request.proxy_bypass(host):
+    return {'proxy_url': proxy if '://' in proxy else f'http://{proxy}'}
   return {'proxy_url': f'http://{_NOWHERE}', 'proxy_excludes': name}
 
 

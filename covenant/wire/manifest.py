@@ -21,6 +21,7 @@ from covenant.wire import amendment as amendment_lib
 
 MAX_ENTRIES = weight.MOST_PEERS  # that the sums of a round can count
 MAX_BYTES = 1 << 20
+_MOST_TEXT = 200  # characters of a hotkey or fingerprint
 # Rounds from the manifest that adopts an amendment to the first one in which
 # it holds: it is decided in the round after the manifest's.
 NOTICE = 2
@@ -169,7 +170,7 @@ def _parse(raw: ct.Json) -> Manifest:
 
 def _uint(value: object) -> int:
   if type(value) is not int or not 0 <= value < 2**63:
-    raise ValueError(f'expected an integer from 0, got {value!r}')
+    raise ValueError(f'expected an integer from 0, got {value!r:.80}')
   return value
 
 
@@ -181,8 +182,10 @@ def _bytes(value: str, size: int) -> bytes:
 
 
 def _text(value: object) -> str:
-  if type(value) is not str:
-    raise ValueError(f'expected text, got {value!r}')
+  if type(value) is not str or len(value) > _MOST_TEXT:
+    raise ValueError(
+      f'expected a text of at most {_MOST_TEXT} characters, got {value!r:.80}'
+    )
   return value
 
 

@@ -12,6 +12,7 @@ from experiments.chaos import equivocators
 from experiments.chaos import faults
 from experiments.chaos import forged_checkpoints
 from experiments.chaos import kills
+from experiments.chaos import moves
 from experiments.chaos import network as network_lib
 from experiments.chaos import roles
 from experiments.chaos import scenario as scenario_lib
@@ -369,6 +370,7 @@ def scenarios() -> list[Scenario]:
     *_leaders(),
     *roles.scenarios(),
     *attacks.scenarios(),
+    *moves.scenarios(),
     *_members(),
     *_disks(),
     *_states(),

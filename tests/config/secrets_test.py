@@ -17,6 +17,10 @@ class SecretsTest(parameterized.TestCase):
     f'WSS://rpc.example.org?apikey={SECRET}',
     f'wss://rpc.example.org#{SECRET}',
     f'https://user:{SECRET}@rpc.example.org',
+    f'https://user:p@{SECRET}@rpc.example.org',
+    f'tcp://rpc.example.org:9944/{SECRET}',
+    f'https://a.example.org/b?sv=1&SAS={SECRET}',
+    f'wss://a.example.org?pwd={SECRET}',
     f'wss://{SECRET}@rpc.example.org',
     f's3://bucket?key_id={SECRET}&secret={SECRET}',
     f'r2://account/bucket?secret={SECRET}&key_id={SECRET}',
@@ -29,10 +33,19 @@ class SecretsTest(parameterized.TestCase):
     for raw in (
       {'network': {'name': text}},
       {'network': {'more': [{'deeper': text}]}},
+      {'pool': {'url': text}},
     ):
       shown = json.dumps(config_lib.hide_secrets(raw))
       self.assertNotIn(SECRET, shown)
       self.assertIn('hidden', shown)
+
+  @parameterized.parameters(
+    'secret', 'api_key', 'apiKey', 'wandb_token', 'AWS_SECRET_ACCESS_KEY',
+    'password',
+  )  # fmt: skip
+  def test_fields_that_are_named_so(self, name):
+    shown = config_lib.hide_secrets({'any': [{name: SECRET, 'other': 'x'}]})
+    self.assertEqual(shown, {'any': [{name: 'hidden', 'other': 'x'}]})
 
   @parameterized.parameters(
     'finney', 'ws://127.0.0.1:9944', 'wss://entrypoint.example.org:443',

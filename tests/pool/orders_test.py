@@ -6,6 +6,7 @@ import numpy as np
 from absl.testing import absltest
 
 from covenant.pool import orders
+from covenant.protocol import checksums
 
 
 def source(uid, *sections):
@@ -36,7 +37,12 @@ class OrderTest(absltest.TestCase):
     self.assertNotEqual(got.after, order(7, 'a', 2.0).after)
 
   def test_malformed_ones_are_named(self):
-    for text in {}, {'sources': [{}]}, {'sources': 3}:
+    whole, data = orders.encode(order(7, 'a'))
+    orders.decode(whole, data)
+    for text in (
+      {}, {'sources': [{}]}, {'sources': 3}, whole | {'number': 1e999},
+      whole | {'sources': [whole['sources'][0] | {'ends': [1e999]}]},
+    ):  # fmt: skip
       with self.assertRaisesRegex(orders.OrderError, 'not an order'):
         orders.decode(text, b'')
 
@@ -95,6 +101,20 @@ class OrderLogTest(absltest.TestCase):
     self.log.rebase(orders.Base(9, 'else', {'x': ['00']}))
     self.assertEqual((self.log.number, self.log.id), (9, 'else'))
     self.assertIsNone(self.log.get(2))
+
+  def test_a_flipped_bit_is_found(self):
+    self.fill(2)
+    self.log.rebase(orders.Base(1, self.log.state(1), {'x': ['00']}))
+    for path in self.folder / 'base.json', self.folder / '00000001':
+      whole = path.read_bytes()
+      for at in range(0, len(whole), 7):
+        flipped = bytearray(whole)
+        flipped[at] ^= 1 << at % 8
+        path.write_bytes(flipped)
+        with self.assertRaisesRegex(checksums.ChecksumError, path.name):
+          orders.OrderLog(self.folder, 'g')
+      path.write_bytes(whole)
+    self.assertEqual(orders.OrderLog(self.folder, 'g').number, 2)
 
 
 if __name__ == '__main__':

@@ -1,5 +1,7 @@
 """The answers of a stage that a process holds, and its file."""
 
+import contextlib
+import io
 import pathlib
 import types
 
@@ -104,6 +106,19 @@ class StageKeeperTest(absltest.TestCase):
     self.path.write_bytes(self.path.read_bytes()[:-1])
     self.keeper = self.make()
     self.assertEqual(self.ask('take')[0]['number'], 0)
+
+  def test_a_file_with_a_flipped_bit_is_no_state(self):
+    self.order(0, 'g')
+    whole = self.path.read_bytes()
+    for at in range(len(whole)):
+      flipped = bytearray(whole)
+      flipped[at] ^= 1 << at % 8
+      self.path.write_bytes(flipped)
+      with contextlib.redirect_stderr(io.StringIO()) as err:
+        self.keeper = self.make()
+      self.assertEqual(self.ask('take')[0]['number'], 0, at)
+      self.assertEqual(self.stage.private[1], -1)
+      self.assertIn('differs from what was written', err.getvalue())
 
   def test_begins_from_a_checkpoint(self):
     self.order(0, 'g')

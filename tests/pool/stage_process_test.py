@@ -1,9 +1,13 @@
 """The process of a stage; whole ones are in stage_training_test.py."""
 
+import asyncio
 import threading
 
+import aiohttp
 from absl.testing import absltest
 from absl.testing import parameterized
+from aiohttp import test_utils
+from aiohttp import web
 
 from covenant import config as config_lib
 from covenant.pool import stage_process
@@ -21,6 +25,26 @@ class PipelineTest(parameterized.TestCase):
   def test_needs_the_address_of_a_head(self):
     with self.assertRaisesRegex(config_lib.ConfigError, 'pool.url: expected'):
       stage_process.StageProcess(stages.make_config(), self.create_tempdir())
+
+
+class RedirectTest(absltest.TestCase):
+  def test_a_head_that_redirects_is_refused(self):
+    reached = []
+
+    async def ask():
+      async def answer(request):
+        reached.append(request.path)
+        raise web.HTTPFound('/elsewhere')
+
+      server = test_utils.TestServer(web.Application(), port=0)
+      server.app.router.add_get('/{any}', answer)
+      trace = [stage_process._no_redirects()]
+      async with server, aiohttp.ClientSession(trace_configs=trace) as session:
+        await session.ws_connect(server.make_url('/channel'))
+
+    with self.assertRaisesRegex(aiohttp.ClientError, 'the head redirects'):
+      asyncio.run(ask())
+    self.assertEqual(reached, ['/channel'])
 
 
 class Keeper:

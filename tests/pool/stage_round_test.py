@@ -216,8 +216,10 @@ class StageRoundTest(parameterized.TestCase):
     self.assertEqual(self.stages.banned, {'b'})
 
   @parameterized.parameters(
-    dict(squares=[1.0]), dict(squares='x'), dict(nats='x'), dict(nats=[1])
-  )
+    dict(squares=[1.0]), dict(squares='x'), dict(nats='x'), dict(nats=[1]),
+    dict(nats=10**400), dict(nats=float('nan')), dict(nats=1e300),
+    dict(squares=[10**400]),
+  )  # fmt: skip
   def test_who_sends_other_numbers_is_refused(self, **text):
     def send(stage):
       text_ = {'attempt': 0, 'microbatch': 0, **text}
@@ -227,6 +229,22 @@ class StageRoundTest(parameterized.TestCase):
 
     self.stages.faults[1, 'forward'] = send
     self.assertEqual([*self.run_round()[1].refused], ['b'])
+
+  @parameterized.parameters(float('nan'), float('inf'), 1e300, -1.0)
+  def test_who_sends_squares_that_end_the_step_is_refused(self, square):
+    answer = self.stages.answer
+
+    def spoil(stage, what, text, coordinates):
+      answer(stage, what, text, coordinates)
+      if stage == 1 and self.stages.worker(1) == 'b' and self.stages.events:
+        said = self.stages.events[-1].text
+        if 'squares' in said:
+          said['squares'][0] = square
+
+    self.stages.answer = spoil
+    _, result = self.run_round()
+    self.assertEqual([*result.refused], ['b'])
+    self.assertEqual(result.losses, (8.0, 8.0))
 
   @parameterized.parameters(b'', b'short')
   def test_who_sends_another_fit_is_refused(self, data):

@@ -1,11 +1,14 @@
 """Rounds of a pipeline whose stages are lost, late or dishonest."""
 
 import threading
+import types
 
 import numpy as np
 import pytest
 from absl.testing import absltest
+from absl.testing import parameterized
 
+from covenant.pool import stage_training
 from covenant.train import island as island_lib
 from covenant.train import replica as replica_lib
 from covenant.train import step as step_lib
@@ -84,6 +87,31 @@ class FaultCase(stages.StagesCase):
     self.assertGreater(self.seats.replaced, 0)
     self.assertNotIn(fault.who, [self.seats.worker(s) for s in range(3)])
     self.check_paid()
+
+
+class SectionsTest(parameterized.TestCase):
+  @parameterized.parameters(
+    dict(norm=1e200, sizes=[1]), dict(norm=10**400, sizes=[1]),
+    dict(norm=1.0, sizes=[1e999]), dict(norm=1.0, sizes=3),
+    dict(norm=float('nan'), sizes=[1]),
+  )  # fmt: skip
+  def test_numbers_that_are_none_cost_their_sender_alone(self, **text):
+    tensors = types.SimpleNamespace(
+      own=[[0], [1]],
+      spec=types.SimpleNamespace(tensors=[None, None]),
+      sections=lambda stage, sizes, data: [data],
+      unchanged=lambda i: b'unchanged',
+    )
+    head = types.SimpleNamespace(
+      _tensors=tensors,
+      _seats=types.SimpleNamespace(worker='ab'.__getitem__),
+      _refused={},
+    )
+    sealed = [({'norm': 3.0, 'sizes': [1]}, b'right'), (text, b'wrong')]
+    work = types.SimpleNamespace(seal=lambda: sealed)
+    found = stage_training.StageTraining._sections(head, work)
+    self.assertEqual(found, ((b'right', b'unchanged'), 3.0))
+    self.assertNotIn('a', head._refused)
 
 
 @pytest.mark.slow

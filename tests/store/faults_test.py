@@ -694,7 +694,8 @@ class FaultsTest(parameterized.TestCase):
     self.assertEqual(self.store.injected, 6)
     self.assertLessEqual(max(most), 2)
 
-  def test_a_strangers_redirect_leads_nowhere(self):
+  @parameterized.parameters(False, True)
+  def test_a_redirect_to_another_host_leads_nowhere(self, is_own):
     other = Store()
     other.objects['/abc/k'] = b'data'
     thread = threading.Thread(target=other.serve_forever, args=(0.01,))
@@ -704,8 +705,12 @@ class FaultsTest(parameterized.TestCase):
     self.addCleanup(other.shutdown)
     there = f'http://localhost:{other.server_port}/abc/k'
     self.store.fault(lambda h: h.reply(307, Location=there), times=4)
-    theirs = bucket_lib.open_for_reading(
-      self.location, allow_local=True, settings=self.settings()
+    theirs = (
+      self.open()
+      if is_own
+      else bucket_lib.open_for_reading(
+        self.location, allow_local=True, settings=self.settings()
+      )
     )
     for act in lambda: theirs.get('k', 4), lambda: theirs.head('k'):
       with self.assertRaisesRegex(
@@ -714,12 +719,18 @@ class FaultsTest(parameterized.TestCase):
         act()
     self.assertEmpty(other.log)
     self.assertLen(self.store.log, 2)
-    # The host itself is read, and so it is through an operator's proxy.
+    # The host itself is read.
     self.store.faults.clear()
     self.store.objects['/abc/k'] = b'data'
     self.assertEqual(theirs.get('k', 4), b'data')
-    proxy = {'http_proxy': f'http://localhost:{other.server_port}'}
-    with mock.patch.dict(os.environ, proxy):
+
+  @parameterized.parameters('http://', '')
+  def test_all_goes_through_an_operators_proxy(self, scheme):
+    other, environ = self.store, {'no_proxy': 'inner.example.org'}
+    environ['http_proxy'] = f'{scheme}127.0.0.1:{other.server_port}'
+    there = 'http://inner.example.org/abc/k'
+    other.fault(lambda h: h.reply(307, Location=there))
+    with mock.patch.dict(os.environ, environ):
       theirs = bucket_lib.open_for_reading(
         location_lib.Location('s3', 'abc', endpoint='http://s3.example.org'),
         allow_local=True,
@@ -728,6 +739,8 @@ class FaultsTest(parameterized.TestCase):
       with self.assertRaises(interface.MissingObjectError):
         theirs.get('k', 4)
     self.assertRegex(other.log[0], r'^GET http://s3.example.org/abc/k')
+    # So does a redirect: the proxy decides, and nothing is reached beside it.
+    self.assertRegex(other.log[1], r'^GET http://inner.example.org/abc/k')
 
   def test_the_bucket_can_be_in_the_name_of_the_host(self):
     proxy = {'http_proxy': self.location.endpoint}

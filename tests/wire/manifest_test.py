@@ -47,10 +47,11 @@ def manifests(draw):
     draw(st.binary(min_size=16, max_size=16)),
     draw(st.integers(0, 2**63 - 1)),
     draw(digest),
-    draw(st.text()),
+    draw(st.text(max_size=200)),
     KEY.address,
     tuple(
-      manifest_lib.Entry(uid, draw(st.text()), draw(digest)) for uid in uids
+      manifest_lib.Entry(uid, draw(st.text(max_size=200)), draw(digest))
+      for uid in uids
     ),
   )
 
@@ -157,6 +158,15 @@ class ManifestTest(parameterized.TestCase):
       manifest_lib.ManifestError, 'did not sign|Unicode'
     ):
       decode(signed(edited(hotkey=hotkey)))
+
+  @parameterized.parameters(
+    dict(fingerprint='f' * 900_000), dict(hotkey='h' * 900_000),
+    dict(round='7' * 900_000), dict(fingerprint=['f' * 900_000]),
+  )  # fmt: skip
+  def test_an_error_repeats_little(self, **fields):
+    with self.assertRaises(manifest_lib.ManifestError) as caught:
+      decode(signed(edited(**fields)))
+    self.assertLess(len(str(caught.exception)), 300)
 
   def test_only_the_named_hotkey_can_sign(self):
     with self.assertRaisesRegex(manifest_lib.ManifestError, 'did not sign'):

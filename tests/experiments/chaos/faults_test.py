@@ -44,6 +44,8 @@ CHOSEN = (
   'clocks 30 s off, half of them late',
   'a miner ten times slower',
   'a third of the miners leaves, as many join',
+  'attack: a uid changes hands twice in every put window',
+  'attack: 3 miners are at a new location in every block',
   'network partition: the leader, 2 rounds',
   'disk full at the leader, bucket and saves',
   'no valid payload in a round',
