@@ -30,6 +30,7 @@ from experiments import recipe
 from experiments import recipe_larger
 from experiments import recipe_muon
 from experiments import recipe_parts
+from experiments import skipping
 from experiments import study
 from experiments import transformations
 
@@ -51,6 +52,7 @@ STUDIES: tuple[types.ModuleType, ...] = (
   muon,
   quantizers,
   islands,
+  skipping,
   transformations,
   byzantine,
 )
@@ -118,8 +120,11 @@ GROUPS = (
   ),
   Group(
     'Islands and pools',
-    ('islands',),
-    {'islands': 'Final loss against the compression between stages'},
+    ('islands', 'skipping'),
+    {
+      'islands': 'Final loss against the compression between stages',
+      'skipping': 'Loss with failing stages that are bypassed or waited for',
+    },
     'Unequal hardware trains together at a small loss if the slow part '
     'compresses between its stages and the fast part does not. The gain in '
     'time is below its bar.',

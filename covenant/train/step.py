@@ -91,7 +91,7 @@ def inner_step(
     updates = jax.tree.map(lambda u: rate * u, updates)
     new = optax.apply_updates(params, updates), moved
     if away:
-      new = _hold(away, new, (params, state))
+      new = hold_layers(away, new, (params, state))
     finite = jnp.isfinite(nats) & jnp.isfinite(norm)
     params, state = jax.tree.map(
       lambda x, old: jnp.where(finite, x, old), new, (params, state)
@@ -108,7 +108,7 @@ def inner_step(
   return jax.jit(step, donate_argnames=('params', 'state'), **shardings)
 
 
-def _hold(layers: set[str], new: ct.PyTree, old: ct.PyTree) -> ct.PyTree:
+def hold_layers(layers: set[str], new: ct.PyTree, old: ct.PyTree) -> ct.PyTree:
   """Returns a tree with the old leaves of some layers, and the new others."""
 
   def choose(
