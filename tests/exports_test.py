@@ -9,6 +9,7 @@ import subprocess
 import sys
 import types
 
+import pytest
 from absl.testing import absltest
 from absl.testing import parameterized
 
@@ -39,6 +40,7 @@ class ExportsTest(parameterized.TestCase):
     self.assertIs(covenant.emulate, module)
     self.assertTrue(callable(module))
 
+  @pytest.mark.slow
   def test_module_and_function_stay_apart(self):
     # In either order, and in a process of its own, where nothing is loaded.
     function = 'from covenant import sparseloco as f'

@@ -89,6 +89,7 @@ class ExtendingTest(PageTest):
     verdicts = (self.folder / 'run' / 'verdicts.jsonl').read_text()
     self.assertIn('HUGE', verdicts)
 
+  @pytest.mark.slow
   def test_a_doctor_finds_chain_and_store_well(self):
     with mock.patch('sys.exit') as leave:
       run(COMMANDS[4], self.folder / 'run')

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
+import pytest
 from absl.testing import absltest
 from absl.testing import parameterized
 
@@ -273,6 +274,7 @@ class OverridesTest(absltest.TestCase):
 
 
 class ImportsTest(parameterized.TestCase):
+  @pytest.mark.slow
   def test_imports_go_one_way(self):
     found = []
     for module, path in modules():

@@ -379,6 +379,7 @@ class ParsersTest(parameterized.TestCase):
     self.assertEqual(sum(outcomes.values()), count)
     return outcomes
 
+  @pytest.mark.rows(1)
   @parameterized.parameters(*NAMES)
   def test_some(self, name):
     self.run_parser(name, 400, seed=1)

@@ -1,5 +1,6 @@
 """The parts that adversaries are made of, on policies that only take notes."""
 
+import pytest
 from absl.testing import absltest
 
 from covenant.adversaries import base
@@ -140,6 +141,7 @@ class BaseTest(absltest.TestCase):
     self.assertEqual(turns, {0: [5, 6, 7], 2: [6, 7, 5]})
     self.assertEmpty(base.in_turn(self.miner, self.task, []))
 
+  @pytest.mark.slow
   def test_published_are_the_readable_payloads_of_this_round(self):
     other = self.network.miner(1)
     data = self.network.payload(other)

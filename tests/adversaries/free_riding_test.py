@@ -2,6 +2,7 @@
 
 import jax
 import numpy as np
+import pytest
 from absl.testing import absltest
 
 from covenant.adversaries import base
@@ -66,6 +67,7 @@ class FreeRidingTest(absltest.TestCase):
   def assertSame(self, a, b):
     self.assertEqual(helpers.bits(a), helpers.bits(b))
 
+  @pytest.mark.slow
   def test_a_copier_sends_anothers_message_under_its_own_name(self):
     data = self.publish(1)
     made = self.commit(free_riding.copier(HONEST))
@@ -84,6 +86,7 @@ class FreeRidingTest(absltest.TestCase):
     self.assertEqual(made.payload, data)
     self.assertIsNone(self.message(made))  # another's name is in it
 
+  @pytest.mark.slow
   def test_a_perturbed_copier_drops_a_share_and_fills_it_with_noise(self):
     self.publish(1)
     made = self.commit(free_riding.perturbed_copier(HONEST, dropped=0.5))

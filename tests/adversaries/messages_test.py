@@ -2,6 +2,7 @@
 
 import jax
 import numpy as np
+import pytest
 from absl.testing import absltest
 
 from covenant.adversaries import messages
@@ -41,6 +42,7 @@ class MessagesTest(absltest.TestCase):
       np.testing.assert_array_equal(a != 0, b != 0)
       np.testing.assert_allclose(a, b, rtol=1e-2)
 
+  @pytest.mark.slow
   def test_a_change_is_of_the_values(self):
     changed = messages.changed(self.miner, self.message, lambda x: -2 * x)
     np.testing.assert_allclose(
@@ -69,6 +71,7 @@ class MessagesTest(absltest.TestCase):
     zeros = messages.zeros(self.miner, self.task)
     self.assertEqual(norms(self.miner, zeros).max(), 0)
 
+  @pytest.mark.slow
   def test_a_fit_has_the_median_norm_of_the_others(self):
     sent = {
       uid: network_lib.message(uid, scale)

@@ -2,6 +2,7 @@
 
 import jax
 import numpy as np
+import pytest
 from absl.testing import absltest
 from absl.testing import parameterized
 
@@ -91,6 +92,7 @@ class PoisoningTest(parameterized.TestCase):
     free = (honest == 0) & (self.honest == 0)
     np.testing.assert_array_equal(pushed[free], other[free] != 0)
 
+  @pytest.mark.slow
   def test_noise_and_zeros_are_sent_untrained(self):
     noise = self.sent(poisoning.noise(HONEST))
     self.assertLess(abs(np.dot(noise, self.honest)), 0.2 * norms(noise, self))

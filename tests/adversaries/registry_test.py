@@ -150,6 +150,7 @@ class WholeZooTest(ZooTest):
 
 
 class ChurnerTest(absltest.TestCase):
+  @pytest.mark.slow
   def test_any_uid_may_come_and_go_from_the_first_round_on(self):
     config = config_lib.load(
       f'{helpers.CONFIGS}/tiny.py',
@@ -209,6 +210,7 @@ class CastTest(parameterized.TestCase):
     )
 
 
+@pytest.mark.slow
 class CorruptTest(absltest.TestCase):
   """Two honest validators, and others; among the miners who divides them."""
 

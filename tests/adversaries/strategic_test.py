@@ -4,6 +4,7 @@ import dataclasses
 
 import jax
 import numpy as np
+import pytest
 from absl.testing import absltest
 from absl.testing import parameterized
 
@@ -47,6 +48,7 @@ class StrategyTest(parameterized.TestCase):
     self.assertEqual(Strategy(length=0.5, batch=3, rate=2).cost, 0.5)
 
 
+@pytest.mark.slow
 class StrategistTest(absltest.TestCase):
   """Two miners of one run, which have trained one round."""
 

@@ -2,6 +2,7 @@ import contextlib
 import io
 import pathlib
 
+import pytest
 from absl.testing import absltest
 from absl.testing import parameterized
 
@@ -106,6 +107,7 @@ class SizeTest(parameterized.TestCase):
       size.write(page, 'new')
     self.assertEqual(page.read_text(), text)
 
+  @pytest.mark.rows(1)
   @parameterized.parameters(
     ([], '| package lines |'),
     (['--find', 'covenant/optim/topk.py'], 'uses of Any: '),

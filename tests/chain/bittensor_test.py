@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import bittensor as bt
+import pytest
 from absl.testing import absltest
 from absl.testing import parameterized
 
@@ -329,6 +330,7 @@ class OpenTest(control.ChainTestCase):
     self.assertNotIn('hush', str(caught.exception))
     self.assertNotIn('secret ', str(caught.exception).replace('secret key', ''))
 
+  @pytest.mark.slow
   def test_sdk_is_imported_by_those_who_open_one(self):
     code = (
       'import sys; from covenant.chain import bittensor; '

@@ -6,6 +6,7 @@ from unittest import mock
 import bittensor_core
 import hypothesis
 import hypothesis.strategies as st
+import pytest
 from absl.testing import absltest
 from absl.testing import parameterized
 from nacl import signing
@@ -153,6 +154,7 @@ class KeysTest(parameterized.TestCase):
     self.assertFalse(keys.verify(address, data, signature))
     self.assertFalse(keys.verify(KEY.address, data, signature))
 
+  @pytest.mark.slow
   @hypothesis.settings(deadline=None)
   @hypothesis.given(st.binary(), st.integers(0, 511))
   def test_a_flipped_bit(self, data, bit):

@@ -5,6 +5,7 @@ import dataclasses
 import pathlib
 from collections.abc import Iterator
 
+import pytest
 from absl.testing import absltest
 
 from covenant import config as config_lib
@@ -76,6 +77,7 @@ class FieldsTest(absltest.TestCase):
   def test_every_field_is_read(self):
     self.assertEmpty(unread([path.read_text() for path in package()]))
 
+  @pytest.mark.slow
   def test_a_field_that_is_not_read_is_found(self):
     sources = [
       path.read_text().replace('.takeover_blocks', '.other')

@@ -101,6 +101,7 @@ class PretrainedTest(parameterized.TestCase):
           there.decode(ids, skip_special_tokens=False), ALL[name].decode(ids)
         )
 
+  @pytest.mark.rows(1)
   @unittest.skipIf(
     importlib.util.find_spec('transformers') is None,
     "transformers is not installed; pip install 'covenant[hf]'",

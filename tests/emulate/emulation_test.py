@@ -181,6 +181,7 @@ class RunTest(parameterized.TestCase):
       emulation.run(tiny(miners=900), workdir)
     self.assertFalse(workdir.exists())
 
+  @pytest.mark.slow
   def test_divergence_names_the_miner_the_round_and_the_step(self):
     config = tiny()
     inner = dataclasses.replace(config.optim.inner, learning_rate=1e30)
@@ -258,6 +259,7 @@ class LearningTest(absltest.TestCase):
 
 
 class CheckpointTest(absltest.TestCase):
+  @pytest.mark.slow
   def test_restores_every_bit_and_keeps_the_last_two(self):
     config = tiny(validators=2)
     host = host_lib.Host(config, dataset.load(config))

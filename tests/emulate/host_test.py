@@ -184,6 +184,7 @@ class NodesTest(absltest.TestCase):
       mine, {n.objects.bucket.location for n in other.nodes}
     )
 
+  @pytest.mark.slow
   def test_begins_anew(self):
     config = tiny()
     host = host_lib.Host(config, dataset.load(config))

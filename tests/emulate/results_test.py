@@ -50,6 +50,7 @@ class PageTest(absltest.TestCase):
 
 
 class EmulateTest(absltest.TestCase):
+  @pytest.mark.slow
   def test_tables_have_the_fields_of_their_records(self):
     folder = pathlib.Path(self.create_tempdir().full_path, 'run')
     seen = []

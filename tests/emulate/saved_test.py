@@ -52,6 +52,7 @@ class PausedTest(absltest.TestCase):
         helpers.untimed(parts / name), helpers.untimed(self.finished / name)
       )
 
+  @pytest.mark.slow
   def test_paused_where_several_miners_train(self):
     parts, asked = self.workdir('parts'), itertools.count()
     first = emulation.run(

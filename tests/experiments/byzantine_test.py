@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from absl.testing import absltest
 from absl.testing import parameterized
 
@@ -32,6 +33,7 @@ class RulesTest(parameterized.TestCase):
     honest = HONEST[: -byzantine.BAD]
     self.assertTrue(bool(jnp.any(jnp.all(found[None] == honest, axis=1))))
 
+  @pytest.mark.slow
   def test_ours_is_the_aggregation_of_the_nodes(self):
     like = {'a': jnp.zeros((64, 64)), 'b': jnp.zeros((40,))}
     top = compression.TopK()

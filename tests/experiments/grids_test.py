@@ -1,5 +1,6 @@
 """Grids that extend themselves, and runs on fewer tokens."""
 
+import pytest
 from absl.testing import absltest
 
 from experiments import grids
@@ -24,16 +25,19 @@ def _runs(grid, loss):
 
 
 class GridsTest(absltest.TestCase):
+  @pytest.mark.slow
   def test_it_goes_on_until_the_best_lies_inside(self):
     runs = _runs(GRID, lambda a, b: abs(a - 4e-3) + abs(b - 0.25))
     self.assertEqual(grids.best(GRID, runs), (4e-3, 0.25))
     self.assertFalse(grids.at_an_end(GRID, runs))
 
+  @pytest.mark.slow
   def test_it_ends_at_the_most_candidates(self):
     runs = _runs(GRID, lambda a, b: -a - b)
     self.assertBetween(len(runs), grids.MOST - 2, grids.MOST)
     self.assertTrue(grids.at_an_end(GRID, runs))
 
+  @pytest.mark.slow
   def test_final_runs_come_after_tuning_and_have_all_tokens(self):
     before = list(grids.plan(GRID, [], 3))
     self.assertLen(before, 4)

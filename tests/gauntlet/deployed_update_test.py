@@ -1,5 +1,6 @@
 """Tests of scores and pay by the deployed rules."""
 
+import pytest
 from absl.testing import absltest
 
 from covenant import config as config_lib
@@ -68,6 +69,7 @@ class DeployedUpdateTest(absltest.TestCase):
       found.append(state.standings[4].score / before if before else 0.0)
     self.assertEqual([round(x, 6) for x in found], [0.75, 0.5, 0.0])
 
+  @pytest.mark.slow
   def test_a_run_by_these_rules(self):
     config = helpers.tiny('gauntlet.rules=templar', 'adversaries=noise')
     host = host_lib.Host(config, dataset.load(config))

@@ -98,6 +98,7 @@ class ScoresTest(parameterized.TestCase):
     gain_N = before_N - self.scorer.losses(after, tokens)
     return float(np.sort(gain_N)[: len(tokens) // 2].mean())
 
+  @pytest.mark.slow
   def test_measured_on_the_way_of_the_rounds_step(self):
     """Elements that others send, too, gain less after a part of their step."""
     delta = sparseloco.decompress(

@@ -3,6 +3,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from absl.testing import absltest
 
 from covenant.gauntlet import similarity
@@ -70,6 +71,7 @@ class OverlapTest(absltest.TestCase):
     alike = similarity.similarities(overlaps, ~np.eye(6, dtype=bool))
     self.assertAlmostEqual(alike[0, 1], 7 / 9)
 
+  @pytest.mark.slow
   def test_noise_on_the_values_hides_nothing(self):
     delta, original = message(0)
     noise = np.random.default_rng(1)

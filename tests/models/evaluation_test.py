@@ -49,12 +49,14 @@ class EvaluationTest(parameterized.TestCase):
   def placed(self, mesh):
     return jax.device_put(self.params, sharding.shardings(self.params, mesh))
 
+  @pytest.mark.rows(1)
   @parameterized.parameters((0, 0), (16, 0), (16, 2), (24, 1))
   def test_losses_of_sequences_on_one_device(self, chunk, microbatch):
     losses = evaluation.SequenceLosses(config_of(chunk, microbatch))
     found = losses(self.params, self.tokens)
     np.testing.assert_allclose(found, self.expected(), atol=1e-5)
 
+  @pytest.mark.slow
   def test_losses_of_sequences_on_a_mesh(self):
     """Six sequences, which four devices do not divide."""
     self.on_a_mesh('tensor')
@@ -72,6 +74,7 @@ class EvaluationTest(parameterized.TestCase):
     self.assertEqual(found.shape, (6,))
     np.testing.assert_allclose(found, self.expected(), atol=1e-5)
 
+  @pytest.mark.slow
   def test_loss_of_a_batch(self):
     self.of_a_batch('fsdp')
 
@@ -91,6 +94,7 @@ class EvaluationTest(parameterized.TestCase):
     self.assertAlmostEqual(float(sharded), mean, places=5)
     self.assertAlmostEqual(float(alone), mean, places=5)
 
+  @pytest.mark.slow
   def test_a_chunk_bounds_the_logits(self):
     """Compiled memory: the logits of a chunk, not those of the context."""
 

@@ -6,6 +6,7 @@ import functools
 
 import jax
 import numpy as np
+import pytest
 from absl.testing import absltest
 from absl.testing import parameterized
 
@@ -38,6 +39,7 @@ def by_hand(model, params, prompt, count):
 
 
 class GenerateTest(parameterized.TestCase):
+  @pytest.mark.rows(1)
   @parameterized.parameters(
     ({}, 5), ({'scan_layers': True}, 2), ({'tie_embeddings': False}, 4)
   )

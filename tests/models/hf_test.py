@@ -127,6 +127,7 @@ class LayoutTest(parameterized.TestCase):
 
 
 class ExportTest(FolderTest):
+  @pytest.mark.rows(1)
   @parameterized.product(**_SWITCHES)
   def test_files(self, **switches):
     model = _with(**switches)
@@ -219,6 +220,7 @@ class ExportTest(FolderTest):
       self.export(_TINY, _lively_params(_TINY))
     self.assertEmpty(list(self.folder.iterdir()))
 
+  @pytest.mark.slow
   def test_whole_or_not_at_all(self):
     params = _lively_params(_TINY)
     files = {'sub/tokenizer.json': b''}  # cannot be written: no such folder
@@ -307,6 +309,7 @@ class LoadTest(FolderTest):
       params,
     )
 
+  @pytest.mark.rows(1)
   @parameterized.parameters(
     (dict(vocab_size=60), '61, model.vocab_size 60 .the vocabulary of another'),
     (dict(heads=2), 'num_attention_heads is 4, model.heads 2; head_dim is 8'),
@@ -320,6 +323,7 @@ class LoadTest(FolderTest):
     self.export(_TINY, _lively_params(_TINY))
     self.broken(message, _with(**changes))
 
+  @pytest.mark.rows(1)
   @parameterized.parameters(
     ({'model_type': 'gemma'}, "model_type is 'gemma'"),
     ({'attention_bias': True}, 'attention_bias is True'),
@@ -383,6 +387,7 @@ class LoadTest(FolderTest):
     self.publish(one_file, {'lm_head.weight': params['embedding'] + 1})
     self.broken('lm_head.weight is not model.embed_tokens.weight')
 
+  @pytest.mark.rows(1)
   @parameterized.product(tie_embeddings=(False, True))
   def test_padding_of_a_vocabulary_is_cut(self, tie_embeddings):
     model = _with(tie_embeddings=tie_embeddings)
@@ -450,6 +455,7 @@ class LoadTest(FolderTest):
     (self.folder / 'config.json').unlink()
     self.broken('config.json: no such file')
 
+  @pytest.mark.rows(1)
   @parameterized.parameters(
     (dict(becomes=lambda x: x.T.copy()), r'shape \[48, 32\], got F32 of \[32'),
     (dict(becomes=np.int32), 'expected F32, BF16, F16, F64 of .*, got I32'),

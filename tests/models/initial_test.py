@@ -1,6 +1,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from absl.testing import absltest
 from absl.testing import parameterized
 
@@ -30,6 +31,7 @@ class InitialTest(parameterized.TestCase):
       (0x1CB996FC, 0xBB002BE7),
     )
 
+  @pytest.mark.slow
   def test_is_nearly_normal(self):
     x = np.asarray(initial.normal(jnp.zeros(2, jnp.uint32), 'x', (512, 512), 1))
     self.assertAlmostEqual(float(x.mean()), 0, delta=0.01)
@@ -38,6 +40,7 @@ class InitialTest(parameterized.TestCase):
     self.assertBetween(float(within), 0.66, 0.69)  # of a normal 0.683
     self.assertLess(abs(np.corrcoef(x[0], x[1])[0, 1]), 0.15)
 
+  @pytest.mark.slow
   def test_shards_are_parts_of_the_whole(self):
     axes = (jax.sharding.AxisType.Auto,) * 2
     mesh = jax.make_mesh((4, 2), ('a', 'b'), axes)

@@ -123,6 +123,7 @@ def _reference_logits(model: config.Model, params, tokens_L):
 
 
 class LlamaTest(parameterized.TestCase):
+  @pytest.mark.rows(1)
   @parameterized.product(kv_heads=(1, 2, 4), tie_embeddings=(True, False))
   def test_equals_numpy(self, kv_heads, tie_embeddings):
     model = _with(kv_heads=kv_heads, tie_embeddings=tie_embeddings)
@@ -134,6 +135,7 @@ class LlamaTest(parameterized.TestCase):
         logits_LxV, expected_LxV, rtol=1e-4, atol=1e-5 * expected_LxV.std()
       )
 
+  @pytest.mark.slow
   def test_causality(self):
     """A token changes no logit before it, and every one from it on."""
     params, tokens_BxL = _lively_params(_TINY), _tokens()
@@ -146,6 +148,7 @@ class LlamaTest(parameterized.TestCase):
       moved_BxL = np.any(logits_BxLxV != other_BxLxV, axis=-1)
       self.assertTrue(moved_BxL[:, t:].all())
 
+  @pytest.mark.slow
   def test_causality_of_gradients(self):
     """The row of a token that is read only at t has no gradient before t."""
     model = _with(tie_embeddings=False)
@@ -276,6 +279,7 @@ class AttentionTest(parameterized.TestCase):
       want,
     )
 
+  @pytest.mark.slow
   def test_fused_says_where_it_cannot_be(self):
     for model, needs in (
       (_with(attention='cudnn', compute_dtype='bfloat16'), 'an NVIDIA GPU'),

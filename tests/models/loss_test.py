@@ -205,6 +205,7 @@ class NextTokenTest(parameterized.TestCase):
     # Padding, in unequal amounts, so that a mean of means would show.
     self.tokens_BxL1[0, 3:] = self.tokens_BxL1[4, 7:] = -1
 
+  @pytest.mark.slow
   def test_shifts_by_one(self):
     @jax.jit
     def expected(params, tokens_BxL1):
@@ -291,6 +292,7 @@ class NextTokenTest(parameterized.TestCase):
     self.assertIn('tensor<6x2x13xf32>', text)
     self.assertNotIn('tensor<6x8x13xf32>', text)
 
+  @pytest.mark.slow
   def test_gradient_under_a_named_axis(self):
     """Each peer its own parameters and data, as SparseLoCo's inner step."""
     mesh = jax.make_mesh(
@@ -315,6 +317,7 @@ class NextTokenTest(parameterized.TestCase):
     )
     np.testing.assert_allclose(actual.total[0], expected.total, rtol=1e-6)
 
+  @pytest.mark.slow
   def test_gradient_of_an_empty_batch_is_zero(self):
     tokens_BxL1 = np.full_like(self.tokens_BxL1, -1)
     for microbatch in (None, 1):

@@ -160,6 +160,7 @@ class AdoptionTest(absltest.TestCase):
     self.assertEqual({*held(network).values()}, {(one,)})
     self.assert_equal(network)
 
+  @pytest.mark.slow
   def test_a_release_that_is_too_old_says_so_before(self):
     one = made(5, 'protocol=2', 'release=3.0')
     network, found = begin(), []
@@ -175,6 +176,7 @@ class AdoptionTest(absltest.TestCase):
     self.assertLessEqual(found[0]['decided'], 3)
     self.assertEqual(network.nodes['3'].state.round, 4)
 
+  @pytest.mark.slow
   def test_a_release_that_knows_the_protocol_goes_on(self):
     one = made(4, 'protocol=2', 'release=3.1')
     known = frozenset({1, 2})
@@ -185,6 +187,7 @@ class AdoptionTest(absltest.TestCase):
     self.assertEqual({*held(network).values()}, {(one,)})
     self.assert_equal(network)
 
+  @pytest.mark.slow
   def test_supports_are_withdrawn(self):
     network, one = begin(), made(6, 'rounds=30')
     support(network, one, '3', '4')

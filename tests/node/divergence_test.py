@@ -168,6 +168,7 @@ class RollbackTest(parameterized.TestCase):
     )
     self.assertTrue(jnp.isfinite(loss(network)))
 
+  @pytest.mark.slow
   def test_the_rule_needs_no_rise_without_a_limit(self):
     network = poisoned_network(0.0)
     run_to(network, BAD + 2)

@@ -64,6 +64,7 @@ class PackTest(parameterized.TestCase):
     with self.assertRaisesRegex(config_lib.ConfigError, 'none fits'):
       _packed(_CHATS, 10)
 
+  @pytest.mark.slow
   def test_the_loss_of_a_chat_does_not_depend_on_its_neighbors(self):
     model = config_lib.PackedModel(**vars(CONFIG.model))
     params = llama.init(model, jax.random.key(0))

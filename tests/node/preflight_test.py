@@ -4,6 +4,7 @@ import tempfile
 import time
 from unittest import mock
 
+import pytest
 from absl.testing import absltest
 from absl.testing import parameterized
 
@@ -79,6 +80,7 @@ class DoctorTest(parameterized.TestCase):
     self.assertEqual([f.name for f in bad], ['hotkey'])
     self.assertIn(text, bad[0].text)
 
+  @pytest.mark.slow
   def test_a_hotkey_that_votes_cannot_mine(self):
     schedule = round_lib.Schedule(self.config.phases)
     now = self.chain.timestamp(0) + schedule.start(1) + 2

@@ -5,6 +5,7 @@ import pathlib
 import threading
 from unittest import mock
 
+import pytest
 from absl.testing import absltest
 
 from covenant import files
@@ -99,6 +100,7 @@ class ProcessTest(absltest.TestCase):
     with checkpoint.Checkpoints(folder, CONFIG.checkpoint) as checkpoints:
       checkpoints.save_tree(place.round, sync._to_tree(place))
 
+  @pytest.mark.slow
   def test_a_synced_state_that_is_later_is_entered_and_then_deleted(self):
     process = self.process()
     process.run(lambda: process.node.state.trained)
@@ -243,6 +245,7 @@ class ProcessTest(absltest.TestCase):
     self.assertGreater(rounds[0].queue_seconds, 0)
     self.assertGreater(rounds[0].bytes_sent, 0)  # its payload
 
+  @pytest.mark.slow
   def test_a_folder_is_of_one_process(self):
     process = self.process()
     with self.assertRaises(folder_lock.FolderInUseError):

@@ -9,6 +9,7 @@ import unittest
 
 import jax
 import numpy as np
+import pytest
 from absl import flags
 from absl.testing import absltest
 from absl.testing import flagsaver
@@ -52,6 +53,7 @@ class SampleTest(parameterized.TestCase):
         cli.ROLES['sample'](CONFIG, str(self.workdir))
     return out.getvalue()
 
+  @pytest.mark.slow
   @unittest.skipUnless(
     importlib.util.find_spec('safetensors'), 'needs the extra hf'
   )

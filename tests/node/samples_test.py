@@ -27,6 +27,7 @@ class SamplesTest(absltest.TestCase):
       config, eval=dataclasses.replace(config.eval, **wanted)
     )
 
+  @pytest.mark.slow
   def test_a_run_writes_one_every_few_rounds_and_the_last(self):
     outcome = emulation.run(self.config(), self.workdir)
     found = samples.read(self.workdir)

@@ -118,6 +118,7 @@ class MethodTest(parameterized.TestCase):
 
 
 class MuonTest(absltest.TestCase):
+  @pytest.mark.slow
   def test_updates_of_matrices_are_orthogonal_and_scaled_like_adam_s(self):
     inner = config_lib.Inner(kind='muon', weight_decay=0.0)
     tx = inner_lib.make(inner)

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 from absl.testing import absltest
 from absl.testing import parameterized
 
@@ -112,6 +113,7 @@ class UpdateTest(parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, message):
       self.mapped(axis_name)(jnp.ones((8, 8, 8)))
 
+  @pytest.mark.slow
   def test_peers_on_two_axes(self):
     grads = jax.random.normal(jax.random.key(0), (8, 8, 8))
     tx = make(inner_steps=1, axis_name='peers')
@@ -164,6 +166,7 @@ class UpdateTest(parameterized.TestCase):
     with self.assertRaisesRegex(TypeError, 'flush: expected True or False'):
       tx.update(params, tx.init(params), params, flush='no')
 
+  @pytest.mark.slow
   def test_leaves_without_gradients(self):
     """Models of Equinox have functions among their leaves."""
     tx, arrays = make(inner_steps=1), {'w': jnp.ones(3), 'f': None}

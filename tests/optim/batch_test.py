@@ -20,6 +20,7 @@ def leaves_of(shapes):
 
 
 class BatchesTest(parameterized.TestCase):
+  @pytest.mark.rows(1)
   @parameterized.parameters(TILES, PER_TENSOR, compression.Dense())
   def test_merge_inverts_split(self, one):
     leaves = leaves_of(SHAPES)

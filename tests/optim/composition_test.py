@@ -55,6 +55,7 @@ METHODS = {
 
 
 class TypesTest(parameterized.TestCase):
+  @pytest.mark.rows(1)
   @parameterized.parameters('sparseloco', 'statistical', 'diloco', 'demo')
   def test_of_64_bits_stay(self, method):
     with jax.enable_x64(True):
@@ -73,6 +74,7 @@ class TypesTest(parameterized.TestCase):
       self.assertEqual(step._cache_size(), 1)
       self.assertEqual(params['a'].dtype, jnp.float64)
 
+  @pytest.mark.slow
   def test_updates_of_other_types_than_the_parameters(self):
     with jax.numpy_dtype_promotion('standard'):
       params = {
@@ -107,6 +109,7 @@ class TypesTest(parameterized.TestCase):
     self.assertEqual(state.anchor['w'].dtype, jnp.float32)
     self.assertEqual(tx.update(ones, state, params)[0]['w'].dtype, jnp.bfloat16)
 
+  @pytest.mark.slow
   def test_a_choice_per_leaf(self):
     params = {'w': jnp.ones((16, 16)), 'norm': jnp.ones(16)}
     for choice in (
@@ -120,6 +123,7 @@ class TypesTest(parameterized.TestCase):
 
 
 class SchedulesTest(absltest.TestCase):
+  @pytest.mark.slow
   def test_of_outer_rate_decay_and_inner_steps(self):
     def scheduled(rate, error_decay, inner_steps):
       return sl.sparseloco(
@@ -215,6 +219,7 @@ class MeshTest(absltest.TestCase):
       functools.partial(np.testing.assert_allclose, rtol=1e-5), got, want
     )
 
+  @pytest.mark.slow
   def test_the_anchor_leaves_as_replicated(self):
     mesh = jax.make_mesh((4,), ('peers',), (AUTO,), devices=jax.devices()[:4])
     tx = make(inner_steps=1, axis_name='peers')

@@ -142,6 +142,7 @@ class CompressorTest(parameterized.TestCase):
 class LargeTest(absltest.TestCase):
   """The programs of the largest leaf of configs/72b.py, on eight devices."""
 
+  @pytest.mark.slow
   def test_no_collective_is_larger_than_the_statistics(self):
     config = config_lib.load('configs/72b.py')
     shapes = llama.abstract(config.model)

@@ -15,6 +15,7 @@ P = jax.P
 
 
 class DilocoTest(absltest.TestCase):
+  @pytest.mark.slow
   def test_two_peers_by_hand(self):
     """Two peers, one parameter, H = 2, inner SGD 0.1, outer (0.7, 0.9).
 
@@ -41,6 +42,7 @@ class DilocoTest(absltest.TestCase):
       rtol=1e-6,
     )
 
+  @pytest.mark.slow
   def test_follows_the_paper_in_numpy(self):
     """Algorithm 1 of arXiv 2311.08105, three peers, step by step."""
     peers, steps, rounds, rate = 3, 4, 3, 0.05

@@ -132,6 +132,7 @@ class WeightsTest(absltest.TestCase):
       want,
     )
 
+  @pytest.mark.slow
   def test_a_tensor_that_half_of_the_peers_touch_moves(self):
     def change(_, grads):
       return jax.tree.map(lambda g: g.at[2:].set(0), grads)
@@ -142,6 +143,7 @@ class WeightsTest(absltest.TestCase):
 
 
 class NotFiniteTest(parameterized.TestCase):
+  @pytest.mark.rows(1)
   @parameterized.parameters((optax.sgd(0.5),), (optax.sgd(0.1, momentum=0.9),))
   def test_a_lost_round_costs_the_others_nothing(self, inner):
     params = params_of()
@@ -157,6 +159,7 @@ class NotFiniteTest(parameterized.TestCase):
     for x in jax.tree.leaves(state.error):
       self.assertGreater(float(jnp.abs(x[3]).max()), 0)  # it takes part again
 
+  @pytest.mark.rows(1)
   @parameterized.parameters('streaming', 'demo', 'sparta')
   def test_other_methods(self, name):
     """Neither a peer's infinities nor its weight of 0 reach the others."""
@@ -181,6 +184,7 @@ class NotFiniteTest(parameterized.TestCase):
       first.append(jax.tree.map(lambda x: x[0], stacked))
     jax.tree.map(np.testing.assert_array_equal, *first)
 
+  @pytest.mark.slow
   def test_a_parameter_that_overflows(self):
     """The update is finite and its sum with the parameter is not."""
     params = {'w': jnp.full((8, 8), 6e4, jnp.float16)}
@@ -194,6 +198,7 @@ class NotFiniteTest(parameterized.TestCase):
       self.assertTrue(bool(jnp.isfinite(x).all()))
     np.testing.assert_array_equal(stacked['w'][3], state.anchor['w'])
 
+  @pytest.mark.slow
   def test_under_the_templar_preset(self):
     arguments = preset.templar()._asdict() | dict(inner_steps=2)
     tx = sl.sparseloco(optax.sgd(0.5), axis_name='peers', **arguments)
@@ -205,6 +210,7 @@ class NotFiniteTest(parameterized.TestCase):
     moved = jnp.abs(late.anchor['w'] - early.anchor['w']).max()
     self.assertGreater(float(moved), 0.1)
 
+  @pytest.mark.slow
   def test_of_parameters_that_are_not_finite(self):
     """The delta itself is not finite: weight 0, and nothing spreads."""
     params = params_of()
@@ -242,6 +248,7 @@ class ProgramTest(parameterized.TestCase):
     )
     return f.lower(stacked, stacked)
 
+  @pytest.mark.slow
   def test_does_not_grow_with_peers_and_little_with_leaves(self):
     """Counted in operations; benchmarks/exchange.py measures seconds."""
 
@@ -263,6 +270,7 @@ class ProgramTest(parameterized.TestCase):
       )
       self.assertLessEqual(len(found), 4, found)
 
+  @pytest.mark.rows(1)
   @parameterized.parameters((sl.Sign(), 9.5), (sl.SignMagnitude(), 10.5))
   def test_bits_that_cross_the_axis(self, quantizer, most):
     tx = make(inner_steps=1, compression=sl.TopK(64, (64, 64), quantizer))

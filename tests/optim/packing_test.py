@@ -27,6 +27,7 @@ def words_of(compression, shape):
 
 
 class PackingTest(parameterized.TestCase):
+  @pytest.mark.rows(1)
   @parameterized.product(
     compression=[
       *(compression_lib.TopK(quantizer=q) for q in QUANTIZERS),

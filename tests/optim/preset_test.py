@@ -82,6 +82,7 @@ class TemplarTest(parameterized.TestCase):
         (region,) = blocks.regions((2, int(size)), (64, target), 'divisors')
         self.assertEqual(region.width, split, f'{size} by {target}')
 
+  @pytest.mark.slow
   def test_error_feedback_over_rounds(self):
     """Round 3 trains nothing: it sends nothing, and forgets."""
     z = golden('error_feedback.npz')
@@ -103,8 +104,8 @@ class TemplarTest(parameterized.TestCase):
           atol=1e-6 * np.abs(z[f'r{r}_{name}_delta']).max(),
         )
 
+  @pytest.mark.rows(1)
   @parameterized.parameters(1, 2, 3, 4, 5)
-  @pytest.mark.rows(2)
   def test_aggregates_peers_and_steps(self, peers):
     z = golden('aggregate_outer_step.npz')
     like = {n: jnp.asarray(z[f'n{peers}_{n}_before']) for n in 'bw'}
@@ -225,6 +226,7 @@ class TemplarTest(parameterized.TestCase):
 
 
 class PaperTest(parameterized.TestCase):
+  @pytest.mark.slow
   def test_the_equations_by_hand(self):
     """Two peers, blocks of four, one value each; then all peers' mean."""
     paper = preset.paper()

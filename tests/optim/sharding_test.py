@@ -166,6 +166,7 @@ class TypesTest(parameterized.TestCase):
           spec = jax.typeof(params[name]).sharding.spec
           self.assertEqual(jax.typeof(x).sharding.spec, spec)
 
+  @pytest.mark.slow
   def test_of_eager_updates_and_donated_states(self):
     mesh = jax.make_mesh((8,), ('fsdp',))
     with jax.set_mesh(mesh):
@@ -195,6 +196,7 @@ class CommunicationTest(parameterized.TestCase):
     self.assertNotEmpty(found)
     self.assertLessEqual(max(found), 64)
 
+  @pytest.mark.slow
   def test_leaves_on_different_axes_take_four_collectives(self):
     mesh = jax.make_mesh((2, 2, 2), ('peers', 'fsdp', 'tensor'))
     specs = P('fsdp', 'tensor'), P('fsdp'), P(None, 'tensor'), P()
@@ -207,6 +209,7 @@ class CommunicationTest(parameterized.TestCase):
       found = collectives(step.compile().as_text())
     self.assertLen(found, 4)
 
+  @pytest.mark.slow
   def test_of_two_peers_is_the_messages_of_shards(self):
     mesh = jax.make_mesh((2, 4), ('peers', 'fsdp'))
     with jax.set_mesh(mesh):

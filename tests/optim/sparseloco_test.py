@@ -57,6 +57,7 @@ def train(tx, steps, params, state, target):
 
 
 class PiecesTest(parameterized.TestCase):
+  @pytest.mark.slow
   def test_two_rounds_of_three_peers_follow_the_equations(self):
     rng = np.random.default_rng(0)
     theta = rng.standard_normal(16)
@@ -236,6 +237,7 @@ class TransformationTest(parameterized.TestCase):
       theta,
     )
 
+  @pytest.mark.slow
   def test_only_the_message_crosses_the_axis(self):
     params = {'w': jnp.zeros((256, 256))}
     tx = sl.sparseloco(optax.sgd(0.1), inner_steps=1, axis_name='peers')

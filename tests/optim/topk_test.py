@@ -5,6 +5,7 @@ import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from absl.testing import absltest
 from absl.testing import parameterized
 
@@ -29,6 +30,7 @@ def tied(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
 
 
 class TopKTest(parameterized.TestCase):
+  @pytest.mark.slow
   @hypothesis.given(data=st.data(), n=st.integers(1, 3), size=st.integers(1, 9))
   def test_is_exact_and_ties_go_to_the_lowest_index(self, data, n, size):
     values = st.sampled_from(VALUES)
@@ -43,6 +45,7 @@ class TopKTest(parameterized.TestCase):
       topk.select(jnp.asarray(x), k), reference(x, k)
     )
 
+  @pytest.mark.slow
   @hypothesis.given(
     st.lists(st.sampled_from(VALUES) | st.floats(width=32, allow_nan=False)),
     st.sampled_from([(8, 1), (24, 3), (320, 33)]),
@@ -81,6 +84,7 @@ class TopKTest(parameterized.TestCase):
     _, expected = jax.lax.top_k(jnp.abs(x), 24)
     np.testing.assert_array_equal(by_groups(x, 24), np.sort(expected, axis=1))
 
+  @pytest.mark.slow
   def test_under_vmap_and_shard_map(self):
     x = tied(np.random.default_rng(0), (16, 128))
     expected = reference(x, 9)

@@ -251,6 +251,7 @@ class DCTTopKTest(absltest.TestCase):
       compression.decompress(message, (2,)), [3, 3], rtol=1e-6
     )
 
+  @pytest.mark.slow
   def test_loses_what_it_did_not_send(self):
     k = 16
     compressors = [
@@ -308,6 +309,7 @@ class DCTTopKTest(absltest.TestCase):
     )(peers)
     np.testing.assert_allclose(mean, [6, 2], rtol=1e-6)
 
+  @pytest.mark.slow
   def test_is_the_same_on_the_devices_of_a_mesh(self):
     x = np.random.default_rng(4).standard_normal((4, 8, 8), np.float32)
     compression = topk_variants.DCTTopK(k=8, block=(8, 8), quantizer=sl.Exact())

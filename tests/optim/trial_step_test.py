@@ -35,6 +35,7 @@ def placed(params, mesh, specs):
 
 
 class TrialStepTest(parameterized.TestCase):
+  @pytest.mark.slow
   def test_has_the_bits_of_an_outer_step_and_takes_it_back(self):
     self.same_bits('statistical', (2, 2), 128)
 

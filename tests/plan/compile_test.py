@@ -22,6 +22,7 @@ def load(name, *overrides):
 
 
 class LowerTest(parameterized.TestCase):
+  @pytest.mark.rows(1)
   @parameterized.parameters('150m', '512m', '1b', '8b', '72b', '1t')
   def test_inner_step_of_every_size_without_any_device(self, name):
     """All layers are one scan: a deeper model has no more products."""
@@ -34,6 +35,7 @@ class LowerTest(parameterized.TestCase):
       text = traced.lower(lowering_platforms=('cpu',)).as_text()
     self.assertLess(text.count('dot_general'), 60)
 
+  @pytest.mark.slow
   def test_all_programs_of_a_round(self):
     config = load('72b')
     mesh = sharding.mesh(config.devices, jax.devices())
@@ -72,6 +74,7 @@ class MeasureTest(parameterized.TestCase):
         self.assertLessEqual(count, 8, name)
       self.assertGreater(found[name].argument_bytes, 0)
 
+  @pytest.mark.slow
   def test_lowered_only(self):
     config = load('tiny', 'plan.compile=false')
     for program in compile.measure(config):
@@ -85,6 +88,7 @@ class MeasureTest(parameterized.TestCase):
       with absltest.mock.patch('importlib.util.find_spec', return_value=None):
         compile.measure(load('tiny', 'plan.tpu_topology=v5p:2x2x1'))
 
+  @pytest.mark.slow
   def test_what_the_child_refuses_is_said_by_the_parent(self):
     config = load('8b')
     config = dataclasses.replace(

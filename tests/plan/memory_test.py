@@ -2,6 +2,7 @@ import dataclasses
 import math
 
 import jax
+import pytest
 from absl.testing import absltest
 from absl.testing import parameterized
 
@@ -35,6 +36,7 @@ def on_a_device(tree):
 
 
 class StateTest(parameterized.TestCase):
+  @pytest.mark.rows(1)
   @parameterized.parameters(*LADDER)
   def test_is_what_the_inner_step_takes(self, name):
     config = load(name)

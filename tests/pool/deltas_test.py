@@ -3,6 +3,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from absl.testing import absltest
 
 from covenant import config as config_lib
@@ -61,6 +62,7 @@ class MergerTest(absltest.TestCase):
   def test_without_deltas_the_parameters_stay(self):
     self.assertIs(self.merger.merge(self.params, [], []), self.params)
 
+  @pytest.mark.slow
   def test_one_delta_is_subtracted(self):
     sent = message(0)
     compression = deltas_lib.compression(common()[0])

@@ -7,6 +7,7 @@ from unittest import mock
 
 import hypothesis
 import hypothesis.strategies as st
+import pytest
 from absl.testing import absltest
 from absl.testing import parameterized
 
@@ -52,6 +53,7 @@ class LedgerTest(parameterized.TestCase):
     self.addCleanup(ledger.close)
     return ledger
 
+  @pytest.mark.slow
   @hypothesis.given(
     ROUNDS, st.floats(0, 1), st.integers(0, 10**15), st.integers(1, 3)
   )

@@ -7,6 +7,7 @@ import threading
 import time
 from unittest import mock
 
+import pytest
 from absl.testing import absltest
 from absl.testing import parameterized
 
@@ -146,6 +147,7 @@ class ServerTest(serving.ServerCase):
       self.assertRegex(link.recv(100), rb'^HTTP/1.. 408')
     self.assertEqual(self.ask()[0], 200)
 
+  @pytest.mark.slow
   def test_a_slow_reader_gets_all(self):
     """It reads without a pause, for longer than a pause may take."""
     self.data = bytes(range(256)) * (1 << 14)  # 4 MiB

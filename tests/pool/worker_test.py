@@ -3,6 +3,7 @@ import pathlib
 
 import jax
 import numpy as np
+import pytest
 from absl.testing import absltest
 
 from covenant import config as config_lib
@@ -42,6 +43,7 @@ class LeaseTrainerTest(absltest.TestCase):
     self.shared_model = shared_state_lib.SharedModel(self.config)
     self.trainer = worker_lib.LeaseTrainer(self.config, self.shared_model)
 
+  @pytest.mark.slow
   def test_a_lease_is_a_function_of_parameters_and_job(self):
     params, _ = self.trainer.warm_up()
     tokens_2xL1 = np.ones((2, self.config.data.context + 1), np.int32)

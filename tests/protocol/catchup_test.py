@@ -118,6 +118,7 @@ class JoinTest(absltest.TestCase):
     own = objects_of(network, '0')
     self.assertEqual(own.rounds('payloads', own.bucket)[0], 2)
 
+  @pytest.mark.slow
   def test_joiners_train_and_stay_equal(self):
     network = begin(
       script={
@@ -154,6 +155,7 @@ class JoinTest(absltest.TestCase):
     self.assertEqual(counted[6], [0, 1, 2, 5])
     self.assertGreater(network.faults.count[faults.Kind.UNREACHABLE], 70)
 
+  @pytest.mark.slow
   def test_nobody_goes_beyond_the_last_round(self):
     """The run is over, and everybody at rest, when somebody comes late."""
     network = begin()
@@ -166,6 +168,7 @@ class JoinTest(absltest.TestCase):
     )
     assert_at(self, late.run(None), network)
 
+  @pytest.mark.slow
   def test_validators_that_caught_up_have_the_whole_history(self):
     """So a joiner finds it, though those who were there be gone."""
     collect = round_lib.Phase.COLLECT

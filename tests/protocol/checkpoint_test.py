@@ -119,6 +119,7 @@ class CheckpointTest(parameterized.TestCase):
     self.assertEqual(completed, len(SIZES))
     self.assertEqual(bits(params), bits(want['shared'].params))
 
+  @pytest.mark.slow
   def test_whole_arrays_are_read_in_shards(self):
     """Makes them as several processes and older checkpoints do."""
     want, like = state(), state(mesh(fsdp=4), seed=1)
@@ -127,6 +128,7 @@ class CheckpointTest(parameterized.TestCase):
     )
     self.assertEqual(bits(self.restore(like)), bits(want))
 
+  @pytest.mark.slow
   def test_what_is_parked_stays_parked(self):
     def park(tree):
       return jax.tree.map(
@@ -153,6 +155,7 @@ class CheckpointTest(parameterized.TestCase):
     }
     self.assertEqual(kinds, {'pinned_host'})
 
+  @pytest.mark.rows(1)
   @parameterized.product(sizes=SIZES[:3], fits=(True, False))
   def test_training_goes_on_in_the_same_buffers(self, sizes, fits):
     """Before anything is written, unless it does not fit on the host."""
@@ -176,6 +179,7 @@ class CheckpointTest(parameterized.TestCase):
     self.assertEqual(bits(self.restore(state(mesh(**sizes), 1))), want)
     self.assertNotEqual(bits(shared), want[-len(bits(shared)) :])
 
+  @pytest.mark.slow
   def test_a_full_disk_is_a_line_and_leaves_the_last_one(self):
     with self.open() as checkpoints:
       checkpoints.save_tree(1, state(mesh(fsdp=1)))
@@ -195,6 +199,7 @@ class CheckpointTest(parameterized.TestCase):
       checkpoints.save_tree(2, state(mesh(fsdp=1)))  # with room again
     self.assertTrue((self.folder / '2').exists())
 
+  @pytest.mark.slow
   def test_memory_in_flight_is_bounded(self):
     tree = state(mesh(fsdp=4))
     shard, tensor = 256 * 32, 4 * 256 * 32
@@ -217,6 +222,7 @@ class CheckpointTest(parameterized.TestCase):
       for sizes in SIZES:
         self.assertEqual(bits(self.restore(state(mesh(**sizes), 1))), want)
 
+  @pytest.mark.slow
   def test_another_model_is_named(self):
     self.save(state())
     wider, more, fewer, other = (state() for _ in range(4))
@@ -239,6 +245,7 @@ class CheckpointTest(parameterized.TestCase):
     left_out['shared'].params['embedding'] = ...
     self.assertIsNotNone(self.restore(left_out))
 
+  @pytest.mark.rows(1)
   @parameterized.parameters('short', 'gone', 'metadata', 'more', 'checksums')
   def test_a_damaged_one_is_named_and_set_aside(self, what):
     for completed in (1, 2):
@@ -280,6 +287,7 @@ class CheckpointTest(parameterized.TestCase):
       path.write_bytes(data)
     self.assertEqual(checksums.newest_sound(self.folder, [1, 2]), (2, {}))
 
+  @pytest.mark.slow
   def test_none_that_is_sound(self):
     for completed in (1, 2):
       self.save(state(seed=completed), completed)
@@ -290,6 +298,7 @@ class CheckpointTest(parameterized.TestCase):
       self.restore(state())
     self.assertTrue((self.folder / '2').is_dir())
 
+  @pytest.mark.slow
   def test_one_without_checksums_is_restored(self):
     """Its process died before they were written."""
     self.save(state(seed=1))

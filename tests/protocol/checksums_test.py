@@ -4,6 +4,7 @@ import pathlib
 from unittest import mock
 
 import numpy as np
+import pytest
 from absl.testing import absltest
 
 from covenant.protocol import checksums
@@ -29,6 +30,7 @@ class ChecksumsTest(absltest.TestCase):
     (folder / 'checksums.json').unlink()
     self.assertFalse(checksums.check(folder))
 
+  @pytest.mark.slow
   def test_every_bit(self):
     folder = self.make(1)
     for path in [p for p in folder.rglob('*') if p.is_file()]:

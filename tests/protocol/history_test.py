@@ -4,6 +4,7 @@ import itertools
 import types
 
 import hypothesis
+import pytest
 from absl.testing import absltest
 from absl.testing import parameterized
 from hypothesis import strategies as st
@@ -85,6 +86,7 @@ class HistoryTest(parameterized.TestCase):
     anchor = history_lib.Anchor(last, roots[last], manifests[last])
     return history_lib.History(view, anchor)
 
+  @pytest.mark.rows(1)
   @parameterized.parameters(
     (), (0,), (3,), (3, 4, 5), (0, 1, 2), (8, 9), (0, 1, 5, 8, 9)
   )

@@ -7,6 +7,7 @@ import tempfile
 import hypothesis
 import jax
 import numpy as np
+import pytest
 from absl.testing import absltest
 from absl.testing import parameterized
 
@@ -66,6 +67,7 @@ class ArchiveTest(parameterized.TestCase):
       data, layout, 'me', lambda hotkey, data, signature: True
     )
 
+  @pytest.mark.rows(1)
   @parameterized.parameters(
     (dict(fsdp=2, tensor=2), {}), ({}, dict(fsdp=2, tensor=2))
   )
@@ -82,6 +84,7 @@ class ArchiveTest(parameterized.TestCase):
       [x.sharding for x in jax.tree.leaves(like)],
     )
 
+  @pytest.mark.slow
   def test_a_mutated_index_is_the_same_or_refused(self):
     """Signed as it is, so that nothing but its form is looked at."""
     shared_model = self.shared_model()
@@ -113,6 +116,7 @@ class ArchiveTest(parameterized.TestCase):
 
     check()
 
+  @pytest.mark.slow
   def test_of_another_model(self):
     _, index = self.publish(self.shared_model())
     model = dataclasses.replace(self.config.model, width=64)
@@ -128,6 +132,7 @@ class ArchiveTest(parameterized.TestCase):
         shared_state_lib.SharedModel(config),
       )
 
+  @pytest.mark.slow
   def test_an_index_is_the_same_from_every_mesh(self):
     _, plain = self.publish(self.shared_model())
     self.objects.bucket.delete([self.objects.key('checkpoints', 6)])
@@ -153,6 +158,7 @@ class ArchiveTest(parameterized.TestCase):
           self.objects, other, [self.objects.bucket], shared_model
         )
 
+  @pytest.mark.slow
   def test_pieces_that_nobody_lists_are_deleted(self):
     """Two checkpoints stay at least, so that one of them is vouched for."""
     shared_model = self.shared_model()

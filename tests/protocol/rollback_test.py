@@ -2,6 +2,7 @@ import types
 
 import jax
 import numpy as np
+import pytest
 from absl.testing import absltest
 
 from covenant.protocol import amendments
@@ -41,6 +42,7 @@ class RollbackTest(absltest.TestCase):
       with self.assertRaisesRegex(amendments.AmendmentError, 'restore'):
         amendments.restored(one)
 
+  @pytest.mark.slow
   def test_the_state_is_found_by_its_fingerprint(self):
     location = location_lib.Location.parse('memory://rollback')
     bucket = bucket_lib.open_bucket(location)

@@ -62,6 +62,7 @@ class SameBitsTest(parameterized.TestCase):
     )
     self.assertEqual(list(by_reference()), list(same_bits.EXPECTED))
 
+  @pytest.mark.slow
   def test_a_wrong_step_is_named(self):
     wrong = (*same_bits.EXPECTED[:2], 'x', *same_bits.EXPECTED[3:])
     with mock.patch.object(same_bits, 'EXPECTED', wrong):

@@ -7,6 +7,7 @@ import platform
 import re
 
 import jax
+import pytest
 from absl.testing import absltest
 from absl.testing import parameterized
 
@@ -123,6 +124,7 @@ class PageTest(parameterized.TestCase):
     self.assertEqual(text.count('400 of 900 rounds are drawn and listed'), 14)
     self.assertIn('A mark may stand for up to 5 rounds.', text)
 
+  @pytest.mark.slow
   def test_many_miners_stay_small(self):
     path = page.write(workdirs.write(self.folder, rounds=120, miners=256))
     self.assertLess(path.stat().st_size, 1_500_000)

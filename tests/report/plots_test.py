@@ -1,6 +1,7 @@
 import dataclasses
 import pathlib
 
+import pytest
 from absl.testing import absltest
 from absl.testing import parameterized
 from matplotlib import image
@@ -25,6 +26,7 @@ class PlotsTest(parameterized.TestCase):
     self.assertEqual(pixels_HxWxC.shape[:2], (600, 960))
     return (pixels_HxWxC[:, :, :3].min(axis=-1) < 0.9).mean()
 
+  @pytest.mark.rows(1)
   @parameterized.named_parameters(
     ('usual', 12, 4), ('one_miner', 3, 1), ('many_miners', 20, 64)
   )
@@ -38,6 +40,7 @@ class PlotsTest(parameterized.TestCase):
     for path, blank in zip(paths, empty, strict=True):
       self.assertGreater(self._ink(path), self._ink(blank) + 0.005)
 
+  @pytest.mark.rows(1)
   @parameterized.named_parameters(
     ('no_record', []),
     ('first_evaluation', _records(0, 2)),
@@ -56,6 +59,7 @@ class PlotsTest(parameterized.TestCase):
     *_, path = plots.write_figures(records, self.folder)
     self.assertGreater(self._ink(path), 0.001)
 
+  @pytest.mark.slow
   def test_adversaries_are_marked(self):
     records = _records(12, 4)
     *_, plain = plots.write_figures(records, self.folder / 'plain')
@@ -70,6 +74,7 @@ class PlotsTest(parameterized.TestCase):
     self.assertEqual(plots.compare(runs, path, axis), path)
     self.assertGreater(self._ink(path), 0.02)
 
+  @pytest.mark.slow
   def test_equal_runs_make_equal_files(self):
     first = plots.write_figures(_records(4, 2), self.folder / 'a')
     second = plots.write_figures(_records(4, 2), self.folder / 'b')

@@ -5,6 +5,7 @@ import io
 import pathlib
 import threading
 
+import pytest
 from absl.testing import absltest
 
 import covenant
@@ -12,6 +13,7 @@ from tests import helpers
 
 
 class RunTest(absltest.TestCase):
+  @pytest.mark.slow
   def test_stops_by_a_callback_goes_on_and_shows_it(self):
     folder = pathlib.Path(self.create_tempdir().full_path, 'run')
     config, got, out = helpers.tiny('rounds=2'), [], io.StringIO()

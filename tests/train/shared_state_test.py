@@ -148,6 +148,7 @@ class MeshTest(absltest.TestCase):
       self.assertEqual(sharded.fingerprint(got), plain.fingerprint(want))
     self.assertEqual(jax.tree.map(lambda x: x.sharding.spec, got), specs)
 
+  @pytest.mark.slow
   def test_what_waits_in_host_memory_is_the_same(self):
     message, _ = sparseloco.compress(
       jax.tree.map(

@@ -57,6 +57,7 @@ class StateFileTest(parameterized.TestCase):
     )
     return shared
 
+  @pytest.mark.slow
   def test_a_run_begins_with_the_state(self):
     shared = self.write()
     model = shared_state.SharedModel(self.goes_on())

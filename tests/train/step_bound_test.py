@@ -2,6 +2,7 @@
 
 import jax
 import numpy as np
+import pytest
 from absl.testing import absltest
 from absl.testing import parameterized
 
@@ -112,6 +113,7 @@ class SharedModelTest(absltest.TestCase):
         np.asarray(shared.steps), sizes(*map(float, history))
       )
 
+  @pytest.mark.slow
   def test_baselines_whose_step_is_normalized_have_none(self):
     config = config_lib.load('configs/tiny.py:ddp')
     model = shared_state_lib.SharedModel(config)

@@ -200,6 +200,7 @@ class InnerStepTest(parameterized.TestCase):
     moved = distance(want, random_params(config.model))
     self.assertLess(distance(want, got) / moved, 1e-4)
 
+  @pytest.mark.slow
   def test_neither_the_table_nor_the_logits_exist_whole(self):
     """Only the vocabulary is 1,280 here, and only the width is 64."""
     config = config_of(vocab_size=1280, microbatch=0)

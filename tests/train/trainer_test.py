@@ -172,6 +172,7 @@ class TrainerTest(parameterized.TestCase):
     want = assignment.receipt_of(data.train, ids, config.data.context)
     self.assertEqual(trained.receipt, want)
 
+  @pytest.mark.slow
   def test_islands_anneal_alike_and_share_programs(self):
     config, shared_model, data, params = _common('')
     islands = 'steps=3; steps=1; steps=6,batch=2; steps=1,batch=2'

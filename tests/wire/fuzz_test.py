@@ -137,6 +137,7 @@ class FuzzTest(parameterized.TestCase):
   def test_a_hundred_thousand_mutants(self):
     self.fuzz(100_000)
 
+  @pytest.mark.rows(1)
   @parameterized.parameters(*CASES)
   def test_memory_is_the_message_and_a_constant(self, compression, codec):
     like = {'w': jax.ShapeDtypeStruct((2048, 2048), jnp.float32)}

@@ -5,6 +5,7 @@ import tracemalloc
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from absl.testing import absltest
 from absl.testing import parameterized
 
@@ -38,6 +39,7 @@ def make(compression, codec, seed=0):
 
 
 class LazyTest(parameterized.TestCase):
+  @pytest.mark.rows(1)
   @parameterized.product(
     codec=('elias-fano', 'rice'), quantizer=QUANTIZERS, side=(8, 16)
   )
@@ -49,6 +51,7 @@ class LazyTest(parameterized.TestCase):
     self.assertEqual(list(whole), [7])
     jax.tree.map(np.testing.assert_array_equal, whole[7], message)
 
+  @pytest.mark.rows(1)
   @parameterized.parameters('elias-fano', 'rice')
   def test_reads_any_runs_of_blocks(self, codec):
     compression = sl.TopK(3, (4, 4), quantize.Sign())  # no whole bytes
@@ -61,6 +64,7 @@ class LazyTest(parameterized.TestCase):
         np.testing.assert_array_equal(rows.read(runs), want)
         self.assertEqual((rows.shape, rows.dtype), (x.shape, x.dtype))
 
+  @pytest.mark.rows(1)
   @parameterized.product(
     codec=('elias-fano', 'rice'), quantizer=(quantize.Sign(), sl.Exact())
   )

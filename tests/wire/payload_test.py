@@ -5,6 +5,7 @@ import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from absl.testing import absltest
 from absl.testing import parameterized
 
@@ -177,6 +178,7 @@ class PayloadTest(parameterized.TestCase):
       reason = payload.Reason.DIGEST if signed else payload.Reason.SIGNATURE
       self.refused(flipped(data, at), EXPECTED, LIKE, spec, reason)
 
+  @pytest.mark.rows(1)
   @parameterized.parameters(*COMPRESSIONS)
   def test_a_right_digest_is_of_no_use_to_who_cannot_sign(self, compression):
     spec, data = payload.make_spec(LIKE, compression), make_payload(compression)

@@ -2,6 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 import scipy.fft
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -85,6 +86,7 @@ class DemoTest(parameterized.TestCase):
     np.testing.assert_allclose(seen, [[[1.1, 0.9], [1.0, 0.8]]] * 2, rtol=1e-6)
     np.testing.assert_allclose(state.error, np.zeros((2, 2)), atol=1e-7)
 
+  @pytest.mark.slow
   def test_six_steps_of_four_peers_follow_the_paper(self):
     gradients = np.random.default_rng(0).standard_normal((6, 4, 8, 4))
     theta = np.random.default_rng(1).standard_normal((8, 4))
@@ -130,6 +132,7 @@ class DemoTest(parameterized.TestCase):
       np.testing.assert_allclose(errors, momenta, rtol=1e-4, atol=1e-7)
       np.testing.assert_array_equal(seen, np.stack([seen[0]] * 4))
 
+  @pytest.mark.slow
   def test_defaults_are_the_source_s(self):
     x = np.random.default_rng(2).standard_normal((64, 64), np.float32)
     tx = demo.demo()

@@ -127,6 +127,7 @@ class SpartaTest(parameterized.TestCase):
           leaf, np.stack([peer[i] for peer in want]), rtol=1e-4, atol=1e-5
         )
 
+  @pytest.mark.slow
   def test_only_the_chosen_values_cross_the_axis(self):
     params = {'w': jnp.zeros((100, 100)), 'b': jnp.zeros(1000)}
     tx = sparta.sparta(optax.sgd(0.1), axis_name='peers')

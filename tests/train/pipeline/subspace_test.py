@@ -168,6 +168,7 @@ class LosslessTest(parameterized.TestCase):
     model = dataclasses.replace(DEEP, **changes)
     self.check(model, stages, 3, microbatch)
 
+  @pytest.mark.slow
   def test_but_not_if_writers_leave_the_span(self):
     u_DxK = some_basis(3, DEEP.width, 3)
     params = params_of(DEEP)
@@ -284,6 +285,7 @@ class FixTest(parameterized.TestCase):
     kept = np.sum(onto(left_nxD, u_DxK) ** 2)
     np.testing.assert_allclose(kept, np.sum(best**2), rtol=2**-7)
 
+  @pytest.mark.slow
   def test_padding_tells_it_nothing(self):
     tokens_BxL1 = np.random.default_rng(1).integers(0, 32, (8, 33), np.int32)
     island = island_lib.Island(stages=4, rank=5)
@@ -332,6 +334,7 @@ class QuantizedTest(parameterized.TestCase):
     got = quantized.unpack(quantized.pack(c, bits), c.dtype)
     np.testing.assert_array_equal(got, c)
 
+  @pytest.mark.rows(1)
   @parameterized.parameters(4, 8)
   def test_nothing_is_nothing(self, bits):
     zeros = jnp.zeros((2, 4))
