@@ -4,7 +4,8 @@ The head makes a stage's shared parameters of the round itself, from the orders
 as every newcomer does, and sends a sampled microbatch through them. In the
 first inner step of a round a stage trains from these parameters, so that on the
 same hardware its coordinates must be equal. Later it has moved away from them,
-and its coordinates must still point the same way.
+in a model that diverges far away: its coordinates must still be more like these
+than made-up numbers are, whose cosine is within a few 1 / sqrt(n) of zero.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,7 +19,7 @@ from covenant.pool import stage_work
 from covenant.train.pipeline import stage as stage_lib
 
 FARTHEST = 0.3  # distance that other hardware may cause, relative to the norm
-LEAST_COSINE = 0.3  # to what the round's parameters make of it, in later steps
+CHANCE = 4.0  # standard deviations that a later cosine must be above chance
 
 
 class Auditor:
@@ -70,14 +71,17 @@ class Auditor:
     is_gradient = stage.programs.is_last or bool(sample.given)
     if again == sample.sent or (is_gradient and sample.step):
       return True  # later gradients are too far from those of this state
-    want, got = (
-      stage.numbers(sample.tokens_bxL1, data) for data in (again, sample.sent)
+    want, got = (  # squares of any float32 are finite
+      stage.numbers(sample.tokens_bxL1, data).astype(np.float64)
+      for data in (again, sample.sent)
     )
+    if not np.isfinite(got).all():
+      return False
     norm = float(np.linalg.norm(want))
     if not sample.step:
       return bool(np.linalg.norm(got - want) <= FARTHEST * norm)
     cosine = np.sum(got * want) / max(norm * np.linalg.norm(got), 1e-30)
-    return bool(cosine >= LEAST_COSINE)
+    return bool(cosine >= CHANCE / np.sqrt(want.size))
 
   def _at(self, index: int) -> stage_lib.Stage:
     """Returns a stage at the end of the log."""

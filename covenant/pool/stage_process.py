@@ -19,14 +19,12 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from covenant import config as config_lib
-from covenant import errors
 from covenant import extras
 from covenant import typing as ct
 from covenant.node import connect
 from covenant.node import workdir as workdir_lib
 from covenant.pool import channel as channel_lib
 from covenant.pool import client as client_lib
-from covenant.pool import messages
 from covenant.pool import orders as orders_lib
 from covenant.pool import stage_keeper
 from covenant.pool import worker as worker_lib
@@ -119,7 +117,7 @@ class StageThread:
         answer = keeper.answer(*message)
         if answer is not None:
           send(*answer)
-    except (errors.CovenantError, *messages.MALFORMED) as e:
+    except Exception as e:  # whatever it is, the head must learn of it
       traceback.print_exc()
       send({'did': 'failed', 'stage': index, 'error': f'{e}'[:500]}, b'')
 

@@ -6,6 +6,8 @@ outer optimizer, are theirs.
 """
 
 import math
+import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -24,6 +26,7 @@ from covenant.train import step_bound
 from covenant.wire import payload
 
 SharedState = shared_state_lib.SharedState
+_SAY_SECONDS = 60.0  # between two lines about the stages that are waited for
 
 
 class StagesMissingError(errors.CovenantError):
@@ -197,7 +200,13 @@ class StagedModel(shared_state_lib.SharedModel):
 
   def _wait(self, number: int) -> None:
     """Waits until all stages have taken so many outer steps."""
-    if number != self._log.number or not self._seats.wait(self._stop):
-      raise StagesMissingError(
-        f'stopped while waiting for stages to take outer step {number}'
-      )
+    what = f'stages to take outer step {number}'
+    while number == self._log.number:
+      if self._seats.wait(self._stop, time.monotonic() + _SAY_SECONDS):
+        return
+      if self._stop():
+        break
+      late = {s: self._seats.worker(s) for s in sorted(self._seats.missing())}
+      names = (f'{s} ({late[s] or "no worker"})' for s in late)
+      print(f'waiting for {what}: {", ".join(names)}', file=sys.stderr)
+    raise StagesMissingError(f'stopped while waiting for {what}')

@@ -19,14 +19,17 @@ KILLED = ('begin', 'forward', 'last', 'backward', 'seal', 'order')
 
 
 class Once:
-  """A fault of one worker, at its first message of a kind."""
+  """A fault at a message of a kind: the first, or one `after` some of it."""
 
-  def __init__(self, what, act):
-    self.what, self.act = what, act
+  def __init__(self, what, act, after=0):
+    self.what, self.act, self.after = what, act, after
     self.who = ''
 
   def __call__(self, worker, index, text, answer):
     if text['do'] == self.what and not self.who:
+      if self.after:
+        self.after -= 1
+        return answer()
       self.who = worker.address
       return self.act(worker, answer)
     return answer()
@@ -43,6 +46,14 @@ def lie(worker, answer):
   del worker
   reply, sent = answer()
   return reply, bytes(x ^ 0x77 for x in sent[:-16]) + sent[-16:]
+
+
+def make_up(worker, answer):
+  """Sends numbers of its own."""
+  del worker
+  reply, sent = answer()
+  draw = np.random.default_rng(1)
+  return reply, draw.bytes(len(sent) - 16) + sent[-16:]
 
 
 def not_finite(worker, answer):
@@ -156,6 +167,15 @@ class StageTrainingTest(FaultCase):
     self.deliver(2, pay=3000)
     self.assertNotIn(liar.address, self.records[-1]['work'])
     self.check_paid(liar.address)
+
+  def test_made_up_activations_of_a_later_step_are_found(self):
+    # Two microbatches pass two stages forward in a step.
+    fault = Once('forward', make_up, after=5)
+    for i in range(3):
+      stages.Worker(self, f'w{i}', fault)
+    self.train(0)
+    self.assertEqual([*self.records[0]['caught']], [fault.who])
+    self.assertIn('step 1', self.records[0]['caught'][fault.who])
 
   def test_numbers_that_are_not_finite_cost_their_sender_the_pay(self):
     fault = Once('last', not_finite)

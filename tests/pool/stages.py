@@ -38,7 +38,8 @@ def make_config(*changes, island=ISLAND):
     f'{helpers.CONFIGS}/tiny.py',
     [
       'model.layers=3', 'miners=1', f'islands={island}',
-      'optim.inner.microbatch_size=2', 'optim.outer.momentum=0.5',
+      'optim.inner.microbatch_size=2', 'optim.inner.learning_rate=0.002',
+      'optim.outer.momentum=0.5',
       'pool.fee=0.1', 'pool.deposit=1', 'pool.threshold=0.0',
       'pool.audits=64', *changes,
     ],
