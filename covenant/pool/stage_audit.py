@@ -71,17 +71,10 @@ class Auditor:
     is_gradient = stage.programs.is_last or bool(sample.given)
     if again == sample.sent or (is_gradient and sample.step):
       return True  # later gradients are too far from those of this state
-    want, got = (  # squares of any float32 are finite
-      stage.numbers(sample.tokens_bxL1, data).astype(np.float64)
-      for data in (again, sample.sent)
+    want, got = (
+      stage.numbers(sample.tokens_bxL1, data) for data in (again, sample.sent)
     )
-    if not np.isfinite(got).all():
-      return False
-    norm = float(np.linalg.norm(want))
-    if not sample.step:
-      return bool(np.linalg.norm(got - want) <= FARTHEST * norm)
-    cosine = np.sum(got * want) / max(norm * np.linalg.norm(got), 1e-30)
-    return bool(cosine >= CHANCE / np.sqrt(want.size))
+    return is_alike(want, got, sample.step)
 
   def _at(self, index: int) -> stage_lib.Stage:
     """Returns a stage at the end of the log."""
@@ -101,3 +94,21 @@ class Auditor:
       stage.apply(sections, update)
       self._number, self._id = self._number + 1, order.after
     return stage
+
+
+def is_alike(want: np.ndarray, got: np.ndarray, step: int) -> bool:
+  """Returns whether what a stage sent may come from honest training.
+
+  Args:
+    want: what the shared parameters of the round make of the microbatch.
+    got: what the stage sent, of the same shape.
+    step: the inner step, from 0.
+  """
+  want, got = want.astype(np.float64), got.astype(np.float64)  # no overflow
+  if not np.isfinite(got).all():
+    return False
+  norm = np.linalg.norm(want)
+  if not step:
+    return bool(np.linalg.norm(got - want) <= FARTHEST * norm)
+  cosine = np.sum(got * want) / max(norm * np.linalg.norm(got), 1e-30)
+  return bool(cosine >= CHANCE / np.sqrt(want.size))
