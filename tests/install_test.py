@@ -147,7 +147,9 @@ class OptimizerTest(absltest.TestCase):
     packages, modules = self.run_python('-c', _IMPORTED).splitlines()
     self.assertEqual(packages, 'covenant')
     for module in modules.split():
-      self.assertRegex(module, r'^covenant\.(optim|typing|errors)\b')
+      self.assertRegex(
+        module, r'^covenant\.(optim|typing|errors|device_sums)\b'
+      )
 
   def test_exports(self):
     self.assertEqual(self.run_python('-W', 'error', '-c', _EXPORTS), '')
