@@ -3,6 +3,7 @@
 import collections
 import inspect
 import os
+import pathlib
 
 # For the processes that tests start; this one is set below. What is compiled
 # for one of eight devices is found again only where there are eight.
@@ -69,6 +70,8 @@ def _absl(tmp_path_factory):
   base = tmp_path_factory.getbasetemp()
   several = 'PYTEST_XDIST_WORKER' in os.environ  # which share the cache
   cache = (base.parent if several else base) / 'cache'
+  # .ci/run lets all tiers find what one has compiled.
+  cache = pathlib.Path(os.environ.get('COVENANT_TEST_CACHE') or cache)
   os.environ['XDG_CACHE_HOME'] = str(cache)  # for the processes tests start
   compiled = cache / 'covenant' / 'compiled'  # where these keep it
   compiled.mkdir(parents=True, exist_ok=True)
