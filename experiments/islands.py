@@ -284,5 +284,6 @@ STUDY = study.Study('islands', plan, judge, draw)
 
 if __name__ == '__main__':
   arguments = runner.main(STUDY, __doc__)
-  pools.main(arguments)
+  if not arguments.draw:
+    pools.main(arguments)
   print(gather_table())

@@ -265,6 +265,9 @@ def arguments(doc: str | None) -> argparse.Namespace:
   parser.add_argument(
     '--quick', action='store_true', help='runs of seconds, one seed'
   )
+  parser.add_argument(
+    '--draw', action='store_true', help='only draws what was measured'
+  )
   parser.add_argument('--seeds', type=int, default=study_lib.SEEDS)
   parser.add_argument(
     '--workdir',
@@ -301,6 +304,10 @@ def main(study: study_lib.Study, doc: str | None) -> argparse.Namespace:
   options = arguments(doc)
   work, results = pathlib.Path(options.workdir), study_lib.RESULTS
   seeds = options.seeds
+  if options.draw:
+    runs = study_lib.read_csv(results / f'{study.name}.csv', study_lib.Run)
+    study.draw(runs, results / f'{study.name}.png')
+    return options
   if options.quick:
     work = results = work / 'quick'
     seeds, study = 1, study.quick()

@@ -1,4 +1,4 @@
-"""The commands of docs/huggingface.md, from a run to a fine-tuned model."""
+"""The commands of docs/huggingface.md, and of the pages of its runs."""
 
 import contextlib
 import importlib.util
@@ -24,13 +24,27 @@ _CHAT = {
 }
 
 
+def commands(page, start=''):
+  """Returns the commands of a page of docs/, from a heading on."""
+  text = (helpers.ROOT / 'docs' / page).read_text()
+  blocks = re.findall(r'```sh\n(.*?)```', text[text.index(start) :], re.DOTALL)
+  return [b.replace('\\\n', ' ').splitlines() for b in blocks]
+
+
 @unittest.skipUnless(importlib.util.find_spec('gguf'), 'needs the extra hf')
 class HuggingFacePageTest(absltest.TestCase):
   @pytest.mark.docs
   def test_all_commands(self):
-    path = helpers.ROOT / 'docs' / 'huggingface.md'
-    blocks = re.findall(r'```sh\n(.*?)```', path.read_text(), re.DOTALL)
-    lines = ''.join(blocks).replace('\\\n', ' ').splitlines()
+    lines = sum(commands('huggingface.md'), [])
+    # The same of a workdir and of several, with two of these runs.
+    report, compare = commands('operating.md', '## Reading a run')[0]
+    lines.append(report.replace('DIR', 'runs/samples'))
+    lines.append(
+      compare.replace('DIR,DIR,DIR', 'runs/mine,runs/samples').replace(
+        'NEW', 'runs/page'
+      )
+    )
+    lines.append(f'{lines[-1]} --baseline=samples')
     folder = pathlib.Path(self.create_tempdir().full_path)
     (folder / 'configs').symlink_to(helpers.ROOT / 'configs')
     (folder / 'chats.jsonl').write_text(json.dumps(_CHAT) + '\n')
@@ -50,9 +64,11 @@ class HuggingFacePageTest(absltest.TestCase):
     runs = folder / 'runs'
     for there in ('hf/4', 'gguf/4.gguf', 'finetuned', 'report.html'):
       self.assertTrue((runs / 'mine' / there).exists(), there)
-    self.assertIn(
-      'samples.jsonl', [p.name for p in (runs / 'samples').iterdir()]
-    )
+    texts = (runs / 'samples' / 'samples.jsonl').read_text().splitlines()
+    page = (runs / 'samples' / 'report.html').read_text()
+    self.assertLen(texts, 2)  # every two rounds of four
+    self.assertIn('To be', page)
+    self.assertTrue((runs / 'page' / 'compare.html').exists())
 
 
 if __name__ == '__main__':

@@ -72,6 +72,18 @@ class RunnerTest(absltest.TestCase):
     many = runs * 3
     self.assertEmpty(study.undecided(verdicts, many))
 
+  def test_figures_are_drawn_of_what_was_measured(self):
+    runs = [study.Run('a', 0, 'sets', 1, 1, 1, 1, 2.0, 60.0, '', '')]
+    study.write_csv(self.work / 'counting.csv', runs)
+    drawn = []
+    fake = STUDY._replace(draw=lambda *what: drawn.append(what))
+    with (
+      mock.patch.object(study, 'RESULTS', self.work),
+      mock.patch('sys.argv', ['counting', '--draw']),
+    ):
+      self.assertTrue(runner.main(fake, '').draw)
+    self.assertEqual(drawn, [(runs, self.work / 'counting.png')])
+
   def test_a_part_is_a_share_of_the_runs(self):
     cells = list(_plan((), 3))
     owners = [

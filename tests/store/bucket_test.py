@@ -1,9 +1,13 @@
 """The contract of every bucket: in memory, in a folder, and over S3."""
 
 import concurrent.futures
+import contextlib
+import io
 import itertools
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 import threading
@@ -13,14 +17,18 @@ from unittest import mock
 
 import pytest
 from absl.testing import absltest
+from absl.testing import flagsaver
 from absl.testing import parameterized
 from moto.moto_server import werkzeug_app
 from werkzeug import serving
 
+from covenant import cli
+from covenant.node import preflight
 from covenant.store import backend
 from covenant.store import bucket as bucket_lib
 from covenant.store import interface
 from covenant.store import location as location_lib
+from tests import helpers
 
 ENVIRON = {'AWS_ACCESS_KEY_ID': 'own', 'AWS_SECRET_ACCESS_KEY': 'secret'}
 _KINDS = ('memory', 'file', 's3')
@@ -354,6 +362,41 @@ class ContractTest(parameterized.TestCase):
     environ = {k: v for k, v in ENVIRON.items() if k != name}
     with self.assertRaisesRegex(interface.AccessDeniedError, name):
       bucket_lib.open_bucket(location, environ)
+
+
+class PageTest(absltest.TestCase):
+  def test_doctor_tries_the_bucket_that_the_docs_name(self):
+    page = (helpers.ROOT / 'docs' / 'operating.md').read_text()
+    (command,) = re.findall(
+      r'^python (run.py --role=doctor(?:.*\\\n)*.*store_hosts(?:.*\\\n)*.*)',
+      page,
+      re.MULTILINE,
+    )
+    endpoint = ContractTest.start()
+    self.addCleanup(ContractTest.stop)
+    put = urllib.request.Request(f'{endpoint}/run', method='PUT')
+    urllib.request.urlopen(put).close()
+    words = shlex.split(command.replace('\\\n', ' '))
+    for old, new in (
+      ('configs/72b.py', f'{helpers.CONFIGS}/tiny.py'),
+      (
+        'https://s3.example.org&style=virtual',
+        f'{endpoint}&key_id=reader&secret=public',
+      ),
+    ):
+      self.assertIn(old, command)
+      words = [word.replace(old, new) for word in words]
+    out = io.StringIO()
+    workdir = self.create_tempdir().full_path
+    with (
+      contextlib.redirect_stdout(out),
+      mock.patch.dict('os.environ', ENVIRON),
+      mock.patch.object(preflight, '_arithmetic', return_value=''),  # compiles
+      flagsaver.flagsaver(workdir=workdir, verbosity=0),
+      self.assertRaises(SystemExit),  # there is no chain
+    ):
+      cli.run(cli._parse(words))
+    self.assertIn('well      bucket      s3://run can be writ', out.getvalue())
 
 
 if __name__ == '__main__':
