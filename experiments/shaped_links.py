@@ -67,12 +67,13 @@ SETS = (
   'eval.every=100',
   'checkpoint.publish=100',
 )
-UPLOAD, DOWNLOAD = 1.5e6, 3e6  # bits per second
-DELAY = 0.04  # seconds there and back
 STORE, PORT = '10.77.255.1', 9000
+BUCKET = (
+  f's3://run-{{hotkey}}?endpoint=http://{STORE}:{PORT}'
+  '&key_id=public&secret=public'
+)
 _TUNSETIFF, _IFF_TUN, _IFF_NO_PI = 0x400454CA, 0x0001, 0x1000
 _PACKET = 2048  # bytes of the largest packet
-_BURST = 8192  # bytes that a token bucket passes at once
 # H -> compute share in percent, by megabits per second.
 PUBLISHED = {
   50: {1: 0.07, 8: 0.55, 32: 2.41, 128: 11.6},
@@ -82,6 +83,18 @@ PUBLISHED = {
 }
 PARAMS, WORKERS = 30.8e6, 4
 PHASES = ('upload', 'collect', 'apply')
+
+
+class Link(NamedTuple):
+  """The link of a namespace to the hub."""
+
+  upload: float  # bits per second
+  download: float  # bits per second
+  delay: float  # seconds there and back
+  burst: int = 8192  # bytes that a token bucket passes at once
+
+
+LINK = Link(1.5e6, 3e6, 0.04)
 
 
 class Share(NamedTuple):
@@ -131,7 +144,7 @@ class Phase(NamedTuple):
 def transfers(config: config_lib.Config) -> dict[str, float]:
   """Returns the seconds of a phase's transfers by the plan's link model."""
   payload = memory.shards(config).payload_bytes
-  link = wallclock.Link(UPLOAD / 8, DOWNLOAD / 8, DELAY)
+  link = wallclock.Link(LINK.upload / 8, LINK.download / 8, LINK.delay)
   peer = wallclock.PeerTimes(link, 0.0, 0.0)
   others = wallclock.phases(peer, payload, (config.miners - 1) * payload, 0.0)
   all_ = wallclock.phases(peer, payload, config.miners * payload, 0.0)
@@ -147,18 +160,18 @@ def _command(*words: str) -> None:
 
 
 class Wires:
-  """Namespaces that are joined to a hub by delayed links; a context.
+  """Namespaces that are joined by a hub with delayed links; a context.
 
   Args:
     names: of the namespaces besides the hub.
-    limited: whether links have a rate and a delay.
+    link: the link of each; None: without limits.
   """
 
-  def __init__(self, names: Sequence[str], limited: bool):
+  def __init__(self, names: Sequence[str], link: Link | None):
     own = f'cov{os.getpid()}'
     self.hub = f'{own}-hub'
     self.spaces = {name: f'{own}-{i}' for i, name in enumerate(names)}
-    self._limited = limited
+    self._link = link
     self._devices: dict[int, int] = {}  # file of a device -> that of its peer
     self._stack = contextlib.ExitStack()
     self._stop, self._wake = os.pipe()
@@ -170,6 +183,8 @@ class Wires:
         stack.callback(_command, 'ip', 'netns', 'del', space)
         _command('ip', '-n', space, 'link', 'set', 'lo', 'up')
       _command('ip', '-n', self.hub, 'addr', 'add', f'{STORE}/32', 'dev', 'lo')
+      forward = 'echo 1 > /proc/sys/net/ipv4/ip_forward'
+      _command(*self.under('hub'), 'sh', '-c', forward)
       for i, space in enumerate(self.spaces.values()):
         self._join(i, space)
       relay = threading.Thread(target=self._relay, daemon=True)
@@ -188,11 +203,16 @@ class Wires:
     """Returns the command that runs another one in a namespace."""
     return ['ip', 'netns', 'exec', self.spaces.get(name, self.hub)]
 
+  def address(self, name: str) -> str:
+    """Returns the address of a namespace."""
+    return f'10.77.{list(self.spaces).index(name)}.2'
+
   def _join(self, index: int, space: str) -> None:
     """Joins a namespace to the hub."""
     near, far = f'10.77.{index}.1', f'10.77.{index}.2'
-    hub = self._tun(self.hub, f'h{index}', near, far, DOWNLOAD)
-    end = self._tun(space, f'e{index}', far, near, UPLOAD)
+    upload, download = self._link[:2] if self._link else (0.0, 0.0)
+    hub = self._tun(self.hub, f'h{index}', near, far, download)
+    end = self._tun(space, f'e{index}', far, near, upload)
     _command('ip', '-n', space, 'route', 'add', 'default', 'via', near)
     self._devices |= {hub: end, end: hub}
 
@@ -208,8 +228,9 @@ class Wires:
     ends = ('addr', 'add', here, 'peer', there, 'dev', name)
     _command('ip', '-n', space, *ends)
     _command('ip', '-n', space, 'link', 'set', name, 'up')
-    if self._limited:
-      bucket = ('tbf', 'rate', f'{rate:.0f}bit', 'burst', f'{_BURST}')
+    if self._link:
+      burst = f'{self._link.burst}'
+      bucket = ('tbf', 'rate', f'{rate:.0f}bit', 'burst', burst)
       queue = ('latency', '500ms')
       root = ('tc', '-n', space, 'qdisc', 'add', 'dev', name, 'root')
       _command(*root, *bucket, *queue)
@@ -217,7 +238,7 @@ class Wires:
 
   def _relay(self) -> None:
     """Passes packets on, half of the delay later, until told to stop."""
-    delay = DELAY / 2 if self._limited else 0.0
+    delay = self._link.delay / 2 if self._link else 0.0
     held: list[tuple[float, int, int, bytes]] = []
     count, files = 0, [self._stop, *self._devices]
     while True:
@@ -255,7 +276,7 @@ def serve(buckets: int) -> None:
 
 
 @contextlib.contextmanager
-def _store(wires: Wires, buckets: int) -> Iterator[None]:
+def store(wires: Wires, buckets: int) -> Iterator[None]:
   """Runs the S3 server in the hub."""
   program = [sys.executable, '-m', 'experiments.shaped_links']
   with subprocess.Popen(
@@ -281,8 +302,8 @@ def measure(config: config_lib.Config, limited: bool) -> dict[str, list[float]]:
   found: dict[str, list[float]] = {name: [] for name in PHASES}
   with (
     tempfile.TemporaryDirectory() as folder,
-    Wires(names, limited) as wires,
-    _store(wires, config.miners + config.validators),
+    Wires(names, LINK if limited else None) as wires,
+    store(wires, config.miners + config.validators),
   ):
     network = localnet.Localnet(
       config, folder + '/net', under=lambda member: wires.under(member.name)
@@ -352,6 +373,12 @@ def published_table() -> Iterator[str]:
   )
 
 
+def prepare() -> None:
+  """Sets the keys of the store; namespaces go when the program must end."""
+  signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+  os.environ |= {'AWS_ACCESS_KEY_ID': 'own', 'AWS_SECRET_ACCESS_KEY': 'secret'}
+
+
 def main() -> None:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -366,16 +393,10 @@ def main() -> None:
   if os.geteuid():
     print('shaped links: skipped, as network namespaces need root')
     return
-  # Namespaces go with the program, also when it is told to end.
-  signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-  os.environ |= {'AWS_ACCESS_KEY_ID': 'own', 'AWS_SECRET_ACCESS_KEY': 'secret'}
-  bucket = (
-    f's3://run-{{hotkey}}?endpoint=http://{STORE}:{PORT}'
-    '&key_id=public&secret=public'
-  )
+  prepare()
   rounds = 3 if options.quick else 7
   config = config_lib.load(
-    CONFIG, [*SETS, f'rounds={rounds}', f'network.bucket={bucket}']
+    CONFIG, [*SETS, f'rounds={rounds}', f'network.bucket={BUCKET}']
   )
   free = measure(config, limited=False)
   print('\n'.join(table(compare(config, free, measure(config, limited=True)))))

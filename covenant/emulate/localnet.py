@@ -26,7 +26,7 @@ from covenant.chain import local_chain
 from covenant.emulate import environment
 from covenant.node import connect
 
-_READY_SECONDS = 300.0
+_READY_SECONDS = 900.0
 _STOP_SECONDS = 60.0
 _LOOK_SECONDS = 0.5
 _MOST_FAILURES = 5  # of a member, but for deaths by signals
@@ -108,6 +108,7 @@ class Localnet:
     most_failures: the ends with an error after which a member is given up.
     under: returns the command that a member's process is started by, such as
       one that isolates it.
+    flags: returns the flags that a member has besides those of its role.
 
   Raises:
     LocalnetError: the folder holds a network.
@@ -120,10 +121,11 @@ class Localnet:
     programs: Mapping[Member, Sequence[str]] = types.MappingProxyType({}),
     most_failures: int = _MOST_FAILURES,
     under: Callable[[Member], Sequence[str]] = lambda member: (),
+    flags: Callable[[Member], Sequence[str]] = lambda member: (),
   ):
     self._most_failures = most_failures
     self._programs = programs
-    self._under = under
+    self._under, self._flags = under, flags
     self._workdir = pathlib.Path(workdir).absolute()
     network = dataclasses.replace(
       config.network, chain='local', path=str(self._workdir / 'network')
@@ -230,6 +232,7 @@ class Localnet:
       f'--config.network.hotkey={hotkey}',
       f'--config.devices.memory_fraction={device_share(self._config):.3f}',
       f'--workdir={self.folder(member)}',
+      *self._flags(member),
     ]
 
   def _popen(

@@ -48,7 +48,7 @@ class TransfersTest(absltest.TestCase):
   def test_a_phase_takes_its_bytes(self):
     size = memory.shards(self.config).payload_bytes
     found = shaped_links.transfers(self.config)
-    delay = shaped_links.DELAY
+    delay = shaped_links.LINK.delay
     self.assertAlmostEqual(found['upload'], delay + 8 * size / 1.5e6)
     self.assertAlmostEqual(found['apply'], delay + 2 * 8 * size / 3e6)
     self.assertAlmostEqual(found['collect'], delay + 3 * 8 * size / 3e6)
@@ -80,7 +80,7 @@ class WiresTest(absltest.TestCase):
     return {line.split()[0] for line in listed.stdout.splitlines()}
 
   def test_bytes_cross_a_limited_link(self):
-    with shaped_links.Wires(['a'], limited=True) as wires:
+    with shaped_links.Wires(['a'], shaped_links.LINK) as wires:
       own = {wires.hub, *wires.spaces.values()}
       self.assertLessEqual(own, self._spaces())
       rates = subprocess.run(

@@ -248,6 +248,54 @@ class MatrixTest(FaultCase):
         self.setUp()
         self.killed(what, workers)
 
+  def test_a_slow_stage_costs_steps_and_not_the_round(self):
+    slow, over = threading.Event(), threading.Event()
+
+    def late():
+      if slow.is_set():
+        over.set()
+      return over.is_set()
+
+    def fault(worker, index, text, answer):
+      del worker
+      if index == 1 and text['do'] == 'update':
+        slow.set()
+        over.wait()
+      return answer()
+
+    workers = [stages.Worker(self, f'w{i}', fault) for i in range(3)]
+    self.addCleanup(over.set)  # before its worker is stopped
+    trained = self.train(0, pay=1000, late=late)
+    header, data = self.payload(trained, 0)
+    self.apply(data, header)
+    record = self.records[0]
+    self.assertEqual((record['steps'], record['replaced']), (1, 0))
+    self.assertEqual(record['work'], {w.address: 2 for w in workers})
+    self.assertEqual(trained.sequences, self.island.batch)
+    for i in self.tensors.own[1]:
+      self.assertNotEqual(trained.message[i], self.tensors.unchanged(i))
+    self.check_paid()
+
+  def test_who_sends_nothing_in_a_later_step_is_caught(self):
+    updates = []
+
+    def fault(worker, index, text, answer):
+      del worker
+      if index == 1 and text['do'] == 'update':
+        updates.append(text['step'])
+      reply = answer()
+      if index == 1 and text['do'] == 'forward' and len(updates) == 1:
+        return reply[0], bytes(len(reply[1]))
+      return reply
+
+    for i in range(3):
+      stages.Worker(self, f'w{i}', fault)
+    self.assertIsNotNone(self.train(0, pay=1000))
+    (cheat,) = self.records[0]['caught']
+    self.assertRegex(self.records[0]['caught'][cheat], 'stage 1, step 1')
+    self.assertNotIn(cheat, self.records[0]['work'])
+    self.check_paid(cheat)
+
   def test_a_stage_that_does_not_answer_is_replaced(self):
     never = threading.Event()
 
