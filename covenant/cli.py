@@ -297,10 +297,10 @@ ROLES: dict[str, Callable[[config_lib.Config, str], None]] = {
   'compare': compare,
 }
 
-# Roles that read no tokens, or make them.
-_WITHOUT_DATA = (
-  *('tokenize', 'merge', 'plan', 'report', 'compare', 'explain', 'sample'),
-  *('export', 'finetune'),
+_OF_A_RUN = ('export', 'sample', 'finetune')  # its config.json is the default
+_WITHOUT_DATA = (  # they read no tokens, or make them
+  *('tokenize', 'merge', 'plan', 'report', 'compare', 'explain'),
+  *_OF_A_RUN,
 )
 _OF_A_POOL = ('pool', 'worker', 'stage')  # several may share a GPU
 _WITH_FLAGS = (export_lib, sample_lib, finetune_lib)
@@ -315,9 +315,9 @@ def _help() -> str:
 _CONFIG = flags.DEFINE_string(
   'config',
   'shakespeare',
-  'A config of the package, such as shakespeare or, with a variant, '
-  'shakespeare:smoke; a file such as mine.py:smoke; or the config.json of a '
-  'run. Every field is a flag, as in --config.optim.inner_steps=20.',
+  'A config of the package, such as shakespeare or shakespeare:smoke; a file, '
+  "as mine.py:smoke; or a run's config.json, which export, sample and finetune "
+  'take. Every field is a flag, as in --config.optim.inner_steps=20.',
 )
 _ROLE = flags.DEFINE_enum('role', 'emulate', list(ROLES), _help())
 _WORKDIR = flags.DEFINE_string(
@@ -374,16 +374,16 @@ def run(argv: list[str]) -> None:
     startup.quiet_libraries()
   try:
     source = os.path.expanduser(_CONFIG.value)
+    if _ROLE.value in _OF_A_RUN and not flags.FLAGS['config'].present:
+      source = export_lib.config_of(_WORKDIR.value) or source
     config = config_lib.load(source, overrides)
     if _ROLE.value not in _WITHOUT_DATA:
       config = dataset.identified(config)
     name = time.strftime('%Y%m%d-%H%M%S-') + config.name
     workdir = os.path.expanduser(_WORKDIR.value or f'runs/{name}')
     startup.keep_compilations()
-    share = startup.device_share(
-      config.devices.memory_fraction, shared=_ROLE.value in _OF_A_POOL
-    )
-    os.environ.update(share)  # before JAX looks for GPUs
+    share, shared = config.devices.memory_fraction, _ROLE.value in _OF_A_POOL
+    os.environ.update(startup.device_share(share, shared=shared))  # before JAX
     ROLES[_ROLE.value](config, workdir)
   except errors.CovenantError as e:
     sys.exit(f'error: {e}')

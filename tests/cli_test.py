@@ -1,5 +1,6 @@
 import contextlib
 import io
+import pathlib
 import signal
 from unittest import mock
 
@@ -8,6 +9,7 @@ from absl.testing import absltest
 from absl.testing import flagsaver
 
 from covenant import cli
+from covenant import config as config_lib
 from covenant import errors
 from covenant import startup
 from tests import helpers
@@ -56,6 +58,29 @@ class CliTest(absltest.TestCase):
     ((config, workdir),) = found
     self.assertEqual(config.rounds, 7)
     self.assertRegex(workdir, r'^runs/\d+-\d+-tiny$')
+
+  def test_roles_of_a_run_take_its_config(self):
+    folder = pathlib.Path(self.create_tempdir().full_path)
+    tiny = config_lib.load(f'{helpers.CONFIGS}/tiny.py', ['rounds=7'])
+    (folder / 'config.json').write_text(config_lib.to_json(tiny))
+    found = []
+
+    def role(config, workdir):
+      del workdir
+      found.append((config.name, config.rounds))
+
+    for name in 'export', 'sample', 'finetune', 'plan':
+      for more in [], ['--config.rounds=9'], ['--config=72b']:
+        words = ['run.py', f'--role={name}', f'--workdir={folder}', *more]
+        with (
+          mock.patch.dict(cli.ROLES, {name: role}),
+          flagsaver.flagsaver(config='shakespeare', verbosity=0),
+        ):
+          cli.run(cli._parse(words))
+    big = config_lib.load('72b').rounds
+    of_a_run = [('tiny', 7), ('tiny', 9), ('72b', big)]
+    self.assertEqual(found[:9], 3 * of_a_run)
+    self.assertEqual(found[9][0], 'shakespeare')  # it reads no workdir
 
   def test_the_first_ctrl_c_asks_and_the_second_stops(self):
     with (

@@ -25,6 +25,7 @@ from covenant.models import llama
 from covenant.models import sharding
 from covenant.node import multihost as multihost_lib
 from covenant.node import preflight
+from covenant.node import sync
 from covenant.node import workdir as workdir_lib
 from covenant.protocol import checksums
 from covenant.telemetry import provenance
@@ -243,10 +244,16 @@ def _commit(workdir: pathlib.Path) -> str:
   return str(starts[-1].get('commit', '') if starts else provenance.commit())
 
 
+def config_of(workdir: str) -> str:
+  """Returns the path of the config of a workdir's run; empty if it has none."""
+  path = pathlib.Path(workdir, 'config.json').expanduser()
+  return str(path) if workdir and path.is_file() else ''
+
+
 def newest(
   workdir: str | os.PathLike[str], mesh: jax.sharding.Mesh | None = None
 ) -> tuple[int, ct.Params]:
-  """Loads the newest checkpoint of the emulator, a miner or a validator.
+  """Loads the newest checkpoint of an emulation, a node, or a sync.
 
   Args:
     workdir: the folder of the node.
@@ -304,12 +311,16 @@ def newest_state(
 
 
 def _checkpoints_of(workdir: str | os.PathLike[str]) -> pathlib.Path:
-  folder = pathlib.Path(workdir, 'checkpoints').absolute()
-  if not folder.is_dir():
+  """Returns the folder of a node's checkpoints, or of what was synced."""
+  own = pathlib.Path(workdir, 'checkpoints').absolute()
+  synced = own.with_name(sync.FOLDER)
+  if synced.is_dir() and not any(own.glob('*')):
+    return synced
+  if not own.is_dir():
     raise config_lib.ConfigError(
-      f'expected the --workdir of a run, got one without {folder}'
+      f'expected the --workdir of a run, got one without {own}'
     )
-  return folder
+  return own
 
 
 def _load(

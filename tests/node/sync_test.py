@@ -4,10 +4,15 @@ import dataclasses
 import pathlib
 from unittest import mock
 
+import jax
+import numpy as np
 from absl.testing import absltest
 
 from covenant import config as config_lib
+from covenant.models import generate
 from covenant.node import connect
+from covenant.node import export
+from covenant.node import sample
 from covenant.node import sync
 from covenant.protocol import run_storage as run_storage_lib
 from tests.node import network as network_lib
@@ -68,6 +73,13 @@ class SyncTest(absltest.TestCase):
     self.assertEqual(
       model.fingerprint(found.shared), model.fingerprint(place.shared)
     )
+    # Exports and texts are of it, too.
+    completed, params = export.newest(self.workdir)
+    self.assertEqual(completed, 1)
+    jax.tree.map(np.testing.assert_array_equal, params, place.shared.params)
+    source = sample.of_workdir(config, self.workdir)
+    said = sample.continued(source, 'To be', 3, generate.Sampling())
+    self.assertNotEmpty(''.join(said))
     again = sync.Sync(config, self.workdir)
     self.assertEqual(again.place.root, place.root)
     again.run(lambda: True)
