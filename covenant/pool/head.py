@@ -34,6 +34,7 @@ from covenant.pool import stage_audit
 from covenant.pool import stage_process
 from covenant.pool import stage_tensors
 from covenant.pool import stage_training
+from covenant.pool import stage_work
 from covenant.pool import staged_model
 from covenant.protocol import apply
 from covenant.protocol import membership as membership_lib
@@ -84,10 +85,13 @@ class HeadProcess:
     self._ledger = pool_miner.open_ledger(config.pool, self._workdir)
     self._tensors = stage_tensors.StageTensors(config, self._island, model.spec)
     self._log = orders_lib.OrderLog(self._workdir / 'orders', model.run.hex())
+    longest = stage_work.longest_message(config, model.spec.payload_bytes)
     self._seats = seats_lib.Seats(
       self._island.stages,
       self._log,
       self._tensors.part,
+      # Two microbatches per stage and boundary are under way.
+      (2 * self._island.stages + 4) * longest,
     )
     auditor = stage_audit.Auditor(
       config, self._island, self._log, self._tensors.part, self._payload
@@ -102,6 +106,7 @@ class HeadProcess:
       self._admit,
       self._answer,
       receive=self._receive,
+      longest=longest,
     )
     self._server.start()
     host, port = self._server.address

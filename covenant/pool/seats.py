@@ -5,6 +5,7 @@ state, or else to the one with the fewest stages: a spare, or a neighbor that
 takes over the layers beside its own.
 """
 
+import collections
 import dataclasses
 import json
 import queue
@@ -28,6 +29,8 @@ class Event(NamedTuple):
 
 
 LOST = 'lost'
+MOST_IDLE = 32  # channels without a stage; the oldest makes room
+_TEXT_BYTES = 1 << 12  # of the text of an event, as it is counted
 _GATHERING_SECONDS = 60.0  # for as many workers as stages to come at first
 
 
@@ -61,6 +64,7 @@ class Seats:
     stages: the number of stages.
     log: the orders; stages are brought to its end.
     part: returns the part of an order for a stage.
+    most_waiting: the most bytes that a stage may send before they are read.
 
   Attributes:
     events: what stages say about training.
@@ -73,7 +77,11 @@ class Seats:
     stages: int,
     log: orders_lib.OrderLog,
     part: Callable[[orders_lib.Order, int], orders_lib.Order],
+    most_waiting: int = 1 << 30,
   ):
+    self._most_waiting = most_waiting
+    self._waiting = collections.Counter[int]()  # bytes of events, by stage
+    self._open: dict[channel_lib.Channel, None] = {}  # the oldest first
     self.events: queue.SimpleQueue[Event] = queue.SimpleQueue()
     self.replaced = 0
     self._log = log
@@ -99,7 +107,8 @@ class Seats:
     with self._changed:
       match text.get('did'):
         case 'open':
-          pass
+          self._open[channel] = None
+          self._make_room()
         case 'hello':
           has = frozenset(int(s) for s in text['has'])
           if channel.worker in self._workers:  # it came back
@@ -109,6 +118,7 @@ class Seats:
           )
           self._assign()
         case 'close':
+          self._open.pop(channel, None)
           self._leave(channel)
           self._assign()
         case what:
@@ -119,7 +129,10 @@ class Seats:
             self._note(seat, text)
           elif what == 'failed':
             self.drop(seat.stage)
+          elif self._waiting[seat.stage] > self._most_waiting:
+            self.drop(seat.stage)  # it floods the head
           else:
+            self._waiting[seat.stage] += len(data) + _TEXT_BYTES
             self.events.put(Event(seat.stage, str(what), text, data))
       self._changed.notify_all()
 
@@ -133,9 +146,13 @@ class Seats:
   def poll(self, seconds: float) -> Event | None:
     """Returns the next event; None if there is none for some seconds."""
     try:
-      return self.events.get(timeout=seconds)
+      event = self.events.get(timeout=seconds)
     except queue.Empty:
       return None
+    if event.what != LOST:
+      with self._changed:
+        self._waiting[event.stage] -= len(event.data) + _TEXT_BYTES
+    return event
 
   def worker(self, stage: int) -> str:
     """Returns the holder of a stage; empty without one."""
@@ -270,6 +287,13 @@ class Seats:
       text, data = orders_lib.encode(self._part(order, seat.stage))
       text |= {'do': 'order', 'stage': seat.stage, 'after': order.after}
       self._send(seat, text, data)
+
+  def _make_room(self) -> None:
+    """Closes the oldest channels that hold no stage, if there are many."""
+    idle = [c for c in self._open if not self._held(c)]
+    for channel in idle[:-MOST_IDLE]:
+      self._open.pop(channel)
+      channel.close()
 
   def _leave(self, channel: channel_lib.Channel) -> None:
     known = self._workers.get(channel.worker)

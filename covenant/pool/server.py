@@ -31,6 +31,7 @@ with extras.needed('pool'):
 
 _SECONDS = 30.0  # in which a body or a reply must get on
 _HANDSHAKE_SECONDS = 10.0
+_CLOSE_SECONDS = 1.0  # for the last words on a channel
 _LEAST = 1 << 14  # bytes in that time, if so many are left
 _PIECE = 1 << 18  # bytes that are written at a time
 _PER_KEY = 4  # requests of one key at a time
@@ -243,7 +244,9 @@ class PoolServer:
     if isinstance(await self._call(self._admit, asked), Reply):
       raise RequestError(403, 'this worker may open no channel')
     socket = web.WebSocketResponse(
-      heartbeat=channel_lib.HEARTBEAT_SECONDS, max_msg_size=self._longest
+      heartbeat=channel_lib.HEARTBEAT_SECONDS,
+      max_msg_size=self._longest,
+      timeout=_CLOSE_SECONDS,
     )
     await socket.prepare(request)
     channel = channel_lib.Channel(

@@ -11,10 +11,13 @@ from covenant import config as config_lib
 from covenant import typing as ct
 from covenant.models import llama
 from covenant.pool import messages
+from covenant.train import island as island_lib
 from covenant.train.pipeline import stage_bytes
 from covenant.train.pipeline import stage_programs
+from covenant.train.pipeline import subspace
 
 NOT_FINITE = 'it sends numbers that are not finite'
+_TEXT_BYTES = 1 << 20  # of a message, at most
 _LARGEST = 1e30  # of a loss or a square; their sums are finite in float32
 
 
@@ -80,6 +83,18 @@ def flaw(data: bytes, form: ct.PyTree) -> str:
       if not np.isfinite(x.astype(np.float32)).all():
         return NOT_FINITE
   return ''
+
+
+def longest_message(config: config_lib.Config, payload_bytes: int) -> int:
+  """Returns the most bytes of a message of a stage of the first island."""
+  island = island_lib.of(config, 0)
+  sequences = max(subspace.FITTED, island.batch)
+  passed = stage_programs.coordinates(
+    config.decoder, island, sequences, config.data.context
+  )
+  fit = stage_programs.fits(config.decoder, island)
+  sizes = stage_bytes.size_of(passed) + stage_bytes.size_of(fit)
+  return _TEXT_BYTES + sizes + payload_bytes
 
 
 def numbers(text: Mapping[str, ct.Json]) -> tuple[list[float], float]:

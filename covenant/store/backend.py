@@ -199,6 +199,8 @@ def _proxy(scheme: str, host: str) -> Mapping[str, str]:
   every host but this one, and names below it, is behind a proxy where nobody
   can listen, or behind the operator's proxy, if this one is.
   """
+  if os.environ.get('AWS_PROXY_URL'):  # obstore's own variable
+    return {}
   name, proxies = host.partition(':')[0], urllib.request.getproxies()
   proxy = proxies.get(scheme) or proxies.get('all')
   if proxy and not urllib.request.proxy_bypass(host):

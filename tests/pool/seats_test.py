@@ -61,6 +61,39 @@ class SeatsTest(absltest.TestCase):
     self.join('c')
     self.assertEqual(self.holders(), 'abc')
 
+  def test_channels_that_hold_no_stage_make_room(self):
+    holders = self.full()
+    for channel in holders:
+      self.seats.receive(channel, {'did': 'open'}, b'')
+    count = seats_lib.MOST_IDLE + 5
+    silent = [Channel(f's{i}') for i in range(count)]
+    for channel in silent:
+      self.seats.receive(channel, {'did': 'open'}, b'')
+    self.assertEqual([c.closed for c in silent], [True] * 5 + [False] * 32)
+    self.assertFalse(any(c.closed for c in holders))
+    self.assertEqual(self.holders(), 'abc')
+
+  def test_who_floods_the_head_loses_its_stage(self):
+    self.seats._most_waiting = 10**6
+    channels = self.full()
+    for _ in range(9):
+      text = {'did': 'forward', 'stage': 1}
+      self.seats.receive(channels[1], text, bytes(2 * 10**5))
+    self.assertNotEqual(self.seats.worker(1), 'b')
+    self.assertIn(('leave', 1), channels[1].said)
+    events = list(iter(lambda: self.seats.poll(0), None))
+    self.assertLen([e for e in events if e.what == 'forward'], 5)
+    self.assertEqual(self.seats._waiting[1], 0)
+
+  def test_what_is_read_may_go_on(self):
+    self.seats._most_waiting = 10**6
+    channels = self.full()
+    for _ in range(50):
+      text = {'did': 'forward', 'stage': 1}
+      self.seats.receive(channels[1], text, bytes(2 * 10**5))
+      self.assertEqual(self.seats.poll(0).what, 'forward')
+    self.assertEqual(self.holders(), 'abc')
+
   def test_a_spare_takes_what_is_lost_before_a_neighbor(self):
     channels = self.full()
     self.assertTrue(self.seats.is_ready)

@@ -10,6 +10,7 @@ from absl.testing import parameterized
 from covenant.models import llama
 from covenant.pool import stage_work
 from covenant.train import island as island_lib
+from covenant.train.pipeline import stage_bytes
 from covenant.train.pipeline import stage_programs
 from tests.pool import stages
 
@@ -44,6 +45,22 @@ class StageWorkTest(parameterized.TestCase):
   def test_a_sum_is_that_of_float32_in_its_order(self):
     self.assertEqual(stage_work.total([2.0**24, 1.0, 1.0]), 2.0**24)
     self.assertEqual(stage_work.total([1.0, 1.0, 2.0**24]), 2.0**24 + 2)
+
+  def test_sums_of_the_largest_numbers_are_finite(self):
+    squares, _ = stage_work.numbers({'squares': [1e30] * 1000})
+    self.assertTrue(np.isfinite(stage_work.total(squares)))
+
+  def test_the_longest_message_has_room_for_any(self):
+    config = stages.make_config()
+    longest = stage_work.longest_message(config, payload_bytes=1000)
+    island = island_lib.of(config, 0)
+    passed = stage_programs.coordinates(
+      config.decoder, island, 32, config.data.context
+    )
+    fit = stage_programs.fits(config.decoder, island)
+    sizes = stage_bytes.size_of(passed) + stage_bytes.size_of(fit)
+    self.assertGreater(longest, sizes + 1000)
+    self.assertLess(longest, sizes + 2**21)
 
 
 if __name__ == '__main__':
