@@ -31,6 +31,7 @@ from covenant.optim import sparseloco
 from covenant.pool import client as client_lib
 from covenant.pool import deltas as deltas_lib
 from covenant.pool import ledger as ledger_lib
+from covenant.pool import messages
 from covenant.pool import pool as pool_lib
 from covenant.protocol import amendments as amendments_lib
 from covenant.telemetry import telemetry as telemetry_lib
@@ -230,7 +231,10 @@ class Worker:
       'POST', f'/lease?most={most}', longest=1 << 30
     )
     if 'wait' in text:
-      return min(max(float(text['wait']), 0.0), _LONGEST_WAIT)
+      try:
+        return min(max(0.0, float(text['wait'])), _LONGEST_WAIT)
+      except messages.MALFORMED as e:
+        raise PoolUnreachableError(f'/lease: {e}') from None
     job = read_lease(text, data, self._config.data.context)
     self._follow(text.get('amendments', []), job.round)
     if job.round != self._round:
@@ -298,24 +302,23 @@ class Worker:
       if pool_lib.parameters_id(data, bytes.fromhex(text['salt'])) != base:
         raise ValueError('damaged on the way')
       self._params = self._lease_trainer.parameters(data)
-    except (KeyError, TypeError, ValueError) as e:
+    except messages.MALFORMED as e:
       raise PoolUnreachableError(f'/parameters: {e}') from None
     self._base = base
 
   def _tell(self) -> None:
     """Prints the earnings so far, at the end of a round."""
+    of = ledger_lib.Account._fields
     try:
       account, _ = self._client.ask('GET', '/account')
-    except PoolUnreachableError as e:
-      _say(str(e))
+      account = {name: int(account.get(name, 0)) for name in of}
+    except (PoolUnreachableError, *messages.MALFORMED) as e:
+      _say(f'/account: {e}')
       return
     self._workdir.status(account=account)
     if self._round < 0:
       return
-    of = ledger_lib.Account._fields
-    tao = [
-      f'{name} {int(account.get(name, 0)) / ledger_lib.RAO:.9f}' for name in of
-    ]
+    tao = [f'{name} {account[name] / ledger_lib.RAO:.9f}' for name in of]
     leases = ', '.join(f'{n} {v}' for v, n in sorted(self._counts.items()))
     _say(f'round {self._round}: leases: {leases}; TAO: {", ".join(tao)}')
 

@@ -151,6 +151,21 @@ class AmendedTest(absltest.TestCase):
       with self.assertRaisesRegex(worker_lib.PoolUnreachableError, '/lease'):
         self.worker._turn()
 
+  def test_numbers_of_a_pool_that_are_none(self):
+    def says(**text):
+      self.worker._client.ask = lambda *_, **__: (text, b'')
+
+    for wait in 'x', 10**400, None:
+      says(wait=wait)
+      with self.assertRaisesRegex(worker_lib.PoolUnreachableError, '/lease'):
+        self.worker._turn()
+    says(wait=float('nan'))
+    self.assertEqual(self.worker._turn(), 0.0)
+    for held in 'x', 1e999, []:
+      says(held=held)
+      self.worker._tell()
+      self.assertNotIn('account', self.worker._workdir._status)
+
 
 if __name__ == '__main__':
   absltest.main()
