@@ -201,12 +201,11 @@ class StageRound:
         self.refuse(*e.args)
 
   def _may_bypass(self, stage: int) -> bool:
-    """Returns whether the others may go on without a stage."""
+    """Returns whether others go on without a stage; not to judge one again."""
     is_inner = 0 < stage < self._stages - 1
     is_fitted = len(self._fits) == self._stages - 1
-    return (
-      is_inner and is_fitted and self._bypassed[stage] < self._most_bypassed
-    )
+    has_steps = self._bypassed[stage] < self._most_bypassed
+    return is_inner and is_fitted and has_steps and not self._refused
 
   def _boundary(self, stage: int) -> int:
     """Returns the boundary that the input of a stage crosses."""

@@ -255,7 +255,12 @@ class StageRoundTest(parameterized.TestCase):
     _, result = self.run_round()
     self.assertRegex(result.refused['b'], 'the fit: expected .* bytes')
 
-  def test_a_step_that_diverges_everywhere_is_not_taken(self):
+  @parameterized.parameters(0, 9)
+  def test_a_step_that_diverges_everywhere_is_not_taken(self, bypass):
+    self.config = stages.make_config(
+      'optim.inner.batch_size=32', 'optim.inner_steps=2',
+      f'pool.bypass_steps={bypass}',
+    )  # fmt: skip
     bad = self.stages.coordinates[:-2] + b'\xc0\x7f'
 
     def send(attempt):
@@ -267,11 +272,17 @@ class StageRoundTest(parameterized.TestCase):
 
     drop = self.stages.drop
 
+    def wait(stop, until=None):
+      del stop, until
+      self.stages.absent = set()
+      return True
+
     def dropped(stage):
       drop(stage)
+      self.stages.absent = {stage}
       self.stages.faults[1, 'forward'] = send(1)
 
-    self.stages.drop = dropped
+    self.stages.drop, self.stages.wait = dropped, wait
     self.stages.faults[1, 'forward'] = send(0)
     _, result = self.run_round()
     self.assertTrue(np.isnan(result.losses[0]))
