@@ -2,6 +2,7 @@
 
   python -m experiments.reliability               the matrix, 25 minutes
   python -m experiments.reliability --quick       a part of it, 2 minutes
+  python -m experiments.reliability --only=clocks rows of a name with this text
   python -m experiments.reliability --real-time=8 8 rounds of processes, 4 min
   python -m experiments.reliability --soak=30     30 minutes of real processes
 
@@ -75,6 +76,7 @@ def main(argv: list[str]) -> bool:
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   parser.add_argument('--quick', action='store_true')
+  parser.add_argument('--only', default='', metavar='TEXT')
   parser.add_argument('--real-time', type=int, default=0, metavar='ROUNDS')
   parser.add_argument('--soak', type=float, default=0.0, metavar='MINUTES')
   parser.add_argument('--kill', type=float, default=20.0, metavar='SECONDS')
@@ -85,7 +87,11 @@ def main(argv: list[str]) -> bool:
   if options.soak:
     return soak.run(options.soak, options.kill, options.seed)
   base = config_lib.load(str(CONFIGS / 'tiny.py'))
-  nodes = run_matrix(base, options.quick, options.seed)
+  if options.only:
+    chosen = [s for s in matrix.scenarios() if options.only in s.name]
+    return bool(chosen) and run_matrix(base, chosen, options.seed)
+  chosen = matrix.scenarios()[1::QUICK] if options.quick else None
+  nodes = run_matrix(base, chosen, options.seed)
   return run_pools(base, options.quick, options.seed) and nodes
 
 
@@ -135,16 +141,25 @@ def _pool_row(result: pools.PoolOutcome) -> list[str]:
   ]
 
 
-def run_matrix(base: config_lib.Config, quick: bool, seed: int) -> bool:
-  """Prints a Markdown table, a row per scenario as it ends."""
+def run_matrix(
+  base: config_lib.Config,
+  chosen: list[scenario_lib.Scenario] | None,
+  seed: int,
+) -> bool:
+  """Prints a Markdown table, a row per scenario as it ends.
+
+  Args:
+    base: the config that the scenarios change.
+    chosen: the scenarios; None is all, which are written to `RESULTS`.
+    seed: of the faults.
+  """
   suite = scenario_lib.Suite(scenario_lib.get_config(base))
-  chosen = matrix.scenarios()
   print(_line(HEADER), _line(['---'] * len(HEADER)), sep='\n', flush=True)
   results = []
-  for scenario in chosen[1::QUICK] if quick else chosen:
+  for scenario in matrix.scenarios() if chosen is None else chosen:
     results.append(suite.run(scenario, seed))
     print(_line(_row(results[-1])), flush=True)
-  if not quick:
+  if chosen is None:
     with open(RESULTS, 'w', newline='') as file:
       csv.writer(file).writerows([HEADER, *map(_row, results)])
   passed = sum(result.passed for result in results)

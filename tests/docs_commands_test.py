@@ -39,7 +39,7 @@ def commands():
     for block in re.findall(r'```sh\n(.*?)```', text, re.DOTALL):
       for line in block.replace('\\\n', ' ').splitlines():
         for command in line.split(' && '):
-          words = shlex.split(command, comments=True)
+          words = shlex.split(command.removesuffix(' &'), comments=True)
           if words:
             yield name, words
 

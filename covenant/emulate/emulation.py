@@ -103,7 +103,8 @@ def run(
     stack.enter_context(folder)
     if is_first:
       held = folder.held() or config
-      if note := extension.describe(held, config, completed):
+      rounds = host.planned_rounds
+      if note := extension.describe(held, config, completed, rounds):
         print(note, file=sys.stderr)
       folder.open_run(config, resume, observe)
       pretrained.keep(folder.path, config, data)

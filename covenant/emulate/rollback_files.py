@@ -56,7 +56,9 @@ def _targets(node: validator_lib.Validator) -> list[rollback.Target]:
 def _storage(
   node: validator_lib.Validator, folder: pathlib.Path
 ) -> run_storage_lib.RunStorage:
-  bucket = bucket_lib.open_bucket(location_lib.Location('file', str(folder)))
+  bucket = bucket_lib.open_bucket(
+    location_lib.Location('file', str(folder.absolute()))
+  )
   run = node.context.shared_model.run
   return run_storage_lib.RunStorage(run, bucket, b'', lambda data: bucket)
 

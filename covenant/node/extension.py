@@ -9,7 +9,10 @@ _DECAY = 'optim.inner.decay_steps'
 
 
 def describe(
-  old: config_lib.Config, new: config_lib.Config, completed: int
+  old: config_lib.Config,
+  new: config_lib.Config,
+  completed: int,
+  amended: int | None = None,
 ) -> str:
   """Returns a line about a change of `rounds`; empty if there is none.
 
@@ -17,9 +20,17 @@ def describe(
     old: the config that the run had.
     new: the config that it goes on with.
     completed: rounds completed.
+    amended: the rounds by all amendments; None if there are none.
   """
   if old.rounds == new.rounds:
     return ''
+  if amended not in (None, new.rounds):
+    return (
+      f'rounds: an amendment made them {amended}, which holds for all; '
+      f'--config.rounds={new.rounds} changes nothing. Amend them before the '
+      'end of the run; after it, begin a new run from its state (--role=export '
+      '--state=true)'
+    )
   text = f'rounds: {old.rounds} before, {new.rounds} now; '
   if old.optim.inner.decay_steps:
     return text + f'the learning rate is as before, set by {_DECAY}'

@@ -22,7 +22,7 @@ RATE = 0.2  # of the rounds
 
 
 def spoiled(
-  honest: miner_lib.MinerPolicy, seed: int, rate: float = RATE
+  honest: miner_lib.MinerPolicy, seed: int = 0, rate: float = RATE
 ) -> miner_lib.MinerPolicy:
   """Returns a policy that trains some rounds from numbers that are none."""
 

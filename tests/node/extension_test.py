@@ -25,6 +25,12 @@ class ExtensionTest(absltest.TestCase):
     text = extension.describe(before, after, 4)
     self.assertIn('as before, set by optim.inner.decay_steps', text)
 
+  def test_what_an_amendment_has_set_holds(self):
+    before, after = helpers.tiny('rounds=4'), helpers.tiny('rounds=8')
+    text = extension.describe(before, after, 4, 6)
+    self.assertIn('an amendment made them 6, which holds for all', text)
+    self.assertIn('--config.rounds=8 changes nothing', text)
+
 
 if __name__ == '__main__':
   absltest.main()
