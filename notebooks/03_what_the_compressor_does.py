@@ -189,8 +189,8 @@ for ax, quantizer in zip(
     if here.any():
       ax.axvline((decoded_NxK / scale_Nx1)[here].mean(), color='C1')
   name = type(quantizer).__name__
-  text = f'{name}\n{lost:.1%} of the energy lost\ncodes: {", ".join(used)}'
-  ax.text(0, 0.5, text, ha='center', size=9, transform=ax.get_xaxis_transform())
+  text = f'{name}\n{lost:.1%} of energy lost\ncodes:\n{", ".join(used)}'
+  ax.text(0, 0.4, text, ha='center', size=8, transform=ax.get_xaxis_transform())
 for ax in panels[1]:
   ax.set(xlabel='value / mean magnitude of its block')
 for ax in panels[:, 0]:

@@ -61,6 +61,10 @@ class HuggingFacePageTest(absltest.TestCase):
         cli.run(cli._parse(words))
       if '--role=sample' in words:
         self.assertGreater(len(out.getvalue()), len('To be\n'))
+    text = (helpers.ROOT / 'docs' / 'huggingface.md').read_text()
+    for program in re.findall(r'```python\n(.*?)```', text, re.DOTALL):
+      with contextlib.chdir(folder), contextlib.redirect_stdout(io.StringIO()):
+        exec(compile(program, 'huggingface.md', 'exec'), {})
     runs = folder / 'runs'
     for there in ('hf/4', 'gguf/4.gguf', 'finetuned', 'report.html'):
       self.assertTrue((runs / 'mine' / there).exists(), there)

@@ -181,7 +181,7 @@ class Location:
       fields['jurisdiction'] = server[2] or ''
       for name in 'endpoint', 'style':
         fields.pop(name, None)
-      if fields.get('region') == 'auto':
+      if fields.get('region') in ('auto', 'us-east-1'):  # its names of one
         del fields['region']
     return cls(kind, urllib.parse.unquote(path), **fields)
 

@@ -158,7 +158,7 @@ class LocationTest(parameterized.TestCase):
   def test_the_s3_of_r2_is_an_r2(self, jurisdiction):
     within = f'.{jurisdiction}' if jurisdiction else ''
     server = f'https://{"0a" * 16}{within}.r2.cloudflarestorage.com'
-    for region in '', '&region=auto':
+    for region in '', '&region=auto', '&region=us-east-1':
       location = location_lib.Location.parse(
         f's3://my-bucket-of-19-chs?endpoint={server}{region}'
         f'&key_id={"1b" * 16}&secret={"2c" * 32}'
