@@ -3,6 +3,7 @@ import errno
 import io
 import os
 import pathlib
+import re
 import sys
 from unittest import mock
 
@@ -14,6 +15,7 @@ from absl.testing import parameterized
 
 from covenant import cli
 from covenant import startup
+from tests import helpers
 
 
 class CacheTest(absltest.TestCase):
@@ -50,6 +52,13 @@ class CacheTest(absltest.TestCase):
     self.assertRegex(err, '^compiled programs are not kept: no home; set XDG')
 
 
+def _documented():
+  """Returns the flag of a share as docs/install.md has it."""
+  page = (helpers.ROOT / 'docs' / 'install.md').read_text()
+  (flag,) = re.findall(r'covenant --role=miner .*(--config.devices.*)', page)
+  return flag
+
+
 class DeviceShareTest(parameterized.TestCase):
   @parameterized.parameters(
     (0.25, {}, {'XLA_CLIENT_MEM_FRACTION': '0.250'}),
@@ -74,7 +83,7 @@ class DeviceShareTest(parameterized.TestCase):
     self.assertEqual(found, wanted)
 
   @parameterized.parameters(
-    ('report', ['--config.devices.memory_fraction=0.3'], '0.300', None),
+    ('miner', [_documented()], '0.300', None),
     ('report', [], None, None),
     ('worker', [], None, 'false'),
     ('stage', [], None, 'false'),
