@@ -8,6 +8,7 @@ import pathlib
 import re
 import shlex
 import unittest
+import warnings
 
 import pytest
 from absl.testing import absltest
@@ -63,7 +64,11 @@ class HuggingFacePageTest(absltest.TestCase):
         self.assertGreater(len(out.getvalue()), len('To be\n'))
     text = (helpers.ROOT / 'docs' / 'huggingface.md').read_text()
     for program in re.findall(r'```python\n(.*?)```', text, re.DOTALL):
-      with contextlib.chdir(folder), contextlib.redirect_stdout(io.StringIO()):
+      with (
+        contextlib.chdir(folder),
+        contextlib.redirect_stdout(io.StringIO()),
+        warnings.catch_warnings(action='ignore'),  # of transformers
+      ):
         exec(compile(program, 'huggingface.md', 'exec'), {})
     runs = folder / 'runs'
     for there in ('hf/4', 'gguf/4.gguf', 'finetuned', 'report.html'):
