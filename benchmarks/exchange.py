@@ -1,13 +1,13 @@
 """Measures an exchange of `sparseloco`: compilation, collectives, bytes, speed.
 
   python -m benchmarks.exchange                  144 leaves, 16 peers, and Adam
-  python -m benchmarks.exchange --speed          ms per exchange of 4 peers
+  python -m benchmarks.exchange --speed          CPU ms per exchange, 4 peers
   python -m benchmarks.exchange --speed --root=X in turns with the checkout X
   python -m benchmarks.exchange --vmap           ms per step under vmap, by H
 
-Compile time is CPU time of tracing, lowering and compiling a step, in a process
-of its own, in turns with plain Adam: on a shared machine seconds of the clock
-are the neighbors'. Peers are CPU devices of one process, which share its cores.
+Times are CPU time, since on a shared machine seconds of the clock are the
+neighbors': of tracing, lowering and compiling a step, in a process of its own, in
+turns with plain Adam; and of a step of all peers. Peers are CPU devices of one process, which share its cores.
 """
 
 import argparse
@@ -99,13 +99,13 @@ def compiled(kind: str, peers: int) -> dict[str, float]:
 
 
 def speed(peers: int) -> dict[str, float]:
-  """Returns milliseconds per step that exchanges, the fastest of ten."""
+  """Returns CPU milliseconds of a step that exchanges, the least of ten."""
   step, (params, state) = program('sparseloco', peers, layers(2, 512), 1)
   times = []
   for _ in range(11):
-    start = time.perf_counter()
+    start = time.process_time()
     params, state = jax.block_until_ready(step(params, state))
-    times.append(time.perf_counter() - start)
+    times.append(time.process_time() - start)
   return {'ms': 1e3 * min(times[1:])}
 
 

@@ -162,15 +162,26 @@ def rows(batch: Batch, values: list[jax.Array]) -> tuple[Any, np.ndarray]:
 def once(f: Callable[..., ct.PyTree], *arrays: ct.PyTree) -> ct.PyTree:
   """Returns `f(*arrays)`, which XLA computes once, not in each of its uses."""
   like = jax.eval_shape(f, *arrays)
-  zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
-  zeros = collectives.typed_like(zeros, arrays)
+  first = arrays[0]
+
+  def never(arrays: ct.PyTree) -> ct.PyTree:
+    # An array of the caller, where one will do, costs no kernel.
+    if _alike(like, first):
+      return collectives.typed_like(arrays[0], arrays)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
+    return collectives.typed_like(zeros, arrays)
+
   return jax.lax.cond(
     jax.lax.optimization_barrier(jnp.array(True)),
-    lambda arrays, _: collectives.typed_like(f(*arrays), arrays),
-    lambda _, zeros: zeros,
+    lambda arrays: collectives.typed_like(f(*arrays), arrays),
+    never,
     arrays,
-    zeros,
   )
+
+
+def _alike(x: Any, y: Any) -> bool:
+  is_array = hasattr(x, 'shape') and hasattr(y, 'shape')
+  return is_array and (x.shape, x.dtype) == (y.shape, y.dtype)
 
 
 def _opaque(numbers: Sequence[int]) -> Sequence[jax.Array]:

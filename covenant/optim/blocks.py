@@ -163,6 +163,8 @@ def _spans(size: int, side: int) -> list[tuple[int, int, int]]:
 def _cut(x_SxRxC: jax.Array, r: Region) -> jax.Array:
   part = x_SxRxC[:, r.rows[0] : r.rows[1], r.columns[0] : r.columns[1]]
   s, height, width = part.shape
+  if _is_in_order(r):
+    return part.reshape(r.num_blocks, r.block_size)
   tiles = part.reshape(
     s, height // r.height, r.height, width // r.width, r.width
   )
@@ -172,7 +174,14 @@ def _cut(x_SxRxC: jax.Array, r: Region) -> jax.Array:
 def _join(blocks_NxL: jax.Array, r: Region) -> jax.Array:
   height = r.rows[1] - r.rows[0]
   width = r.columns[1] - r.columns[0]
+  if _is_in_order(r):
+    return blocks_NxL.reshape(r.stack, height, width)
   tiles = blocks_NxL.reshape(
     r.stack, height // r.height, width // r.width, r.height, r.width
   )
   return tiles.transpose(0, 1, 3, 2, 4).reshape(r.stack, height, width)
+
+
+def _is_in_order(r: Region) -> bool:
+  """Returns whether blocks follow each other as their elements do."""
+  return r.height == 1 or r.columns[1] - r.columns[0] == r.width

@@ -12,7 +12,7 @@ A peer of weight 0, or with a delta that is not finite, takes no part: it is
 nobody's sender, sets no limit to others, and gets the same mean.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -21,6 +21,7 @@ import numpy as np
 
 from covenant import typing as ct
 from covenant.optim import batch as batch_lib
+from covenant.optim import batch_sums
 from covenant.optim import collectives
 from covenant.optim import compression as compression_lib
 from covenant.optim import compressor
@@ -60,7 +61,7 @@ class Rules(NamedTuple):
 class Exchanged(NamedTuple):
   """The outcome of an exchange for one peer."""
 
-  delta: ct.Delta  # the mean, float32, the same on all peers
+  delta: ct.Delta  # `step` of the mean, float32, the same on all peers
   error: ct.PyTree  # new error feedback; None without
   stats: Stats
 
@@ -91,6 +92,7 @@ def exchange(
   rules: Rules,
   shards: Sequence[tuple[str, ...]],
   lost: ct.Scalar = False,
+  step: Callable[[jax.Array], jax.Array] | None = None,
 ) -> Exchanged:
   """Returns the mean delta of all peers, and what this one keeps.
 
@@ -103,6 +105,8 @@ def exchange(
     shards: the mesh axes of each leaf's shards.
     lost: whether this peer's round is lost, as if its delta were not finite: it
       takes no part, and its error feedback is emptied.
+    step: a function of the mean of each element, such as the outer step, which
+      is applied to few arrays here instead of to every leaf.
   """
   leaves, treedef = jax.tree.flatten(delta)
   batches = batch_lib.Batches(leaves, compressions, shards)
@@ -129,17 +133,32 @@ def exchange(
     reduce.clip_factors(counted_RxP, rules.clip),
     weight_lib.wholes(parts_R)[:, None],
   )
-  means = _reduce(batches, messages, values, factors_RxP, parts_R, rules)
+  means = batch_sums.means(
+    batches, messages, values, factors_RxP, parts_R, rules.mean_over
+  )
+  if step is not None:
+    means = [batch_lib.once(step, x) for x in means]
   if error is None:
     (delta,) = batches.merge(means)
     return Exchanged(treedef.unflatten(delta), None, stats)
-  # A peer without part keeps its error feedback; a lost round empties it.
   own = finite_R[collectives.index(rules.axis_name)]
-  kept = [jnp.where(parts > 0, s.error, e)
-          for s, e in zip(sent, errors, strict=True)]  # fmt: skip
-  kept = [jnp.where(own, e, jnp.zeros_like(e)) for e in kept]
+  kept = [
+    batch_lib.once(_kept, s.error, e, parts, own)
+    for s, e in zip(sent, errors, strict=True)
+  ]
   delta, error = map(treedef.unflatten, batches.merge(means, kept))
   return Exchanged(delta, error, stats)
+
+
+def _kept(
+  rest: jax.Array, error: jax.Array, parts: jax.Array, finite: jax.Array
+) -> jax.Array:
+  """Returns a batch's new error feedback of this peer.
+
+  A peer without part keeps what it had; a lost round empties it.
+  """
+  kept = jnp.where(parts > 0, rest, error)
+  return jnp.where(finite, kept, jnp.zeros_like(kept))
 
 
 def _compress(
@@ -333,68 +352,3 @@ def _stats(sums_4: jax.Array, counts: jax.Array) -> Stats:
     error_norm=norm,
     code_counts=counts if counts.size else None,
   )
-
-
-def _reduce(
-  batches: batch_lib.Batches,
-  messages: list[ct.Message],
-  values: list[list[jax.Array]],
-  factors_RxP: jax.Array,
-  parts_R: jax.Array,
-  rules: Rules,
-) -> list[jax.Array]:
-  """Returns the mean deltas of all batches: float32 [G, ...]."""
-  if len(parts_R) > weight_lib.MOST_PEERS:
-    raise ValueError(
-      f'axis_name: expected at most {weight_lib.MOST_PEERS} peers, whose '
-      f'senders can be counted, got {len(parts_R)}'
-    )
-  size = len(parts_R) * weight_lib.WHOLE + 1
-  totals = batch_lib.once(lambda x: weight_lib.totals(x, size), parts_R)
-  peers = (_by_peer(messages), _by_peer(values), factors_RxP, parts_R)
-
-  def add(sums: list[Any], peer: Any) -> tuple[list[Any], None]:
-    parts_of, values_of, factors_P, parts = peer
-    return [
-      jax.vmap(
-        lambda total, part, value, factor, b=b: reduce.add_values(
-          total, part, value, factor, b.compression, parts
-        )
-      )(x, part, value, _factors(b, factors_P))
-      for b, x, part, value in zip(
-        batches, sums, parts_of, values_of, strict=True
-      )
-    ], None
-
-  # One loop over the peers for all batches.
-  start = [
-    collectives.typed_like(
-      jax.tree.map(
-        lambda x, b=b: jnp.broadcast_to(x, (b.elements, *x.shape)),
-        b.compression.start(b.shape),
-      ),
-      (message, value, factors_RxP, parts_R),
-    )
-    for b, message, value in zip(batches, messages, values, strict=True)
-  ]
-  sums, _ = jax.lax.scan(add, start, peers)
-  return [
-    each(
-      lambda x, b=b: reduce.finish(
-        x, totals, b.shape, b.compression, rules.mean_over
-      ),
-      (x,),
-    )
-    for b, x in zip(batches, sums, strict=True)
-  ]
-
-
-def _factors(batch: Batch, factors_P: jax.Array) -> jax.Array:
-  """Returns the factors of a batch's elements, or of its blocks: [G, ...]."""
-  factors_G = factors_P[batch.owners]
-  return factors_G[None, :, None] if batch.of_blocks else factors_G
-
-
-def _by_peer(tree: ct.PyTree) -> ct.PyTree:
-  """Returns arrays [R, G, ...] of arrays [G, R, ...]."""
-  return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), tree)

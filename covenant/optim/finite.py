@@ -24,15 +24,32 @@ def step(
   updates = jax.tree.map(_as_wide, updates, params)
   moved = jax.tree.leaves(optax.apply_updates(params, updates))
   leaves, treedef = jax.tree.flatten(updates)
-  flags = [jnp.all(jnp.isfinite(x)) for x in moved]
+  flags = [jnp.all(x) for x in _masks(moved)]
   updates = treedef.unflatten(
     [
-      jnp.where(jnp.isfinite(x), u, jnp.zeros_like(u))
+      jax.lax.select(jnp.isfinite(x), u, jnp.zeros_like(u))
       for u, x in zip(leaves, moved, strict=True)
     ]
   )
   lost = ~jnp.all(jnp.stack([jnp.array(True), *flags]))
   return updates, jax.tree.map(_finite_or, new, old), lost
+
+
+def _masks(leaves: list[jax.Array]) -> list[jax.Array]:
+  """Returns where leaves are finite, those of one shape together.
+
+  A reduction of every leaf would be most of what XLA compiles here. Where a
+  mesh has automatic axes, or may have, leaves of one shape may lie differently,
+  and stay apart.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  together = mesh.axis_names and set(mesh.axis_names) == set(mesh.manual_axes)
+  masks: dict[Any, jax.Array] = {}
+  for i, x in enumerate(leaves):
+    key = jnp.shape(x) if together else i
+    found = jnp.isfinite(x)
+    masks[key] = masks[key] & found if key in masks else found
+  return list(masks.values())
 
 
 def _as_wide(update: Any, param: Any) -> Any:
@@ -45,6 +62,8 @@ def _as_wide(update: Any, param: Any) -> Any:
 
 
 def _finite_or(new: Any, old: Any) -> Any:
-  if not jnp.issubdtype(jnp.result_type(new), jnp.inexact):
+  new = jnp.asarray(new)
+  if not jnp.issubdtype(new.dtype, jnp.inexact):
     return new
-  return jnp.where(jnp.isfinite(new), new, old)
+  old = jnp.asarray(old, new.dtype)
+  return jax.lax.select(jnp.isfinite(new), new, old)

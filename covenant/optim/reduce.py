@@ -16,7 +16,7 @@ factors and the outer step. `outer_step.py` runs it where parameters lie.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -334,7 +334,28 @@ def nesterov(
 
     return jax.tree.map(step, updates), state
 
+  # A traced rate may not enter the `jax.shard_map` of an exchange.
+  if plain and isinstance(learning_rate, int | float):
+    return _Plain(init, update)
   return optax.GradientTransformation(init, update)
+
+
+class _Plain(optax.GradientTransformation):
+  """A stateless transformation that treats every element alike."""
+
+
+def elementwise_step(
+  outer: optax.GradientTransformation, params: ct.Params
+) -> Callable[[jax.Array], jax.Array] | None:
+  """Returns the step of `outer` as a function of any array of a delta.
+
+  There is one if `outer` is plain SGD (`nesterov`) and `params` are float32;
+  otherwise the result is None.
+  """
+  wide = all(x.dtype == jnp.float32 for x in jax.tree.leaves(params))
+  if not isinstance(outer, _Plain) or not wide:
+    return None
+  return lambda delta: outer.update(delta, optax.EmptyState())[0]
 
 
 def outer_update(

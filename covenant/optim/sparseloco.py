@@ -264,19 +264,21 @@ def sparseloco(
       collectives.shard_axes(x, axis_name) for x in jax.tree.leaves(delta)
     ]
     leaves = compression_lib.each_leaf(compression, delta)
+    step = reduce.elementwise_step(outer, state.anchor)
 
     def transmit(
       delta: ct.Delta, error: ct.PyTree, parts: jax.Array, lost: jax.Array
     ) -> tuple[ct.PyTree, ...]:
       done = exchange_lib.exchange(
-        delta, error, parts, leaves, rules, shards, lost
+        delta, error, parts, leaves, rules, shards, lost, step
       )
-      return done.delta, done.error, done.stats
+      return tuple(done)
 
     mean, error, stats = collectives.on_shards(
       transmit, (delta, state.error), axis_name, (parts, state.lost)
     )
-    anchor, outer_state = outer_update(outer, mean, state.outer, state.anchor)
+    rest = outer if step is None else optax.identity()
+    anchor, outer_state = outer_update(rest, mean, state.outer, state.anchor)
     moved = state._replace(
       exchanged=state.count,
       anchor=anchor,
@@ -382,15 +384,12 @@ def state_axes(state: ct.OptState, shared: Any, own: Any) -> ct.PyTree:
   `state.anchor` is one tree, not one per peer.
   """
 
-  def is_state(x: Any) -> bool:
-    return hasattr(x, 'SHARED')
-
   def axes(x: Any) -> Any:
-    if not is_state(x):
+    if not hasattr(x, 'SHARED'):
       return own
     return type(x)(*(shared if f in x.SHARED else own for f in x._fields))
 
-  return jax.tree.map(axes, state, is_leaf=is_state)
+  return jax.tree.map(axes, state, is_leaf=lambda x: hasattr(x, 'SHARED'))
 
 
 def _copy(x: jax.Array, dtype: Any) -> jax.Array:
