@@ -6,8 +6,9 @@
   python -m benchmarks.exchange --vmap           ms per step under vmap, by H
 
 Times are CPU time, since on a shared machine seconds of the clock are the
-neighbors': of tracing, lowering and compiling a step, in a process of its own, in
-turns with plain Adam; and of a step of all peers. Peers are CPU devices of one process, which share its cores.
+neighbors': of tracing, lowering and compiling a step, in a process of its own,
+in turns with plain Adam; and of a step of all peers. Peers are CPU devices of
+one process, which share its cores.
 """
 
 import argparse
