@@ -92,7 +92,7 @@ def exchange(
   rules: Rules,
   shards: Sequence[tuple[str, ...]],
   lost: ct.Scalar = False,
-  step: Callable[[jax.Array], jax.Array] | None = None,
+  step: Callable[[jax.Array], ct.PyTree] | None = None,
 ) -> Exchanged:
   """Returns the mean delta of all peers, and what this one keeps.
 

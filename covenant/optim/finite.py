@@ -62,8 +62,8 @@ def _as_wide(update: Any, param: Any) -> Any:
 
 
 def _finite_or(new: Any, old: Any) -> Any:
-  new = jnp.asarray(new)
-  if not jnp.issubdtype(new.dtype, jnp.inexact):
+  if not jnp.issubdtype(jnp.result_type(new), jnp.inexact):
     return new
+  new = jnp.asarray(new)
   old = jnp.asarray(old, new.dtype)
   return jax.lax.select(jnp.isfinite(new), new, old)

@@ -346,7 +346,7 @@ class _Plain(optax.GradientTransformation):
 
 def elementwise_step(
   outer: optax.GradientTransformation, params: ct.Params
-) -> Callable[[jax.Array], jax.Array] | None:
+) -> Callable[[jax.Array], ct.PyTree] | None:
   """Returns the step of `outer` as a function of any array of a delta.
 
   There is one if `outer` is plain SGD (`nesterov`) and `params` are float32;
