@@ -60,8 +60,8 @@ def select_by_groups(blocks_NxL: jax.Array, k: int) -> jax.Array:
   """
   n, size = blocks_NxL.shape
   groups_NxGx8 = blocks_NxL.reshape(n, size // _GROUP, _GROUP)
-  # The barriers keep XLA from fusing (and so repeating) a pass over the blocks
-  # into each pass over the little that came of it.
+  # Without the barriers XLA repeats passes over the blocks in those over the
+  # little that came of them: docs/benchmarks.md has the times.
   maxima_NxG = lax.optimization_barrier(
     jnp.max(_magnitude(groups_NxGx8), axis=2)
   )
