@@ -6,6 +6,7 @@ tells them how the payloads of a round move their tensors. Its workdir has the
 files of a pool, stages.jsonl with each round's work, and orders/.
 """
 
+import functools
 import os
 import pathlib
 import secrets
@@ -31,6 +32,7 @@ from covenant.pool import seats as seats_lib
 from covenant.pool import server as server_lib
 from covenant.pool import server_settings as settings_lib
 from covenant.pool import stage_audit
+from covenant.pool import stage_keeper
 from covenant.pool import stage_process
 from covenant.pool import stage_tensors
 from covenant.pool import stage_training
@@ -94,7 +96,12 @@ class HeadProcess:
       (2 * self._island.stages + 4) * longest,
     )
     auditor = stage_audit.Auditor(
-      config, self._island, self._log, self._tensors.part, self._payload
+      config,
+      self._island,
+      self._log,
+      self._tensors.part,
+      self._payload,
+      functools.partial(stage_keeper.load_tensors, context.objects),
     )
     model.attach(self._seats, self._log, self._stop)
     self._server = server_lib.PoolServer(

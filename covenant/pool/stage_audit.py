@@ -15,6 +15,7 @@ import numpy as np
 from covenant import config as config_lib
 from covenant.optim import weight
 from covenant.pool import orders as orders_lib
+from covenant.pool import stage_keeper
 from covenant.pool import stage_work
 from covenant.train.pipeline import stage as stage_lib
 
@@ -31,6 +32,7 @@ class Auditor:
     log: the orders.
     part: returns the part of an order for a stage.
     read: returns the payload of a source.
+    load: returns the bytes of tensors of a checkpoint.
   """
 
   def __init__(
@@ -40,9 +42,10 @@ class Auditor:
     log: orders_lib.OrderLog,
     part: Callable[[orders_lib.Order, int], orders_lib.Order],
     read: Callable[[orders_lib.Source], bytes],
+    load: stage_keeper.LoadTensors,
   ):
     self._config, self._island = config, island
-    self._log, self._part, self._read = log, part, read
+    self._log, self._part, self._read, self._load = log, part, read, load
     self._stage: stage_lib.Stage | None = None
     self._number, self._id = 0, ''
 
@@ -55,6 +58,9 @@ class Auditor:
     """Returns whether a stage passed on what its layers make of a microbatch.
 
     The tokens and the fits are those of the round; see `StageRound`.
+
+    Raises:
+      OrderError, StoreError: the state of the stage cannot be made.
     """
     stage = self._at(sample.stage)
     s = sample.stage
@@ -85,7 +91,9 @@ class Auditor:
       or self._log.state(self._number) != self._id
     ):
       stage = stage_lib.Stage(self._config, self._island, index)
-      self._stage, self._number, self._id = stage, 0, self._log.state(0)
+      base = self._log.base
+      stage_keeper.begin_from(stage, base.files, base.places, self._load)
+      self._stage, self._number, self._id = stage, base.number, base.id
     while (order := self._log.get(self._number)) is not None:
       part = self._part(order, index)
       sections = [orders_lib.cut(self._read(s), s) for s in part.sources]

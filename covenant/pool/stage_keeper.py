@@ -16,6 +16,9 @@ from covenant.optim import weight
 from covenant.pool import messages
 from covenant.pool import orders as orders_lib
 from covenant.protocol import checksums
+from covenant.protocol import run_storage as run_storage_lib
+from covenant.store import location as location_lib
+from covenant.train import pieces as pieces_lib
 from covenant.train import shared_state as shared_state_lib
 from covenant.train.pipeline import stage as stage_lib
 from covenant.train.pipeline import stage_bytes
@@ -27,6 +30,47 @@ LoadTensors = Callable[
   [Mapping[str, Sequence[str]], Sequence[str]], Mapping[str, bytes]
 ]
 Answer = tuple[dict[str, ct.Json], bytes]
+
+
+def begin_from(
+  stage: stage_lib.Stage,
+  pieces: Mapping[str, Sequence[str]],
+  places: Sequence[str],
+  load: LoadTensors,
+) -> None:
+  """Gives a stage the shared state of a checkpoint, or the run's first.
+
+  Args:
+    stage: the stage.
+    pieces: the digests of the pieces of each tensor; none: the run's first.
+    places: addresses of buckets that have them.
+    load: returns the bytes of tensors.
+  """
+  if not pieces:
+    stage.shared = stage.initial()
+    return
+  names = shared_state_lib.named_leaves(stage.shared)
+  wanted = {name: [str(x) for x in pieces[name]] for name in names}
+  stage.adopt(load(wanted, [str(x) for x in places]))
+
+
+def load_tensors(
+  objects: run_storage_lib.RunStorage,
+  pieces: Mapping[str, Sequence[str]],
+  places: Sequence[str],
+) -> Mapping[str, bytes]:
+  """Returns tensors of a published checkpoint; raises StoreError."""
+  locations = [location_lib.Location.parse(x).to_bytes() for x in places]
+  digests = [bytes.fromhex(x) for some in pieces.values() for x in some]
+  got = objects.fetch_chunks(
+    list(dict.fromkeys(digests)),
+    objects.buckets_at(locations),
+    pieces_lib.PIECE_BYTES,
+  )
+  return {
+    name: b''.join(got[bytes.fromhex(x)] for x in some)
+    for name, some in pieces.items()
+  }
 
 
 class StageKeeper:
@@ -80,13 +124,7 @@ class StageKeeper:
 
   def _do_reset(self, text: dict[str, ct.Json], data: bytes):
     pieces = json.loads(data)
-    if pieces:
-      shared = self._stage.shared
-      names = shared_state_lib.named_leaves(shared)
-      wanted = {name: [str(x) for x in pieces[name]] for name in names}
-      self._stage.adopt(self._load(wanted, [str(x) for x in text['places']]))
-    else:
-      self._stage.shared = self._stage.initial()
+    begin_from(self._stage, pieces, text.get('places', ()), self._load)
     self._stage.private = self._stage.fresh()
     self._number, self._id = int(text['number']), str(text['id'])
     return self._at(), b''

@@ -8,13 +8,14 @@ a thread of its own: so it takes over the layers of a neighbor.
 
 import asyncio
 import collections
+import functools
 import os
 import sys
 import threading
 import time
 import traceback
 import urllib.parse
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 
 import numpy as np
 
@@ -29,10 +30,8 @@ from covenant.pool import orders as orders_lib
 from covenant.pool import stage_keeper
 from covenant.pool import worker as worker_lib
 from covenant.store import interface as store_lib
-from covenant.store import location as location_lib
 from covenant.store import ranges
 from covenant.train import island as island_lib
-from covenant.train import pieces as pieces_lib
 from covenant.train.pipeline import stage as stage_lib
 from covenant.train.pipeline import stage_warm_up
 from covenant.train.pipeline import subspace
@@ -246,24 +245,10 @@ class StageProcess:
     fitted = min(subspace.FITTED, island.steps * island.batch)
     stage_warm_up.warm_up(stage, fitted, inner.microbatch_size or island.batch)
     fetch = lambda number, source: self._fetch(index, number, source)  # noqa: E731
+    load = functools.partial(stage_keeper.load_tensors, self._objects)
     return stage_keeper.StageKeeper(
-      stage, self._file(index), self._run_id.hex(), fetch, self._load
+      stage, self._file(index), self._run_id.hex(), fetch, load
     )
-
-  def _load(
-    self, pieces: Mapping[str, Sequence[str]], places: Sequence[str]
-  ) -> Mapping[str, bytes]:
-    """Returns tensors of a published checkpoint; raises StoreError."""
-    locations = [location_lib.Location.parse(x).to_bytes() for x in places]
-    buckets = self._objects.buckets_at(locations)
-    digests = [bytes.fromhex(x) for some in pieces.values() for x in some]
-    got = self._objects.fetch_chunks(
-      list(dict.fromkeys(digests)), buckets, pieces_lib.PIECE_BYTES
-    )
-    return {
-      name: b''.join(got[bytes.fromhex(x)] for x in some)
-      for name, some in pieces.items()
-    }
 
   def _fetch(
     self, index: int, number: int, source: orders_lib.Source

@@ -16,11 +16,13 @@ from covenant.node import miner as miner_lib
 from covenant.pool import ledger as ledger_lib
 from covenant.pool import messages
 from covenant.pool import miner as pool_miner
+from covenant.pool import orders as orders_lib
 from covenant.pool import seats as seats_lib
 from covenant.pool import stage_audit
 from covenant.pool import stage_round
 from covenant.pool import stage_tensors
 from covenant.pool import stage_work
+from covenant.store import interface as store_lib
 from covenant.train import local as local_lib
 from covenant.train.pipeline import subspace
 from covenant.wire import payload
@@ -245,7 +247,12 @@ class StageTraining:
     for sample in sorted((samples[i] for i in drawn), key=lambda s: s.step):
       if sample.worker in caught or sample.step > last:
         continue
-      if self._auditor.is_honest(sample, fitted, result.fits):
+      try:
+        honest = self._auditor.is_honest(sample, fitted, result.fits)
+      except (orders_lib.OrderError, store_lib.StoreError) as e:
+        _say(f'no audit of stage {sample.stage}: {e}')
+        continue
+      if honest:
         proven.add(sample.worker)
         continue
       last = sample.step

@@ -10,7 +10,9 @@ from absl.testing import parameterized
 
 from covenant.pool import stage_training
 from covenant.train import island as island_lib
+from covenant.train import pieces as pieces_lib
 from covenant.train import replica as replica_lib
+from covenant.train import shared_state as shared_state_lib
 from covenant.train import step as step_lib
 from covenant.wire import payload
 from tests.pool import stages
@@ -142,6 +144,15 @@ class StageTrainingTest(FaultCase):
       # 3 steps of 2 microbatches through a layer each.
       self.assertEqual(record['work'], {w.address: 6 for w in workers})
       self.assertEqual((record['replays'], record['caught']), (0, {}))
+      # Audits begin from the newest published checkpoint.
+      leaves = shared_state_lib.named_leaves(self.want_shared)
+      self.checkpoint = {k: np.asarray(x).tobytes() for k, x in leaves.items()}
+      digests = {
+        name: [x.hex() for x in pieces_lib.piece_digests(leaf)]
+        for name, leaf in leaves.items()
+      }
+      self.assertTrue(self.model.rebase(digests, ()))
+      self.assertEqual(self.log.base.number, r + 1)
     self.check_paid()
 
   def test_a_spare_takes_the_place_of_a_stage(self):

@@ -126,6 +126,7 @@ class StagesCase(absltest.TestCase):
     )
     self.addCleanup(self.ledger.close)
     self.records = []
+    self.checkpoint = {}  # the bytes of tensors
     self.tensors = tensors
     self.training = stage_training.StageTraining(
       self.config,
@@ -133,7 +134,12 @@ class StagesCase(absltest.TestCase):
       self.seats,
       tensors,
       stage_audit.Auditor(
-        self.config, self.island, self.log, tensors.part, self.model.payload
+        self.config,
+        self.island,
+        self.log,
+        tensors.part,
+        self.model.payload,
+        lambda pieces, places: self.checkpoint,
       ),
       self.ledger,
       self.model.run,
