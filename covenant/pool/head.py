@@ -167,6 +167,9 @@ class HeadProcess:
       return server_lib.Reply(404, {'error': 'unknown path'})
     if path == '/channel' and request.worker in self._seats.banned:
       return server_lib.Reply(403, {'error': 'caught with false activations'})
+    # The payload may have to be fetched, while others wait for an answer.
+    if path == '/sections' and not self._seats.holds(request.worker):
+      return server_lib.Reply(403, {'error': 'for holders of a stage'})
     return 0
 
   def _answer(self, request: server_lib.Request) -> server_lib.Reply:

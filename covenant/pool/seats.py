@@ -158,6 +158,10 @@ class Seats:
     """Returns the holder of a stage; empty without one."""
     return self._seats[stage].worker
 
+  def holds(self, worker: str) -> bool:
+    """Returns whether a worker holds a stage."""
+    return any(seat.worker == worker for seat in self._seats)
+
   @property
   def sent_bytes(self) -> int:
     """The bytes that were sent to the workers that are here."""

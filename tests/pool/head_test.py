@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import pytest
 from absl.testing import absltest
@@ -18,7 +19,9 @@ from covenant.chain import local_chain
 from covenant.chain import storage as chain_storage
 from covenant.data import dataset
 from covenant.node import connect
+from covenant.pool import head as head_lib
 from covenant.pool import ledger as accounts
+from covenant.pool import server as server_lib
 from covenant.pool import worker as worker_lib
 from covenant.protocol import round as round_lib
 from covenant.protocol import run_storage as run_storage_lib
@@ -196,6 +199,24 @@ class PipelineCase(absltest.TestCase):
     for other in others:
       self.assertEqual(other, first)
     return first
+
+
+class AdmitTest(absltest.TestCase):
+  def test_strangers_have_nothing_fetched(self):
+    seats = types.SimpleNamespace(banned={'liar'}, holds='holder'.__eq__)
+    process = types.SimpleNamespace(_seats=seats)
+
+    def status(worker, path):
+      request = server_lib.Request(worker, 'GET', path, b'', '127.0.0.1')
+      found = head_lib.HeadProcess._admit(process, request)
+      return found if isinstance(found, int) else found.status
+
+    sections = '/sections?stage=0&number=0&uid=0'
+    self.assertEqual(status('holder', sections), 0)
+    self.assertEqual(status('stranger', sections), 403)
+    self.assertEqual(status('stranger', '/channel'), 0)
+    self.assertEqual(status('liar', '/channel'), 403)
+    self.assertEqual(status('stranger', '/lease'), 404)
 
 
 @pytest.mark.network

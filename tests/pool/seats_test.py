@@ -73,6 +73,12 @@ class SeatsTest(absltest.TestCase):
     self.assertFalse(any(c.closed for c in holders))
     self.assertEqual(self.holders(), 'abc')
 
+  def test_who_holds_a_stage(self):
+    self.full()
+    self.join('d')
+    held = [name for name in 'abcde' if self.seats.holds(name)]
+    self.assertEqual(held, ['a', 'b', 'c'])
+
   def test_who_floods_the_head_loses_its_stage(self):
     self.seats._most_waiting = 10**6
     channels = self.full()
