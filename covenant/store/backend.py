@@ -241,6 +241,8 @@ def explain(error: Exception) -> interface.StoreError:
     return _of_answer(int(status[1]) if status else 200, text)
   if 'redirect without LOCATION' in text:
     return interface.StoreError(_CODES['PermanentRedirect'])
+  if 'TooManyRedirects' in text:
+    return interface.StoreError('the store redirects in a circle')
   if _NOWHERE in text:
     return interface.StoreError('the store redirects to another host')
   if isinstance(error, FileNotFoundError):

@@ -724,6 +724,13 @@ class FaultsTest(parameterized.TestCase):
     self.store.objects['/abc/k'] = b'data'
     self.assertEqual(theirs.get('k', 4), b'data')
 
+  def test_a_redirect_in_a_circle_is_not_tried_again(self):
+    here = f'{self.location.endpoint}/abc/k'
+    self.store.fault(lambda h: h.reply(301, Location=here), times=99)
+    with self.assertRaisesRegex(interface.StoreError, 'in a circle'):
+      self.open().get('k', 4)
+    self.assertLen(self.store.log, 11)
+
   @parameterized.parameters('http://', '')
   def test_all_goes_through_an_operators_proxy(self, scheme):
     other, environ = self.store, {'no_proxy': 'inner.example.org'}
