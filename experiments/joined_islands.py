@@ -33,7 +33,6 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from covenant import config as config_lib
-from covenant import metrics
 from covenant import typing as ct
 from covenant.data import assignment
 from covenant.data import dataset
@@ -186,9 +185,7 @@ def measure(config: config_lib.Config, folder: pathlib.Path) -> Result:
     outcome = network.run(observe)
     if not outcome.finished:
       raise localnet.LocalnetError('the network did not end')
-    evaluator = folder / 'net' / 'evaluator' / 'metrics.jsonl'
-    last = metrics.read(evaluator, [metrics.Evaluation])[-1]
-    assert isinstance(last, metrics.Evaluation)
+    last = _records(folder / 'net' / 'evaluator' / 'evaluations.jsonl')[-1]
     plan = round_lib.Schedule(config.phases)
     starts = [plan.assignment_block(r) for r in range(config.rounds)]
     seeds = [network.chain.block_hash(block) for block in starts]
@@ -198,7 +195,7 @@ def measure(config: config_lib.Config, folder: pathlib.Path) -> Result:
     )
     network.chain.close()
   return Result(
-    outcome.equal, last.nats_per_byte, killed[0], rounds, pool, seeds
+    outcome.equal, last['nats_per_byte'], killed[0], rounds, pool, seeds
   )
 
 

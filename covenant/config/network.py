@@ -164,7 +164,7 @@ class Pool(schema.Section):
   patience: float = schema.positive(60.0)
   # Head: inner steps of a round that an inner stage without a holder is
   # bypassed, before the others wait for it.
-  bypass_steps: int = schema.bounded(0, low=0)
+  bypass_steps: int = schema.bounded(6, low=0)
   threshold: float = schema.bounded(0.1, low=0.0)  # smallest payment, in TAO
 
 
