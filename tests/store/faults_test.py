@@ -507,7 +507,7 @@ class FaultsTest(parameterized.TestCase):
       while not h.server.over.wait(0.01):
         h.wfile.write(b'a')
 
-    self.store.fault(drip)
+    self.store.fault(drip, times=10**6)
     with self.assertRaises(interface.StoreUnavailableError):
       self.open(deadline_seconds=0.3, slowest_rate=1e9).get('k', 10**6)
 
