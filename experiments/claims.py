@@ -8,12 +8,14 @@ the figures of each group of claims.
 
 import collections
 import csv
+import math
 import types
 from collections.abc import Iterator
 from typing import NamedTuple
 
 from experiments import aggregation
 from experiments import arithmetic
+from experiments import best_response
 from experiments import byzantine
 from experiments import churn
 from experiments import compression
@@ -131,7 +133,7 @@ GROUPS = (
   ),
   Group(
     'Gauntlet',
-    ('gauntlet', 'overlap', 'byzantine'),
+    ('gauntlet', 'overlap', 'byzantine', 'best_response'),
     {
       'gauntlet': 'Final loss and pay with 40 % adversaries',
       'overlap': 'Share of indices that pairs of honest peers have in common',
@@ -179,6 +181,10 @@ def verdicts() -> Iterator[tuple[str, float, study.Verdict]]:
   minutes = sum({row.seed: row.seconds for row in shares}.values()) / 60
   for verdict in overlap.judge(shares):
     yield 'overlap', minutes, verdict
+  path = study.RESULTS / 'best_response.csv'
+  tried = study.read_csv(path, best_response.Row) if path.exists() else []
+  for verdict in best_response.judge(tried):
+    yield 'best_response', math.nan, verdict  # its rows have no times
   for verdict in arithmetic.judge():
     yield 'arithmetic', 0.0, verdict
 
@@ -192,9 +198,10 @@ def table(group: Group) -> str:
   ]
   for name, minutes, v in verdicts():
     if name in group.studies:
+      cost = 'not noted' if math.isnan(minutes) else f'{minutes:.0f}'
       lines.append(
         f'| {v.claim} | {v.says} | {v.source} | {v.criterion} | {v.measured} | '
-        f'**{v.outcome}** | `{name}` | {minutes:.0f} |'
+        f'**{v.outcome}** | `{name}` | {cost} |'
       )
   return '\n'.join(lines) + '\n'
 
