@@ -10,7 +10,8 @@ The matrix is experiments/chaos/matrix.py: the code of the real nodes in
 virtual time, with injected faults. It is written to
 experiments/results/reliability.csv. Attacks on a pool (experiments/chaos/
 pools.py) and on its server (pool_sockets.py) follow, in
-experiments/results/pool_attacks.csv and pool_server_attacks.csv.
+experiments/results/pool_attacks.csv and pool_server_attacks.csv. What one node
+meets alone (single_node.py) is last, in single_node.csv.
 
 The rounds in real time (experiments/chaos/realtime.py) are of processes and
 sockets, with fifty strangers that commit to payloads in buckets that are dead,
@@ -35,12 +36,14 @@ from experiments.chaos import pool_sockets
 from experiments.chaos import pools
 from experiments.chaos import realtime
 from experiments.chaos import scenario as scenario_lib
+from experiments.chaos import single_node
 from experiments.chaos import soak
 
 ROOT = pathlib.Path(__file__).parent
 RESULTS = ROOT / 'results' / 'reliability.csv'
 POOL_RESULTS = ROOT / 'results' / 'pool_attacks.csv'
 SOCKET_RESULTS = ROOT / 'results' / 'pool_server_attacks.csv'
+NODE_RESULTS = ROOT / 'results' / 'single_node.csv'
 CONFIGS = ROOT.parent / 'configs'
 HEADER = (
   'fault',
@@ -64,6 +67,13 @@ POOL_HEADER = (
   'refused',
   'sequences trained',
   'their pay per worker, of an honest one',
+  'verdict',
+)
+NODE_HEADER = (
+  'item',
+  'attack on one node, or fault',
+  'tried',
+  'got through',
   'verdict',
 )
 STRANGERS = 50
@@ -92,7 +102,8 @@ def main(argv: list[str]) -> bool:
     return bool(chosen) and run_matrix(base, chosen, options.seed)
   chosen = matrix.scenarios()[1::QUICK] if options.quick else None
   nodes = run_matrix(base, chosen, options.seed)
-  return run_pools(base, options.quick, options.seed) and nodes
+  attacks = run_pools(base, options.quick, options.seed)
+  return run_single_node(base, options.quick) and attacks and nodes
 
 
 def run_pools(base: config_lib.Config, quick: bool, seed: int) -> bool:
@@ -119,6 +130,31 @@ def run_pools(base: config_lib.Config, quick: bool, seed: int) -> bool:
   passed = [result.passed for result in (*results, *servers)]
   print(f'{sum(passed)} of {len(passed)} attacks on a pool passed')
   return all(passed)
+
+
+def run_single_node(base: config_lib.Config, quick: bool) -> bool:
+  """Prints a Markdown table of what one node meets alone."""
+  print('\n' + _line(NODE_HEADER), _line(['---'] * len(NODE_HEADER)), sep='\n')
+  results = []
+  for outcome in single_node.outcomes(base):
+    results.append(outcome)
+    print(_line(_node_row(outcome)), flush=True)
+  if not quick:
+    with open(NODE_RESULTS, 'w', newline='') as file:
+      csv.writer(file).writerows([NODE_HEADER, *map(_node_row, results)])
+  passed = sum(result.passed for result in results)
+  print(f'{passed} of {len(results)} cases of one node passed')
+  return passed == len(results)
+
+
+def _node_row(result: single_node.Outcome) -> list[str]:
+  return [
+    str(result.item),
+    result.name,
+    str(result.tried),
+    str(result.through),
+    f'FAILED: {result.wrong}' if result.wrong else 'passed',
+  ]
 
 
 def _socket_row(result: pool_sockets.SocketOutcome) -> list[str]:
