@@ -124,11 +124,12 @@ class Step:
   skipped: int = 0  # miners whose step was not finite and so not taken
   # Of a process:
   seconds: float | None = None  # wall-clock time of this step
-  wait_seconds: float | None = None  # part of it until the batch was there
+  wait_seconds: float | None = None  # part of it without batch or message
   tokens_per_second: float | None = None
   mfu: float | None = None  # share of the devices' peak; None: unknown peak
   device_bytes: int | None = None  # memory in use on a device; None: unknown
   host_bytes: int | None = None  # memory of this process on the host
+  stage: int | None = None  # of a pipeline, whose process this is
 
   def __post_init__(self):
     for name in ('loss', 'gradient_norm'):
@@ -155,7 +156,7 @@ class NodeRound:
   bytes_received: int  # from stores
   send_rate: float  # bytes per second of sending; 0 without
   receive_rate: float  # bytes per second of receiving; 0 without
-  retries: int  # requests to stores that were sent again
+  retries: int  # requests to stores, and channels to a head, begun again
   failures: int  # phases that failed and were tried again
   host_bytes: int  # memory of this process on the host
   host_free_bytes: int  # memory that it can still get
@@ -172,6 +173,11 @@ class NodeRound:
   keep_seconds: float = 0.0
   score_seconds: float = 0.0
   catch_up_seconds: float = 0.0
+  # Between a pool and its workers, or a head and its stages; None: no pool.
+  pool_bytes_sent: int | None = None
+  pool_bytes_received: int | None = None
+  pool_send_rate: float | None = None  # bytes per second of the round
+  pool_receive_rate: float | None = None  # the same
 
   def __post_init__(self):
     _normalize(self)
@@ -181,6 +187,7 @@ Record = Round | Evaluation
 Line = Record | Step | NodeRound
 
 _Value: TypeAlias = Any  # a Python or NumPy number, or a sequence of them
+_AT = ('round', 'step', 'stage')
 _KINDS = {cls.kind: cls for cls in (Round, Evaluation, Step, NodeRound)}
 
 
@@ -234,11 +241,11 @@ def _fields(record: Line) -> dict[str, object]:
 
 
 def scalars(record: Line) -> dict[str, float]:
-  """Returns the numbers of a record but for its round and step, by field."""
+  """Returns the numbers of a record but for its places, by field."""
   return {
     name: value
     for name, value in dataclasses.asdict(record).items()
-    if isinstance(value, (int, float)) and name not in ('round', 'step')
+    if isinstance(value, (int, float)) and name not in _AT
   }
 
 
@@ -264,13 +271,10 @@ def decode(line: str | bytes) -> Line:
   if not isinstance(kind, str) or kind not in _KINDS:
     raise MetricsError(f'kind is {kind!r}; allowed: {", ".join(_KINDS)}')
   cls = _KINDS[kind]
-  names = {field.name for field in dataclasses.fields(cls)}
+  known = dataclasses.fields(cls)
+  names = {x.name for x in known}
   # Fields with a default are newer than some runs.
-  needed = {
-    field.name
-    for field in dataclasses.fields(cls)
-    if field.default is dataclasses.MISSING
-  }
+  needed = {x.name for x in known if x.default is dataclasses.MISSING}
   if missing := sorted(needed - set(fields)):
     raise MetricsError(f'{kind}: missing {", ".join(missing)}')
   if unknown := sorted(set(fields) - names):
@@ -294,11 +298,8 @@ def _lines(path: pathlib.Path) -> Iterator[tuple[bytes, Line]]:
       raise MetricsError(f'{path}:{number}: {error}') from None
   if torn:
     numbers = ', '.join(map(str, torn[:5])) + (', ...' if torn[5:] else '')
-    print(
-      f'{path}: {len(torn)} torn lines are left out: {numbers}',
-      file=sys.stderr,
-      flush=True,
-    )
+    text = f'{path}: {len(torn)} torn lines are left out: {numbers}'
+    print(text, file=sys.stderr, flush=True)
 
 
 def read(

@@ -181,12 +181,11 @@ class Process:
   def _retool(self, node: node_lib.Node) -> None:
     """Gives a node the programs and the data of an amended config."""
     config, role = node.config, node.role
-    is_miner = isinstance(role, miner_lib.MinerRole)
     if config.data != self._data_config:
       data = amended_data.load(config, self._config)
       self._data, self._data_config = data, config.data
     self.workdir.telemetry.follow(config)
-    if is_miner:
+    if isinstance(role, miner_lib.MinerRole):
       trainer = trainer_lib.Trainer(
         config, node.shared_model, self._data, self._process_group.mesh
       )
@@ -198,8 +197,9 @@ class Process:
       )
 
   def _meter_steps(self, node: node_lib.Node[Any]) -> None:
+    flops = None if isinstance(node.role.slot, miner_lib.LocalSlot) else 0.0
     self._meter = step_meter.StepMeter(
-      node.config, node.shared_model, self.workdir.telemetry
+      node.config, node.shared_model.method, self.workdir.telemetry, flops
     )
     node.role.slot.trainer.observe = self._inner_step
 

@@ -5,11 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from covenant import config as config_lib
+from covenant.optim import algorithm as algorithm_lib
 from covenant.optim import inner as inner_lib
 from covenant.plan import hardware
 from covenant.plan import timing
 from covenant.telemetry import telemetry as telemetry_lib
-from covenant.train import shared_state as shared_state_lib
 
 
 class StepMeter:
@@ -17,24 +17,30 @@ class StepMeter:
 
   Args:
     config: of the run.
-    shared_model: of the run.
+    method: of the run.
     telemetry: gets the steps.
+    flops: of a token on the first device; 0: the devices are not of this
+      process; None: of the whole model, on all devices.
   """
 
   def __init__(
     self,
     config: config_lib.Config,
-    shared_model: shared_state_lib.SharedModel,
+    method: algorithm_lib.Algorithm,
     telemetry: telemetry_lib.Telemetry,
+    flops: float | None = None,
   ):
     self._inner = config.optim.inner
-    self._schedule = shared_model.method.schedule
+    self._schedule = method.schedule
     self._telemetry = telemetry
     self._speed: telemetry_lib.Speed | None = None
     device = jax.local_devices()[0]
-    if peak := hardware.peak_of(device.device_kind):
-      each = timing.flops(config).total / timing.tokens(config)
-      self._speed = telemetry_lib.Speed(each, peak * jax.local_device_count())
+    peak, count = hardware.peak_of(device.device_kind), 1
+    if flops is None:
+      flops = timing.flops(config).total / timing.tokens(config)
+      count = jax.local_device_count()
+    if peak and flops:
+      self._speed = telemetry_lib.Speed(flops, peak * count)
 
   def add(self, step: telemetry_lib.Measured, joined: int = 0) -> None:
     """Takes a step of a miner that joined at an inner step of the run."""

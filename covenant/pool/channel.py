@@ -14,6 +14,7 @@ from typing import Protocol
 
 from covenant import typing as ct
 from covenant.pool import messages
+from covenant.store import traffic
 
 HEARTBEAT_SECONDS = 60.0  # without an answer the other side is gone
 _SIGNATURE_BYTES = 64
@@ -99,6 +100,7 @@ class Channel:
         frame = await self._next(self._socket.receive_bytes(), writer)
         if frame is None:
           break
+        traffic.POOLS.add('read', len(frame), 0.0, 1)
         text, data = self._open(frame)
         await asyncio.to_thread(receive, self, text, data)
     # A closed socket has no bytes: aiohttp raises TypeError or RuntimeError.
@@ -125,6 +127,7 @@ class Channel:
   async def _write(self) -> None:
     while (frame := await self._waiting.get()) is not None:
       await self._socket.send_bytes(frame)
+      traffic.POOLS.add('write', len(frame), 0.0, 1)
 
   def _open(self, frame: bytes) -> tuple[dict[str, ct.Json], bytes]:
     """Returns the content of a frame; raises ValueError for a false one."""

@@ -13,6 +13,7 @@ from covenant import errors
 from covenant import typing as ct
 from covenant.chain import keys
 from covenant.pool import messages
+from covenant.store import traffic
 
 _SECONDS = 60.0  # timeout without progress
 _GREETING = 10_000  # bytes of a reply, beside its data
@@ -170,6 +171,8 @@ class Client:
         data = response.read(longest + _GREETING)
         signature = response.headers.get(messages.SIGNATURE, '')
         status = response.status or 0
+        traffic.POOLS.add('write', len(body), 0.0, 1)
+        traffic.POOLS.add('read', len(data), 0.0, 1)
         return _Answer(status, data, bytes.fromhex(signature))
     # A bad URL is a ValueError.
     except (OSError, ValueError, http.client.HTTPException) as e:

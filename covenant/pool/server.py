@@ -25,6 +25,7 @@ from covenant.pool import channel as channel_lib
 from covenant.pool import messages
 from covenant.pool import server_settings as settings_lib
 from covenant.pool import visitors
+from covenant.store import traffic
 
 with extras.needed('pool'):
   from aiohttp import web
@@ -347,6 +348,7 @@ class PoolServer:
         await self._call(self._admit, asked), int
       ):
         raise RequestError(410, 'the lease has ended')
+    traffic.POOLS.add('read', len(body), 0.0, 1)
     return bytes(body)
 
   async def _send(
@@ -385,3 +387,4 @@ class PoolServer:
     """Writes a piece; raises TimeoutError if the reader does not get on."""
     async with asyncio.timeout(_SECONDS):
       await response.write(piece)
+    traffic.POOLS.add('write', len(piece), 0.0, 1)

@@ -8,6 +8,7 @@ a thread of its own: so it takes over the layers of a neighbor.
 
 import asyncio
 import collections
+import contextlib
 import functools
 import os
 import sys
@@ -28,9 +29,11 @@ from covenant.pool import channel as channel_lib
 from covenant.pool import client as client_lib
 from covenant.pool import orders as orders_lib
 from covenant.pool import stage_keeper
+from covenant.pool import stage_meter
 from covenant.pool import worker as worker_lib
 from covenant.store import interface as store_lib
 from covenant.store import ranges
+from covenant.store import traffic
 from covenant.train import island as island_lib
 from covenant.train.pipeline import stage as stage_lib
 from covenant.train.pipeline import stage_warm_up
@@ -46,6 +49,8 @@ _LONGEST_WAIT = 10.0  # seconds between retries, at most
 _PASSING = ('forward', 'last', 'look_up')
 
 Send = Callable[[dict[str, ct.Json], bytes], None]
+# The message -> what to do its work in.
+Measure = Callable[[dict[str, ct.Json]], contextlib.AbstractContextManager]
 
 
 def pipeline_of(config: config_lib.Config) -> config_lib.Island:
@@ -66,11 +71,17 @@ class StageThread:
     make: makes the stage, in the thread.
     send: takes its answers.
     index: its number.
+    measure: measures its work.
   """
 
   def __init__(
-    self, make: Callable[[], stage_keeper.StageKeeper], send: Send, index: int
+    self,
+    make: Callable[[], stage_keeper.StageKeeper],
+    send: Send,
+    index: int,
+    measure: Measure = lambda text: contextlib.nullcontext(),
   ):
+    self._measure = measure
     self._waiting = collections.deque[tuple[dict[str, ct.Json], bytes]]()
     self._there = threading.Condition()
     self._ended = False
@@ -111,9 +122,11 @@ class StageThread:
     self, make: Callable[[], stage_keeper.StageKeeper], send: Send, index: int
   ) -> None:
     try:
-      keeper = make()
+      with self._measure({'do': 'take'}):
+        keeper = make()
       while (message := self._take()) is not None:
-        answer = keeper.answer(*message)
+        with self._measure(message[0]):
+          answer = keeper.answer(*message)
         if answer is not None:
           send(*answer)
     except Exception as e:  # whatever it is, the head must learn of it
@@ -153,12 +166,24 @@ class StageProcess:
     self._asking = threading.Lock()
     self._workdir = workdir_lib.Workdir(workdir, 'stage', self._key.address)
     self._objects = connect.objects(config, self._run_id, writes=False)
+    self._workdir.measure(config)
+    self._meter = stage_meter.StageMeter(
+      config, self._island, self._workdir.telemetry
+    )
     self._threads: dict[int, StageThread] = {}
 
   def run(self, stop: Callable[[], bool]) -> None:
     """Holds stages; comes back to the head whenever it is lost."""
     _say(f'stage {self._key.address} of {self._config.pool.url}')
     self._workdir.status(phase='ready')
+    try:
+      self._follow(stop)
+    finally:
+      self._end_threads()
+      self._workdir.status(phase='stopped')
+      self._workdir.telemetry.close()
+
+  def _follow(self, stop: Callable[[], bool]) -> None:
     wait = 0.0
     while not stop():
       try:
@@ -170,14 +195,15 @@ class StageProcess:
         OSError,
       ) as e:
         wait = min(2 * wait + 0.5, _LONGEST_WAIT)
+        traffic.POOLS.add('open', 0, 0.0, 2)
         self._workdir.status(error=f'{e}')
         _say(f'{e}; again in {wait:.0f} s')
       self._end_threads()
       self._client.forget()
       until = time.monotonic() + wait
       while not stop() and time.monotonic() < until:
+        self._meter.pulse()
         time.sleep(_LOOK_SECONDS)
-    self._workdir.status(phase='stopped')
 
   async def _serve(self, stop: Callable[[], bool]) -> None:
     """Opens a channel to the head and serves it until it is closed."""
@@ -216,6 +242,7 @@ class StageProcess:
     self, channel: channel_lib.Channel, stop: Callable[[], bool]
   ) -> None:
     while not stop():
+      self._meter.pulse()
       await asyncio.sleep(_LOOK_SECONDS)
     channel.close()
 
@@ -229,18 +256,23 @@ class StageProcess:
     if text['do'] == 'leave':
       if index in self._threads:
         self._threads.pop(index).end()
+        self._meter.remove(index)
         _say(f'left stage {index}')
     else:
       if index not in self._threads:
         _say(f'took stage {index}')
         self._threads[index] = StageThread(
-          lambda: self._make(index), channel.send, index
+          lambda: self._make(index),
+          channel.send,
+          index,
+          functools.partial(self._meter.work, index),
         )
       self._threads[index].put(text, data)
     self._workdir.status(phase='ready', stages=sorted(self._threads), error='')
 
   def _make(self, index: int) -> stage_keeper.StageKeeper:
     stage = stage_lib.Stage(self._config, self._island, index)
+    self._meter.add(index, stage)
     island, inner = self._island, self._config.optim.inner
     fitted = min(subspace.FITTED, island.steps * island.batch)
     stage_warm_up.warm_up(stage, fitted, inner.microbatch_size or island.batch)
@@ -282,6 +314,7 @@ class StageProcess:
   def _end_threads(self) -> None:
     for thread in self._threads.values():
       thread.end()
+    self._meter.remove(*self._threads)
     self._threads.clear()
 
 

@@ -26,11 +26,10 @@ from covenant.data import assignment
 from covenant.pool import seats as seats_lib
 from covenant.pool import stage_talk
 from covenant.pool import stage_work
+from covenant.train import local as local_lib
 from covenant.train.pipeline import stage_bytes
 from covenant.train.pipeline import stage_programs
 from covenant.train.pipeline import subspace
-
-_SAMPLES = 64  # microbatches of a round that are kept to be computed again
 
 
 class _NotFiniteError(Exception):
@@ -48,6 +47,7 @@ class StageRound:
     late: returns True when the time is over, or the head is to stop.
     patience: seconds that a stage may take for an answer.
     draw: the generator that selects samples, unknown to workers.
+    observe: called with each step, once it is done.
   """
 
   def __init__(
@@ -59,6 +59,7 @@ class StageRound:
     late: Callable[[], bool],
     patience: float,
     draw: np.random.Generator,
+    observe: local_lib.Observe = lambda step: None,
   ):
     self._model, self._island = config.decoder, island
     self._seats = seats
@@ -66,7 +67,7 @@ class StageRound:
     self._late = late
     self._fit_form = stage_programs.fits(self._model, island)
     self._patience = patience
-    self._draw = draw
+    self._observe = observe
     self._stages = island.stages
     self._spans = subspace.spans(self._model, island)
     self._ring = self._model.tie_embeddings
@@ -84,8 +85,9 @@ class StageRound:
     self._begun: set[int] = set()  # stages that have begun this round
     self._attempt = 0
     self._talk = stage_talk.StageTalk(seats, self._stages, late, patience)
-    self._passed = self._seen = 0
-    self._samples: list[stage_work.Sample] = []
+    self._passed = 0
+    self._work: dict[str, int] = {}
+    self._samples = stage_work.Samples(draw)
     self._refused: dict[str, str] = {}
     self._not_finite: tuple[int, str] = -1, ''  # step and worker
 
@@ -99,32 +101,23 @@ class StageRound:
       fitted_BxL1: the tokens that boundaries are fitted to.
     """
     receipt, losses, norms = assignment.Receipt(), [], []
-    work: dict[str, int] = {}
     self._fitted = fitted_BxL1
-    began = time.monotonic()
+    began = since = time.monotonic()
     try:
       self._recover()  # from what happened before
-      began = time.monotonic()
+      began = since = time.monotonic()
       for h, tokens_BxL1 in enumerate(batches):
-        try:
-          nats, norm = self._until_done(
-            lambda h=h, tokens=tokens_BxL1: self._step(h, tokens)
-          )
-        except _NotFiniteError:  # it is not taken, like one of a miner's
-          nats = norm = math.nan
-          self._attempt += 1
-          self._talk.forget()
-          self._talk.tell_all({'do': 'abort'})
+        wait = time.monotonic() - since
+        nats, norm = self._until_done(h, tokens_BxL1)
         receipt.add(tokens_BxL1)
         losses.append(nats)
         norms.append(norm)
-        count = len(tokens_BxL1) // self._microbatch
-        for s, span in enumerate(self._spans):
-          worker = self._seats.worker(s)
-          if s in self._talk.away:
-            self._bypassed[s] += 1
-          elif worker:
-            work[worker] = work.get(worker, 0) + len(span) * count
+        self._count(len(tokens_BxL1) // self._microbatch)
+        seconds = time.monotonic() - since
+        since += seconds
+        at = self._round, h, self._schedule_step(h)
+        found = nats, norm, seconds, wait
+        self._observe(stage_work.inner_step(at, tokens_BxL1, found))
     except stage_talk.LateError:
       self._talk.tell_all({'do': 'abort'})
     seconds = max(time.monotonic() - began, 1e-9)
@@ -135,15 +128,30 @@ class StageRound:
       receipt.digest(),
       tuple(losses),
       tuple(norms),
-      work,
+      self._work,
       tuple(1 - min(busy / seconds, 1.0) for busy in self._talk.busy),
       self._attempt,
       self._passed,
-      tuple(self._samples),
+      tuple(self._samples.kept),
       self._refused,
       self._fits,
       tuple(self._bypassed),
     )
+
+  def _count(self, microbatches: int) -> None:
+    """Counts the work of a step for those who have done it."""
+    for s, span in enumerate(self._spans):
+      worker = self._seats.worker(s)
+      if s in self._talk.away:
+        self._bypassed[s] += 1
+      elif worker:
+        done = self._work.get(worker, 0)
+        self._work[worker] = done + len(span) * microbatches
+
+  def _schedule_step(self, step: int) -> int:
+    """Returns the inner step of the run that a step of this round is."""
+    index = step * self._schedule_steps // self._steps
+    return self._round * self._schedule_steps + index
 
   def seal(self) -> list[tuple[dict[str, ct.Json], bytes] | None]:
     """Returns each stage's sections; None of one that did not answer."""
@@ -165,11 +173,18 @@ class StageRound:
         found[event.stage] = event.text, event.data
     return found
 
-  def _until_done(self, act: Callable):
-    """Returns what `act` does, again after every loss of a stage."""
+  def _until_done(
+    self, step: int, tokens_BxL1: np.ndarray
+  ) -> tuple[float, float]:
+    """Does a step as `_step`, again after every loss of a stage."""
     while True:
       try:
-        return act()
+        return self._step(step, tokens_BxL1)
+      except _NotFiniteError:  # it is not taken, like one of a miner's
+        self._attempt += 1
+        self._talk.forget()
+        self._talk.tell_all({'do': 'abort'})
+        return math.nan, math.nan
       except stage_talk.LostError:
         pass
       except stage_talk.NonsenseError as e:
@@ -296,7 +311,7 @@ class StageRound:
       if event.data or event.what != 'backward':
         self._check(step, event, len(slices[m]))
       if event.what in ('forward', 'last', 'backward') and event.data:
-        self._sample(
+        self._samples.add(
           stage_work.Sample(
             s,
             self._seats.worker(s),
@@ -325,13 +340,8 @@ class StageRound:
         case 'backward':
           back += 1
     nats, norm = float(stage_work.total(nats_M)), self._norm(squares)
-    index = step * self._schedule_steps // self._steps
-    update = {
-      'do': 'update',
-      'norm': norm,
-      'nats': nats,
-      'step': self._round * self._schedule_steps + index,
-    }
+    index = self._schedule_step(step)
+    update = {'do': 'update', 'norm': norm, 'nats': nats, 'step': index}
     self._talk.tell_all(update)
     return nats, norm
 
@@ -349,8 +359,7 @@ class StageRound:
 
   def _check(self, step: int, event: seats_lib.Event, sequences: int) -> None:
     """Verifies the form of what a stage sends; raises as `_blame`."""
-    why = stage_work.flaw(event.data, self._form(sequences))
-    if why:
+    if why := stage_work.flaw(event.data, self._form(sequences)):
       self._blame(step, event, why)
 
   def _blame(self, step: int, event: seats_lib.Event, why: str) -> NoReturn:
@@ -389,11 +398,3 @@ class StageRound:
     return stage_programs.coordinates(
       self._model, self._island, sequences, length
     )
-
-  def _sample(self, sample: stage_work.Sample) -> None:
-    """Keeps some microbatches to be computed again, at random."""
-    self._seen += 1
-    if len(self._samples) < _SAMPLES:
-      self._samples.append(sample)
-    elif (place := int(self._draw.integers(self._seen))) < _SAMPLES:
-      self._samples[place] = sample

@@ -115,8 +115,13 @@ class StageTraining:
         return False
 
     pay = pool_miner.network_pay(self._ledger, node, task.uid)
-    split = node.role.slot.trainer.split
-    trained = self.train_round(task, split, late, pay)
+    trainer, state = node.role.slot.trainer, node.role.miner_state.result()
+    joined = int(state.joined) * node.config.optim.inner_steps
+
+    def observe(step: local_lib.InnerStep) -> None:
+      trainer.observe(step._replace(uid=task.uid, joined=joined))
+
+    trained = self.train_round(task, trainer.split, late, pay, observe)
     if trained is None or self._stop():
       raise node_lib.RetryLaterError
     node.role.trained = task.round, trained.losses, trained.norms
@@ -130,6 +135,7 @@ class StageTraining:
     split: tokens_lib.Split,
     late: Callable[[], bool],
     pay: int,
+    observe: local_lib.Observe = lambda step: None,
   ) -> local_lib.TrainedRound | None:
     """Trains a round and settles its work; None without a whole step.
 
@@ -141,6 +147,8 @@ class StageTraining:
       split: the data.
       late: returns True when there is no time left.
       pay: the network's total pay to the uid, rao.
+      observe: called with each step, once it is done; its uid and the step at
+        which its miner joined are 0.
     """
     config = self._config
     first = task.round - config.pool.ban_rounds
@@ -156,6 +164,7 @@ class StageTraining:
       late,
       self.patience,
       self._draw,
+      observe,
     )
     result = work.train(local_lib.batches(config, task, split, late), fitted)
     if result is None:

@@ -12,12 +12,14 @@ from covenant import typing as ct
 from covenant.models import llama
 from covenant.pool import messages
 from covenant.train import island as island_lib
+from covenant.train import local as local_lib
 from covenant.train.pipeline import stage_bytes
 from covenant.train.pipeline import stage_programs
 from covenant.train.pipeline import subspace
 
 NOT_FINITE = 'it sends numbers that are not finite'
 _TEXT_BYTES = 1 << 20  # of a message, at most
+_SAMPLES = 64  # microbatches of a round that are kept to be computed again
 _LARGEST = 1e30  # of a loss or a square; their sums are finite in float32
 
 
@@ -35,6 +37,26 @@ class Sample(NamedTuple):
   sent: bytes
 
 
+class Samples:
+  """Some of the microbatches of a round, at random.
+
+  Args:
+    draw: the generator, unknown to workers.
+  """
+
+  def __init__(self, draw: np.random.Generator):
+    self.kept: list[Sample] = []
+    self._draw, self._seen = draw, 0
+
+  def add(self, sample: Sample) -> None:
+    """Keeps a sample perhaps, in the place of another if there are many."""
+    self._seen += 1
+    if len(self.kept) < _SAMPLES:
+      self.kept.append(sample)
+    elif (place := int(self._draw.integers(self._seen))) < _SAMPLES:
+      self.kept[place] = sample
+
+
 class StagesResult(NamedTuple):
   """The training of a round."""
 
@@ -50,6 +72,32 @@ class StagesResult(NamedTuple):
   refused: Mapping[str, str]  # workers that are not paid, with reasons
   fits: Mapping[int, bytes]
   bypassed: tuple[int, ...]  # steps in which each stage was bypassed
+
+
+def inner_step(
+  at: tuple[int, int, int],
+  tokens_BxL1: np.ndarray,
+  found: tuple[float, float, float, float],
+) -> local_lib.InnerStep:
+  """Returns the measurements of a step; its uid is 0, as if it joined at 0.
+
+  Args:
+    at: the round, the step of it, and the inner step of the run.
+    tokens_BxL1: the tokens of the step.
+    found: loss, norm of the gradient, seconds, and seconds until the batch was
+      there.
+  """
+  nats, norm, seconds, wait = found
+  return local_lib.InnerStep(
+    0,
+    *at,
+    0,
+    tokens_BxL1[:, 1:].size,
+    nats if math.isfinite(nats) else None,
+    norm if math.isfinite(norm) else None,
+    seconds,
+    wait,
+  )
 
 
 def leaf_places(

@@ -195,7 +195,7 @@ class Worker:
     self._workdir = workdir_lib.Workdir(workdir, 'worker', self._key.address)
     self._workdir.measure(config)
     self._meter = step_meter.StepMeter(
-      config, self._shared_model, self._workdir.telemetry
+      config, self._shared_model.method, self._workdir.telemetry
     )
     self._base = b''
     self._params: ct.Params = None

@@ -1,4 +1,4 @@
-"""The bytes and seconds of this process's transfers from and to stores."""
+"""The bytes and seconds of this process's transfers to stores and to pools."""
 
 import threading
 from typing import NamedTuple
@@ -49,4 +49,5 @@ class Traffic:
       )
 
 
-TRAFFIC = Traffic()
+TRAFFIC = Traffic()  # from and to stores
+POOLS = Traffic()  # between a pool and its workers, a head and its stages

@@ -48,6 +48,7 @@ class Measured(NamedTuple):
   gradient_norm: float | None
   seconds: float  # 0 if not measured
   wait_seconds: float
+  stage: int | None = None  # of a pipeline
 
 
 class Telemetry:
@@ -98,6 +99,7 @@ class Telemetry:
     self._failures = 0
     self._queue = 0.0
     self._traffic = traffic.TRAFFIC.totals
+    self._pools = traffic.POOLS.totals
 
   def step(
     self,
@@ -134,6 +136,7 @@ class Telemetry:
       mfu=mfu,
       device_bytes=device_bytes,
       host_bytes=machine.used_bytes(),
+      stage=step.stage,
     )
     self.log(record)
     if text := self._spikes.add(record):
@@ -172,6 +175,8 @@ class Telemetry:
     if completed != self._round:
       if self._round >= 0:
         self._log_round(completed, now - self._since)
+      else:
+        self._pools = traffic.POOLS.totals
       self._round, self._since = completed, now
       return
     length = every * self._config.phases.round_blocks * block_seconds
@@ -182,6 +187,9 @@ class Telemetry:
   def _log_round(self, completed: int, seconds: float) -> None:
     totals = traffic.TRAFFIC.totals
     moved, self._traffic = totals.since(self._traffic), totals
+    totals = traffic.POOLS.totals
+    pools, self._pools = totals.since(self._pools), totals
+    in_pool = seconds > 0 and pools.bytes_sent + pools.bytes_received > 0
     free = machine.free_disk_bytes(self._node.folder)
     self.log(
       metrics.NodeRound(
@@ -192,12 +200,16 @@ class Telemetry:
         bytes_received=int(moved.bytes_received),
         send_rate=moved.bytes_sent / (moved.send_seconds or 1.0),
         receive_rate=moved.bytes_received / (moved.receive_seconds or 1.0),
-        retries=int(moved.retries),
+        retries=int(moved.retries + pools.retries),
         failures=self._failures,
         host_bytes=machine.used_bytes(),
         host_free_bytes=machine.free_bytes(),
         disk_free_bytes=free,
         **self._phases,
+        pool_bytes_sent=int(pools.bytes_sent) if in_pool else None,
+        pool_bytes_received=int(pools.bytes_received) if in_pool else None,
+        pool_send_rate=pools.bytes_sent / seconds if in_pool else None,
+        pool_receive_rate=pools.bytes_received / seconds if in_pool else None,
       )
     )
     self._phases.clear()

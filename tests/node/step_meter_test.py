@@ -14,11 +14,12 @@ STEP = telemetry_lib.Measured(3, 7, 64, 2.5, 1.5, 2.0, 0.5)
 
 
 class StepMeterTest(absltest.TestCase):
-  def measured(self, joined=0):
+  def measured(self, joined=0, flops=None):
     """(step, learning rate, bytes of a device, speed) of one step."""
     config, telemetry = helpers.tiny(), mock.Mock()
     model = shared_state.SharedModel(config)
-    step_meter.StepMeter(config, model, telemetry).add(STEP, joined)
+    meter = step_meter.StepMeter(config, model.method, telemetry, flops)
+    meter.add(STEP, joined)
     return config, model, telemetry.step.call_args.args
 
   def test_the_rate_is_that_of_the_schedule(self):
@@ -38,6 +39,13 @@ class StepMeterTest(absltest.TestCase):
     want = timing.flops(config).total / timing.tokens(config)
     np.testing.assert_allclose(speed.flops_per_token, want)
     self.assertEqual(speed.peak % 1e12, 0)
+
+  def test_a_part_of_the_model_is_on_one_device(self):
+    with mock.patch.object(hardware, 'peak_of', return_value=1e12):
+      *_, speed = self.measured(flops=5.0)[2]
+      *_, away = self.measured(flops=0.0)[2]
+    self.assertEqual(speed, telemetry_lib.Speed(5.0, 1e12))
+    self.assertIsNone(away)
 
 
 if __name__ == '__main__':

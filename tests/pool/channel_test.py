@@ -7,6 +7,7 @@ from absl.testing import parameterized
 
 from covenant.chain import keys
 from covenant.pool import channel as channel_lib
+from covenant.store import traffic
 
 WORKER = keys.Key.from_seed(b'w' * 32)
 POOL = keys.Key.from_seed(b'p' * 32)
@@ -82,6 +83,14 @@ class ChannelTest(parameterized.TestCase):
     got, back = asyncio.run(exchange(pair, 5))
     self.assertEqual(got, [({'n': n}, bytes([n])) for n in range(5)])
     self.assertEqual(back, [{'again': n} for n in range(5)])
+
+  def test_bytes_are_counted(self):
+    before = traffic.POOLS.totals
+    asyncio.run(exchange(pair, 3))
+    moved = traffic.POOLS.totals.since(before)
+    # Either end sends three messages, each with a signature of 64 bytes.
+    self.assertGreater(moved.bytes_received, 6 * 64)
+    self.assertEqual(moved.bytes_sent, moved.bytes_received)
 
   @parameterized.named_parameters(
     ('changed', lambda data: [data[:-1] + bytes([data[-1] ^ 1])]),

@@ -15,6 +15,7 @@ import pytest
 from absl.testing import absltest
 
 from covenant import config as config_lib
+from covenant import metrics
 from covenant.chain import local_chain
 from covenant.chain import storage as chain_storage
 from covenant.data import dataset
@@ -256,6 +257,24 @@ class HeadProcessTest(PipelineCase):
     self.assertNotIn(self.address('stage-b'), last['holders'])
     self.check_ledger()
     self.assertEqual(self.replay(first), end['fingerprint'])
+    for name in ('head', 'stage-a'):
+      self.check_measured(name, first)
+
+  def check_measured(self, name, first):
+    """A head or a stage has written what its first round took."""
+    steps, rounds = (
+      [x for x in metrics.read(self.folder / name / 'metrics.jsonl', [kind])
+       if x.round == 1]
+      for kind in (metrics.Step, metrics.NodeRound)
+    )  # fmt: skip
+    self.assertLen(steps, first['steps'])
+    self.assertAlmostEqual(steps[-1].loss, first['loss'])
+    for step in steps:
+      self.assertGreater(step.tokens_per_second * step.host_bytes, 0)
+      self.assertGreater(step.learning_rate * step.gradient_norm, 0)
+    (found,) = rounds
+    self.assertGreater(found.train_seconds, 0)
+    self.assertGreater(found.pool_bytes_sent * found.pool_bytes_received, 0)
 
   def run_command(self, name, command, address, edit):
     """Runs a command of the docs with paths and addresses of this test."""

@@ -1,7 +1,12 @@
 """The process of a stage; whole ones are in stage_training_test.py."""
 
 import asyncio
+import contextlib
+import dataclasses
+import json
+import pathlib
 import threading
+import urllib.request
 
 import aiohttp
 from absl.testing import absltest
@@ -10,8 +15,10 @@ from aiohttp import test_utils
 from aiohttp import web
 
 from covenant import config as config_lib
+from covenant import metrics
 from covenant.pool import stage_process
 from covenant.train.pipeline import stage as stage_lib
+from tests.pool import stage_meter_test
 from tests.pool import stages
 
 
@@ -25,6 +32,28 @@ class PipelineTest(parameterized.TestCase):
   def test_needs_the_address_of_a_head(self):
     with self.assertRaisesRegex(config_lib.ConfigError, 'pool.url: expected'):
       stage_process.StageProcess(stages.make_config(), self.create_tempdir())
+
+
+class TelemetryTest(absltest.TestCase):
+  def test_steps_are_in_metrics_and_at_the_endpoint(self):
+    folder = pathlib.Path(self.create_tempdir().full_path)
+    pool = config_lib.Pool(url='http://127.0.0.1:9', key=f'{folder}/key')
+    telemetry = config_lib.Telemetry(prometheus='0')
+    config = dataclasses.replace(
+      stages.make_config(), pool=pool, telemetry=telemetry
+    )
+    process = stage_process.StageProcess(config, folder / 'stage')
+    self.addCleanup(process.run, lambda: True)  # closes what is open
+    stage = stage_meter_test.make_stage(config, 1)
+    process._meter.add(1, stage)
+    for text in stage_meter_test.MESSAGES:
+      with process._meter.work(1, text):
+        pass
+    (step,) = metrics.read(folder / 'stage/metrics.jsonl', [metrics.Step])
+    self.assertEqual((step.stage, step.loss), (1, 2.5))
+    status = json.loads((folder / 'stage/status.json').read_text())
+    with urllib.request.urlopen(status['metrics'], timeout=10) as answer:
+      self.assertIn('covenant_step_loss 2.5', answer.read().decode())
 
 
 class RedirectTest(absltest.TestCase):
@@ -89,6 +118,25 @@ class ThreadTest(absltest.TestCase):
       ['begin', 'backward', 'forward', 'forward', 'update', 'backward',
        'forward'],
     )  # fmt: skip
+
+  def test_its_work_is_measured(self):
+    self.thread.end()
+    work = []
+
+    @contextlib.contextmanager
+    def measure(text):
+      work.append(text['do'])
+      yield
+      work.append('done')
+
+    thread = stage_process.StageThread(
+      lambda: self.keeper, lambda *_: self.there.release(), 2, measure
+    )
+    self.keeper.may.set()
+    thread.put({'do': 'begin'}, b'')
+    self.there.acquire()
+    thread.end()
+    self.assertEqual(work, ['take', 'done', 'begin', 'done'])
 
   def test_a_failure_is_told(self):
     self.keeper.may.set()

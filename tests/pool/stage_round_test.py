@@ -123,11 +123,12 @@ class StageRoundTest(parameterized.TestCase):
       'optim.inner.batch_size=32', 'optim.inner_steps=2'
     )
     self.stages = Stages(self.config)
+    self.seen = []
 
   def run_round(self, late=lambda: False, patience=60.0):
     work = stage_round.StageRound(
       self.config, self.stages.island, self.stages, 1, late, patience,
-      np.random.default_rng(0),
+      np.random.default_rng(0), self.seen.append,
     )  # fmt: skip
     tokens = np.zeros((32, self.config.data.context + 1), np.int32)
     return work, work.train([tokens, tokens], tokens)
@@ -147,6 +148,13 @@ class StageRoundTest(parameterized.TestCase):
     self.assertEqual(said[2, 'update'], 2)
     self.assertLen(result.samples, 64)
     self.assertEqual([x[1] for x in work.seal()], [b's'] * 3)
+    self.assertEqual([x.loss for x in self.seen], [8.0, 8.0])
+    self.assertEqual([x.gradient_norm for x in self.seen], [*result.norms])
+    self.assertEqual([(x.index, x.schedule_step) for x in self.seen],
+                     [(0, 2), (1, 3)])  # fmt: skip
+    for step in self.seen:
+      self.assertEqual(step.tokens, 32 * self.config.data.context)
+      self.assertGreater(step.seconds, step.wait_seconds)
 
   @parameterized.parameters('forward', 'backward', 'begin')
   def test_a_step_is_sent_again_after_a_loss(self, what):

@@ -2,14 +2,19 @@
 
 import threading
 import types
+from unittest import mock
 
 import numpy as np
 import pytest
 from absl.testing import absltest
 from absl.testing import parameterized
 
+from covenant import metrics
+from covenant.node import base as node_lib
+from covenant.pool import miner as pool_miner
 from covenant.pool import stage_training
 from covenant.train import island as island_lib
+from covenant.train import local as local_lib
 from covenant.train import pieces as pieces_lib
 from covenant.train import replica as replica_lib
 from covenant.train import shared_state as shared_state_lib
@@ -127,6 +132,36 @@ class SectionsTest(parameterized.TestCase):
     self.assertNotIn('a', head._refused)
 
 
+class ObserveTest(absltest.TestCase):
+  def test_a_node_is_told_of_each_step(self):
+    step = local_lib.InnerStep(0, 3, 1, 7, 0, 64, 2.5, 1.5, 2.0, 0.5)
+    seen = []
+
+    def train_round(task, split, late, pay, observe):
+      del late, pay
+      self.assertEqual((task.uid, split), (5, 'split'))
+      observe(step)
+
+    trainer = types.SimpleNamespace(split='split', observe=seen.append)
+    state = local_lib.MinerState(np.int32(2), None, None)
+    node = types.SimpleNamespace(
+      config=stages.make_config('rounds=9'),
+      role=types.SimpleNamespace(
+        slot=types.SimpleNamespace(trainer=trainer),
+        miner_state=node_lib.Future.done(state),
+      ),
+    )
+    head = types.SimpleNamespace(
+      train_round=train_round, _ledger=None, _stop=lambda: False
+    )
+    task = local_lib.Task(5, 3, b'', bytes(32))
+    with mock.patch.object(pool_miner, 'network_pay', return_value=0):
+      with self.assertRaises(node_lib.RetryLaterError):  # nothing is trained
+        stage_training.StageTraining.train(head, node, task, None, None)
+    steps = node.config.optim.inner_steps
+    self.assertEqual(seen, [step._replace(uid=5, joined=2 * steps)])
+
+
 @pytest.mark.slow
 class StageTrainingTest(FaultCase):
   def test_rounds_equal_the_emulated_pipeline(self):
@@ -154,6 +189,27 @@ class StageTrainingTest(FaultCase):
       self.assertTrue(self.model.rebase(digests, ()))
       self.assertEqual(self.log.base.number, r + 1)
     self.check_paid()
+    for worker in workers:
+      self.check_measured(worker)
+
+  def check_measured(self, worker):
+    """A stage has written its inner steps, and its first round."""
+    worker.stop()
+    steps, rounds = (
+      metrics.read(worker.process._workdir.path / 'metrics.jsonl', [kind])
+      for kind in (metrics.Step, metrics.NodeRound)
+    )
+    self.assertEqual([x.round for x in steps], [1, 1, 1, 2, 2, 2])
+    self.assertEqual([x.step for x in steps], [*range(6)])
+    inner, context = self.config.optim.inner, self.config.data.context
+    for step in steps:
+      self.assertEqual(step.tokens, inner.batch_size * context)
+      self.assertGreater(step.learning_rate, 0)
+      self.assertGreater(step.loss * step.gradient_norm, 0)
+    self.assertEqual([x.round for x in rounds], [1, 2])
+    for found in rounds:
+      self.assertGreater(found.train_seconds, 0)
+      self.assertGreater(found.pool_bytes_sent * found.pool_bytes_received, 0)
 
   def test_a_spare_takes_the_place_of_a_stage(self):
     self.killed('backward', workers=4)

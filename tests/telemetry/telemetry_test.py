@@ -90,6 +90,25 @@ class TelemetryTest(absltest.TestCase):
     self.assertEqual((found.bytes_received, found.receive_rate), (500, 500.0))
     self.assertEqual(found.retries, 2)
     self.assertGreater(found.host_free_bytes, 0)
+    self.assertIsNone(found.pool_bytes_sent)  # it is in no pool
+
+  def test_a_round_in_a_pool(self):
+    made = self.make()
+    traffic.POOLS.add('read', 7, 0.0, 1)  # before the first round
+    made.pulse(4, 1.0)
+    traffic.POOLS.add('write', 1000, 0.0, 1)
+    traffic.POOLS.add('read', 500, 0.0, 1)
+    traffic.POOLS.add('open', 0, 0.0, 2)
+    self.now = 10.0
+    made.pulse(5, 1.0)
+    (found,) = self.read(metrics.NodeRound)
+    self.assertEqual(
+      (found.pool_bytes_sent, found.pool_bytes_received), (1000, 500)
+    )
+    self.assertEqual(
+      (found.pool_send_rate, found.pool_receive_rate), (100.0, 50.0)
+    )
+    self.assertEqual((found.retries, found.bytes_sent), (1, 0))
 
   def test_a_restart_does_its_last_round_again(self):
     for n in range(2):

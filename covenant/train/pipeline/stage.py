@@ -74,13 +74,14 @@ class Stage:
     context: positions per sequence.
     spec: the layout of its sections.
     held_spec: the same with the embedding, which every stage moves along.
+    method: the algorithm of the run.
   """
 
   def __init__(
     self, config: config_lib.Config, island: config_lib.Island, index: int
   ):
     tools = stage_tools.of(config, island, index)
-    self.programs, self._method = tools.programs, tools.method
+    self.programs, self.method = tools.programs, tools.method
     self.context = config.data.context
     self.spec, self.held_spec = tools.spec, tools.held_spec
     self._own = tools.own
@@ -92,12 +93,12 @@ class Stage:
 
   def fresh(self) -> PrivateState:
     """Returns new moments and error feedback."""
-    assert self._method.inner is not None
+    assert self.method.inner is not None
     own = stage_programs.pick(self.shared.params, self.programs.names.own)
     error = None
-    if self._method.error_decay is not None:
+    if self.method.error_decay is not None:
       error = jax.tree.map(jnp.zeros_like, own)
-    return PrivateState(self._method.inner.init(own), error, np.int32(-1))
+    return PrivateState(self.method.inner.init(own), error, np.int32(-1))
 
   def adopt(self, tensors: Mapping[str, bytes]) -> None:
     """Takes the shared state of a checkpoint, the bytes of each tensor."""
