@@ -13,6 +13,7 @@ import math
 import operator
 import os
 import pathlib
+import reprlib
 import sys
 import types
 import typing
@@ -208,24 +209,28 @@ def _checked(value: _Value, kind: object, where: str) -> _Value:
   if typing.get_origin(kind) is tuple:
     element = typing.get_args(kind)[0]
     if isinstance(value, (str, bytes)):
-      raise MetricsError(f'{where} is {value!r}, not a list of numbers')
+      raise MetricsError(
+        f'{where} is {reprlib.repr(value)}, not a list of numbers'
+      )
     try:
       items = list(value)
     except TypeError:
       raise MetricsError(
-        f'{where} is {value!r}, not a list of numbers'
+        f'{where} is {reprlib.repr(value)}, not a list of numbers'
       ) from None
     return tuple(
       _checked(item, element, f'{where}[{i}]') for i, item in enumerate(items)
     )
   # float('3') and operator.index(True) would both succeed.
   if isinstance(value, (str, bytes, bool)) or value is None:
-    raise MetricsError(f'{where} is {value!r}, not a number')
+    raise MetricsError(f'{where} is {reprlib.repr(value)}, not a number')
   try:
     number = operator.index(value) if kind is int else float(value)
   except (TypeError, ValueError, OverflowError):
     noun = 'an integer' if kind is int else 'a number'
-    raise MetricsError(f'{where} is {value!r}, not {noun}') from None
+    raise MetricsError(
+      f'{where} is {reprlib.repr(value)}, not {noun}'
+    ) from None
   if kind is float and not math.isfinite(number):
     raise MetricsError(f'{where} is {number}: the run has diverged')
   return number
@@ -269,7 +274,9 @@ def decode(line: str | bytes) -> Line:
     raise MetricsError(f'not a JSON object but a {type(fields).__name__}')
   kind = fields.pop('kind', None)
   if not isinstance(kind, str) or kind not in _KINDS:
-    raise MetricsError(f'kind is {kind!r}; allowed: {", ".join(_KINDS)}')
+    raise MetricsError(
+      f'kind is {reprlib.repr(kind)}; allowed: {", ".join(_KINDS)}'
+    )
   cls = _KINDS[kind]
   known = dataclasses.fields(cls)
   names = {x.name for x in known}
@@ -278,7 +285,7 @@ def decode(line: str | bytes) -> Line:
   if missing := sorted(needed - set(fields)):
     raise MetricsError(f'{kind}: missing {", ".join(missing)}')
   if unknown := sorted(set(fields) - names):
-    raise MetricsError(f'{kind}: unknown field {", ".join(unknown)}')
+    raise MetricsError(f'{kind}: unknown field {", ".join(unknown)[:200]}')
   return cls(**fields)
 
 

@@ -61,7 +61,7 @@ def check(folder: str | os.PathLike[str]) -> bool:
     raise ChecksumError(f'{folder / _NAME}: expected an object of JSON')
   for name in sorted(expected.keys() | found.keys()):
     if name not in found:
-      raise ChecksumError(f'{folder / name} is missing')
+      raise ChecksumError(f'{folder / name[:200]} is missing')
     if name not in expected:
       raise ChecksumError(f'{folder / name} was not there when it was written')
     if expected[name] != found[name]:
