@@ -206,31 +206,26 @@ def _checked(value: _Value, kind: object, where: str) -> _Value:
     if value is None:
       return None
     kind = typing.get_args(kind)[0]
+  got = f'{where} is {reprlib.repr(value)}'
   if typing.get_origin(kind) is tuple:
     element = typing.get_args(kind)[0]
     if isinstance(value, (str, bytes)):
-      raise MetricsError(
-        f'{where} is {reprlib.repr(value)}, not a list of numbers'
-      )
+      raise MetricsError(f'{got}, not a list of numbers')
     try:
       items = list(value)
     except TypeError:
-      raise MetricsError(
-        f'{where} is {reprlib.repr(value)}, not a list of numbers'
-      ) from None
+      raise MetricsError(f'{got}, not a list of numbers') from None
     return tuple(
       _checked(item, element, f'{where}[{i}]') for i, item in enumerate(items)
     )
   # float('3') and operator.index(True) would both succeed.
   if isinstance(value, (str, bytes, bool)) or value is None:
-    raise MetricsError(f'{where} is {reprlib.repr(value)}, not a number')
+    raise MetricsError(f'{got}, not a number')
   try:
     number = operator.index(value) if kind is int else float(value)
   except (TypeError, ValueError, OverflowError):
     noun = 'an integer' if kind is int else 'a number'
-    raise MetricsError(
-      f'{where} is {reprlib.repr(value)}, not {noun}'
-    ) from None
+    raise MetricsError(f'{got}, not {noun}') from None
   if kind is float and not math.isfinite(number):
     raise MetricsError(f'{where} is {number}: the run has diverged')
   return number
@@ -279,12 +274,11 @@ def decode(line: str | bytes) -> Line:
     )
   cls = _KINDS[kind]
   known = dataclasses.fields(cls)
-  names = {x.name for x in known}
   # Fields with a default are newer than some runs.
   needed = {x.name for x in known if x.default is dataclasses.MISSING}
   if missing := sorted(needed - set(fields)):
     raise MetricsError(f'{kind}: missing {", ".join(missing)}')
-  if unknown := sorted(set(fields) - names):
+  if unknown := sorted(set(fields) - {x.name for x in known}):
     raise MetricsError(f'{kind}: unknown field {", ".join(unknown)[:200]}')
   return cls(**fields)
 
