@@ -178,9 +178,8 @@ class StageProcess:
     self._workdir.status(phase='ready')
     try:
       self._follow(stop)
-    finally:
-      self._end_threads()
       self._workdir.status(phase='stopped')
+    finally:
       self._workdir.telemetry.close()
 
   def _follow(self, stop: Callable[[], bool]) -> None:
