@@ -186,10 +186,10 @@ class Process:
       self._data, self._data_config = data, config.data
     self.workdir.telemetry.follow(config)
     if isinstance(role, miner_lib.MinerRole):
-      trainer = trainer_lib.Trainer(
-        config, node.shared_model, self._data, self._process_group.mesh
-      )
-      role.slot = miner_lib.LocalSlot(trainer)
+      if isinstance(role.slot, miner_lib.LocalSlot):  # stages train elsewhere
+        model, mesh = node.shared_model, self._process_group.mesh
+        trainer = trainer_lib.Trainer(config, model, self._data, mesh)
+        role.slot = miner_lib.LocalSlot(trainer)
       self._meter_steps(node)
     elif isinstance(role, validator_lib.ValidatorRole):
       role.judge = validator_lib.judge(

@@ -220,6 +220,13 @@ class ProcessTest(absltest.TestCase):
     committed = [e['round'] for e in events if e['what'] == 'commit']
     self.assertIn(1, committed)
 
+  def test_an_amendment_leaves_devices_of_other_processes(self):
+    process = self.process()
+    node = process.node
+    slot = node.role.slot  # as that of a pipeline's head: not a LocalSlot
+    process._retool(node)
+    self.assertIs(node.role.slot, slot)
+
   def test_a_second_stop_in_one_round_keeps_the_newest_state(self):
     process = self.process()
     process.run(lambda: process.node.state.round == 1)
