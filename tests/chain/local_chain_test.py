@@ -595,7 +595,7 @@ class LocalTest(parameterized.TestCase):
     )
 
   def test_a_clock_that_is_set_seals_nothing(self):
-    """Of one process for one read, of all for ever, forward or back."""
+    """The clock of one process jumps for one read, of all for ever."""
     ann = local_chain.LocalChain.create(self.path, b'', RULES, make_key('ann'))
     bob = local_chain.LocalChain.open(self.path, make_key('bob'))
     now = time.time()

@@ -82,7 +82,7 @@ class ProposalsTest(absltest.TestCase):
 
   @pytest.mark.slow
   def test_a_restart_between_a_rollback_and_its_adoption(self):
-    """What was published before is gone with the process that held it."""
+    """A publication is gone with the process that held it."""
     self.config = helpers.tiny(
       'rounds=7', 'validators=2', 'optim.inner.decay_steps=12',
       'checkpoint.publish=1',

@@ -40,7 +40,7 @@ KEYS = {u: keys.Key.from_seed(bytes([u]) * 32) for u in range(FIRST + 5)}
 
 
 class Act(NamedTuple):
-  """What an attacker does at a block."""
+  """An action of an attacker at a block."""
 
   listed: tuple[int, ...]  # uids; it votes for this manifest
   shown: int  # blocks until the bytes can be fetched; many: never

@@ -223,7 +223,7 @@ class AdmitTest(absltest.TestCase):
 @pytest.mark.network
 class HeadProcessTest(PipelineCase):
   def test_the_commands_of_the_docs_with_a_stage_killed(self):
-    """As the emulated pipeline, bit for bit, until a stage is killed."""
+    """The bits are those of the emulated pipeline until a stage is killed."""
     (head,) = commands('head')
     stages = commands('stages')
     self.assertLen(stages, 3)

@@ -48,7 +48,7 @@ class Channel:
 
 
 class SeatsParser:
-  """What a worker says of a stage that it holds, or does not hold."""
+  """The messages of a worker about a stage, which it may not hold."""
 
   def __init__(self, folder):
     self.log = orders_lib.OrderLog(folder, 'g')

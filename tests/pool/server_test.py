@@ -107,7 +107,7 @@ class ServerTest(serving.ServerCase):
     self.assertEqual(self.ask()[0], 200)
 
   def test_strangers_bodies_are_not_read(self):
-    """Of nobody that has no lease, and not before its head is verified."""
+    """A body is read with a lease, once its head is verified."""
     del self.longest['/large']
     token = self.hello()['token']
     for number, changes in enumerate(({}, {'X-Signature': '00' * 64})):

@@ -1,4 +1,4 @@
-"""What an audit of a stage takes for honest."""
+"""The verdicts of an audit of a stage."""
 
 import numpy as np
 from absl.testing import absltest

@@ -33,7 +33,7 @@ MESSAGES = (
 
 
 def make_stage(config, index):
-  """What a meter looks at of a stage."""
+  """The attributes of a stage that a meter reads."""
   island = stage_process.pipeline_of(config)
   return types.SimpleNamespace(
     shared=types.SimpleNamespace(params=llama.abstract(config.model)),

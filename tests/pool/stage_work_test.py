@@ -1,4 +1,4 @@
-"""What the stages of a pipeline say of a round, as their head reads it."""
+"""The answers of a pipeline's stages, as their head reads them."""
 
 import math
 

@@ -126,7 +126,7 @@ class AmendedTest(absltest.TestCase):
     self.params = params
 
   def want(self, config, round_index):
-    """What an honest worker sends in a round under a config."""
+    """Returns the message of an honest worker in a round under a config."""
     trainer = worker_lib.LeaseTrainer(config, self.model.amended(config))
     job = self.job._replace(round=round_index)
     message, _ = trainer.train(self.params, job)

@@ -434,7 +434,7 @@ class LiarsTest(parameterized.TestCase):
     return index._replace(**changes)
 
   def test_other_parameters_under_the_right_root_are_not_fetched(self):
-    """Of a round that a manifest names, and of the newest, which none does."""
+    """Lies about a round that a manifest names, and about the newest."""
     node, refused = self.network.nodes['0'], set()
     self.publish_index('3', self.forged('3', 4))
     self.publish_index('3', self.forged('3', 5, root=node.root.hex()))

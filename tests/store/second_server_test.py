@@ -78,7 +78,7 @@ class SeaweedTest(bucket_test.ContractTest):
     cls.process.stderr.close()
 
   def test_a_bucket_that_is_not_there(self):
-    """Who may not create it is not told that it is missing."""
+    """A reader that may not create it is not told that it is missing."""
     location = location_lib.Location('s3', 'gone', endpoint=self.endpoint)
     own = bucket_lib.open_bucket(location, bucket_test.ENVIRON)
     with self.assertRaisesRegex(interface.AccessDeniedError, 'AccessDenied'):
