@@ -208,18 +208,12 @@ class Pipelines:
     config = self._config
     task = local.Task(uid, round_index, config.seed, b'')
     batches = local.batches(config, task, self._split)
-    run = local.RoundInProgress(
+    run = local.RoundInProgress.begin(
       task,
       (tokens for tokens, _ in zip(batches, slots, strict=False)),
       joined=np.int32(0),
       steps=self._island.steps,
       schedule_steps=config.optim.inner_steps,
-      receipt=assignment.Receipt(),
-      losses=[],
-      norms=[],
-      tokens=[],
-      seconds=[],
-      waits=[],
     )
     replica = self._replica(slots)
     return local.train_round(

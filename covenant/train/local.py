@@ -80,6 +80,21 @@ class RoundInProgress(NamedTuple):
   waits: list[float]  # seconds of each step until its batch was there
   origin: ct.Params | None = None  # the parameters before early steps
 
+  @classmethod
+  def begin(
+    cls,
+    task: Task,
+    batches: Iterator[np.ndarray],
+    joined: np.int32,
+    steps: int,
+    schedule_steps: int,
+  ) -> 'RoundInProgress':
+    """Returns the record of a round without steps; see the fields."""
+    receipt = assignment.Receipt()
+    return cls(
+      task, batches, joined, steps, schedule_steps, receipt, [], [], [], [], []
+    )
+
   @property
   def schedule_step(self) -> np.int32:
     """The next inner step of the run, on which the learning rate depends.

@@ -232,18 +232,12 @@ class Trainer:
   ) -> local_lib.RoundInProgress:
     """Returns the record of a round without steps."""
     schedule_steps = self._config.optim.inner_steps
-    return local_lib.RoundInProgress(
+    return local_lib.RoundInProgress.begin(
       task,
       iter(batches),
       joined=state.joined * np.int32(schedule_steps),
       steps=island_lib.of(self._config, task.uid).steps,
       schedule_steps=schedule_steps,
-      receipt=assignment.Receipt(),
-      losses=[],
-      norms=[],
-      tokens=[],
-      seconds=[],
-      waits=[],
     )
 
   def _compress(

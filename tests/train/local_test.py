@@ -17,18 +17,12 @@ BATCHES = [np.full((2, 4), i, np.int32) for i in range(3)]
 
 
 def start(steps=3, schedule_steps=6, round_index=5):
-  return local_lib.RoundInProgress(
+  return local_lib.RoundInProgress.begin(
     local_lib.Task(1, round_index, b'seed', bytes(32)),
     iter(BATCHES),
     joined=np.int32(12),
     steps=steps,
     schedule_steps=schedule_steps,
-    receipt=assignment.Receipt(),
-    losses=[],
-    norms=[],
-    tokens=[],
-    seconds=[],
-    waits=[],
   )
 
 
