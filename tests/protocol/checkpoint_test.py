@@ -1,6 +1,5 @@
 """Checkpoints across meshes and kinds of memory, and damaged ones."""
 
-import gc
 import pathlib
 import subprocess
 import sys
@@ -83,13 +82,9 @@ def where(tree):
   return [x.sharding for x in jax.tree.leaves(tree) if hasattr(x, 'sharding')]
 
 
-# Orbax leaves them behind where a tensor cannot be read.
-@pytest.mark.filterwarnings('ignore:coroutine .* was never awaited')
-@pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
 class CheckpointTest(parameterized.TestCase):
   def setUp(self):
     super().setUp()
-    self.addCleanup(gc.collect)  # of this test, not of one after it
     self.workdir = pathlib.Path(self.create_tempdir().full_path)
     self.folder = self.workdir / 'checkpoints'
     self.said = []
