@@ -6,6 +6,7 @@ tests need a package index; no other test does.
 
 import fcntl
 import functools
+import json
 import os
 import pathlib
 import runpy
@@ -155,6 +156,17 @@ def jax_venv(which: str) -> pathlib.Path:
 
 def _python(which: str) -> pathlib.Path:
   return pathlib.Path(sys.executable) if which == 'oldest' else pythons()[0]
+
+
+def is_newest(requirement: requirements_lib.Requirement) -> bool:
+  """Returns whether pip would leave a package of this environment as it is."""
+  with tempfile.TemporaryDirectory() as folder:
+    report = pathlib.Path(folder, 'report.json')
+    run(
+      [sys.executable, '-m', 'pip', 'install', '--quiet', '--dry-run']
+      + ['--no-deps', '--upgrade', '--report', report, str(requirement)]
+    )
+    return not json.loads(report.read_text(encoding='utf-8'))['install']
 
 
 def installed(python: pathlib.Path) -> dict[str, version_lib.Version]:

@@ -25,6 +25,8 @@ class ReleasesTest(parameterized.TestCase):
   @parameterized.parameters('oldest', 'newest')
   def test_chain(self, which):
     (sdk,) = (r for r in venvs.requirements('network') if r.name == 'bittensor')
+    if which == 'newest' and venvs.is_newest(sdk):
+      self.skipTest('the unit tests have run with the newest release')
     wanted = str(sdk)
     if which == 'oldest':
       wanted = f'bittensor=={venvs.lower_bound(sdk)}'
