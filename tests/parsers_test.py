@@ -382,10 +382,10 @@ class ParsersTest(parameterized.TestCase):
   @pytest.mark.rows(1)
   @parameterized.parameters(*NAMES)
   def test_some(self, name):
-    self.run_parser(name, 400, seed=1)
+    self.run_parser(name, 4_000, seed=1)
 
   @parameterized.parameters(*NAMES)
-  @pytest.mark.slow
+  @pytest.mark.thorough
   def test_a_hundred_thousand(self, name):
     print(name, self.run_parser(name, 100_000, seed=2))
 

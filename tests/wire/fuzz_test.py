@@ -133,7 +133,7 @@ class FuzzTest(parameterized.TestCase):
   def test_two_thousand_mutants(self):
     self.fuzz(2_000)
 
-  @pytest.mark.slow
+  @pytest.mark.thorough
   def test_a_hundred_thousand_mutants(self):
     self.fuzz(100_000)
 
