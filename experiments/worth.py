@@ -22,7 +22,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from covenant import config as config_lib
 from covenant.models import llama
-from covenant.train.pipeline import subspace
+from covenant.train.pipeline import boundary_bytes
 from experiments import runner
 from experiments import study
 
@@ -75,8 +75,8 @@ def compression(
     points = []
     for rank in ranks:
       dtype = config.model.compute_dtype
-      fold = subspace.position_bytes(width, 0, dtype)
-      fold /= subspace.position_bytes(rank, 4, dtype)
+      fold = boundary_bytes.position_bytes(width, 0, dtype)
+      fold /= boundary_bytes.position_bytes(rank, 4, dtype)
       losses = study.losses(runs, _cell(width, f'rank {rank}'))
       share = plain_share(runs, width, statistics.mean(losses.values()))
       points.append((round(fold, 2), round(min(2 * share - 1, 1.0), 2)))

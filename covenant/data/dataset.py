@@ -10,6 +10,7 @@ import numpy as np
 from covenant import config as config_lib
 from covenant import extras
 from covenant.data import corpus as corpus_lib
+from covenant.data import joined
 from covenant.data import pretrained
 from covenant.data import shards
 from covenant.data import tokenizer as tokenizer_lib
@@ -187,7 +188,7 @@ def _join(
   splits: list[tokens.Split], phases: tuple[tokens.MixturePhase, ...]
 ) -> tokens.Split:
   return tokens.Split(
-    tokens.Joined([split.store for split in splits]),
+    joined.Joined([split.store for split in splits]),
     sum(split.num_bytes for split in splits),
     parts=tuple(split.num_tokens for split in splits),
     phases=phases,

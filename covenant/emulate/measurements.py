@@ -18,7 +18,7 @@ from covenant.protocol import round as round_lib
 from covenant.train import island as island_lib
 from covenant.train import local as local_lib
 from covenant.train import shared_state as shared_state_lib
-from covenant.train.pipeline import subspace
+from covenant.train.pipeline import boundary_bytes
 
 Phase = round_lib.Phase
 # Phase -> the field of `metrics.Round` that counts it.
@@ -120,7 +120,7 @@ def round_record(
     tokens_per_second=sum(c.tokens for c in trained.values()) / seconds,
     **spent,
     stage_bytes=sum(
-      subspace.round_bytes(
+      boundary_bytes.round_bytes(
         config.model,
         island_lib.of(config, uid),
         contribution.tokens // config.data.context,

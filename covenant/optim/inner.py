@@ -14,7 +14,6 @@ import optax
 
 from covenant import config
 from covenant import typing as ct
-from covenant.optim import collectives
 
 _P = ParamSpec('_P')
 _T = TypeVar('_T')
@@ -108,10 +107,12 @@ def _matrices(params: ct.Params) -> ct.PyTree:
     name = jax.tree_util.keystr(path)
     if x.ndim < 2 or 'embedding' in name:
       return None
-    if axes := collectives.shard_axes(x, None):
+    kind = jax.typeof(x)
+    axes = {*jax.tree.leaves(tuple(kind.sharding.spec))}
+    if axes := axes | kind.manual_axis_type.varying:
       raise ValueError(
         f'optim.inner.kind: muon orthogonalizes whole matrices, and {name} is '
-        f'sharded on {axes}; use adamw'
+        f'sharded on {tuple(sorted(axes))}; use adamw'
       )
     return optax.contrib.MuonDimensionNumbers(-2, -1)
 

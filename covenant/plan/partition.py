@@ -31,6 +31,7 @@ from covenant.plan import memory
 from covenant.plan import relay
 from covenant.plan import worth
 from covenant.train import island as island_lib
+from covenant.train.pipeline import boundary_bytes
 from covenant.train.pipeline import subspace
 
 _COMPRESSIONS = (0.875, 0.95, 0.99)  # share saved at boundaries
@@ -257,11 +258,11 @@ class _Passes(NamedTuple):
 
 def _passes(model: config_lib.Model, compression: float) -> _Passes:
   """Returns the four-bit rank that saves the share `compression`."""
-  whole = subspace.position_bytes(model.width, 0, model.compute_dtype)
-  step = subspace.position_bytes(0, _BITS, model.compute_dtype)
+  whole = boundary_bytes.position_bytes(model.width, 0, model.compute_dtype)
+  step = boundary_bytes.position_bytes(0, _BITS, model.compute_dtype)
   pairs = max(1, round(whole * (1 - compression)) - step)
   rank = min(2 * pairs, 2 * ((model.width - 1) // 2))
-  sent = subspace.position_bytes(rank, _BITS, model.compute_dtype)
+  sent = boundary_bytes.position_bytes(rank, _BITS, model.compute_dtype)
   return _Passes(rank, _BITS, sent, whole / sent)
 
 

@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from covenant.plan import hardware
-from covenant.train.pipeline import subspace
+from covenant.train.pipeline import boundary_bytes
 
 
 class Ring(NamedTuple):
@@ -114,7 +114,7 @@ def fit(ring: Ring, width: int, rank: int, passed: float) -> Fit:
     rank: numbers per position.
     passed: bytes of the fitted sequences' activations at one boundary.
   """
-  size, seconds = subspace.fit_bytes(width, rank) + passed, 0.0
+  size, seconds = boundary_bytes.fit_bytes(width, rank) + passed, 0.0
   for _, n, group in ring.others():
     link = ring.link(group)
     seconds += n * group.size * (size * sum(link.legs(ring.hub)) + link.latency)

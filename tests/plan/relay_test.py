@@ -8,7 +8,7 @@ from absl.testing import parameterized
 from covenant import config as config_lib
 from covenant.plan import hardware
 from covenant.plan import relay
-from covenant.train.pipeline import subspace
+from covenant.train.pipeline import boundary_bytes
 
 HEAD, STAGE = 'on 80 Mb/s / 40 Mb/s up', 'on 40 Mb/s / 8 Mb/s up'
 
@@ -65,7 +65,7 @@ class RelayTest(parameterized.TestCase):
   @parameterized.parameters(1, 2, 5)
   def test_the_fits_of_a_round(self, hosts):
     found = relay.fit(ring(hosts), 64, 20, 300.0)
-    size = subspace.fit_bytes(64, 20) + 300
+    size = boundary_bytes.fit_bytes(64, 20) + 300
     at = [host for host in range(1, hosts + 1) for _ in range(2)] + [0]
     messages = [(a, b, size) for a, b in zip(at, at[1:], strict=False)]
     out, _, seconds = walk(ring(hosts), messages)

@@ -17,6 +17,7 @@ from covenant import config as config_lib
 from covenant.models import llama
 from covenant.models import loss as loss_lib
 from covenant.train import island as island_lib
+from covenant.train.pipeline import boundary_bytes
 from covenant.train.pipeline import quantized
 from covenant.train.pipeline import subspace
 
@@ -315,7 +316,7 @@ class QuantizedTest(parameterized.TestCase):
       sum(x.nbytes for x in packed),
       c.shape[0]
       * c.shape[1]
-      * subspace.position_bytes(c.shape[2], bits, dtype),
+      * boundary_bytes.position_bytes(c.shape[2], bits, dtype),
     )
     got = np.asarray(quantized.unpack(packed, dtype), np.float64)
     self.assertEqual(quantized.unpack(packed, dtype).dtype, dtype)
