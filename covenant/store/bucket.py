@@ -2,10 +2,8 @@
 
 import asyncio
 import concurrent.futures
-import contextlib
 import functools
 import os
-import secrets
 import threading
 import time
 from collections.abc import (
@@ -26,14 +24,14 @@ from covenant.store import object_reader
 from covenant.store import retry as retry_lib
 from covenant.store import traffic
 from covenant.store import transfer as transfer_lib
+from covenant.store import upload as upload_lib
 
 with extras.needed('run'):
   import obstore
   import obstore.store
 
-STAGING = '.staging/'  # uploads under way; old ones are left by killed nodes
+STAGING = upload_lib.STAGING
 MAX_LISTED = 100_000  # objects
-_MAX_PARTS = 10_000  # S3's
 
 _T = TypeVar('_T')
 
@@ -132,10 +130,9 @@ class ObstoreBucket:
     )
     self._parts_store = connect(retries=10) if self._s3 and own else None
     self._connecting = threading.Lock()
+    self._slots = asyncio.Semaphore(settings.requests)
     if own or not self._s3:
       self.open()  # raises where there is none
-    self._slots = asyncio.Semaphore(settings.requests)
-    self._uploads: set[asyncio.Task] = set()  # asyncio keeps weak references
     self._loop = backend.event_loop()
 
   def open(self) -> obstore.store.ObjectStore:
@@ -146,6 +143,13 @@ class ObstoreBucket:
     with self._connecting:
       if self._connect is not None:
         self._store = self._connect()
+        self._uploader = upload_lib.Uploader(
+          self._store,
+          self._parts_store,
+          self._slots,
+          self._settings,
+          self._own,
+        )
         self._connect = None
     return self._store
 
@@ -160,11 +164,11 @@ class ObstoreBucket:
     ObjectExistsError, too.
     """
     interface.check_key(key)
-    large = self._s3 and len(data) > self._settings.part_bytes
-    act = self._put_parts if large else self._put
-    self._run(
-      'write', key, lambda call: act(call, key, data, replace), len(data)
-    )
+
+    async def act(call: retry_lib.Call) -> None:
+      await self._uploader.put(call, key, data, replace)
+
+    self._run('write', key, act, len(data))
 
   def get(self, key: str, limit: int) -> bytes:
     """See `interface.Bucket.get`. A read that breaks is resumed."""
@@ -235,110 +239,6 @@ class ObstoreBucket:
             raise interface.StoreError(str(e)) from None
 
     self._run('delete', f'{len(keys)} objects', each)
-
-  async def _put(
-    self, call: retry_lib.Call, key: str, data: bytes, replace: bool
-  ):
-    mode = 'overwrite' if replace else 'create'
-
-    async def act():
-      async with self._slots:
-        await obstore.put_async(
-          self._store, key, data, mode=mode, use_multipart=False
-        )
-
-    await self._create(call, act, key, data)
-
-  async def _create(self, call: retry_lib.Call, act, key: str, data: bytes):
-    """Runs `act`; a lost answer is not mistaken for another node's put."""
-    tries = call.tries
-    try:
-      await self._retry(call, act)
-    except interface.ObjectExistsError:
-      if call.tries == tries + 1 or not await self._holds(call, key, data):
-        raise
-    except interface.MissingObjectError as e:  # of the bucket
-      raise interface.StoreError(str(e)) from None
-
-  async def _holds(self, call: retry_lib.Call, key: str, data: bytes) -> bool:
-    try:
-      return await self._get(call, key, len(data)) == data
-    except (interface.MissingObjectError, interface.ObjectTooLargeError):
-      return False
-
-  async def _put_parts(
-    self, call: retry_lib.Call, key: str, data: bytes, replace: bool
-  ):
-    # A cancelled upload would leave its parts in the store for good, but
-    # obstore aborts an upload that fails. So at the deadline the upload is made
-    # to fail, and ends in the background.
-    upload = self._upload if replace else self._upload_absent
-    task = asyncio.ensure_future(upload(call, key, data))
-    self._uploads.add(task)
-    task.add_done_callback(self._end)
-    await asyncio.shield(task)
-
-  def _end(self, task: asyncio.Task) -> None:
-    self._uploads.discard(task)
-    if not task.cancelled():
-      task.exception()  # asyncio logs exceptions that are not retrieved
-
-  async def _upload_absent(
-    self, call: retry_lib.Call, key: str, data: bytes
-  ) -> None:
-    # An upload in parts cannot fail because the object exists, but a copy of
-    # obstore can. The time of the copy is that of the end of the upload.
-    if await self._there(call, key):
-      raise interface.ObjectExistsError('there is one already')
-    stage = STAGING + secrets.token_hex(16)
-
-    async def copy():
-      async with self._slots:
-        await obstore.copy_async(self._store, stage, key, overwrite=False)
-
-    try:
-      await self._upload(call, stage, data)
-      await self._create(call, copy, key, data)
-    finally:
-      with contextlib.suppress(obstore.exceptions.BaseError):
-        await obstore.delete_async(self._store, stage)
-
-  async def _there(self, call: retry_lib.Call, key: str) -> bool:
-    async def act():
-      async with self._slots:
-        await obstore.head_async(self._store, key)
-
-    try:
-      await self._retry(call, act)
-    except (interface.MissingObjectError, interface.AccessDeniedError):
-      return False  # only the upload's refusal says why
-    return True
-
-  async def _upload(self, call: retry_lib.Call, key: str, data: bytes) -> None:
-    part_bytes = max(self._settings.part_bytes, -(-len(data) // _MAX_PARTS))
-
-    async def parts():
-      view = memoryview(data)
-      for i in range(0, len(data), part_bytes):
-        if call.over:
-          raise TimeoutError('the call is over')
-        yield view[i : i + part_bytes]
-
-    try:
-      async with self._slots:
-        await obstore.put_async(
-          self._parts_store,
-          key,
-          parts(),
-          chunk_size=part_bytes,
-          max_concurrency=object_reader.PARTS_AT_ONCE,
-          use_multipart=True,
-        )
-    except Exception as e:
-      error = backend.explain(e)
-      if isinstance(error, interface.MissingObjectError):  # the bucket
-        error = interface.StoreError(str(error))
-      raise error from None
 
   async def _get(
     self,

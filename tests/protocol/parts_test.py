@@ -1,7 +1,12 @@
 """Objects in parts: resumed at the part, and not trusted."""
 
+import os
+import subprocess
+import sys
+import threading
 from unittest import mock
 
+import pytest
 from absl.testing import absltest
 
 from covenant.protocol import parts
@@ -9,10 +14,26 @@ from covenant.protocol import run_storage as run_storage_lib
 from covenant.store import bucket as bucket_lib
 from covenant.store import interface
 from covenant.store import location as location_lib
+from tests.store import faults_test
+from tests.store import upload_test
 
 LIMIT = 4000
 DATA = bytes(i % 251 for i in range(3900))
 DIGEST = run_storage_lib.digest(DATA)
+# A node that puts five parts of 8 MiB.
+_CUT = 2**23
+_NODE = f"""
+import random, sys
+from covenant.protocol import parts, run_storage
+from covenant.store import bucket, location
+parts.PART_BYTES = {_CUT}
+own = bucket.open_bucket(location.Location.parse(sys.argv[1]))
+storage = run_storage.RunStorage(b'r' * 16, own, b'', None)
+data = random.Random(7).randbytes(4 * {_CUT} + 100)
+digest = run_storage.digest(data)
+storage.put_once(storage.key('payloads', 3, digest), data)
+print(digest.hex())
+"""
 
 
 class PartsTest(absltest.TestCase):
@@ -92,6 +113,39 @@ class PartsTest(absltest.TestCase):
       self.assertEmpty(set(again) & set(sent))
       self.put(owner)
     self.assertEqual(self.fetch(), DATA)
+
+  @pytest.mark.network
+  def test_a_process_killed_while_it_uploads_goes_on_after_a_restart(self):
+    store, reached = upload_test.serve(self), threading.Event()
+
+    def hold(h):
+      reached.set()
+      store.over.wait(faults_test.PATIENCE)
+      h.hang_up()
+
+    def puts():
+      return [line.split()[1] for line in store.log if line.startswith('PUT')]
+
+    endpoint = f'http://127.0.0.1:{store.server_port}'
+    location = location_lib.Location('s3', 'abc', endpoint=endpoint)
+    command = [sys.executable, '-c', _NODE, str(location)]
+    environ = {**os.environ, **faults_test.ENVIRON}
+    store.fault(lambda h: faults_test.serve(h), times=2, method='PUT')
+    store.fault(hold, method='PUT')  # the third of the parts
+    with subprocess.Popen(command, env=environ) as node:
+      self.assertTrue(reached.wait(faults_test.PATIENCE))
+      node.kill()
+    first, kept = puts(), set(store.objects)
+    self.assertLen(first, 3)
+    self.assertEqual(kept, set(first[:2]))
+    answer = subprocess.run(
+      command, env=environ, check=True, capture_output=True, text=True
+    )
+    again = puts()[3:]
+    self.assertLen(again, 4)  # three parts and their list
+    self.assertEqual(again[0], first[2])
+    self.assertEmpty(set(again) & kept)
+    self.assertEqual(again[-1].rpartition('/')[2], answer.stdout.strip())
 
   def test_a_list_of_other_parts_hides_nothing(self):
     owner, mirror = self.storages

@@ -24,10 +24,10 @@ from covenant.store import interface
 from covenant.store import location as location_lib
 
 _KEY_ID, _SECRET = 'KEYIDKEYID', 'SECRETSECRET'
-_ENVIRON = {'AWS_ACCESS_KEY_ID': _KEY_ID, 'AWS_SECRET_ACCESS_KEY': _SECRET}
+ENVIRON = {'AWS_ACCESS_KEY_ID': _KEY_ID, 'AWS_SECRET_ACCESS_KEY': _SECRET}
 _UPLOAD = 5 * 2**20
 _CHUNK = 2**16  # what a break may cost of what had come
-_PATIENCE = 60.0  # seconds; what takes longer never happens
+PATIENCE = 60.0  # seconds; what takes longer never happens
 
 
 class Store(http.server.ThreadingHTTPServer):
@@ -186,7 +186,7 @@ def lose_answer(h):
 
 def hang(h):
   """Says nothing until the test is over."""
-  h.server.over.wait(_PATIENCE)
+  h.server.over.wait(PATIENCE)
   h.hang_up()
 
 
@@ -219,7 +219,7 @@ class FaultsTest(parameterized.TestCase):
     """A clock whose deadline comes when `event` is set, at no other time."""
 
     def wait(future, seconds):
-      self.assertTrue(event.wait(_PATIENCE), 'it never happened')
+      self.assertTrue(event.wait(PATIENCE), 'it never happened')
       event.clear()
       raise TimeoutError
 
@@ -231,7 +231,7 @@ class FaultsTest(parameterized.TestCase):
 
   def open(self, **changes) -> bucket_lib.ObstoreBucket:
     return bucket_lib.open_bucket(
-      self.location, _ENVIRON, self.settings(**changes)
+      self.location, ENVIRON, self.settings(**changes)
     )
 
   @parameterized.parameters(408, 429, 500, 503)
@@ -562,7 +562,7 @@ class FaultsTest(parameterized.TestCase):
   def test_more_than_was_announced_is_not_read(self):
     self.store.fault(self.pour(length=10))
     self.assertEqual(self.open().get('k', 100), bytes(10))
-    self.assertTrue(self.left.wait(_PATIENCE))
+    self.assertTrue(self.left.wait(PATIENCE))
     self.assertLess(self.store.sent, 2**24)
 
   @parameterized.parameters(
@@ -618,7 +618,7 @@ class FaultsTest(parameterized.TestCase):
       self.open(part_bytes=_UPLOAD).put(
         'k', bytes(2 * _UPLOAD), replace=replace
       )
-    self.assertTrue(self.store.aborted.wait(_PATIENCE))
+    self.assertTrue(self.store.aborted.wait(PATIENCE))
     self.assertEqual(self.store.injected, 1)
     self.assertEqual(list(self.store.objects), [])
     self.assertEmpty(self.store.parts)
@@ -628,7 +628,7 @@ class FaultsTest(parameterized.TestCase):
 
     def be_late(h):
       asked.set()
-      self.assertTrue(gave_up.wait(_PATIENCE))
+      self.assertTrue(gave_up.wait(PATIENCE))
       serve(h)
 
     self.store.fault(be_late, path='partNumber', times=100)
@@ -636,7 +636,7 @@ class FaultsTest(parameterized.TestCase):
     with self.assertRaises(interface.StoreUnavailableError):
       own.put('k', bytes(8 * _UPLOAD))  # more parts than move at once
     gave_up.set()
-    self.assertTrue(self.store.aborted.wait(_PATIENCE))
+    self.assertTrue(self.store.aborted.wait(PATIENCE))
     self.assertEqual(list(self.store.objects), [])
     self.assertEmpty(self.store.parts)
 
@@ -646,7 +646,7 @@ class FaultsTest(parameterized.TestCase):
     own = self.open(part_bytes=_UPLOAD, deadline_seconds=4, stall_seconds=3)
     with self.assertRaises(interface.StoreUnavailableError):
       own.put('k', bytes(2 * _UPLOAD))
-    self.assertTrue(self.store.aborted.wait(_PATIENCE))
+    self.assertTrue(self.store.aborted.wait(PATIENCE))
     self.assertEqual(list(self.store.objects), [])
     self.assertEmpty(self.store.parts)
 
@@ -676,7 +676,7 @@ class FaultsTest(parameterized.TestCase):
 
   def test_no_more_requests_at_once_than_allowed(self):
     self.store.objects['/abc/k'] = b'data'
-    pairs = threading.Barrier(2, timeout=_PATIENCE)
+    pairs = threading.Barrier(2, timeout=PATIENCE)
     active, most = [], []
 
     def meet(h):
