@@ -106,6 +106,21 @@ class CommandsTest(parameterized.TestCase):
     self.assertGreater(len(asked), 15)
     self.assertEqual([a for a in asked if a[1] not in known], [])
 
+  def test_tests_are_there(self):
+    known = {}
+    for path in (helpers.ROOT / 'tests').rglob('*_test.py'):
+      text = path.read_text(encoding='utf-8')
+      found = known.setdefault(path.name, set())
+      found.update(re.findall(r'^ +def (test_\w+)', text, re.MULTILINE))
+    file, named = '', []
+    for _, text in pages():
+      for name, test in re.findall(r'`(?:[\w/]*?(\w+\.py))?::(\w+)`', text):
+        file = name or file
+        named.append((file, test))
+    self.assertGreater(len(named), 20)
+    missing = [x for x in named if x[1] not in known.get(x[0], ())]
+    self.assertEqual(missing, [])
+
   def test_commands_are_found(self):
     self.assertGreater(len(PROGRAM), 10)
 
