@@ -11,6 +11,7 @@ import collections
 import contextlib
 import functools
 import os
+import ssl
 import sys
 import threading
 import time
@@ -216,6 +217,7 @@ class StageProcess:
       session.ws_connect(
         url,
         headers=headers,
+        ssl=ssl.create_default_context(),
         heartbeat=channel_lib.HEARTBEAT_SECONDS,
         max_msg_size=0,
       ) as socket,

@@ -1,7 +1,6 @@
 """A worker's connection believes what its pool has signed."""
 
 import ssl
-import subprocess
 from unittest import mock
 
 from absl.testing import absltest
@@ -90,17 +89,7 @@ class ClientTest(serving.ServerCase):
         self.client().ask('POST', '/echo')
 
   def test_tls(self):
-    folder = self.create_tempdir().full_path
-    certificate, key = f'{folder}/c.pem', f'{folder}/k.pem'
-    try:
-      subprocess.run(
-        ['openssl', 'req', '-x509', '-newkey', 'rsa:2048', '-nodes', '-days',
-         '2', '-subj', '/CN=localhost', '-addext',
-         'subjectAltName=IP:127.0.0.1', '-keyout', key, '-out', certificate],
-        check=True, capture_output=True,
-      )  # fmt: skip
-    except FileNotFoundError:
-      self.skipTest('needs openssl')
+    certificate, key = self.certificate()
     self.server = self.serve(certificate=certificate, certificate_key=key)
     silent = self.raw()
     client = self.client()

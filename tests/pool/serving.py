@@ -2,6 +2,7 @@
 
 import http.client
 import socket
+import subprocess
 
 from absl.testing import parameterized
 
@@ -21,11 +22,11 @@ class ServerCase(parameterized.TestCase):
   def setUp(self):
     super().setUp()
     self.seen, self.admitted = [], []
-    self.longest = {'/echo': 10, '/bug': 0, '/large': 1 << 24}
+    self.longest = {'/channel': 0, '/echo': 10, '/bug': 0, '/large': 1 << 24}
     self.data = b''
     self.server = self.serve()
 
-  def serve(self, **settings):
+  def serve(self, receive=None, **settings):
     def admit(request):
       self.admitted.append(request)
       self.assertEqual(request.body, b'')
@@ -42,10 +43,26 @@ class ServerCase(parameterized.TestCase):
     server = server_lib.PoolServer(
       server_settings.ServerSettings('127.0.0.1', 0, **settings),
       POOL.address, POOL.sign, {'run': RUN.hex()}, keys.verify, admit, answer,
+      receive=receive,
     )  # fmt: skip
     server.start()
     self.addCleanup(server.close)
     return server
+
+  def certificate(self):
+    """Makes a certificate of this machine; returns the paths of it, its key."""
+    folder = self.create_tempdir().full_path
+    certificate, key = f'{folder}/c.pem', f'{folder}/k.pem'
+    try:
+      subprocess.run(
+        ['openssl', 'req', '-x509', '-newkey', 'rsa:2048', '-nodes', '-days',
+         '2', '-subj', '/CN=localhost', '-addext',
+         'subjectAltName=IP:127.0.0.1', '-keyout', key, '-out', certificate],
+        check=True, capture_output=True,
+      )  # fmt: skip
+    except FileNotFoundError:
+      self.skipTest('needs openssl')
+    return certificate, key
 
   def link(self):
     link = http.client.HTTPConnection('127.0.0.1', self.server.port, timeout=60)

@@ -4,9 +4,12 @@ import asyncio
 import contextlib
 import dataclasses
 import json
+import os
 import pathlib
+import queue
 import threading
 import urllib.request
+from unittest import mock
 
 import aiohttp
 from absl.testing import absltest
@@ -16,8 +19,10 @@ from aiohttp import web
 
 from covenant import config as config_lib
 from covenant import metrics
+from covenant.pool import client as client_lib
 from covenant.pool import stage_process
 from covenant.train.pipeline import stage as stage_lib
+from tests.pool import serving
 from tests.pool import stage_meter_test
 from tests.pool import stages
 
@@ -54,6 +59,37 @@ class TelemetryTest(absltest.TestCase):
     status = json.loads((folder / 'stage/status.json').read_text())
     with urllib.request.urlopen(status['metrics'], timeout=10) as answer:
       self.assertIn('covenant_step_loss 2.5', answer.read().decode())
+
+
+class TlsTest(serving.ServerCase):
+  def test_a_channel_over_tls(self):
+    certificate, key = self.certificate()
+    said = queue.SimpleQueue()
+    server = self.serve(
+      lambda channel, text, data: said.put(text['did']),
+      certificate=certificate,
+      certificate_key=key,
+    )
+    folder = self.create_tempdir().full_path
+    pool = config_lib.Pool(
+      url=f'https://127.0.0.1:{server.port}', key=f'{folder}/key'
+    )
+    config = dataclasses.replace(stages.make_config(), pool=pool)
+    process = stage_process.StageProcess(config, f'{folder}/stage')
+    process._client._run = serving.RUN
+    self.addCleanup(client_lib._opener.cache_clear)
+    client_lib._opener.cache_clear()
+    # As the owner of a certificate authority names it.
+    self.enterContext(mock.patch.dict(os.environ, SSL_CERT_FILE=certificate))
+    stopping = threading.Event()
+    thread = threading.Thread(target=process.run, args=(stopping.is_set,))
+    thread.start()
+    try:
+      self.assertEqual(said.get(timeout=60), 'open')
+      self.assertEqual(said.get(timeout=60), 'hello')
+    finally:
+      stopping.set()
+      thread.join()
 
 
 class RedirectTest(absltest.TestCase):
