@@ -8,6 +8,7 @@ tokenizer or of the size of payloads is another run.
 import dataclasses
 import functools
 import json
+import types
 from collections.abc import Iterable, Mapping
 from typing import TypeAlias
 
@@ -16,6 +17,7 @@ from covenant.config import schema
 from covenant.config import training
 
 Changes: TypeAlias = Mapping[str, schema.Value]
+NOTHING: Changes = types.MappingProxyType({})
 
 # Changes that are no fields: the version of the protocol, and the release that
 # knows it.
@@ -213,6 +215,22 @@ def _check_data(
         f'expected the digest of {share.path!r}, as --role=data prints it, so '
         'that all nodes train on the same data',
       )
+
+
+def for_stages(
+  old: config_lib.Config, new: config_lib.Config
+) -> dict[str, schema.Value]:
+  """Returns the new values, by path, that change how a pipeline's stage trains.
+
+  These are the optimizers' and the length of the run: a stage has no data.
+  """
+  return {
+    here.path: here.value
+    for there, here in zip(schema.leaves(old), schema.leaves(new), strict=True)
+    if there.value != here.value
+    and here.path in FIELDS
+    and (here.path == 'rounds' or here.path.startswith('optim.'))
+  }
 
 
 def _require_amendable(path: str) -> None:

@@ -187,9 +187,9 @@ class Process:
     self.workdir.telemetry.follow(config)
     if isinstance(role, miner_lib.MinerRole):
       if isinstance(role.slot, miner_lib.LocalSlot):  # stages train elsewhere
-        model, mesh = node.shared_model, self._process_group.mesh
-        trainer = trainer_lib.Trainer(config, model, self._data, mesh)
-        role.slot = miner_lib.LocalSlot(trainer)
+        made = config, node.shared_model, self._data, self._process_group.mesh
+        role.slot = miner_lib.LocalSlot(trainer_lib.Trainer(*made))
+      role.slot.trainer.split = self._data.train
       self._meter_steps(node)
     elif isinstance(role, validator_lib.ValidatorRole):
       role.judge = validator_lib.judge(

@@ -214,12 +214,14 @@ class HeadProcess:
       node.chain, node.schedule.finalized(head), node.schedule
     )
     mirrors = [membership.location(p.uid) for p in membership.candidates]
-    self._model.locations = {
-      mine.digest.hex(): tuple(
-        x.hex() for x in (membership.location(uid), *mirrors) if x
-      )
-      for uid, mine in membership.commitments.items()
-    }
+    self._model.locate(
+      {
+        mine.digest.hex(): tuple(
+          x.hex() for x in (membership.location(uid), *mirrors) if x
+        )
+        for uid, mine in membership.commitments.items()
+      }
+    )
     follow.apply_round(node, command, head)
     publish = node.config.checkpoint.publish
     if command.round % publish == publish - 1:
@@ -243,7 +245,7 @@ class HeadProcess:
           index = published_checkpoint.decode(
             data, layout, peer.hotkey, node.chain.verify
           )
-          places = [mirror.location for mirror in mirrors]
+          places = [place.hex() for place in node.objects.locations(mirrors)]
           if self._model.rebase(index.files, places):
             return
       except (store_lib.StoreError, apply.OutOfSyncError):

@@ -47,13 +47,18 @@ class Order(NamedTuple):
   sources: tuple[Source, ...]  # in the order of uids
   factors_RxP: np.ndarray  # float32
   parts_R: np.ndarray  # uint16, weights of the messages
+  # Values of the run's first config that amendments have changed, by path.
+  changes: dict[str, ct.Json] = {}
 
   @property
   def after(self) -> str:
     """The id of the state that it leads to."""
     names = [(s.uid, s.round, s.digest, s.sections) for s in self.sources]
     digest = hashlib.blake2b(digest_size=16, person=b'covenant.order')
-    digest.update(json.dumps([self.number, self.before, names]).encode())
+    rules = [dict(sorted(self.changes.items()))] if self.changes else []
+    digest.update(
+      json.dumps([self.number, self.before, names, *rules]).encode()
+    )
     digest.update(self.factors_RxP.tobytes() + self.parts_R.tobytes())
     return digest.hexdigest()
 
@@ -75,11 +80,13 @@ class Order(NamedTuple):
 
 def encode(order: Order) -> tuple[dict[str, ct.Json], bytes]:
   """Returns an order as JSON and bytes."""
-  text = {
+  text: dict[str, ct.Json] = {
     'number': order.number,
     'before': order.before,
     'sources': [s._asdict() for s in order.sources],
   }
+  if order.changes:
+    text['changes'] = order.changes
   data = order.factors_RxP.astype('<f4').tobytes()
   return text, data + order.parts_R.astype('<u2').tobytes()
 
@@ -103,9 +110,11 @@ def decode(text: dict[str, ct.Json], data: bytes) -> Order:
     factors = np.frombuffer(data[:cut], '<f4').reshape(count, -1)
     parts_R = np.frombuffer(data[cut:], '<u2').astype(np.uint16)
     number, before = int(text['number']), str(text['before'])
+    changes = {str(k): v for k, v in text.get('changes', {}).items()}
   except messages.MALFORMED as e:
     raise OrderError(f'not an order: {e}') from None
-  return Order(number, before, sources, factors.astype(np.float32), parts_R)
+  factors = factors.astype(np.float32)
+  return Order(number, before, sources, factors, parts_R, changes)
 
 
 def section_digest(data: bytes | memoryview) -> str:
@@ -138,7 +147,7 @@ class Base(NamedTuple):
   files: dict[
     str, list[str]
   ] = {}  # digests of its tensors' pieces; none: first
-  places: tuple[str, ...] = ()  # addresses of buckets that have them
+  places: tuple[str, ...] = ()  # hexadecimal, of buckets that have them
 
 
 def base_id(files: dict[str, list[str]]) -> str:

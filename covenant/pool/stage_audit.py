@@ -98,6 +98,7 @@ class Auditor:
       part = self._part(order, index)
       sections = [orders_lib.cut(self._read(s), s) for s in part.sources]
       totals = weight.totals(part.parts_R)
+      stage.follow(part.changes)
       update = stage_lib.StageUpdate(part.factors_RxP, part.parts_R, totals)
       stage.apply(sections, update)
       self._number, self._id = self._number + 1, order.after

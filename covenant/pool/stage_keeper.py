@@ -17,7 +17,6 @@ from covenant.pool import messages
 from covenant.pool import orders as orders_lib
 from covenant.protocol import checksums
 from covenant.protocol import run_storage as run_storage_lib
-from covenant.store import location as location_lib
 from covenant.train import pieces as pieces_lib
 from covenant.train import shared_state as shared_state_lib
 from covenant.train.pipeline import stage as stage_lib
@@ -25,7 +24,7 @@ from covenant.train.pipeline import stage_bytes
 
 # (order number, source) -> the sections of the stage's tensors.
 FetchSections = Callable[[int, orders_lib.Source], list[bytes]]
-# (digests of the pieces of each tensor, addresses of buckets) -> their bytes.
+# (digests of the pieces of each tensor, locations of buckets) -> their bytes.
 LoadTensors = Callable[
   [Mapping[str, Sequence[str]], Sequence[str]], Mapping[str, bytes]
 ]
@@ -43,7 +42,7 @@ def begin_from(
   Args:
     stage: the stage.
     pieces: the digests of the pieces of each tensor; none: the run's first.
-    places: addresses of buckets that have them.
+    places: locations of buckets that have them, hexadecimal.
     load: returns the bytes of tensors.
   """
   if not pieces:
@@ -60,7 +59,7 @@ def load_tensors(
   places: Sequence[str],
 ) -> Mapping[str, bytes]:
   """Returns tensors of a published checkpoint; raises StoreError."""
-  locations = [location_lib.Location.parse(x).to_bytes() for x in places]
+  locations = [bytes.fromhex(x) for x in places]
   digests = [bytes.fromhex(x) for some in pieces.values() for x in some]
   got = objects.fetch_chunks(
     list(dict.fromkeys(digests)),
@@ -132,6 +131,7 @@ class StageKeeper:
   def _do_order(self, text: dict[str, ct.Json], data: bytes):
     order = orders_lib.decode(text, data)
     if (order.number, order.before) == (self._number, self._id):
+      self._stage.follow(order.changes)
       sections = [self._fetch(order.number, s) for s in order.sources]
       update = stage_lib.StageUpdate(
         order.factors_RxP, order.parts_R, weight.totals(order.parts_R)
@@ -142,6 +142,7 @@ class StageKeeper:
     return self._at(), b''
 
   def _do_begin(self, text: dict[str, ct.Json], data: bytes):
+    self._stage.follow(text.get('changes', {}))
     tokens, rest = self._tokens(text, data)
     size = int(text['crossing'])
     crossing, rest, fits = rest[:size], rest[size:], {}

@@ -29,10 +29,22 @@ _PHASES = {
 class _Measured:
   """One stage and its inner step under way."""
 
-  def __init__(self, stage: stage_lib.Stage, meter: step_meter.StepMeter):
-    self.stage, self.meter = stage, meter
+  def __init__(
+    self,
+    stage: stage_lib.Stage,
+    make: Callable[[stage_lib.Stage], step_meter.StepMeter],
+  ):
+    self.stage, self._make = stage, make
+    self._config, self._meter = stage.config, make(stage)
     self.round = -1  # that it has begun
     self.tokens, self.began, self.busy = 0, 0.0, 0.0
+
+  @property
+  def meter(self) -> step_meter.StepMeter:
+    """The meter by the rules that the stage follows."""
+    if self.stage.config is not self._config:
+      self._config, self._meter = self.stage.config, self._make(self.stage)
+    return self._meter
 
   def restart(self, now: float) -> None:
     """Begins an inner step."""
@@ -74,11 +86,14 @@ class StageMeter:
     weights = sum(x.size for x in jax.tree.leaves(own))
     layers = len(self._spans[index])
     flops = 6.0 * weights + 12.0 * layers * length * model.width
-    meter = step_meter.StepMeter(
-      self._config, stage.method, self._telemetry, flops
-    )
+
+    def make(stage: stage_lib.Stage) -> step_meter.StepMeter:
+      return step_meter.StepMeter(
+        stage.config, stage.method, self._telemetry, flops
+      )
+
     with self._lock:
-      self._stages[index] = _Measured(stage, meter)
+      self._stages[index] = _Measured(stage, make)
 
   def remove(self, *indices: int) -> None:
     """Forgets stages that this process has left."""

@@ -22,6 +22,7 @@ import numpy as np
 
 from covenant import config as config_lib
 from covenant import typing as ct
+from covenant.config import amend
 from covenant.data import assignment
 from covenant.pool import seats as seats_lib
 from covenant.pool import stage_talk
@@ -48,6 +49,7 @@ class StageRound:
     patience: seconds that a stage may take for an answer.
     draw: the generator that selects samples, unknown to workers.
     observe: called with each step, once it is done.
+    changes: by amendments, see `amend.for_stages`.
   """
 
   def __init__(
@@ -60,6 +62,7 @@ class StageRound:
     patience: float,
     draw: np.random.Generator,
     observe: local_lib.Observe = lambda step: None,
+    changes: amend.Changes = amend.NOTHING,
   ):
     self._model, self._island = config.decoder, island
     self._seats = seats
@@ -73,7 +76,7 @@ class StageRound:
     self._ring = self._model.tie_embeddings
     self._microbatch = config.optim.inner.microbatch_size or island.batch
     self._schedule_steps = config.optim.inner_steps
-    self._steps = island.steps
+    self._changes = changes
     self._most_bypassed = config.pool.bypass_steps
     self._bypassed = [0] * island.stages  # steps of each stage
     self._told: set[tuple[int, int]] = set()  # stage, boundary before others
@@ -150,7 +153,7 @@ class StageRound:
 
   def _schedule_step(self, step: int) -> int:
     """Returns the inner step of the run that a step of this round is."""
-    index = step * self._schedule_steps // self._steps
+    index = step * self._schedule_steps // self._island.steps
     return self._round * self._schedule_steps + index
 
   def seal(self) -> list[tuple[dict[str, ct.Json], bytes] | None]:
@@ -240,6 +243,7 @@ class StageRound:
         {
           'do': 'begin',
           'round': self._round,
+          'changes': dict(self._changes),
           'sequences': len(self._fitted),
           'crossing': len(crossing),
           'fits': [[i, len(data)] for i, data in wanted.items()],
@@ -281,12 +285,8 @@ class StageRound:
     last, let_in, back = self._stages - 1, 0, 0
 
     def go(s: int, what: str, m: int, data: bytes = b'') -> None:
-      text = {
-        'do': what,
-        'microbatch': m,
-        'attempt': self._attempt,
-        'count': count,
-      }
+      text: dict[str, ct.Json] = {'do': what, 'microbatch': m}
+      text |= {'attempt': self._attempt, 'count': count}
       if what in ('look_up', 'forward', 'last'):
         came[s, m] = data
         text |= {'sequences': len(slices[m]), 'divisor': divisor}

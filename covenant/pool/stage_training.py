@@ -10,6 +10,7 @@ import numpy as np
 from covenant import config as config_lib
 from covenant import typing as ct
 from covenant.chain import interface as chain_lib
+from covenant.config import amend
 from covenant.data import tokens as tokens_lib
 from covenant.node import base as node_lib
 from covenant.node import miner as miner_lib
@@ -83,7 +84,8 @@ class StageTraining:
     stop: Callable[[], bool],
     draw: np.random.Generator,
   ):
-    self._config, self._island = config, island
+    self._genesis = self._config = config
+    self._island = island
     self.patience = config.pool.patience
     self._seats, self._tensors, self._auditor = seats, tensors, auditor
     self._ledger, self._run, self._workdir = ledger, run, workdir
@@ -103,6 +105,7 @@ class StageTraining:
       RetryLaterError: no stage has trained, or the head is asked to stop.
     """
     del params, batches
+    self._config = node.config  # by the amendments up to this round
     if task.round >= node.config.rounds:
       return node_lib.Future.done(None)
 
@@ -165,6 +168,7 @@ class StageTraining:
       self.patience,
       self._draw,
       observe,
+      amend.for_stages(self._genesis, config),
     )
     result = work.train(local_lib.batches(config, task, split, late), fitted)
     if result is None:

@@ -16,6 +16,7 @@ import numpy as np
 
 from covenant import errors
 from covenant import typing as ct
+from covenant.config import amend
 from covenant.optim import weight
 from covenant.pool import orders as orders_lib
 from covenant.pool import seats as seats_lib
@@ -58,8 +59,15 @@ class StagedModel(shared_state_lib.SharedModel):
       stop: returns True if the head is asked to stop.
     """
     self._seats, self._log, self._stop = seats, log, stop
-    self._payloads: dict[str, bytes] = {}  # of the last rounds, by digest
-    self.locations: dict[str, tuple[str, ...]] = {}  # of payloads, by digest
+    # Shared with the model under an amended config. Payloads of the last two
+    # orders by order and digest; where payloads of this round are, by digest.
+    self._payloads: dict[int, dict[str, bytes]] = {}
+    self._locations: dict[str, tuple[str, ...]] = {}
+
+  def locate(self, locations: Mapping[str, tuple[str, ...]]) -> None:
+    """Takes the addresses of the buckets of a round's payloads, by digest."""
+    self._locations.clear()
+    self._locations.update(locations)
 
   def init(self) -> SharedState:
     """Returns the state before the first round, which stages make alike."""
@@ -163,12 +171,16 @@ class StagedModel(shared_state_lib.SharedModel):
     )
     factors = self.factors(norms_RxP, weighed, np.asarray(shared.steps))
     number = int(shared.params['orders'])
+    for old in self._payloads.keys() - {number - 1}:
+      del self._payloads[old]
+    kept = self._payloads[number] = {}
     order = orders_lib.Order(
       number,
       self._log.state(number),
-      tuple(self._source(uid, messages[uid]) for uid in uids),
+      tuple(self._source(uid, messages[uid], kept) for uid in uids),
       np.asarray(factors.factors_RxP, np.float32),
       np.asarray(factors.parts_R, np.uint16),
+      amend.for_stages(self.genesis, self._config),
     )
     self._seats.give(order)
     after = SharedState(
@@ -180,20 +192,25 @@ class StagedModel(shared_state_lib.SharedModel):
     return after, math.sqrt(self._seats.square())
 
   def payload(self, source: orders_lib.Source) -> bytes | None:
-    """Returns a payload of the last rounds; None if it is not kept."""
-    return self._payloads.get(source.digest)
+    """Returns a payload of the last two orders; None of an older one."""
+    for kept in list(self._payloads.values()):
+      if source.digest in kept:
+        return kept[source.digest]
+    return None
 
-  def _source(self, uid: int, whole: WholePayload) -> orders_lib.Source:
+  def _source(
+    self, uid: int, whole: WholePayload, kept: dict[str, bytes]
+  ) -> orders_lib.Source:
     data = whole.data
     digest = run_storage_lib.digest(data).hex()
-    self._payloads[digest] = data
+    kept[digest] = data
     ends = payload.section_ends(data, self.spec)
     view = memoryview(data)
     sections = tuple(
       orders_lib.section_digest(view[a:b])
       for a, b in zip(ends[:-1], ends[1:], strict=True)
     )
-    locations = self.locations.get(digest, ())
+    locations = self._locations.get(digest, ())
     return orders_lib.Source(
       uid, whole.round, digest, locations, tuple(ends), sections
     )

@@ -307,7 +307,7 @@ def load(
           ) from None
         return piece_files.place(path, found.tensors[name])
 
-      places = [bucket.location for bucket in sources]
+      places = [place.hex() for place in storage.locations(sources)]
       shared = shared_model.adopt(index.round, index.files, places, leaf)
   except OSError as e:
     raise store_lib.StoreError(

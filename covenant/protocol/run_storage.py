@@ -128,6 +128,10 @@ class RunStorage:
     opened = map(self.bucket_at, filter(None, locations))
     return [bucket for bucket in opened if bucket is not None]
 
+  def locations(self, buckets: Iterable[interface.Bucket]) -> list[bytes]:
+    """Returns the locations of buckets that were opened here."""
+    return self._directory.locations(buckets)
+
   def put_once(self, key: str, data: bytes) -> None:
     """Puts an object unless it is there: its key determines its bytes.
 

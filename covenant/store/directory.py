@@ -49,6 +49,12 @@ class Directory:
         del self._buckets[next(iter(self._buckets))]
       return bucket
 
+  def locations(self, buckets: Iterable[interface.Bucket]) -> list[bytes]:
+    """Returns the locations of buckets that `bucket_at` has returned."""
+    with self._lock:
+      known = {bucket: at for at, bucket in self._buckets.items()}
+    return [known[bucket] for bucket in buckets if bucket in known]
+
   def keep_only(self, locations: Collection[bytes]) -> None:
     """Closes all buckets but those at some locations."""
     with self._lock:

@@ -190,7 +190,7 @@ class SharedModel:
     Args:
       round_index: its round.
       files: the digests of the pieces of each tensor.
-      places: addresses of buckets that have them.
+      places: locations of buckets that have them, hexadecimal.
       leaf: fetches the tensor of a name.
     """
     del round_index, files, places

@@ -224,8 +224,10 @@ class ProcessTest(absltest.TestCase):
     process = self.process()
     node = process.node
     slot = node.role.slot  # as that of a pipeline's head: not a LocalSlot
+    node.role.slot.trainer.split = None
     process._retool(node)
     self.assertIs(node.role.slot, slot)
+    self.assertIs(slot.trainer.split, process._data.train)
 
   def test_a_second_stop_in_one_round_keeps_the_newest_state(self):
     process = self.process()

@@ -36,11 +36,20 @@ class OrderTest(absltest.TestCase):
     self.assertEqual(got.after, want.after)
     self.assertNotEqual(got.after, order(7, 'a', 2.0).after)
 
+  def test_the_rules_are_part_of_it(self):
+    want = order(7, 'a')._replace(changes={'rounds': 9, 'optim.x': 0.1})
+    got = orders.decode(*orders.encode(want))
+    self.assertEqual((got.changes, got.after), (want.changes, want.after))
+    self.assertEqual(got.of_tensors([1]).changes, want.changes)
+    self.assertNotEqual(got.after, order(7, 'a').after)
+    self.assertNotIn('changes', orders.encode(order(7, 'a'))[0])
+
   def test_malformed_ones_are_named(self):
     whole, data = orders.encode(order(7, 'a'))
     orders.decode(whole, data)
     for text in (
       {}, {'sources': [{}]}, {'sources': 3}, whole | {'number': 1e999},
+      whole | {'changes': [1]},
       whole | {'sources': [whole['sources'][0] | {'ends': [1e999]}]},
     ):  # fmt: skip
       with self.assertRaisesRegex(orders.OrderError, 'not an order'):

@@ -25,6 +25,13 @@ class Stage:
     self.shared = self.initial()
     self.private = self.fresh()
     self.tokens = None
+    self.followed = []
+
+  def follow(self, changes):
+    self.followed.append(dict(changes))
+
+  def begin(self, tokens, crossing, fits):
+    return b'fit', crossing
 
   def initial(self):
     return shared_state_lib.SharedState({'x': jnp.zeros(2)}, ())
@@ -80,8 +87,8 @@ class StageKeeperTest(absltest.TestCase):
   def ask(self, what, data=b'', **text):
     return self.keeper.answer({'do': what, 'stage': 1, **text}, data)
 
-  def order(self, number, before):
-    order = orders_test.order(number, before)
+  def order(self, number, before, **changes):
+    order = orders_test.order(number, before)._replace(changes=changes)
     text, data = orders_lib.encode(order)
     reply, _ = self.ask('order', data, **text, after=order.after)
     return order, reply
@@ -100,6 +107,17 @@ class StageKeeperTest(absltest.TestCase):
     self.assertEqual((reply['number'], reply['id']), (1, order.after))
     np.testing.assert_array_equal(self.stage.shared.params['x'], 8.0)
     self.assertEqual(self.stage.private[1], 7)
+
+  def test_follows_the_rules_of_an_order_and_of_a_round(self):
+    first, _ = self.order(0, 'g')
+    self.order(1, first.after, rounds=9)
+    tokens = np.arange(4, dtype='<i4').tobytes()
+    text = {'sequences': 1, 'crossing': 0, 'fits': []}
+    self.ask('begin', tokens, **text, changes={'rounds': 7})
+    self.ask('begin', tokens, **text)
+    self.assertEqual(
+      self.stage.followed, [{}, {'rounds': 9}, {'rounds': 7}, {}]
+    )
 
   def test_a_file_of_another_stage_is_no_state(self):
     self.order(0, 'g')

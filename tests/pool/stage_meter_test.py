@@ -41,6 +41,7 @@ def make_stage(config, index):
       names=stage_programs.names(config.decoder, island, index)
     ),
     private=types.SimpleNamespace(joined=np.int32(0)),
+    config=config,
     method=algorithm.make(config),
     context=config.data.context,
   )

@@ -22,6 +22,12 @@ from covenant.train import step as step_lib
 from covenant.wire import payload
 from tests.pool import stages
 
+AMENDMENT = {
+  'rounds': 9,
+  'optim.inner.learning_rate': 0.003,
+  'optim.inner.weight_decay': 0.5,
+  'optim.outer.learning_rate': 0.5,
+}
 KILLED = ('begin', 'forward', 'last', 'backward', 'seal', 'order')
 
 
@@ -144,8 +150,9 @@ class ObserveTest(absltest.TestCase):
 
     trainer = types.SimpleNamespace(split='split', observe=seen.append)
     state = local_lib.MinerState(np.int32(2), None, None)
+    config = stages.make_config('rounds=9')  # by an amendment
     node = types.SimpleNamespace(
-      config=stages.make_config('rounds=9'),
+      config=config,
       role=types.SimpleNamespace(
         slot=types.SimpleNamespace(trainer=trainer),
         miner_state=node_lib.Future.done(state),
@@ -160,11 +167,13 @@ class ObserveTest(absltest.TestCase):
         stage_training.StageTraining.train(head, node, task, None, None)
     steps = node.config.optim.inner_steps
     self.assertEqual(seen, [step._replace(uid=5, joined=2 * steps)])
+    self.assertIs(head._config, config)
 
 
 @pytest.mark.slow
 class StageTrainingTest(FaultCase):
   def test_rounds_equal_the_emulated_pipeline(self):
+    """Round 1 is by the rules of an amendment."""
     workers = [stages.Worker(self, f'w{i}') for i in range(3)]
     for r in range(2):
       trained = self.train(r, pay=1000 * (r + 1))
@@ -179,18 +188,26 @@ class StageTrainingTest(FaultCase):
       # 3 steps of 2 microbatches through a layer each.
       self.assertEqual(record['work'], {w.address: 6 for w in workers})
       self.assertEqual((record['replays'], record['caught']), (0, {}))
-      # Audits begin from the newest published checkpoint.
-      leaves = shared_state_lib.named_leaves(self.want_shared)
-      self.checkpoint = {k: np.asarray(x).tobytes() for k, x in leaves.items()}
-      digests = {
-        name: [x.hex() for x in pieces_lib.piece_digests(leaf)]
-        for name, leaf in leaves.items()
-      }
-      self.assertTrue(self.model.rebase(digests, ()))
+      # Audits and newcomers begin from the newest published checkpoint.
+      self.publish(r + 1)
       self.assertEqual(self.log.base.number, r + 1)
+      if not r:
+        self.amend(AMENDMENT)
     self.check_paid()
     for worker in workers:
       self.check_measured(worker)
+    self.check_newcomer()
+
+  def check_newcomer(self):
+    """Nobody is left, and another takes all layers from the checkpoint."""
+    self.worker_settings = {'stages': 3}
+    stages.Worker(self, 'newcomer')
+    self.assertTrue(self.seats.wait(lambda: False))
+    leaves = shared_state_lib.named_leaves(self.want_shared)
+    for digests in self.seats.digests():
+      for name, found in digests.items():
+        want = pieces_lib.piece_digests(leaves[name])
+        self.assertEqual(found, [x.hex() for x in want], name)
 
   def check_measured(self, worker):
     """A stage has written its inner steps, and its first round."""
@@ -206,6 +223,8 @@ class StageTrainingTest(FaultCase):
       self.assertEqual(step.tokens, inner.batch_size * context)
       self.assertGreater(step.learning_rate, 0)
       self.assertGreater(step.loss * step.gradient_norm, 0)
+    rate = float(self.want.method.schedule(steps[-1].step))
+    self.assertAlmostEqual(steps[-1].learning_rate, rate)
     self.assertEqual([x.round for x in rounds], [1, 2])
     for found in rounds:
       self.assertGreater(found.train_seconds, 0)

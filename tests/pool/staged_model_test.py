@@ -6,8 +6,11 @@ from unittest import mock
 import numpy as np
 from absl.testing import absltest
 
+from covenant import config as config_lib
+from covenant.config import amend
 from covenant.pool import orders as orders_lib
 from covenant.pool import staged_model
+from covenant.protocol import run_storage
 from covenant.train import shared_state as shared_state_lib
 from tests.pool import stages
 
@@ -83,6 +86,33 @@ class StagedModelTest(absltest.TestCase):
       }
     )
     self.assertEqual(self.model.fingerprint(after), want)
+
+  def test_an_amended_model_orders_by_its_rules(self):
+    one, _ = self.apply(self.first)
+    changes = {'optim.outer.momentum': 0.25, 'gauntlet.contributors': 3}
+    config = amend.amended(self.model.genesis, 1, changes)
+    self.model = self.model.amended(config)
+    self.apply(one)
+    self.assertEqual(self.log.get(0).changes, {})
+    self.assertEqual(self.log.get(1).changes, {'optim.outer.momentum': 0.25})
+
+  def test_keeps_the_payloads_of_two_orders(self):
+    digest, shared = run_storage.digest(self.data).hex(), self.first
+    amended = self.model.amended(
+      config_lib.edit(self.model.genesis, ['rounds=9'])
+    )
+    self.model.locate({digest: ('2f61',)})
+    for number in range(4):
+      self.data = bytes([number]) + self.data[1:]
+      self.messages = {0: self.messages[0]._replace(data=self.data)}
+      shared, _ = self.apply(shared)
+      self.model, amended = amended, self.model
+    sources = [self.log.get(number).sources[0] for number in range(4)]
+    self.assertEqual(sources[0].locations, ('2f61',))
+    for model in self.model, amended:
+      found = list(map(model.payload, sources))
+      self.assertEqual(found[:2], [None, None])
+      self.assertEqual([data[0] for data in found[2:]], [2, 3])
 
   def test_without_messages_nothing_moves(self):
     self.assertIs(self.model.apply_round(self.first, {})[0], self.first)

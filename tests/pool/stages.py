@@ -4,13 +4,17 @@ import dataclasses
 import functools
 import pathlib
 import threading
+import types
 
 import numpy as np
 from absl.testing import absltest
 
 from covenant import config as config_lib
 from covenant.chain import keys
+from covenant.config import amend
 from covenant.data import dataset
+from covenant.node import connect
+from covenant.pool import head as head_lib
 from covenant.pool import ledger as ledger_lib
 from covenant.pool import miner
 from covenant.pool import orders as orders_lib
@@ -18,10 +22,14 @@ from covenant.pool import seats as seats_lib
 from covenant.pool import server as server_lib
 from covenant.pool import server_settings
 from covenant.pool import stage_audit
+from covenant.pool import stage_keeper
 from covenant.pool import stage_process
 from covenant.pool import stage_tensors
 from covenant.pool import stage_training
 from covenant.pool import staged_model
+from covenant.protocol import apply
+from covenant.protocol import published_checkpoint
+from covenant.protocol import run_storage
 from covenant.train import local as local_lib
 from covenant.train import shared_state as shared_state_lib
 from covenant.train import trainer as trainer_lib
@@ -76,7 +84,7 @@ class Worker:
       key=str(case.folder / f'{name}.key'),
       **case.worker_settings,
     )
-    config = dataclasses.replace(case.config, pool=pool)
+    config = dataclasses.replace(case.config, pool=pool, network=case.network)
     self.process = stage_process.StageProcess(config, case.folder / name)
     self.address = self.process.address
     self.stopping = threading.Event()
@@ -120,13 +128,19 @@ class StagesCase(absltest.TestCase):
     )
     self.log = orders_lib.OrderLog(self.folder / 'orders', self.model.run.hex())
     self.seats = seats_lib.Seats(self.island.stages, self.log, tensors.part)
+    self.payloads = {}  # of all rounds, by digest
     self.model.attach(self.seats, self.log, lambda: False)
     self.ledger = ledger_lib.Ledger(
       ':memory:', ledger_lib.PaymentPolicy(0.1, 0, 1)
     )
     self.addCleanup(self.ledger.close)
     self.records = []
-    self.checkpoint = {}  # the bytes of tensors
+    self.network = dataclasses.replace(
+      self.config.network, path=str(self.folder), hotkey='validator'
+    )
+    self.objects = connect.objects(
+      dataclasses.replace(self.config, network=self.network), self.model.run
+    )
     self.tensors = tensors
     self.training = stage_training.StageTraining(
       self.config,
@@ -138,8 +152,8 @@ class StagesCase(absltest.TestCase):
         self.island,
         self.log,
         tensors.part,
-        self.model.payload,
-        lambda pieces, places: self.checkpoint,
+        self.find,
+        functools.partial(stage_keeper.load_tensors, self.objects),
       ),
       self.ledger,
       self.model.run,
@@ -169,8 +183,35 @@ class StagesCase(absltest.TestCase):
     _, asked = miner.parse_path(request.path)
     order = self.log.get(int(asked['number']))
     stage, uid = int(asked['stage']), int(asked['uid'])
-    found = self.tensors.sections_of(order, stage, uid, self.model.payload)
+    found = self.tensors.sections_of(order, stage, uid, self.find)
     return server_lib.Reply(200, {}, b''.join(found))
+
+  def publish(self, round_index):
+    """Publishes what the emulated pipeline has; newcomers begin from it."""
+    place = apply.Position(round_index, bytes(32), self.want_shared)
+    published_checkpoint.publish(self.objects, place, self.want, POOL.sign)
+    validator = types.SimpleNamespace(uid=0, hotkey=POOL.address)
+    head_lib.HeadProcess._rebase(
+      types.SimpleNamespace(_model=self.model),
+      types.SimpleNamespace(
+        objects=self.objects, chain=types.SimpleNamespace(verify=keys.verify)
+      ),
+      types.SimpleNamespace(
+        candidates=[validator], location=lambda uid: b'/validator'
+      ),
+    )
+
+  def amend(self, changes):
+    """Goes on by other rules, as a head that has adopted an amendment."""
+    config = amend.amended(self.config, 1, changes)
+    self.training._config = config
+    self.model = self.model.amended(config)
+    self.want = self.want.amended(config)
+    self.trainer = trainer_lib.Trainer(config, self.want, dataset.load(config))
+
+  def find(self, source):
+    """Returns the payload of a source, from the buckets of this test."""
+    return self.payloads[source.digest]
 
   def train(self, round_index, pay=0, late=lambda: False):
     """Trains a round by the stages; returns it."""
@@ -190,6 +231,7 @@ class StagesCase(absltest.TestCase):
 
   def apply(self, data, header):
     """Takes the outer step of one payload."""
+    self.payloads[run_storage.digest(data).hex()] = data
     whole = self.model.decode(data, header, lambda *_: True)
     self.shared, _ = self.model.apply_round(self.shared, {0: whole.message})
 

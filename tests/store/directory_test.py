@@ -38,6 +38,11 @@ class DirectoryTest(absltest.TestCase):
     self.opened.append(location)
     return Fake(location)
 
+  def test_knows_where_it_opened_a_bucket(self):
+    one, two = map(self.directory.bucket_at, (b'one', b'two'))
+    found = self.directory.locations([two, Fake('other'), one])
+    self.assertEqual(found, [b'two', b'one'])
+
   def test_a_bucket_is_opened_once(self):
     self.assertIs(
       self.directory.bucket_at(b'a'), self.directory.bucket_at(b'a')

@@ -16,6 +16,7 @@ import numpy as np
 from covenant import config as config_lib
 from covenant import errors
 from covenant import typing as ct
+from covenant.config import amend
 from covenant.optim import weight
 from covenant.train import pieces as pieces_lib
 from covenant.train import shared_state as shared_state_lib
@@ -68,6 +69,7 @@ class Stage:
     index: the number of the stage.
 
   Attributes:
+    config: the config with the values of this round.
     shared: its part of the state that all nodes share.
     private: moments and error feedback.
     initial: returns its part of the state before the first round.
@@ -81,7 +83,9 @@ class Stage:
     self, config: config_lib.Config, island: config_lib.Island, index: int
   ):
     tools = stage_tools.of(config, island, index)
+    self._of, self._changes = (config, island, index), {}
     self.programs, self.method = tools.programs, tools.method
+    self.config = tools.config
     self.context = config.data.context
     self.spec, self.held_spec = tools.spec, tools.held_spec
     self._own = tools.own
@@ -90,6 +94,22 @@ class Stage:
     self.shared = self.initial()
     self.private = self.fresh()
     self._round: _Round | None = None
+
+  def follow(self, changes: amend.Changes) -> None:
+    """Takes the rules of a round, which an amendment may have changed.
+
+    Args:
+      changes: the values of the run's first config that are others now, by
+        path.
+
+    Raises:
+      ConfigError: a value may not change so.
+    """
+    if changes != self._changes:
+      tools = stage_tools.of(*self._of, changes)
+      self.programs, self.method = tools.programs, tools.method
+      self.config, self._outer_step = tools.config, tools.outer_step
+      self._changes = dict(changes)
 
   def fresh(self) -> PrivateState:
     """Returns new moments and error feedback."""

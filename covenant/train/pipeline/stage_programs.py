@@ -11,6 +11,7 @@ Shapes: V vocabulary, D width, K numbers per position, b sequences of a
 microbatch, L length; L1 = L + 1.
 """
 
+import copy
 import functools
 from typing import NamedTuple
 
@@ -118,10 +119,7 @@ class StagePrograms:
     self.span = subspace.spans(self.model, island)[index]
     self.is_first, self.is_last = index == 0, index == island.stages - 1
     self.has_ring = self.model.tie_embeddings
-    self._inner = config.optim.inner
-    self._rate = inner_lib.schedule(
-      self._inner, total_steps=config.rounds * config.optim.inner_steps
-    )
+    self._take_inner(config)
     self.fit_form = fits(self.model, island)
     self.fit = jax.jit(self._fit)
     self.constants = jax.jit(lambda *x: Boundary(*fit_lib.constants(*x)))
@@ -135,8 +133,20 @@ class StagePrograms:
         lambda x: optax.tree.norm(x, squared=True), sums
       )
     )
-    self.update = jax.jit(self._update, donate_argnames=('own', 'state'))
     self.learned = jax.jit(self._learned)
+
+  def _take_inner(self, config: config_lib.Config) -> None:
+    self._inner = config.optim.inner
+    self._rate = inner_lib.schedule(
+      self._inner, total_steps=config.rounds * config.optim.inner_steps
+    )
+    self.update = jax.jit(self._update, donate_argnames=('own', 'state'))
+
+  def amended(self, config: config_lib.Config) -> 'StagePrograms':
+    """Returns the same programs with the inner steps of an amended config."""
+    made = copy.copy(self)
+    made._take_inner(config)
+    return made
 
   def pack(self, c_bxLxK: jax.Array) -> ct.PyTree:
     """Returns coordinates as they are sent."""

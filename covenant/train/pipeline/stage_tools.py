@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -9,6 +10,7 @@ import jax
 
 from covenant import config as config_lib
 from covenant import typing as ct
+from covenant.config import amend
 from covenant.models import llama
 from covenant.optim import algorithm as algorithm_lib
 from covenant.optim import compressor as compressor_lib
@@ -21,6 +23,7 @@ from covenant.wire import payload
 class StageTools(NamedTuple):
   """The parts without state that equal stages share in a process."""
 
+  config: config_lib.Config  # with the rules that they follow
   programs: stage_programs.StagePrograms
   method: algorithm_lib.Algorithm
   own: ct.Params  # shapes
@@ -32,15 +35,56 @@ class StageTools(NamedTuple):
 
 
 def of(
-  config: config_lib.Config, island: config_lib.Island, index: int
+  config: config_lib.Config,
+  island: config_lib.Island,
+  index: int,
+  changes: amend.Changes = amend.NOTHING,
 ) -> StageTools:
   """Returns the tools of a stage; their programs are compiled once.
 
   Where the stage is, and to whom it talks, makes no difference.
+
+  Args:
+    config: the config that the run began with.
+    island: the pipeline.
+    index: the number of the stage.
+    changes: values of it that are others by now (`amend.for_stages`).
+
+  Raises:
+    ConfigError: a value may not change so.
   """
   pool, network = config_lib.Pool(), config_lib.Network()
   alike = dataclasses.replace(config, pool=pool, network=network)
-  return _of(alike, island, index)
+  if not changes:
+    return _of(alike, island, index)
+  return _amended(alike, island, index, json.dumps(changes, sort_keys=True))
+
+
+@functools.lru_cache(maxsize=32)
+def _amended(
+  config: config_lib.Config, island: config_lib.Island, index: int, text: str
+) -> StageTools:
+  """Returns the tools under other values; what does not change is kept."""
+  tools = _of(config, island, index)
+  new = amend.amended(config, 1, json.loads(text))
+  method, outer_step = algorithm_lib.make(new), tools.outer_step
+  if new.optim.outer != config.optim.outer:
+    held = stage_programs.pick(
+      llama.abstract(new.model), tools.programs.names.held
+    )
+    outer_step = _outer_step(held, method)
+  programs = tools.programs.amended(new)
+  return tools._replace(
+    config=new, programs=programs, method=method, outer_step=outer_step
+  )
+
+
+def _outer_step(
+  held: ct.Params, method: algorithm_lib.Algorithm
+) -> outer_step_lib.OuterStep:
+  return outer_step_lib.OuterStep(
+    held, method.compression, method.outer, method.mean_over, method.clip
+  )
 
 
 @functools.lru_cache(maxsize=32)
@@ -65,14 +109,13 @@ def _of(
     return shared_state_lib.SharedState(params, method.outer.init(params))
 
   return StageTools(
+    config,
     programs,
     method,
     own,
     payload.make_spec(own, compression, codec),
     payload.make_spec(held, compression, codec),
     compressor_lib.Compressor(own, compression, method.error_decay),
-    outer_step_lib.OuterStep(
-      held, compression, method.outer, method.mean_over, method.clip
-    ),
+    _outer_step(held, method),
     initial,
   )
