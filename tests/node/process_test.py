@@ -12,6 +12,7 @@ from covenant import files
 from covenant import folder_lock
 from covenant import metrics
 from covenant.chain import interface as chain_lib
+from covenant.data import tokens as tokens_lib
 from covenant.node import base as node_lib
 from covenant.node import miner as miner_lib
 from covenant.node import process as process_lib
@@ -224,10 +225,11 @@ class ProcessTest(absltest.TestCase):
     process = self.process()
     node = process.node
     slot = node.role.slot  # as that of a pipeline's head: not a LocalSlot
-    node.role.slot.trainer.split = None
-    process._retool(node)
-    self.assertIs(node.role.slot, slot)
-    self.assertIs(slot.trainer.split, process._data.train)
+    process._data = tokens_lib.TokenData('train', 'heldout', 256, 0)
+    with mock.patch.object(slot.trainer, 'split', None):
+      process._retool(node)
+      self.assertIs(node.role.slot, slot)
+      self.assertEqual(slot.trainer.split, 'train')
 
   def test_a_second_stop_in_one_round_keeps_the_newest_state(self):
     process = self.process()
