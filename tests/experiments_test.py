@@ -172,8 +172,8 @@ class TransformationsTest(absltest.TestCase):
 
 
 class AlphaTest(parameterized.TestCase):
-  @pytest.mark.rows(1)
   @parameterized.parameters(quantize.Sign(), quantize.Statistical())
+  @pytest.mark.rows(1)
   def test_twice_is_the_square_of_the_rate(self, quantizer):
     """A rate inside the error feedback comes out of it again (aggregation)."""
     compression = compression_lib.TopK(4, (8, 8), quantizer)

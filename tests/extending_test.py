@@ -82,6 +82,7 @@ class ExtendingTest(PageTest):
     )  # fmt: skip
     self.assertLen(COMMANDS, 5)
 
+  @pytest.mark.slow
   def test_an_adversary(self):
     config = self.check_learns(0)
     names = {3: 'shouter.py:shouter', 4: 'copier'}

@@ -379,8 +379,8 @@ class ParsersTest(parameterized.TestCase):
     self.assertEqual(sum(outcomes.values()), count)
     return outcomes
 
-  @pytest.mark.rows(1)
   @parameterized.parameters(*NAMES)
+  @pytest.mark.rows(1)
   def test_some(self, name):
     self.run_parser(name, 4_000, seed=1)
 

@@ -82,6 +82,7 @@ def decisions(verdicts, uid):
 class ZooTest(absltest.TestCase):
   names = FEW
 
+  @pytest.mark.slow
   def test_each_is_refused_for_the_right_reason(self):
     config, _, verdicts = everybody(self.names)
     (first, _) = verdicts

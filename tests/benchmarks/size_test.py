@@ -107,11 +107,11 @@ class SizeTest(parameterized.TestCase):
       size.write(page, 'new')
     self.assertEqual(page.read_text(), text)
 
-  @pytest.mark.rows(1)
   @parameterized.parameters(
     ([], '| package lines |'),
     (['--find', 'covenant/optim/topk.py'], 'uses of Any: '),
   )
+  @pytest.mark.rows(1)
   def test_prints(self, arguments, expected):
     with contextlib.redirect_stdout(io.StringIO()) as out:
       size.main(arguments)

@@ -101,13 +101,13 @@ class PretrainedTest(parameterized.TestCase):
           there.decode(ids, skip_special_tokens=False), ALL[name].decode(ids)
         )
 
-  @pytest.mark.rows(1)
   @unittest.skipIf(
     importlib.util.find_spec('transformers') is None,
     "transformers is not installed; pip install 'covenant[hf]'",
   )
-  @pytest.mark.filterwarnings('ignore')  # theirs
   @parameterized.named_parameters((name, name) for name in ALL)
+  @pytest.mark.filterwarnings('ignore')  # theirs
+  @pytest.mark.rows(1)
   def test_auto_tokenizer(self, name):
     import transformers
 

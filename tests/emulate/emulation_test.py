@@ -135,6 +135,7 @@ class RunTest(parameterized.TestCase):
       (parts / 'steps.jsonl').read_text(), (whole / 'steps.jsonl').read_text()
     )
 
+  @pytest.mark.slow
   def test_a_finished_run_is_not_run_again(self):
     before = (self.finished / 'metrics.jsonl').read_bytes()
     seen = []

@@ -26,7 +26,7 @@ class PausedTest(absltest.TestCase):
   def workdir(self, name='run'):
     return pathlib.Path(self.create_tempdir().full_path, name)
 
-  @pytest.mark.rows(1)
+  @pytest.mark.slow
   def test_paused_within_rounds_it_equals_an_uninterrupted_run(self):
     """A round has nine inner steps; whose are done is not trained again."""
     parts, rounds, done = self.workdir('parts'), [], 0
@@ -64,7 +64,7 @@ class PausedTest(absltest.TestCase):
       helpers.everything(got.state), helpers.everything(self.outcome.state)
     )
 
-  @pytest.mark.rows(1)
+  @pytest.mark.slow
   def test_a_miner_whose_round_was_lost_before_the_pause(self):
     """It trains again from its state before, and loses the round again."""
     train_round, ends = local_lib.train_round, []

@@ -215,6 +215,7 @@ class ScoresTest(parameterized.TestCase):
     free = self.scorer.score(self.open(), self.message(300.0), self.own)
     self.assertGreater(abs(free.gain - honest.gain), 0.01)
 
+  @pytest.mark.slow
   def test_a_second_validator_gets_the_same_bits(self):
     other = scores.Scorer(self.config, self.method, self.params)
     messages = [self.honest, self.message(1.0), self.message(-1.0)]

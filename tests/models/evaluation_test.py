@@ -49,8 +49,8 @@ class EvaluationTest(parameterized.TestCase):
   def placed(self, mesh):
     return jax.device_put(self.params, sharding.shardings(self.params, mesh))
 
-  @pytest.mark.rows(1)
   @parameterized.parameters((0, 0), (16, 0), (16, 2), (24, 1))
+  @pytest.mark.rows(1)
   def test_losses_of_sequences_on_one_device(self, chunk, microbatch):
     losses = evaluation.SequenceLosses(config_of(chunk, microbatch))
     found = losses(self.params, self.tokens)

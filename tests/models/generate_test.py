@@ -39,10 +39,10 @@ def by_hand(model, params, prompt, count):
 
 
 class GenerateTest(parameterized.TestCase):
-  @pytest.mark.rows(1)
   @parameterized.parameters(
     ({}, 5), ({'scan_layers': True}, 2), ({'tie_embeddings': False}, 4)
   )
+  @pytest.mark.rows(1)
   def test_the_cache_changes_nothing(self, changes, length):
     model = dataclasses.replace(MODEL, **changes)
     params = params_of(model)

@@ -101,8 +101,8 @@ class LayoutTest(parameterized.TestCase):
     self.assertEqual('lm_head.weight' in shapes, not tie_embeddings)
 
   @_needs('torch', 'transformers')
-  @pytest.mark.filterwarnings('ignore')  # theirs
   @parameterized.parameters(False, True)
+  @pytest.mark.filterwarnings('ignore')  # theirs
   def test_72b_has_the_names_and_shapes_of_transformers(self, tie_embeddings):
     import torch
     import transformers
@@ -127,8 +127,8 @@ class LayoutTest(parameterized.TestCase):
 
 
 class ExportTest(FolderTest):
-  @pytest.mark.rows(1)
   @parameterized.product(**_SWITCHES)
+  @pytest.mark.rows(1)
   def test_files(self, **switches):
     model = _with(**switches)
     params = _lively_params(model)
@@ -309,7 +309,6 @@ class LoadTest(FolderTest):
       params,
     )
 
-  @pytest.mark.rows(1)
   @parameterized.parameters(
     (dict(vocab_size=60), '61, model.vocab_size 60 .the vocabulary of another'),
     (dict(heads=2), 'num_attention_heads is 4, model.heads 2; head_dim is 8'),
@@ -319,11 +318,11 @@ class LoadTest(FolderTest):
     (dict(norm_eps=1e-6), 'rms_norm_eps is 1e-05, model.norm_eps 1e-06'),
     (dict(tie_embeddings=False), 'tie_word_embeddings is True'),
   )
+  @pytest.mark.rows(1)
   def test_another_model(self, changes, message):
     self.export(_TINY, _lively_params(_TINY))
     self.broken(message, _with(**changes))
 
-  @pytest.mark.rows(1)
   @parameterized.parameters(
     ({'model_type': 'gemma'}, "model_type is 'gemma'"),
     ({'attention_bias': True}, 'attention_bias is True'),
@@ -347,6 +346,7 @@ class LoadTest(FolderTest):
     ),
     ({'vocab_size': 64 + 1024}, 'vocab_size is 1088'),
   )
+  @pytest.mark.rows(1)
   def test_another_architecture(self, changes, message):
     self.export(_TINY, _lively_params(_TINY))
     path = self.folder / 'config.json'
@@ -387,8 +387,8 @@ class LoadTest(FolderTest):
     self.publish(one_file, {'lm_head.weight': params['embedding'] + 1})
     self.broken('lm_head.weight is not model.embed_tokens.weight')
 
-  @pytest.mark.rows(1)
   @parameterized.product(tie_embeddings=(False, True))
+  @pytest.mark.rows(1)
   def test_padding_of_a_vocabulary_is_cut(self, tie_embeddings):
     model = _with(tie_embeddings=tie_embeddings)
     params = _lively_params(model)
@@ -455,12 +455,12 @@ class LoadTest(FolderTest):
     (self.folder / 'config.json').unlink()
     self.broken('config.json: no such file')
 
-  @pytest.mark.rows(1)
   @parameterized.parameters(
     (dict(becomes=lambda x: x.T.copy()), r'shape \[48, 32\], got F32 of \[32'),
     (dict(becomes=np.int32), 'expected F32, BF16, F16, F64 of .*, got I32'),
     (dict(renamed='x'), 'lacks model.layers.1.mlp.up_proj.weight'),
   )
+  @pytest.mark.rows(1)
   def test_tensors_that_are_wrong(self, change, message):
     self.export(_TINY, _lively_params(_TINY))
     self.rewrite('model.layers.1.mlp.up_proj.weight', **change)

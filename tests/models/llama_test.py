@@ -123,8 +123,8 @@ def _reference_logits(model: config.Model, params, tokens_L):
 
 
 class LlamaTest(parameterized.TestCase):
-  @pytest.mark.rows(1)
   @parameterized.product(kv_heads=(1, 2, 4), tie_embeddings=(True, False))
+  @pytest.mark.rows(1)
   def test_equals_numpy(self, kv_heads, tie_embeddings):
     model = _with(kv_heads=kv_heads, tie_embeddings=tie_embeddings)
     params, tokens_BxL = _lively_params(model), _tokens()
@@ -192,7 +192,7 @@ class LlamaTest(parameterized.TestCase):
     dict(remat='dots'),
     dict(scan_layers=True, remat='block'),
   )
-  @pytest.mark.rows(1)
+  @pytest.mark.slow
   def test_same_values_and_gradients_as_plain(self, **switches):
     model = _with(**switches)
     params = _lively_params(_TINY)

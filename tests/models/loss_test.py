@@ -242,7 +242,7 @@ class NextTokenTest(parameterized.TestCase):
     )
 
   @parameterized.parameters(1, 3, 8, 9)
-  @pytest.mark.rows(1)
+  @pytest.mark.slow
   def test_chunks_of_positions(self, chunk):
     """Equal up to rounding to the loss of all at once, for any remainder."""
     want, want_grads = _gradient(2)(self.params, self.tokens_BxL1)

@@ -124,6 +124,7 @@ class FinetuneTest(absltest.TestCase):
   @unittest.skipUnless(
     importlib.util.find_spec('safetensors'), 'needs the extra hf'
   )
+  @pytest.mark.slow
   def test_it_learns_the_answers_and_its_export_says_them(self):
     flags = {'chats': str(self.chats), 'epochs': 30, 'rate': 1e-2}
     with flagsaver.flagsaver(**flags, batch=8, length=64):

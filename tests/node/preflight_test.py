@@ -126,6 +126,7 @@ class DoctorTest(parameterized.TestCase):
     self.assertFalse(found['bucket'].well)
     self.assertIn('AWS_ACCESS_KEY_ID', found['bucket'].text)
 
+  @pytest.mark.slow
   def test_a_bucket_that_replaces_what_must_stay(self):
     put = bucket_lib.ObstoreBucket.put
 

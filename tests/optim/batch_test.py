@@ -20,8 +20,8 @@ def leaves_of(shapes):
 
 
 class BatchesTest(parameterized.TestCase):
-  @pytest.mark.rows(1)
   @parameterized.parameters(TILES, PER_TENSOR, compression.Dense())
+  @pytest.mark.rows(1)
   def test_merge_inverts_split(self, one):
     leaves = leaves_of(SHAPES)
     found = batch.Batches(leaves, [one] * 6, [()] * 6)

@@ -55,8 +55,8 @@ METHODS = {
 
 
 class TypesTest(parameterized.TestCase):
-  @pytest.mark.rows(1)
   @parameterized.parameters('sparseloco', 'statistical', 'diloco', 'demo')
+  @pytest.mark.rows(1)
   def test_of_64_bits_stay(self, method):
     with jax.enable_x64(True):
       params = {

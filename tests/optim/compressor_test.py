@@ -101,7 +101,7 @@ class CompressorTest(parameterized.TestCase):
     )
 
   @parameterized.parameters((4, 1, 100), (4, 1, 1 << 20), (1, 1, 100))
-  @pytest.mark.rows(1)
+  @pytest.mark.slow
   def test_all_kinds_of_leaves(self, fsdp, tensor, budget):
     wanted = method(EXACT['sign'])
     want, _ = send(trees.SHAPES, wanted)

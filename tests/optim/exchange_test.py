@@ -81,6 +81,7 @@ def poison(peer, steps):
 
 
 class WeightsTest(absltest.TestCase):
+  @pytest.mark.slow
   def test_a_peer_of_weight_zero_is_as_if_absent(self):
     params = params_of()
     weights = [1.0, 0.0, 1.0, 1.0]
@@ -143,8 +144,8 @@ class WeightsTest(absltest.TestCase):
 
 
 class NotFiniteTest(parameterized.TestCase):
-  @pytest.mark.rows(1)
   @parameterized.parameters((optax.sgd(0.5),), (optax.sgd(0.1, momentum=0.9),))
+  @pytest.mark.slow
   def test_a_lost_round_costs_the_others_nothing(self, inner):
     params = params_of()
     tx = sl.sparseloco(inner, inner_steps=4, axis_name='peers')
@@ -159,8 +160,8 @@ class NotFiniteTest(parameterized.TestCase):
     for x in jax.tree.leaves(state.error):
       self.assertGreater(float(jnp.abs(x[3]).max()), 0)  # it takes part again
 
-  @pytest.mark.rows(1)
   @parameterized.parameters('streaming', 'demo', 'sparta')
+  @pytest.mark.rows(1)
   def test_other_methods(self, name):
     """Neither a peer's infinities nor its weight of 0 reach the others."""
     tx = {
@@ -261,6 +262,7 @@ class ProgramTest(parameterized.TestCase):
     leaf = (size(8, 2) - base) / (7 * len(params_of(1)))
     self.assertLess(leaf, base / 20)
 
+  @pytest.mark.slow
   def test_collectives_do_not_grow_with_leaves(self):
     for layers in 1, 6:
       text = self.compiled(make(inner_steps=1), layers)
@@ -270,8 +272,8 @@ class ProgramTest(parameterized.TestCase):
       )
       self.assertLessEqual(len(found), 4, found)
 
-  @pytest.mark.rows(1)
   @parameterized.parameters((sl.Sign(), 9.5), (sl.SignMagnitude(), 10.5))
+  @pytest.mark.rows(1)
   def test_bits_that_cross_the_axis(self, quantizer, most):
     tx = make(inner_steps=1, compression=sl.TopK(64, (64, 64), quantizer))
     mesh = jax.make_mesh((8,), ('peers',), (jax.sharding.AxisType.Auto,))

@@ -27,7 +27,6 @@ def words_of(compression, shape):
 
 
 class PackingTest(parameterized.TestCase):
-  @pytest.mark.rows(1)
   @parameterized.product(
     compression=[
       *(compression_lib.TopK(quantizer=q) for q in QUANTIZERS),
@@ -37,6 +36,7 @@ class PackingTest(parameterized.TestCase):
       compression_lib.Dense(),
     ]
   )
+  @pytest.mark.rows(1)
   def test_unpacks_what_was_packed(self, compression):
     for shape in SHAPES:
       divisors = getattr(compression, 'layout', '') == 'divisors'

@@ -104,8 +104,8 @@ class TemplarTest(parameterized.TestCase):
           atol=1e-6 * np.abs(z[f'r{r}_{name}_delta']).max(),
         )
 
-  @pytest.mark.rows(1)
   @parameterized.parameters(1, 2, 3, 4, 5)
+  @pytest.mark.rows(1)
   def test_aggregates_peers_and_steps(self, peers):
     z = golden('aggregate_outer_step.npz')
     like = {n: jnp.asarray(z[f'n{peers}_{n}_before']) for n in 'bw'}

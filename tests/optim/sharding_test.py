@@ -135,7 +135,7 @@ class TypesTest(parameterized.TestCase):
     ('per_tensor', (8,), ('fsdp',), FEW, sl.TopK(4, (4, 4), sl.Statistical())),
     ('dense', (8,), ('fsdp',), FEW, sl.Dense()),
   )
-  @pytest.mark.rows(1)
+  @pytest.mark.slow
   def test_are_stable_and_nothing_recompiles(
     self, sizes, names, layout, compression
   ):
@@ -183,7 +183,7 @@ class TypesTest(parameterized.TestCase):
 
 class CommunicationTest(parameterized.TestCase):
   @parameterized.parameters(SMALL, sl.Dense())
-  @pytest.mark.rows(1)
+  @pytest.mark.slow
   def test_of_one_peer_is_norms_and_statistics(self, compression):
     mesh = jax.make_mesh((2, 4), ('fsdp', 'tensor'))
     with jax.set_mesh(mesh):

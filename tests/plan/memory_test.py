@@ -36,8 +36,8 @@ def on_a_device(tree):
 
 
 class StateTest(parameterized.TestCase):
-  @pytest.mark.rows(1)
   @parameterized.parameters(*LADDER)
+  @pytest.mark.rows(1)
   def test_is_what_the_inner_step_takes(self, name):
     config = load(name)
     mesh = sharding.abstract_mesh(config.devices)

@@ -132,6 +132,7 @@ class AmendedTest(absltest.TestCase):
     message, _ = trainer.train(self.params, job)
     return trainer.encode(job, message, self.worker._key.sign)
 
+  @pytest.mark.slow
   def test_a_lease_is_trained_by_the_rules_of_its_round(self):
     values = {'optim.inner.weight_decay': 0.9, 'rounds': 400}
     one = amendment_lib.make(self.model.run, 5, values)

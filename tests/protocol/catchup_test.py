@@ -99,6 +99,7 @@ def assert_at(test, place, network, name='0'):
 
 
 class JoinTest(absltest.TestCase):
+  @pytest.mark.slow
   def test_a_joiner_of_any_time_equals_the_incumbents(self):
     """From the beginning, then from checkpoints, after objects were pruned."""
     network = begin()

@@ -150,8 +150,8 @@ class CheckpointTest(parameterized.TestCase):
     }
     self.assertEqual(kinds, {'pinned_host'})
 
-  @pytest.mark.rows(1)
   @parameterized.product(sizes=SIZES[:3], fits=(True, False))
+  @pytest.mark.rows(1)
   def test_training_goes_on_in_the_same_buffers(self, sizes, fits):
     """Before anything is written, unless it does not fit on the host."""
     train = jax.jit(
@@ -240,8 +240,8 @@ class CheckpointTest(parameterized.TestCase):
     left_out['shared'].params['embedding'] = ...
     self.assertIsNotNone(self.restore(left_out))
 
-  @pytest.mark.rows(1)
   @parameterized.parameters('short', 'gone', 'metadata', 'more', 'checksums')
+  @pytest.mark.rows(1)
   def test_a_damaged_one_is_named_and_set_aside(self, what):
     for completed in (1, 2):
       self.save(state(seed=completed), completed)

@@ -86,10 +86,10 @@ class HistoryTest(parameterized.TestCase):
     anchor = history_lib.Anchor(last, roots[last], manifests[last])
     return history_lib.History(view, anchor)
 
-  @pytest.mark.rows(1)
   @parameterized.parameters(
     (), (0,), (3,), (3, 4, 5), (0, 1, 2), (8, 9), (0, 1, 5, 8, 9)
   )
+  @pytest.mark.rows(1)
   def test_empty_rounds_are_no_obstacle(self, *empty):
     manifests, roots = made(10, empty)
     for kept in ([b''] * 10, [None] * 10):

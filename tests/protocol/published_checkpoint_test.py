@@ -67,10 +67,10 @@ class ArchiveTest(parameterized.TestCase):
       data, layout, 'me', lambda hotkey, data, signature: True
     )
 
-  @pytest.mark.rows(1)
   @parameterized.parameters(
     (dict(fsdp=2, tensor=2), {}), ({}, dict(fsdp=2, tensor=2))
   )
+  @pytest.mark.rows(1)
   def test_a_joiner_has_it_on_its_own_mesh(self, theirs, own):
     want, index = self.publish(self.shared_model(**theirs))
     shared_model = self.shared_model(**own)

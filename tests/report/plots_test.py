@@ -26,10 +26,10 @@ class PlotsTest(parameterized.TestCase):
     self.assertEqual(pixels_HxWxC.shape[:2], (600, 960))
     return (pixels_HxWxC[:, :, :3].min(axis=-1) < 0.9).mean()
 
-  @pytest.mark.rows(1)
   @parameterized.named_parameters(
     ('usual', 12, 4), ('one_miner', 3, 1), ('many_miners', 20, 64)
   )
+  @pytest.mark.rows(1)
   def test_figures(self, rounds, miners):
     paths = plots.write_figures(_records(rounds, miners), self.folder / 'new')
     self.assertEqual(
@@ -40,12 +40,12 @@ class PlotsTest(parameterized.TestCase):
     for path, blank in zip(paths, empty, strict=True):
       self.assertGreater(self._ink(path), self._ink(blank) + 0.005)
 
-  @pytest.mark.rows(1)
   @parameterized.named_parameters(
     ('no_record', []),
     ('first_evaluation', _records(0, 2)),
     ('one_round', _records(1, 2)[1:]),
   )
+  @pytest.mark.rows(1)
   def test_short_runs(self, records):
     for path in plots.write_figures(records, self.folder):
       self.assertGreater(self._ink(path), 0.001)

@@ -7,6 +7,7 @@ import socket
 import sqlite3
 from unittest import mock
 
+import pytest
 from absl.testing import absltest
 
 from covenant import config as config_lib
@@ -55,6 +56,7 @@ class TrackersTest(absltest.TestCase):
     )
 
   @absltest.skipIf(_is_missing('wandb'), "needs the extra 'track'")
+  @pytest.mark.slow
   def test_wandb(self):
     with self.offline():
       self.use('wandb')

@@ -166,7 +166,7 @@ class GradientTest(parameterized.TestCase):
 
 class InnerStepTest(parameterized.TestCase):
   @parameterized.parameters(dict(fsdp=2, tensor=2), dict(data=2, fsdp=2))
-  @pytest.mark.rows(1)
+  @pytest.mark.slow
   def test_equals_one_devices_and_keeps_its_types(self, **sizes):
     config, mesh = config_of(), mesh_of(**sizes)
     method = algorithm_lib.make(config)

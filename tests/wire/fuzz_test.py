@@ -130,6 +130,7 @@ class FuzzTest(parameterized.TestCase):
     # Other codes, other values: a hostile peer's, but well-formed.
     self.assertGreater(accepted, mutants // 100)
 
+  @pytest.mark.slow
   def test_two_thousand_mutants(self):
     self.fuzz(2_000)
 
@@ -137,8 +138,8 @@ class FuzzTest(parameterized.TestCase):
   def test_a_hundred_thousand_mutants(self):
     self.fuzz(100_000)
 
-  @pytest.mark.rows(1)
   @parameterized.parameters(*CASES)
+  @pytest.mark.rows(1)
   def test_memory_is_the_message_and_a_constant(self, compression, codec):
     like = {'w': jax.ShapeDtypeStruct((2048, 2048), jnp.float32)}
     spec, message, data = make(compression, codec, like)

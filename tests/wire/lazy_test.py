@@ -39,10 +39,10 @@ def make(compression, codec, seed=0):
 
 
 class LazyTest(parameterized.TestCase):
-  @pytest.mark.rows(1)
   @parameterized.product(
     codec=('elias-fano', 'rice'), quantizer=QUANTIZERS, side=(8, 16)
   )
+  @pytest.mark.rows(1)
   def test_is_the_message(self, codec, quantizer, side):
     compression = sl.TopK(8, (side, side), quantizer)
     message, data, spec = make(compression, codec)
@@ -51,8 +51,8 @@ class LazyTest(parameterized.TestCase):
     self.assertEqual(list(whole), [7])
     jax.tree.map(np.testing.assert_array_equal, whole[7], message)
 
-  @pytest.mark.rows(1)
   @parameterized.parameters('elias-fano', 'rice')
+  @pytest.mark.rows(1)
   def test_reads_any_runs_of_blocks(self, codec):
     compression = sl.TopK(3, (4, 4), quantize.Sign())  # no whole bytes
     message, data, spec = make(compression, codec)
@@ -64,10 +64,10 @@ class LazyTest(parameterized.TestCase):
         np.testing.assert_array_equal(rows.read(runs), want)
         self.assertEqual((rows.shape, rows.dtype), (x.shape, x.dtype))
 
-  @pytest.mark.rows(1)
   @parameterized.product(
     codec=('elias-fano', 'rice'), quantizer=(quantize.Sign(), sl.Exact())
   )
+  @pytest.mark.rows(1)
   def test_nothing_stays_unpacked(self, codec, quantizer):
     """Messages wait packed for the next round, whoever has looked at them."""
     message, data, spec = make(sl.TopK(32, (8, 8), quantizer), codec)

@@ -178,8 +178,8 @@ class PayloadTest(parameterized.TestCase):
       reason = payload.Reason.DIGEST if signed else payload.Reason.SIGNATURE
       self.refused(flipped(data, at), EXPECTED, LIKE, spec, reason)
 
-  @pytest.mark.rows(1)
   @parameterized.parameters(*COMPRESSIONS)
+  @pytest.mark.rows(1)
   def test_a_right_digest_is_of_no_use_to_who_cannot_sign(self, compression):
     spec, data = payload.make_spec(LIKE, compression), make_payload(compression)
     for at in places(data[:-TAIL]):

@@ -164,7 +164,7 @@ class LosslessTest(parameterized.TestCase):
     (4, {}, 1),
     (2, dict(tie_embeddings=False, scan_layers=True, remat='dots'), None),
   )
-  @pytest.mark.rows(1)
+  @pytest.mark.slow
   def test_of_every_cut(self, stages, changes, microbatch):
     model = dataclasses.replace(DEEP, **changes)
     self.check(model, stages, 3, microbatch)
@@ -335,8 +335,8 @@ class QuantizedTest(parameterized.TestCase):
     got = quantized.unpack(quantized.pack(c, bits), c.dtype)
     np.testing.assert_array_equal(got, c)
 
-  @pytest.mark.rows(1)
   @parameterized.parameters(4, 8)
+  @pytest.mark.rows(1)
   def test_nothing_is_nothing(self, bits):
     zeros = jnp.zeros((2, 4))
     np.testing.assert_array_equal(
