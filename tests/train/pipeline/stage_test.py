@@ -80,12 +80,16 @@ def combined_norm(stages):
 @pytest.mark.slow
 class StageTest(parameterized.TestCase):
   @parameterized.parameters(
-    ('1x stages=3,rank=8,bits=4', True),
-    ('1x stages=2,rank=8,bits=8,layers=2-1', False),
-    ('1x stages=2,rank=4,layers=1-2', True),
+    ('1x stages=3,rank=8,bits=4', True, 2),
+    ('1x stages=2,rank=8,bits=8,layers=2-1', False, 1),
+    ('1x stages=2,rank=4,layers=1-2', True, 4),
   )
-  def test_two_rounds_equal_the_emulated_pipeline(self, text, tied):
-    config = make_config(text, f'model.tie_embeddings={tied}')
+  def test_two_rounds_equal_the_emulated_pipeline(self, text, tied, size):
+    config = make_config(
+      text,
+      f'model.tie_embeddings={tied}',
+      f'optim.inner.microbatch_size={size}',
+    )
     island = island_lib.of(config, 0)
     shared_model = shared_state_lib.SharedModel(config)
     trainer = trainer_lib.Trainer(config, shared_model, dataset.load(config))
