@@ -82,7 +82,7 @@ class PackedTest(parameterized.TestCase):
     {'loss_chunk': 5, 'kv_heads': 1},
     {'attention': 'cudnn', 'compute_dtype': 'bfloat16', 'kv_heads': 1},
   )
-  @pytest.mark.rows(1)
+  @pytest.mark.slow
   def test_equals_separate_sequences(self, **changes):
     """Documents in one row have the loss and the gradient that they have alone.
 
