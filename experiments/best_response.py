@@ -5,7 +5,7 @@
 
 A search over `strategic.Strategy`: error feedback kept, norm, mask, work done,
 repeats of the data, mixing with the others' messages, rounds without work,
-batch, learning rate, length of the sequences. A run has ten honest miners and
+batch, learning rate, part of the sequences. A run has ten honest miners and
 six strategies at once, 45 rounds of
 configs/shakespeare.py at the learning rates of experiments/gauntlet.py, and all
 are evaluated in every round. The measure is what the chain's weights give a
@@ -66,6 +66,7 @@ FIELDS = {
   'batch': (0.34, 1.0, 3.0),
   'rate': (0.5, 1.0, 2.0),
   'length': (0.5, 0.75, 1.0),
+  'start': (-1.0, 0.0),
 }
 NAMED = registry.STRATEGIES
 Strategy = strategic.Strategy

@@ -48,7 +48,9 @@ class Strategy(NamedTuple):
     batch: its sequences per inner step, relative to the protocol's; it does as
       many fewer steps.
     rate: its inner learning rate, relative to the protocol's.
-    length: the fraction of each sequence, from its start, that it trains on.
+    length: the fraction of each sequence that it trains on.
+    start: where this part begins, relative to the sequence; below 0: at the
+      start or at the end of the sequence, by lot.
   """
 
   error: float = 1.0
@@ -61,6 +63,7 @@ class Strategy(NamedTuple):
   batch: float = 1.0
   rate: float = 1.0
   length: float = 1.0
+  start: float = 0.0
 
   def __str__(self) -> str:
     """The fields that are not honest ones, as `parse` reads them."""
@@ -91,10 +94,12 @@ class Strategy(NamedTuple):
       all(0 < x <= 1 for x in parts)
       and all(x >= 1 for x in whole)
       and min(made.batch, made.rate) > 0
+      and made.start + made.length <= 1
     ):
       raise config_lib.ConfigError(
-        'adversaries: expected work and length above 0 and at most 1, repeats '
-        f'and period of at least 1, batch and rate above 0, got {text!r}'
+        'adversaries: expected work and length above 0 and at most 1, start '
+        'and length together at most 1, repeats and period of at least 1, '
+        f'batch and rate above 0, got {text!r}'
       )
     return made
 
@@ -108,7 +113,7 @@ class Strategy(NamedTuple):
 _OTHER = {
   name: value
   for name, value in Strategy()._asdict().items()
-  if name not in ('work', 'repeats', 'batch', 'length')
+  if name not in ('work', 'repeats', 'batch', 'length', 'start')
 }
 
 
@@ -124,8 +129,18 @@ def strategist(policy: Policy, strategy: Strategy) -> Policy:
     ids_N = np.tile(ids_HxB[:steps], (int(strategy.repeats), 1)).reshape(-1)
     size = max(round(ids_HxB.shape[1] * strategy.batch), 1)
     ids_HxB = ids_N[: len(ids_N) // size * size].reshape(-1, size)
-    end = max(round(context * strategy.length), 1) + 1
-    return (x[:, :end] for x in tokens_lib.prefetch(split, ids_HxB, context))
+    width = max(round(context * strategy.length), 1) + 1
+    draw = np.random.default_rng([miner.config.seed, task.uid, task.round])
+
+    def part(tokens_BxL1: np.ndarray) -> np.ndarray:
+      first = min(round(context * strategy.start), context + 1 - width)
+      first_B = np.full(len(tokens_BxL1), first)
+      if strategy.start < 0:
+        first_B = draw.integers(2, size=len(first_B)) * (context + 1 - width)
+      columns_BxW = first_B[:, None] + np.arange(width)
+      return np.take_along_axis(tokens_BxL1, columns_BxW, axis=1)
+
+    return map(part, tokens_lib.prefetch(split, ids_HxB, context))
 
   def train(
     miner: Miner, task: Task, params: ct.Params, batches: Batches

@@ -33,6 +33,7 @@ from covenant.optim import weight as weight_lib
 
 # Nats per token: a loss that overflowed counts as this much worse than before.
 _WORST = 100.0
+_PARTS = 2  # units of work in a sequence, its halves (H)
 _WHOLE = weight_lib.Weight()
 _EQUAL: Mapping[int, weight_lib.Weight] = types.MappingProxyType({})
 
@@ -55,8 +56,8 @@ class Score:
   gain_error: float
   own_gain: float  # mean on own data
   own_gain_error: float
-  # Own minus random data, each the mean of the half that gains less: one that
-  # trained on half of its data gains nothing on the other half.
+  # Own minus random data, each the mean of the half of all units that gains
+  # less: one that trained on half of them gains little on the other half.
   proof: float
   proof_error: float
   work: float = 1.0  # see the function of this name
@@ -94,7 +95,7 @@ class RoundBaseline:
   median_P: ct.Array  # median norm of each tensor; inf: nothing is clipped
   median_size: float  # training data of the median peer, see `weight.Weight`
   random_NxL1: np.ndarray
-  before_N: ct.Array  # losses of params on the random sequences
+  before_NxH: ct.Array  # losses of params on parts of the random sequences
 
 
 class Scorer:
@@ -128,7 +129,7 @@ class Scorer:
     mesh = None if placement is None else placement.mesh
     # A step of plain SGD: the momentum belongs to the run, not to the peer.
     self._fraction = config.gauntlet.step_fraction
-    self.losses = evaluation.SequenceLosses(config, mesh)
+    self.losses = evaluation.SequenceLosses(config, mesh, _PARTS)
     self.trial = trial_step.TrialStep(
       abstract_params,
       method.compression,
@@ -174,13 +175,13 @@ class Scorer:
       _, sizes_R = weight_lib.columns(weighed)
       median_size = float(reduce.lower_median(sizes_R))
     params = self._between(before, after, consume)
-    before_N = self.losses(params, random_NxL1)
-    if not np.isfinite(before_N).all():
+    before_NxH = self.losses(params, random_NxL1)
+    if not np.isfinite(before_NxH).all():
       raise NotFiniteError(
         'the shared parameters have a loss that is not finite; the run has '
         'diverged: go back to a checkpoint and lower the learning rates'
       )
-    return RoundBaseline(params, median_P, median_size, random_NxL1, before_N)
+    return RoundBaseline(params, median_P, median_size, random_NxL1, before_NxH)
 
   def score(
     self,
@@ -196,24 +197,23 @@ class Scorer:
     reach = reduce.reach(np.float32(weight.size), shared.median_size)
     limits_P = np.asarray(reach * shared.median_P, np.float32)
     factors_P = reduce.limit_factors(self.trial.norms(message), limits_P)
-    before_own_N = self.losses(shared.params, own_NxL1)
+    before_own_NxH = self.losses(shared.params, own_NxL1)
     params, touched = self.trial.apply(shared.params, message, factors_P)
-    after_own_N = self.losses(params, own_NxL1)
-    after_N = self.losses(params, shared.random_NxL1)
+    after_own_NxH = self.losses(params, own_NxL1)
+    after_NxH = self.losses(params, shared.random_NxL1)
     shared.params = self.trial.undo(params, message, touched)
-    before_N, before_own_N, after_own_N, after_N = (
-      np.asarray(x, np.float64)
-      for x in (shared.before_N, before_own_N, after_own_N, after_N)
-    )
-    gain_N = before_N - _bounded(after_N, before_N)
-    own_gain_N = before_own_N - _bounded(after_own_N, before_own_N)
-    gain, gain_error = _mean(gain_N)
-    own_gain, own_gain_error = _mean(own_gain_N)
-    worse, worse_error = worse_half(gain_N)
-    worse_own, worse_own_error = worse_half(own_gain_N)
+    before_NxH = np.asarray(shared.before_NxH, np.float64)
+    gain_NxH = _gains(before_NxH, after_NxH)
+    own_gain_NxH = _gains(before_own_NxH, after_own_NxH)
+    gain, gain_error = _mean(gain_NxH.mean(1))
+    own_gain, own_gain_error = _mean(own_gain_NxH.mean(1))
+    # Later tokens are easier and gain less: so that no part is the worse one.
+    usual_H = gain_NxH.mean(0)
+    worse, worse_error = worse_half(gain_NxH - usual_H)
+    worse_own, worse_own_error = worse_half(own_gain_NxH - usual_H)
     return Score(
-      loss_random=float(before_N.mean()),
-      loss_own=float(before_own_N.mean()),
+      loss_random=float(before_NxH.mean()),
+      loss_own=float(np.asarray(before_own_NxH, np.float64).mean()),
       gain=gain,
       gain_error=gain_error,
       own_gain=own_gain,
@@ -352,24 +352,24 @@ def work(config: config_lib.Config, claimed: int) -> float:
   return claimed / (optim.inner_steps * optim.inner.batch_size)
 
 
-def worse_half(x_N: np.ndarray) -> tuple[float, float]:
-  """Returns the mean of the lower half of N values, and its error.
+def worse_half(x_NxH: np.ndarray) -> tuple[float, float]:
+  """Returns the mean of the lower half of N * H values, and its error.
 
-  The error is the standard error by the jackknife. Of fewer than four values
-  it is the mean of all.
+  The error is the jackknife's over N sequences; of fewer than four, all count.
 
-  >>> worse_half(np.array([1.0, 9.0, 2.0, 3.0]))[0]
-  1.5
+  >>> worse_half(np.array([[1.0, 3.0], [9.0, 9.0], [2.0, 9.0], [4.0, 3.0]]))[0]
+  2.25
   """
-  size = x_N.size
+  size = len(x_NxH)
   if size < 4:
-    return _mean(x_N)
-  ordered_N = np.sort(x_N)
-  left_N = np.array(
-    [np.delete(ordered_N, i)[: (size - 1) // 2].mean() for i in range(size)]
-  )
+    return _mean(x_NxH.mean(1))
+  left_N = np.array([_lower(np.delete(x_NxH, i, 0)) for i in range(size)])
   spread = ((left_N - left_N.mean()) ** 2).sum() * (size - 1) / size
-  return float(ordered_N[: size // 2].mean()), float(np.sqrt(spread))
+  return _lower(x_NxH), float(np.sqrt(spread))
+
+
+def _lower(x: np.ndarray) -> float:
+  return float(np.sort(x, axis=None)[: x.size // 2].mean())
 
 
 def _generator(seed: bytes, *what: str | int) -> np.random.Generator:
@@ -386,10 +386,11 @@ _between = jax.jit(_step_between)
 _between_in_place = jax.jit(_step_between, donate_argnames=('before',))
 
 
-def _bounded(after_N: np.ndarray, before_N: np.ndarray) -> np.ndarray:
-  """Returns losses of at most `_WORST` above before, overflows included."""
-  worst_N = before_N + _WORST
-  return np.where(np.isfinite(after_N), np.minimum(after_N, worst_N), worst_N)
+def _gains(before: ct.Array, after: ct.Array) -> np.ndarray:
+  """Returns before minus after, at least -`_WORST`, overflows included."""
+  before = np.asarray(before, np.float64)
+  after, worst = np.asarray(after, np.float64), before + _WORST
+  return before - np.where(np.isfinite(after), np.minimum(after, worst), worst)
 
 
 def _mean(x_N: np.ndarray) -> tuple[float, float]:

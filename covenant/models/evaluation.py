@@ -23,41 +23,46 @@ _Sums: TypeAlias = tuple[jax.Array, jax.Array]
 
 
 class SequenceLosses:
-  """The nats per token of each of some sequences; compiled once per number.
+  """The nats of the parts of some sequences; compiled once per number.
 
   Args:
     config: the config of the run.
     mesh: the devices of the parameters; None is one device.
+    parts: equal stretches of positions, see `loss.sequence_nats`.
 
   Raises:
     ConfigError: the model cannot be sharded so.
   """
 
   def __init__(
-    self, config: config_lib.Config, mesh: sharding.AnyMesh | None = None
+    self,
+    config: config_lib.Config,
+    mesh: sharding.AnyMesh | None = None,
+    parts: int = 1,
   ):
     self.devices = devices(mesh)
     self._mesh = mesh
 
     def nats(params: ct.Params, tokens_BxL1: jax.Array) -> jax.Array:
       return _in_microbatches(
-        lambda x: loss_lib.sequence_nats(config.decoder, params, x),
+        lambda x: loss_lib.sequence_nats(config.decoder, params, x, parts),
         tokens_BxL1,
         config.optim.inner.microbatch_size,
-      ).reshape(-1)
+      ).reshape(-1, parts)
 
     self.program = _sharded(config, mesh, nats, whole=False)
 
   def __call__(
     self, params: ct.Params, tokens_NxL1: np.ndarray | jax.Array
   ) -> ct.Array:
-    """Returns float32 [N]; params are sharded over the mesh."""
-    nats_N = self.program(params, spread_out(tokens_NxL1, self._mesh))
+    """Returns float32 [N, parts]; params are sharded over the mesh."""
+    nats_NxP = self.program(params, spread_out(tokens_NxL1, self._mesh))
     if self._mesh is None:
-      return nats_N
-    if not nats_N.is_fully_addressable:  # other processes have some of them
-      nats_N = jax.device_put(nats_N, jax.NamedSharding(self._mesh, jax.P()))
-    return np.asarray(nats_N)[: tokens_NxL1.shape[0]]
+      return nats_NxP
+    if not nats_NxP.is_fully_addressable:  # other processes have some of them
+      whole = jax.NamedSharding(self._mesh, jax.P())
+      nats_NxP = jax.device_put(nats_NxP, whole)
+    return np.asarray(nats_NxP)[: tokens_NxL1.shape[0]]
 
 
 class BatchLoss:

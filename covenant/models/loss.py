@@ -178,42 +178,48 @@ def _nats(
 
 
 def sequence_nats(
-  model: config.Model, params: ct.Params, tokens_BxL1: jax.Array
+  model: config.Model,
+  params: ct.Params,
+  tokens_BxL1: jax.Array,
+  parts: int = 1,
 ) -> jax.Array:
-  """Computes the nats per token of each sequence, float32 [B].
+  """Computes the nats of the parts of each sequence, float32 [B, parts].
 
-  No more logits are held than those of a chunk. Inside `jax.shard_map` over a
-  mesh they are those of this device's sequences.
+  Each is the sum over the targets of a part, relative to the mean number of
+  targets in a part of this sequence. The mean over the parts is then the nats
+  per token of the sequence. No more logits are held than those of a chunk.
+  Inside `jax.shard_map` over a mesh they are those of this device's sequences.
 
   Args:
     model: the architecture.
     params: parameters of `llama.init`.
     tokens_BxL1: as in `next_token_loss`.
+    parts: number of equal stretches of positions.
   """
   x_BxLxD, w_DxV = llama.hidden(model, params, llama.inputs(model, tokens_BxL1))
   targets_BxL = tokens_BxL1[:, 1:]
-  chunk = model.loss_chunk or x_BxLxD.shape[1]
-  if not sharding.is_cut('vocab') and chunk >= x_BxLxD.shape[1]:
-    logits_BxLxV = llama.logits(model, x_BxLxD, w_DxV)
-    return jax.vmap(lambda x, t: cross_entropy(x[None], t[None]).nats)(
-      logits_BxLxV, targets_BxL
+  length = targets_BxL.shape[1]
+  chunk = model.loss_chunk or length
+  if not sharding.is_cut('vocab') and chunk >= length:
+    logits_BxLxV = llama.logits(model, x_BxLxD, w_DxV).astype(jnp.float32)
+    index_BxLx1 = jnp.maximum(targets_BxL, 0)[..., None]
+    hit_BxLx1 = jnp.take_along_axis(logits_BxLxV, index_BxLx1, axis=-1)
+    nats_BxL = jax.nn.logsumexp(logits_BxLxV, axis=-1) - hit_BxLx1[..., 0]
+  else:
+    _, nats_NxBxC = jax.lax.scan(
+      lambda _, slices: (None, _nats(slices[0], w_DxV, slices[1])[0]),
+      None,
+      _chunks(x_BxLxD, targets_BxL, chunk),
     )
-
-  def sums(x_BxCxD, targets_BxC):
-    nats_BxC, _ = _nats(x_BxCxD, w_DxV, targets_BxC)
-    counts_BxC = targets_BxC >= 0
-    return (
-      jnp.sum(nats_BxC, axis=1, where=counts_BxC),
-      jnp.sum(counts_BxC, axis=1, dtype=jnp.int32),
-    )
-
-  _, each = jax.lax.scan(
-    lambda _, slices: (None, sums(*slices)),
-    None,
-    _chunks(x_BxLxD, targets_BxL, chunk),
-  )
-  nats_B, tokens_B = (jnp.sum(x, axis=0) for x in each)
-  return nats_B / jnp.maximum(tokens_B, 1).astype(jnp.float32)
+    nats_BxL = jnp.moveaxis(nats_NxBxC, 0, 1).reshape(len(targets_BxL), -1)
+    nats_BxL = nats_BxL[:, :length]
+  counts_BxL = targets_BxL >= 0
+  nats_BxL = jnp.where(counts_BxL, nats_BxL, 0.0)
+  nats_BxL = jnp.pad(nats_BxL, ((0, 0), (0, -length % parts)))
+  nats_BxPxK = nats_BxL.reshape(len(targets_BxL), parts, -1)
+  tokens_Bx1 = jnp.sum(counts_BxL, axis=1, dtype=jnp.int32)[:, None]
+  mean_Bx1 = jnp.maximum(tokens_Bx1, 1).astype(jnp.float32) / parts
+  return jnp.sum(nats_BxPxK, axis=-1) / mean_Bx1
 
 
 def next_token_gradient(

@@ -36,6 +36,7 @@ class StrategyTest(parameterized.TestCase):
     ('work=0', 'expected work and length above 0'),
     ('period=0', 'repeats and period of at least 1'),
     ('length=2', 'length above 0 and at most 1'),
+    ('length=0.5+start=0.6', 'start and length together at most 1'),
     ('rate=0', 'batch and rate above 0'),
   )
   def test_what_is_none(self, text, message):
@@ -124,7 +125,7 @@ class StrategistTest(absltest.TestCase):
       _, _, batches = self.sent(**fields)
       self.assertLen(batches, steps)
 
-  def test_larger_batches_are_fewer_and_shorter_ones_are_prefixes(self):
+  def test_larger_batches_are_fewer_and_shorter_sequences_are_parts(self):
     _, _, honest = self.sent()
     self.setUp()
     _, _, doubled = self.sent(batch=2)
@@ -136,6 +137,17 @@ class StrategistTest(absltest.TestCase):
     width = honest[0].shape[1] - 1
     for half, whole in zip(halves, honest, strict=True):
       np.testing.assert_array_equal(half, whole[:, : width // 2 + 1])
+    self.setUp()
+    _, _, ends = self.sent(length=0.5, start=0.5)
+    self.setUp()
+    _, _, either = self.sent(length=0.5, start=-1)
+    chosen = []
+    for end, one, half, whole in zip(ends, either, halves, honest, strict=True):
+      np.testing.assert_array_equal(end, whole[:, width // 2 :])
+      for sequence, first, last in zip(one, half, end, strict=True):
+        chosen.append(np.array_equal(sequence, first))
+        self.assertTrue(chosen[-1] or np.array_equal(sequence, last))
+    self.assertLen(set(chosen), 2)  # of each kind some
 
   def test_another_rate_is_of_its_own_training_alone(self):
     others = self.host.miners[1].role.slot

@@ -36,15 +36,20 @@ class EvaluationTest(parameterized.TestCase):
     config = config_of()
     key = jax.random.key(0)
     cls.params = jax.jit(lambda key: llama.init(config.model, key))(key)
+    model = config.decoder
+    cls.nats = staticmethod(
+      jax.jit(lambda p, x: loss_lib.next_token_loss(model, p, x).nats)
+    )
     draw = np.random.default_rng(0)
     size = 6, config.data.context + 1
     cls.tokens = draw.integers(0, config.model.vocab_size, size, np.int32)
     cls.tokens[1, 20:] = -1  # padding, which is no target
 
   def expected(self):
-    model = config_of().decoder
-    nats = jax.jit(lambda p, x: loss_lib.next_token_loss(model, p, x).nats)
-    return np.array([nats(self.params, row[None]) for row in self.tokens])
+    return self.expected_of(self.tokens)
+
+  def expected_of(self, tokens):
+    return np.array([self.nats(self.params, row[None]) for row in tokens])
 
   def placed(self, mesh):
     return jax.device_put(self.params, sharding.shardings(self.params, mesh))
@@ -52,9 +57,16 @@ class EvaluationTest(parameterized.TestCase):
   @parameterized.parameters((0, 0), (16, 0), (16, 2), (24, 1))
   @pytest.mark.rows(1)
   def test_losses_of_sequences_on_one_device(self, chunk, microbatch):
-    losses = evaluation.SequenceLosses(config_of(chunk, microbatch))
+    losses = evaluation.SequenceLosses(config_of(chunk, microbatch), parts=2)
     found = losses(self.params, self.tokens)
-    np.testing.assert_allclose(found, self.expected(), atol=1e-5)
+    self.assertEqual(found.shape, (6, 2))
+    np.testing.assert_allclose(found.mean(1), self.expected(), atol=1e-5)
+    # The same sequences with the targets of the first half only.
+    left = self.tokens.copy()
+    left[:, self.tokens.shape[1] // 2 + 1 :] = -1
+    shares = np.sum(left[:, 1:] >= 0, 1) / np.sum(self.tokens[:, 1:] >= 0, 1)
+    expected = 2 * shares * self.expected_of(left)
+    np.testing.assert_allclose(found[:, 0], expected, atol=1e-5)
 
   @pytest.mark.slow
   def test_losses_of_sequences_on_a_mesh(self):
@@ -71,8 +83,8 @@ class EvaluationTest(parameterized.TestCase):
     mesh = mesh_of(*MESHES[name])
     losses = evaluation.SequenceLosses(config_of(16, 1), mesh)
     found = losses(self.placed(mesh), self.tokens)
-    self.assertEqual(found.shape, (6,))
-    np.testing.assert_allclose(found, self.expected(), atol=1e-5)
+    self.assertEqual(found.shape, (6, 1))
+    np.testing.assert_allclose(found[:, 0], self.expected(), atol=1e-5)
 
   @pytest.mark.slow
   def test_loss_of_a_batch(self):
