@@ -1,5 +1,6 @@
 """The sums of peers' messages, batch by batch (batch.py, reduce.py)."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -44,11 +45,12 @@ def means(
   def add(sums: list[Any], peer: Any) -> tuple[list[Any], None]:
     parts_of, values_of, factors_of, parts = peer
     return [
-      jax.vmap(
+      _mapped(
         lambda total, part, value, factor, b=b: reduce.add_values(
           total, part, value, factor, b.compression, parts
-        )
-      )(x, part, value, factor)
+        ),
+        (x, part, value, factor),
+      )
       for b, x, part, value, factor in zip(
         batches, sums, parts_of, values_of, factors_of, strict=True
       )
@@ -75,6 +77,12 @@ def means(
     )
     for b, x in zip(batches, sums, strict=True)
   ]
+
+
+def _mapped(f: Callable[..., ct.PyTree], rows: tuple[ct.PyTree, ...]) -> Any:
+  """Returns `jax.vmap(f)(*rows)`; one row alone needs no slower scatter."""
+  is_one = jax.tree.leaves(rows)[0].shape[0] == 1
+  return batch_lib.each(f, rows) if is_one else jax.vmap(f)(*rows)
 
 
 def _factors(
