@@ -144,6 +144,12 @@ def each(f: Callable[..., Any], xs: ct.PyTree) -> ct.PyTree:
   return jax.lax.map(lambda row: f(*row), xs)
 
 
+def mapped(f: Callable[..., Any], xs: tuple[ct.PyTree, ...]) -> ct.PyTree:
+  """Returns `jax.vmap(f)(*xs)`; one row alone needs no slower scatter."""
+  is_one = jax.tree.leaves(xs)[0].shape[0] == 1
+  return each(f, xs) if is_one else jax.vmap(f)(*xs)
+
+
 def rows(batch: Batch, values: list[jax.Array]) -> tuple[Any, np.ndarray]:
   """Returns values as rows of one tensor each, [T, R, W], and the tensors."""
   owners_T = batch.owners

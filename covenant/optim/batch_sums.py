@@ -1,6 +1,5 @@
 """The sums of peers' messages, batch by batch (batch.py, reduce.py)."""
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -45,7 +44,7 @@ def means(
   def add(sums: list[Any], peer: Any) -> tuple[list[Any], None]:
     parts_of, values_of, factors_of, parts = peer
     return [
-      _mapped(
+      batch_lib.mapped(
         lambda total, part, value, factor, b=b: reduce.add_values(
           total, part, value, factor, b.compression, parts
         ),
@@ -77,12 +76,6 @@ def means(
     )
     for b, x in zip(batches, sums, strict=True)
   ]
-
-
-def _mapped(f: Callable[..., ct.PyTree], rows: tuple[ct.PyTree, ...]) -> Any:
-  """Returns `jax.vmap(f)(*rows)`; one row alone needs no slower scatter."""
-  is_one = jax.tree.leaves(rows)[0].shape[0] == 1
-  return batch_lib.each(f, rows) if is_one else jax.vmap(f)(*rows)
 
 
 def _factors(
