@@ -6,8 +6,8 @@ from covenant.gauntlet import ratings as ratings_lib
 
 # Fractions of what is usual from which on the average gain and the proof are
 # paid in full: most honest ones must be there in spite of the noise.
-FULL_GAIN, FULL_PROOF = 0.9, 0.9
-NO_PROOF = 0.5  # fraction of the usual proof up to which it counts as none
+FULL_GAIN, FULL_PROOF = 0.9, 0.85
+NO_PROOF = 0.55  # fraction of the usual proof up to which it counts as none
 AUTHOR = 0.85  # fraction of the usual proof that an author is sure to have
 SIGNIFICANT = 2.0  # standard errors
 
