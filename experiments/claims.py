@@ -81,7 +81,7 @@ GROUPS = (
     },
     'Six inner steps per round, an error decay that forgets in a few rounds '
     'and one bit per value send a thousandth of what synchronous AdamW sends, '
-    'and end 1.5 % above it in the mean, undecided by four seeds '
+    'and end 0.7 % above it in the mean, undecided by seven seeds '
     '([report.md](report.md#the-recipe)).',
   ),
   Group(
