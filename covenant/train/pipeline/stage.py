@@ -96,11 +96,7 @@ class Stage:
     self._round: _Round | None = None
 
   def follow(self, changes: amend.Changes) -> None:
-    """Takes the rules of a round, which an amendment may have changed.
-
-    Args:
-      changes: the values of the run's first config that are others now, by
-        path.
+    """Takes the values by path that amendments have changed since the start.
 
     Raises:
       ConfigError: a value may not change so.
