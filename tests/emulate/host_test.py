@@ -146,6 +146,7 @@ class ChainOptionsTest(absltest.TestCase):
     )
 
 
+@pytest.mark.slow
 class NodesTest(absltest.TestCase):
   @classmethod
   def setUpClass(cls):
@@ -184,7 +185,6 @@ class NodesTest(absltest.TestCase):
       mine, {n.objects.bucket.location for n in other.nodes}
     )
 
-  @pytest.mark.slow
   def test_begins_anew(self):
     config = tiny()
     host = host_lib.Host(config, dataset.load(config))

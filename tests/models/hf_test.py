@@ -103,6 +103,7 @@ class LayoutTest(parameterized.TestCase):
   @_needs('torch', 'transformers')
   @parameterized.parameters(False, True)
   @pytest.mark.filterwarnings('ignore')  # theirs
+  @pytest.mark.slow
   def test_72b_has_the_names_and_shapes_of_transformers(self, tie_embeddings):
     import torch
     import transformers

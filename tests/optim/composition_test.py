@@ -56,7 +56,7 @@ METHODS = {
 
 class TypesTest(parameterized.TestCase):
   @parameterized.parameters('sparseloco', 'statistical', 'diloco', 'demo')
-  @pytest.mark.rows(1)
+  @pytest.mark.slow
   def test_of_64_bits_stay(self, method):
     with jax.enable_x64(True):
       params = {

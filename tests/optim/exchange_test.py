@@ -161,7 +161,7 @@ class NotFiniteTest(parameterized.TestCase):
       self.assertGreater(float(jnp.abs(x[3]).max()), 0)  # it takes part again
 
   @parameterized.parameters('streaming', 'demo', 'sparta')
-  @pytest.mark.rows(1)
+  @pytest.mark.slow
   def test_other_methods(self, name):
     """Neither a peer's infinities nor its weight of 0 reach the others."""
     tx = {

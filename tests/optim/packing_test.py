@@ -36,7 +36,7 @@ class PackingTest(parameterized.TestCase):
       compression_lib.Dense(),
     ]
   )
-  @pytest.mark.rows(1)
+  @pytest.mark.slow
   def test_unpacks_what_was_packed(self, compression):
     for shape in SHAPES:
       divisors = getattr(compression, 'layout', '') == 'divisors'

@@ -117,7 +117,7 @@ class PipelineTest(parameterized.TestCase):
 
 class TrainerTest(parameterized.TestCase):
   @parameterized.parameters(dict(fsdp=4), dict(data=2, fsdp=2))
-  @pytest.mark.rows(1)
+  @pytest.mark.slow
   def test_shards_do_as_one_device(self, **sizes):
     """Equal up to rounding in L2, which Adam magnifies."""
     mesh = sharding.mesh(config_lib.Devices(**sizes), jax.devices())
@@ -146,7 +146,7 @@ class TrainerTest(parameterized.TestCase):
       self.assertEqual(x.devices(), {there})
 
   @parameterized.parameters(dict(sizes=None), dict(sizes=dict(fsdp=2)))
-  @pytest.mark.rows(1)
+  @pytest.mark.slow
   def test_what_waits_in_host_memory_is_the_same(self, sizes):
     mesh = sizes and sharding.mesh(config_lib.Devices(**sizes), jax.devices())
     want, got = two_rounds('', mesh), two_rounds('', mesh, offload=True)

@@ -83,6 +83,7 @@ class LazyTest(parameterized.TestCase):
     self.assertLess(left, size / 4)
 
   @parameterized.parameters(1 << 26, 32 * 8)
+  @pytest.mark.slow
   def test_the_outer_step_gets_the_same_bits(self, budget):
     """With one slice per leaf, and with slices that are read one by one."""
     compression = sl.TopK(8, (8, 8), quantize.SignMagnitude())

@@ -244,6 +244,7 @@ class PayloadTest(parameterized.TestCase):
 
   @hypothesis.given(st.data())
   @hypothesis.settings(max_examples=500)
+  @pytest.mark.slow
   def test_mutations_are_refused_or_decode_to_what_they_encode(self, data):
     """Signed again: a hostile peer is one who has a key."""
     compression = data.draw(st.sampled_from(COMPRESSIONS))

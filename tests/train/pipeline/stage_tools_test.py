@@ -4,6 +4,7 @@ import dataclasses
 
 import jax
 import numpy as np
+import pytest
 from absl.testing import absltest
 
 from covenant import config as config_lib
@@ -27,6 +28,7 @@ class StageToolsTest(absltest.TestCase):
     self.assertIs(self.of(pool=pool), self.of())
     self.assertIsNot(self.of(1), self.of())
 
+  @pytest.mark.slow
   def test_the_stages_begin_with_the_model_cut_in_parts(self):
     key = jax.random.key(self.config.seed)
     whole = jax.tree.leaves(llama.init(self.config.model, key))
