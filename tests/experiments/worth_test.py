@@ -35,6 +35,13 @@ class WorthTest(absltest.TestCase):
     fewer = study.losses(runs, 'width 64, fewer rounds')[0]
     self.assertAlmostEqual(worth.plain_share(runs, 64, fewer), 0.75)
 
+  def test_in_short_no_run_is_that_of_another_cell(self):
+    names = [
+      study.digest(study.make_config(cell))
+      for cell in worth.quick().plan((), 1)
+    ]
+    self.assertLen(set(names), len(names))
+
 
 if __name__ == '__main__':
   absltest.main()
