@@ -207,7 +207,7 @@ class Scorer:
     own_gain_NxH = _gains(before_own_NxH, after_own_NxH)
     gain, gain_error = _mean(gain_NxH.mean(1))
     own_gain, own_gain_error = _mean(own_gain_NxH.mean(1))
-    # Later tokens are easier and gain less: so that no part is the worse one.
+    # Later tokens gain less; relative to the usual, no part is the worse one.
     usual_H = gain_NxH.mean(0)
     worse, worse_error = worse_half(gain_NxH - usual_H)
     worse_own, worse_own_error = worse_half(own_gain_NxH - usual_H)

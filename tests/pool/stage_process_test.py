@@ -79,7 +79,7 @@ class TlsTest(serving.ServerCase):
     process._client._run = serving.RUN
     self.addCleanup(client_lib._opener.cache_clear)
     client_lib._opener.cache_clear()
-    # As the owner of a certificate authority names it.
+    # The variable by which the owner of a certificate authority names it.
     self.enterContext(mock.patch.dict(os.environ, SSL_CERT_FILE=certificate))
     stopping = threading.Event()
     thread = threading.Thread(target=process.run, args=(stopping.is_set,))
