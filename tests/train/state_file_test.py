@@ -1,6 +1,7 @@
 """Runs that go on with the state of another one, at its round."""
 
 import dataclasses
+import importlib.util
 import pathlib
 import tempfile
 
@@ -28,6 +29,9 @@ ROUND = 2
 FIELDS = ('optim.inner.decay_steps=24', 'optim.outer.momentum=0.5')
 
 
+@absltest.skipUnless(
+  importlib.util.find_spec('safetensors'), 'needs the extra hf'
+)
 class StateFileTest(parameterized.TestCase):
   def setUp(self):
     super().setUp()
