@@ -42,15 +42,12 @@ class Section:
     self._layout = *region[1:], bits
     self._codec = rice if codec == 'rice' else codec_lib
     n = region.num_blocks
+    # Eight blocks end with a byte, whatever the bits of one. Their offsets are
+    # computed, as a list of them would take 6 % of the payload.
+    self._step, self._offsets = 8, None
     if codec == 'rice':
       self._step, self._offsets = rice.offsets(data, n, *self._layout)
-    else:
-      # Eight blocks end with a byte, whatever the bits of one.
-      self._step, starts = 8, [*range(0, n, 8), n]
-      self._offsets = [
-        codec_lib.section_bytes(i, *self._layout) for i in starts
-      ]
-    self._data = data[: self._offsets[-1]]
+    self._data = data[: self._offset(-(-n // self._step))]
     # What was unpacked with the rows that were asked for last, until it is
     # asked for: codes follow their indices. Nothing else is kept.
     self._left: tuple[tuple[Run, ...], int, np.ndarray] | None = None
@@ -79,11 +76,18 @@ class Section:
       self._left = key, 1, found[1]
     return found[which]
 
+  def _offset(self, index: int) -> int:
+    """Returns where the blocks from `index` steps on begin, or the end."""
+    if self._offsets is not None:
+      return self._offsets[index]
+    n = min(index * self._step, self.region.num_blocks)
+    return codec_lib.section_bytes(n, *self._layout)
+
   def _read(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
     first, last = start // self._step, -(-stop // self._step)
     begin = first * self._step
     end = min(last * self._step, self.region.num_blocks)
-    data = self._data[self._offsets[first] : self._offsets[last]]
+    data = self._data[self._offset(first) : self._offset(last)]
     arrays = self._codec.unpack(data, end - begin, *self._layout)
     indices, codes = (x[start - begin : stop - begin] for x in arrays)
     return indices, codes

@@ -10,6 +10,7 @@ from absl.testing import parameterized
 
 from covenant.optim import compression as compression_lib
 from covenant.optim import sparseloco as sl
+from covenant.wire import lazy
 from covenant.wire import payload
 
 HEADER = payload.Header(
@@ -75,6 +76,19 @@ class MemoryTest(parameterized.TestCase):
     declared = len(data) + declared_bytes(spec)
     self.assertLessEqual(len(data) + peak, 2 * declared)
     self.assertLessEqual(peak, 3.2 * len(data))
+
+  @parameterized.parameters('elias-fano', 'rice')
+  def test_a_message_that_stays_packed_takes_no_more(self, codec):
+    spec, data = make_payload(codec)
+    lazy.reopen(data, LIKE, spec)  # numpy's own memory is there now
+    tracemalloc.start()
+    try:
+      message = lazy.reopen(data, LIKE, spec)
+      held, _ = tracemalloc.get_traced_memory()
+    finally:
+      tracemalloc.stop()
+    self.assertIsNotNone(message)
+    self.assertLess(held, len(data) / 100)
 
   def test_a_liar_costs_nothing(self):
     """A frame that says it has more zeros than its blocks can have."""
