@@ -338,6 +338,8 @@ def _load(
       raise config_lib.ConfigError(
         f'{folder} has no {"sound " if damaged else ""}checkpoint yet'
       )
+    if line := checksums.says_unchecked(folder / str(latest)):
+      print(line, file=sys.stderr)
     stored: ct.PyTree = checkpoints.metadata(latest).metadata
     with context:
       tree: ct.PyTree = checkpoints.load(

@@ -141,7 +141,8 @@ def _model(plan: _Plan) -> Iterator[str]:
   if step.activations:
     yield f'{"":15}and between it activations ~{step.activations:.1f} s'
   if mesh.fsdp * mesh.tensor > device.per_host:
-    yield '  a copy of the parameters spans hosts: a miner cannot do that yet'
+    hosts = -(-mesh.fsdp * mesh.tensor // device.per_host)
+    yield f'  a copy of the parameters spans {hosts} hosts'
 
 
 def _memory(plan: _Plan) -> Iterator[str]:

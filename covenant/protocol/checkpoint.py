@@ -77,7 +77,8 @@ class Checkpoints:
   Args:
     directory: the folder, which has one folder per checkpoint.
     config: how often they are due, and how many stay.
-    report: called with a line about each checkpoint that is damaged.
+    report: called with a line about each checkpoint that is damaged, or is
+      restored without checksums.
   """
 
   def __init__(
@@ -174,7 +175,8 @@ class Checkpoints:
     """Restores the newest sound tree, or returns None if there is none.
 
     A checkpoint whose files differ from what was written is reported and moved
-    to `DIRECTORY.damaged`, and the one before it is restored.
+    to `DIRECTORY.damaged`, and the one before it is restored. One that has no
+    checksums is restored and reported.
 
     Args:
       abstract_tree: a tree of the same structure, of arrays or of
@@ -196,9 +198,11 @@ class Checkpoints:
         f'{"; ".join(damaged.values())}. Remove them to begin from the start'
       )
     self._set_aside(damaged)
-    return (
-      None if sound is None else self._load(sound, abstract, optional, any_size)
-    )
+    if sound is None:
+      return None
+    if line := checksums.says_unchecked(f'{self._directory}/{sound}'):
+      self._report(line)
+    return self._load(sound, abstract, optional, any_size)
 
   def _load(
     self,

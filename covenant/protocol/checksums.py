@@ -93,8 +93,7 @@ def newest_sound(
 ) -> tuple[int | None, dict[int, str]]:
   """Returns the newest checkpoint whose files are as they were written.
 
-  One without checksums counts as sound: its process died in the moment after it
-  was written, or it is of an earlier release.
+  One without checksums counts as sound, see `says_unchecked`.
 
   Args:
     directory: the folder of the checkpoints.
@@ -111,6 +110,16 @@ def newest_sound(
     except ChecksumError as e:
       damaged[step] = str(e)
   return None, damaged
+
+
+def says_unchecked(folder: str | os.PathLike[str]) -> str:
+  """Returns a line about a checkpoint without checksums; '' if it has them."""
+  if pathlib.Path(folder, _NAME).exists():
+    return ''
+  return (
+    f'{folder} has no checksums, so its files are not checked: its process died '
+    'right after it was written, or it is of an earlier release'
+  )
 
 
 def newest_agreed(

@@ -56,10 +56,11 @@ class TextTest(parameterized.TestCase):
     long = [line for line in page.splitlines() if len(line) > 80]
     self.assertEmpty(long)
 
-  def test_what_a_miner_cannot_do_yet_is_said(self):
-    text = 'spans hosts: a miner cannot do that yet'
-    self.assertIn(text, table.text(load('1t')))
-    self.assertNotIn(text, table.text(load('72b')))
+  def test_hosts_that_one_copy_spans_are_said(self):
+    self.assertIn('spans 64 hosts', table.text(load('1t')))
+    self.assertNotIn('spans', table.text(load('72b')))
+    smaller = 'plan.hardware=16xH200', 'devices.fsdp=16'
+    self.assertIn('spans 2 hosts', table.text(load('72b', *smaller)))
 
   def test_what_is_assumed_is_marked(self):
     """Each bandwidth, share of a peak, time and buffer has its tilde."""

@@ -27,8 +27,10 @@ class ChecksumsTest(absltest.TestCase):
   def test_what_is_as_it_was(self):
     folder = self.make(1)
     self.assertTrue(checksums.check(folder))
+    self.assertEqual(checksums.says_unchecked(folder), '')
     (folder / 'checksums.json').unlink()
     self.assertFalse(checksums.check(folder))
+    self.assertRegex(checksums.says_unchecked(folder), '1 has no checksums')
 
   @pytest.mark.slow
   def test_every_bit(self):

@@ -95,6 +95,9 @@ def play(
         model.fingerprint(shared), bits(private), list(vars(score).values()),
       ]
     )  # fmt: skip
+  leaves = [host_copy.whole(x) for x in jax.tree.leaves(private)]
+  if not jax.process_index():
+    np.savez(f'{folder}.npz', *leaves)
   return found
 
 
@@ -112,6 +115,7 @@ def bits(tree) -> str:
 # within a process and sums over processes are added in another order than those
 # of one process, so moments may differ in their last bits.
 _PRIVATE = (2, 5)
+_PRIVATE_DIFFERENCE = 1e-5  # of the L2 norm of a tensor of the private state
 
 
 @pytest.mark.network
@@ -134,6 +138,15 @@ class ProcessesTest(parameterized.TestCase):
       for i, (value, expected) in enumerate(zip(found, alone, strict=True)):
         if each == 1 or i not in _PRIVATE:
           self.assertEqual(value, expected, i)
+    with (
+      np.load(folder / 'several.npz') as several,
+      np.load(folder / 'one.npz') as one,
+    ):
+      self.assertEqual(several.files, one.files)
+      for name in one.files:
+        differs = np.linalg.norm(np.float64(several[name]) - one[name])
+        most = _PRIVATE_DIFFERENCE * np.linalg.norm(np.float64(one[name]))
+        self.assertLessEqual(differs, most, name)
 
   def run_all(self, processes, each, folder, devices):
     """Returns the last line of each process."""
