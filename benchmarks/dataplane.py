@@ -22,7 +22,6 @@ the reason. What is called an extrapolation is arithmetic on measured rates.
 import argparse
 import functools
 import hashlib
-import os
 import pathlib
 import statistics
 import subprocess
@@ -175,20 +174,26 @@ def _reads(
   }
 
 
-def _measure(
-  reads: dict[str, Callable[[], object]], turns: int
-) -> dict[str, list[float]]:
-  """Returns the seconds of each turn, by name; the names take turns."""
-  seconds: dict[str, list[float]] = {name: [] for name in reads}
+class Turns(NamedTuple):
+  """The seconds of each turn, by name."""
+
+  wall: dict[str, list[float]]
+  cpu: dict[str, list[float]]  # of all threads of this process
+
+
+def _measure(reads: dict[str, Callable[[], object]], turns: int) -> Turns:
+  """Returns the seconds of each turn; the names take turns."""
+  found = Turns({name: [] for name in reads}, {name: [] for name in reads})
   for name in ('all', 'decode', 'step', *reads):
     reads[name]()  # compiles, and fills caches
   for turn in range(turns):
     names = list(reads)[:3] if turn % 2 else list(reads)[2::-1]
     for name in (*names, 'decode', 'step', 'all'):
-      began = time.perf_counter()
+      began, spent = time.perf_counter(), time.process_time()
       reads[name]()
-      seconds[name].append(time.perf_counter() - began)
-  return seconds
+      found.wall[name].append(time.perf_counter() - began)
+      found.cpu[name].append(time.process_time() - spent)
+  return found
 
 
 def _ratio(a: list[float], b: list[float]) -> float:
@@ -196,13 +201,13 @@ def _ratio(a: list[float], b: list[float]) -> float:
 
 
 def _decode_rate(made: Round, folder: str) -> float:
-  """Returns the bytes/s that this machine decodes, all checks included."""
+  """Returns the bytes/s that a core decodes, all checks included."""
   data = pathlib.Path(folder, '00000000').read_bytes()
   seconds = []
   for _ in range(3):
-    began = time.perf_counter()
+    began = time.process_time()
     payload_lib.decode(data, made.header, made.abstract, made.spec, _verify)
-    seconds.append(time.perf_counter() - began)
+    seconds.append(time.process_time() - began)
   return len(data) / min(seconds)
 
 
@@ -219,32 +224,41 @@ def _places(
 def _report(
   name: str, made: Round, reads: dict[str, Callable[[], object]], turns: int
 ) -> dict[str, float]:
-  """Prints the ratios of a place; returns the median seconds by name."""
+  """Prints the ratios of a place; returns the median CPU seconds by name."""
   total = made.spec.payload_bytes * len(made.digests)
-  seconds = _measure(reads, turns)
-  rates = {k: total / statistics.median(x) / 1e6 for k, x in seconds.items()}
-  fetch = _ratio(seconds['obstore'], seconds['fetch'])
+  found = _measure(reads, turns)
+  wall = {k: statistics.median(x) for k, x in found.wall.items()}
+  cpu = {k: statistics.median(x) for k, x in found.cpu.items()}
+  rates = {k: total / x / 1e6 for k, x in wall.items()}
   print(
     f'{name}: obstore {rates["obstore"]:.0f} MB/s, with digests '
     f'{rates["digested"]:.0f}, fetch {rates["fetch"]:.0f}, with decoding '
     f'{rates["decode"]:.0f}'
   )
-  digested = _ratio(seconds['obstore'], seconds['digested'])
+  fetch, digested = (
+    _ratio(found.wall['obstore'], found.wall[x]) for x in ('fetch', 'digested')
+  )
   print(
     f'  fetch / obstore {fetch:.2f} (bar {_FETCH_BAR}'
     + _missed(fetch >= _FETCH_BAR, f'with digests obstore has {digested:.2f}')
     + f'); / obstore with digests {fetch / digested:.2f}'
   )
-  added = [a - b for a, b in zip(seconds['all'], seconds['step'], strict=True)]
-  whole = _ratio(added, seconds['fetch'])
-  decode = _ratio(seconds['decode'], seconds['fetch'])
+  whole, spent = (
+    _ratio(
+      [a - b for a, b in zip(x['all'], x['step'], strict=True)], x['fetch']
+    )
+    for x in found
+  )
+  decode = _ratio(found.wall['decode'], found.wall['fetch'])
   print(
-    f'  (all - step) / fetch {whole:.1f} in time (bar {_ALL_BAR}'
+    f'  (all - step) / fetch {whole:.1f} in time, {spent:.1f} in CPU seconds '
+    f'(bar {_ALL_BAR}'
     + _missed(whole <= _ALL_BAR, f'decode / fetch is {decode:.1f}')
     + ')'
   )
-  medians = {k: statistics.median(x) for k, x in seconds.items()}
-  print('  seconds: ' + ', '.join(f'{k} {x:.2f}' for k, x in medians.items()))
+  for what, seconds in ('seconds', wall), ('CPU seconds', cpu):
+    listed = ', '.join(f'{k} {x:.3f}' for k, x in seconds.items())
+    print(f'  {what}: {listed}')
   reads['all']()  # drops its messages
   tracemalloc.start()
   reads['decode']()
@@ -261,7 +275,7 @@ def _report(
     )
     + ')'
   )
-  return medians
+  return cpu
 
 
 def _missed(is_met: bool, reason: str) -> str:
@@ -269,7 +283,7 @@ def _missed(is_met: bool, reason: str) -> str:
 
 
 def _load_rate(folder: str, pieces: int = 6) -> float:
-  """Returns the bytes/s at which a checkpoint's pieces become an array."""
+  """Returns the bytes/s of a core that makes an array of pieces."""
   location = location_lib.Location('file', f'{folder}/pieces')
   own = bucket_lib.open_bucket(location)
   storage = run_storage_lib.RunStorage(b'r' * 16, own, b'', lambda data: own)
@@ -283,33 +297,31 @@ def _load_rate(folder: str, pieces: int = 6) -> float:
   abstract = jax.ShapeDtypeStruct((size // 4,), jnp.float32, sharding=where)
   for turn in range(3):
     path = pathlib.Path(folder, f'{turn}.tensor')
-    began = time.perf_counter()
+    began = time.process_time()
     piece_files.fetch(storage, digests, size, [storage.bucket], path)
     piece_files.place(path, abstract)
-    seconds.append(time.perf_counter() - began)
+    seconds.append(time.process_time() - began)
     path.unlink()
   return size / min(seconds)
 
 
-def _whole_round(
-  made: Round, medians: dict[str, float], decode_rate: float
-) -> None:
+def _whole_round(made: Round, cpu: dict[str, float]) -> None:
   """Prints the time to fetch, decode and add up a round of 72b.
 
   Args:
     made: the round that was measured.
-    medians: its seconds.
-    decode_rate: the bytes/s that all cores of a host decode.
+    cpu: its CPU seconds.
   """
-  total, size = made.spec.payload_bytes * len(made.digests), _PAYLOAD_72B
-  fetch = size * _PEERS / 5e8
-  adding = medians['all'] - medians['fetch'] - medians['step']
-  adding *= size * _PEERS / total * (os.cpu_count() or 1) / _HOST_CORES
+  whole = _PAYLOAD_72B * _PEERS
+  fetch = whole / 5e8
+  scale = whole / (made.spec.payload_bytes * len(made.digests)) / _HOST_CORES
+  beside, after = cpu['decode'], cpu['all'] - cpu['decode'] - cpu['step']
+  ratio = (max(fetch, beside * scale) + after * scale) / fetch
   print(
-    f'extrapolation to 72b, 20 payloads of 1.38 GB on {_HOST_CORES} cores: '
-    f'decode {size * _PEERS / decode_rate:.0f} s, fetch at 500 MB/s '
-    f'{fetch:.0f} s, the rest after the fetch at most {adding:.0f} s: '
-    f'{1 + adding / fetch:.2f} times the fetch (bar {_ALL_BAR})'
+    f'extrapolation to 72b, 20 payloads of 1.38 GB on {_HOST_CORES} cores, no '
+    f'accelerator: at 500 MB/s fetch {fetch:.0f} s, beside it digest, decode '
+    f'and norms {beside * scale:.0f} s, then sums {after * scale:.0f} s: '
+    f'{ratio:.2f} times the fetch (bar {_ALL_BAR})'
   )
 
 
@@ -320,7 +332,7 @@ def _join(made: Round, medians: dict[str, float], load: float) -> None:
   average, and replays these and the rounds that pass meanwhile, while it
   fetches the payloads of the next one.
   """
-  scale = _HOST_CORES / (os.cpu_count() or 1)
+  scale = _HOST_CORES
   total = made.spec.payload_bytes * len(made.digests)
   (tensor,) = jax.tree.leaves(made.abstract)
   adding = medians['all'] - medians['fetch'] - medians['step']
@@ -332,7 +344,7 @@ def _join(made: Round, medians: dict[str, float], load: float) -> None:
     f'extrapolation: joining 72b (565 GB of state, 20 payloads of 1.38 GB in '
     f'rounds of {_ROUND_SECONDS / 60:.1f} min) on {_HOST_CORES} cores, no '
     f'accelerator: a piece at {load / 1e6:.0f} MB/s and a round in '
-    f'{cpu * scale:.0f} s on 2 cores here, divided by their number'
+    f'{cpu * scale:.0f} s on one core here, divided by their number'
   )
   for name, link in _LINKS.items():
     state = _STATE_72B / link, _STATE_72B / (load * scale)
@@ -371,10 +383,9 @@ def main() -> None:
         reads = _reads(made, bucket, params)
         medians = _report(name, made, reads, args.turns)
       server.communicate('')
-    cores = os.cpu_count() or 1
-    rate, load = _decode_rate(made, folder), _load_rate(folder)
-  print(f'decode, all checks: {rate / 1e6:.0f} MB/s on {cores} cores')
-  _whole_round(made, medians, rate * _HOST_CORES / cores)
+  rate, load = _decode_rate(made, folder), _load_rate(folder)
+  print(f'decode, all checks: {rate / 1e6:.0f} MB/s on a core')
+  _whole_round(made, medians)
   _join(made, medians, load)
 
 

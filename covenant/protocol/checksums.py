@@ -117,8 +117,8 @@ def says_unchecked(folder: str | os.PathLike[str]) -> str:
   if pathlib.Path(folder, _NAME).exists():
     return ''
   return (
-    f'{folder} has no checksums, so its files are not checked: its process died '
-    'right after it was written, or it is of an earlier release'
+    f'{folder} has no checksums, so its files are not checked: its process '
+    'died right after it was written, or it is of an earlier release'
   )
 
 
