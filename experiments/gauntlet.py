@@ -60,6 +60,9 @@ MIXES = (
   'noise,scaled,copier,copier-fast,inner-product,colluder,colluder,unassigned',
   'flipped,little,label-flip,copier-hidden,sybil,sybil,sybil,malformed',
   'sleeper,intermittent,backdoor,mixer,repeater,desynchronized,twice,easy',
+  'zeros,flipped-tenfold,token-killer,copier-exact,copier-previous,replayer,'
+  'outdated,absent',
+  'tiny,copier-perturbed,shadow,early,late,swapped,intermittent,label-flip',
 )
 PLAIN = ('optim.aggregation.mean=all', 'optim.aggregation.clip=none')
 OFF = ('gauntlet.evaluate=0',)
