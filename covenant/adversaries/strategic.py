@@ -48,9 +48,11 @@ class Strategy(NamedTuple):
     batch: its sequences per inner step, relative to the protocol's; it does as
       many fewer steps.
     rate: its inner learning rate, relative to the protocol's.
-    length: the fraction of each sequence that it trains on.
-    start: where this part begins, relative to the sequence; below 0: at the
-      start or at the end of the sequence, by lot.
+    pieces: the number of equal pieces into which it cuts each sequence; it
+      trains on each as on a sequence of its own.
+    length: the fraction of each piece that it trains on.
+    start: where this part begins, relative to the piece; below 0: at the start
+      or at the end of the piece, by lot.
   """
 
   error: float = 1.0
@@ -62,6 +64,7 @@ class Strategy(NamedTuple):
   period: float = 1
   batch: float = 1.0
   rate: float = 1.0
+  pieces: float = 1
   length: float = 1.0
   start: float = 0.0
 
@@ -89,7 +92,7 @@ class Strategy(NamedTuple):
         ) from None
     made = cls(**found)
     parts = (made.work, made.length)
-    whole = (made.repeats, made.period)
+    whole = (made.repeats, made.period, made.pieces)
     if not (
       all(0 < x <= 1 for x in parts)
       and all(x >= 1 for x in whole)
@@ -98,8 +101,8 @@ class Strategy(NamedTuple):
     ):
       raise config_lib.ConfigError(
         'adversaries: expected work and length above 0 and at most 1, start '
-        'and length together at most 1, repeats and period of at least 1, '
-        f'batch and rate above 0, got {text!r}'
+        'and length together at most 1, repeats, period and pieces of at least '
+        f'1, batch and rate above 0, got {text!r}'
       )
     return made
 
@@ -113,7 +116,7 @@ class Strategy(NamedTuple):
 _OTHER = {
   name: value
   for name, value in Strategy()._asdict().items()
-  if name not in ('work', 'repeats', 'batch', 'length', 'start')
+  if name not in ('work', 'repeats', 'batch', 'pieces', 'length', 'start')
 }
 
 
@@ -129,16 +132,22 @@ def strategist(policy: Policy, strategy: Strategy) -> Policy:
     ids_N = np.tile(ids_HxB[:steps], (int(strategy.repeats), 1)).reshape(-1)
     size = max(round(ids_HxB.shape[1] * strategy.batch), 1)
     ids_HxB = ids_N[: len(ids_N) // size * size].reshape(-1, size)
-    width = max(round(context * strategy.length), 1) + 1
+    pieces = int(strategy.pieces)
+    span = context // pieces
+    width = max(round(span * strategy.length), 1) + 1
     draw = np.random.default_rng([miner.config.seed, task.uid, task.round])
 
     def part(tokens_BxL1: np.ndarray) -> np.ndarray:
-      first = min(round(context * strategy.start), context + 1 - width)
-      first_B = np.full(len(tokens_BxL1), first)
+      first_BxP = np.tile(np.arange(pieces) * span, (len(tokens_BxL1), 1))
       if strategy.start < 0:
-        first_B = draw.integers(2, size=len(first_B)) * (context + 1 - width)
-      columns_BxW = first_B[:, None] + np.arange(width)
-      return np.take_along_axis(tokens_BxL1, columns_BxW, axis=1)
+        first_BxP += draw.integers(2, size=first_BxP.shape) * (span + 1 - width)
+      else:
+        first_BxP += min(round(span * strategy.start), span + 1 - width)
+      columns_BxPW = (first_BxP[:, :, None] + np.arange(width)).reshape(
+        len(tokens_BxL1), -1
+      )
+      chosen_BxPW = np.take_along_axis(tokens_BxL1, columns_BxPW, axis=1)
+      return chosen_BxPW.reshape(-1, width)
 
     return map(part, tokens_lib.prefetch(split, ids_HxB, context))
 

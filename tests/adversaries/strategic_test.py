@@ -34,7 +34,8 @@ class StrategyTest(parameterized.TestCase):
     ('nothing=1', "got 'nothing=1'; there are error, norm"),
     ('work=all', "got 'work=all'"),
     ('work=0', 'expected work and length above 0'),
-    ('period=0', 'repeats and period of at least 1'),
+    ('period=0', 'repeats, period and pieces of at least 1'),
+    ('pieces=0', 'repeats, period and pieces of at least 1'),
     ('length=2', 'length above 0 and at most 1'),
     ('length=0.5+start=0.6', 'start and length together at most 1'),
     ('rate=0', 'batch and rate above 0'),
@@ -148,6 +149,16 @@ class StrategistTest(absltest.TestCase):
         chosen.append(np.array_equal(sequence, first))
         self.assertTrue(chosen[-1] or np.array_equal(sequence, last))
     self.assertLen(set(chosen), 2)  # of each kind some
+
+  def test_first_parts_of_each_piece_are_sequences_of_their_own(self):
+    _, _, honest = self.sent()
+    self.setUp()
+    _, _, quarters = self.sent(pieces=2, length=0.5)
+    size = (honest[0].shape[1] - 1) // 4
+    for found, whole in zip(quarters, honest, strict=True):
+      first, third = whole[:, : size + 1], whole[:, 2 * size : 3 * size + 1]
+      expected = np.stack([first, third], 1).reshape(-1, size + 1)
+      np.testing.assert_array_equal(found, expected)
 
   def test_another_rate_is_of_its_own_training_alone(self):
     others = self.host.miners[1].role.slot
