@@ -85,6 +85,7 @@ class Row(NamedTuple):
   honest_variation: float  # coefficient of variation of honest pay in that run
   nats_per_byte: float
   code: str
+  rule: str  # of pay, see `study.rule`
 
 
 def make_config(
@@ -124,7 +125,7 @@ def run(
     Row(
       stage, name, seed, round(cost, 3), round(float(pay / honest), 4),
       round(float(pay / honest / cost), 4), round(float(variation), 4),
-      round(loss, 4), study.code(),
+      round(loss, 4), study.code(), study.rule(),
     )
     for name, cost, pay in zip(strategies, costs, paid_M[HONEST:], strict=True)
   ]  # fmt: skip

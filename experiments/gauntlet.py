@@ -82,7 +82,7 @@ CROWDS = ((63, 20), (255, 20), (255, 40))  # miners, evaluated
 COLUMNS = (
   'cell', 'seed', 'config', 'code', 'uids', 'rounds', 'nats_per_byte',
   'emissions', 'least_honest', 'most_adversary', 'auc', 'punished', 'banned',
-  'detected', 'undetected', 'evaluated', 'validator_seconds', 'seconds',
+  'detected', 'undetected', 'evaluated', 'validator_seconds', 'seconds', 'rule',
 )  # fmt: skip
 Row = dict[str, Any]
 Finding = checks.CheckFinding
@@ -288,7 +288,10 @@ class Table:
     return {row['config'] for row in self.rows}
 
   def add(self, cell: str, seed: int, name: str, row: Row) -> None:
-    row = dict(cell=cell, seed=seed, config=name, code=study.code(), **row)
+    row = dict(
+      cell=cell, seed=seed, config=name, code=study.code(), rule=study.rule(),
+      **row,
+    )  # fmt: skip
     # A row of the same cell and seed by another config is out of date.
     self.rows = [
       r for r in self.rows if (r['cell'], int(r['seed'])) != (cell, seed)

@@ -25,6 +25,8 @@ from typing import Any, NamedTuple, Protocol
 
 from covenant import config as config_lib
 from covenant import metrics
+from covenant.gauntlet import scores
+from covenant.gauntlet import work
 
 ROOT = pathlib.Path(__file__).parent
 RESULTS = ROOT / 'results'
@@ -168,6 +170,18 @@ def digest(config: config_lib.Config, program: Program | None = None) -> str:
 def code() -> str:
   """Names the code by its golden traces (tests/emulate/host_test.py)."""
   return hashlib.blake2b(GOLDEN.read_bytes(), digest_size=4).hexdigest()
+
+
+def rule() -> str:
+  """Names the rule of pay, of which golden traces show little.
+
+  >>> rule()
+  'units=2 gain=0.9 proof=0.55..0.85'
+  """
+  return (
+    f'units={scores.PARTS} gain={work.FULL_GAIN:g} '
+    f'proof={work.NO_PROOF:g}..{work.FULL_PROOF:g}'
+  )
 
 
 def write_csv(path: pathlib.Path, rows: Sequence[Any]) -> None:

@@ -33,7 +33,7 @@ from covenant.optim import weight as weight_lib
 
 # Nats per token: a loss that overflowed counts as this much worse than before.
 _WORST = 100.0
-_PARTS = 2  # units of work in a sequence, its halves (H)
+PARTS = 2  # units of work in a sequence, its halves (H)
 _WHOLE = weight_lib.Weight()
 _EQUAL: Mapping[int, weight_lib.Weight] = types.MappingProxyType({})
 
@@ -129,7 +129,7 @@ class Scorer:
     mesh = None if placement is None else placement.mesh
     # A step of plain SGD: the momentum belongs to the run, not to the peer.
     self._fraction = config.gauntlet.step_fraction
-    self.losses = evaluation.SequenceLosses(config, mesh, _PARTS)
+    self.losses = evaluation.SequenceLosses(config, mesh, PARTS)
     self.trial = trial_step.TrialStep(
       abstract_params,
       method.compression,
