@@ -2,17 +2,18 @@
 
   python -m experiments.gauntlet             2.5 hours, 1.5 to 2 minutes per run
   python -m experiments.gauntlet --quick     1 seed, 6 rounds, 2 minutes
-  python -m experiments.gauntlet --only=bars,alone,clip,crowd
+  python -m experiments.gauntlet --only=bars,clip,alone,single,crowd
   python -m experiments.gauntlet --only=figure    draws what there is
 
 All runs are of configs/shakespeare.py with 20 uids, at stable learning rates of
 5e-3 (inner) and 0.5 (outer). Seven miners are honest, five honest and unlucky,
 eight adversaries (covenant/adversaries/registry.py). The eight depend on the
-seed, so that three seeds have most of the zoo. `honest alone` has the first
-twelve uids on the same data. `plain mean` averages all messages that can be
-read; nothing is clipped, compared, evaluated or left out. These have three
-seeds; cells with four adversaries of one kind among 20 uids (30 rounds) and
-the one without Gauntlet have one.
+seed, so that five seeds have all of the zoo but strategies, which are those of
+experiments/best_response.py. `honest alone` has the first twelve uids on the
+same data. `plain mean` averages all messages that can be read; nothing is
+clipped, compared, evaluated or left out. These have five seeds; cells with four
+adversaries of one kind among 20 uids (30 rounds), with one among 17, and the
+one without Gauntlet have one.
 
 Bars, written before the run:
   loss       with 40 % adversaries the final held-out loss is at most 1 % above
@@ -20,15 +21,16 @@ Bars, written before the run:
   emissions  in the second half of the rounds the chain pays all adversaries
              together at most 1 %
   order      in that half every honest uid is paid more than every adversary
-  AUC        of the last scores, honest against adversaries, at least 0.99
+  AUC        of the last scores, honest against adversaries, at least 0.995
   bans       a penalty never excludes an honest uid
   crowd      of 256 uids, 20 evaluated: a validator's seconds per round are less
              than 1.5 times those with 64 uids and as many evaluated
 
 An adversary is detected in the first round from which its weight stays below a
 tenth of an equal share. Finished runs are skipped when started again; rows are
-written as they come to experiments/results/gauntlet.csv, and gauntlet.png is
-drawn from them (with --quick: in quick/ of the workdir).
+written as they come to experiments/results/gauntlet.csv, the pay of each uid by
+our rule and by the deployed one to gauntlet_pay.csv, and gauntlet.png is drawn
+from them (with --quick: in quick/ of the workdir).
 """
 
 import argparse
@@ -50,6 +52,7 @@ from covenant.data import dataset
 from covenant.emulate import host as host_lib
 from covenant.gauntlet import checks
 from covenant.node import validator as validator_lib
+from experiments import gauntlet_pay
 from experiments import gauntlet_report
 from experiments import runner
 from experiments import study
@@ -78,6 +81,7 @@ ALONE = {
   for name, kind in registry.ADVERSARIES.items()
   if kind.role == 'miner' and not kind.honest
 }
+SINGLE = {f'one {name}': (name, sets) for name, (_, sets) in ALONE.items()}
 CROWDS = ((63, 20), (255, 20), (255, 40))  # miners, evaluated
 COLUMNS = (
   'cell', 'seed', 'config', 'code', 'uids', 'rounds', 'nats_per_byte',
@@ -130,8 +134,10 @@ def make_config(
   return dataclasses.replace(config, name=f'gauntlet-{seed}')
 
 
-def run_cell(config: config_lib.Config, plain: bool = False) -> Row:
-  """Runs a cell; returns its measurements."""
+def run_cell(
+  cell: str, config: config_lib.Config, plain: bool = False
+) -> tuple[Row, list[gauntlet_pay.Row]]:
+  """Runs a cell; returns its measurements, and the pay of each uid."""
   began = time.process_time()
   host = host_lib.Host(config, dataset.load(config))
   if plain:
@@ -159,7 +165,7 @@ def run_cell(config: config_lib.Config, plain: bool = False) -> Row:
   lost = _punished(verdicts, bad)
   rounds = {u: detected(verdicts, u, config.miners) for u in sorted(bad)}
   found = [r for r in rounds.values() if r is not None]
-  return dict(
+  row = dict(
     uids=config.miners,
     rounds=config.rounds,
     nats_per_byte=round(host.evaluate().nats_per_byte, 5),
@@ -175,6 +181,9 @@ def run_cell(config: config_lib.Config, plain: bool = False) -> Row:
     validator_seconds=round(clock.seconds / config.rounds, 3),
     seconds=round(time.process_time() - began, 1),  # of one core
   )
+  if not config.gauntlet.evaluate:
+    return row, []
+  return row, gauntlet_pay.rows(cell, config, verdicts)
 
 
 def _punished(
@@ -261,9 +270,10 @@ def runs(
 ) -> Iterator[tuple[str, str, tuple[str, ...], int, int]]:
   """Yields cell, adversaries, overrides, seed and rounds of every run."""
   groups = {
-    'bars': (BARS, 3, 60),
+    'bars': (BARS, len(MIXES), 60),
     'clip': (CLIPPED, 1, 60),
     'alone': ({'nobody': (',', ()), **ALONE}, 1, 30),
+    'single': (SINGLE, 1, 30),
   }
   for group, (members, usual_seeds, usual_rounds) in groups.items():
     if group in only:
@@ -284,17 +294,18 @@ class Table:
 
   @property
   def done(self) -> set[str]:
-    """The configs that have a row."""
-    return {row['config'] for row in self.rows}
+    """The configs that have a row by the present rule of pay."""
+    return {r['config'] for r in self.rows if r['rule'] == study.rule()}
 
   def add(self, cell: str, seed: int, name: str, row: Row) -> None:
     row = dict(
       cell=cell, seed=seed, config=name, code=study.code(), rule=study.rule(),
       **row,
     )  # fmt: skip
-    # A row of the same cell and seed by another config is out of date.
+    # A row of the same cell, seed and rule by another config is out of date.
+    key = cell, seed, study.rule()
     self.rows = [
-      r for r in self.rows if (r['cell'], int(r['seed'])) != (cell, seed)
+      r for r in self.rows if (r['cell'], int(r['seed']), r['rule']) != key
     ]
     self.rows.append(row)
     self.write()
@@ -321,7 +332,7 @@ def _arguments() -> argparse.Namespace:
   )
   parser.add_argument('--quick', action='store_true')
   parser.add_argument('--seeds', type=int)
-  parser.add_argument('--only', default='bars,clip,alone,crowd')
+  parser.add_argument('--only', default='bars,clip,alone,single,crowd')
   parser.add_argument('--workdir', default='runs/gauntlet')
   parser.add_argument('--jobs', type=int, default=os.cpu_count())
   return parser.parse_args()
@@ -338,6 +349,7 @@ def main() -> None:
   work.mkdir(parents=True, exist_ok=True)
   results.mkdir(parents=True, exist_ok=True)
   table = Table(results / 'gauntlet.csv')
+  pay = gauntlet_pay.Table(results / 'gauntlet_pay.csv')
   done, wanted = table.done, {}
   for cell, attackers, overrides, seed, length in runs(only, seeds, rounds):
     config = make_config(attackers, overrides, seed, length)
@@ -346,13 +358,15 @@ def main() -> None:
     wanted[cell, seed, name] = config, plain
   with runner.workers(arguments.jobs) as pool:
     futures = {
-      pool.submit(run_cell, *what): key
+      pool.submit(run_cell, key[0], *what): key
       for key, what in wanted.items()
       if key[-1] not in done
     }
     for future in concurrent.futures.as_completed(futures):
       cell, seed, name = futures[future]
-      table.add(cell, seed, name, future.result())
+      row, paid = future.result()
+      table.add(cell, seed, name, row)
+      pay.add(paid)
   for uids, evaluated in CROWDS if 'crowd' in only else ():
     cell = f'crowd of {uids}, {evaluated}'
     if cell not in done:

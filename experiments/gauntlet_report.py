@@ -34,11 +34,20 @@ def tables(rows: list[Row]) -> str:
     'most adversary | AUC | banned | detected | never',
   ]
   for cell in dict.fromkeys(r['cell'] for r in rows):
-    of_cell = [r for r in rows if r['cell'] == cell]
+    of_cell = _of(rows, cell)
     means = [_mean(of_cell, column) for column in MEANS]
     lines.append(' | '.join([cell, str(len(of_cell)), *means]))
   verdicts = [f'{v.claim}: {v.outcome}, {v.measured}' for v in judge(rows)]
   return '\n'.join([*lines, '', *verdicts])
+
+
+def _of(rows: list[Row], cell: str) -> list[Row]:
+  """Returns the rows of a cell by the rule of pay that has most of them."""
+  by_rule: dict[str, list[Row]] = {study.rule(): []}
+  for row in rows:
+    if row['cell'] == cell:
+      by_rule.setdefault(row['rule'], []).append(row)
+  return max(by_rule.values(), key=len)
 
 
 def _mean(rows: list[Row], column: str) -> str:
@@ -47,7 +56,22 @@ def _mean(rows: list[Row], column: str) -> str:
 
 
 def judge(rows: list[Row]) -> Iterator[study.Verdict]:
-  """Yields a verdict per bar, UNDECIDED for those that were not measured."""
+  """Yields a verdict per bar, UNDECIDED for those that were not measured.
+
+  Bars that were not measured by the present rule of pay are judged by the rows
+  of the rule before, and say so.
+  """
+  present = [row for row in rows if row['rule'] == study.rule()]
+  before = [row for row in rows if row['rule'] != study.rule()]
+  for now, then in zip(_judge(present), _judge(before), strict=True):
+    if now.outcome == 'UNDECIDED' and then.outcome != 'UNDECIDED':
+      yield then._replace(measured=f'{then.measured}, by the rule before')
+    else:
+      yield now
+
+
+def _judge(rows: list[Row]) -> Iterator[study.Verdict]:
+  """Yields a verdict per bar from the rows of one rule of pay."""
   by_cell: dict[str, dict[int, Row]] = {}
   for row in rows:
     by_cell.setdefault(row['cell'], {})[int(row['seed'])] = row
@@ -122,8 +146,8 @@ def _judge_pay(mixed: list[Row]) -> Iterator[study.Verdict]:
   yield _bar(
     'C13, AUC',
     'ratings tell the honest from adversaries',
-    'on every seed at least 0.99',
-    mixed_values('auc'), min, lambda x: x >= 0.99, '{:.4f}',
+    'on every seed at least 0.995',
+    mixed_values('auc'), min, lambda x: x >= 0.995, '{:.4f}',
   )  # fmt: skip
 
 
@@ -167,7 +191,7 @@ def draw(rows: list[Row], path: pathlib.Path) -> None:
   fig = figure.Figure(figsize=(10, 3.2), dpi=150, layout='constrained')
   left, right = fig.subplots(1, 2, width_ratios=(3, 2))
   for i, cell in enumerate(CELLS):
-    losses = [float(r['nats_per_byte']) for r in rows if r['cell'] == cell]
+    losses = [float(r['nats_per_byte']) for r in _of(rows, cell)]
     left.plot(losses, [i] * len(losses), **_marks(i))
     if losses:
       left.plot([statistics.mean(losses)], [i], 'k|', ms=24)
@@ -176,7 +200,7 @@ def draw(rows: list[Row], path: pathlib.Path) -> None:
     ylim=(len(CELLS) - 0.5, -0.5),
   )
   left.set_yticks(range(len(CELLS)), [*CELLS.values()])
-  mixed = [r for r in rows if r['cell'] == 'mixed']
+  mixed = _of(rows, 'mixed')
   seeds = [int(r['seed']) for r in mixed]
   for i, (column, label) in enumerate(PAY.items()):
     pay = [100 * float(r[column]) for r in mixed]

@@ -11,6 +11,7 @@ from covenant.gauntlet import deployed
 from covenant.gauntlet import deployed_update
 from covenant.gauntlet import ratings
 from covenant.gauntlet import scores as scores_lib
+from experiments import gauntlet_pay
 from tests import helpers
 
 Finding = checks.CheckFinding
@@ -84,6 +85,10 @@ class DeployedUpdateTest(absltest.TestCase):
       ratings.to_json(host.validators[0].role.standings)
     )
     self.assertEqual(again, host.validators[0].role.standings)
+    counted = gauntlet_pay.deployed_weights(
+      [v.decisions for v in verdicts], config.gauntlet
+    )
+    self.assertEqual(counted[-1], weights)
 
 
 if __name__ == '__main__':
