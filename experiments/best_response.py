@@ -245,11 +245,11 @@ def by_rule(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
 def judge(rows: Sequence[Row]) -> list[study.Verdict]:
   """Returns a verdict per bar, from the final runs.
 
-  They are judged by the rule before, which is said, if no strategy has run
+  They are judged by an earlier rule, which is said, if no strategy has run
   twice by the present one.
   """
   present, before = by_rule(rows)
-  return _judge(present, '') or _judge(before, ', by the rule before')
+  return _judge(present, '') or _judge(before, ', by an earlier rule')
 
 
 def _judge(rows: Sequence[Row], note: str) -> list[study.Verdict]:

@@ -59,13 +59,13 @@ def judge(rows: list[Row]) -> Iterator[study.Verdict]:
   """Yields a verdict per bar, UNDECIDED for those that were not measured.
 
   Bars that were not measured by the present rule of pay are judged by the rows
-  of the rule before, and say so.
+  of an earlier one, and say so.
   """
   present = [row for row in rows if row['rule'] == study.rule()]
   before = [row for row in rows if row['rule'] != study.rule()]
   for now, then in zip(_judge(present), _judge(before), strict=True):
     if now.outcome == 'UNDECIDED' and then.outcome != 'UNDECIDED':
-      yield then._replace(measured=f'{then.measured}, by the rule before')
+      yield then._replace(measured=f'{then.measured}, by an earlier rule')
     else:
       yield now
 

@@ -1,5 +1,6 @@
 import dataclasses
 import functools
+import statistics
 
 import jax
 import jax.numpy as jnp
@@ -148,6 +149,23 @@ class ScoresTest(parameterized.TestCase):
     shifted, same = scores.worse_half(x_NxH + 1)
     self.assertAlmostEqual(shifted, mean + 1)
     self.assertAlmostEqual(same, error)
+
+  @parameterized.parameters((1.2, 0.51), (2.0, 0.75), (20.0, 1.23))
+  def test_a_half_that_is_trained_more_strongly_proves_more(self, times, part):
+    """The limit of the rule in docs/gauntlet.md, for normal noise."""
+    gain, normal = 0.65, statistics.NormalDist()
+
+    def noise(size):
+      ranks = (np.arange(size) + 0.5) / size
+      return np.array([*map(normal.inv_cdf, ranks)])
+
+    def proof(units):
+      return scores.worse_half(units[:, None])[0] - lowest
+
+    lowest = scores.worse_half(noise(512)[:, None])[0]
+    half = np.concatenate([noise(256) + times * gain, noise(256)])
+    ratio = proof(half) / proof(noise(512) + gain)
+    self.assertAlmostEqual(ratio, part, delta=0.01)
 
   def test_the_error_of_the_worse_half(self):
     draw = np.random.default_rng(0)
