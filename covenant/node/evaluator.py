@@ -97,7 +97,9 @@ class Evaluator:
     batches = tokens_lib.prefetch(self._split, self._ids_NxB, self._context)
     if self._placement.mesh is not None:
       params = self._placement.replicate(self._placement.host.load(params))
-    nats = np.mean(jax.device_get([self._nats(params, b) for b in batches]))
+    # One at a time: where programs with collectives queue, XLA's CPU devices
+    # may wait for each other until it ends the process.
+    nats = np.mean([jax.device_get(self._nats(params, b)) for b in batches])
     return HeldOut(
       nats_per_token=float(nats),
       nats_per_byte=float(nats) / self._split.bytes_per_token,
