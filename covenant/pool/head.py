@@ -103,7 +103,7 @@ class HeadProcess:
       self._payload,
       functools.partial(stage_keeper.load_tensors, context.objects),
     )
-    model.attach(self._seats, self._log, self._stop)
+    model.attach(self._seats, self._log, auditor, self._stop)
     self._server = server_lib.PoolServer(
       settings_lib.of(config.pool),
       context.chain.hotkey,
@@ -119,7 +119,7 @@ class HeadProcess:
     host, port = self._server.address
     files.write(self._workdir / 'address', f'{host}:{port}')
     _say(f'head of {context.chain.hotkey}: stages may come to {host}:{port}')
-    training = stage_training.StageTraining(
+    training = self._training = stage_training.StageTraining(
       config,
       self._island,
       self._seats,
@@ -222,10 +222,26 @@ class HeadProcess:
         for uid, mine in membership.commitments.items()
       }
     )
-    follow.apply_round(node, command, head)
+    try:
+      follow.apply_round(node, command, head)
+    except apply.OutOfSyncError as e:
+      if not self._find_liars(e):
+        raise
+      follow.apply_round(node, command, head)
     publish = node.config.checkpoint.publish
     if command.round % publish == publish - 1:
       self._rebase(node, membership)
+
+  def _find_liars(self, error: apply.OutOfSyncError) -> bool:
+    """Returns whether stages have led this node astray; they are not paid."""
+    _say(f'{error}; the tensors of all stages are computed again')
+    try:
+      is_false, liars = self._model.check_stages()
+    except (orders_lib.OrderError, store_lib.StoreError) as e:
+      _say(f'they cannot be: {e}')
+      return False
+    self._training.accuse(liars)
+    return is_false
 
   def _rebase(
     self, node: miner_lib.Miner, membership: membership_lib.Membership

@@ -215,6 +215,10 @@ class OrderLog:
     """Keeps the run's fingerprint after so many orders."""
     files.write(self._path(number).with_suffix('.fingerprint'), found)
 
+  def forget_fingerprint(self, number: int) -> None:
+    """Forgets the run's fingerprint after so many orders."""
+    self._path(number).with_suffix('.fingerprint').unlink(missing_ok=True)
+
   def add(self, order: Order) -> None:
     """Adds an order in its place, unless it is there; others after it go."""
     known = self.get(order.number)
@@ -229,8 +233,7 @@ class OrderLog:
     """Forgets the orders from a number on."""
     for later in range(number, self.number):
       self._path(later).unlink(missing_ok=True)
-      after = self._path(later + 1).with_suffix('.fingerprint')
-      after.unlink(missing_ok=True)
+      self.forget_fingerprint(later + 1)
     self.number, self.id = number, self.state(number)
 
   def rebase(self, base: Base) -> None:
@@ -244,9 +247,7 @@ class OrderLog:
     for number in range(first, last):
       self._path(number).unlink(missing_ok=True)
       if not is_here:
-        self._path(number + 1).with_suffix('.fingerprint').unlink(
-          missing_ok=True
-        )
+        self.forget_fingerprint(number + 1)
     self.base = base
     if not is_here:
       self.number, self.id = base[:2]

@@ -2,11 +2,11 @@
 
 Workers come and go. A stage without a holder goes to the worker that has its
 state, or else to the one with the fewest stages: a spare, or a neighbor that
-takes over the layers beside its own.
+takes over the layers beside its own. A worker that comes later prepares to take
+them from the neighbor, which holds them until it has caught up.
 """
 
 import collections
-import dataclasses
 import json
 import queue
 import threading
@@ -17,6 +17,7 @@ from typing import NamedTuple
 from covenant import typing as ct
 from covenant.pool import channel as channel_lib
 from covenant.pool import orders as orders_lib
+from covenant.pool import seat as seat_lib
 
 
 class Event(NamedTuple):
@@ -32,29 +33,6 @@ LOST = 'lost'
 MOST_IDLE = 32  # channels without a stage; the oldest makes room
 _TEXT_BYTES = 1 << 12  # of the text of an event, as it is counted
 _GATHERING_SECONDS = 60.0  # for as many workers as stages to come at first
-
-
-@dataclasses.dataclass
-class Seat:
-  """A stage and its holder."""
-
-  stage: int
-  channel: channel_lib.Channel | None = None
-  number: int = -1  # orders that it has applied; -1: it has not said yet
-  id: str = ''  # of its state
-  digests: dict[str, list[str]] = dataclasses.field(default_factory=dict)
-  square: float = 0.0  # of its part of the last aggregated delta
-
-  @property
-  def worker(self) -> str:
-    return '' if self.channel is None else self.channel.worker
-
-
-@dataclasses.dataclass
-class _Worker:
-  channel: channel_lib.Channel
-  most: int  # stages that it can hold
-  has: frozenset[int]  # stages whose state is on its disk
 
 
 class Seats:
@@ -87,8 +65,9 @@ class Seats:
     self._log = log
     self._part = part
     self.banned: set[str] = set()
-    self._seats = [Seat(s) for s in range(stages)]
-    self._workers: dict[str, _Worker] = {}
+    self._seats = [seat_lib.Seat(s) for s in range(stages)]
+    self._coming: dict[int, seat_lib.Seat] = {}  # of workers that prepare
+    self._workers: dict[str, seat_lib.Worker] = {}
     self._last = [''] * stages  # holders so far
     self._began = time.monotonic()
     self._changed = threading.Condition()  # of a lock that may be entered again
@@ -113,19 +92,26 @@ class Seats:
           has = frozenset(int(s) for s in text['has'])
           if channel.worker in self._workers:  # it came back
             self._leave(self._workers[channel.worker].channel)
-          self._workers[channel.worker] = _Worker(
+          self._workers[channel.worker] = seat_lib.Worker(
             channel, int(text['most']), has
           )
           self._assign()
+          self._prepare()
         case 'close':
           self._open.pop(channel, None)
           self._leave(channel)
           self._assign()
         case what:
           seat = self._seats[int(text['stage'])]
-          if seat.channel is not channel:
+          coming = self._coming.get(seat.stage)
+          if coming is not None and coming.channel is channel:
+            if what == 'at':
+              self._note(coming, text)
+            elif what == 'failed':
+              del self._coming[seat.stage]
+          elif seat.channel is not channel:
             return  # it has lost this stage meanwhile
-          if what == 'at':
+          elif what == 'at':
             self._note(seat, text)
           elif what == 'failed':
             self.drop(seat.stage)
@@ -159,8 +145,8 @@ class Seats:
     return self._seats[stage].worker
 
   def holds(self, worker: str) -> bool:
-    """Returns whether a worker holds a stage."""
-    return any(seat.worker == worker for seat in self._seats)
+    """Returns whether a worker holds a stage, or prepares to."""
+    return any(seat.worker == worker for seat in self._all())
 
   @property
   def sent_bytes(self) -> int:
@@ -184,34 +170,38 @@ class Seats:
       self._changed.notify_all()
 
   def spread(self) -> None:
-    """Moves stages from workers that hold several to those that hold none.
-
-    A stage whose state such a worker has is moved first.
-    """
+    """Moves stages from workers with several to those prepared for them."""
     with self._changed:
-      while idle := [
-        w
-        for name, w in self._workers.items()
-        if not self._held(w.channel) and name not in self.banned
-      ]:
-        crowded = [
-          seat
-          for seat in self._seats
-          if seat.channel is not None and self._held(seat.channel) > 1
-        ]
-        if not crowded:
-          break
-        known = [s for s in crowded if any(s.stage in w.has for w in idle)]
-        self.drop((known or crowded)[0].stage)
+      for stage, coming in list(self._coming.items()):
+        if coming.number == self._log.number:
+          self.drop(stage)
+      self._prepare()
+
+  def _prepare(self) -> None:
+    """Lets workers without a stage prepare for those of workers with several.
+
+    A stage whose state such a worker has comes first.
+    """
+    for name, worker in self._workers.items():
+      if self._held(worker.channel) or name in self.banned:
+        continue
+      stay = [s for s in self._seats if s.stage not in self._coming]
+      holders = collections.Counter(s.worker for s in stay if s.worker)
+      crowded = [s for s in stay if holders[s.worker] > 1]
+      crowded.sort(key=lambda s: s.stage not in worker.has)
+      if crowded:
+        new = seat_lib.Seat(crowded[0].stage, worker.channel)
+        self._coming[new.stage] = new
+        self._send(new, {'do': 'take', 'stage': new.stage})
 
   def give(self, order: orders_lib.Order) -> None:
     """Adds an order to the log and sends it to all stages."""
     with self._changed:
       self._log.add(order)
-      for seat in self._seats:
+      for seat in self._all():
         if seat.number > self._log.number:
           self._reset(seat)
-      for seat in self._seats:
+      for seat in self._all():
         if seat.number >= 0:
           self._bring(seat)
 
@@ -245,6 +235,40 @@ class Seats:
       last = self._log.number
       return {seat.stage for seat in self._seats if seat.number != last}
 
+  def lost(self, patience: float) -> set[int]:
+    """Returns the stages whose holders were lost, and have not caught up.
+
+    One that takes an order for longer than its patience, in seconds, counts.
+    """
+    with self._changed:
+      return {
+        seat.stage
+        for seat in self._seats
+        if seat.is_lost or seat.is_late(self._log.number, patience)
+      }
+
+  def drop_late(self, patience: float) -> None:
+    """Takes stages from holders that take an order for too long."""
+    with self._changed:
+      for seat in self._seats:
+        if seat.is_late(self._log.number, patience):
+          self.drop(seat.stage)
+
+  def stand_in(
+    self, stage: int, digests: dict[str, list[str]], square: float
+  ) -> None:
+    """Takes what another computed of a stage that is not there.
+
+    Args:
+      stage: the stage.
+      digests: those of its tensors after the last order.
+      square: the sum of squares of its part of the last aggregated delta.
+    """
+    with self._changed:
+      seat = self._seats[stage]
+      if seat.number != self._log.number:
+        seat.digests, seat.square = digests, square
+
   def digests(self) -> list[dict[str, list[str]]]:
     """Returns the digests of each stage's tensors."""
     return [seat.digests for seat in self._seats]
@@ -253,30 +277,24 @@ class Seats:
     """Returns the sum of squares of the last aggregated delta."""
     return sum(seat.square for seat in self._seats)
 
-  def _note(self, seat: Seat, text: dict[str, ct.Json]) -> None:
+  def _note(self, seat: seat_lib.Seat, text: dict[str, ct.Json]) -> None:
     """Notes which state a stage has, and sends it what follows."""
-    number, state = int(text['number']), str(text['id'])
-    if not self._log.has(number, state):
+    if not self._log.has(int(text['number']), str(text['id'])):
       self._reset(seat)
       return
-    seat.number, seat.id = number, state
-    seat.square = float(text['square'])
-    seat.digests = {
-      str(name): [bytes.fromhex(x).hex() for x in found]
-      for name, found in text['digests'].items()
-    }
+    seat.note(text, self._log.number)
     self._bring(seat)
 
   def rebase(self, base: orders_lib.Base) -> None:
     """Lets stages begin from another state where they are not past it."""
     with self._changed:
       self._log.rebase(base)
-      for seat in self._seats:
+      for seat in self._all():
         if seat.number >= 0 and not self._log.has(seat.number, seat.id):
           self._reset(seat)
       self._changed.notify_all()
 
-  def _reset(self, seat: Seat) -> None:
+  def _reset(self, seat: seat_lib.Seat) -> None:
     """Lets a stage begin from the base of the log."""
     seat.number = -1
     base = self._log.base
@@ -284,12 +302,13 @@ class Seats:
     text |= {'id': base.id, 'places': base.places}
     self._send(seat, text, json.dumps(base.files).encode())
 
-  def _bring(self, seat: Seat) -> None:
+  def _bring(self, seat: seat_lib.Seat) -> None:
     """Sends a stage its next order, if there is one."""
     order = self._log.get(seat.number)
     if seat.number < self._log.number and order is not None:
       text, data = orders_lib.encode(self._part(order, seat.stage))
       text |= {'do': 'order', 'stage': seat.stage, 'after': order.after}
+      seat.asked = time.monotonic()
       self._send(seat, text, data)
 
   def _make_room(self) -> None:
@@ -303,18 +322,24 @@ class Seats:
     known = self._workers.get(channel.worker)
     if known is not None and known.channel is channel:
       del self._workers[channel.worker]
+    for stage, coming in list(self._coming.items()):
+      if coming.channel is channel:
+        del self._coming[stage]
     for seat in self._seats:
       if seat.channel is channel:
         self._vacate(seat)
 
-  def _vacate(self, seat: Seat) -> None:
-    seat.channel, seat.number = None, -1
+  def _vacate(self, seat: seat_lib.Seat) -> None:
+    seat.channel, seat.number, seat.is_lost = None, -1, True
     self.events.put(Event(seat.stage, LOST, {}, b''))
 
   def _assign(self, not_again: tuple[int, str] = (-1, '')) -> None:
     """Gives stages without a holder to workers."""
     for seat in self._seats:
       if seat.channel is not None:
+        continue
+      if (coming := self._coming.pop(seat.stage, None)) is not None:
+        self._enter(seat, coming)
         continue
       fit = [
         (self._held(w.channel), seat.stage not in w.has, name)
@@ -327,14 +352,22 @@ class Seats:
       fit.sort(key=lambda x: (x[1] and bool(x[0]), x[1], x[0], x[2]))
       if not fit:
         continue
-      name = fit[0][2]
-      if self._last[seat.stage] not in ('', name):
-        self.replaced += 1
-      self._last[seat.stage] = name
-      seat.channel, seat.number = self._workers[name].channel, -1
+      channel = self._workers[fit[0][2]].channel
+      self._enter(seat, seat_lib.Seat(seat.stage, channel))
       self._send(seat, {'do': 'take', 'stage': seat.stage})
 
-  def _may_share(self, seat: Seat) -> bool:
+  def _enter(self, seat: seat_lib.Seat, new: seat_lib.Seat) -> None:
+    """Gives a stage to the holder that a new seat has."""
+    if self._last[seat.stage] not in ('', new.worker):
+      self.replaced += 1
+    self._last[seat.stage] = new.worker
+    seat.channel, seat.number, seat.id = new.channel, new.number, new.id
+    seat.asked = new.asked
+    if seat.number == self._log.number:
+      seat.digests, seat.square = new.digests, new.square
+      seat.is_lost = False
+
+  def _may_share(self, seat: seat_lib.Seat) -> bool:
     """Returns whether a stage may go to a worker that holds another.
 
     One that nobody has held yet waits for a worker of its own for a while.
@@ -343,10 +376,13 @@ class Seats:
     return not is_new or time.monotonic() > self._began + _GATHERING_SECONDS
 
   def _held(self, channel: channel_lib.Channel) -> int:
-    return sum(seat.channel is channel for seat in self._seats)
+    return sum(seat.channel is channel for seat in self._all())
+
+  def _all(self) -> list[seat_lib.Seat]:
+    return [*self._seats, *self._coming.values()]
 
   def _send(
-    self, seat: Seat, text: dict[str, ct.Json], data: bytes = b''
+    self, seat: seat_lib.Seat, text: dict[str, ct.Json], data: bytes = b''
   ) -> None:
     if seat.channel is not None:
       self._send_to(seat.channel, text, data)

@@ -47,7 +47,20 @@ class Auditor:
     self._config, self._island = config, island
     self._log, self._part, self._read, self._load = log, part, read, load
     self._stage: stage_lib.Stage | None = None
-    self._number, self._id = 0, ''
+    self._number, self._id, self._square = 0, '', 0.0
+
+  def outer_step(self, index: int) -> tuple[dict[str, list[str]], float]:
+    """Takes the outer steps of a stage that has no holder.
+
+    Returns:
+      The digests of its tensors after the last order, and the sum of squares of
+      its part of the last aggregated delta.
+
+    Raises:
+      OrderError, StoreError: as `is_honest`.
+    """
+    stage = self._at(index)
+    return stage.digests(), self._square
 
   def is_honest(
     self,
@@ -65,7 +78,8 @@ class Auditor:
     stage = self._at(sample.stage)
     s = sample.stage
     used = {s, s + 1, 1, sample.crossed}
-    stage.begin(fitted_BxL1, b'', {i: fits[i] for i in fits if i in used})
+    given = {i: fits[i] for i in fits if i in used}
+    stage.begin(fitted_BxL1, b'', given, sample.crossed)
     work = 0, sample.tokens_bxL1, sample.came, sample.crossed
     if stage.programs.is_last:
       again, _ = stage.last(*work, sample.divisor)
@@ -94,13 +108,14 @@ class Auditor:
       base = self._log.base
       stage_keeper.begin_from(stage, base.files, base.places, self._load)
       self._stage, self._number, self._id = stage, base.number, base.id
+      self._square = 0.0
     while (order := self._log.get(self._number)) is not None:
       part = self._part(order, index)
       sections = [orders_lib.cut(self._read(s), s) for s in part.sources]
       totals = weight.totals(part.parts_R)
       stage.follow(part.changes)
       update = stage_lib.StageUpdate(part.factors_RxP, part.parts_R, totals)
-      stage.apply(sections, update)
+      self._square = stage.apply(sections, update)
       self._number, self._id = self._number + 1, order.after
     return stage
 

@@ -148,7 +148,8 @@ class StageKeeper:
     crossing, rest, fits = rest[:size], rest[size:], {}
     for i, length in text['fits']:
       fits[int(i)], rest = rest[:length], rest[length:]
-    fit, sent = self._stage.begin(tokens, crossing, fits)
+    crossed = int(text['crossed'])
+    fit, sent = self._stage.begin(tokens, crossing, fits, crossed)
     self._done = 0
     return {'did': 'begun', 'fit': len(fit)}, fit + sent
 

@@ -9,7 +9,8 @@ If a stage is lost, its place is taken by another worker, which begins from the
 shared parameters; all stages forget the inner step under way, and its
 microbatches are sent again. With `pool.bypass_steps` the others do not wait for
 an inner stage: what crosses the boundary before it goes to the stage after it,
-and it has no part in these steps.
+and it has no part in these steps. At the beginning of a round, when boundaries
+are fitted, they wait for it as long as for an answer.
 """
 
 import collections
@@ -79,7 +80,7 @@ class StageRound:
     self._changes = changes
     self._most_bypassed = config.pool.bypass_steps
     self._bypassed = [0] * island.stages  # steps of each stage
-    self._told: set[tuple[int, int]] = set()  # stage, boundary before others
+    self._told: set[tuple[int, int]] = set()  # stage, boundary that it knows
     self._in_flight = 2 * (self._stages + self._ring)
     self._leaves = stage_work.leaf_places(self._model, island)
     self._sizes = collections.Counter(s for s, _ in self._leaves)
@@ -197,6 +198,9 @@ class StageRound:
 
   def _recover(self) -> None:
     """Waits until all stages that are not bypassed know this round."""
+    if not self._fits:
+      if not self._seats.wait(self._late, time.monotonic() + self._patience):
+        self._seats.drop_late(self._patience)
     while True:
       self._begun -= self._talk.forget_losses()
       missing = self._seats.missing()
@@ -221,9 +225,8 @@ class StageRound:
   def _may_bypass(self, stage: int) -> bool:
     """Returns whether others go on without a stage; not to judge one again."""
     is_inner = 0 < stage < self._stages - 1
-    is_fitted = len(self._fits) == self._stages - 1
     has_steps = self._bypassed[stage] < self._most_bypassed
-    return is_inner and is_fitted and has_steps and not self._refused
+    return is_inner and has_steps and not self._refused
 
   def _boundary(self, stage: int) -> int:
     """Returns the boundary that the input of a stage crosses."""
@@ -231,46 +234,52 @@ class StageRound:
 
   def _begin(self) -> None:
     """Begins the round at the stages that have not, one after another."""
-    crossing = b''
     for s in range(self._stages):
-      if s in self._begun | self._talk.away:
-        crossing = self._crossing.get(s, b'')
-        continue
-      self._told = {(t, i) for t, i in self._told if t != s}
-      wanted = {i: self._fits[i] for i in (s, s + 1, 1) if i in self._fits}
-      self._talk.ask(
-        s,
-        {
-          'do': 'begin',
-          'round': self._round,
-          'changes': dict(self._changes),
-          'sequences': len(self._fitted),
-          'crossing': len(crossing),
-          'fits': [[i, len(data)] for i, data in wanted.items()],
-        },
-        b''.join(
-          [stage_work.tokens_bytes(self._fitted), crossing, *wanted.values()]
-        ),
-      )
-      answer = self._talk.answer(s, 'begun')
-      if s + 1 < self._stages and s + 1 not in self._fits:
-        size = stage_bytes.size_of(self._fit_form)
-        fit, crossing = answer.data[:size], answer.data[size:]
-        form = self._form(len(self._fitted))
-        why = stage_work.flaw(fit, self._fit_form)
-        if why := why or stage_work.flaw(crossing, form):
-          raise stage_talk.NonsenseError(s, f'the fit: {why}')
-        self._fits[s + 1], self._crossing[s] = fit, crossing
-        self._passed += len(answer.data)
-      crossing = self._crossing.get(s, b'')
-      self._begun.add(s)
+      if s not in self._begun | self._talk.away:
+        self._begin_stage(s)
     for s in self._begun:
-      key = s, self._boundary(s)
-      if key[1] < s and key not in self._told:
-        self._told.add(key)
-        text = {'do': 'fit', 'stage': s, 'boundary': key[1]}
-        self._seats.send(s, text, self._fits[key[1]])
-        self._passed += len(self._fits[key[1]])
+      boundary = self._boundary(s)
+      if boundary and (s, boundary) not in self._told:
+        self._told.add((s, boundary))
+        text = {'do': 'fit', 'stage': s, 'boundary': boundary}
+        self._seats.send(s, text, self._fits[boundary])
+        self._passed += len(self._fits[boundary])
+
+  def _begin_stage(self, s: int) -> None:
+    """Begins the round at a stage, which fits the boundary after it at first.
+
+    Raises:
+      LostError, LateError, NonsenseError: see `StageTalk.next`.
+    """
+    # A boundary that a bypassed stage has not fitted is not there.
+    crossed = max((i for i in self._fits if i <= s), default=0)
+    crossing = self._crossing.get(crossed - 1, b'')
+    known = self._fits.keys() & {s, s + 1, 1, crossed}
+    wanted = {i: self._fits[i] for i in sorted(known)}
+    self._told = {(t, i) for t, i in self._told if t != s}
+    self._told |= {(s, i) for i in wanted}
+    text = {
+      'do': 'begin',
+      'round': self._round,
+      'changes': dict(self._changes),
+      'sequences': len(self._fitted),
+      'crossing': len(crossing),
+      'crossed': crossed,
+      'fits': [[i, len(data)] for i, data in wanted.items()],
+    }
+    tokens = stage_work.tokens_bytes(self._fitted)
+    self._talk.ask(s, text, b''.join([tokens, crossing, *wanted.values()]))
+    answer = self._talk.answer(s, 'begun')
+    if s + 1 < self._stages and s + 1 not in self._fits:
+      size = stage_bytes.size_of(self._fit_form)
+      fit, crossing = answer.data[:size], answer.data[size:]
+      form = self._form(len(self._fitted))
+      why = stage_work.flaw(fit, self._fit_form)
+      if why := why or stage_work.flaw(crossing, form):
+        raise stage_talk.NonsenseError(s, f'the fit: {why}')
+      self._fits[s + 1], self._crossing[s] = fit, crossing
+      self._passed += len(answer.data)
+    self._begun.add(s)
 
   def _step(self, step: int, tokens_BxL1: np.ndarray) -> tuple[float, float]:
     """Trains one step on one batch; returns loss and norm of the gradient."""
@@ -309,21 +318,12 @@ class StageRound:
         squares[s] = found
       self._passed += len(event.data)
       if event.data or event.what != 'backward':
-        self._check(step, event, len(slices[m]))
+        if why := stage_work.flaw(event.data, self._form(len(slices[m]))):
+          self._blame(step, event, why)
       if event.what in ('forward', 'last', 'backward') and event.data:
-        self._samples.add(
-          stage_work.Sample(
-            s,
-            self._seats.worker(s),
-            step,
-            slices[m],
-            self._boundary(s),
-            came[s, m],
-            given.get((s, m), b''),
-            divisor,
-            event.data,
-          )
-        )
+        who = s, self._seats.worker(s), step, slices[m], self._boundary(s)
+        sent = came[s, m], given.get((s, m), b''), divisor, event.data
+        self._samples.add(stage_work.Sample(*who, *sent))
       match event.what:
         case 'looked_up':
           go(0, 'forward', m, event.data)
@@ -356,11 +356,6 @@ class StageRound:
   def _norm(self, squares: Mapping[int, list[float]]) -> float:
     present = [squares[s][i] for s, i in self._leaves if s in squares]
     return float(np.sqrt(stage_work.total(present)))
-
-  def _check(self, step: int, event: seats_lib.Event, sequences: int) -> None:
-    """Verifies the form of what a stage sends; raises as `_blame`."""
-    if why := stage_work.flaw(event.data, self._form(sequences)):
-      self._blame(step, event, why)
 
   def _blame(self, step: int, event: seats_lib.Event, why: str) -> NoReturn:
     """Refuses the holder of a stage that sends what cannot be.

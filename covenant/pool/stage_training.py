@@ -91,6 +91,7 @@ class StageTraining:
     self._ledger, self._run, self._workdir = ledger, run, workdir
     self._record, self._stop, self._draw = record, stop, draw
     self._refused: dict[str, str] = {}  # workers of this round, with reasons
+    self._accused: dict[str, str] = {}  # caught since the last settlement
 
   def train(
     self,
@@ -155,7 +156,7 @@ class StageTraining:
     """
     config = self._config
     first = task.round - config.pool.ban_rounds
-    self._seats.banned = self._ledger.banned(first)
+    self._seats.banned = self._ledger.banned(first) | self._accused.keys()
     self._seats.spread()
     ids_n = local_lib.batch_ids(config, task, split).flat[: subspace.FITTED]
     fitted = split.read(ids_n, config.data.context)
@@ -195,6 +196,10 @@ class StageTraining:
       result.norms,
     )
 
+  def accuse(self, liars: dict[str, str]) -> None:
+    """Takes the pay of liars, by reason, when a round is settled next."""
+    self._accused |= liars
+
   def _settle(
     self,
     round_index: int,
@@ -204,14 +209,17 @@ class StageTraining:
     caught: dict[str, str],
   ) -> None:
     """Enters the work of a round: layers x microbatches, but of liars."""
+    caught = {**self._accused, **caught}
     paid = {
       worker: count
       for worker, count in result.work.items()
       if worker not in self._refused and worker not in caught
     }
-    proven = proven & paid.keys()
-    self._ledger.settle(round_index, pay, paid, proven, set(caught))
+    self._ledger.settle(
+      round_index, pay, paid, proven & paid.keys(), set(caught)
+    )
     self._report(round_index, result, paid, caught)
+    self._accused = {}
 
   def _sections(
     self, work: stage_round.StageRound

@@ -20,7 +20,9 @@ from covenant.config import amend
 from covenant.optim import weight
 from covenant.pool import orders as orders_lib
 from covenant.pool import seats as seats_lib
+from covenant.pool import stage_audit
 from covenant.protocol import run_storage as run_storage_lib
+from covenant.store import interface as store_lib
 from covenant.train import pieces as pieces_lib
 from covenant.train import shared_state as shared_state_lib
 from covenant.train import step_bound
@@ -28,6 +30,7 @@ from covenant.wire import payload
 
 SharedState = shared_state_lib.SharedState
 _SAY_SECONDS = 60.0  # between two lines about the stages that are waited for
+_AGAIN_SECONDS = 1.0  # until payloads that nobody has are asked for again
 
 
 class StagesMissingError(errors.CovenantError):
@@ -49,6 +52,7 @@ class StagedModel(shared_state_lib.SharedModel):
     self,
     seats: seats_lib.Seats,
     log: orders_lib.OrderLog,
+    auditor: stage_audit.Auditor,
     stop: Callable[[], bool],
   ) -> None:
     """Connects the stages.
@@ -56,9 +60,11 @@ class StagedModel(shared_state_lib.SharedModel):
     Args:
       seats: the stages.
       log: the outer steps that they have taken.
+      auditor: takes an outer step for a stage that was lost.
       stop: returns True if the head is asked to stop.
     """
     self._seats, self._log, self._stop = seats, log, stop
+    self._auditor = auditor
     # Shared with the model under an amended config. Payloads of the last two
     # orders by order and digest; where payloads of this round are, by digest.
     self._payloads: dict[int, dict[str, bytes]] = {}
@@ -131,6 +137,36 @@ class StagedModel(shared_state_lib.SharedModel):
     found = shared_state_lib.state_fingerprint(pieces)
     self._log.set_fingerprint(number, found)
     return found
+
+  def check_stages(self) -> tuple[bool, dict[str, str]]:
+    """Takes the last outer step of all stages again, which takes a while.
+
+    Returns:
+      Whether a stage said false digests, and the workers that did so, with
+      reasons. Their stages are given to others.
+
+    Raises:
+      OrderError, StoreError: the state of a stage cannot be made.
+    """
+    number, seats = self._log.number, self._seats
+    gone, is_false = seats.missing(), False
+    holders, liars = list(map(seats.worker, range(len(seats.digests())))), {}
+    for stage, said in enumerate(seats.digests()):
+      digests, square = self._auditor.outer_step(stage)
+      if digests == said:
+        continue
+      is_false = True
+      if stage not in gone:  # or else somebody said so who has left
+        liars[holders[stage]] = (
+          f'stage {stage}, outer step {number}: its tensors, computed again, '
+          'have other digests'
+        )
+        seats.banned.add(holders[stage])
+        seats.drop(stage, banned=True)
+      seats.stand_in(stage, digests, square)
+    if is_false:
+      self._log.forget_fingerprint(number)
+    return is_false, liars
 
   def decode(
     self,
@@ -216,14 +252,39 @@ class StagedModel(shared_state_lib.SharedModel):
     )
 
   def _wait(self, number: int) -> None:
-    """Waits until all stages have taken so many outer steps."""
+    """Waits until all stages have taken so many outer steps.
+
+    The head takes the last one itself for stages that were lost, whoever comes
+    in their place, so that the round goes on.
+    """
     what = f'stages to take outer step {number}'
+    until = time.monotonic() + _SAY_SECONDS
     while number == self._log.number:
-      if self._seats.wait(self._stop, time.monotonic() + _SAY_SECONDS):
+      if self._seats.wait(self._need_not_wait, until):
         return
       if self._stop():
         break
-      late = {s: self._seats.worker(s) for s in sorted(self._seats.missing())}
-      names = (f'{s} ({late[s] or "no worker"})' for s in late)
-      print(f'waiting for {what}: {", ".join(names)}', file=sys.stderr)
+      late = sorted(self._seats.missing())
+      if set(late) <= self._seats.lost(self._config.pool.patience):
+        if self._stand_in(late):
+          return
+      if time.monotonic() > until:
+        until = time.monotonic() + _SAY_SECONDS
+        names = (f'{s} ({self._seats.worker(s) or "no worker"})' for s in late)
+        print(f'waiting for {what}: {", ".join(names)}', file=sys.stderr)
     raise StagesMissingError(f'stopped while waiting for {what}')
+
+  def _need_not_wait(self) -> bool:
+    lost = self._seats.lost(self._config.pool.patience)
+    return self._stop() or self._seats.missing() <= lost
+
+  def _stand_in(self, stages: Sequence[int]) -> bool:
+    """Takes the last outer step of some stages; returns whether it could."""
+    try:
+      for stage in stages:
+        self._seats.stand_in(stage, *self._auditor.outer_step(stage))
+    except (orders_lib.OrderError, store_lib.StoreError) as e:
+      print(f'no outer step of lost stages: {e}', file=sys.stderr)
+      time.sleep(_AGAIN_SECONDS)
+      return False
+    return True

@@ -10,9 +10,11 @@ import subprocess
 import sys
 import time
 import types
+from unittest import mock
 
 import pytest
 from absl.testing import absltest
+from absl.testing import parameterized
 
 from covenant import config as config_lib
 from covenant import metrics
@@ -22,8 +24,10 @@ from covenant.data import dataset
 from covenant.node import connect
 from covenant.pool import head as head_lib
 from covenant.pool import ledger as accounts
+from covenant.pool import orders
 from covenant.pool import server as server_lib
 from covenant.pool import worker as worker_lib
+from covenant.protocol import apply
 from covenant.protocol import round as round_lib
 from covenant.protocol import run_storage as run_storage_lib
 from covenant.train import local as local_lib
@@ -218,6 +222,38 @@ class AdmitTest(absltest.TestCase):
     self.assertEqual(status('stranger', '/channel'), 0)
     self.assertEqual(status('liar', '/channel'), 403)
     self.assertEqual(status('stranger', '/lease'), 404)
+
+
+class ApplyTest(parameterized.TestCase):
+  @parameterized.parameters(
+    dict(found=(True, {'liar': 'why'}), tries=2),
+    dict(found=(False, {}), tries=1),
+    dict(found=orders.OrderError('nobody has the payload'), tries=1),
+  )
+  def test_a_stage_that_says_false_digests_costs_no_round(self, found, tries):
+    """Another state than that of the others may be a stage's lie."""
+    head = mock.create_autospec(head_lib.HeadProcess, instance=True)
+    head._model, head._training = mock.Mock(), mock.Mock()
+    head._model.check_stages.side_effect = [found]
+    head._find_liars = lambda e: head_lib.HeadProcess._find_liars(head, e)
+    node = mock.Mock()
+    node.config.checkpoint.publish = 9
+    command = types.SimpleNamespace(round=3)
+    error = apply.OutOfSyncError('the fingerprint here is another')
+    members = mock.Mock(candidates=[], commitments={})
+    with (
+      mock.patch.object(head_lib.membership_lib, 'read', return_value=members),
+      mock.patch.object(
+        head_lib.follow, 'apply_round', side_effect=[error, None]
+      ) as applied,
+    ):
+      if tries == 1:
+        with self.assertRaisesRegex(apply.OutOfSyncError, 'another'):
+          head_lib.HeadProcess._apply(head, node, command, 7)
+      else:
+        head_lib.HeadProcess._apply(head, node, command, 7)
+        head._training.accuse.assert_called_once_with({'liar': 'why'})
+    self.assertEqual(applied.call_count, tries)
 
 
 @pytest.mark.network

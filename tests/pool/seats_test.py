@@ -124,9 +124,87 @@ class SeatsTest(absltest.TestCase):
     channels = self.full()
     self.seats.receive(channels[2], {'did': 'close'}, b'')
     self.assertEqual(self.holders(), 'aba')
-    self.join('c', has=[2])
+    again = self.join('c', has=[2])
+    self.seats.spread()
+    self.assertEqual(self.holders(), 'aba')  # until it has caught up
+    self.at(again, 2)
     self.seats.spread()
     self.assertEqual(self.holders(), 'abc')
+
+  def test_a_newcomer_prepares_while_the_neighbor_holds_the_stage(self):
+    channels = self.full()
+    self.seats.receive(channels[1], {'did': 'close'}, b'')
+    self.at(channels[0], 1)
+    newcomer = self.join('d')
+    self.assertEqual(newcomer.said, [('take', 0)])
+    self.assertTrue(self.seats.is_ready)
+    self.assertTrue(self.seats.holds('d'))  # it may fetch sections
+    self.at(newcomer, 0)
+    order = orders_test.order(0, 'g')
+    self.seats.give(order)
+    for stage, channel in (0, channels[0]), (1, channels[0]), (2, channels[2]):
+      self.at(channel, stage, 1, order.after)
+    self.assertEqual(newcomer.said[-1], ('order', 0))
+    self.seats.spread()
+    self.assertEqual(self.holders(), 'aac')
+    self.at(newcomer, 0, 1, order.after)
+    self.seats.spread()
+    self.assertEqual(self.holders(), 'dac')
+    self.assertTrue(self.seats.is_ready)
+    self.assertEqual(channels[0].said[-1], ('leave', 0))
+
+  def test_who_prepares_takes_a_stage_that_is_lost_meanwhile(self):
+    channels = self.full()
+    self.seats.receive(channels[1], {'did': 'close'}, b'')
+    newcomer = self.join('d')
+    self.at(newcomer, 0)
+    self.seats.receive(channels[0], {'did': 'close'}, b'')
+    self.assertEqual(self.holders(), 'dcc')
+    self.assertEqual(newcomer.said, [('take', 0)])
+    self.assertEqual(self.seats.lost(60.0), {1})
+
+  def test_who_leaves_or_fails_prepares_no_more(self):
+    channels = self.full()
+    self.seats.receive(channels[1], {'did': 'close'}, b'')
+    for text in {'did': 'close'}, {'did': 'failed', 'stage': 0}:
+      newcomer = self.join('d')
+      self.at(newcomer, 0)
+      self.seats.receive(newcomer, text, b'')
+      self.assertFalse(self.seats.holds('d'))
+      self.seats.spread()
+      self.assertNotIn('d', self.holders())
+      self.seats.receive(newcomer, {'did': 'close'}, b'')
+
+  def test_another_computes_a_stage_that_was_lost(self):
+    channels = self.full()
+    order = orders_test.order(0, 'g')
+    self.seats.give(order)
+    self.assertEqual(self.seats.lost(60.0), set())
+    self.seats.receive(channels[1], {'did': 'close'}, b'')
+    for stage, channel in (0, channels[0]), (2, channels[2]):
+      self.at(channel, stage, 1, order.after)
+    self.assertEqual(self.seats.lost(60.0), {1})
+    self.seats.stand_in(1, {'x': ['11']}, 4.0)
+    self.at(channels[0], 1)  # the neighbor, before the order
+    self.assertEqual(self.seats.lost(60.0), {1})
+    want = [{'x': ['00']}, {'x': ['11']}, {'x': ['02']}]
+    self.assertEqual((self.seats.digests(), self.seats.square()), (want, 12.0))
+    self.at(channels[0], 1, 1, order.after)
+    self.assertEqual(self.seats.lost(60.0), set())
+    self.seats.stand_in(1, {}, 0.0)  # too late
+    self.assertEqual(self.seats.digests()[1], {'x': ['01']})
+
+  def test_who_takes_an_order_for_too_long_loses_its_stage(self):
+    channels = self.full()
+    order = orders_test.order(0, 'g')
+    self.seats.give(order)
+    for stage, channel in (0, channels[0]), (2, channels[2]):
+      self.at(channel, stage, 1, order.after)
+    self.seats.drop_late(60.0)
+    self.assertEqual(self.holders(), 'abc')
+    self.assertEqual(self.seats.lost(-1.0), {1})
+    self.seats.drop_late(-1.0)
+    self.assertEqual(self.holders(), 'aac')
 
   def test_who_dropped_a_stage_does_not_get_it_again_at_once(self):
     self.full()

@@ -30,7 +30,7 @@ class Stage:
   def follow(self, changes):
     self.followed.append(dict(changes))
 
-  def begin(self, tokens, crossing, fits):
+  def begin(self, tokens, crossing, fits, crossed):
     return b'fit', crossing
 
   def initial(self):
@@ -112,7 +112,7 @@ class StageKeeperTest(absltest.TestCase):
     first, _ = self.order(0, 'g')
     self.order(1, first.after, rounds=9)
     tokens = np.arange(4, dtype='<i4').tobytes()
-    text = {'sequences': 1, 'crossing': 0, 'fits': []}
+    text = {'sequences': 1, 'crossing': 0, 'crossed': 1, 'fits': []}
     self.ask('begin', tokens, **text, changes={'rounds': 7})
     self.ask('begin', tokens, **text)
     self.assertEqual(

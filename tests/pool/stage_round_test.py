@@ -62,6 +62,9 @@ class Stages:
   def missing(self):
     return set(self.absent)
 
+  def drop_late(self, patience):
+    self.late = True
+
   def poll(self, seconds):
     return self.events.popleft() if self.events else None
 
@@ -190,10 +193,36 @@ class StageRoundTest(parameterized.TestCase):
     inner = len(jax.tree.leaves(llama.abstract(self.config.model)['layers_1']))
     whole = result.norms[1] ** 2
     np.testing.assert_allclose(result.norms[0] ** 2, whole - inner * steps)
-    self.assertEqual(self.stages.said.count((2, 'fit')), steps)
+    # The last stage was given the first boundary for the ring.
+    self.assertNotIn((2, 'fit'), self.stages.said)
     self.assertEqual(self.stages.said.count((1, 'update')), 2 - steps)
     crossed = {(x.stage, x.step): x.crossed for x in result.samples}
     self.assertEqual((crossed[2, 0], crossed[2, 1]), (2 - steps, 2))
+
+  def test_others_begin_without_an_inner_stage(self):
+    """It comes after a step, and then fits the boundary after it."""
+    self.config = stages.make_config(
+      'optim.inner.batch_size=32', 'optim.inner_steps=2', 'pool.bypass_steps=9'
+    )
+    self.stages.absent, self.stages.workers[1] = {1}, ''
+    self.stages.wait = lambda stop, until=None: not self.stages.absent
+
+    def come(stage):
+      self.stages.absent, self.stages.workers[1] = set(), 'd'
+
+    self.stages.faults[2, 'update'] = come
+    _, result = self.run_round()
+    self.assertTrue(self.stages.late)
+    self.assertEqual(result.losses, (8.0, 8.0))
+    self.assertEqual(result.bypassed, (0, 1, 0))
+    self.assertEqual(result.work, {'a': 32, 'c': 32, 'd': 16})
+    self.assertEqual({*result.fits}, {1, 2})
+    # The last stage learns of the boundary before the bypassed one, which it
+    # was given at once, and later of its own.
+    self.assertEqual(self.stages.said.count((1, 'begin')), 1)
+    self.assertEqual(self.stages.said.count((2, 'fit')), 1)
+    crossed = {(x.stage, x.step): x.crossed for x in result.samples}
+    self.assertEqual((crossed[2, 0], crossed[2, 1]), (1, 2))
 
   def test_others_wait_for_an_outer_stage(self):
     self.config = stages.make_config(

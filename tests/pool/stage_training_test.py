@@ -259,6 +259,31 @@ class StageTrainingTest(FaultCase):
     self.assertEqual([*self.records[0]['caught']], [fault.who])
     self.assertIn('step 1', self.records[0]['caught'][fault.who])
 
+  def test_who_says_false_digests_is_caught(self):
+    def lie_of_digests(worker, answer):
+      del worker
+      reply, sent = answer()
+      name = next(iter(reply['digests']))
+      reply['digests'][name] = ['00' * 32]
+      return reply, sent
+
+    fault = Once('order', lie_of_digests)
+    for i in range(4):
+      stages.Worker(self, f'w{i}', fault)
+    self.deliver(0, pay=1000)
+    self.want_round(0)
+    want = self.want.fingerprint(self.want_shared)
+    self.assertNotEqual(self.model.fingerprint(self.shared), want)
+    is_false, liars = self.model.check_stages()
+    self.assertEqual((is_false, [*liars]), (True, [fault.who]))
+    self.assertEqual(self.model.fingerprint(self.shared), want)
+    self.training.accuse(liars)
+    self.deliver(1, pay=2000)
+    self.assertEqual([*self.records[1]['caught']], [fault.who])
+    self.assertNotIn(fault.who, self.records[1]['holders'])
+    self.check_paid(fault.who)
+    self.assertEqual(self.model.check_stages(), (False, {}))
+
   def test_numbers_that_are_not_finite_cost_their_sender_the_pay(self):
     fault = Once('last', not_finite)
     for i in range(4):
@@ -316,6 +341,116 @@ class BypassTest(FaultCase):
     self.assertEqual(sorted(record['work'].values()), [4, 6, 6])
     self.check_paid()
     del workers
+
+
+@pytest.mark.slow
+class NobodyTest(FaultCase):
+  """Nobody takes over the stage of a worker that is killed."""
+
+  worker_settings = {'stages': 1}
+  changes = ('pool.bypass_steps=9',)
+
+  def round(self, round_index):
+    """Trains and applies a round; all members would have this state."""
+    trained = self.train(round_index, pay=1000 * (round_index + 1))
+    self.assertIsNotNone(trained)
+    header, data = self.payload(trained, round_index)
+    whole = self.want.decode(data, header, lambda *_: True)
+    self.want_shared, _ = self.want.apply_round(
+      self.want_shared, {0: whole.message}
+    )
+    self.apply(data, header)
+    self.assertEqual(
+      self.model.fingerprint(self.shared),
+      self.want.fingerprint(self.want_shared),
+    )
+    return self.records[-1]
+
+  def killed_alone(self, stage, what):
+    """Kills the holder of a stage at a message; another comes later."""
+    killed = []
+
+    def fault(worker, index, text, answer):
+      if index == stage and text['do'] == what and not killed:
+        killed.append(worker.address)
+        return kill(worker, answer)
+      return answer()
+
+    for i in range(3):
+      stages.Worker(self, f'w{i}', fault)
+    wait = self.seats.wait
+    self.assertTrue(wait(lambda: False))
+
+    def short_wait(stop, until=None):
+      """Ends at once for a stage that nobody holds."""
+      return wait(
+        lambda: stop() or not all(map(self.seats.worker, range(3))), until
+      )
+
+    with mock.patch.object(self.seats, 'wait', short_wait):
+      records = [self.round(0)]
+      if stage == 1:
+        records.append(self.round(1))
+    self.assertLen(killed, 1)
+    self.assertEqual(self.seats.missing(), {stage})
+    stages.Worker(self, 'newcomer')
+    self.assertTrue(self.seats.wait(lambda: False))
+    last = self.round(len(records))
+    self.assertEqual((last['steps'], last['bypassed']), (3, [0, 0, 0]))
+    self.assertEqual(sorted(last['work'].values()), [6, 6, 6])
+    self.assertNotIn(killed[0], last['work'])
+    self.assertEqual(
+      [r['caught'] for r in (*records, last)], [{}] * len(records) + [{}]
+    )
+    self.check_paid()
+    return records
+
+  def test_an_inner_stage_costs_its_part(self):
+    for what, missed in ('begin', 3), ('forward', 3), ('seal', 0), ('order', 0):
+      with self.subTest(what):
+        self.doCleanups()
+        self.setUp()
+        first, second = self.killed_alone(1, what)
+        self.assertEqual(
+          (first['steps'], first['bypassed']), (3, [0, missed, 0])
+        )
+        self.assertEqual((second['steps'], second['bypassed']), (3, [0, 3, 0]))
+        self.assertEqual(sorted(second['work'].values()), [6, 6])
+
+  def test_an_outer_stage_costs_nothing_after_the_steps(self):
+    for stage, what in (0, 'seal'), (2, 'order'):
+      with self.subTest(what, stage=stage):
+        self.doCleanups()
+        self.setUp()
+        (first,) = self.killed_alone(stage, what)
+        self.assertEqual((first['steps'], first['bypassed']), (3, [0, 0, 0]))
+
+  def test_an_outer_stage_costs_the_steps_that_were_not_taken(self):
+    """Nobody comes before the time is over."""
+    updates = []
+
+    def fault(worker, index, text, answer):
+      if index == 0 and text['do'] == 'update':
+        updates.append(text['step'])
+      if index == 0 and text['do'] == 'backward' and len(updates) == 1:
+        return kill(worker, answer)
+      return answer()
+
+    for i in range(3):
+      stages.Worker(self, f'w{i}', fault)
+    self.assertTrue(self.seats.wait(lambda: False))
+    with mock.patch.object(
+      self,
+      'train',
+      lambda r, pay: stages.StagesCase.train(
+        self, r, pay, late=lambda: not self.seats.worker(0)
+      ),
+    ):
+      record = self.round(0)
+    self.assertEqual(
+      (record['steps'], record['sequences']), (1, self.island.batch)
+    )
+    self.check_paid()
 
 
 @pytest.mark.slow

@@ -22,6 +22,7 @@ class Seats:
     self.log = log
     self.tensors = {'params.x': ['00' * 32]}
     self.here = True
+    self.gone = set()
 
   def give(self, order):
     self.log.add(order)
@@ -35,6 +36,13 @@ class Seats:
 
   def missing(self):
     return {0}
+
+  def lost(self, patience):
+    return self.gone
+
+  def stand_in(self, stage, digests, square):
+    del square
+    self.tensors = {**digests, 'params.stage': [f'{stage:064x}']}
 
   def worker(self, stage):
     return ''
@@ -53,7 +61,11 @@ class StagedModelTest(absltest.TestCase):
     self.model = staged_model.StagedModel(stages.make_config())
     self.log = orders_lib.OrderLog(folder, 'g')
     self.seats = Seats(self.log)
-    self.model.attach(self.seats, self.log, lambda: True)
+    self.auditor = mock.Mock()
+    self.is_stopped = True
+    self.model.attach(
+      self.seats, self.log, self.auditor, lambda: self.is_stopped
+    )
     self.first = self.model.init()
     sizes = [100] * len(self.model.spec.tensors)
     self.data = bytes(86 + sum(sizes) + 96)
@@ -134,6 +146,28 @@ class StagedModelTest(absltest.TestCase):
     self.seats.here = False
     with self.assertRaisesRegex(staged_model.StagesMissingError, 'step 0'):
       self.model.fingerprint(self.first)
+
+  def test_the_head_takes_the_step_of_a_stage_that_was_lost(self):
+    self.seats.here = self.is_stopped = False
+    self.seats.gone = {0}
+    self.auditor.outer_step.side_effect = [
+      orders_lib.OrderError('nobody has the payload'),
+      ({'params.x': ['44' * 32]}, 1.0),
+      ({'params.x': ['44' * 32]}, 1.0),
+    ]
+    with mock.patch.object(staged_model, '_AGAIN_SECONDS', 0.0):
+      after, norm = self.apply(self.first)
+    self.assertEqual((int(after.params['orders']), norm), (1, 3.0))
+    self.assertEqual(self.auditor.outer_step.call_args_list, [mock.call(0)] * 2)
+    steps = shared_state_lib.pieces_lib.piece_digests(np.asarray(after.steps))
+    want = shared_state_lib.state_fingerprint(
+      {
+        'params.x': [b'D' * 32],
+        'params.stage': [bytes(32)],
+        'steps': list(steps),
+      }
+    )
+    self.assertEqual(self.model.fingerprint(after), want)
 
   def test_begins_from_a_checkpoint_of_any_history(self):
     files = {'params.x': ['22' * 32], 'steps': ['33' * 32]}

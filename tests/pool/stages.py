@@ -129,7 +129,6 @@ class StagesCase(absltest.TestCase):
     self.log = orders_lib.OrderLog(self.folder / 'orders', self.model.run.hex())
     self.seats = seats_lib.Seats(self.island.stages, self.log, tensors.part)
     self.payloads = {}  # of all rounds, by digest
-    self.model.attach(self.seats, self.log, lambda: False)
     self.ledger = ledger_lib.Ledger(
       ':memory:', ledger_lib.PaymentPolicy(0.1, 0, 1)
     )
@@ -142,19 +141,21 @@ class StagesCase(absltest.TestCase):
       dataclasses.replace(self.config, network=self.network), self.model.run
     )
     self.tensors = tensors
+    auditor = stage_audit.Auditor(
+      self.config,
+      self.island,
+      self.log,
+      tensors.part,
+      self.find,
+      functools.partial(stage_keeper.load_tensors, self.objects),
+    )
+    self.model.attach(self.seats, self.log, auditor, lambda: False)
     self.training = stage_training.StageTraining(
       self.config,
       self.island,
       self.seats,
       tensors,
-      stage_audit.Auditor(
-        self.config,
-        self.island,
-        self.log,
-        tensors.part,
-        self.find,
-        functools.partial(stage_keeper.load_tensors, self.objects),
-      ),
+      auditor,
       self.ledger,
       self.model.run,
       self.folder,

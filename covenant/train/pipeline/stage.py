@@ -137,7 +137,11 @@ class Stage:
     }
 
   def begin(
-    self, tokens_BxL1: ct.Tokens, coordinates: bytes, fits: Mapping[int, bytes]
+    self,
+    tokens_BxL1: ct.Tokens,
+    coordinates: bytes,
+    fits: Mapping[int, bytes],
+    crossed: int,
   ) -> tuple[bytes, bytes]:
     """Begins a round; fits the boundary after this stage unless it is given.
 
@@ -145,6 +149,7 @@ class Stage:
       tokens_BxL1: the tokens that boundaries are fitted to.
       coordinates: what these tokens send across the boundary before it.
       fits: the known fits, by the stage after the boundary.
+      crossed: the boundary that the coordinates crossed; see `forward`.
 
     Returns:
       The fit and what crosses by it; nothing where nothing was fitted.
@@ -162,13 +167,10 @@ class Stage:
         shape = (len(tokens_BxL1), tokens_BxL1.shape[1] - 1)
         packed = self._read(coordinates, p.coordinates(*shape))
       fitted, crosses = p.fit(
-        own, table, tokens_BxL1, packed, found.get(p.index)
+        own, table, tokens_BxL1, packed, found.get(crossed)
       )
       found[after] = p.constants(table, fitted)
-      sent, crossing = (
-        stage_bytes.to_bytes(fitted),
-        stage_bytes.to_bytes(crosses),
-      )
+      sent, crossing = map(stage_bytes.to_bytes, (fitted, crosses))
     if p.has_ring and (p.is_first or p.is_last):
       # The boundary from the table has the basis of the one after it.
       wide = table.astype(jnp.float32)

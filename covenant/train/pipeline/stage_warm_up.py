@@ -33,7 +33,7 @@ def warm_up(stage: stage_lib.Stage, fitted: int, microbatch: int) -> None:
 
   wanted = {p.index, 1} if p.index else set()
   fits = {i: zeros(p.fit_form) for i in wanted if i}
-  stage.begin(tokens(fitted), coordinates(fitted), fits)
+  stage.begin(tokens(fitted), coordinates(fitted), fits, p.index)
   some, c = tokens(microbatch), coordinates(microbatch)
   is_entry = p.is_first and not p.has_ring
   if p.is_last:

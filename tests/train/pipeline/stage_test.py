@@ -37,7 +37,7 @@ def train(stages, config, task, split):
   fits, crossing = {}, b''
   for s, stage in enumerate(stages):
     wanted = {i: fits[i] for i in (s, 1) if i in fits}
-    sent, crossing = stage.begin(tokens, crossing, wanted)
+    sent, crossing = stage.begin(tokens, crossing, wanted, s)
     if sent:
       fits[s + 1] = sent
   tied, last = config.model.tie_embeddings, len(stages) - 1
