@@ -1,7 +1,7 @@
 """All three kinds of islands over slow links, against their emulation.
 
-  sudo python -m experiments.joined_islands             20 minutes
-  sudo python -m experiments.joined_islands --quick     4 minutes, three rounds
+  sudo python -m experiments.joined_islands             25 minutes
+  sudo python -m experiments.joined_islands --quick     5 minutes, three rounds
 
 Real processes on this machine, each in a network namespace of its own with a
 link of 200 Mb/s and 50 ms (experiments/shaped_links.py): a full replica, a pool
@@ -59,6 +59,8 @@ SETS = (
   'phases.round_blocks=80',
   'phases.put_blocks=16',
   'phases.select_blocks=20',
+  'pool.patience=10.0',
+  'network.block_seconds=0.75',
   f'network.bucket={shaped_links.BUCKET}',
 )
 REPLICA, POOL, PIPELINE = range(3)  # uids

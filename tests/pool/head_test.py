@@ -20,7 +20,9 @@ from covenant import config as config_lib
 from covenant import metrics
 from covenant.chain import local_chain
 from covenant.chain import storage as chain_storage
+from covenant.config import amend
 from covenant.data import dataset
+from covenant.emulate import proposals
 from covenant.node import connect
 from covenant.pool import head as head_lib
 from covenant.pool import ledger as accounts
@@ -38,7 +40,7 @@ from covenant.wire import payload
 from tests import helpers
 
 EDITS = [
-  'rounds=3',
+  'rounds=4',
   'miners=2',
   'islands=1x stages=3,rank=20,bits=4',
   'model.layers=3',
@@ -55,6 +57,12 @@ EDITS = [
   'phases.select_blocks=16',
   'phases.takeover_blocks=4',
 ]
+# From the last round on.
+AMENDED = 3
+CHANGES = {
+  'optim.inner.learning_rate': 0.004,
+  'optim.outer.learning_rate': 0.5,
+}
 
 
 def commands(name):
@@ -259,7 +267,10 @@ class ApplyTest(parameterized.TestCase):
 @pytest.mark.network
 class HeadProcessTest(PipelineCase):
   def test_the_commands_of_the_docs_with_a_stage_killed(self):
-    """The bits are those of the emulated pipeline until a stage is killed."""
+    """The bits are those of the emulated pipeline until a stage is killed.
+
+    Another comes in its place, and the run is amended for the last round.
+    """
     (head,) = commands('head')
     stages = commands('stages')
     self.assertLen(stages, 3)
@@ -275,6 +286,7 @@ class HeadProcessTest(PipelineCase):
       key = f'pool.key={self.folder}/{name}.key'
       self.run_command(name, command, path.read_text(), key)
     self.begin('head', 'validator', 'miner', *names)
+    self.amend()
     record = self.folder / 'head' / 'stages.jsonl'
     self.until(record.exists, 'a round is trained')
     killed = self.processes.pop('stage-b')
@@ -292,6 +304,7 @@ class HeadProcessTest(PipelineCase):
     self.assertLen(first['idle'], 3)
     self.assertNotIn(self.address('stage-b'), last['holders'])
     self.check_ledger()
+    self.assertLen(rounds, self.config.rounds)
     self.assertEqual(self.replay(first), end['fingerprint'])
     for name in ('head', 'stage-a'):
       self.check_measured(name, first)
@@ -311,6 +324,15 @@ class HeadProcessTest(PipelineCase):
     (found,) = rounds
     self.assertGreater(found.train_seconds, 0)
     self.assertGreater(found.pool_bytes_sent * found.pool_bytes_received, 0)
+
+  def amend(self):
+    """The operator of the validator proposes an amendment."""
+    self.until(lambda: self.chain.head() > 0, 'the clock runs')
+    config = config_lib.load(
+      f'{self.folder}/config.json', ['network.hotkey=validator']
+    )
+    edits = [f'{path}={value}' for path, value in CHANGES.items()]
+    self.assertIn('supported', proposals.run(config, '', AMENDED, edits))
 
   def run_command(self, name, command, address, edit):
     """Runs a command of the docs with paths and addresses of this test."""
@@ -333,30 +355,39 @@ class HeadProcessTest(PipelineCase):
     config = self.config
     shared_model = shared_state_lib.SharedModel(config)
     shared = shared_model.init()
-    root = manifest.genesis(shared_model.run)
+    place = apply.Position(0, manifest.genesis(shared_model.run), shared)
     plan = round_lib.Schedule(config.phases)
     objects = connect.objects(config, shared_model.run, writes=False)
     bucket = objects.bucket_at(b'/validator')
     for r in range(config.rounds):
+      root = place.root
+      if r == AMENDED:
+        amended = amend.amended(config, r, CHANGES)
+        shared_model = shared_model.amended(amended)
       if r == trained['round']:
         seed = self.chain.block_hash(plan.start(r))
         task = local_lib.Task(0, r, seed, root)
-        made = self.emulated(shared_model, shared, task, trained['steps'])
+        made = self.emulated(shared_model, place.shared, task, trained['steps'])
         self.assertEqual(made, self.payload(shared_model, r, 0))
       history = bucket.get(objects.key('history', r), manifest.MAX_BYTES)
       digest = run_storage_lib.digest(history) if history else None
-      messages, weights = {}, {}
+      messages, weights, adoption = {}, {}, None
       if history:
-        entries = manifest.decode(history, self.chain.verify).entries
-        for uid in (entry.uid for entry in entries):
+        decoded = manifest.decode(history, self.chain.verify)
+        adoption = decoded.adoption
+        for uid in (entry.uid for entry in decoded.entries):
           header = payload.Header(shared_model.run, r, uid, root[:16], b'', 0)
           data = self.payload(shared_model, r, uid)
           found = shared_model.decode(data, header, lambda *_: True)
           messages[uid] = found.message
           weights[uid] = shared_model.weigh(found.header)
-      shared, _ = shared_model.apply_round(shared, messages, weights=weights)
-      root = manifest.extend(root, r, digest)
-    return shared_model.fingerprint(shared)
+      shared, _ = shared_model.apply_round(
+        place.shared, messages, weights=weights
+      )
+      place = place.advance(digest, shared, adoption)
+    (amendment,) = place.amendments
+    self.assertEqual(amendment.values, CHANGES)
+    return apply.fingerprint(shared_model, place)
 
   def emulated(self, shared_model, shared, task, steps):
     """Returns the payload of a pipeline on one device, of its first round."""

@@ -97,7 +97,8 @@ class FaultCase(stages.StagesCase):
       lambda *_: True,
     )  # fmt: skip
     self.apply(data, header)
-    self.assertTrue(self.seats.is_ready)
+    # The head does not wait for whoever comes in the place of a lost stage.
+    self.assertTrue(self.seats.wait(lambda: False))
     return trained
 
   def killed(self, what, workers):
@@ -238,6 +239,20 @@ class StageTrainingTest(FaultCase):
   def test_a_neighbor_takes_over_the_layers(self):
     self.killed('forward', workers=3)
     self.assertGreater(self.records[0]['replays'], 0)
+    # One that comes takes them from the neighbor when it has caught up.
+    newcomer = stages.Worker(self, 'newcomer')
+    with self.seats._changed:
+      self.seats._changed.wait_for(
+        lambda: any(
+          seat.number == self.log.number for seat in self.seats._coming.values()
+        )
+      )
+    self.assertNotIn(newcomer.address, self.records[1]['holders'])
+    self.deliver(2, pay=3000)
+    record = self.records[2]
+    self.assertIn(newcomer.address, record['holders'])
+    self.assertEqual((record['steps'], record['replays']), (3, 0))
+    self.assertLen({*record['holders']}, 3)
 
   def test_a_liar_is_caught_and_paid_nothing(self):
     fault = Once('forward', lie)  # of the worker that gets the first stage
