@@ -8,6 +8,7 @@ import os
 import pathlib
 import queue
 import threading
+import types
 import urllib.request
 from unittest import mock
 
@@ -20,7 +21,9 @@ from aiohttp import web
 from covenant import config as config_lib
 from covenant import metrics
 from covenant.pool import client as client_lib
+from covenant.pool import orders
 from covenant.pool import stage_process
+from covenant.store import interface
 from covenant.train.pipeline import stage as stage_lib
 from tests.pool import serving
 from tests.pool import stage_meter_test
@@ -110,6 +113,69 @@ class RedirectTest(absltest.TestCase):
     with self.assertRaisesRegex(aiohttp.ClientError, 'the head redirects'):
       asyncio.run(ask())
     self.assertEqual(reached, ['/channel'])
+
+
+class FetchTest(absltest.TestCase):
+  """A stage reads its sections of a payload, from a bucket or the head."""
+
+  def setUp(self):
+    super().setUp()
+    self.payload = bytes(range(100))
+    self.read, self.asked = [], []
+    spans = (3, 10, 10, 20, 60, 61)
+    digests = tuple(
+      orders.section_digest(self.payload[a:b])
+      for a, b in zip(spans[::2], spans[1::2], strict=True)
+    )
+    self.source = orders.Source(4, 7, '0f' * 16, ('aa', 'bb'), spans, digests)
+    self.want = [self.payload[3:10], self.payload[10:20], self.payload[60:61]]
+
+  def fetch(self, buckets, of_head=b''):
+    """Returns the sections, with buckets by location and the head's answer."""
+
+    def read(bucket, key, spans):
+      self.read.append((key, spans))
+      if bucket == b'down':
+        raise interface.StoreUnavailableError('no answer')
+      return [bucket[a:b] for a, b in spans]
+
+    def ask(method, path, longest):
+      self.asked.append((path, longest))
+      return {}, of_head
+
+    process = types.SimpleNamespace(
+      _objects=types.SimpleNamespace(
+        bucket_at=lambda place: buckets.get(place.hex()),
+        key=lambda *parts: '/'.join(
+          x.hex() if isinstance(x, bytes) else str(x) for x in parts
+        ),
+      ),
+      _client=types.SimpleNamespace(ask=ask),
+      _asking=threading.Lock(),
+      _workdir=mock.Mock(),
+    )
+    with mock.patch.object(stage_process.ranges, 'read', read):
+      return stage_process.StageProcess._fetch(process, 1, 5, self.source)
+
+  def test_by_range_from_the_bucket_of_the_peer(self):
+    self.assertEqual(self.fetch({'aa': self.payload}), self.want)
+    key = 'payloads/7/' + '0f' * 16
+    self.assertEqual(self.read, [(key, [(3, 10), (10, 20), (60, 61)])])
+    self.assertEqual(self.asked, [])
+
+  def test_from_another_if_one_is_down_or_has_other_bytes(self):
+    other = b'x' * 100
+    for bad in b'down', other:
+      self.read.clear()
+      found = self.fetch({'aa': bad, 'bb': self.payload})
+      self.assertEqual(found, self.want)
+      self.assertLen(self.read, 2)
+
+  def test_from_the_head_if_no_bucket_has_them(self):
+    self.assertEqual(self.fetch({}, b''.join(self.want)), self.want)
+    self.assertEqual(self.asked, [('/sections?stage=1&number=5&uid=4', 18)])
+    with self.assertRaisesRegex(orders.OrderError, 'uid 4, round 7: a section'):
+      self.fetch({}, bytes(18))
 
 
 class Keeper:
