@@ -17,6 +17,7 @@ class Seat:
   id: str = ''  # of its state
   digests: dict[str, list[str]] = dataclasses.field(default_factory=dict)
   square: float = 0.0  # of its part of the last aggregated delta
+  since: float = 0.0  # when its holder got it, by `time.monotonic`
   asked: float = 0.0  # when it was sent the last order, by `time.monotonic`
   is_lost: bool = False  # it had a holder, and no other has caught up so far
 

@@ -180,7 +180,8 @@ class Seats:
   def _prepare(self) -> None:
     """Lets workers without a stage prepare for those of workers with several.
 
-    A stage whose state such a worker has comes first.
+    A stage whose state such a worker has comes first, then the one that was
+    taken over last, whose moments are the youngest.
     """
     for name, worker in self._workers.items():
       if self._held(worker.channel) or name in self.banned:
@@ -188,7 +189,7 @@ class Seats:
       stay = [s for s in self._seats if s.stage not in self._coming]
       holders = collections.Counter(s.worker for s in stay if s.worker)
       crowded = [s for s in stay if holders[s.worker] > 1]
-      crowded.sort(key=lambda s: s.stage not in worker.has)
+      crowded.sort(key=lambda s: (s.stage not in worker.has, -s.since))
       if crowded:
         new = seat_lib.Seat(crowded[0].stage, worker.channel)
         self._coming[new.stage] = new
@@ -362,7 +363,7 @@ class Seats:
       self.replaced += 1
     self._last[seat.stage] = new.worker
     seat.channel, seat.number, seat.id = new.channel, new.number, new.id
-    seat.asked = new.asked
+    seat.asked, seat.since = new.asked, time.monotonic()
     if seat.number == self._log.number:
       seat.digests, seat.square = new.digests, new.square
       seat.is_lost = False
