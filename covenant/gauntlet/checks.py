@@ -15,7 +15,6 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-import jax
 import numpy as np
 
 from covenant import typing as ct
@@ -23,6 +22,7 @@ from covenant.gauntlet import findings
 from covenant.gauntlet import similarity
 from covenant.optim import compression as compression_lib
 from covenant.optim import reduce
+from covenant.wire import lazy
 from covenant.wire import payload
 
 CheckFinding = findings.CheckFinding
@@ -127,19 +127,26 @@ class Checker:
       checks |= {
         u: checks[u]._replace(finding=CheckFinding.EXCUSED) for u in failed
       }
-    messages = {
-      s.uid: s.decoded.message
+    found = {
+      s.uid: s.decoded
       for s in ordered
       if checks[s.uid].valid and isinstance(s.decoded, payload.Payload)
     }
-    norms = {u: _total(self._norms(m)) for u, m in messages.items()}
+    norms = {uid: self._norm(content) for uid, content in found.items()}
     checks |= {
       uid: found._replace(block=checks[uid].block)
       for uid, found in judge_norms(norms, expected.usual_norm).items()
     }
-    messages = {u: m for u, m in messages.items() if checks[u].valid}
+    messages = {u: x.message for u, x in found.items() if checks[u].valid}
     self._find_copies(checks, messages, previous or {}, seed, threshold)
     return CheckReport(checks, fault)
+
+  def _norm(self, content: payload.Payload) -> float:
+    """Returns the norm of a whole message, exact but for one rounding."""
+    norms_P = content.norms
+    if norms_P is None:
+      norms_P = np.asarray(self._norms(content.message))
+    return math.sqrt(math.fsum(float(n) ** 2 for n in norms_P))
 
   def threshold(self, threshold: float) -> float:
     """Returns the similarity from which on messages of this run are copies."""
@@ -155,6 +162,8 @@ class Checker:
   ) -> None:
     """Replaces the findings of copies in `checks`."""
     sketch_RxW = self._sketcher.sketch(messages, seed)
+    if isinstance(previous, lazy.Messages):  # of which a few blocks are read
+      previous = previous.packed
     before_SxW = self._sketcher.sketch(previous, seed)
     if not sketch_RxW.size:
       return
@@ -332,8 +341,3 @@ def judge_copies(
         origin=origin,
         twins=twins,
       )
-
-
-def _total(norms_P: jax.Array) -> float:
-  """Returns the norm of a whole message, exact but for one rounding."""
-  return math.sqrt(math.fsum(float(n) ** 2 for n in np.asarray(norms_P)))

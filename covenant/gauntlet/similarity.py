@@ -16,6 +16,7 @@ import jax
 import numpy as np
 
 from covenant import typing as ct
+from covenant.optim import block_rows
 from covenant.optim import compression as compression_lib
 
 MAX_BLOCKS = 32  # blocks compared per message, drawn anew every round
@@ -61,7 +62,7 @@ class Sketcher:
     positive.
 
     Args:
-      messages: decoded messages by uid.
+      messages: messages by uid, of arrays or packed (lazy.py).
       seed: unknown before the messages were committed.
     """
     ends = np.cumsum([0, *(blocks for _, _, blocks, _ in self._regions)])
@@ -161,6 +162,6 @@ def _bits(
     flat = np.asarray(parts[leaf]).reshape(-1)
     return np.stack([flat[b * size : (b + 1) * size] > 0 for b in blocks_n])
   bits = np.zeros((blocks_n.size, size), bool)
-  indices = np.asarray(parts[leaf][region].indices)[blocks_n]
+  indices = block_rows.pick(parts[leaf][region].indices, blocks_n)
   np.put_along_axis(bits, indices.astype(np.int64), True, axis=1)
   return bits

@@ -147,11 +147,19 @@ def check_late(
 
 
 def decode(node: Validator, entry: manifest_lib.Entry, data: bytes) -> _Content:
-  """Returns the content of a payload of this round, or why it is refused."""
+  """Returns the content of a payload of this round, or why it is refused.
+
+  The message of a large model is measured, and then left packed.
+  """
+  model = node.shared_model
   try:
-    return apply.decode(node.shared_model, node.chain, entry, node.place, data)
+    made = apply.decode(model, node.chain, entry, node.place, data)
   except payload_lib.PayloadError as e:
     return e
+  made = made._replace(norms=model.norms(made.message))
+  if apply.stay_packed(model, model.most_entries):
+    made = made._replace(message=model.reopen(data))
+  return made
 
 
 class _Decoded:

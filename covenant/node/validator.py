@@ -40,6 +40,7 @@ from covenant.protocol import published_checkpoint
 from covenant.protocol import round as round_lib
 from covenant.train import placement as placement_lib
 from covenant.train import shared_state as shared_state_lib
+from covenant.wire import lazy
 from covenant.wire import manifest as manifest_lib
 
 Collected = role_lib.Collected
@@ -284,7 +285,7 @@ def _scores(
   weights = {u: node.shared_model.weigh(p.header) for u, p in found.items()}
   listed, listed_weights = node.messages, node.weights
   if not listed:
-    listed = {uid: p.message for uid, p in found.items()}
+    listed = lazy.Messages({uid: p.message for uid, p in found.items()})
     listed_weights = weights
   random_NxL1 = split.read(random, context)
   own_NxL1 = {}
@@ -312,9 +313,8 @@ def _scores(
   node.role.diverged = ''
   scores = {}
   for uid in uids:
-    score = judge.scorer.score(
-      evaluation, found[uid].message, own_NxL1[uid], weights[uid]
-    )
+    message = lazy.unpacked(found[uid].message)
+    score = judge.scorer.score(evaluation, message, own_NxL1[uid], weights[uid])
     work = scores_lib.work(config, found[uid].header.sequences)
     scores[uid] = dataclasses.replace(score, work=work)
   return scores

@@ -54,6 +54,13 @@ def take(
   return found.reshape(len(stack), down, len(rows), across, wide, -1)
 
 
+def pick(x: ct.Array | BlockRows, blocks_n: np.ndarray) -> np.ndarray:
+  """Returns the rows of some blocks, in the order given."""
+  if isinstance(x, np.ndarray | jax.Array):
+    return np.asarray(x)[blocks_n]
+  return x.read(joined([(int(b), int(b) + 1) for b in blocks_n]))
+
+
 def joined(runs: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
   """Joins runs that follow each other.
 

@@ -57,8 +57,9 @@ class _Sizes(NamedTuple):
   params: float  # of a device
   momentum: float  # of a device
   slices: float  # of a device, while it works slice by slice
-  payloads: float  # of a round
-  messages: float  # of a round, decoded
+  payload: float
+  payloads: float  # of a round and the one before, or for a joiner after it
+  message: float  # one that is unpacked; all others stay packed
   state: float  # the whole shared state
   largest: float  # the largest tensor
 
@@ -105,8 +106,9 @@ def _sizes(config: config_lib.Config, cut: memory.Shards) -> _Sizes:
     params,
     momentum,
     4.0 * _FLOAT * cut.slice,
-    float(peers * cut.payload_bytes),
-    3.0 * values * peers,  # two bytes of an index, one of a code
+    float(cut.payload_bytes),
+    2.0 * peers * cut.payload_bytes,
+    3.0 * values,  # two bytes of an index, one of a code
     (params + momentum) * cut.devices,
     float(largest),
   )
@@ -140,7 +142,7 @@ def _validator(
   kept = {name: size * each for name, size in before.items()}
   waits = kept if config.devices.offload else {}
   stays = {} if config.devices.offload else before
-  round_ = {'payloads': sizes.payloads, 'messages': sizes.messages}
+  round_ = {'payloads': sizes.payloads, 'a message': sizes.message}
   slices = {'slices': sizes.slices}
   disk = {
     'checkpoints': sizes.state * (config.checkpoint.keep + 1),
@@ -171,8 +173,9 @@ def _validator(
     | forward_memory(config),
     host | waits | round_,
     disk,
-    # A message is read, put in and taken back.
+    # A message is unpacked, read, put in and taken back.
     forward_seconds(config, sequences)
+    + rates.decode_seconds(config, evaluated * sizes.payload)
     + evaluated * 6 * values / _device(config).host_link,
   )
   state = {'parameters': sizes.params, 'outer momentum': sizes.momentum}
@@ -236,7 +239,7 @@ def _joiner(
     | state
     | {f'{name} before': size for name, size in copy.items()}
     | {'slices': sizes.slices},
-    host | {'payloads': sizes.payloads, 'messages': sizes.messages},
+    host | {'payloads': sizes.payloads, 'a message': sizes.message},
     {},
     found.gather + found.outer + found.fingerprint,
   )

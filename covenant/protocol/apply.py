@@ -25,7 +25,7 @@ from covenant.wire import payload as payload_lib
 
 _SECONDS = 60.0  # for objects that nobody is waited for with
 # Bytes of the payloads of a round whose messages are held unpacked.
-_UNPACKED_BYTES = 1 << 28
+_UNPACKED_BYTES = 1 << 28  # payloads of a round whose messages are unpacked
 
 
 class OutOfSyncError(errors.CovenantError):
@@ -194,7 +194,7 @@ def fetch_last_messages(
   membership: membership_lib.Membership,
   position: Position,
   seconds: float = _SECONDS,
-) -> dict[int, ct.Message]:
+) -> Mapping[int, ct.Message]:
   """Fetches the messages that led to a position, by uid.
 
   Used by a node that no longer has them. Empty if no message counted, or if no
@@ -223,13 +223,20 @@ def fetch_last_messages(
   except store_lib.StoreError:
     return {}
   before = position._replace(round=r, root=manifest.root)
+  is_packed = stay_packed(shared_model, len(manifest.entries))
   found = {}
   for entry in manifest.entries:
     with contextlib.suppress(payload_lib.PayloadError):
       data = payloads[entry.digest]
       made = decode(shared_model, chain, entry, before, data)
-      found[entry.uid] = made.message
-  return found
+      message = shared_model.reopen(data) if is_packed else made.message
+      found[entry.uid] = message
+  return lazy.Messages(found)
+
+
+def stay_packed(shared_model: shared_state_lib.SharedModel, count: int) -> bool:
+  """Returns whether so many messages would take too much memory unpacked."""
+  return count * shared_model.spec.payload_bytes > _UNPACKED_BYTES
 
 
 class _Received(NamedTuple):
@@ -273,8 +280,7 @@ class Incoming:
     for entry in entries:
       self._entries.setdefault(entry.digest, []).append(entry)
     self._decoded = decoded or {}
-    size = len(entries) * shared_model.spec.payload_bytes
-    self._is_packed = size > _UNPACKED_BYTES
+    self._is_packed = stay_packed(shared_model, len(entries))
     self._taken: set[bytes] = set()
 
   def take(self, digest: bytes, data: bytes) -> None:
@@ -289,7 +295,9 @@ class Incoming:
         )
       except payload_lib.PayloadError:
         continue
-      norms, message = self._shared_model.norms(made.message), made.message
+      message, norms = made.message, made.norms
+      if norms is None:
+        norms = self._shared_model.norms(message)
       if self._is_packed and data:
         message = self._shared_model.reopen(data)
       self.found[entry.uid] = _Received(made.header, message, norms)

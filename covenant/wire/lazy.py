@@ -148,6 +148,13 @@ def _reopen_tensor(
   return tuple(packets), body
 
 
+def unpacked(message: ct.Message) -> ct.Message:
+  """Returns a message of arrays; one that has no `Rows` as it is."""
+  return jax.tree.map(
+    lambda x: np.asarray(x) if isinstance(x, Rows) else x, message
+  )
+
+
 class Messages(Mapping[int, ct.Message]):
   """Messages by uid, unpacked when they are asked for.
 
@@ -159,9 +166,7 @@ class Messages(Mapping[int, ct.Message]):
     self.packed = messages
 
   def __getitem__(self, uid: int) -> ct.Message:
-    return jax.tree.map(
-      lambda x: np.asarray(x) if isinstance(x, Rows) else x, self.packed[uid]
-    )
+    return unpacked(self.packed[uid])
 
   def __iter__(self) -> Iterator[int]:
     return iter(self.packed)

@@ -84,7 +84,8 @@ class Payload(NamedTuple):
   """A decoded payload."""
 
   header: Header
-  message: ct.Message  # of NumPy arrays
+  message: ct.Message  # of NumPy arrays, or packed (lazy.py)
+  norms: np.ndarray | None = None  # of each tensor, once they are known
 
 
 PackedRegion = layout_lib.PackedRegion

@@ -3,6 +3,8 @@
 import dataclasses
 from unittest import mock
 
+import jax
+import numpy as np
 from absl.testing import absltest
 
 from covenant.chain import interface as chain_lib
@@ -10,10 +12,12 @@ from covenant.gauntlet import checks as checks_lib
 from covenant.gauntlet import incentives
 from covenant.gauntlet import scores
 from covenant.node import collect
+from covenant.protocol import apply
 from covenant.protocol import round as round_lib
 from covenant.protocol import run_storage as run_storage_lib
 from covenant.store import interface as store_lib
 from covenant.wire import commitment as commitment_lib
+from covenant.wire import lazy
 from covenant.wire import manifest as manifest_lib
 from covenant.wire import payload as payload_lib
 from tests.node import network as network_lib
@@ -61,6 +65,26 @@ class CollectTest(absltest.TestCase):
     self.assertEqual(set(self.node.payloads), set(digests))
     self.assertEqual(self.node.decoded[digests[1]], found.payloads[1])
     self.assertIs(found.before.shared, self.node.shared)
+
+  def test_messages_of_a_large_model_stay_packed(self):
+    """With the same findings, and the same arrays where they are needed."""
+    for uid in (0, 1):
+      self.network.publish(uid, 0, self.payloads[uid])
+    whole = self.collect()
+    with mock.patch.object(apply, '_UNPACKED_BYTES', 0):
+      packed = self.collect()
+    self.assertEqual(packed.report, whole.report)
+    self.assertEqual(packed.chosen, whole.chosen)
+    for uid, content in packed.payloads.items():
+      leaves = jax.tree.leaves(content.message)
+      self.assertTrue(any(isinstance(x, lazy.Rows) for x in leaves))
+      expected = whole.payloads[uid]
+      np.testing.assert_array_equal(content.norms, expected.norms)
+      jax.tree.map(
+        np.testing.assert_array_equal,
+        lazy.unpacked(content.message),
+        expected.message,
+      )
 
   def test_nothing_committed_is_missing(self):
     self.network.commit(1, None)  # its bucket only

@@ -81,12 +81,14 @@ class RolesTest(parameterized.TestCase):
       self.assertAlmostEqual(device, 0 if offload else copy / 8, delta=1e8)
       self.assertAlmostEqual(host, copy if offload else 0, delta=1e9)
 
-  def test_messages_grow_with_peers_up_to_what_is_fetched(self):
+  def test_payloads_grow_with_peers_up_to_what_is_fetched(self):
+    """Messages do not: they stay packed but for one."""
     host = {
       peers: self.phases(f'plan.peers={peers}')['validator', 'collect'].host
       for peers in (10, 20, 1000)
     }
-    self.assertAlmostEqual(host[20]['messages'], 2 * host[10]['messages'])
+    self.assertAlmostEqual(host[20]['payloads'], 2 * host[10]['payloads'])
+    self.assertEqual(host[20]['a message'], host[10]['a message'])
     # 20 contributors, 10 reserves and those that are evaluated.
     config = load('72b')
     most = roles.most_fetched(config)
