@@ -383,7 +383,7 @@ def main() -> None:
         reads = _reads(made, bucket, params)
         medians = _report(name, made, reads, args.turns)
       server.communicate('')
-  rate, load = _decode_rate(made, folder), _load_rate(folder)
+    rate, load = _decode_rate(made, folder), _load_rate(folder)
   print(f'decode, all checks: {rate / 1e6:.0f} MB/s on a core')
   _whole_round(made, medians)
   _join(made, medians, load)
