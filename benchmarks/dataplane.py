@@ -16,7 +16,8 @@ payloads of 20 peers, of a model of one matrix. Each turn reads all of them:
 The ratio of rates fetch / obstore has the bar 0.8; the ratio of times
 (all - step) / fetch has the bar 1.5; the peak of what `decode` allocates has
 the bar of two payloads and one message. A bar that is missed is printed with
-the reason. What is called an extrapolation is arithmetic on measured rates.
+the reason. What is called an extrapolation is arithmetic on CPU seconds, which
+a machine that others use does not change much.
 """
 
 import argparse
@@ -332,22 +333,21 @@ def _join(made: Round, medians: dict[str, float], load: float) -> None:
   average, and replays these and the rounds that pass meanwhile, while it
   fetches the payloads of the next one.
   """
-  scale = _HOST_CORES
   total = made.spec.payload_bytes * len(made.digests)
   (tensor,) = jax.tree.leaves(made.abstract)
   adding = medians['all'] - medians['fetch'] - medians['step']
   cpu = _PAYLOAD_72B * _PEERS / total * max(adding, 0.0)
   cpu += medians['step'] / tensor.size * _PARAMETERS_72B
   cpu += _STATE_72B / load  # at least what its fingerprint takes
-  cpu /= scale
+  cpu /= _HOST_CORES
   print(
     f'extrapolation: joining 72b (565 GB of state, 20 payloads of 1.38 GB in '
     f'rounds of {_ROUND_SECONDS / 60:.1f} min) on {_HOST_CORES} cores, no '
     f'accelerator: a piece at {load / 1e6:.0f} MB/s and a round in '
-    f'{cpu * scale:.0f} s on one core here, divided by their number'
+    f'{cpu * _HOST_CORES:.0f} s on one core here, divided by their number'
   )
   for name, link in _LINKS.items():
-    state = _STATE_72B / link, _STATE_72B / (load * scale)
+    state = _STATE_72B / link, _STATE_72B / (load * _HOST_CORES)
     replay = _PAYLOAD_72B * _PEERS / link, cpu
     alone, whole = (
       (a + _AGE * b) / (1 - b / _ROUND_SECONDS)
