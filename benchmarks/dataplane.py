@@ -23,6 +23,7 @@ a machine that others use does not change much.
 import argparse
 import functools
 import hashlib
+import math
 import pathlib
 import statistics
 import subprocess
@@ -350,7 +351,10 @@ def _join(made: Round, medians: dict[str, float], load: float) -> None:
     state = _STATE_72B / link, _STATE_72B / (load * _HOST_CORES)
     replay = _PAYLOAD_72B * _PEERS / link, cpu
     alone, whole = (
+      # A node that is slower than the run never catches up.
       (a + _AGE * b) / (1 - b / _ROUND_SECONDS)
+      if b < _ROUND_SECONDS
+      else math.inf
       for a, b in ((state[0], replay[0]), (max(state), max(replay)))
     )
     rounds = _AGE + whole / _ROUND_SECONDS

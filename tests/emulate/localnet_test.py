@@ -212,14 +212,16 @@ class LocalnetTest(absltest.TestCase):
     self.assertTrue(outcome.finished, outcome.sights)
     self.check_nobody_died(network, outcome)
     self.assertTrue(outcome.equal, outcome.sights)
-    found = [
-      [json.loads(line) for line in path.read_text().splitlines()]
+    one, four = (
+      {row['round']: row for row in map(json.loads, path.open())}
       for path in sorted(workdir.glob('validator-*/verdicts.jsonl'))
-    ]
-    self.assertEqual([len(rows) for rows in found], [3, 3])
-    scored = 0
-    for one, four in zip(*found, strict=True):
-      for a, b in zip(one['decisions'], four['decisions'], strict=True):
+    )
+    # On a busy machine one of them may catch up with a round, unjudged.
+    both, scored = one.keys() & four.keys(), 0
+    self.assertNotEmpty(both)
+    for r in both:
+      pairs = zip(one[r]['decisions'], four[r]['decisions'], strict=True)
+      for a, b in pairs:
         self.assertEqual(a['verdict'], b['verdict'])
         for name, value in (a['evaluation'] or {}).items():
           self.assertAlmostEqual(value, b['evaluation'][name], places=5)
