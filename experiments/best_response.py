@@ -1,16 +1,15 @@
 """Does any strategy of a miner pay more per unit of work than honesty?
 
-  python -m experiments.best_response             3 hours on two cores
+  python -m experiments.best_response             50 core minutes
   python -m experiments.best_response --quick     2 runs of 10 rounds, 2 minutes
 
 A search over `strategic.Strategy`: error feedback kept, norm, mask, work done,
 repeats of the data, mixing with the others' messages, rounds without work,
 batch, learning rate, part of the sequences. A run has ten honest miners and
-six strategies at once, 45 rounds of
-configs/shakespeare.py at the learning rates of experiments/gauntlet.py, and all
-are evaluated in every round. The measure is what the chain's weights give a
-strategy over what they give the mean honest miner, per inner step that it
-trains, from round 15 on.
+six strategies at once, 45 rounds of configs/shakespeare.py at the learning
+rates of experiments/gauntlet.py, and all are evaluated in every round. The
+measure is what the chain's weights give a strategy over what they give the mean
+honest miner, per token that it trains on, from round 15 on.
 
 The search begins with the strategies that the registry names and with random
 ones; each later generation changes one or two fields of the best so far. The
@@ -26,7 +25,8 @@ Bars, written before the run:
 
 Rows are written as they come to experiments/results/best_response.csv, the
 figure to best_response.png (with --quick: to quick/ in the workdir). Finished
-runs are skipped when started again.
+runs are skipped when started again, unless they were paid by another rule; the
+column `rule` tells.
 """
 
 import argparse
@@ -79,7 +79,7 @@ class Row(NamedTuple):
   stage: str  # 'generation 0' or 'final'
   strategy: str  # its fields that are not honest ones
   seed: int
-  cost: float  # inner steps, in those of an honest miner
+  cost: float  # tokens trained on, in those of an honest miner
   pay: float  # over that of the mean honest miner
   per_work: float
   honest_variation: float  # coefficient of variation of honest pay in that run
@@ -304,7 +304,7 @@ def draw_figure(rows: Sequence[Row], path: pathlib.Path) -> None:
   """Draws pay over work of every strategy that was tried."""
   drawing = figure.Figure(figsize=(7, 4.2), layout='constrained')
   axes = drawing.subplots()
-  marks = {'final': ('o', '#0b3d91', 'final, five seeds')}
+  marks = {'final': ('o', '#0b3d91', 'final')}
   for stage in dict.fromkeys(r.stage for r in rows):
     mark, color, label = marks.get(stage, ('x', '#888888', 'search'))
     own = [r for r in rows if r.stage == stage]
@@ -317,7 +317,7 @@ def draw_figure(rows: Sequence[Row], path: pathlib.Path) -> None:
             label='honest pay per unit of work')  # fmt: skip
   axes.plot([0, limit], [0, 1.05 * limit], color='black', linewidth=1,
             linestyle=':', label='bar: 1.05 of it')  # fmt: skip
-  axes.set_xlabel('work: inner steps, relative to an honest miner')
+  axes.set_xlabel('work: tokens, relative to an honest miner')
   axes.set_ylabel('pay, relative to an honest miner')
   handles, labels = axes.get_legend_handles_labels()
   unique = dict(zip(labels, handles, strict=True))
