@@ -1,8 +1,9 @@
 """Leaves as few arrays, so that a program does not grow with their number.
 
 Where the blocks of a leaf are compressed independently of each other, blocks of
-one size from all leaves become one array. Other leaves are stacked with those
-of their shape.
+all leaves become the rows of one array. Shorter blocks are padded, as long as
+this does not double the array or cost milliseconds. Other leaves are stacked
+with those of their shape.
 """
 
 import itertools
@@ -14,22 +15,34 @@ import jax.numpy as jnp
 import numpy as np
 
 from covenant import typing as ct
+from covenant.optim import block_groups
 from covenant.optim import blocks
 from covenant.optim import collectives
 from covenant.optim import compression as compression_lib
 from covenant.optim import exact
 
 Compression = compression_lib.Compression
+_Members = list[tuple[int, int, int]]  # leaf, its region, number of blocks
+_PADDING = 1 << 20  # elements of padding that one program less is worth
 
 
 class Batch(NamedTuple):
   """G elements that are compressed alike: leaves, or one array of blocks."""
 
-  compression: Compression  # of an element
+  compression: Compression  # of an element; `BlockGroups` of blocks
   shape: tuple[int, ...]  # of an element
   axes: tuple[str, ...]  # mesh axes of the leaves' shards
-  of_blocks: bool
-  members: list[tuple[int, int, int]]  # leaf, its region, number of blocks
+  groups: list[_Members]  # one of leaves, or one of each size of blocks
+
+  @property
+  def members(self) -> _Members:
+    """All members, in order."""
+    return list(itertools.chain(*self.groups))
+
+  @property
+  def of_blocks(self) -> bool:
+    """True if its only element is an array of blocks."""
+    return isinstance(self.compression, block_groups.BlockGroups)
 
   @property
   def elements(self) -> int:
@@ -60,23 +73,29 @@ class Batches:
   ):
     self._shapes = [tuple(x.shape) for x in leaves]
     self._compressions = list(compressions)
-    found: dict[Any, list[tuple[int, int, int]]] = {}
-    for i, (shape, one) in enumerate(
-      zip(self._shapes, self._compressions, strict=True)
+    stacks: dict[Any, _Members] = {}
+    sizes: dict[Any, dict[tuple[int, int], _Members]] = {}
+    for i, (shape, one, axes) in enumerate(
+      zip(self._shapes, self._compressions, shards, strict=True)
     ):
       if not _is_cut(one):
-        key = one, shape, shards[i], False
-        found.setdefault(key, []).append((i, 0, 1))
+        stacks.setdefault((one, shape, axes), []).append((i, 0, 1))
         continue
       for at, region in enumerate(one.regions(shape)):
-        size = region.block_size
-        key = one.of_blocks(size), (1, size), shards[i], True
-        found.setdefault(key, []).append((i, at, region.num_blocks))
-    self._batches = []
-    for (one, shape, axes, of_blocks), members in found.items():
-      if of_blocks:
-        shape = (sum(count for _, _, count in members), *shape)
-      self._batches.append(Batch(one, shape, axes, of_blocks, members))
+        size, k = region.block_size, one.block_k(region.block_size)
+        own = sizes.setdefault((one.quantizer, axes), {}).setdefault(
+          (size, k), []
+        )
+        own.append((i, at, region.num_blocks))
+    self._batches = [
+      Batch(one, shape, axes, [members])
+      for (one, shape, axes), members in stacks.items()
+    ]
+    for (quantizer, axes), of_sizes in sizes.items():
+      for groups in _joined(of_sizes):
+        one = block_groups.BlockGroups(tuple(groups), quantizer)
+        members = [of_sizes[group.size, group.k] for group in groups]
+        self._batches.append(Batch(one, one.shape, axes, members))
 
   def __iter__(self) -> Iterator[Batch]:
     return iter(self._batches)
@@ -89,10 +108,11 @@ class Batches:
     ]
     arrays = []
     for batch in self:
-      own = [parts[i][at] for i, at, _ in batch.members]
+      groups = [[parts[i][at] for i, at, _ in own] for own in batch.groups]
       if batch.of_blocks:
-        own = [jnp.concatenate(own).reshape(batch.shape)]
-      arrays.append(jnp.stack(own))
+        rows = [_padded(jnp.concatenate(x), batch.shape[-1]) for x in groups]
+        groups = [[jnp.concatenate(rows).reshape(batch.shape)]]
+      arrays.append(jnp.stack(groups[0]))
     return arrays
 
   def merge(self, *trees: Sequence[jax.Array]) -> list[list[jax.Array]]:
@@ -100,25 +120,32 @@ class Batches:
     starts = [
       start
       for batch in self
+      for members in batch.groups
       for start in itertools.accumulate(
-        [0, *(count for _, _, count in batch.members[:-1])]
+        [0, *(count for _, _, count in members[:-1])]
       )
     ]
     offsets = _opaque(starts)
     return [self._merge(arrays, offsets) for arrays in trees]
 
   def _merge(
-    self, arrays: Sequence[jax.Array], starts: Sequence[jax.Array]
+    self, results: Sequence[jax.Array], starts: Sequence[jax.Array]
   ) -> list[jax.Array]:
     offsets = iter(starts)
     parts: list[dict[int, jax.Array]] = [{} for _ in self._shapes]
-    for batch, x in zip(self, arrays, strict=True):
-      rows = x.reshape(-1, batch.shape[-1]) if batch.of_blocks else x
-      for i, at, count in batch.members:
-        part = jax.lax.dynamic_slice_in_dim(
-          rows, next(offsets), count, allow_negative_indices=False
-        )
-        parts[i][at] = part if batch.of_blocks else part[0]
+    for batch, x in zip(self, results, strict=True):
+      arrays = [x]
+      if isinstance(batch.compression, block_groups.BlockGroups):
+        rows_NxL = x.reshape(-1, batch.shape[-1])
+        arrays = [
+          rows_NxL[rows, : g.size] for g, rows in batch.compression.rows()
+        ]
+      for array, members in zip(arrays, batch.groups, strict=True):
+        for i, at, count in members:
+          part = jax.lax.dynamic_slice_in_dim(
+            array, next(offsets), count, allow_negative_indices=False
+          )
+          parts[i][at] = part if batch.of_blocks else part[0]
     leaves = []
     for shape, one, own in zip(
       self._shapes, self._compressions, parts, strict=True
@@ -129,6 +156,33 @@ class Batches:
       else:
         leaves.append(own[0])
     return leaves
+
+
+def _joined(
+  sizes: dict[tuple[int, int], _Members],
+) -> Iterator[list[block_groups.Group]]:
+  """Yields the groups that share an array, the longest blocks first.
+
+  Args:
+    sizes: the members with blocks of each size and k.
+  """
+  groups: list[block_groups.Group] = []
+  values = padding = 0
+  for (size, k), members in sorted(sizes.items(), reverse=True):
+    group = block_groups.Group(sum(n for _, _, n in members), size, k)
+    values += group.count * size
+    if groups:
+      padding += group.count * (groups[0].size - size)
+    if padding > min(values, _PADDING):
+      yield groups
+      groups, values, padding = [], group.count * size, 0
+    groups.append(group)
+  if groups:
+    yield groups
+
+
+def _padded(rows: jax.Array, size: int) -> jax.Array:
+  return jnp.pad(rows, ((0, 0), (0, size - rows.shape[1])))
 
 
 def axes(batches: Batches) -> tuple[str, ...]:
@@ -168,12 +222,9 @@ def rows(batch: Batch, values: list[jax.Array]) -> tuple[Any, np.ndarray]:
 def once(f: Callable[..., ct.PyTree], *arrays: ct.PyTree) -> ct.PyTree:
   """Returns `f(*arrays)`, which XLA computes once, not in each of its uses."""
   like = jax.eval_shape(f, *arrays)
-  first = arrays[0]
 
   def never(arrays: ct.PyTree) -> ct.PyTree:
-    # An array of the caller, where one will do, costs no kernel.
-    if _alike(like, first):
-      return collectives.typed_like(arrays[0], arrays)
+    # One of `arrays` would be copied, and so would what `f` returns.
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
     return collectives.typed_like(zeros, arrays)
 
@@ -183,11 +234,6 @@ def once(f: Callable[..., ct.PyTree], *arrays: ct.PyTree) -> ct.PyTree:
     never,
     arrays,
   )
-
-
-def _alike(x: Any, y: Any) -> bool:
-  is_array = hasattr(x, 'shape') and hasattr(y, 'shape')
-  return is_array and (x.shape, x.dtype) == (y.shape, y.dtype)
 
 
 def _opaque(numbers: Sequence[int]) -> Sequence[jax.Array]:

@@ -1,5 +1,6 @@
 """The sums of peers' messages, batch by batch (batch.py, reduce.py)."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -20,6 +21,7 @@ def means(
   factors_RxP: jax.Array,
   parts_R: jax.Array,
   mean_over: str,
+  step: Callable[[jax.Array], Any] | None = None,
 ) -> list[jax.Array]:
   """Returns the mean deltas of all batches: float32 [G, ...].
 
@@ -30,6 +32,7 @@ def means(
     factors_RxP: the factor of each peer's tensors.
     parts_R: the peers' weights.
     mean_over: see `reduce.finish`.
+    step: a function of each element, applied to the means.
   """
   if len(parts_R) > weight_lib.MOST_PEERS:
     raise ValueError(
@@ -67,12 +70,18 @@ def means(
     for b, message, value in zip(batches, messages, values, strict=True)
   ]
   sums, _ = jax.lax.scan(add, start, peers)
+
+  def finish(b: batch_lib.Batch, sums: Any, totals: weight_lib.Totals) -> Any:
+    mean = reduce.finish(sums, totals, b.shape, b.compression, mean_over)
+    return mean if step is None else step(mean)
+
   return [
-    batch_lib.each(
-      lambda x, b=b: reduce.finish(
-        x, totals, b.shape, b.compression, mean_over
+    batch_lib.once(
+      lambda x, totals, b=b: batch_lib.each(
+        lambda one: finish(b, one, totals), (x,)
       ),
-      (x,),
+      x,
+      totals,
     )
     for b, x in zip(batches, sums, strict=True)
   ]

@@ -150,10 +150,6 @@ class TopK:
     """True if every block is compressed without regard to the others."""
     return type(self) is TopK and getattr(self.quantizer, 'is_blockwise', False)
 
-  def of_blocks(self, block_size: int) -> 'TopK':
-    """Returns the compressor of stacked blocks [N, 1, L] of one size."""
-    return TopK(self.block_k(block_size), (1, block_size), self.quantizer)
-
   def compress(self, x: jax.Array) -> tuple[Packet, ...]:
     return tuple(self.encode(kept) for kept in self.keep(x))
 

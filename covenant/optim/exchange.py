@@ -22,6 +22,7 @@ import numpy as np
 from covenant import typing as ct
 from covenant.optim import batch as batch_lib
 from covenant.optim import batch_sums
+from covenant.optim import block_groups
 from covenant.optim import collectives
 from covenant.optim import compression as compression_lib
 from covenant.optim import compressor
@@ -115,7 +116,7 @@ def exchange(
   if error is not None:
     errors = batches.split(jax.tree.leaves(error))
   sent = [
-    _compress(b, x, e, rules.error_decay)
+    _compress(b, x, e, rules.error_decay, parts)
     for b, x, e in zip(batches, deltas, errors, strict=True)
   ]
   flags_2xR, messages = _gather(batches, sent, parts, lost, rules.axis_name)
@@ -134,81 +135,93 @@ def exchange(
     weight_lib.wholes(parts_R)[:, None],
   )
   means = batch_sums.means(
-    batches, messages, values, factors_RxP, parts_R, rules.mean_over
+    batches, messages, values, factors_RxP, parts_R, rules.mean_over, step
   )
-  if step is not None:
-    means = [batch_lib.once(step, x) for x in means]
   if error is None:
     (delta,) = batches.merge(means)
     return Exchanged(treedef.unflatten(delta), None, stats)
+  delta, rest = batches.merge(means, [s.error for s in sent])
+  # A peer whose round is lost keeps nothing.
   own = finite_R[collectives.index(rules.axis_name)]
-  kept = [
-    batch_lib.once(_kept, s.error, e, parts, own)
-    for s, e in zip(sent, errors, strict=True)
-  ]
-  delta, error = map(treedef.unflatten, batches.merge(means, kept))
-  return Exchanged(delta, error, stats)
-
-
-def _kept(
-  rest: jax.Array, error: jax.Array, parts: jax.Array, finite: jax.Array
-) -> jax.Array:
-  """Returns a batch's new error feedback of this peer.
-
-  A peer without part keeps what it had; a lost round empties it.
-  """
-  kept = jnp.where(parts > 0, rest, error)
-  return jnp.where(finite, kept, jnp.zeros_like(kept))
+  error = [jnp.where(own, x, jnp.zeros_like(x)) for x in rest]
+  return Exchanged(treedef.unflatten(delta), treedef.unflatten(error), stats)
 
 
 def _compress(
-  batch: Batch, delta: jax.Array, error: jax.Array | None, decay: Any
+  batch: Batch,
+  delta: jax.Array,
+  error: jax.Array | None,
+  decay: Any,
+  parts: jax.Array,
 ) -> _Sent:
+  """Returns what a peer sends; without part it keeps the error that it had."""
   compression = batch.compression
 
   def element(delta: jax.Array, error: Any = None) -> _Sent:
     given = compressor.offered(delta, error, decay)
-    part = compression.compress(jnp.where(jnp.isfinite(given), given, 0))
-    sent = compression.decompress(part, batch.shape)
-    rest = compressor.residual(given, sent)
-    finite, sums = _products(given, sent, rest)
+    bad = ~jnp.isfinite(given)
+    clean = jnp.where(bad, 0, given)
+    old = clean if error is None else error
+    if isinstance(compression, block_groups.BlockGroups):
+      base = jnp.where(parts > 0, clean, old)
+      part, rest, sums = _compress_blocks(base, bad, parts > 0, compression)
+    else:
+      part = compression.compress(clean)
+      sent = compression.decompress(part, batch.shape)
+      rest = compressor.residual(clean, sent)
+      terms = rest * rest, clean * clean, sent * sent, clean * sent
+      sums = _sums_of(*terms, bad)
+      rest = jnp.where(parts > 0, rest, old)
+    finite = sums[4] == 0
     return _Sent(
       packing.pack(part, compression, batch.shape),
       None if error is None else rest,
       finite,
-      sums,
+      jnp.where(finite, sums[:4], 0),
       compression.code_counts(part),
     )
 
   return each(element, (delta,) if error is None else (delta, error))
 
 
-def _products(
-  given: jax.Array, sent: jax.Array, rest: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-  """Returns whether `given` is finite, and float32 [4], sums for `Stats`.
+def _compress_blocks(
+  given: jax.Array,
+  bad: jax.Array,
+  takes_part: jax.Array,
+  compression: block_groups.BlockGroups,
+) -> tuple[ct.Message, jax.Array, jax.Array]:
+  """Returns a part of the message, what it leaves, and five sums.
 
-  Rows are added up first, all five sums in one pass over them.
+  These are four for `Stats` and that of `bad`. What is sent is subtracted in
+  place, so that no other sum than that of the rest is of all of `given`.
   """
+  part, chosen = compression.compress_and_keep(given)
+  (sent,) = compression.values(part)
+  given_NxL = given.reshape(given.shape[0], given.shape[2])
+  taken = jnp.where(takes_part, sent, 0)
+  (rest,) = compression.scatter_add((given_NxL,), part, [-taken])
+  rest = rest.reshape(given.shape)
+  left = chosen - taken
+  terms = _sums_of(sent * sent, chosen * sent, chosen * chosen, left * left)
+  of_rest, count = _sums_of(rest * rest, bad)
+  of_given = jnp.maximum(of_rest - terms[3], 0) + terms[2]
+  return part, rest, jnp.stack([of_rest, of_given, terms[0], terms[1], count])
 
-  def row(x: jax.Array) -> jax.Array:
-    width = (x.shape[-1] if x.ndim else 1) or 1
-    return x.reshape(x.size // width, width)
 
-  given, sent, rest = map(row, (given, sent, rest))
-  finite = jnp.isfinite(given)
-  terms = (
-    rest * rest, given * given, sent * sent, given * sent,
-    (~finite).astype(jnp.float32),
-  )  # fmt: skip
-  zeros = collectives.typed_like((jnp.float32(0),) * len(terms), terms)
-  rows = jax.lax.reduce(
-    terms, zeros, lambda a, b: tuple(x + y for x, y in zip(a, b, strict=True)),
+def _sums_of(*terms: jax.Array) -> jax.Array:
+  """Returns the sum of each of some arrays of one shape: float32 [T].
+
+  Rows are added up first, all sums in one pass over them.
+  """
+  width = (terms[0].shape[-1] if terms[0].ndim else 1) or 1
+  rows = [x.astype(jnp.float32).reshape(x.size // width, width) for x in terms]
+  zeros = collectives.typed_like((jnp.float32(0),) * len(rows), rows)
+  sums = jax.lax.reduce(
+    rows, list(zeros),
+    lambda a, b: [x + y for x, y in zip(a, b, strict=True)],
     (1,),
   )  # fmt: skip
-  sums = jnp.sum(jnp.stack(rows), axis=1)
-  finite = sums[4] == 0
-  return finite, jnp.where(finite, sums[:4], 0)
+  return jnp.sum(jnp.stack(sums), axis=1)
 
 
 def _gather(

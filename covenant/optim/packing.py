@@ -12,17 +12,19 @@ crosses a mesh axis as one array.
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from covenant import typing as ct
 from covenant.optim import batch
+from covenant.optim import block_groups
 from covenant.optim import compression as compression_lib
 from covenant.optim import topk
 
 _WORD = 32
+Group = block_groups.Group
 
 
 def pack(
@@ -37,17 +39,15 @@ def pack(
     compression: the compressor.
     shape: that of the leaf.
   """
-  if not isinstance(compression, compression_lib.TopK):
+  packets = _packets(compression, shape)
+  if packets is None:
     return _join([_words(x) for x in jax.tree.leaves(part)])
+  of_packets, bits = packets
   words = []
-  for packet, region in zip(part, compression.regions(shape), strict=True):
-    coded = [_index_bits(packet.indices, region.block_size)]
-    bits = compression.quantizer.bits
-    if bits <= 8:
-      coded.append(_code_bits(packet.codes, bits))
-    words.append(_words_of_bits(jnp.concatenate(coded, axis=1)))
+  for packet, groups in zip(part, of_packets, strict=True):
+    words.append(_packet_bits(packet, groups, bits))
     if bits > 8:
-      words.append(_words(packet.codes))
+      words += [_words(packet.codes[rows, :k]) for rows, k in _kept(groups)]
     words.append(_words(packet.scales))
   return _join(words)
 
@@ -58,123 +58,155 @@ def unpack(
   shape: tuple[int, ...],
 ) -> ct.Message:
   """Returns the part of the message that `pack` made words of."""
-  return unpack_all([words], [compression], [shape])[0]
-
-
-def unpack_all(
-  words: Sequence[jax.Array],
-  compressions: Sequence[compression_lib.Compression],
-  shapes: Sequence[tuple[int, ...]],
-) -> list[ct.Message]:
-  """Returns the parts of several leaves.
-
-  All indices are decoded together, so that a program has the decoder once.
-  """
-  parts: list[Any] = []
-  packets: list[_Coded] = []
-  for own, one, shape in zip(words, compressions, shapes, strict=True):
-    like: Any = jax.eval_shape(
-      one.compress, jax.ShapeDtypeStruct(shape, jnp.float32)
-    )
-    take = _Reader(own)
-    if not isinstance(one, compression_lib.TopK):
-      parts.append(jax.tree.map(take.array, like))
-      continue
-    coded = [
-      _read(take, x, region.block_size, one.quantizer.bits)
-      for x, region in zip(like, one.regions(shape), strict=True)
-    ]
-    packets += coded
-    parts.append(tuple(coded))
-  decoded = iter(_decode(packets))
-  return [
-    tuple(next(decoded) for _ in part)
-    if isinstance(one, compression_lib.TopK)
-    else part
-    for part, one in zip(parts, compressions, strict=True)
-  ]
+  like: Any = jax.eval_shape(
+    compression.compress, jax.ShapeDtypeStruct(shape, jnp.float32)
+  )
+  take = _Reader(words)
+  packets = _packets(compression, shape)
+  if packets is None:
+    return jax.tree.map(take.array, like)
+  of_packets, bits = packets
+  return tuple(
+    _read(take, x, groups, bits)
+    for x, groups in zip(like, of_packets, strict=True)
+  )
 
 
 def unpack_batches(
-  batches: list[batch.Batch], words_RxW: Sequence[jax.Array]
+  batches: Sequence[batch.Batch], words_RxW: Sequence[jax.Array]
 ) -> list[ct.Message]:
   """Returns every peer's part of each batch, [G, R, ...], from its words."""
-  messages: list[Any] = [None] * len(batches)
-  cut: list[tuple[int, jax.Array]] = []
-  for i, (b, words) in enumerate(zip(batches, words_RxW, strict=True)):
+  messages = []
+  for b, words in zip(batches, words_RxW, strict=True):
     words_GxRxW = jnp.swapaxes(
       words.reshape(len(words), b.elements, words.shape[1] // b.elements), 0, 1
     )
-    if b.of_blocks:
-      cut.append((i, words_GxRxW[0]))
-      continue
     one = lambda w, b=b: unpack(w, b.compression, b.shape)  # noqa: E731
-    messages[i] = batch.each(jax.vmap(one), (words_GxRxW,))
-  chosen = [batches[i] for i, _ in cut]
-  parts = jax.vmap(
-    lambda *words: unpack_all(
-      words, [b.compression for b in chosen], [b.shape for b in chosen]
-    )
-  )(*[w for _, w in cut]) if cut else []  # fmt: skip
-  for (i, _), part in zip(cut, parts, strict=True):
-    messages[i] = jax.tree.map(lambda x: x[None], part)
+    messages.append(batch.each(jax.vmap(one), (words_GxRxW,)))
   return messages
 
 
-class _Coded(NamedTuple):
-  """A region's packet, of which the indices are not decoded yet."""
+def _packets(
+  compression: compression_lib.Compression, shape: tuple[int, ...]
+) -> tuple[list[tuple[Group, ...]], int] | None:
+  """Returns the groups of blocks in each packet, and the bits of a code.
 
-  lows: jax.Array | None  # uint32 [N, k], the low bits of the indices
-  low: int  # how many these are
-  bitmap: jax.Array  # uint32 [N, W], the high bits
-  like: compression_lib.Packet
-  codes: jax.Array
-  scales: jax.Array
+  Parts of other compressors have no packets: None.
+  """
+  if isinstance(compression, block_groups.BlockGroups):
+    return [compression.groups], compression.quantizer.bits
+  if not isinstance(compression, compression_lib.TopK):
+    return None
+  return [
+    (Group(r.num_blocks, r.block_size, compression.block_k(r.block_size)),)
+    for r in compression.regions(shape)
+  ], compression.quantizer.bits
+
+
+def _kept(groups: Sequence[Group]) -> list[tuple[slice, int]]:
+  """Returns the rows of each group, and how many values these keep."""
+  found, at = [], 0
+  for g in groups:
+    found.append((slice(at, at + g.count), g.k))
+    at += g.count
+  return found
+
+
+def _packet_bits(
+  packet: compression_lib.Packet, groups: Sequence[Group], bits: int
+) -> jax.Array:
+  """Returns the words of the indices, and of codes of up to 8 bits."""
+  n, most = packet.indices.shape
+  widths = [_widths(g) for g in groups]
+  indices_NxK = packet.indices.astype(jnp.uint32)
+  lows_NxKxB = _bits_of(indices_NxK, max(low for low, _ in widths))
+  lows_Nx1 = block_groups.per_row(groups, [low for low, _ in widths])
+  rank_1xK = jnp.arange(most, dtype=jnp.uint32)[None]
+  ones_NxK = (indices_NxK >> lows_Nx1.astype(jnp.uint32)) + rank_1xK
+  unary = max(unary for _, unary in widths)
+  if len(groups) > 1:
+    ones_NxK = jnp.where(block_groups.is_kept(groups, most), ones_NxK, unary)
+  bitmap_NxU = (
+    jnp.zeros((n, unary), jnp.uint32)
+    .at[jnp.arange(n)[:, None], ones_NxK]
+    .set(1, mode='drop')
+  )
+  codes_NxKxB = None
+  if bits <= 8:
+    codes_NxKxB = _bits_of(packet.codes.astype(jnp.uint32), bits)
+  found = []
+  for (rows, k), (low, unary) in zip(_kept(groups), widths, strict=True):
+    columns = [lows_NxKxB[rows, :k, :low], bitmap_NxU[rows, :unary]]
+    if codes_NxKxB is not None:
+      columns.append(codes_NxKxB[rows, :k])
+    height = rows.stop - rows.start
+    columns = [x.reshape(height, math.prod(x.shape[1:])) for x in columns]
+    flat = jnp.concatenate(columns, axis=1).reshape(-1)
+    found.append(jnp.pad(flat, (0, -flat.size % _WORD)))
+  return _numbers(jnp.concatenate(found).reshape(-1, _WORD))
 
 
 def _read(
-  take: '_Reader', like: compression_lib.Packet, size: int, bits: int
-) -> _Coded:
-  n, k = like.indices.shape
-  low, unary = _widths(k, size)
+  take: '_Reader',
+  like: compression_lib.Packet,
+  groups: Sequence[Group],
+  bits: int,
+) -> compression_lib.Packet:
+  """Returns the packet that `pack` wrote."""
+  n, most = like.indices.shape
   width = bits if bits <= 8 else 0
-  coded = take.bits(n, k * low + unary + k * width)
-  if width:
-    codes = _numbers(coded[:, k * low + unary :].reshape(n, k, width))
-    codes = codes.astype(like.codes.dtype)
-  else:
-    codes = take.array(like.codes)
-  lows = _numbers(coded[:, : k * low].reshape(n, k, low)) if low else None
-  bitmap = topk.bitmap(coded[:, k * low : k * low + unary] == 1)
-  return _Coded(lows, low, bitmap, like, codes, take.array(like.scales))
-
-
-def _decode(packets: Sequence[_Coded]) -> list[compression_lib.Packet]:
-  if not packets:
-    return []
-  most = max(p.like.indices.shape[1] for p in packets)
-  words = max(p.bitmap.shape[1] for p in packets)
-  bitmap = jnp.concatenate(
-    [
-      jnp.pad(p.bitmap, ((0, 0), (0, words - p.bitmap.shape[1])))
-      for p in packets
-    ]
-  )
-  rank_NxK = jnp.broadcast_to(
-    jnp.arange(most, dtype=jnp.int32), (len(bitmap), most)
-  )
+  widths = [_widths(g) for g in groups]
+  sizes = [
+    g.count * (g.k * (low + width) + unary)
+    for g, (low, unary) in zip(groups, widths, strict=True)
+  ]
+  most_low = max(low for low, _ in widths)
+  most_unary = max(unary for _, unary in widths)
+  flat = take.bits(sum(-(-size // _WORD) for size in sizes))
+  lows, bitmaps, codes, at = [], [], [], 0
+  for g, (low, unary), size in zip(groups, widths, sizes, strict=True):
+    coded = flat[at : at + size].reshape(g.count, size // max(g.count, 1))
+    at += size + -size % _WORD
+    ends = g.k * low, g.k * low + unary
+    lows.append(_padded(coded[:, : ends[0]], g, low, most, most_low))
+    bitmaps.append(
+      jnp.pad(coded[:, ends[0] : ends[1]], ((0, 0), (0, most_unary - unary)))
+    )
+    codes.append(_padded(coded[:, ends[1] :], g, width, most, width))
+  rank_NxK = jnp.broadcast_to(jnp.arange(most, dtype=jnp.int32), (n, most))
+  bitmap = topk.bitmap(jnp.concatenate(bitmaps) == 1)
   position_NxK = batch.once(topk.nth_one, bitmap, rank_NxK)
   highs_NxK = (position_NxK - rank_NxK).astype(jnp.uint32)
-  found, at = [], 0
-  for p in packets:
-    n, k = p.like.indices.shape
-    indices = highs_NxK[at : at + n, :k]
-    if p.lows is not None:
-      indices = (indices << p.low) | p.lows
-    indices = indices.astype(p.like.indices.dtype)
-    found.append(compression_lib.Packet(indices, p.codes, p.scales))
-    at += n
-  return found
+  shifts_Nx1 = block_groups.per_row(groups, [low for low, _ in widths])
+  indices = highs_NxK << shifts_Nx1.astype(jnp.uint32)
+  indices = indices | _numbers(jnp.concatenate(lows))
+  if len(groups) > 1:
+    none = max(g.size for g in groups)
+    indices = jnp.where(block_groups.is_kept(groups, most), indices, none)
+  if width:
+    found = _numbers(jnp.concatenate(codes)).astype(like.codes.dtype)
+  else:
+    found = jnp.concatenate(
+      [
+        jnp.pad(
+          take.array(jax.ShapeDtypeStruct((g.count, g.k), like.codes.dtype)),
+          ((0, 0), (0, most - g.k)),
+        )
+        for g in groups
+      ]
+    )
+  return compression_lib.Packet(
+    indices.astype(like.indices.dtype), found, take.array(like.scales)
+  )
+
+
+def _padded(
+  bits: jax.Array, group: Group, width: int, most: int, most_width: int
+) -> jax.Array:
+  """Returns the bits of a group's numbers, as of K wider ones: [N, K, B]."""
+  numbers = bits.reshape(group.count, group.k, width)
+  pads = (0, 0), (0, most - group.k), (0, most_width - width)
+  return jnp.pad(numbers, pads)
 
 
 class _Reader:
@@ -188,11 +220,9 @@ class _Reader:
     self._at += count
     return self._words[self._at - count : self._at]
 
-  def bits(self, rows: int, columns: int) -> jax.Array:
-    """Returns uint32 [rows, columns], zeros and ones."""
-    words = self.take(-(-rows * columns // _WORD))
-    flat = _bits_of(words, _WORD).reshape(-1)
-    return flat[: rows * columns].reshape(rows, columns)
+  def bits(self, words: int) -> jax.Array:
+    """Returns the bits of words: uint32 [32 * words], zeros and ones."""
+    return _bits_of(self.take(words), _WORD).reshape(-1)
 
   def array(self, like: jax.ShapeDtypeStruct) -> jax.Array:
     """Returns an array of the shape and type of `like`."""
@@ -207,27 +237,10 @@ class _Reader:
     return values.reshape(-1)[:size].reshape(like.shape)
 
 
-def _widths(k: int, size: int) -> tuple[int, int]:
+def _widths(group: Group) -> tuple[int, int]:
   """Returns the low bits of an index and the bits of a block's bitmap."""
-  low = (size // k).bit_length() - 1
-  return low, k + -(-size // 2**low)
-
-
-def _index_bits(indices_NxK: jax.Array, size: int) -> jax.Array:
-  """Returns the coded indices of blocks of `size`: uint32 [N, bits]."""
-  n, k = indices_NxK.shape
-  low, unary = _widths(k, size)
-  indices_NxK = indices_NxK.astype(jnp.uint32)
-  lows = _bits_of(indices_NxK, low).reshape(n, k * low)
-  ones = (indices_NxK >> low) + jnp.arange(k, dtype=jnp.uint32)[None]
-  rows = jnp.arange(n)[:, None]
-  bitmap = jnp.zeros((n, unary), jnp.uint32).at[rows, ones].set(1, mode='drop')
-  return jnp.concatenate([lows, bitmap], axis=1)
-
-
-def _code_bits(codes_NxK: jax.Array, bits: int) -> jax.Array:
-  coded = _bits_of(codes_NxK.astype(jnp.uint32), bits)
-  return coded.reshape(codes_NxK.shape[0], -1)
+  low = (group.size // group.k).bit_length() - 1
+  return low, group.k + -(-group.size // 2**low)
 
 
 def _numbers(bits: jax.Array) -> jax.Array:
@@ -243,12 +256,6 @@ def _bits_of(numbers: jax.Array, count: int) -> jax.Array:
 
 def _shifts(bits: jax.Array) -> jax.Array:
   return jax.lax.broadcasted_iota(jnp.uint32, bits.shape, bits.ndim - 1)
-
-
-def _words_of_bits(bits: jax.Array) -> jax.Array:
-  flat = bits.reshape(-1)
-  padded = jnp.pad(flat, (0, -flat.size % _WORD))
-  return _numbers(padded.reshape(-1, _WORD))
 
 
 def _words(x: jax.Array) -> jax.Array:

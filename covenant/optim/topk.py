@@ -33,17 +33,44 @@ def select(blocks_NxL: jax.Array, k: int) -> jax.Array:
   >>> select(jnp.array([[1.0, -3.0, 3.0, 0.5]]), 2)
   Array([[1, 2]], dtype=int32)
   """
+  if is_large(blocks_NxL, k):
+    return select_by_groups(blocks_NxL, k)
+  _, indices_NxK = lax.top_k(jnp.abs(blocks_NxL), k)
+  return jnp.sort(indices_NxK, axis=1)
+
+
+def is_large(blocks_NxL: jax.Array, k: int) -> bool:
+  """Returns whether `select` searches by groups."""
   size = blocks_NxL.shape[1]
   # The groups must leave out half of the block to be worth their search.
-  if (
+  return (
     blocks_NxL.size >= _LARGE
     and size % _GROUP == 0
     and size >= 2 * _GROUP * k
     and jnp.finfo(blocks_NxL.dtype).bits <= 32
-  ):
-    return select_by_groups(blocks_NxL, k)
-  _, indices_NxK = lax.top_k(jnp.abs(blocks_NxL), k)
-  return jnp.sort(indices_NxK, axis=1)
+  )
+
+
+def select_of_each(
+  blocks_NxL: jax.Array, sizes_Nx1: jax.Array, ks_Nx1: jax.Array, most: int
+) -> jax.Array:
+  """Selects like `select`, from rows with blocks of their own size and k.
+
+  Args:
+    blocks_NxL: rows that begin with a block.
+    sizes_Nx1: the size of the block of each row.
+    ks_Nx1: how many elements are kept of it.
+    most: K, the largest of `ks_Nx1`.
+
+  Returns:
+    int32 [N, K]; after the k indices of a row L, which is none.
+  """
+  size = blocks_NxL.shape[1]
+  is_own_NxL = jnp.arange(size, dtype=jnp.int32)[None] < sizes_Nx1
+  magnitude_NxL = jnp.where(is_own_NxL, jnp.abs(blocks_NxL), -1)
+  _, indices_NxK = lax.top_k(magnitude_NxL, most)
+  is_kept_NxK = jnp.arange(most, dtype=jnp.int32)[None] < ks_Nx1
+  return jnp.sort(jnp.where(is_kept_NxK, indices_NxK, size), axis=1)
 
 
 def select_by_groups(blocks_NxL: jax.Array, k: int) -> jax.Array:

@@ -40,6 +40,16 @@ class BatchesTest(parameterized.TestCase):
     self.assertEqual(found[0].shape, (6 + 2 + 1, 1, 64))
     np.testing.assert_array_equal(found[0].owners, [0] * 6 + [1] * 2 + [2])
 
+  def test_sizes_are_one_batch_where_little_is_padded(self):
+    leaves = leaves_of([(16, 24), (24,), (3,), (16, 24)])
+    (one,) = batch.Batches(leaves, [TILES] * 4, [()] * 4)
+    self.assertEqual(one.shape, (14, 1, 64))
+    self.assertEqual([g.size for g in one.compression.groups], [64, 24, 3])
+    np.testing.assert_array_equal(one.owners, [0] * 6 + [3] * 6 + [1, 2])
+    leaves = leaves_of([(8, 8), *[(3,)] * 4])
+    found = batch.Batches(leaves, [TILES] * 5, [()] * 5)
+    self.assertEqual([b.shape for b in found], [(1, 1, 64), (4, 1, 3)])
+
   @pytest.mark.slow
   def test_of_blocks_the_message_is_that_of_the_leaves(self):
     leaves = leaves_of([(16, 24), (20, 9), (100,)])

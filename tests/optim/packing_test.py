@@ -6,6 +6,7 @@ import pytest
 from absl.testing import absltest
 from absl.testing import parameterized
 
+from covenant.optim import block_groups
 from covenant.optim import compression as compression_lib
 from covenant.optim import packing
 from covenant.optim import quantize
@@ -55,23 +56,19 @@ class PackingTest(parameterized.TestCase):
         self.assertEqual(got.dtype, want.dtype)
         np.testing.assert_array_equal(got, want)
 
+  @parameterized.parameters(quantize.Sign(), quantize.Exact())
   @pytest.mark.slow
-  def test_unpacks_leaves_of_all_sizes_together(self):
-    top = compression_lib.TopK
-    chosen = [
-      (top(), (100, 70)),
-      (top(k=3, block=(2, 5)), (7, 5)),
-      (top(quantizer=quantize.Exact()), (64,)),
-      (compression_lib.Dense(), (5,)),
-      (top(), ()),
-    ]
-    parts, words = zip(*(words_of(*one) for one in chosen), strict=True)
-    unpack = jax.jit(
-      lambda words: packing.unpack_all(words, *zip(*chosen, strict=True))
+  def test_blocks_of_several_sizes_take_no_more(self, quantizer):
+    groups = tuple(
+      block_groups.Group(*g) for g in [(3, 64, 8), (2, 20, 3), (1, 2, 1)]
     )
-    found = unpack(words)
-    self.assertEqual(jax.tree.structure(found), jax.tree.structure(list(parts)))
-    jax.tree.map(np.testing.assert_array_equal, found, list(parts))
+    one = block_groups.BlockGroups(groups, quantizer)
+    part, words = words_of(one, one.shape)
+    back = jax.jit(lambda w: packing.unpack(w, one, one.shape))(words)
+    jax.tree.map(np.testing.assert_array_equal, back, part)
+    alone = [block_groups.BlockGroups((g,), quantizer) for g in groups]
+    sizes = [words_of(x, x.shape)[1].size for x in alone]
+    self.assertLessEqual(words.size, sum(sizes))
 
   @parameterized.parameters(
     (quantize.Sign(), 9.5), (quantize.SignMagnitude(), 10.5),
