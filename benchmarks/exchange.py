@@ -145,7 +145,8 @@ def vmapped(peers: int) -> dict[str, float]:
 def child(root: str, task: str, kind: str, peers: int) -> dict[str, float]:
   """Returns what a process of its own measures, with the package of `root`."""
   environment = {**os.environ, 'PYTHONPATH': root, 'JAX_PLATFORMS': 'cpu'}
-  command = [sys.executable, __file__, f'--task={task}', f'--kind={kind}']
+  # Not from the folder of this file, whose tokenize.py is not Python's.
+  command = [sys.executable, '-P', __file__, f'--task={task}', f'--kind={kind}']
   result = subprocess.run(
     [*command, f'--peers={peers}'],
     env=environment, capture_output=True, text=True, check=True,
