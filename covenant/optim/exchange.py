@@ -140,11 +140,15 @@ def exchange(
   if error is None:
     (delta,) = batches.merge(means)
     return Exchanged(treedef.unflatten(delta), None, stats)
-  delta, rest = batches.merge(means, [s.error for s in sent])
-  # A peer whose round is lost keeps nothing.
   own = finite_R[collectives.index(rules.axis_name)]
-  error = [jnp.where(own, x, jnp.zeros_like(x)) for x in rest]
-  return Exchanged(treedef.unflatten(delta), treedef.unflatten(error), stats)
+  kept = [batch_lib.once(_kept, s.error, own) for s in sent]
+  delta, error = map(treedef.unflatten, batches.merge(means, kept))
+  return Exchanged(delta, error, stats)
+
+
+def _kept(error: jax.Array, finite: jax.Array) -> jax.Array:
+  """Returns a batch's new error feedback; a lost round leaves none."""
+  return jnp.where(finite, error, jnp.zeros_like(error))
 
 
 def _compress(
