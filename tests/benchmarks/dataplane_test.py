@@ -23,7 +23,7 @@ class DataplaneTest(absltest.TestCase):
       timeout=300,
     )  # fmt: skip
     self.assertEqual(done.returncode, 0, done.stderr)
-    for text in 'a folder: obstore', 'S3: obstore', '(bar 0.8)', '4 Gb/s':
+    for text in 'a folder: obstore', 'S3: obstore', '(bar 0.8', '4 Gb/s':
       self.assertIn(text, done.stdout)
 
   def test_a_patch_is_small_where_little_changed(self):
