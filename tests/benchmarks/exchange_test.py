@@ -12,7 +12,7 @@ class ChildTest(absltest.TestCase):
   def test_compiles_in_a_process_of_its_own(self):
     found = exchange.child(str(helpers.ROOT), 'compile', 'adam', 2)
     self.assertGreater(found['seconds'], 0)
-    self.assertGreaterEqual(found['collectives'], 1)
+    self.assertGreater(found['dense'], 0)
     self.assertEqual(found['bytes'], 0)  # sums, no gathers
 
 
