@@ -44,7 +44,7 @@ class Submission(NamedTuple):
   fetch: str = ''
   detail: str = ''  # the store's answer, for people
   digest: bytes = b''  # digest of the fetched payload
-  decoded: payload.Payload | payload.PayloadError | None = None
+  decoded: payload.Decoded | payload.PayloadError | None = None
 
 
 class Expected(NamedTuple):
@@ -130,7 +130,7 @@ class Checker:
     found = {
       s.uid: s.decoded
       for s in ordered
-      if checks[s.uid].valid and isinstance(s.decoded, payload.Payload)
+      if checks[s.uid].valid and isinstance(s.decoded, payload.Decoded)
     }
     norms = {uid: self._norm(content) for uid, content in found.items()}
     checks |= {
@@ -141,10 +141,11 @@ class Checker:
     self._find_copies(checks, messages, previous or {}, seed, threshold)
     return CheckReport(checks, fault)
 
-  def _norm(self, content: payload.Payload) -> float:
+  def _norm(self, content: payload.Decoded) -> float:
     """Returns the norm of a whole message, exact but for one rounding."""
-    norms_P = content.norms
-    if norms_P is None:
+    if isinstance(content, payload.Measured):
+      norms_P = content.norms
+    else:
       norms_P = np.asarray(self._norms(content.message))
     return math.sqrt(math.fsum(float(n) ** 2 for n in norms_P))
 

@@ -180,7 +180,7 @@ class Node(Generic[R]):
     self.weights: Mapping[int, weight_lib.Weight] = {}  # by uid
     # Of this round, by digest:
     self.payloads: dict[bytes, bytes] = {}
-    self.decoded: dict[bytes, payload_lib.Payload] = {}
+    self.decoded: dict[bytes, payload_lib.Decoded] = {}
     self.manifests: dict[bytes, bytes] = {}
 
   @property

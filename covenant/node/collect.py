@@ -25,7 +25,7 @@ from covenant.wire import manifest as manifest_lib
 from covenant.wire import payload as payload_lib
 
 Validator = role_lib.Validator
-_Content = payload_lib.Payload | payload_lib.PayloadError
+_Content = payload_lib.Decoded | payload_lib.PayloadError
 
 
 class _Committed(NamedTuple):
@@ -56,7 +56,7 @@ def collect(node: Validator, command: round_lib.Command, head: int) -> None:
   decoded = _Decoded(node, entries)
   role.take = decoded.take
   fetched = _fetch_in_turns(node, r, membership, entries, deadline)
-  readable: dict[int, payload_lib.Payload] = {}
+  readable: dict[int, payload_lib.Decoded] = {}
   submissions = [
     submission
     for peer in membership.miners
@@ -129,7 +129,7 @@ def check_late(
   for uid, data in payloads.items():
     entry = collected.entries[uid]
     decoded = decode(node, entry, data)
-    if isinstance(decoded, payload_lib.Payload):
+    if isinstance(decoded, payload_lib.Decoded):
       node.decoded[entry.digest] = decoded
       receipts[uid] = _receipt(node, decoded.header)
     submissions.append(
@@ -151,15 +151,15 @@ def decode(node: Validator, entry: manifest_lib.Entry, data: bytes) -> _Content:
 
   The message of a large model is measured, and then left packed.
   """
-  model = node.shared_model
+  model, chain = node.shared_model, node.chain
   try:
-    made = apply.decode(model, node.chain, entry, node.place, data)
+    header, message = apply.decode(model, chain, entry, node.place, data)
   except payload_lib.PayloadError as e:
     return e
-  made = made._replace(norms=model.norms(made.message))
+  norms = model.norms(message)
   if apply.stay_packed(model, model.most_entries):
-    made = made._replace(message=model.reopen(data))
-  return made
+    message = model.reopen(data)
+  return payload_lib.Measured(header, message, norms)
 
 
 class _Decoded:
@@ -175,7 +175,7 @@ class _Decoded:
   ):
     self._node = node
     self._entries = entries
-    self._found: dict[int, payload_lib.Payload | payload_lib.PayloadError] = {}
+    self._found: dict[int, _Content] = {}
 
   def take(self, digest: bytes, data: bytes) -> None:
     """Decodes a payload for each uid that committed to it."""
@@ -196,7 +196,7 @@ def _submission(
   membership: membership_lib.Membership,
   committed: _Committed,
   fetched: Mapping[int, bytes | store_lib.StoreError],
-  readable: dict[int, payload_lib.Payload],
+  readable: dict[int, payload_lib.Decoded],
   as_it_came: '_Decoded',
 ) -> checks_lib.Submission | None:
   """Returns what a miner submitted; None for one that nobody asked for.
@@ -220,7 +220,7 @@ def _submission(
     fetch = 'absent' if absent else 'failed'
     return submission._replace(fetch=fetch, detail=str(data))
   decoded = as_it_came.get(entry, data)
-  if isinstance(decoded, payload_lib.Payload):
+  if isinstance(decoded, payload_lib.Decoded):
     node.payloads[entry.digest] = data
     node.decoded[entry.digest] = readable[uid] = decoded
   digest = run_storage_lib.digest(data)

@@ -42,7 +42,7 @@ class Collected(NamedTuple):
   membership: membership_lib.Membership  # at the close of the put window
   before: apply.Position  # the state that the round started from
   entries: Mapping[int, manifest_lib.Entry]  # by uid, committed in time
-  payloads: Mapping[int, payload_lib.Payload]  # by uid, readable
+  payloads: Mapping[int, payload_lib.Decoded]  # by uid, readable
   report: checks_lib.CheckReport
   chosen: list[int]  # the uids that should count, in this validator's eyes
   # Those of them that no lot chose; None: all.

@@ -24,7 +24,6 @@ from covenant.wire import manifest as manifest_lib
 from covenant.wire import payload as payload_lib
 
 _SECONDS = 60.0  # for objects that nobody is waited for with
-# Bytes of the payloads of a round whose messages are held unpacked.
 _UNPACKED_BYTES = 1 << 28  # payloads of a round whose messages are unpacked
 
 
@@ -270,7 +269,7 @@ class Incoming:
     chain: chain_lib.Chain,
     position: Position,
     entries: Sequence[manifest_lib.Entry],
-    decoded: Mapping[bytes, payload_lib.Payload] | None = None,
+    decoded: Mapping[bytes, payload_lib.Decoded] | None = None,
   ):
     self.found: dict[int, _Received] = {}
     self._shared_model = shared_model
@@ -295,8 +294,10 @@ class Incoming:
         )
       except payload_lib.PayloadError:
         continue
-      message, norms = made.message, made.norms
-      if norms is None:
+      message = made.message
+      if isinstance(made, payload_lib.Measured):
+        norms = made.norms
+      else:
         norms = self._shared_model.norms(message)
       if self._is_packed and data:
         message = self._shared_model.reopen(data)
@@ -309,7 +310,7 @@ def outer_step(
   position: Position,
   entries: Sequence[manifest_lib.Entry],
   payloads: Mapping[bytes, bytes],
-  decoded: Mapping[bytes, payload_lib.Payload] | None = None,
+  decoded: Mapping[bytes, payload_lib.Decoded] | None = None,
   consume: bool = False,
   incoming: 'Incoming | None' = None,
   keep_params: bool = False,

@@ -84,9 +84,18 @@ class Payload(NamedTuple):
   """A decoded payload."""
 
   header: Header
-  message: ct.Message  # of NumPy arrays, or packed (lazy.py)
-  norms: np.ndarray | None = None  # of each tensor, once they are known
+  message: ct.Message  # of NumPy arrays
 
+
+class Measured(NamedTuple):
+  """A decoded payload and the norms of its tensors."""
+
+  header: Header
+  message: ct.Message  # of NumPy arrays, or packed (lazy.py)
+  norms: np.ndarray  # float32 [P]
+
+
+Decoded = Payload | Measured
 
 PackedRegion = layout_lib.PackedRegion
 Tensor = layout_lib.Tensor
