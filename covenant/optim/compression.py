@@ -299,6 +299,7 @@ class Dense:
 # A compressor for all leaves; a pytree of compressors, like the parameters or a
 # prefix of them; or a function of a leaf's path and value. None is `TopK()`.
 Compressions: TypeAlias = Any
+_OR_TREE = ', a pytree of compressors, or a function (path, leaf) -> compressor'
 
 
 def check(compression: Compressions) -> None:
@@ -306,7 +307,7 @@ def check(compression: Compressions) -> None:
   if compression is None or _is_function(compression):
     return
   for one in jax.tree.leaves(compression, is_leaf=_is_none) or [compression]:
-    _check_one(one)
+    check_one(one, more=_OR_TREE)
 
 
 def each_leaf(
@@ -334,7 +335,7 @@ def each_leaf(
       ) from None
     found = jax.tree.leaves(found)
   for one, (path, _) in zip(found, paths, strict=True):
-    _check_one(one, f' of params{jax.tree_util.keystr(path)}')
+    check_one(one, f' of params{jax.tree_util.keystr(path)}', _OR_TREE)
   return found
 
 
@@ -346,12 +347,12 @@ def _is_none(x: Any) -> bool:
   return x is None
 
 
-def _check_one(one: Any, leaf: str = '') -> None:
+def check_one(one: Any, leaf: str = '', more: str = '') -> None:
+  """Raises TypeError unless `one` is a compressor."""
   if isinstance(one, type) or not hasattr(one, 'scatter_add'):
     raise TypeError(
-      f'compression{leaf}: expected a compressor such as TopK() or Dense(), a '
-      'pytree of compressors, or a function (path, leaf) -> compressor, got '
-      f'{one!r}'
+      f'compression{leaf}: expected a compressor such as TopK() or Dense()'
+      f'{more}, got {one!r}'
     )
 
 

@@ -171,7 +171,9 @@ def aggregate(
 
   Raises:
     ValueError: more messages than the sums can count, or as many weights.
+    TypeError: `compression` is no compressor.
   """
+  compression_lib.check_one(compression)
   check_mean_over(mean_over)
   check_clip(clip)
   parts_R, sizes_R = weight_lib.columns(weights, len(messages))
@@ -374,7 +376,11 @@ def outer_update(
 
   Returns:
     The new parameters, in their own dtypes, and the new state.
+
+  Raises:
+    TypeError: `outer` is no optax transformation.
   """
+  arguments.check_transformation('outer', outer)
   delta = jax.tree.map(lambda d, p: d.astype(p.dtype), delta, params)
   updates, state = outer.update(delta, state, params)
   return optax.apply_updates(params, updates), state

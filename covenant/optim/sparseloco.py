@@ -32,30 +32,11 @@ from covenant.optim import topk_variants
 from covenant.optim import weight as weight_lib
 
 __all__ = (
-  'Compression',
-  'DCTTopK',
-  'Dense',
-  'Exact',
-  'Linear',
-  'RandomK',
-  'Sign',
-  'SignMagnitude',
-  'SparseLoCoState',
-  'Statistical',
-  'Stats',
-  'TopK',
-  'Weight',
-  'aggregate',
-  'compress',
-  'decompress',
-  'flush',
-  'init_error',
-  'nesterov',
-  'outer_update',
-  'pseudo_gradient',
-  'sparseloco',
-  'state_axes',
-)
+  'Compression', 'DCTTopK', 'Dense', 'Exact', 'Linear', 'RandomK', 'Sign',
+  'SignMagnitude', 'SparseLoCoState', 'Statistical', 'Stats', 'TopK', 'Weight',
+  'aggregate', 'compress', 'decompress', 'flush', 'init_error', 'nesterov',
+  'outer_update', 'pseudo_gradient', 'sparseloco', 'state_axes',
+)  # fmt: skip
 
 aggregate = reduce.aggregate
 Compression = compression_lib.Compression
@@ -101,9 +82,14 @@ def compress(
 
   Returns:
     The message, and the new error feedback (`None` if none came).
+
+  Raises:
+    ValueError, TypeError: `compression` or `error_decay` is of another kind.
   """
+  compression_lib.check_one(compression)
   if error is None or error_decay is None:
     return jax.tree.map(compression.compress, delta), None
+  arguments.check_number('error_decay', error_decay, 0, 1)
   treedef = jax.tree.structure(delta)
   pairs = [
     compressor.compress(d, e, compression, error_decay)
@@ -119,6 +105,7 @@ def decompress(
   message: ct.Message, abstract_params: ct.Params, compression: Compression
 ) -> ct.Delta:
   """Returns the float32 pytree that `message` stands for."""
+  compression_lib.check_one(compression)
   return jax.tree.map(
     lambda x, part: compression.decompress(part, x.shape),
     abstract_params,

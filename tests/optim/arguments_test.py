@@ -101,6 +101,12 @@ class ConstructionTest(parameterized.TestCase):
     (lambda: sl.nesterov(-1), 'learning_rate: expected 0 or more'),
     (lambda: sl.nesterov('x'), 'learning_rate: expected a number'),
     (lambda: sl.nesterov(1.0, -0.5), 'momentum: expected 0 to 1'),
+    (lambda: sl.compress({}, None, 'topk', None), 'compression: expected a'),
+    (lambda: sl.compress({}, {}, sl.TopK, 0.9), 'compression: expected a'),
+    (lambda: sl.compress({}, {}, sl.TopK(), 2.0), 'error_decay: expected 0 to'),
+    (lambda: sl.decompress({}, {}, sl.TopK), 'compression: expected a comp'),
+    (lambda: sl.aggregate([], {}, sl.TopK), 'compression: expected a comp'),
+    (lambda: sl.outer_update(0.7, {}, (), {}), 'outer: expected an optax'),
   )
   def test_says_what_is_allowed(self, wrong, message):
     with self.assertRaisesRegex((TypeError, ValueError), message):
