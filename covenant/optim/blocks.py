@@ -65,6 +65,8 @@ def regions(
     ValueError: if 'divisors' leaves blocks of one element, of which the
       reference would take two.
   """
+  if 0 in shape:
+    return ()
   stack, rows, columns = matrices(shape)
   if layout == 'divisors':
     height, width = _divisor(rows, block[0]), _divisor(columns, block[1])

@@ -52,6 +52,14 @@ class BlocksTest(parameterized.TestCase):
     got = blocks.block_k(64, (64, 64), size, 'divisors')
     self.assertEqual(got, expected)
 
+  @parameterized.product(
+    shape=[(0,), (0, 16), (16, 0), (0, 16, 8)], layout=blocks.LAYOUTS
+  )
+  def test_a_leaf_without_values_has_no_regions(self, shape, layout):
+    self.assertEqual(blocks.regions(shape, (4, 4), layout), ())
+    joined = blocks.join((), shape, (4, 4), layout)
+    self.assertEqual(joined.shape, shape)
+
   def test_divisors_say_which_leaf_they_cannot_cut(self):
     with self.assertRaisesRegex(ValueError, r'shape \(127,\) has no divisor'):
       blocks.regions((127,), (64, 64), 'divisors')

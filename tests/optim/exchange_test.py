@@ -12,6 +12,7 @@ from absl.testing import absltest
 from absl.testing import parameterized
 
 from covenant.optim import diloco
+from covenant.optim import exchange
 from covenant.optim import preset
 from covenant.optim import sparseloco as sl
 from covenant.optim.baselines import demo
@@ -78,6 +79,24 @@ def poison(peer, steps):
     return jax.tree.map(lambda g: g.at[peer].set(jnp.nan), grads)
 
   return change
+
+
+class ShapesTest(parameterized.TestCase):
+  @parameterized.parameters(
+    [[(0, 16, 8)]], [[(16, 8), (0, 4, 4)]], [[(16, 8), (4, 0), (5,)]]
+  )
+  def test_leaves_without_values_are_exchanged_with_others(self, shapes):
+    like = [jax.ShapeDtypeStruct((PEERS, *s), jnp.float32) for s in shapes]
+    parts = jax.ShapeDtypeStruct((PEERS,), jnp.int32)
+    tops = [sl.TopK(4, (8, 8))] * len(shapes)
+
+    def one(delta, error, parts):
+      rules = exchange.Rules('peers', 0.95)
+      free = [()] * len(shapes)
+      return exchange.exchange(delta, error, parts, tops, rules, free)
+
+    found = jax.eval_shape(jax.vmap(one, axis_name='peers'), like, like, parts)
+    self.assertEqual([x.shape for x in found.delta], [x.shape for x in like])
 
 
 class WeightsTest(absltest.TestCase):
