@@ -148,26 +148,26 @@ class Seats:
     """Returns whether a worker holds a stage, or prepares to."""
     return any(seat.worker == worker for seat in self._all())
 
-  @property
-  def sent_bytes(self) -> int:
-    """The bytes that were sent to the workers that are here."""
-    return sum(w.channel.sent for w in self._workers.values())
-
-  def drop(self, stage: int, banned: bool = False) -> None:
-    """Takes a stage, or all stages if it is banned, from its holder."""
+  def drop(self, stage: int) -> None:
+    """Takes a stage from its holder."""
     with self._changed:
       seat = self._seats[stage]
-      channel = seat.channel
-      if channel is None:
+      if (channel := seat.channel) is None:
         return
-      if banned:
-        self._leave(channel)
-        channel.close()
-      else:
-        self._vacate(seat)
-        self._send_to(channel, {'do': 'leave', 'stage': stage})
+      self._vacate(seat)
+      channel.send({'do': 'leave', 'stage': stage})
       self._assign(not_again=(stage, channel.worker))
       self._changed.notify_all()
+
+  def ban(self, name: str) -> None:
+    """Takes all stages from a worker, which gets none until the ban ends."""
+    with self._changed:
+      self.banned.add(name)
+      if (worker := self._workers.get(name)) is not None:
+        self._leave(worker.channel)
+        worker.channel.close()
+        self._assign()
+        self._changed.notify_all()
 
   def spread(self) -> None:
     """Moves stages from workers with several to those prepared for them."""
@@ -198,12 +198,14 @@ class Seats:
   def give(self, order: orders_lib.Order) -> None:
     """Adds an order to the log and sends it to all stages."""
     with self._changed:
+      end = self._log.number
       self._log.add(order)
       for seat in self._all():
+        if self._log.number <= end:  # stages may have to go back
+          seat.reached = -1
         if seat.number > self._log.number:
           self._reset(seat)
-      for seat in self._all():
-        if seat.number >= 0:
+        elif seat.number >= 0:
           self._bring(seat)
 
   def wait(self, stop: Callable[[], bool], until: float | None = None) -> bool:
@@ -228,6 +230,15 @@ class Seats:
   def is_ready(self) -> bool:
     """True if every stage has a holder and has applied all orders."""
     return all(s.number == self._log.number for s in self._seats)
+
+  def states(self) -> list[tuple[str, dict[str, list[str]]]]:
+    """Returns each stage's holder and the digests that it says.
+
+    The holder is empty if it has not applied all orders: others said them.
+    """
+    with self._changed:
+      end = self._log.number
+      return [(seat.holder_at(end), seat.digests) for seat in self._seats]
 
   def missing(self) -> set[int]:
     """Returns the stages that are not ready; first gives out free ones."""
@@ -292,6 +303,7 @@ class Seats:
       self._log.rebase(base)
       for seat in self._all():
         if seat.number >= 0 and not self._log.has(seat.number, seat.id):
+          seat.reached = -1
           self._reset(seat)
       self._changed.notify_all()
 
@@ -309,7 +321,8 @@ class Seats:
     if seat.number < self._log.number and order is not None:
       text, data = orders_lib.encode(self._part(order, seat.stage))
       text |= {'do': 'order', 'stage': seat.stage, 'after': order.after}
-      seat.asked = time.monotonic()
+      if seat.number > seat.reached:  # to repeat itself gains it no time
+        seat.reached, seat.asked = seat.number, time.monotonic()
       self._send(seat, text, data)
 
   def _make_room(self) -> None:
@@ -340,8 +353,10 @@ class Seats:
       if seat.channel is not None:
         continue
       if (coming := self._coming.pop(seat.stage, None)) is not None:
-        self._enter(seat, coming)
-        continue
+        if coming.worker not in self.banned:
+          self._enter(seat, coming)
+          continue
+        self._send(coming, {'do': 'leave', 'stage': seat.stage})
       fit = [
         (self._held(w.channel), seat.stage not in w.has, name)
         for name, w in self._workers.items()
@@ -362,11 +377,7 @@ class Seats:
     if self._last[seat.stage] not in ('', new.worker):
       self.replaced += 1
     self._last[seat.stage] = new.worker
-    seat.channel, seat.number, seat.id = new.channel, new.number, new.id
-    seat.asked, seat.since = new.asked, time.monotonic()
-    if seat.number == self._log.number:
-      seat.digests, seat.square = new.digests, new.square
-      seat.is_lost = False
+    seat.take(new, self._log.number)
 
   def _may_share(self, seat: seat_lib.Seat) -> bool:
     """Returns whether a stage may go to a worker that holds another.
@@ -386,12 +397,4 @@ class Seats:
     self, seat: seat_lib.Seat, text: dict[str, ct.Json], data: bytes = b''
   ) -> None:
     if seat.channel is not None:
-      self._send_to(seat.channel, text, data)
-
-  def _send_to(
-    self,
-    channel: channel_lib.Channel,
-    text: dict[str, ct.Json],
-    data: bytes = b'',
-  ) -> None:
-    channel.send(text, data)
+      seat.channel.send(text, data)

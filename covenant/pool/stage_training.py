@@ -281,8 +281,7 @@ class StageTraining:
         f'stage {sample.stage}, step {sample.step}: its activations, computed '
         'again, are others'
       )
-      self._seats.banned.add(sample.worker)
-      self._seats.drop(sample.stage, banned=True)
+      self._seats.ban(sample.worker)
     return proven - caught.keys(), caught
 
   def seal(

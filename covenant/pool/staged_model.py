@@ -148,22 +148,21 @@ class StagedModel(shared_state_lib.SharedModel):
     Raises:
       OrderError, StoreError: the state of a stage cannot be made.
     """
-    number, seats = self._log.number, self._seats
-    gone, is_false = seats.missing(), False
-    holders, liars = list(map(seats.worker, range(len(seats.digests())))), {}
-    for stage, said in enumerate(seats.digests()):
-      digests, square = self._auditor.outer_step(stage)
+    number, states = self._log.number, self._seats.states()
+    found = [self._auditor.outer_step(stage) for stage in range(len(states))]
+    is_false, liars = False, {}
+    for stage, (holder, said) in enumerate(states):
+      digests, square = found[stage]
       if digests == said:
         continue
       is_false = True
-      if stage not in gone:  # or else somebody said so who has left
-        liars[holders[stage]] = (
+      if holder:  # or else somebody said so who has left
+        liars[holder] = (
           f'stage {stage}, outer step {number}: its tensors, computed again, '
           'have other digests'
         )
-        seats.banned.add(holders[stage])
-        seats.drop(stage, banned=True)
-      seats.stand_in(stage, digests, square)
+        self._seats.ban(holder)
+      self._seats.stand_in(stage, digests, square)
     if is_false:
       self._log.forget_fingerprint(number)
     return is_false, liars

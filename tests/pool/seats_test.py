@@ -1,6 +1,7 @@
 """Tests of seats, with workers that only listen."""
 
 import pathlib
+from unittest import mock
 
 from absl.testing import absltest
 
@@ -213,13 +214,63 @@ class SeatsTest(absltest.TestCase):
 
   def test_a_banned_worker_holds_nothing(self):
     channels = self.full()
-    self.seats.banned.add('b')
-    self.seats.drop(1, banned=True)
+    self.seats.ban('b')
     self.assertTrue(channels[1].closed)
     self.assertEqual(self.holders(), 'aac')
     self.join('b')
     self.seats.spread()
     self.assertEqual(self.holders(), 'aac')
+
+  def test_a_ban_costs_nobody_else_a_stage(self):
+    channels = self.full()
+    self.seats.receive(channels[1], {'did': 'close'}, b'')
+    self.seats.ban('b')  # who has left
+    self.assertEqual(self.holders(), 'aac')
+    self.assertFalse(channels[0].closed)
+
+  def test_a_banned_worker_does_not_get_what_it_prepares_for(self):
+    channels = self.full()
+    self.seats.receive(channels[1], {'did': 'close'}, b'')
+    newcomer = self.join('d')
+    self.seats.banned.add('d')
+    self.seats.receive(channels[0], {'did': 'close'}, b'')
+    self.assertNotIn('d', self.holders())
+    self.assertEqual(newcomer.said[-1], ('leave', 1))
+
+  def test_who_repeats_an_old_state_gains_no_time(self):
+    channels = self.full()
+    with mock.patch.object(seats_lib.time, 'monotonic') as now:
+      now.return_value = 100.0
+      self.seats.give(orders_test.order(0, 'g'))
+      now.return_value = 150.0
+      for stage, state in (0, 'g'), (1, 'nonsense'):
+        self.at(channels[stage], stage, 0, state)
+      self.assertEqual(self.seats.lost(60.0), set())
+      now.return_value = 161.0
+      self.assertEqual(self.seats.lost(60.0), {0, 1, 2})
+
+  def test_stages_that_must_go_back_get_time_for_it(self):
+    channels = self.full()
+    with mock.patch.object(seats_lib.time, 'monotonic') as now:
+      now.return_value = 100.0
+      order = orders_test.order(0, 'g')
+      self.seats.give(order)
+      for stage, channel in enumerate(channels):
+        self.at(channel, stage, 1, order.after)
+      now.return_value = 200.0
+      self.seats.give(orders_test.order(0, 'g', factor=2.0))
+      for stage, channel in enumerate(channels):
+        self.at(channel, stage, 1, order.after)
+        self.at(channel, stage)
+      self.assertEqual(self.seats.lost(60.0), set())
+
+  def test_holders_with_the_digests_that_they_say(self):
+    channels = self.full()
+    self.seats.receive(channels[1], {'did': 'close'}, b'')
+    self.assertEqual(
+      self.seats.states(),
+      [('a', {'x': ['00']}), ('', {'x': ['01']}), ('c', {'x': ['02']})],
+    )
 
   def test_messages_of_former_holders_are_ignored(self):
     channels = self.full()

@@ -71,7 +71,7 @@ class Stages:
   def worker(self, stage):
     return self.workers[stage]
 
-  def drop(self, stage, banned=False):
+  def drop(self, stage):
     self.workers[stage] = self.spares.pop(0)
     self.events.append(Event(stage, seats_lib.LOST, {}, b''))
 

@@ -23,6 +23,7 @@ class Seats:
     self.tensors = {'params.x': ['00' * 32]}
     self.here = True
     self.gone = set()
+    self.banned = []
 
   def give(self, order):
     self.log.add(order)
@@ -46,6 +47,12 @@ class Seats:
 
   def worker(self, stage):
     return ''
+
+  def states(self):
+    return [('a', self.tensors), ('b', self.tensors), ('', self.tensors)]
+
+  def ban(self, name):
+    self.banned.append(name)
 
   def digests(self):
     return [self.tensors]
@@ -168,6 +175,28 @@ class StagedModelTest(absltest.TestCase):
       }
     )
     self.assertEqual(self.model.fingerprint(after), want)
+
+  def test_who_said_false_digests_is_banned_and_nobody_else(self):
+    """The third stage was told of by somebody who has left."""
+    self.apply(self.first)
+    self.log.set_fingerprint(1, 'false')
+    made = (self.seats.tensors, 4.0), ({}, 4.0), ({}, 4.0)
+    self.auditor.outer_step.side_effect = made
+    is_false, liars = self.model.check_stages()
+    self.assertEqual((is_false, [*liars]), (True, ['b']))
+    self.assertRegex(liars['b'], 'stage 1, outer step 1: its tensors')
+    self.assertEqual(self.seats.banned, ['b'])
+    self.assertIsNone(self.log.fingerprint(1))
+
+  def test_nobody_is_accused_before_all_stages_are_computed(self):
+    self.apply(self.first)
+    self.log.set_fingerprint(1, 'false')
+    before = self.seats.tensors
+    lacks = orders_lib.OrderError('nobody has the payload')
+    self.auditor.outer_step.side_effect = [({}, 4.0), lacks]
+    with self.assertRaisesRegex(orders_lib.OrderError, 'nobody'):
+      self.model.check_stages()
+    self.assertEqual((self.seats.tensors, self.seats.banned), (before, []))
 
   def test_begins_from_a_checkpoint_of_any_history(self):
     files = {'params.x': ['22' * 32], 'steps': ['33' * 32]}
