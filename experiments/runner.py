@@ -70,15 +70,6 @@ def execute(
     evaluations = cell.program.run(config)
   seconds = time.process_time() - began
   last = evaluations[-1]
-  study_lib.write_csv(
-    work / 'curves' / f'{name}.csv',
-    [
-      study_lib.Point(
-        e.round, e.tokens, e.bytes_up // config.miners, e.nats_per_byte
-      )
-      for e in evaluations
-    ],
-  )
   run = study_lib.Run(
     cell.name,
     cell.seed,
@@ -92,6 +83,15 @@ def execute(
     jax.devices()[0].device_kind,
     study_lib.code(),
     'shared' if shared or _is_shared() else 'own',
+  )
+  study_lib.write_csv(
+    work / 'curves' / study_lib.curve_name(run),
+    [
+      study_lib.Point(
+        e.round, e.tokens, e.bytes_up // config.miners, e.nats_per_byte
+      )
+      for e in evaluations
+    ],
   )
   files.write(done, json.dumps(run._asdict()))
   return run
@@ -327,7 +327,7 @@ def main(study: study_lib.Study, doc: str | None) -> argparse.Namespace:
   if work != results:
     (results / 'curves').mkdir(parents=True, exist_ok=True)
     for run in runs:
-      name = f'{run.config}.csv'
+      name = study_lib.curve_name(run)
       shutil.copy(work / 'curves' / name, results / 'curves' / name)
   study.draw(runs, results / f'{study.name}.png')
   print(study_lib.table(runs))

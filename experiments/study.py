@@ -241,9 +241,15 @@ def undecided(
   return {name: n + 1 for name in names if (n := has[name]) < MOST_SEEDS}
 
 
+def curve_name(run: Run) -> str:
+  """Returns the name of a run's curve: two codes may have run one config."""
+  earlier = run.code in EARLIER
+  return f'{run.config}.csv' if earlier else f'{run.config}-{run.code}.csv'
+
+
 def curve(run: Run, results: pathlib.Path) -> list[Point]:
   """Reads the held-out losses of a run from the folder of its results."""
-  return read_csv(results / 'curves' / f'{run.config}.csv', Point)
+  return read_csv(results / 'curves' / curve_name(run), Point)
 
 
 def losses(runs: Iterable[Run], cell: str) -> dict[int, float]:

@@ -77,8 +77,8 @@ class ResultsTest(parameterized.TestCase):
 
   def test_no_curve_is_left_over(self):
     runs = [run for module in claims.STUDIES for run in claims.runs_of(module)]
-    curves = {p.stem for p in (study.RESULTS / 'curves').glob('*.csv')}
-    self.assertEqual(curves, {run.config for run in runs})
+    curves = {p.name for p in (study.RESULTS / 'curves').glob('*.csv')}
+    self.assertEqual(curves, {study.curve_name(run) for run in runs})
 
   @pytest.mark.docs
   def test_the_page_shows_them(self):
