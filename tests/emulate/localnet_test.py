@@ -213,7 +213,10 @@ class LocalnetTest(absltest.TestCase):
     self.check_nobody_died(network, outcome)
     self.assertTrue(outcome.equal, outcome.sights)
     one, four = (
-      {row['round']: row for row in map(json.loads, path.open())}
+      {
+        row['round']: row
+        for row in map(json.loads, path.read_text().splitlines())
+      }
       for path in sorted(workdir.glob('validator-*/verdicts.jsonl'))
     )
     # On a busy machine one of them may catch up with a round, unjudged.
@@ -258,7 +261,8 @@ class LocalnetTest(absltest.TestCase):
     peers = status_lib.Observer(config).look().peers
     self.assertEqual([p.role for p in peers], ['miner'] * 2 + ['validator'] * 2)
     self.assertEqual({peer.round for peer in peers}, {3})
-    self.assertGreater(min(peer.loss for peer in peers[:2]), 0)
+    losses = [p.loss for p in peers[:2] if p.loss is not None]
+    self.assertGreater(min(losses), 0)
     self.assertAlmostEqual(sum(peer.weight for peer in peers), 1.0, places=4)
 
   def test_a_live_network_is_amended_and_extended(self):
