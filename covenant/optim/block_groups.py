@@ -64,7 +64,7 @@ class BlockGroups:
 
   @property
   def shape(self) -> tuple[int, int, int]:
-    """That of the array."""
+    """The shape of the array."""
     count = sum(g.count for g in self.groups)
     return count, 1, max(g.size for g in self.groups)
 
