@@ -51,6 +51,7 @@ def judge(
     'over all at most 0.01 nats per byte worse',
     str(gap),
     study.at_most(gap, 0.01),
+    (ALL, SENDERS),
   )
   gap = study.gap(runs, SAME, SENDERS)
   yield study.Verdict(

@@ -91,6 +91,7 @@ def judge(
       f'{"at most" if free else "more than"} 0.01 nats over 32 bits',
       str(gap),
       (study.at_most if free else study.more_than)(gap, 0.01),
+      (cell, FLOAT),
     )
   for cell in (ONE_BIT, TENSOR):
     gap = study.gap(runs, cell, CODEBOOK)
@@ -101,6 +102,7 @@ def judge(
       'at most 0.01 nats over two bits with a codebook',
       str(gap),
       study.at_most(gap, 0.01),
+      (cell, CODEBOOK),
     )
   gap = study.gap(runs, RANDOM, ONE_BIT)
   yield study.Verdict(

@@ -193,6 +193,7 @@ def _judge_compression(runs: Sequence[study.Run]) -> Iterator[study.Verdict]:
     'what half gains over all, at 98.4 % minus at 87.5 %, above 0',
     str(more),
     study.more_than(more),
+    tuple(_compressed(r, w) for r in (1, 8) for w in ('all', 'half')),
   )
 
 

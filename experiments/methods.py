@@ -139,6 +139,7 @@ def judge(
       'loss minus DiLoCo’s at most 0',
       str(gap),
       study.at_most(gap),
+      (cell, _at('DiLoCo', inner_steps)),
     )
   mine = [r for r in runs if r.cell == 'SparseLoCo']
   shares, above = [], []

@@ -327,6 +327,7 @@ def judge(
       'loss minus the other’s at most 0',
       f'{gap}; the other sends {ratio:.0f} times the bytes',
       study.at_most(gap),
+      ('SparseLoCo', method),
     )
 
 
