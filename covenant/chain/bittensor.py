@@ -19,6 +19,7 @@ from covenant import typing as ct
 from covenant.chain import connection
 from covenant.chain import interface
 from covenant.chain import keys
+from covenant.chain import session as session_lib
 from covenant.chain import subnet as subnet_lib
 from covenant.chain import yuma
 
@@ -87,14 +88,14 @@ class BittensorChain:
     self._connection.close()
 
   def head(self) -> int:
-    async def ask(session: connection.Session) -> int:
-      self._final = max(self._final, await connection.finalized(session))
+    async def ask(session: session_lib.Session) -> int:
+      self._final = max(self._final, await session_lib.finalized(session))
       return self._final
 
     return self._connection.read('head', ask)
 
   def block_hash(self, block: int) -> bytes:
-    async def ask(session: connection.Session) -> bytes:
+    async def ask(session: session_lib.Session) -> bytes:
       await self._require(session, block)
       text = await session.substrate.block_hash(block)
       return bytes.fromhex(text.removeprefix('0x'))
@@ -102,7 +103,7 @@ class BittensorChain:
     return self._connection.read(f'hash of block {block}', ask)
 
   def timestamp(self, block: int) -> float:
-    async def ask(session: connection.Session) -> float:
+    async def ask(session: session_lib.Session) -> float:
       await self._require(session, block)
       return (await session.client.timestamp(block=block)).timestamp()
 
@@ -119,7 +120,7 @@ class BittensorChain:
     self, block: int
   ) -> tuple[tuple[int, interface.CommittedData], ...]:
     async def ask(
-      session: connection.Session,
+      session: session_lib.Session,
     ) -> tuple[tuple[int, interface.CommittedData], ...]:
       view = await self._view(session, block)
       # The SDK's own reader also reads what was sealed and revealed.
@@ -148,7 +149,7 @@ class BittensorChain:
     info: ct.Json = {'fields': [{f'Raw{len(data)}': '0x' + data.hex()}]}
     call = bt.calls.Commitments.set_commitment(netuid=self._netuid, info=info)
 
-    def send(session: connection.Session) -> 'Awaitable[bt.ExtrinsicResult]':
+    def send(session: session_lib.Session) -> 'Awaitable[bt.ExtrinsicResult]':
       return session.client.submit_call(
         call, self._keypair, period=connection.VALID_BLOCKS
       )
@@ -179,7 +180,7 @@ class BittensorChain:
     """Returns the first block of the next epoch; None if nobody says."""
     call = ('SubnetInfoRuntimeApi', 'get_next_epoch_start_block')
 
-    async def ask(session: connection.Session) -> int | None:
+    async def ask(session: session_lib.Session) -> int | None:
       return await session.client.runtime(call, [self._netuid])
 
     try:
@@ -201,7 +202,7 @@ class BittensorChain:
           f'weights: expected uids from 0 to {yuma.U16}, got {uid}'
         )
 
-    async def send(session: connection.Session) -> 'bt.ExtrinsicResult':
+    async def send(session: session_lib.Session) -> 'bt.ExtrinsicResult':
       version = await subnet_lib.version_key(session, self._netuid)
       intent = bt.SetWeights(
         netuid=self._netuid,
@@ -269,7 +270,7 @@ class BittensorChain:
       ChainRejectedError: the hotkey is not registered on the subnet.
     """
 
-    async def ask(session: connection.Session) -> int:
+    async def ask(session: session_lib.Session) -> int:
       uid = await session.client.query(
         ('SubtensorModule', 'Uids'), [self._netuid, self.hotkey]
       )
@@ -285,7 +286,7 @@ class BittensorChain:
 
   def _read_neurons(self, block: int) -> tuple[subnet_lib.Neuron, ...]:
     async def ask(
-      session: connection.Session,
+      session: session_lib.Session,
     ) -> tuple[subnet_lib.Neuron, ...]:
       view = await self._view(session, block)
       graph = await view.subnets.metagraph(self._netuid, commitments=False)
@@ -295,7 +296,7 @@ class BittensorChain:
 
     return self._connection.read(f'peers at block {block}', ask)
 
-  async def _open(self, session: connection.Session) -> float:
+  async def _open(self, session: session_lib.Session) -> float:
     """Returns the seconds per block; checks that the subnet exists."""
     item = ('SubtensorModule', 'NetworksAdded')
     if not await session.client.query(item, [self._netuid]):
@@ -308,15 +309,15 @@ class BittensorChain:
       'see btcli subnets list'
     )
 
-  async def _view(self, session: connection.Session, block: int) -> Any:
+  async def _view(self, session: session_lib.Session, block: int) -> Any:
     """Returns the SDK's view of a final block."""
     await self._require(session, block)
     return await session.client.at(block)
 
-  async def _require(self, session: connection.Session, block: int) -> None:
+  async def _require(self, session: session_lib.Session, block: int) -> None:
     """Raises ChainRejectedError unless the block is final."""
     if block > self._final:
-      self._final = max(self._final, await connection.finalized(session))
+      self._final = max(self._final, await session_lib.finalized(session))
     if not 0 <= block <= self._final:
       raise interface.ChainRejectedError(
         f'block {block} of {self._connection.where} is not there yet; '

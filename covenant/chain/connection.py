@@ -11,7 +11,6 @@ another connection would not change.
 
 import asyncio
 import concurrent.futures
-import contextlib
 import json
 import sys
 import threading
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
 
 from covenant import extras
 from covenant.chain import interface
+from covenant.chain import session as session_lib
 
 # `bittensor` is slow to import, so only functions that talk to a chain do.
 if TYPE_CHECKING:
@@ -67,14 +67,6 @@ class Patience(NamedTuple):
   pause: float = 0.5  # before the second attempt; doubles from there
 
 
-class Session(NamedTuple):
-  """One open connection."""
-
-  client: Any  # bittensor.Client, whose types reject its own storage items
-  substrate: Any  # bittensor.Substrate; for calls that the client lacks
-  spec: int | None  # version of the runtime when it was opened
-
-
 class Connection:
   """The connection to one network, for any thread; ends with `close`.
 
@@ -99,10 +91,10 @@ class Connection:
     self._patience = patience or Patience()
     self._dial = dial or default
     self._told: set[str] = set()  # what the SDK and the runtime disagree about
-    self._session: asyncio.Task[Session] | None = None
+    self._session: asyncio.Task[session_lib.Session] | None = None
     self._leaving: set[asyncio.Task[None]] = set()  # old sessions
     # The SDK is asynchronous, and must answer the node's pings between calls.
-    self._loop = asyncio.new_event_loop()
+    self._loop = session_lib.Loop()
     self._thread = threading.Thread(
       target=self._loop.run_forever, name='bittensor', daemon=True
     )
@@ -117,7 +109,9 @@ class Connection:
     self._thread.join()
     self._loop.close()
 
-  def read(self, what: str, ask: Callable[[Session], Awaitable[_T]]) -> _T:
+  def read(
+    self, what: str, ask: Callable[[session_lib.Session], Awaitable[_T]]
+  ) -> _T:
     """Returns the answer, repeating the call on new connections in time.
 
     Raises:
@@ -164,7 +158,7 @@ class Connection:
   def write(
     self,
     what: str,
-    send: 'Callable[[Session], Awaitable[bt.ExtrinsicResult]]',
+    send: 'Callable[[session_lib.Session], Awaitable[bt.ExtrinsicResult]]',
   ) -> None:
     """Sends once: without an answer it may have been included.
 
@@ -199,10 +193,14 @@ class Connection:
 
     self._run(what, attempt(), seconds)
 
-  async def _once(self, ask: Callable[[Session], Awaitable[_T]]) -> _T:
+  async def _once(
+    self, ask: Callable[[session_lib.Session], Awaitable[_T]]
+  ) -> _T:
     """Makes one attempt; drops a connection that gave no answer."""
     if self._session is None:
-      self._session = asyncio.create_task(_connect(self._network, self._dial()))
+      self._session = asyncio.create_task(
+        session_lib.connect(self._network, self._dial())
+      )
     task = self._session
     try:
       # The SDK goes from endpoint to endpoint; running out of patience here
@@ -218,13 +216,13 @@ class Connection:
     except BaseException as e:
       if not _is_answer(e):
         self._forget(task)
-        leaving = asyncio.create_task(_hang_up(session))
+        leaving = asyncio.create_task(session_lib.hang_up(session))
         self._leaving.add(leaving)
         leaving.add_done_callback(self._leaving.discard)
         await asyncio.shield(leaving)  # also if patience runs out meanwhile
       raise
 
-  def _forget(self, task: asyncio.Task[Session]) -> None:
+  def _forget(self, task: asyncio.Task[session_lib.Session]) -> None:
     if self._session is task:  # else another attempt has reconnected
       self._session = None
 
@@ -236,6 +234,7 @@ class Connection:
         task.cancel()
       await asyncio.wait(rest, timeout=1)
       await self._leave()
+    self._loop.abort_all()  # among them those that a canceled call opened
 
   async def _leave(self) -> None:
     """Hangs up if there is an open session."""
@@ -243,7 +242,7 @@ class Connection:
     if task is not None and task.done():
       self._session = None
       if not _failed(task):
-        await _hang_up(task.result())
+        await session_lib.hang_up(task.result())
 
   def _run(
     self, what: str, work: Coroutine[object, None, _T], limit: float
@@ -288,40 +287,9 @@ class Connection:
     )
 
 
-async def finalized(session: Session) -> int:
-  """Returns the newest final block."""
-  if hasattr(session.client, 'finalized_block'):
-    return int(await session.client.finalized_block())
-  # SDK 11.1 only streams them, the present one first.
-  async for header in session.client.blocks(finalized=True):
-    return int(header.number)
-  raise ConnectionResetError('the stream of final blocks ended')
-
-
-async def _connect(network: str, substrate: Any) -> Session:
-  import bittensor as bt
-
-  client = bt.Client(network, substrate=substrate)
-  try:
-    await client.connect()
-  except BaseException:
-    with contextlib.suppress(Exception):
-      await client.close()
-    raise
-  spec = None
-  with contextlib.suppress(Exception):
-    spec = int(await client.spec_version())
-  return Session(client, substrate, spec)
-
-
-def _failed(task: asyncio.Task[Session]) -> bool:
+def _failed(task: asyncio.Task[session_lib.Session]) -> bool:
   """Returns whether a task has ended without a session."""
   return task.done() and (task.cancelled() or task.exception() is not None)
-
-
-async def _hang_up(session: Session) -> None:
-  with contextlib.suppress(Exception):
-    await asyncio.wait_for(session.client.close(), 5)
 
 
 def _resolve(network: str) -> tuple[str, Dial]:

@@ -8,8 +8,8 @@ import asyncio
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from covenant.chain import connection
 from covenant.chain import interface
+from covenant.chain import session as session_lib
 from covenant.chain import yuma
 
 _RAO = 10**9  # per TAO or alpha
@@ -46,13 +46,13 @@ def neuron(found: Any) -> Neuron:
   return Neuron(peer, float(found.emission.amount))
 
 
-async def version_key(session: connection.Session, netuid: int) -> int:
+async def version_key(session: session_lib.Session, netuid: int) -> int:
   """Returns the version that the subnet requires of weights."""
   return int(await _item(session, 'WeightsVersionKey', [netuid]) or 0)
 
 
 async def read(
-  session: connection.Session,
+  session: session_lib.Session,
   netuid: int,
   keypair: Any,
   block: int,
@@ -105,7 +105,7 @@ async def read(
 
 
 async def check_weights(
-  session: connection.Session,
+  session: session_lib.Session,
   netuid: int,
   mechanism: int,
   sent: Sent,
@@ -137,7 +137,7 @@ async def check_weights(
 
 
 async def _reasons(
-  session: connection.Session, netuid: int, sent: Sent, count: int
+  session: session_lib.Session, netuid: int, sent: Sent, count: int
 ) -> list[str]:
   """Returns what forbids weights now, by the rules that a reveal applies."""
   reasons = []
@@ -168,7 +168,7 @@ async def _reasons(
 
 
 async def _owner_uids(
-  session: connection.Session, netuid: int
+  session: session_lib.Session, netuid: int
 ) -> tuple[int, ...] | None:
   """Returns the uid of the owner's hotkey; empty if it has none."""
   hotkey = await _known(session, 'SubnetOwnerHotkey', [netuid])
@@ -179,7 +179,7 @@ async def _owner_uids(
 
 
 async def _try_weights(
-  session: connection.Session, netuid: int, keypair: Any, mechanism: int
+  session: session_lib.Session, netuid: int, keypair: Any, mechanism: int
 ) -> str:
   """Returns why the SDK cannot compose weights for this runtime; else ''.
 
@@ -200,7 +200,7 @@ async def _try_weights(
 
 
 async def _item(
-  session: connection.Session,
+  session: session_lib.Session,
   name: str,
   params: list[Any],
   pallet: str = 'SubtensorModule',
@@ -210,7 +210,7 @@ async def _item(
 
 
 async def _known(
-  session: connection.Session, name: str, params: list[Any], **where: Any
+  session: session_lib.Session, name: str, params: list[Any], **where: Any
 ) -> Any:
   """Returns an item; None if this runtime has none, or has pruned it."""
   try:

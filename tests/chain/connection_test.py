@@ -9,6 +9,7 @@ from absl.testing import parameterized
 
 from covenant.chain import connection
 from covenant.chain import interface
+from covenant.chain import session as session_lib
 from tests.chain import control
 from tests.chain import node as node_lib
 
@@ -36,7 +37,7 @@ class ConnectionTest(control.ChainTestCase):
     self.assertEqual(self.chain.uid(), 0)
 
   def test_asks_again_what_got_no_answer(self):
-    chain = self.open(connection.Patience(60.0, 0.1, 60.0, 0.0))
+    chain = self.open(connection.Patience(60.0, 1.0, 60.0, 0.0))
     before = self.node.connections
     self.node.fail(READ, HANG)
     self.assertEqual(chain.uid(), 0)
@@ -69,7 +70,7 @@ class ConnectionTest(control.ChainTestCase):
     client = mock.AsyncMock()
 
     async def connect(network, substrate):
-      return connection.Session(client, substrate, 1)
+      return session_lib.Session(client, substrate, 1)
 
     async def race():
       attempt = asyncio.create_task(link._once(lambda session: None))
@@ -79,7 +80,7 @@ class ConnectionTest(control.ChainTestCase):
       return attempt.cancelled()
 
     link = connection.Connection(self.node.url)
-    with mock.patch.object(connection, '_connect', connect):
+    with mock.patch.object(session_lib, 'connect', connect):
       self.assertTrue(link._run('race', race(), 10))
     self.assertIsNotNone(link._session)
     client.close.assert_not_awaited()
@@ -91,7 +92,7 @@ class ConnectionTest(control.ChainTestCase):
     client = mock.AsyncMock()
 
     async def connect(network, substrate):
-      return connection.Session(client, substrate, 1)
+      return session_lib.Session(client, substrate, 1)
 
     async def close():
       closing.set()
@@ -110,7 +111,7 @@ class ConnectionTest(control.ChainTestCase):
     client.close = close
     client.closed = mock.Mock()
     link = connection.Connection(self.node.url)
-    with mock.patch.object(connection, '_connect', connect):
+    with mock.patch.object(session_lib, 'connect', connect):
       link._run('race', race(), 10)
     link.close()
     client.closed.assert_called_once()

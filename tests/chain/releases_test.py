@@ -14,6 +14,7 @@ SUITE = (
   'tests/chain/interface_test.py',
   'tests/chain/bittensor_test.py',
   'tests/chain/connection_test.py',
+  'tests/chain/session_test.py',
   'tests/chain/subnet_test.py',
 )
 
