@@ -51,14 +51,21 @@ def pytest_xdist_auto_num_workers(config):
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` chooses
 def pytest_collection_modifyitems(items):
-  """Marks the later rows of a test as slow, where `rows` says so."""
+  """Marks the later rows of a test, where `rows(fast, slow)` says so.
+
+  Rows after the first `fast` ones are slow, and thorough after the first `slow`
+  ones.
+  """
   seen = collections.Counter()
   for item in items:
     mark = item.get_closest_marker('rows')
     if mark is not None:
       whole = inspect.unwrap(item.function).__qualname__
       seen[item.parent.nodeid, whole] += 1
-      if seen[item.parent.nodeid, whole] > mark.args[0]:
+      row, (fast, *slow) = seen[item.parent.nodeid, whole], mark.args
+      if slow and row > slow[0]:
+        item.add_marker(pytest.mark.thorough)
+      elif row > fast:
         item.add_marker(pytest.mark.slow)
 
 

@@ -204,7 +204,7 @@ class VoteModelTest(absltest.TestCase):
   def test_an_honest_majority_is_enough(self, case):
     self.check(case)
 
-  @pytest.mark.slow
+  @pytest.mark.thorough
   @hypothesis.settings(
     max_examples=int(os.environ.get('VOTE_CASES', '400')), deadline=None
   )

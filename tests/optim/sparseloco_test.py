@@ -133,15 +133,16 @@ class TransformationTest(parameterized.TestCase):
     grads = jax.random.normal(jax.random.key(0), (4, 3, 24, 20))
     grads = grads * jnp.array([1, 5, 0.1, 1]).reshape(4, 1, 1, 1)
 
+    def step(carry, grad):
+      params, state = carry
+      # Not what it adds but the exact parameters: the next delta is a gradient.
+      _, state = tx.update(grad, state, params)
+      return (state.anchor, state), None
+
     def run(grads):
-      params, state = jnp.zeros((24, 20)), tx.init(jnp.zeros((24, 20)))
-      params, state = collectives.varying((params, state), 'peers')
-      for g in grads:
-        updates, state = tx.update(g, state, params)
-        # The exact parameters, so that the next delta is the gradient.
-        del updates
-        params = state.anchor
-      return params
+      params = jnp.zeros((24, 20))
+      carry = collectives.varying((params, tx.init(params)), 'peers')
+      return jax.lax.scan(step, carry, grads)[0][0]
 
     by_peers = jax.vmap(run, axis_name='peers')
     want = jax.jit(by_peers)(grads)

@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import numpy as np
 import pytest
@@ -34,6 +36,18 @@ def placed(params, mesh, specs):
   )
 
 
+@functools.cache
+def outer_step(kind):
+  """Parameters, a message, and what an outer step of it alone makes of them."""
+  compression = COMPRESSIONS[kind]
+  params = trees.random_tree(trees.SHAPES, seed=0)
+  message = message_of(compression)
+  outer = reduce.nesterov(RATE)
+  step = outer_step_lib.OuterStep(params, compression, outer, clip='none')
+  whole = step.apply(params, outer.init(params), [message])
+  return params, message, jax.device_get(whole.params)
+
+
 class TrialStepTest(parameterized.TestCase):
   @pytest.mark.slow
   def test_has_the_bits_of_an_outer_step_and_takes_it_back(self):
@@ -55,18 +69,14 @@ class TrialStepTest(parameterized.TestCase):
     compression = COMPRESSIONS[kind]
     on = None if mesh is None else trees.mesh(*mesh)
     specs = None if on is None else trees.specs(trees.SHAPES, on)
-    params = trees.random_tree(trees.SHAPES, seed=0)
-    message = message_of(compression)
-    whole = outer_step_lib.OuterStep(
-      params, compression, reduce.nesterov(RATE), clip='none'
-    ).apply(params, reduce.nesterov(RATE).init(params), [message])
+    params, message, whole = outer_step(kind)
     trial = trial_step.TrialStep(params, compression, RATE, on, specs, budget)
     factors_P = np.ones(len(trees.SHAPES), np.float32)
 
     here = placed(params, on, specs)
     after, touched = trial.apply(here, message, factors_P)
     for name, x in after.items():
-      np.testing.assert_array_equal(x, whole.params[name], err_msg=name)
+      np.testing.assert_array_equal(x, whole[name], err_msg=name)
       if on is not None:
         where = here[name].sharding
         self.assertTrue(x.sharding.is_equivalent_to(where, x.ndim))

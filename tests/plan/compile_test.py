@@ -22,8 +22,8 @@ def load(name, *overrides):
 
 
 class LowerTest(parameterized.TestCase):
-  @parameterized.parameters('150m', '512m', '1b', '8b', '72b', '1t')
-  @pytest.mark.rows(1)
+  @parameterized.parameters('150m', '72b', '1t', '512m', '1b', '8b')
+  @pytest.mark.rows(1, 3)
   def test_inner_step_of_every_size_without_any_device(self, name):
     """All layers are one scan: a deeper model has no more products."""
     config = load(name)

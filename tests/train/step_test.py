@@ -133,12 +133,12 @@ def collectives(text):
 class GradientTest(parameterized.TestCase):
   @parameterized.parameters(
     (dict(fsdp=4), dict(remat='block')),
-    (dict(data=2, fsdp=2), _UNTIED),
     (dict(data=2, fsdp=2, tensor=2), dict(remat='dots')),
     (dict(fsdp=2, tensor=2), _UNTIED),
+    (dict(data=2, fsdp=2), _UNTIED),
     (dict(data=4), {}),
   )
-  @pytest.mark.slow
+  @pytest.mark.rows(0, 3)
   def test_equals_one_devices(self, sizes, model):
     want_nats, want = whole_gradient(config_of(**(model | {'remat': 'none'})))
     nats, grads = gradient(config_of(**model), mesh_of(**sizes))
@@ -166,7 +166,7 @@ class GradientTest(parameterized.TestCase):
 
 class InnerStepTest(parameterized.TestCase):
   @parameterized.parameters(dict(fsdp=2, tensor=2), dict(data=2, fsdp=2))
-  @pytest.mark.slow
+  @pytest.mark.rows(0, 1)
   def test_equals_one_devices_and_keeps_its_types(self, **sizes):
     config, mesh = config_of(), mesh_of(**sizes)
     method = algorithm_lib.make(config)

@@ -55,10 +55,8 @@ def assert_close(got, want):
   jax.tree.map_with_path(leaf, jax.device_get(got), jax.device_get(want))
 
 
-@pytest.mark.slow
 class PipelineTest(parameterized.TestCase):
   @parameterized.parameters(
-    (2, model_of(), 0, {f'1,8,{RANK}'}),
     (2, model_of(), 4, {f'1,8,{RANK // 2}', '1,8,1'}),
     (2, config_lib.PackedModel(**vars(model_of())), 0, {f'1,8,{RANK}'}),
     (
@@ -67,7 +65,9 @@ class PipelineTest(parameterized.TestCase):
       8,
       {f'1,8,{RANK}', '1,8,1'},
     ),
+    (2, model_of(), 0, {f'1,8,{RANK}'}),
   )
+  @pytest.mark.rows(0, 3)
   def test_equals_the_emulated_and_only_coordinates_cross(
     self, stages, model, bits, crossing
   ):
