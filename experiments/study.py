@@ -181,10 +181,10 @@ def rule() -> str:
   """Names the rule of pay, of which golden traces show little.
 
   >>> rule()
-  'units=2 gain=0.9 proof=0.55..0.85'
+  'units=2 parts=4 gain=0.9 proof=0.55..0.85'
   """
   return (
-    f'units={scores.PARTS} gain={work.FULL_GAIN:g} '
+    f'units={scores.UNITS} parts={scores.PARTS} gain={work.FULL_GAIN:g} '
     f'proof={work.NO_PROOF:g}..{work.FULL_PROOF:g}'
   )
 

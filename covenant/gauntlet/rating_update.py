@@ -11,7 +11,7 @@ on all of its own data.
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from covenant import config as config_lib
 from covenant import extras
@@ -90,7 +90,7 @@ def update(
     after[uid] = _observe(
       new, round_index, check, score, scale, config, reasons[uid]
     )
-  usual = work_lib.usual_proof(after)
+  usual = work_lib.usual(after)
   limit = _similarity_limit([after[uid].similarity_avg for uid in judged])
   for uid, check in judged.items():
     similar = check.valid and after[uid].similarity_avg > limit
@@ -110,7 +110,9 @@ def update(
     | findings_of(check, scores.get(uid))
     | {
       'median_gain': scale,
-      'median_proof': usual,
+      'median_proof': usual.proof,
+      'median_units': usual.units,
+      'median_parts': usual.parts,
       'before': _numbers(before[uid], round_index),
       'after': _numbers(after[uid], round_index),
       'reasons': reasons[uid],
@@ -250,6 +252,7 @@ def _evaluate(
     + score.work * _errors(score.proof, score.proof_error, LARGEST_PROOF),
     proof_weight=decay * old.proof_weight + score.work,
     proof_variance=decay**2 * old.proof_variance + score.work**2,
+    **_moments(old, score, decay),
     gain_signs=(*old.gain_signs, sign)[-HISTORY:],
     work=old.work
     + max(1 / (old.evaluations + 1), 1 / config.memory)
@@ -276,11 +279,27 @@ def _evaluate(
   return new
 
 
+def _moments(
+  old: ratings_lib.Standing, score: scores_lib.Score, decay: float
+) -> dict[str, Any]:
+  """Returns the sums that tell on how much of its data a uid trained."""
+  scale = score.work / score.noise if score.noise else 0.0
+  before = old.parts_sum or (0.0,) * len(score.parts)
+  return {
+    'parts_sum': tuple(
+      decay * x + scale * part
+      for x, part in zip(before, score.parts, strict=True)
+    ),
+    'level_sum': decay * old.level_sum + scale * score.level,
+    'square_sum': decay * old.square_sum + scale * score.square,
+  }
+
+
 def _settle(
   standing: ratings_lib.Standing,
   round_index: int,
   check: checks_lib.CheckResult,
-  usual: float,
+  usual: work_lib.Usual,
   config: config_lib.Gauntlet,
   reasons: list[str],
 ) -> ratings_lib.Standing:
@@ -309,9 +328,10 @@ def _settle(
   if share < 1 and standing.evaluations:
     reasons.append(
       f'x {share:.2f}: own data gains {standing.proof:.2f} standard errors '
-      f'more than other data, {usual:.2f} is usual; that is '
+      f'more than other data, {usual.proof:.2f} is usual; that is '
       f'{standing.certainty:.1f} over all evaluations, pay begins at '
-      f'{work_lib.SIGNIFICANT:g}'
+      f'{work_lib.SIGNIFICANT:g}; {work_lib.trained(standing, usual):.2f} of '
+      'it gains as usual'
     )
   # Until proofs say whose work it is, similar messages share the pay of one.
   return dataclasses.replace(
@@ -349,6 +369,8 @@ def _numbers(s: ratings_lib.Standing, round_index: int) -> dict[str, float]:
     'paid_work': work_lib.paid_work(s),
     'proof': s.proof,
     'certainty': s.certainty,
+    'trained_units': s.trained_units,
+    'trained_parts': s.trained_parts,
     'similarity_avg': s.similarity_avg,
     'penalty': s.factor(round_index),
     'raw_score': s.raw_score,

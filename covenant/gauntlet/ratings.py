@@ -122,6 +122,10 @@ class Standing:
   proof_sum: float = 0.0
   proof_weight: float = 0.0
   proof_variance: float = 0.0
+  # Sums with the same weights, in noises of a unit: see `scores.Score`.
+  parts_sum: tuple[float, ...] = ()
+  level_sum: float = 0.0
+  square_sum: float = 0.0
   gain_signs: tuple[int, ...] = ()  # 1 gained, -1 clearly lost, 0 neither
   evaluations: int = 0
   evaluated: int = -1  # last round evaluated; at first the one before admission
@@ -147,6 +151,25 @@ class Standing:
     if not self.proof_variance:
       return 0.0
     return self.proof_sum / self.proof_variance**0.5
+
+  @property
+  def trained_units(self) -> float:
+    """The effective fraction of its units of work that it trained on.
+
+    It is the square of their mean gain over their mean square, as Kish's
+    effective sample size: w, if a fraction w gains alike and the others
+    nothing, however much that is. A square lost in noise counts as whole.
+    """
+    level = max(self.level_sum, 0.0) ** 2
+    square = self.square_sum * self.proof_weight
+    return level / max(square, level) if level else 0.0
+
+  @property
+  def trained_parts(self) -> float:
+    """The effective fraction of the positions of a sequence, likewise."""
+    squares = sum(x * x for x in self.parts_sum) * len(self.parts_sum)
+    level = max(sum(self.parts_sum), 0.0) ** 2
+    return level / squares if squares else 0.0
 
   def factor(self, round_index: int) -> float:
     """Returns the product of the penalties of a round."""
@@ -213,11 +236,10 @@ def from_json(text: str) -> Ratings:
   raw = json.loads(text)
   standings = {}
   for uid, fields in raw['standings'].items():
-    penalties = tuple(Penalty(*p) for p in fields.pop('penalties'))
-    gain_signs = tuple(fields.pop('gain_signs'))
-    standings[int(uid)] = Standing(
-      **fields, penalties=penalties, gain_signs=gain_signs
-    )
+    fields['penalties'] = tuple(Penalty(*p) for p in fields['penalties'])
+    fields['gain_signs'] = tuple(fields['gain_signs'])
+    fields['parts_sum'] = tuple(fields['parts_sum'])
+    standings[int(uid)] = Standing(**fields)
   return Ratings(raw['round'], standings, raw['has_proof'])
 
 

@@ -33,7 +33,9 @@ from covenant.optim import weight as weight_lib
 
 # Nats per token: a loss that overflowed counts as this much worse than before.
 _WORST = 100.0
-PARTS = 2  # units of work in a sequence, its halves (H)
+PARTS = 4  # stretches of positions of a sequence (Q)
+UNITS = 2  # units of work in a sequence, its halves (H)
+_OUTLIER = 3.0  # in noises: a gain counts as at most this many
 _WHOLE = weight_lib.Weight()
 _EQUAL: Mapping[int, weight_lib.Weight] = types.MappingProxyType({})
 
@@ -60,6 +62,13 @@ class Score:
   # less: one that trained on half of them gains little on the other half.
   proof: float
   proof_error: float
+  # Own minus random data by stretch of positions, from the first on.
+  parts: tuple[float, ...] = (0.0,) * PARTS
+  noise: float = 0.0  # standard deviation of a unit of random data
+  # Own minus random data: the mean over the units, and that of their squares
+  # over the noise. For one mean, the fewer units gain, the larger the square.
+  level: float = 0.0
+  square: float = 0.0
   work: float = 1.0  # see the function of this name
 
 
@@ -95,7 +104,7 @@ class RoundBaseline:
   median_P: ct.Array  # median norm of each tensor; inf: nothing is clipped
   median_size: float  # training data of the median peer, see `weight.Weight`
   random_NxL1: np.ndarray
-  before_NxH: ct.Array  # losses of params on parts of the random sequences
+  before_NxQ: ct.Array  # losses of params on parts of the random sequences
 
 
 class Scorer:
@@ -175,13 +184,13 @@ class Scorer:
       _, sizes_R = weight_lib.columns(weighed)
       median_size = float(reduce.lower_median(sizes_R))
     params = self._between(before, after, consume)
-    before_NxH = self.losses(params, random_NxL1)
-    if not np.isfinite(before_NxH).all():
+    before_NxQ = self.losses(params, random_NxL1)
+    if not np.isfinite(before_NxQ).all():
       raise NotFiniteError(
         'the shared parameters have a loss that is not finite; the run has '
         'diverged: go back to a checkpoint and lower the learning rates'
       )
-    return RoundBaseline(params, median_P, median_size, random_NxL1, before_NxH)
+    return RoundBaseline(params, median_P, median_size, random_NxL1, before_NxQ)
 
   def score(
     self,
@@ -197,29 +206,39 @@ class Scorer:
     reach = reduce.reach(np.float32(weight.size), shared.median_size)
     limits_P = np.asarray(reach * shared.median_P, np.float32)
     factors_P = reduce.limit_factors(self.trial.norms(message), limits_P)
-    before_own_NxH = self.losses(shared.params, own_NxL1)
+    before_own_NxQ = self.losses(shared.params, own_NxL1)
     params, touched = self.trial.apply(shared.params, message, factors_P)
-    after_own_NxH = self.losses(params, own_NxL1)
-    after_NxH = self.losses(params, shared.random_NxL1)
+    after_own_NxQ = self.losses(params, own_NxL1)
+    after_NxQ = self.losses(params, shared.random_NxL1)
     shared.params = self.trial.undo(params, message, touched)
-    before_NxH = np.asarray(shared.before_NxH, np.float64)
-    gain_NxH = _gains(before_NxH, after_NxH)
-    own_gain_NxH = _gains(before_own_NxH, after_own_NxH)
-    gain, gain_error = _mean(gain_NxH.mean(1))
-    own_gain, own_gain_error = _mean(own_gain_NxH.mean(1))
+    before_NxQ = np.asarray(shared.before_NxQ, np.float64)
+    gain_NxQ = _gains(before_NxQ, after_NxQ)
+    own_gain_NxQ = _gains(before_own_NxQ, after_own_NxQ)
+    gain, gain_error = _mean(gain_NxQ.mean(1))
+    own_gain, own_gain_error = _mean(own_gain_NxQ.mean(1))
     # Later tokens gain less; relative to the usual, no part is the worse one.
-    usual_H = gain_NxH.mean(0)
-    worse, worse_error = worse_half(gain_NxH - usual_H)
-    worse_own, worse_own_error = worse_half(own_gain_NxH - usual_H)
+    usual_Q = gain_NxQ.mean(0)
+    gain_NxH, own_gain_NxH = map(
+      _units, (gain_NxQ - usual_Q, own_gain_NxQ - usual_Q)
+    )
+    worse, worse_error = worse_half(gain_NxH)
+    worse_own, worse_own_error = worse_half(own_gain_NxH)
+    noise = float(gain_NxH.std())
+    level, square = _moments(gain_NxH, noise)
+    own_level, own_square = _moments(own_gain_NxH, noise)
     return Score(
-      loss_random=float(before_NxH.mean()),
-      loss_own=float(np.asarray(before_own_NxH, np.float64).mean()),
+      loss_random=float(before_NxQ.mean()),
+      loss_own=float(np.asarray(before_own_NxQ, np.float64).mean()),
       gain=gain,
       gain_error=gain_error,
       own_gain=own_gain,
       own_gain_error=own_gain_error,
       proof=worse_own - worse,
       proof_error=float(np.hypot(worse_error, worse_own_error)),
+      parts=tuple(map(float, own_gain_NxQ.mean(0) - usual_Q)),
+      noise=noise,
+      level=own_level - level,
+      square=own_square - square,
     )
 
   def loss(self, params: ct.Params, tokens_NxL1: np.ndarray) -> float:
@@ -366,6 +385,22 @@ def worse_half(x_NxH: np.ndarray) -> tuple[float, float]:
   left_N = np.array([_lower(np.delete(x_NxH, i, 0)) for i in range(size)])
   spread = ((left_N - left_N.mean()) ** 2).sum() * (size - 1) / size
   return _lower(x_NxH), float(np.sqrt(spread))
+
+
+def _units(x_NxQ: np.ndarray) -> np.ndarray:
+  """Returns the means of the halves of each sequence, [N, H]."""
+  return x_NxQ.reshape(len(x_NxQ), UNITS, -1).mean(2)
+
+
+def _moments(x: np.ndarray, noise: float) -> tuple[float, float]:
+  """Returns the mean, and the mean square over the noise, of gains.
+
+  No unit counts as more than `_OUTLIER` noises: squares have long tails.
+  """
+  if not noise:
+    return 0.0, 0.0
+  x = np.clip(x, -_OUTLIER * noise, _OUTLIER * noise)
+  return float(x.mean()), float((x**2).mean() / noise)
 
 
 def _lower(x: np.ndarray) -> float:

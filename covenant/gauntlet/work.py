@@ -1,6 +1,7 @@
 """The work that a uid is paid for: what it declares, gains and proves."""
 
 from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 from covenant.gauntlet import ratings as ratings_lib
 
@@ -23,7 +24,26 @@ def paid_work(standing: ratings_lib.Standing) -> float:
   return standing.work * standing.presence * quality
 
 
-def proof_share(standing: ratings_lib.Standing, usual: float) -> float:
+class Usual(NamedTuple):
+  """Medians by work, over the uids whose proof is certain; zeros if none is."""
+
+  proof: float = 0.0
+  units: float = 0.0  # `Standing.trained_units`
+  parts: float = 0.0  # `Standing.trained_parts`
+
+
+def usual(standings: Mapping[int, ratings_lib.Standing]) -> Usual:
+  """Returns what is usual for the proof of the standings."""
+  certain = [s for s in standings.values() if s.certainty > SIGNIFICANT]
+  works = [s.work * s.presence for s in certain]
+  columns = zip(
+    *((s.proof, s.trained_units, s.trained_parts) for s in certain),
+    strict=True,
+  )
+  return Usual(*(median(zip(of, works, strict=True)) for of in columns))
+
+
+def proof_share(standing: ratings_lib.Standing, usual: Usual) -> float:
   """Returns the proven fraction of the usual work on own data, 0 to 1.
 
   The fraction is proportional, not a threshold: a worker that trains once on
@@ -32,14 +52,28 @@ def proof_share(standing: ratings_lib.Standing, usual: float) -> float:
   to 3 standard errors: a copier's certainty is a standard normal draw that
   changes slowly.
   """
-  if usual <= 0:
+  if usual.proof <= 0:
     return 0.0
   certain = min(max(standing.certainty - SIGNIFICANT, 0.0), 1.0)
-  share = (standing.proof / usual - NO_PROOF) / (FULL_PROOF - NO_PROOF)
-  return certain * min(max(share, 0.0), 1.0)
+  share = (standing.proof / usual.proof - NO_PROOF) / (FULL_PROOF - NO_PROOF)
+  return certain * min(max(share, 0.0), 1.0) * trained(standing, usual)
 
 
-def lacks_proof(standing: ratings_lib.Standing, usual: float) -> bool:
+def trained(standing: ratings_lib.Standing, usual: Usual) -> float:
+  """Returns the fraction of its data that a uid trained on, 0 to 1.
+
+  Training harder on a part of the data proves more, but not that there is more
+  of it. The lower one of two fractions counts: of halves of sequences, as they
+  were drawn, and of stretches of positions, over all evaluations.
+  """
+  found = [
+    (standing.trained_units, usual.units),
+    (standing.trained_parts, usual.parts),
+  ]
+  return min([1.0, *(own / other for own, other in found if other > 0)])
+
+
+def lacks_proof(standing: ratings_lib.Standing, usual: Usual) -> bool:
   """Returns whether its proof is below that of an author of all its message.
 
   An honest miner whose training another repeats has the usual proof. One that
@@ -48,16 +82,7 @@ def lacks_proof(standing: ratings_lib.Standing, usual: float) -> bool:
   if not standing.proof_weight:
     return False
   error = standing.proof_variance**0.5 / standing.proof_weight
-  return standing.proof + error < AUTHOR * usual
-
-
-def usual_proof(standings: Mapping[int, ratings_lib.Standing]) -> float:
-  """Returns the median of the certain proofs; 0 if there are none."""
-  return median(
-    (s.proof, s.work * s.presence)
-    for s in standings.values()
-    if s.certainty > SIGNIFICANT
-  )
+  return standing.proof + error < AUTHOR * usual.proof
 
 
 def median(values: Iterable[tuple[float, float]]) -> float:

@@ -89,19 +89,41 @@ class ScoresTest(parameterized.TestCase):
     self.assertAlmostEqual(score.gain, random, places=5)
     proof = self.worse(after, self.own) - self.worse(after, self.random)
     self.assertAlmostEqual(score.proof, proof, places=5)
+    noise = self.excess(after, self.random).std()
+    own, random = (
+      np.clip(self.excess(after, tokens) / noise, -3, 3)
+      for tokens in (self.own, self.random)
+    )
+    self.assertAlmostEqual(score.noise, noise, places=5)
+    self.assertAlmostEqual(
+      score.level, noise * (own.mean() - random.mean()), places=5
+    )
+    self.assertAlmostEqual(
+      score.square, noise * ((own**2).mean() - (random**2).mean()), places=5
+    )
+    self.assertAlmostEqual(
+      sum(score.parts) / 4, score.own_gain - score.gain, places=5
+    )
     self.assertAlmostEqual(
       score.loss_random, loss(self.params, self.random), places=5
     )
 
   def worse(self, after, tokens):
     """The mean excess gain of the half of sequences' halves that gain least."""
-    random_Nx2, gain_Nx2 = (
-      np.asarray(self.scorer.losses(self.params, t), np.float64)
-      - np.asarray(self.scorer.losses(after, t), np.float64)
-      for t in (self.random, tokens)
-    )
-    excess = np.sort(np.ravel(gain_Nx2 - random_Nx2.mean(0)))
+    excess = np.sort(np.ravel(self.excess(after, tokens)))
     return float(excess[: len(tokens)].mean())
+
+  def excess(self, after, tokens):
+    """What the halves of sequences gain, less the mean on random data."""
+
+    def gain(tokens):
+      before_Nx4, after_Nx4 = (
+        np.asarray(self.scorer.losses(p, tokens), np.float64)
+        for p in (self.params, after)
+      )
+      return (before_Nx4 - after_Nx4).reshape(len(tokens), 2, 2).mean(2)
+
+    return gain(tokens) - gain(self.random).mean(0)
 
   @pytest.mark.slow
   def test_measured_on_the_way_of_the_rounds_step(self):
@@ -140,6 +162,8 @@ class ScoresTest(parameterized.TestCase):
     learned, usual = (s.own_gain - s.gain for s in (half, whole))
     self.assertGreater(learned, 0.6 * usual)
     self.assertLess(half.proof, 0.4 * whole.proof)
+    early, late = np.split(np.array(half.parts), 2)
+    self.assertGreater(early.min(), 4 * abs(late).max())
 
   @given(st.lists(st.floats(-9, 9), min_size=4, max_size=40))
   def test_the_worse_half(self, values):
@@ -219,8 +243,8 @@ class ScoresTest(parameterized.TestCase):
     for _ in range(2):  # the second peer finds what the first one found
       score = scorer.score(shared, message, self.own)
       for field in dataclasses.fields(scores.Score):
-        self.assertAlmostEqual(
-          getattr(score, field.name), getattr(expected, field.name), places=5
+        np.testing.assert_allclose(
+          getattr(score, field.name), getattr(expected, field.name), atol=5e-6
         )
     for x, y in zip(
       jax.tree.leaves(shared.params), jax.tree.leaves(start), strict=True
@@ -266,7 +290,7 @@ class ScoresTest(parameterized.TestCase):
     )
     score = self.scorer.score(self.open(), broken, self.own)
     for value in dataclasses.astuple(score):
-      self.assertTrue(np.isfinite(value))
+      self.assertTrue(np.isfinite(value).all())
     self.assertLess(score.gain, -1)
 
   def test_diverged_parameters_are_named(self):
