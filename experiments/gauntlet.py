@@ -6,7 +6,8 @@
   python -m experiments.gauntlet --only=figure    draws what there is
 
 All runs are of configs/shakespeare.py with 20 uids, at stable learning rates of
-5e-3 (inner) and 0.5 (outer). Seven miners are honest, five honest and unlucky,
+5e-3 (inner) and 0.5 (outer), with 24 sequences per evaluation and an error
+feedback that forgets in a few rounds, as pay needs it (docs/gauntlet.md). Seven miners are honest, five honest and unlucky,
 eight adversaries (covenant/adversaries/registry.py). The eight depend on the
 seed, so that five seeds have all of the zoo but strategies, which are those of
 experiments/best_response.py. `honest alone` has the first twelve uids on the
@@ -127,7 +128,8 @@ def make_config(
       'optim.inner.learning_rate=5e-3',
       'optim.outer.learning_rate=0.5',
       'gauntlet.evaluate=20',
-      'gauntlet.sequences=16',
+      'gauntlet.sequences=24',
+      'optim.compression.error_decay=0.8',
       *overrides,
     ],
   )
