@@ -181,7 +181,7 @@ def rule() -> str:
   """Names the rule of pay, of which golden traces show little.
 
   >>> rule()
-  'units=2 parts=4 gain=0.9 proof=0.55..0.85'
+  'units=4 parts=16 gain=0.9 proof=0.55..0.85'
   """
   return (
     f'units={scores.UNITS} parts={scores.PARTS} gain={work.FULL_GAIN:g} '

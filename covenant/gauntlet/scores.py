@@ -33,8 +33,8 @@ from covenant.optim import weight as weight_lib
 
 # Nats per token: a loss that overflowed counts as this much worse than before.
 _WORST = 100.0
-PARTS = 4  # stretches of positions of a sequence (Q)
-UNITS = 2  # units of work in a sequence, its halves (H)
+PARTS = 16  # stretches of positions of a sequence (S)
+UNITS = 4  # units of work in a sequence, its quarters (Q)
 _OUTLIER = 3.0  # in noises: a gain counts as at most this many
 _WHOLE = weight_lib.Weight()
 _EQUAL: Mapping[int, weight_lib.Weight] = types.MappingProxyType({})
@@ -104,7 +104,7 @@ class RoundBaseline:
   median_P: ct.Array  # median norm of each tensor; inf: nothing is clipped
   median_size: float  # training data of the median peer, see `weight.Weight`
   random_NxL1: np.ndarray
-  before_NxQ: ct.Array  # losses of params on parts of the random sequences
+  before_NxS: ct.Array  # losses of params on parts of the random sequences
 
 
 class Scorer:
@@ -184,13 +184,13 @@ class Scorer:
       _, sizes_R = weight_lib.columns(weighed)
       median_size = float(reduce.lower_median(sizes_R))
     params = self._between(before, after, consume)
-    before_NxQ = self.losses(params, random_NxL1)
-    if not np.isfinite(before_NxQ).all():
+    before_NxS = self.losses(params, random_NxL1)
+    if not np.isfinite(before_NxS).all():
       raise NotFiniteError(
         'the shared parameters have a loss that is not finite; the run has '
         'diverged: go back to a checkpoint and lower the learning rates'
       )
-    return RoundBaseline(params, median_P, median_size, random_NxL1, before_NxQ)
+    return RoundBaseline(params, median_P, median_size, random_NxL1, before_NxS)
 
   def score(
     self,
@@ -206,36 +206,36 @@ class Scorer:
     reach = reduce.reach(np.float32(weight.size), shared.median_size)
     limits_P = np.asarray(reach * shared.median_P, np.float32)
     factors_P = reduce.limit_factors(self.trial.norms(message), limits_P)
-    before_own_NxQ = self.losses(shared.params, own_NxL1)
+    before_own_NxS = self.losses(shared.params, own_NxL1)
     params, touched = self.trial.apply(shared.params, message, factors_P)
-    after_own_NxQ = self.losses(params, own_NxL1)
-    after_NxQ = self.losses(params, shared.random_NxL1)
+    after_own_NxS = self.losses(params, own_NxL1)
+    after_NxS = self.losses(params, shared.random_NxL1)
     shared.params = self.trial.undo(params, message, touched)
-    before_NxQ = np.asarray(shared.before_NxQ, np.float64)
-    gain_NxQ = _gains(before_NxQ, after_NxQ)
-    own_gain_NxQ = _gains(before_own_NxQ, after_own_NxQ)
-    gain, gain_error = _mean(gain_NxQ.mean(1))
-    own_gain, own_gain_error = _mean(own_gain_NxQ.mean(1))
+    before_NxS = np.asarray(shared.before_NxS, np.float64)
+    gain_NxS = _gains(before_NxS, after_NxS)
+    own_gain_NxS = _gains(before_own_NxS, after_own_NxS)
+    gain, gain_error = _mean(gain_NxS.mean(1))
+    own_gain, own_gain_error = _mean(own_gain_NxS.mean(1))
     # Later tokens gain less; relative to the usual, no part is the worse one.
-    usual_Q = gain_NxQ.mean(0)
-    gain_NxH, own_gain_NxH = map(
-      _units, (gain_NxQ - usual_Q, own_gain_NxQ - usual_Q)
+    usual_S = gain_NxS.mean(0)
+    gain_NxQ, own_gain_NxQ = map(
+      _units, (gain_NxS - usual_S, own_gain_NxS - usual_S)
     )
-    worse, worse_error = worse_half(gain_NxH)
-    worse_own, worse_own_error = worse_half(own_gain_NxH)
-    noise = float(gain_NxH.std())
-    level, square = _moments(gain_NxH, noise)
-    own_level, own_square = _moments(own_gain_NxH, noise)
+    worse, worse_error = worse_half(gain_NxQ)
+    worse_own, worse_own_error = worse_half(own_gain_NxQ)
+    noise = float(gain_NxQ.std())
+    level, square = _moments(gain_NxQ, noise)
+    own_level, own_square = _moments(own_gain_NxQ, noise)
     return Score(
-      loss_random=float(before_NxQ.mean()),
-      loss_own=float(np.asarray(before_own_NxQ, np.float64).mean()),
+      loss_random=float(before_NxS.mean()),
+      loss_own=float(np.asarray(before_own_NxS, np.float64).mean()),
       gain=gain,
       gain_error=gain_error,
       own_gain=own_gain,
       own_gain_error=own_gain_error,
       proof=worse_own - worse,
       proof_error=float(np.hypot(worse_error, worse_own_error)),
-      parts=tuple(map(float, own_gain_NxQ.mean(0) - usual_Q)),
+      parts=tuple(map(float, own_gain_NxS.mean(0) - usual_S)),
       noise=noise,
       level=own_level - level,
       square=own_square - square,
@@ -371,25 +371,25 @@ def work(config: config_lib.Config, claimed: int) -> float:
   return claimed / (optim.inner_steps * optim.inner.batch_size)
 
 
-def worse_half(x_NxH: np.ndarray) -> tuple[float, float]:
-  """Returns the mean of the lower half of N * H values, and its error.
+def worse_half(x_NxQ: np.ndarray) -> tuple[float, float]:
+  """Returns the mean of the lower half of N * Q values, and its error.
 
   The error is the jackknife's over N sequences; of fewer than four, all count.
 
   >>> worse_half(np.array([[1.0, 3.0], [9.0, 9.0], [2.0, 9.0], [4.0, 3.0]]))[0]
   2.25
   """
-  size = len(x_NxH)
+  size = len(x_NxQ)
   if size < 4:
-    return _mean(x_NxH.mean(1))
-  left_N = np.array([_lower(np.delete(x_NxH, i, 0)) for i in range(size)])
+    return _mean(x_NxQ.mean(1))
+  left_N = np.array([_lower(np.delete(x_NxQ, i, 0)) for i in range(size)])
   spread = ((left_N - left_N.mean()) ** 2).sum() * (size - 1) / size
-  return _lower(x_NxH), float(np.sqrt(spread))
+  return _lower(x_NxQ), float(np.sqrt(spread))
 
 
-def _units(x_NxQ: np.ndarray) -> np.ndarray:
-  """Returns the means of the halves of each sequence, [N, H]."""
-  return x_NxQ.reshape(len(x_NxQ), UNITS, -1).mean(2)
+def _units(x_NxS: np.ndarray) -> np.ndarray:
+  """Returns the means of the units of each sequence, [N, Q]."""
+  return x_NxS.reshape(len(x_NxS), UNITS, -1).mean(2)
 
 
 def _moments(x: np.ndarray, noise: float) -> tuple[float, float]:
