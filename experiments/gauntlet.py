@@ -1,15 +1,16 @@
 """Does Gauntlet hold when 40 % of the miners attack?
 
-  python -m experiments.gauntlet             2.5 hours, 1.5 to 2 minutes per run
+  python -m experiments.gauntlet             5 hours, 2 to 3 core minutes per run
   python -m experiments.gauntlet --quick     1 seed, 6 rounds, 2 minutes
   python -m experiments.gauntlet --only=bars,clip,alone,single,crowd
   python -m experiments.gauntlet --only=figure    draws what there is
 
 All runs are of configs/shakespeare.py with 20 uids, at stable learning rates of
 5e-3 (inner) and 0.5 (outer), with 24 sequences per evaluation and an error
-feedback that forgets in a few rounds, as pay needs it (docs/gauntlet.md). Seven miners are honest, five honest and unlucky,
-eight adversaries (covenant/adversaries/registry.py). The eight depend on the
-seed, so that five seeds have all of the zoo but strategies, which are those of
+feedback that forgets in a few rounds, as pay needs it (docs/gauntlet.md). Seven
+miners are honest, five honest and unlucky, eight adversaries
+(covenant/adversaries/registry.py). The eight depend on the seed, so that five
+seeds have all of the zoo but strategies, which are those of
 experiments/best_response.py. `honest alone` has the first twelve uids on the
 same data. `plain mean` averages all messages that can be read; nothing is
 clipped, compared, evaluated or left out. These have five seeds; cells with four

@@ -31,6 +31,11 @@ STRATEGIES = {
   'own-mixer': strategic.Strategy(mix=1),
   'shortener': strategic.Strategy(length=0.5),
   'memorizer': strategic.Strategy(rate=2, norm=1),
+  'short-mixer': strategic.Strategy(error=0.5, norm=1, mix=0.5, length=0.75),
+  # Invented after the rule of pay was final: parts of sequences by lot, and
+  # parts of many short pieces of all.
+  'by-lot': strategic.Strategy(error=0, norm=1, length=0.75, start=-1),
+  'piecemeal': strategic.Strategy(error=0, norm=1, pieces=8, length=0.75),
 }
 _STRATEGY = 'strategy:'  # before the fields of any other
 _WRAPS = {
