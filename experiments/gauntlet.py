@@ -1,6 +1,6 @@
 """Does Gauntlet hold when 40 % of the miners attack?
 
-  python -m experiments.gauntlet             5 hours, 2 to 3 core minutes per run
+  python -m experiments.gauntlet             5 hours, 2 to 3 minutes per run
   python -m experiments.gauntlet --quick     1 seed, 6 rounds, 2 minutes
   python -m experiments.gauntlet --only=bars,clip,alone,single,crowd
   python -m experiments.gauntlet --only=figure    draws what there is

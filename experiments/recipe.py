@@ -20,9 +20,9 @@ quarter or half of the tokens, which AdamW did not have.
 
 On a quarter of the tokens 6e-3 is best. A follow-up, written after the first
 final run at that rate, has 1.2e-2, which ended lower on all tokens before this
-study. Another, written after experiments/compression.py had found what a shorter
-error decay is worth at 15 steps, has Muon inside and those 15 steps, 64 of 4096
-values, at the best of six pairs of rates by seed 0 on all tokens.
+study. Another, written after experiments/compression.py had found what a
+shorter error decay is worth at 15 steps, has Muon inside and those 15 steps, 64
+of 4096 values, at the best of six pairs of rates by seed 0 on all tokens.
 
 Criterion, written before the runs; n = 3 seeds, compared seed by seed, and up
 to 7 while it is undecided:
