@@ -101,7 +101,7 @@ GROUPS = (
     'What is sent',
     ('compression', 'density', 'quantizers'),
     {
-      'compression': 'Held-out loss of eight compressors',
+      'compression': 'Held-out loss of nine compressors',
       'density': 'Final loss against the share of values sent, by momentum',
       'quantizers': 'Final loss of five quantizers against the outer rate',
     },

@@ -139,7 +139,7 @@ def judge(
 
 
 def draw(runs: Sequence[study.Run], path: pathlib.Path) -> None:
-  cells = [*AS_FOUND, FORGETS, FORGETS_TWO, RANDOM]
+  cells = [*AS_FOUND, SHORT, FORGETS, FORGETS_TWO, RANDOM]
   charts.curves(runs, cells, path)
 
 

@@ -130,7 +130,6 @@ def make_config(
       'optim.outer.learning_rate=0.5',
       'gauntlet.evaluate=20',
       'gauntlet.sequences=24',
-      'optim.compression.error_decay=0.8',
       *overrides,
     ],
   )

@@ -55,7 +55,8 @@ def make_config(
   path: pathlib.Path, packing: str, seed: int, rounds: int
 ) -> config_lib.Config:
   """Returns the config of one run."""
-  base = config_lib.load('configs/shakespeare.py', [f'seed={seed}'])
+  sets = [f'seed={seed}', 'optim.compression.error_decay=0.95']
+  base = config_lib.load('configs/shakespeare.py', sets)
   data = config_lib.Data(
     source='text', path=str(path), context=256, packing=packing
   )

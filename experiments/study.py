@@ -51,6 +51,7 @@ COMMON = (
   # SparseLoCo is 0.012; this one is stable with every seed.
   'optim.inner.learning_rate=0.006',
   'optim.outer.learning_rate=1',
+  'optim.compression.error_decay=0.95',  # as published
   'eval.every=10',
   'checkpoint.every=100000',
 )
