@@ -13,7 +13,7 @@ honest miner, per token that it trains on, from round 15 on.
 
 The search begins with the strategies that the registry names and with random
 ones; each later generation changes one or two fields of the best so far. The
-best three and all named ones then run on five seeds, four strategies at once.
+best three and all named ones then run on five seeds, five strategies at once.
 To search another space, add a field to `Strategy` and a draw to `FIELDS`:
 generations that are complete stay as they were drawn, before the field was.
 
@@ -53,7 +53,7 @@ from experiments import gauntlet
 from experiments import runner
 from experiments import study
 
-HONEST, TOGETHER, FINAL, ROUNDS, FROM = 10, 6, 4, 45, 15
+HONEST, TOGETHER, FINAL, ROUNDS, FROM = 10, 6, 5, 45, 15
 GENERATIONS, FINALISTS, SEEDS = 3, 3, 5
 FIELDS = {
   'error': (0.0, 0.25, 0.5, 0.75, 0.9, 1.0),

@@ -182,7 +182,7 @@ def rule() -> str:
   """Names the rule of pay, of which golden traces show little.
 
   >>> rule()
-  'units=4 parts=16 gain=0.9 proof=0.55..0.85'
+  'units=4 parts=16 gain=0.85 proof=0.5..0.8'
   """
   return (
     f'units={scores.UNITS} parts={scores.PARTS} gain={work.FULL_GAIN:g} '

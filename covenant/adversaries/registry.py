@@ -32,6 +32,9 @@ STRATEGIES = {
   'shortener': strategic.Strategy(length=0.5),
   'memorizer': strategic.Strategy(rate=2, norm=1),
   'short-mixer': strategic.Strategy(error=0.5, norm=1, mix=0.5, length=0.75),
+  'short-forgetful': strategic.Strategy(error=0, norm=1, length=0.75),
+  'short-booster': strategic.Strategy(error=0, norm=3, length=0.75),
+  'idler': strategic.Strategy(error=0, norm=1, work=0.9),
   # Invented after the rule of pay was final: parts of sequences by lot, and
   # parts of many short pieces of all.
   'by-lot': strategic.Strategy(error=0, norm=1, length=0.75, start=-1),

@@ -7,8 +7,8 @@ from covenant.gauntlet import ratings as ratings_lib
 
 # Fractions of what is usual from which on the average gain and the proof are
 # paid in full: most honest ones must be there in spite of the noise.
-FULL_GAIN, FULL_PROOF = 0.9, 0.85
-NO_PROOF = 0.55  # fraction of the usual proof up to which it counts as none
+FULL_GAIN, FULL_PROOF = 0.85, 0.8
+NO_PROOF = 0.5  # fraction of the usual proof up to which it counts as none
 AUTHOR = 0.85  # fraction of the usual proof that an author is sure to have
 SIGNIFICANT = 2.0  # standard errors
 
@@ -63,14 +63,17 @@ def trained(standing: ratings_lib.Standing, usual: Usual) -> float:
   """Returns the fraction of its data that a uid trained on, 0 to 1.
 
   Training harder on a part of the data proves more, but not that there is more
-  of it. The lower one of two fractions counts: of halves of sequences, as they
-  were drawn, and of stretches of positions, over all evaluations.
+  of it. It is the product of two fractions: of units of work, as they were
+  drawn, and of stretches of positions, over all evaluations.
   """
-  found = [
+  fraction = 1.0
+  for own, other in (
     (standing.trained_units, usual.units),
     (standing.trained_parts, usual.parts),
-  ]
-  return min([1.0, *(own / other for own, other in found if other > 0)])
+  ):
+    if other > 0:
+      fraction *= min(own / other, 1.0)
+  return fraction
 
 
 def lacks_proof(standing: ratings_lib.Standing, usual: Usual) -> bool:
