@@ -6,7 +6,7 @@ the best paid miner as soon as it can read its payload, the other is honest
 until it is well paid and then flips the signs of its delta. Gauntlet finds both
 (docs/gauntlet.md). On two cores:
 
-  python run.py --config=configs/shakespeare.py           5 minutes, 1.55
+  python run.py --config=configs/shakespeare.py           5 minutes, 1.52
   python run.py --config=configs/shakespeare.py:smoke     20 seconds
   python run.py --config=configs/shakespeare.py:diloco    4 minutes, 1.58
   python run.py --config=configs/shakespeare.py:ddp       6 minutes, 1.58
