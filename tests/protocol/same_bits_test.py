@@ -68,35 +68,43 @@ class SameBitsTest(parameterized.TestCase):
     with mock.patch.object(same_bits, 'EXPECTED', wrong):
       self.assertEqual(same_bits.first_difference(), same_bits.STEPS[2])
 
+  # Those after the first four ask for less of the same.
   @parameterized.parameters(
-    '',
-    '--xla_cpu_max_isa=AVX2',
-    '--xla_cpu_max_isa=AVX',
     '--xla_cpu_max_isa=SSE4_2',
     '--xla_backend_optimization_level=0',
-    '--xla_cpu_multi_thread_eigen=false',
     '--xla_cpu_enable_fast_math=true --xla_cpu_fast_math_honor_nans=false '
     '--xla_cpu_fast_math_honor_infs=false '
     '--xla_cpu_fast_math_honor_division=false',
     '--xla_cpu_enable_fast_min_max=true --xla_allow_excess_precision=true',
+    '--xla_cpu_multi_thread_eigen=false',
+    '--xla_cpu_max_isa=AVX2',
+    '--xla_cpu_max_isa=AVX',
+    '',
   )
-  @pytest.mark.slow
+  @pytest.mark.rows(0, 4)
   def test_under_flags_of_the_compiler(self, flags):
     self.assertEqual(self.program(flags=flags), same_bits.EXPECTED[-1])
 
   @parameterized.parameters(
-    ('--devices=2',),
-    ('--devices=4',),
     ('--devices=4', '--budget=64'),
-    ('--devices=8',),
-    ('--budget=64',),
-    ('--budget=1000',),
     ('--no-jit',),
     ('--reference',),
   )
   @pytest.mark.slow
-  def test_on_meshes_in_slices_and_op_by_op(self, *arguments):
+  def test_the_program_has_arguments(self, *arguments):
     self.assertEqual(self.program(*arguments), same_bits.EXPECTED[-1])
+
+  @parameterized.parameters(
+    dict(devices=2), dict(devices=4), dict(devices=8),
+    dict(budget=64), dict(budget=1000),
+  )  # fmt: skip
+  @pytest.mark.slow
+  def test_on_meshes_and_in_slices(self, devices=1, budget=1 << 20):
+    mesh, specs = same_bits.mesh(devices) if devices > 1 else (None, None)
+    steps = same_bits.run(mesh, specs, budget)
+    self.assertEqual(
+      tuple(map(same_bits.fingerprint, steps)), same_bits.EXPECTED
+    )
 
   @parameterized.parameters('oldest', 'newest')
   @pytest.mark.install
