@@ -120,8 +120,11 @@ def cut(
   x: jax.Array, block: tuple[int, int], layout: str = 'tiles'
 ) -> tuple[jax.Array, ...]:
   """Returns the blocks of each region of `x`, as `[N, L]` arrays."""
+  corners = regions(x.shape, block, layout)
+  if len(corners) == 1 and _is_in_order(corners[0]):
+    return (x.reshape(corners[0].num_blocks, corners[0].block_size),)
   x_SxRxC = x.reshape(matrices(x.shape))
-  return tuple(_cut(x_SxRxC, r) for r in regions(x.shape, block, layout))
+  return tuple(_cut(x_SxRxC, r) for r in corners)
 
 
 def join(
@@ -132,6 +135,8 @@ def join(
 ) -> jax.Array:
   """Returns the leaf of `shape` that `cut` took apart."""
   corners = regions(shape, block, layout)
+  if len(corners) == 1 and _is_in_order(corners[0]):
+    return parts[0].reshape(tuple(shape))
   joined = [_join(p, r) for p, r in zip(parts, corners, strict=True)]
   across = len({r.columns for r in corners}) or 1
   bands = [

@@ -103,9 +103,13 @@ def row_squares(rows: jax.Array, largest: jax.Array) -> jax.Array:
     largest: the largest magnitude of the whole tensor of each row.
   """
   products = _products(rows, _unit(largest)[..., None])
-  return jnp.stack(
-    [jnp.sum(x, axis=-1, dtype=jnp.int32).astype(jnp.uint32) for x in products]
-  )
+  # One pass for all three.
+  sums = jax.lax.reduce(
+    products, [jnp.int32(0)] * 3,
+    lambda a, b: [x + y for x, y in zip(a, b, strict=True)],
+    (rows.ndim - 1,),
+  )  # fmt: skip
+  return jnp.stack(sums).astype(jnp.uint32)
 
 
 def tensor_squares(

@@ -71,7 +71,7 @@ class _Sent(NamedTuple):
   """One peer's part of one batch of G elements."""
 
   words: jax.Array  # uint32 [G, W]
-  error: Any  # float32 [G, ...], or None
+  rest: Any  # float32 [G, ...], the new error feedback; None without
   finite: jax.Array  # bool [G]
   sums: jax.Array  # float32 [G, 4]
   counts: jax.Array  # int32 [G, codes]
@@ -111,13 +111,16 @@ def exchange(
   """
   leaves, treedef = jax.tree.flatten(delta)
   batches = batch_lib.Batches(leaves, compressions, shards)
-  deltas = batches.split(leaves)
-  errors: list[Any] = [None] * len(deltas)
+  takes_part, decay = parts > 0, rules.error_decay
   if error is not None:
-    errors = batches.split(jax.tree.leaves(error))
+    # Added leaf by leaf, so that one tree is split and not two.
+    leaves = [
+      jax.lax.select(takes_part, compressor.offered(x, e, decay), e)
+      for x, e in zip(leaves, jax.tree.leaves(error), strict=True)
+    ]
   sent = [
-    _compress(b, x, e, rules.error_decay, parts)
-    for b, x, e in zip(batches, deltas, errors, strict=True)
+    _compress(b, x, takes_part, error is not None)
+    for b, x in zip(batches, batches.split(leaves), strict=True)
   ]
   flags_2xR, messages = _gather(batches, sent, parts, lost, rules.axis_name)
   values = [
@@ -140,52 +143,42 @@ def exchange(
   if error is None:
     (delta,) = batches.merge(means)
     return Exchanged(treedef.unflatten(delta), None, stats)
-  own = finite_R[collectives.index(rules.axis_name)]
-  kept = [batch_lib.once(_kept, s.error, own) for s in sent]
+  # A lost round leaves no error feedback.
+  index = collectives.index(rules.axis_name)
+  is_own_finite = batch_lib.once(lambda x, i: x[i], finite_R, index)
+  kept = [jnp.where(is_own_finite, s.rest, 0) for s in sent]
   delta, error = map(treedef.unflatten, batches.merge(means, kept))
   return Exchanged(delta, error, stats)
 
 
-def _kept(error: jax.Array, finite: jax.Array) -> jax.Array:
-  """Returns a batch's new error feedback; a lost round leaves none."""
-  return jnp.where(finite, error, jnp.zeros_like(error))
-
-
 def _compress(
-  batch: Batch,
-  delta: jax.Array,
-  error: jax.Array | None,
-  decay: Any,
-  parts: jax.Array,
+  batch: Batch, given: jax.Array, takes_part: jax.Array, keeps_rest: bool
 ) -> _Sent:
-  """Returns what a peer sends; without part it keeps the error that it had."""
+  """Returns the part sent of `given`, and the rest: all, if none is sent."""
   compression = batch.compression
 
-  def element(delta: jax.Array, error: Any = None) -> _Sent:
-    given = compressor.offered(delta, error, decay)
+  def element(given: jax.Array) -> _Sent:
     bad = ~jnp.isfinite(given)
     clean = jnp.where(bad, 0, given)
-    old = clean if error is None else error
     if isinstance(compression, block_groups.BlockGroups):
-      base = jnp.where(parts > 0, clean, old)
-      part, rest, sums = _compress_blocks(base, bad, parts > 0, compression)
+      part, rest, sums = _compress_blocks(clean, bad, takes_part, compression)
     else:
       part = compression.compress(clean)
       sent = compression.decompress(part, batch.shape)
       rest = compressor.residual(clean, sent)
       terms = rest * rest, clean * clean, sent * sent, clean * sent
       sums = _sums_of(*terms, bad)
-      rest = jnp.where(parts > 0, rest, old)
+      rest = jnp.where(takes_part, rest, clean)
     finite = sums[4] == 0
     return _Sent(
       packing.pack(part, compression, batch.shape),
-      None if error is None else rest,
+      rest if keeps_rest else None,
       finite,
       jnp.where(finite, sums[:4], 0),
       compression.code_counts(part),
     )
 
-  return each(element, (delta,) if error is None else (delta, error))
+  return each(element, (given,))
 
 
 def _compress_blocks(
