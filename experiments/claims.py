@@ -106,7 +106,8 @@ GROUPS = (
       'quantizers': 'Final loss of five quantizers against the outer rate',
     },
     'One bit per value is enough, if it is one of the largest. Momentum on top '
-    'of error feedback hurts. With tuned rates, error feedback and the choice '
+    'of error feedback hurts. An error decay of 0.8 ends well below the '
+    'published 0.95. With tuned rates, error feedback at 0.95 and the choice '
     'of the quantizer matter less than claimed.',
   ),
   Group(
@@ -140,8 +141,9 @@ GROUPS = (
       'byzantine': 'Final loss of five rules of aggregation under attacks',
       'best_response': 'Pay against work of all strategies that were tried',
     },
-    'Under attack by 40 % the model is as good as with the honest alone. An '
-    'adversary that is mostly honest is paid more than the bar allows. Rules '
+    'Under attack by 40 % the model is as good as with the honest alone, and '
+    'honest miners are paid alike. An adversary that is mostly honest is paid '
+    'as one. No strategy is paid much more per unit of work than honesty. Rules '
     'of the literature fit dense gradients, and fail on sparse messages.',
   ),
   Group(
