@@ -143,8 +143,8 @@ GROUPS = (
     },
     'Under attack by 40 % the model is as good as with the honest alone, and '
     'honest miners are paid alike. An adversary that is mostly honest is paid '
-    'as one. No strategy is paid much more per unit of work than honesty. Rules '
-    'of the literature fit dense gradients, and fail on sparse messages.',
+    'as one. No strategy is paid much more per unit of work than honesty. '
+    'Rules of the literature fit dense gradients, and fail on sparse messages.',
   ),
   Group(
     'Formulas',

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple, Protocol
 
 from covenant import config as config_lib
 from covenant import metrics
-from covenant.gauntlet import scores
+from covenant.gauntlet import units
 from covenant.gauntlet import work
 
 ROOT = pathlib.Path(__file__).parent
@@ -185,7 +185,7 @@ def rule() -> str:
   'units=4 parts=16 gain=0.85 proof=0.5..0.8'
   """
   return (
-    f'units={scores.UNITS} parts={scores.PARTS} gain={work.FULL_GAIN:g} '
+    f'units={units.UNITS} parts={units.PARTS} gain={work.FULL_GAIN:g} '
     f'proof={work.NO_PROOF:g}..{work.FULL_PROOF:g}'
   )
 

@@ -23,6 +23,7 @@ from covenant import errors
 from covenant import typing as ct
 from covenant.data import assignment
 from covenant.data import tokens as tokens_lib
+from covenant.gauntlet import units
 from covenant.models import evaluation
 from covenant.models import sharding
 from covenant.optim import algorithm as algorithm_lib
@@ -31,11 +32,6 @@ from covenant.optim import sharded_leaf
 from covenant.optim import trial_step
 from covenant.optim import weight as weight_lib
 
-# Nats per token: a loss that overflowed counts as this much worse than before.
-_WORST = 100.0
-PARTS = 16  # stretches of positions of a sequence (S)
-UNITS = 4  # units of work in a sequence, its quarters (Q)
-_OUTLIER = 3.0  # in noises: a gain counts as at most this many
 _WHOLE = weight_lib.Weight()
 _EQUAL: Mapping[int, weight_lib.Weight] = types.MappingProxyType({})
 
@@ -63,7 +59,7 @@ class Score:
   proof: float
   proof_error: float
   # Own minus random data by stretch of positions, from the first on.
-  parts: tuple[float, ...] = (0.0,) * PARTS
+  parts: tuple[float, ...] = (0.0,) * units.PARTS
   noise: float = 0.0  # standard deviation of a unit of random data
   # Own minus random data: the mean over the units, and that of their squares
   # over the noise. For one mean, the fewer units gain, the larger the square.
@@ -138,7 +134,7 @@ class Scorer:
     mesh = None if placement is None else placement.mesh
     # A step of plain SGD: the momentum belongs to the run, not to the peer.
     self._fraction = config.gauntlet.step_fraction
-    self.losses = evaluation.SequenceLosses(config, mesh, PARTS)
+    self.losses = evaluation.SequenceLosses(config, mesh, units.PARTS)
     self.trial = trial_step.TrialStep(
       abstract_params,
       method.compression,
@@ -212,20 +208,20 @@ class Scorer:
     after_NxS = self.losses(params, shared.random_NxL1)
     shared.params = self.trial.undo(params, message, touched)
     before_NxS = np.asarray(shared.before_NxS, np.float64)
-    gain_NxS = _gains(before_NxS, after_NxS)
-    own_gain_NxS = _gains(before_own_NxS, after_own_NxS)
-    gain, gain_error = _mean(gain_NxS.mean(1))
-    own_gain, own_gain_error = _mean(own_gain_NxS.mean(1))
+    gain_NxS = units.gains(before_NxS, after_NxS)
+    own_gain_NxS = units.gains(before_own_NxS, after_own_NxS)
+    gain, gain_error = units.mean(gain_NxS.mean(1))
+    own_gain, own_gain_error = units.mean(own_gain_NxS.mean(1))
     # Later tokens gain less; relative to the usual, no part is the worse one.
     usual_S = gain_NxS.mean(0)
     gain_NxQ, own_gain_NxQ = map(
-      _units, (gain_NxS - usual_S, own_gain_NxS - usual_S)
+      units.split, (gain_NxS - usual_S, own_gain_NxS - usual_S)
     )
-    worse, worse_error = worse_half(gain_NxQ)
-    worse_own, worse_own_error = worse_half(own_gain_NxQ)
+    worse, worse_error = units.worse_half(gain_NxQ)
+    worse_own, worse_own_error = units.worse_half(own_gain_NxQ)
     noise = float(gain_NxQ.std())
-    level, square = _moments(gain_NxQ, noise)
-    own_level, own_square = _moments(own_gain_NxQ, noise)
+    level, square = units.moments(gain_NxQ, noise)
+    own_level, own_square = units.moments(own_gain_NxQ, noise)
     return Score(
       loss_random=float(before_NxS.mean()),
       loss_own=float(np.asarray(before_own_NxS, np.float64).mean()),
@@ -371,42 +367,6 @@ def work(config: config_lib.Config, claimed: int) -> float:
   return claimed / (optim.inner_steps * optim.inner.batch_size)
 
 
-def worse_half(x_NxQ: np.ndarray) -> tuple[float, float]:
-  """Returns the mean of the lower half of N * Q values, and its error.
-
-  The error is the jackknife's over N sequences; of fewer than four, all count.
-
-  >>> worse_half(np.array([[1.0, 3.0], [9.0, 9.0], [2.0, 9.0], [4.0, 3.0]]))[0]
-  2.25
-  """
-  size = len(x_NxQ)
-  if size < 4:
-    return _mean(x_NxQ.mean(1))
-  left_N = np.array([_lower(np.delete(x_NxQ, i, 0)) for i in range(size)])
-  spread = ((left_N - left_N.mean()) ** 2).sum() * (size - 1) / size
-  return _lower(x_NxQ), float(np.sqrt(spread))
-
-
-def _units(x_NxS: np.ndarray) -> np.ndarray:
-  """Returns the means of the units of each sequence, [N, Q]."""
-  return x_NxS.reshape(len(x_NxS), UNITS, -1).mean(2)
-
-
-def _moments(x: np.ndarray, noise: float) -> tuple[float, float]:
-  """Returns the mean, and the mean square over the noise, of gains.
-
-  No unit counts as more than `_OUTLIER` noises: squares have long tails.
-  """
-  if not noise:
-    return 0.0, 0.0
-  x = np.clip(x, -_OUTLIER * noise, _OUTLIER * noise)
-  return float(x.mean()), float((x**2).mean() / noise)
-
-
-def _lower(x: np.ndarray) -> float:
-  return float(np.sort(x, axis=None)[: x.size // 2].mean())
-
-
 def _generator(seed: bytes, *what: str | int) -> np.random.Generator:
   text = '/'.join(map(str, what)).encode()
   key = hashlib.blake2b(seed, digest_size=16, key=text).digest()
@@ -419,17 +379,3 @@ def _step_between(before: ct.Params, after: ct.Params, part: float) -> Any:
 
 _between = jax.jit(_step_between)
 _between_in_place = jax.jit(_step_between, donate_argnames=('before',))
-
-
-def _gains(before: ct.Array, after: ct.Array) -> np.ndarray:
-  """Returns before minus after, at least -`_WORST`, overflows included."""
-  before = np.asarray(before, np.float64)
-  after, worst = np.asarray(after, np.float64), before + _WORST
-  return before - np.where(np.isfinite(after), np.minimum(after, worst), worst)
-
-
-def _mean(x_N: np.ndarray) -> tuple[float, float]:
-  """Returns the mean and its standard error."""
-  if x_N.size < 2:
-    return float(x_N.mean()), np.inf
-  return float(x_N.mean()), float(x_N.std(ddof=1) / np.sqrt(x_N.size))

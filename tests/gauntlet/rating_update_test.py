@@ -14,6 +14,7 @@ from covenant.gauntlet import rating_update
 from covenant.gauntlet import ratings
 from covenant.gauntlet import scores as scores_lib
 from covenant.gauntlet import selection
+from covenant.gauntlet import units as units_lib
 from covenant.gauntlet import work as work_lib
 
 Finding = checks.CheckFinding
@@ -38,7 +39,7 @@ def units(found, gain):
   noise = 0.001
   return dataclasses.replace(
     found,
-    parts=(gain * noise,) * scores_lib.PARTS,
+    parts=(gain * noise,) * units_lib.PARTS,
     noise=noise,
     level=gain * noise,
     square=gain**2 * noise,

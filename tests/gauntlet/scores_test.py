@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from covenant import config as config_lib
 from covenant.data import assignment
 from covenant.gauntlet import scores
+from covenant.gauntlet import units
 from covenant.models import llama
 from covenant.models import loss as loss_lib
 from covenant.models import sharding
@@ -168,9 +169,9 @@ class ScoresTest(parameterized.TestCase):
   @given(st.lists(st.floats(-9, 9), min_size=4, max_size=40))
   def test_the_worse_half(self, values):
     x_NxH = np.array(values)[:, None] + np.array([0.0, 1.0])
-    mean, error = scores.worse_half(x_NxH)
+    mean, error = units.worse_half(x_NxH)
     self.assertLessEqual(mean, x_NxH.mean() + 1e-9)
-    shifted, same = scores.worse_half(x_NxH + 1)
+    shifted, same = units.worse_half(x_NxH + 1)
     self.assertAlmostEqual(shifted, mean + 1)
     self.assertAlmostEqual(same, error)
 
@@ -183,17 +184,17 @@ class ScoresTest(parameterized.TestCase):
       ranks = (np.arange(size) + 0.5) / size
       return np.array([*map(normal.inv_cdf, ranks)])
 
-    def proof(units):
-      return scores.worse_half(units[:, None])[0] - lowest
+    def proof(found):
+      return units.worse_half(found[:, None])[0] - lowest
 
-    lowest = scores.worse_half(noise(512)[:, None])[0]
+    lowest = units.worse_half(noise(512)[:, None])[0]
     half = np.concatenate([noise(256) + times * gain, noise(256)])
     ratio = proof(half) / proof(noise(512) + gain)
     self.assertAlmostEqual(ratio, part, delta=0.01)
 
   def test_the_error_of_the_worse_half(self):
     draw = np.random.default_rng(0)
-    found = [scores.worse_half(x) for x in draw.normal(size=(4000, 16, 2))]
+    found = [units.worse_half(x) for x in draw.normal(size=(4000, 16, 2))]
     means, errors = np.array(found).T
     self.assertAlmostEqual(errors.mean() / means.std(), 1.0, delta=0.1)
 
