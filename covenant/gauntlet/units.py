@@ -1,4 +1,4 @@
-"""What the units of work of some sequences gain by an update.
+"""Gains of the units of work of some sequences by an update.
 
 A gain is the loss before minus the loss after. The last axes of arrays are the
 stretches of positions of a sequence (S), or its units of work (Q).
