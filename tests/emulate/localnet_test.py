@@ -12,6 +12,7 @@ import tempfile
 import urllib.request
 from unittest import mock
 
+import numpy as np
 import pytest
 from absl.testing import absltest
 from moto import server as moto_server
@@ -227,7 +228,7 @@ class LocalnetTest(absltest.TestCase):
       for a, b in pairs:
         self.assertEqual(a['verdict'], b['verdict'])
         for name, value in (a['evaluation'] or {}).items():
-          self.assertAlmostEqual(value, b['evaluation'][name], places=5)
+          np.testing.assert_allclose(value, b['evaluation'][name], atol=5e-6)
           scored += 1
     self.assertGreater(scored, 0)
     lines = (workdir / 'evaluator' / 'evaluations.csv').read_text()
