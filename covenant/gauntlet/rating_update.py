@@ -94,8 +94,10 @@ def update(
   limit = _similarity_limit([after[uid].similarity_avg for uid in judged])
   for uid, check in judged.items():
     similar = check.valid and after[uid].similarity_avg > limit
-    # Not before proofs are common: till then the usual one is of the lucky.
-    if old.has_proof and similar and work_lib.lacks_proof(after[uid], usual):
+    # Not before its memory is full: a miner whose training another repeats
+    # may be unlucky for some rounds, and must not be punished for it.
+    known = after[uid].evaluations >= config.memory
+    if known and similar and work_lib.lacks_proof(after[uid], usual):
       reasons[uid].append(
         f'average similarity {after[uid].similarity_avg:.2f} to others, now '
         f'to {check.twin}'

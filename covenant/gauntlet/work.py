@@ -11,9 +11,6 @@ FULL_GAIN, FULL_PROOF = 0.85, 0.8
 NO_PROOF = 0.5  # fraction of the usual proof up to which it counts as none
 AUTHOR = 0.85  # fraction of the usual proof that an author is sure to have
 SIGNIFICANT = 2.0  # standard errors
-# Those by which a proof is below an author's before likeness is punished: a
-# miner whose training another repeats must not be, however unlucky it is.
-SURE = 3.0
 
 
 def paid_work(standing: ratings_lib.Standing) -> float:
@@ -88,7 +85,7 @@ def lacks_proof(standing: ratings_lib.Standing, usual: Usual) -> bool:
   if not standing.proof_weight:
     return False
   error = standing.proof_variance**0.5 / standing.proof_weight
-  return standing.proof + SURE * error < AUTHOR * usual.proof
+  return standing.proof + error < AUTHOR * usual.proof
 
 
 def median(values: Iterable[tuple[float, float]]) -> float:
