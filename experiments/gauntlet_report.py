@@ -196,7 +196,7 @@ def draw(rows: list[Row], path: pathlib.Path) -> None:
     if losses:
       left.plot([statistics.mean(losses)], [i], 'k|', ms=24)
   left.set(
-    xlabel='final held-out loss (nats per byte); marks: seeds, lines: means',
+    xlabel='final held-out loss (nats per byte); lines: means of seeds',
     ylim=(len(CELLS) - 0.5, -0.5),
   )
   left.set_yticks(range(len(CELLS)), [*CELLS.values()])
@@ -206,12 +206,12 @@ def draw(rows: list[Row], path: pathlib.Path) -> None:
     pay = [100 * float(r[column]) for r in mixed]
     right.plot(seeds, pay, label=label, **_marks(i))
   right.set(
-    xlabel='seed, each with other adversaries; second half of the rounds',
+    xlabel='seed; second half of the rounds',
     ylabel='% of the pay',
   )
   right.set_xticks(seeds)
   right.margins(0.2)
-  right.legend(fontsize=8)
+  right.legend(fontsize=8, loc='lower center', bbox_to_anchor=(0.5, 1.0))
   for ax in (left, right):
     ax.grid(color='#E0E0E0', lw=0.6)
     ax.set_axisbelow(True)
