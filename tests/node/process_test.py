@@ -151,14 +151,17 @@ class ProcessTest(absltest.TestCase):
     self.assertEqual(self.slept[:3], [1.0] * 3)
     self.assertEqual(self.status()['error'], 'ChainUnreachableError: no answer')
 
-  def test_a_full_disk_is_in_the_status_and_does_not_end_the_run(self):
+  def test_a_full_disk_is_in_the_status(self):
+    """A node that is stopped saves, whether a save was due before or not."""
     process = self.process()
     full = checkpoint.CheckpointError('no space')
-    with mock.patch.object(process._checkpoints, 'save_tree', side_effect=full):
-      process.run(lambda: False)
-    status = self.status()
-    self.assertEqual((status['round'], status['error']),
-                     (CONFIG.rounds, 'no space'))  # fmt: skip
+    said = process.workdir.status
+    with (
+      mock.patch.object(process._checkpoints, 'save_tree', side_effect=full),
+      mock.patch.object(process.workdir, 'status', side_effect=said) as status,
+    ):
+      process.run(lambda: process.node.state.round >= 1)
+    self.assertIn(mock.call(error='no space'), status.mock_calls)
 
   def test_a_store_that_hangs_delays_no_round_and_no_checkpoint(self):
     """A node does not wait until its status is published."""
