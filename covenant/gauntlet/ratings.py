@@ -238,7 +238,7 @@ def from_json(text: str) -> Ratings:
   for uid, fields in raw['standings'].items():
     fields['penalties'] = tuple(Penalty(*p) for p in fields['penalties'])
     fields['gain_signs'] = tuple(fields['gain_signs'])
-    fields['parts_sum'] = tuple(fields['parts_sum'])
+    fields['parts_sum'] = tuple(fields.get('parts_sum', ()))
     standings[int(uid)] = Standing(**fields)
   return Ratings(raw['round'], standings, raw['has_proof'])
 
