@@ -24,19 +24,20 @@ def step(
   updates = jax.tree.map(_as_wide, updates, params)
   moved = jax.tree.leaves(optax.apply_updates(params, updates))
   leaves, treedef = jax.tree.flatten(updates)
-  flags = [jnp.all(x) for x in _masks(moved)]
+  finite = [jnp.isfinite(x) for x in moved]
+  flags = [jnp.all(x) for x in _masks(finite)]
   updates = treedef.unflatten(
     [
-      jax.lax.select(jnp.isfinite(x), u, jnp.zeros_like(u))
-      for u, x in zip(leaves, moved, strict=True)
+      jax.lax.select(x, u, jnp.zeros_like(u))
+      for u, x in zip(leaves, finite, strict=True)
     ]
   )
   lost = ~jnp.all(jnp.stack([jnp.array(True), *flags]))
   return updates, jax.tree.map(_finite_or, new, old), lost
 
 
-def _masks(leaves: list[jax.Array]) -> list[jax.Array]:
-  """Returns where leaves are finite, those of one shape together.
+def _masks(finite: list[jax.Array]) -> list[jax.Array]:
+  """Returns where all leaves of a shape are finite.
 
   A reduction of every leaf would be most of what XLA compiles here. Where a
   mesh has automatic axes, or may have, leaves of one shape may lie differently,
@@ -45,10 +46,9 @@ def _masks(leaves: list[jax.Array]) -> list[jax.Array]:
   mesh = jax.sharding.get_abstract_mesh()
   together = mesh.axis_names and set(mesh.axis_names) == set(mesh.manual_axes)
   masks: dict[Any, jax.Array] = {}
-  for i, x in enumerate(leaves):
+  for i, x in enumerate(finite):
     key = jnp.shape(x) if together else i
-    found = jnp.isfinite(x)
-    masks[key] = masks[key] & found if key in masks else found
+    masks[key] = masks[key] & x if key in masks else x
   return list(masks.values())
 
 

@@ -133,10 +133,12 @@ def totals(parts_R: ct.Array, size: int = 2**16) -> Totals:
     count = jnp.maximum(jnp.sum(parts_R > 0, dtype=jnp.int32), 1)
     total = jnp.sum(parts_R, dtype=jnp.int32)
     total = jnp.where(total > 0, total, WHOLE)
-    senders = jnp.maximum(jnp.arange(size, dtype=jnp.int32) * count, total)
-    return Totals(
-      exact.ratio(WHOLE * count, senders), exact.ratio(WHOLE, total)
-    )
+    counts = jnp.stack([count, jnp.ones_like(count)])
+    least, of_all = exact.ratio(WHOLE * counts, total)
+    senders = np.arange(size)
+    # Of enough senders a constant: the program has no division per entry.
+    alone = (WHOLE / np.maximum(senders, 1)).astype(np.float32)
+    return Totals(jnp.where(senders * count >= total, alone, least), of_all)
   count = max(int(np.count_nonzero(parts_R)), 1)
   total = int(parts_R.sum(dtype=np.int64)) or WHOLE
   senders = np.maximum(np.arange(size, dtype=np.float64) * count, total)
