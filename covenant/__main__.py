@@ -1,5 +1,6 @@
 """The console script `covenant`, also `python -m covenant`."""
 
+import signal
 import sys
 
 from covenant import extras
@@ -17,6 +18,9 @@ def main() -> None:
     sys.exit(f'error: {e}')
   except KeyboardInterrupt:
     sys.exit('stopped')
+  finally:
+    # All is written. Ctrl-C while the interpreter ends would print a traceback.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 if __name__ == '__main__':

@@ -4,6 +4,7 @@ import io
 import os
 import pathlib
 import re
+import subprocess
 import sys
 from unittest import mock
 
@@ -151,6 +152,24 @@ class DiskTest(parameterized.TestCase):
       for error in (RuntimeError('Event loop is closed'), ValueError('a bug')):
         sys.excepthook(type(error), error, None)
     self.assertEqual([str(error) for error in shown], ['a bug'])
+
+  def test_ctrl_c_while_the_interpreter_ends(self):
+    program = (
+      'import atexit, os, signal\n'
+      'from covenant import __main__\n'
+      'atexit.register(os.kill, os.getpid(), signal.SIGINT)\n'
+      '__main__.main()\n'
+    )
+    done = subprocess.run(
+      [sys.executable, '-c', program, '--role=none'],
+      cwd=helpers.ROOT,
+      capture_output=True,
+      text=True,
+      check=False,
+    )
+    self.assertRegex(done.stderr, 'role.*none')
+    self.assertNotIn('KeyboardInterrupt', done.stderr)
+    self.assertEqual(done.returncode, 1)
 
   def test_a_fault_of_the_program_is_no_such_line(self):
     self.assertFalse(startup.is_for_people(OSError('odd')))
