@@ -293,10 +293,6 @@ def init(model: config.Model, seed_key: jax.Array) -> ct.Params:
   Outputs of branches are smaller, see `_branch_stddev`. All machines compute
   the same bits (covenant/models/initial.py).
   """
-  # Initialization must not require GPU kernels.
-  portable = dataclasses.replace(model, attention='portable')
-  tokens_1x1 = jnp.zeros((1, 1), jnp.int32)
-  shapes = jax.eval_shape(Llama(portable).init, seed_key, tokens_1x1)['params']
   seed_2 = jax.random.key_data(seed_key)[:2]
 
   def leaf(path: ct.PyTree, x: jax.ShapeDtypeStruct) -> jax.Array:
@@ -307,7 +303,7 @@ def init(model: config.Model, seed_key: jax.Array) -> ct.Params:
     deviation = _branch_stddev(model) if is_branch else _STDDEV
     return initial.normal(seed_2, '/'.join(names), x.shape, deviation)
 
-  return jax.tree.map_with_path(leaf, shapes)
+  return jax.tree.map_with_path(leaf, abstract(model))
 
 
 def hidden(
@@ -385,7 +381,11 @@ def apply(
 @functools.cache
 def abstract(model: config.Model) -> ct.Params:
   """Returns the shapes of the parameters."""
-  return jax.eval_shape(lambda: init(model, jax.random.key(0)))
+  # Initialization must not require GPU kernels.
+  portable = dataclasses.replace(model, attention='portable')
+  tokens_1x1 = jnp.zeros((1, 1), jnp.int32)
+  made = jax.eval_shape(Llama(portable).init, jax.random.key(0), tokens_1x1)
+  return made['params']
 
 
 def num_params(model: config.Model) -> int:
