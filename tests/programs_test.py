@@ -108,8 +108,8 @@ class ExperimentsTest(absltest.TestCase):
     }
     self.assertContainsSubset({'islands', 'methods', 'reliability'}, quick)
     script = (helpers.ROOT / '.ci' / 'run').read_text('utf-8')
-    (names,) = re.findall(r'for NAME in ([^;]*);', script)
-    run = {*names.replace('\\', ' ').split(), 'reliability', *SAME}
+    (names,) = re.findall(r"<<'NAMES'\n(.*?)NAMES", script, re.DOTALL)
+    run = {*names.split(), 'reliability', *SAME}
     run |= {*ROOT_ONLY}
     self.assertEqual(run, quick)
     self.assertIn('experiments.reliability --quick', script)
