@@ -177,16 +177,10 @@ def quotient(a: Any, b: Any) -> Any:
 @_inlined
 def _quotient(a: ct.Scalar, b: ct.Scalar) -> jax.Array:
   a, b = jnp.broadcast_arrays(jnp.asarray(a), jnp.asarray(b))
-  divisor = _mantissa(b)
-
-  def digit(_, state):
-    rest, digits = state
-    fits = rest >= divisor
-    rest = jnp.where(fits, rest - divisor, rest) << 1
-    return rest, (digits << 1) | fits.astype(jnp.uint32)
-
-  start = _mantissa(a), jnp.zeros_like(divisor)
-  _, digits = jax.lax.fori_loop(0, BITS + 1, digit, start)
+  digits, rest = _divmod(_mantissa(a), _mantissa(b))
+  for bits in (8, 8, BITS - 16):
+    digit, rest = _divmod(rest << bits, _mantissa(b))
+    digits = (digits << bits) | digit
   exponent = jnp.maximum(_exponent(a) - _exponent(b) - BITS, -126)
   part = digits.astype(jnp.float32) * _power(jnp.minimum(exponent, 0))
   part = jnp.where((a < SMALLEST) | (part < SMALLEST), 0.0, part)
@@ -194,26 +188,21 @@ def _quotient(a: ct.Scalar, b: ct.Scalar) -> jax.Array:
 
 
 def ratio(a: Any, b: Any) -> jax.Array:
-  """Returns the float32 nearest to a / b, of integers from 1 to 2^30."""
-  a, b = jnp.broadcast_arrays(
-    jnp.asarray(a, jnp.uint32), jnp.asarray(b, jnp.uint32)
-  )
-  shifts = [jax.lax.clz(x) - jnp.uint32(1) for x in (a, b)]
-  rest, divisor = a << shifts[0], b << shifts[1]  # both have 31 bits
-
-  def digit(_, state):
-    rest, digits = state
-    fits = rest >= divisor
-    rest = jnp.where(fits, rest - divisor, rest) << 1
-    return rest, (digits << 1) | fits.astype(jnp.uint32)
-
-  # Two bits more than a mantissa has, and one for all that is below them.
-  count = _ROOT + 3
-  zeros = jnp.zeros_like(divisor)
-  rest, digits = jax.lax.fori_loop(0, count, digit, (rest, zeros))
-  nearest = (digits | (rest > 0).astype(jnp.uint32)).astype(jnp.float32)
+  """Returns the float32 nearest to a / b, of integers from 1 to 2^16 - 1."""
+  a, b = jnp.asarray(a, jnp.uint32), jnp.asarray(b, jnp.uint32)
+  shifts = [jax.lax.clz(x) - jnp.uint32(16) for x in (a, b)]
+  divisor = b << shifts[1]
+  digits, rest = _divmod(a << shifts[0] << 15, divisor)  # both have 16 bits
+  low, rest = _divmod(rest << 15, divisor)
+  # More bits than a mantissa has, and one for all that is below them.
+  digits = (digits << 15) | low | (rest > 0).astype(jnp.uint32)
   exponent = shifts[1].astype(jnp.int32) - shifts[0].astype(jnp.int32)
-  return nearest * _power(exponent - (count - 1))
+  return digits.astype(jnp.float32) * _power(exponent - 30)
+
+
+def _divmod(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
+  digit = jax.lax.div(a, b)
+  return digit, a - digit * b
 
 
 def _root(limbs: jax.Array, exponent: jax.Array) -> jax.Array:
