@@ -2,7 +2,7 @@
 
 import pathlib
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from matplotlib import axes
@@ -14,7 +14,9 @@ from experiments import study
 
 # Okabe and Ito's palette, which color-blind readers can tell apart; marks and
 # dashes tell the lines apart in gray.
-COLORS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9')
+COLORS = (
+  '#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000'
+)  # fmt: skip
 MARKERS = 'osD^vPX*'
 DASHES = ('-', '--', ':', '-.')
 GRAY = '#606060'
@@ -96,8 +98,8 @@ def curves(
   middle.set(xlabel='bytes that a peer sends', xscale='log')
   engineering(left.xaxis)
   engineering(middle.xaxis, 'B')
-  many = f'{max(seeds, default=0)} seeds'
-  right.set_xlabel(f'at the end, mean and deviation of {many}', fontsize=9)
+  many = _seeds(seeds)
+  right.set_xlabel(f'at the end; bars: deviation of\n{many}', fontsize=9)
   right.set_yticks([])
   right.set_ylim(len(shown) - 0.4, -0.8)
   right.margins(x=0.5)
@@ -189,7 +191,7 @@ def ends(
     ax.set_xscale('log')
     ax.set_xticks(values, [f'{x:.3g}' for x in values])
     ax.minorticks_off()
-  note = f'bars: standard deviation of {max(counts, default=0)} seeds'
+  note = f'bars: standard deviation of {_seeds(counts)}'
   if 1 in counts and len(counts) > 1:
     note += '; points without: one seed'
   ax.set_title(note, fontsize=8, loc='left', color=GRAY)
@@ -221,14 +223,21 @@ def differences(
       found.mean, i, xerr=found.deviation if found.n > 1 else 0.0, fmt='o',
       color=COLORS[found.mean > 0], capsize=3, ms=5,
     )  # fmt: skip
-  seeds = max(study.gap(runs, *cells).n for cells in rows.values())
-  note = f'bars: standard deviation of {seeds} seeds'
+  counts = {study.gap(runs, *cells).n for cells in rows.values()}
+  note = f'bars: standard deviation of {_seeds(counts)}'
   ax.set_title(note, fontsize=8, loc='left', color=GRAY)
   ax.axvline(0, color='#8C8C8C', lw=1)
   ax.set_yticks(range(len(rows)), list(rows))
   ax.set_ylim(len(rows) - 0.5, -0.5)
   ax.set(xlabel=xlabel)
   _save(fig, ax, path=path)
+
+
+def _seeds(counts: Collection[int]) -> str:
+  """Returns the numbers of seeds that bars are of, those of several."""
+  several = {count for count in counts if count > 1} or {0}
+  least, most = min(several), max(several)
+  return f'{most} seeds' if least == most else f'{least} to {most} seeds'
 
 
 def _save(fig: figure.Figure, *panels: axes.Axes, path: pathlib.Path) -> None:
