@@ -7,6 +7,7 @@ or leave out one without the channel being closed.
 """
 
 import asyncio
+import contextlib
 import hashlib
 import threading
 from collections.abc import Awaitable, Callable
@@ -17,7 +18,9 @@ from covenant.pool import messages
 from covenant.store import traffic
 
 HEARTBEAT_SECONDS = 60.0  # without an answer the other side is gone
+_CLOSE_SECONDS = 5.0  # for what was sent before, and for the last words
 _SIGNATURE_BYTES = 64
+_TEXT_BYTES = 1 << 20  # of the text of a worker's message
 
 
 class Socket(Protocol):
@@ -70,6 +73,7 @@ class Channel:
     self._waiting: asyncio.Queue[bytes | None] = asyncio.Queue()
     self._lock = threading.Lock()
     self._closed = False
+    self._over: asyncio.Future[None] = self._loop.create_future()
 
   def send(self, text: dict[str, ct.Json], data: bytes = b'') -> None:
     """Sends a message; does nothing once the channel is closed."""
@@ -82,11 +86,19 @@ class Channel:
       self._loop.call_soon_threadsafe(self._waiting.put_nowait, frame)
 
   def close(self) -> None:
-    """Closes the channel, after what was sent before."""
+    """Closes the channel, after what was sent before, if it is read soon."""
     with self._lock:
       if not self._closed:
         self._closed = True
-        self._loop.call_soon_threadsafe(self._waiting.put_nowait, None)
+        self._loop.call_soon_threadsafe(self._end)
+
+  def _end(self) -> None:
+    self._waiting.put_nowait(None)
+    self._loop.call_later(_CLOSE_SECONDS, self._cut_off)
+
+  def _cut_off(self) -> None:
+    if not self._over.done():
+      self._over.set_result(None)
 
   async def run(self, receive: Receive) -> None:
     """Receives and sends until either side closes the channel.
@@ -96,7 +108,7 @@ class Channel:
     """
     writer = asyncio.create_task(self._write())
     try:
-      while not writer.done():
+      while not (writer.done() or self._over.done()):
         frame = await self._next(self._socket.receive_bytes(), writer)
         if frame is None:
           break
@@ -111,15 +123,18 @@ class Channel:
         self._closed = True
       writer.cancel()
       await asyncio.gather(writer, return_exceptions=True)
-      await self._socket.close()
+      with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_CLOSE_SECONDS):
+          await self._socket.close()
 
   async def _next(
     self, read: Awaitable[bytes], writer: asyncio.Task[None]
   ) -> bytes | None:
-    """Returns the next frame; None if the writer has ended."""
+    """Returns the next frame; None if there will be none."""
     reader = asyncio.ensure_future(read)
     try:
-      await asyncio.wait({reader, writer}, return_when='FIRST_COMPLETED')
+      ends = {reader, writer, self._over}
+      await asyncio.wait(ends, return_when='FIRST_COMPLETED')
       return reader.result() if reader.done() else None
     finally:
       reader.cancel()
@@ -134,6 +149,8 @@ class Channel:
     signature, body = frame[:_SIGNATURE_BYTES], frame[_SIGNATURE_BYTES:]
     if not self._verify(self._text(not self._is_pool, body), signature):
       raise ValueError('a message is not signed, or not the next one')
+    if self._is_pool and body.find(b'\n', 0, _TEXT_BYTES) < 0:
+      raise ValueError(f'the text of a message has more than {_TEXT_BYTES} bytes')
     return messages.unpack(body)
 
   def _text(self, by_pool: bool, body: bytes) -> bytes:

@@ -94,6 +94,7 @@ class HeadProcess:
       self._tensors.part,
       # Two microbatches per stage and boundary are under way.
       (2 * self._island.stages + 4) * longest,
+      config.pool.patience,
     )
     auditor = stage_audit.Auditor(
       config,

@@ -1,10 +1,14 @@
 """A stage of a pipeline as its head sees it: its holder, and its progress."""
 
 import dataclasses
+import math
 import time
 
 from covenant import typing as ct
 from covenant.pool import channel as channel_lib
+
+# What a holder was told before any order, see `Seat.reached`.
+TAKE, RESET = -2, -1
 
 
 @dataclasses.dataclass
@@ -18,13 +22,19 @@ class Seat:
   digests: dict[str, list[str]] = dataclasses.field(default_factory=dict)
   square: float = 0.0  # of its part of the last aggregated delta
   since: float = 0.0  # when its holder got it, by `time.monotonic`
-  reached: int = -1  # the last order that it was sent; -1: none
-  asked: float = 0.0  # when it was sent that one first, by `time.monotonic`
+  reached: int = TAKE  # the last thing that it was told: an order, or these two
+  asked: float = 0.0  # when it was told that, by `time.monotonic`
+  seconds: float = 0.0  # after which it loses the stage
   is_lost: bool = False  # it had a holder, and no other has caught up so far
 
   @property
   def worker(self) -> str:
     return '' if self.channel is None else self.channel.worker
+
+  def send(self, text: dict[str, ct.Json], data: bytes = b'') -> None:
+    """Sends its holder a message; does nothing without one."""
+    if self.channel is not None:
+      self.channel.send(text, data)
 
   def holder_at(self, end: int) -> str:
     """Returns the holder that has applied so many orders; empty without."""
@@ -38,6 +48,8 @@ class Seat:
       end: the number of orders; digests are those after the last.
     """
     number, square = int(text['number']), float(text['square'])
+    if not 0 <= square < math.inf:
+      raise ValueError(f'expected a sum of squares, got {square}')
     digests = {
       str(name): [bytes.fromhex(x).hex() for x in found]
       for name, found in text['digests'].items()
@@ -54,15 +66,26 @@ class Seat:
       end: the number of orders.
     """
     self.channel, self.number, self.id = new.channel, new.number, new.id
-    self.reached, self.asked = new.reached, new.asked
+    self.reached, self.asked, self.seconds = new.reached, new.asked, new.seconds
     self.since = time.monotonic()
     if self.number == end:
       self.digests, self.square, self.is_lost = new.digests, new.square, False
 
-  def is_late(self, end: int, patience: float) -> bool:
-    """Returns whether an order takes its holder more than so many seconds."""
-    is_at_work = self.reached >= 0 and self.number < end
-    return is_at_work and time.monotonic() > self.asked + patience
+  def tell(self, what: int) -> bool:
+    """Returns whether its holder is to be told something, which is new to it.
+
+    Nothing is told twice: who says the same again gains no time by it, and
+    nothing is sent to it.
+    """
+    if what <= self.reached:
+      return False
+    self.reached, self.asked = what, time.monotonic()
+    return True
+
+  def is_late(self, end: int, seconds: float) -> bool:
+    """Returns whether its holder takes longer for what it was told last."""
+    is_at_work = self.channel is not None and self.number < end
+    return is_at_work and time.monotonic() > self.asked + seconds
 
 
 @dataclasses.dataclass
@@ -72,3 +95,4 @@ class Worker:
   channel: channel_lib.Channel
   most: int  # stages that it can hold
   has: frozenset[int]  # stages whose state is on its disk
+  failures: int = 0  # stages that it did not serve

@@ -4,34 +4,28 @@ Workers come and go. A stage without a holder goes to the worker that has its
 state, or else to the one with the fewest stages: a spare, or a neighbor that
 takes over the layers beside its own. A worker that comes later prepares to take
 them from the neighbor, which holds them until it has caught up.
+
+Whatever a holder was told, to take a stage, to begin anew or to take an outer
+step, it must say within `pool.patience` that it has done so, or it loses the
+stage. It then gets one only if nobody else does, and keeps it for twice the
+time, so that a stage that takes everybody longer is held in the end; the others
+wait for it no longer than before.
 """
 
 import collections
-import json
-import queue
 import threading
 import time
 from collections.abc import Callable
-from typing import NamedTuple
 
 from covenant import typing as ct
 from covenant.pool import channel as channel_lib
 from covenant.pool import orders as orders_lib
 from covenant.pool import seat as seat_lib
+from covenant.pool import seat_events
+from covenant.pool import seat_orders
 
-
-class Event(NamedTuple):
-  """A message of a stage, or the news that it is lost."""
-
-  stage: int
-  what: str  # the field 'did' of the message, or LOST
-  text: dict[str, ct.Json]
-  data: bytes
-
-
-LOST = 'lost'
 MOST_IDLE = 32  # channels without a stage; the oldest makes room
-_TEXT_BYTES = 1 << 12  # of the text of an event, as it is counted
+_MOST_FAILURES = 4  # for which a worker gets more time
 _GATHERING_SECONDS = 60.0  # for as many workers as stages to come at first
 
 
@@ -43,6 +37,7 @@ class Seats:
     log: the orders; stages are brought to its end.
     part: returns the part of an order for a stage.
     most_waiting: the most bytes that a stage may send before they are read.
+    patience: seconds that a holder may take for what it is told.
 
   Attributes:
     events: what stages say about training.
@@ -54,17 +49,18 @@ class Seats:
     self,
     stages: int,
     log: orders_lib.OrderLog,
-    part: Callable[[orders_lib.Order, int], orders_lib.Order],
+    part: seat_orders.Part,
     most_waiting: int = 1 << 30,
+    patience: float = 60.0,
   ):
-    self._most_waiting = most_waiting
-    self._waiting = collections.Counter[int]()  # bytes of events, by stage
+    self._patience = patience
     self._open: dict[channel_lib.Channel, None] = {}  # the oldest first
-    self.events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+    self.events = seat_events.Events(most_waiting)
     self.replaced = 0
     self._log = log
-    self._part = part
+    self._orders = seat_orders.SeatOrders(log, part)
     self.banned: set[str] = set()
+    self._stages = frozenset(range(stages))
     self._seats = [seat_lib.Seat(s) for s in range(stages)]
     self._coming: dict[int, seat_lib.Seat] = {}  # of workers that prepare
     self._workers: dict[str, seat_lib.Worker] = {}
@@ -89,12 +85,15 @@ class Seats:
           self._open[channel] = None
           self._make_room()
         case 'hello':
-          has = frozenset(int(s) for s in text['has'])
-          if channel.worker in self._workers:  # it came back
-            self._leave(self._workers[channel.worker].channel)
-          self._workers[channel.worker] = seat_lib.Worker(
-            channel, int(text['most']), has
-          )
+          if channel not in self._open:
+            raise ValueError('its channel is closed')
+          has = self._stages & {int(s) for s in text['has']}
+          new = seat_lib.Worker(channel, int(text['most']), has)
+          if (old := self._workers.get(channel.worker)) is not None:
+            if old.channel is channel:
+              raise ValueError('it has said hello already')
+            self._leave(old.channel)  # it came back
+          self._workers[channel.worker] = new
           self._assign()
           self._prepare()
         case 'close':
@@ -108,18 +107,17 @@ class Seats:
             if what == 'at':
               self._note(coming, text)
             elif what == 'failed':
-              del self._coming[seat.stage]
+              self._give_up(coming)
           elif seat.channel is not channel:
             return  # it has lost this stage meanwhile
           elif what == 'at':
             self._note(seat, text)
           elif what == 'failed':
             self.drop(seat.stage)
-          elif self._waiting[seat.stage] > self._most_waiting:
+          elif not self.events.put(
+            seat_events.Event(seat.stage, str(what), text, data)
+          ):
             self.drop(seat.stage)  # it floods the head
-          else:
-            self._waiting[seat.stage] += len(data) + _TEXT_BYTES
-            self.events.put(Event(seat.stage, str(what), text, data))
       self._changed.notify_all()
 
   def send(
@@ -127,18 +125,11 @@ class Seats:
   ) -> None:
     """Sends a message to a stage; does nothing while nobody holds it."""
     with self._changed:
-      self._send(self._seats[stage], text, data)
+      self._seats[stage].send(text, data)
 
-  def poll(self, seconds: float) -> Event | None:
+  def poll(self, seconds: float) -> seat_events.Event | None:
     """Returns the next event; None if there is none for some seconds."""
-    try:
-      event = self.events.get(timeout=seconds)
-    except queue.Empty:
-      return None
-    if event.what != LOST:
-      with self._changed:
-        self._waiting[event.stage] -= len(event.data) + _TEXT_BYTES
-    return event
+    return self.events.poll(seconds)
 
   def worker(self, stage: int) -> str:
     """Returns the holder of a stage; empty without one."""
@@ -149,15 +140,13 @@ class Seats:
     return any(seat.worker == worker for seat in self._all())
 
   def drop(self, stage: int) -> None:
-    """Takes a stage from its holder."""
+    """Takes a stage from its holder, which does not do what it is told."""
     with self._changed:
       seat = self._seats[stage]
-      if (channel := seat.channel) is None:
-        return
-      self._vacate(seat)
-      channel.send({'do': 'leave', 'stage': stage})
-      self._assign(not_again=(stage, channel.worker))
-      self._changed.notify_all()
+      if worker := seat.worker:
+        self._give_up(seat)
+        self._assign(besides=worker)
+        self._changed.notify_all()
 
   def ban(self, name: str) -> None:
     """Takes all stages from a worker, which gets none until the ban ends."""
@@ -173,8 +162,11 @@ class Seats:
     """Moves stages from workers with several to those prepared for them."""
     with self._changed:
       for stage, coming in list(self._coming.items()):
-        if coming.number == self._log.number:
-          self.drop(stage)
+        seat = self._seats[stage]
+        if coming.number == self._log.number and seat.channel is not None:
+          seat.send({'do': 'leave', 'stage': stage})
+          self._vacate(seat)
+      self._assign()
       self._prepare()
 
   def _prepare(self) -> None:
@@ -183,7 +175,8 @@ class Seats:
     A stage whose state such a worker has comes first, then the one that was
     taken over last, whose moments are the youngest.
     """
-    for name, worker in self._workers.items():
+    workers = sorted(self._workers.items(), key=lambda x: x[1].failures)
+    for name, worker in workers:
       if self._held(worker.channel) or name in self.banned:
         continue
       stay = [s for s in self._seats if s.stage not in self._coming]
@@ -191,22 +184,19 @@ class Seats:
       crowded = [s for s in stay if holders[s.worker] > 1]
       crowded.sort(key=lambda s: (s.stage not in worker.has, -s.since))
       if crowded:
-        new = seat_lib.Seat(crowded[0].stage, worker.channel)
-        self._coming[new.stage] = new
-        self._send(new, {'do': 'take', 'stage': new.stage})
+        stage = crowded[0].stage
+        self._coming[stage] = self._take(stage, worker)
 
   def give(self, order: orders_lib.Order) -> None:
     """Adds an order to the log and sends it to all stages."""
     with self._changed:
-      end = self._log.number
+      number, state = self._log.number, self._log.id
       self._log.add(order)
+      if self._log.number <= number and self._log.id != state:
+        self._orders.go_back(self._all(), order.number)
       for seat in self._all():
-        if self._log.number <= end:  # stages may have to go back
-          seat.reached = -1
-        if seat.number > self._log.number:
-          self._reset(seat)
-        elif seat.number >= 0:
-          self._bring(seat)
+        if seat.number >= 0:
+          self._orders.bring(seat)
 
   def wait(self, stop: Callable[[], bool], until: float | None = None) -> bool:
     """Waits until every stage has applied all orders.
@@ -247,24 +237,21 @@ class Seats:
       last = self._log.number
       return {seat.stage for seat in self._seats if seat.number != last}
 
-  def lost(self, patience: float) -> set[int]:
-    """Returns the stages whose holders were lost, and have not caught up.
+  def lost(self) -> set[int]:
+    """Returns the stages that the others need not wait for.
 
-    One that takes an order for longer than its patience, in seconds, counts.
+    Their holders were lost, and no others have caught up; or what they were
+    told takes them longer than the patience; or nobody has come for them since
+    the head was started, in the time that workers have for it.
     """
     with self._changed:
       return {
         seat.stage
         for seat in self._seats
-        if seat.is_lost or seat.is_late(self._log.number, patience)
+        if seat.is_lost
+        or seat.is_late(self._log.number, self._patience)
+        or (not self._last[seat.stage] and self._has_gathered)
       }
-
-  def drop_late(self, patience: float) -> None:
-    """Takes stages from holders that take an order for too long."""
-    with self._changed:
-      for seat in self._seats:
-        if seat.is_late(self._log.number, patience):
-          self.drop(seat.stage)
 
   def stand_in(
     self, stage: int, digests: dict[str, list[str]], square: float
@@ -292,38 +279,17 @@ class Seats:
   def _note(self, seat: seat_lib.Seat, text: dict[str, ct.Json]) -> None:
     """Notes which state a stage has, and sends it what follows."""
     if not self._log.has(int(text['number']), str(text['id'])):
-      self._reset(seat)
+      self._orders.reset(seat)
       return
     seat.note(text, self._log.number)
-    self._bring(seat)
+    self._orders.bring(seat)
 
   def rebase(self, base: orders_lib.Base) -> None:
     """Lets stages begin from another state where they are not past it."""
     with self._changed:
       self._log.rebase(base)
-      for seat in self._all():
-        if seat.number >= 0 and not self._log.has(seat.number, seat.id):
-          seat.reached = -1
-          self._reset(seat)
+      self._orders.go_back(self._all(), self._log.number)
       self._changed.notify_all()
-
-  def _reset(self, seat: seat_lib.Seat) -> None:
-    """Lets a stage begin from the base of the log."""
-    seat.number = -1
-    base = self._log.base
-    text = {'do': 'reset', 'stage': seat.stage, 'number': base.number}
-    text |= {'id': base.id, 'places': base.places}
-    self._send(seat, text, json.dumps(base.files).encode())
-
-  def _bring(self, seat: seat_lib.Seat) -> None:
-    """Sends a stage its next order, if there is one."""
-    order = self._log.get(seat.number)
-    if seat.number < self._log.number and order is not None:
-      text, data = orders_lib.encode(self._part(order, seat.stage))
-      text |= {'do': 'order', 'stage': seat.stage, 'after': order.after}
-      if seat.number > seat.reached:  # to repeat itself gains it no time
-        seat.reached, seat.asked = seat.number, time.monotonic()
-      self._send(seat, text, data)
 
   def _make_room(self) -> None:
     """Closes the oldest channels that hold no stage, if there are many."""
@@ -343,12 +309,29 @@ class Seats:
       if seat.channel is channel:
         self._vacate(seat)
 
+  def _give_up(self, seat: seat_lib.Seat) -> None:
+    """Takes a stage from a worker, or from one that prepares for it."""
+    if (worker := self._workers.get(seat.worker)) is not None:
+      worker.failures += 1
+    seat.send({'do': 'leave', 'stage': seat.stage})
+    if self._coming.get(seat.stage) is seat:
+      del self._coming[seat.stage]
+    else:
+      self._vacate(seat)
+
   def _vacate(self, seat: seat_lib.Seat) -> None:
     seat.channel, seat.number, seat.is_lost = None, -1, True
-    self.events.put(Event(seat.stage, LOST, {}, b''))
+    self.events.lose(seat.stage)
 
-  def _assign(self, not_again: tuple[int, str] = (-1, '')) -> None:
-    """Gives stages without a holder to workers."""
+  def _assign(self, besides: str = '') -> None:
+    """Gives stages without a holder to workers, and those of late ones.
+
+    Args:
+      besides: a worker that gets none now.
+    """
+    for seat in self._all():
+      if seat.is_late(self._log.number, seat.seconds):
+        self._give_up(seat)
     for seat in self._seats:
       if seat.channel is not None:
         continue
@@ -356,21 +339,32 @@ class Seats:
         if coming.worker not in self.banned:
           self._enter(seat, coming)
           continue
-        self._send(coming, {'do': 'leave', 'stage': seat.stage})
-      fit = [
-        (self._held(w.channel), seat.stage not in w.has, name)
-        for name, w in self._workers.items()
-        if self._held(w.channel) < (w.most if self._may_share(seat) else 1)
-        and name not in self.banned
-        and (seat.stage, name) != not_again
-      ]
-      # A worker that has the state keeps its moments and error feedback.
-      fit.sort(key=lambda x: (x[1] and bool(x[0]), x[1], x[0], x[2]))
-      if not fit:
-        continue
-      channel = self._workers[fit[0][2]].channel
-      self._enter(seat, seat_lib.Seat(seat.stage, channel))
-      self._send(seat, {'do': 'take', 'stage': seat.stage})
+        coming.send({'do': 'leave', 'stage': seat.stage})
+      if (worker := self._fittest(seat, besides)) is not None:
+        self._enter(seat, self._take(seat.stage, worker))
+
+  def _fittest(
+    self, seat: seat_lib.Seat, besides: str
+  ) -> seat_lib.Worker | None:
+    """Returns the worker that a stage goes to, if there is one.
+
+    One that has the state keeps its moments and error feedback.
+    """
+    fit = []
+    for name, worker in self._workers.items():
+      held, lacks = self._held(worker.channel), seat.stage not in worker.has
+      most = worker.most if self._may_share(seat) else 1
+      if held < most and name not in self.banned and name != besides:
+        fit.append((worker.failures, lacks and held > 0, lacks, held, name))
+    return self._workers[min(fit)[-1]] if fit else None
+
+  def _take(self, stage: int, worker: seat_lib.Worker) -> seat_lib.Seat:
+    """Lets a worker take a stage; returns its seat."""
+    seconds = self._patience * 2 ** min(worker.failures, _MOST_FAILURES)
+    seat = seat_lib.Seat(stage, worker.channel, seconds=seconds)
+    seat.asked = time.monotonic()
+    seat.send({'do': 'take', 'stage': stage})
+    return seat
 
   def _enter(self, seat: seat_lib.Seat, new: seat_lib.Seat) -> None:
     """Gives a stage to the holder that a new seat has."""
@@ -384,17 +378,14 @@ class Seats:
 
     One that nobody has held yet waits for a worker of its own for a while.
     """
-    is_new = not self._last[seat.stage]
-    return not is_new or time.monotonic() > self._began + _GATHERING_SECONDS
+    return bool(self._last[seat.stage]) or self._has_gathered
+
+  @property
+  def _has_gathered(self) -> bool:
+    return time.monotonic() > self._began + _GATHERING_SECONDS
 
   def _held(self, channel: channel_lib.Channel) -> int:
     return sum(seat.channel is channel for seat in self._all())
 
   def _all(self) -> list[seat_lib.Seat]:
     return [*self._seats, *self._coming.values()]
-
-  def _send(
-    self, seat: seat_lib.Seat, text: dict[str, ct.Json], data: bytes = b''
-  ) -> None:
-    if seat.channel is not None:
-      seat.channel.send(text, data)

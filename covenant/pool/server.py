@@ -17,6 +17,7 @@ import json
 import socket
 import threading
 from collections.abc import Callable, Coroutine, Mapping
+from concurrent import futures
 from typing import NamedTuple, TypeVar
 
 from covenant import extras
@@ -117,7 +118,8 @@ class PoolServer:
     self._requests = visitors.Requests()
     self._tokens = visitors.Tokens(is_known)
     self._keys = visitors.Shares(_PER_KEY)
-    self._answering = asyncio.Semaphore(_WORKERS)
+    # Threads of their own: what takes a while delays no channel.
+    self._answering = futures.ThreadPoolExecutor(_WORKERS)
     self._last = b'', b'', ''  # data and line of a long reply, their digest
     self._ssl = settings_lib.ssl_context(settings)
     family = socket.AF_INET6 if ':' in settings.host else socket.AF_INET
@@ -148,6 +150,7 @@ class PoolServer:
       self._thread.join()
     self._socket.close()
     self._loop.close()
+    self._answering.shutdown(wait=False, cancel_futures=True)
 
   async def _main(self) -> None:
     server = web.Server(
@@ -258,12 +261,17 @@ class PoolServer:
       lambda data, by: self._verify(asked.worker, data, by),
       asked.worker,
     )
-    assert self._receive is not None
-    await asyncio.to_thread(self._receive, channel, {'did': 'open'}, b'')
+    receive = self._receive
+    assert receive is not None
     try:
-      await channel.run(self._receive)
+      await asyncio.to_thread(receive, channel, {'did': 'open'}, b'')
+      await channel.run(receive)
     finally:
-      await asyncio.to_thread(self._receive, channel, {'did': 'close'}, b'')
+      # The loss of the connection cancels what waits here.
+      news = channel, {'did': 'close'}, b''
+      threading.Thread(target=receive, args=news, daemon=True).start()
+      if request.transport is not None:
+        request.transport.abort()  # what was not read is kept no longer
     return socket
 
   def _verified(
@@ -312,19 +320,22 @@ class PoolServer:
       body = await self._read(request, asked, length)
       if messages.digest(body) != said:
         return text, Reply(400, {'error': 'the body is not what was signed'})
-      return text, await self._call(self._answer, asked._replace(body=body))
+      asked = asked._replace(body=body)
+      return text, await self._call(self._answer, asked, self._answering)
     finally:
       self._keys.leave(worker)
 
   async def _call(
-    self, function: Callable[[Request], _T], asked: Request
+    self,
+    function: Callable[[Request], _T],
+    asked: Request,
+    threads: futures.Executor | None = None,
   ) -> _T:
-    """Calls a function that may take a while; a bug costs one request."""
-    async with self._answering:
-      try:
-        return await asyncio.to_thread(function, asked)
-      except Exception as e:
-        raise RequestError(500, f'the pool failed: {type(e).__name__}') from e
+    """Calls a function in a thread, of any if None; a bug costs one request."""
+    try:
+      return await self._loop.run_in_executor(threads, function, asked)
+    except Exception as e:
+      raise RequestError(500, f'the pool failed: {type(e).__name__}') from e
 
   async def _read(
     self, request: web.BaseRequest, asked: Request, length: int

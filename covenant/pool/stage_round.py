@@ -25,6 +25,7 @@ from covenant import config as config_lib
 from covenant import typing as ct
 from covenant.config import amend
 from covenant.data import assignment
+from covenant.pool import seat_events
 from covenant.pool import seats as seats_lib
 from covenant.pool import stage_talk
 from covenant.pool import stage_work
@@ -170,7 +171,7 @@ class StageRound:
       event = self._seats.poll(left)
       if event is None:
         continue
-      if event.what == seats_lib.LOST:
+      if event.what == seat_events.LOST:
         waiting.discard(event.stage)
       elif event.what == 'sealed' and event.stage in waiting:
         waiting.discard(event.stage)
@@ -199,8 +200,7 @@ class StageRound:
   def _recover(self) -> None:
     """Waits until all stages that are not bypassed know this round."""
     if not self._fits:
-      if not self._seats.wait(self._late, time.monotonic() + self._patience):
-        self._seats.drop_late(self._patience)
+      self._seats.wait(self._late, time.monotonic() + self._patience)
     while True:
       self._begun -= self._talk.forget_losses()
       missing = self._seats.missing()
@@ -345,7 +345,7 @@ class StageRound:
     self._talk.tell_all(update)
     return nats, norm
 
-  def _numbers(self, event: seats_lib.Event) -> tuple[list[float], float]:
+  def _numbers(self, event: seat_events.Event) -> tuple[list[float], float]:
     """Returns the squares and the loss of an answer; raises NonsenseError."""
     squares, nats = stage_work.numbers(event.text)
     has_all = len(squares) in (0, self._sizes[event.stage])
@@ -357,7 +357,7 @@ class StageRound:
     present = [squares[s][i] for s, i in self._leaves if s in squares]
     return float(np.sqrt(stage_work.total(present)))
 
-  def _blame(self, step: int, event: seats_lib.Event, why: str) -> NoReturn:
+  def _blame(self, step: int, event: seat_events.Event, why: str) -> NoReturn:
     """Refuses the holder of a stage that sends what cannot be.
 
     Raises:

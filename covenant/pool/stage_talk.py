@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 
 from covenant import typing as ct
+from covenant.pool import seat_events
 from covenant.pool import seats as seats_lib
 
 _LOOK_SECONDS = 0.2  # between two looks at the deadline
@@ -81,14 +82,14 @@ class StageTalk:
     others = range(stage + 1, self._stages)
     return min(s for s in others if s not in self.away)
 
-  def answer(self, stage: int, what: str) -> seats_lib.Event:
+  def answer(self, stage: int, what: str) -> seat_events.Event:
     """Returns the next answer of a kind of a stage; raises as `next`."""
     while True:
       event = self.next()
       if (event.stage, event.what) == (stage, what):
         return event
 
-  def next(self) -> seats_lib.Event:
+  def next(self) -> seat_events.Event:
     """Returns the next answer to an open question.
 
     Raises:
@@ -96,14 +97,18 @@ class StageTalk:
       LateError: the time is over.
       NonsenseError: a stage answers what nobody has asked it.
     """
+    looked = time.monotonic()
     while True:
-      event = self._seats.poll(_LOOK_SECONDS)
-      if event is None:
+      # Events that are no answers come without an end, if a stage likes.
+      if time.monotonic() > looked + _LOOK_SECONDS:
+        looked = time.monotonic()
         if self._late():
           raise LateError
         self._drop_silent()
+      event = self._seats.poll(_LOOK_SECONDS)
+      if event is None:
         continue
-      if event.what == seats_lib.LOST:
+      if event.what == seat_events.LOST:
         if event.stage in self.away:
           continue
         self.lost.add(event.stage)
@@ -129,7 +134,7 @@ class StageTalk:
   def forget_losses(self) -> set[int]:
     """Returns the stages that were lost, now that all have holders again."""
     while (event := self._seats.poll(0)) is not None:
-      if event.what == seats_lib.LOST:
+      if event.what == seat_events.LOST:
         self.lost.add(event.stage)
     found, self.lost = self.lost, set()
     return found

@@ -264,7 +264,7 @@ class StagedModel(shared_state_lib.SharedModel):
       if self._stop():
         break
       late = sorted(self._seats.missing())
-      if set(late) <= self._seats.lost(self._config.pool.patience):
+      if set(late) <= self._seats.lost():
         if self._stand_in(late):
           return
       if time.monotonic() > until:
@@ -274,7 +274,7 @@ class StagedModel(shared_state_lib.SharedModel):
     raise StagesMissingError(f'stopped while waiting for {what}')
 
   def _need_not_wait(self) -> bool:
-    lost = self._seats.lost(self._config.pool.patience)
+    lost = self._seats.lost()
     return self._stop() or self._seats.missing() <= lost
 
   def _stand_in(self, stages: Sequence[int]) -> bool:

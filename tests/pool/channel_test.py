@@ -1,6 +1,7 @@
 """Channels over sockets that the test holds."""
 
 import asyncio
+from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -105,6 +106,42 @@ class ChannelTest(parameterized.TestCase):
   def test_a_message_of_another_channel_closes_it(self):
     got, _ = asyncio.run(exchange(lambda: pair(opening=(b'o', b'other')), 1))
     self.assertEmpty(got)
+
+  @parameterized.parameters('send_bytes', 'close')
+  def test_who_does_not_read_holds_up_no_end(self, what):
+    async def exchange():
+      pool, _ = pair()
+      never = asyncio.get_running_loop().create_future()
+
+      async def wait(*_):
+        await never
+
+      with mock.patch.object(pool._socket, what, wait):
+        end = asyncio.create_task(pool.run(lambda *_: None))
+        pool.send({'n': 0}, b'much')
+        pool.close()
+        await end
+
+    with mock.patch.object(channel_lib, '_CLOSE_SECONDS', 0.01):
+      asyncio.run(exchange())
+
+  def test_a_long_text_of_a_worker_closes_it(self):
+    limit = channel_lib._TEXT_BYTES
+
+    async def exchange(size):
+      pool, worker = pair()
+      got = []
+      ends = [
+        asyncio.create_task(pool.run(lambda c, text, data: got.append(text))),
+        asyncio.create_task(worker.run(lambda *_: None)),
+      ]
+      worker.send({'n': 'x' * size}, bytes(2 * limit))
+      worker.close()
+      await asyncio.gather(*ends)
+      return got
+
+    self.assertLen(asyncio.run(exchange(limit // 2)), 1)
+    self.assertEmpty(asyncio.run(exchange(limit)))
 
 
 if __name__ == '__main__':

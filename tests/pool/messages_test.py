@@ -72,6 +72,7 @@ class SeatsParser:
     seats = seats_lib.Seats(2, self.log, part)
     channels, outcome = [Channel('a'), Channel('b')], 'accepted'
     for channel in channels:
+      seats.receive(channel, {'did': 'open'}, b'')
       seats.receive(channel, {'did': 'hello', 'has': [], 'most': 1}, b'')
     for channel in channels:
       try:

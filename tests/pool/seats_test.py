@@ -6,6 +6,7 @@ from unittest import mock
 from absl.testing import absltest
 
 from covenant.pool import orders
+from covenant.pool import seat_events
 from covenant.pool import seats as seats_lib
 from tests.pool import orders_test
 
@@ -31,10 +32,20 @@ class SeatsTest(absltest.TestCase):
     super().setUp()
     folder = pathlib.Path(self.create_tempdir().full_path)
     self.log = orders.OrderLog(folder, 'g')
-    self.seats = seats_lib.Seats(3, self.log, lambda order, stage: order)
+    self.now = 1000.0
+    clock = mock.patch.object(seats_lib.time, 'monotonic', self.clock)
+    self.enterContext(clock)
+    self.seats = seats_lib.Seats(
+      3, self.log, lambda order, stage: order, patience=60.0
+    )
+
+  def clock(self):
+    self.now += 1e-3
+    return self.now
 
   def join(self, name, most=2, has=()):
     channel = Channel(name)
+    self.seats.receive(channel, {'did': 'open'}, b'')
     hello = {'did': 'hello', 'most': most, 'has': list(has)}
     self.seats.receive(channel, hello, b'')
     return channel
@@ -58,14 +69,52 @@ class SeatsTest(absltest.TestCase):
     self.join('a')
     self.assertEqual(self.holders(), 'a--')
     self.assertFalse(self.seats.is_ready)
-    self.seats.receive(self.join('b'), {'did': 'open'}, b'')
+    self.join('b')
     self.join('c')
     self.assertEqual(self.holders(), 'abc')
 
+  def test_who_says_hello_again_on_its_channel_is_refused(self):
+    channel = self.join('a')
+    with self.assertRaisesRegex(ValueError, 'hello already'):
+      self.seats.receive(channel, {'did': 'hello', 'most': 1, 'has': []}, b'')
+    self.assertEqual(self.seats._workers['a'].has, frozenset())
+
+  def test_hello_on_a_closed_channel_is_refused(self):
+    """The news of its end may come first, from another thread."""
+    channel = Channel('a')
+    for did in 'open', 'close':
+      self.seats.receive(channel, {'did': did}, b'')
+    with self.assertRaisesRegex(ValueError, 'is closed'):
+      self.seats.receive(channel, {'did': 'hello', 'most': 1, 'has': []}, b'')
+    self.assertEqual(self.holders(), '---')
+
+  def test_who_comes_and_goes_leaves_one_event(self):
+    self.full()
+    for _ in range(100):
+      again = self.join('b')  # on another channel
+      self.at(again, 1)
+    self.assertEqual(self.seats.poll(0).what, seat_events.LOST)
+    self.assertIsNone(self.seats.poll(0))
+
+  def test_nothing_is_sent_twice_to_who_repeats_itself(self):
+    channels = self.full()
+    self.seats.give(orders_test.order(0, 'g'))
+    for _ in range(100):
+      self.at(channels[0], 0)
+      self.at(channels[1], 1, 5, 'elsewhere')
+    self.assertEqual(channels[0].said, [('take', 0), ('order', 0)])
+    self.assertEqual(channels[1].said, [('take', 1), ('order', 1)])
+
+  def test_a_sum_of_squares_that_is_none_is_malformed(self):
+    channels = self.full()
+    for square in -1.0, float('inf'), float('nan'):
+      text = {'did': 'at', 'stage': 0, 'number': 0, 'id': 'g', 'digests': {}}
+      with self.assertRaisesRegex(ValueError, 'sum of squares'):
+        self.seats.receive(channels[0], text | {'square': square}, b'')
+    self.assertEqual(self.seats.square(), 12.0)
+
   def test_channels_that_hold_no_stage_make_room(self):
     holders = self.full()
-    for channel in holders:
-      self.seats.receive(channel, {'did': 'open'}, b'')
     count = seats_lib.MOST_IDLE + 5
     silent = [Channel(f's{i}') for i in range(count)]
     for channel in silent:
@@ -81,7 +130,7 @@ class SeatsTest(absltest.TestCase):
     self.assertEqual(held, ['a', 'b', 'c'])
 
   def test_who_floods_the_head_loses_its_stage(self):
-    self.seats._most_waiting = 10**6
+    self.seats.events = seat_events.Events(10**6)
     channels = self.full()
     for _ in range(9):
       text = {'did': 'forward', 'stage': 1}
@@ -90,10 +139,9 @@ class SeatsTest(absltest.TestCase):
     self.assertIn(('leave', 1), channels[1].said)
     events = list(iter(lambda: self.seats.poll(0), None))
     self.assertLen([e for e in events if e.what == 'forward'], 5)
-    self.assertEqual(self.seats._waiting[1], 0)
 
   def test_what_is_read_may_go_on(self):
-    self.seats._most_waiting = 10**6
+    self.seats.events = seat_events.Events(10**6)
     channels = self.full()
     for _ in range(50):
       text = {'did': 'forward', 'stage': 1}
@@ -108,7 +156,7 @@ class SeatsTest(absltest.TestCase):
     self.seats.receive(channels[1], {'did': 'close'}, b'')
     self.assertEqual(self.holders(), 'adc')
     self.assertEqual(spare.said, [('take', 1)])
-    self.assertEqual(self.seats.poll(0), (1, seats_lib.LOST, {}, b''))
+    self.assertEqual(self.seats.poll(0), (1, seat_events.LOST, {}, b''))
     self.assertFalse(self.seats.is_ready)
     self.at(spare, 1)
     self.assertTrue(self.seats.is_ready)
@@ -162,7 +210,7 @@ class SeatsTest(absltest.TestCase):
     self.seats.receive(channels[0], {'did': 'close'}, b'')
     self.assertEqual(self.holders(), 'cdc')
     self.assertEqual(newcomer.said, [('take', 1)])
-    self.assertEqual(self.seats.lost(60.0), {0})
+    self.assertEqual(self.seats.lost(), {0})
 
   def test_who_leaves_or_fails_prepares_no_more(self):
     channels = self.full()
@@ -180,18 +228,18 @@ class SeatsTest(absltest.TestCase):
     channels = self.full()
     order = orders_test.order(0, 'g')
     self.seats.give(order)
-    self.assertEqual(self.seats.lost(60.0), set())
+    self.assertEqual(self.seats.lost(), set())
     self.seats.receive(channels[1], {'did': 'close'}, b'')
     for stage, channel in (0, channels[0]), (2, channels[2]):
       self.at(channel, stage, 1, order.after)
-    self.assertEqual(self.seats.lost(60.0), {1})
+    self.assertEqual(self.seats.lost(), {1})
     self.seats.stand_in(1, {'x': ['11']}, 4.0)
     self.at(channels[0], 1)  # the neighbor, before the order
-    self.assertEqual(self.seats.lost(60.0), {1})
+    self.assertEqual(self.seats.lost(), {1})
     want = [{'x': ['00']}, {'x': ['11']}, {'x': ['02']}]
     self.assertEqual((self.seats.digests(), self.seats.square()), (want, 12.0))
     self.at(channels[0], 1, 1, order.after)
-    self.assertEqual(self.seats.lost(60.0), set())
+    self.assertEqual(self.seats.lost(), set())
     self.seats.stand_in(1, {}, 0.0)  # too late
     self.assertEqual(self.seats.digests()[1], {'x': ['01']})
 
@@ -201,16 +249,81 @@ class SeatsTest(absltest.TestCase):
     self.seats.give(order)
     for stage, channel in (0, channels[0]), (2, channels[2]):
       self.at(channel, stage, 1, order.after)
-    self.seats.drop_late(60.0)
+    self.now += 59.0
+    self.assertEqual((self.seats.missing(), self.seats.lost()), ({1}, set()))
     self.assertEqual(self.holders(), 'abc')
-    self.assertEqual(self.seats.lost(-1.0), {1})
-    self.seats.drop_late(-1.0)
+    self.now += 2.0
+    self.assertEqual((self.seats.missing(), self.seats.lost()), ({1}, {1}))
+    self.assertEqual(self.holders(), 'aac')
+    self.assertEqual(channels[1].said[-1], ('leave', 1))
+
+  def test_who_says_nothing_of_a_stage_that_it_took_loses_it(self):
+    first, silent, third = map(self.join, 'abc')
+    self.at(first, 0)
+    self.at(third, 2)
+    self.now += 59.0
+    self.seats.missing()
+    self.assertEqual(self.holders(), 'abc')
+    self.now += 2.0
+    self.seats.missing()
+    self.assertEqual(self.holders(), 'aac')
+    self.assertEqual(silent.said, [('take', 1), ('leave', 1)])
+    self.assertEqual(self.seats.lost(), {1})
+
+  def test_who_is_told_to_begin_anew_and_does_not_loses_its_stage(self):
+    channels = self.full()
+    self.now += 50.0
+    self.at(channels[1], 1, 5, 'elsewhere')
+    self.assertEqual(channels[1].said[-1], ('reset', 1))
+    self.now += 50.0
+    self.at(channels[1], 1, 5, 'elsewhere')  # which gains it no time
+    self.seats.missing()
+    self.assertEqual(self.holders(), 'abc')
+    self.now += 11.0
+    self.seats.missing()
     self.assertEqual(self.holders(), 'aac')
 
-  def test_who_dropped_a_stage_does_not_get_it_again_at_once(self):
-    self.full()
+  def test_who_prepares_and_says_nothing_makes_room_for_another(self):
+    channels = self.full()
+    self.seats.receive(channels[1], {'did': 'close'}, b'')
+    self.at(channels[0], 1)
+    silent = self.join('d')
+    self.now += 61.0
+    self.seats.missing()
+    self.assertEqual(silent.said, [('take', 1), ('leave', 1)])
+    another = self.join('e')
+    self.assertEqual(another.said, [('take', 1)])
+    self.at(another, 1)
+    self.seats.spread()
+    self.assertEqual(self.holders(), 'aec')
+
+  def test_who_lost_a_stage_gets_one_after_others_and_twice_the_time(self):
+    channels = self.full()
     self.seats.drop(1)
     self.assertEqual(self.holders(), 'aac')
+    self.seats.receive(channels[0], {'did': 'close'}, b'')
+    self.assertEqual(self.holders(), 'cbc')  # nobody else has room
+    self.now += 119.0
+    self.seats.missing()
+    self.assertEqual(self.seats.worker(1), 'b')
+    self.at(channels[1], 1)
+    self.seats.give(orders_test.order(0, 'g'))
+    self.now += 61.0
+    self.assertEqual(
+      (self.seats.missing(), self.seats.lost()), ({0, 1, 2},) * 2
+    )
+    self.assertEqual(self.seats.worker(1), 'b')
+    self.now += 60.0
+    self.seats.missing()
+    self.assertEqual(channels[1].said.count(('leave', 1)), 2)
+
+  def test_nobody_is_waited_for_longer_than_for_stages_to_gather(self):
+    """A head is started again, and one stage does not come back."""
+    for name, stage in ('a', 0), ('c', 1):
+      self.at(self.join(name, most=1), stage)
+    self.assertEqual((self.seats.missing(), self.seats.lost()), ({2}, set()))
+    self.now += 61.0
+    self.assertEqual((self.seats.missing(), self.seats.lost()), ({2}, {2}))
 
   def test_a_banned_worker_holds_nothing(self):
     channels = self.full()
@@ -239,30 +352,31 @@ class SeatsTest(absltest.TestCase):
 
   def test_who_repeats_an_old_state_gains_no_time(self):
     channels = self.full()
-    with mock.patch.object(seats_lib.time, 'monotonic') as now:
-      now.return_value = 100.0
-      self.seats.give(orders_test.order(0, 'g'))
-      now.return_value = 150.0
-      for stage, state in (0, 'g'), (1, 'nonsense'):
-        self.at(channels[stage], stage, 0, state)
-      self.assertEqual(self.seats.lost(60.0), set())
-      now.return_value = 161.0
-      self.assertEqual(self.seats.lost(60.0), {0, 1, 2})
+    self.seats.give(orders_test.order(0, 'g'))
+    self.now += 50.0
+    for stage, state in (0, 'g'), (1, 'nonsense'):
+      self.at(channels[stage], stage, 0, state)
+    self.seats.missing()
+    self.assertEqual(self.seats.lost(), set())
+    self.now += 11.0
+    self.seats.missing()
+    self.assertEqual(self.seats.lost(), {0, 1, 2})
 
   def test_stages_that_must_go_back_get_time_for_it(self):
     channels = self.full()
-    with mock.patch.object(seats_lib.time, 'monotonic') as now:
-      now.return_value = 100.0
-      order = orders_test.order(0, 'g')
-      self.seats.give(order)
-      for stage, channel in enumerate(channels):
-        self.at(channel, stage, 1, order.after)
-      now.return_value = 200.0
-      self.seats.give(orders_test.order(0, 'g', factor=2.0))
-      for stage, channel in enumerate(channels):
-        self.at(channel, stage, 1, order.after)
-        self.at(channel, stage)
-      self.assertEqual(self.seats.lost(60.0), set())
+    order = orders_test.order(0, 'g')
+    self.seats.give(order)
+    for stage, channel in enumerate(channels):
+      self.at(channel, stage, 1, order.after)
+    self.now += 100.0
+    self.seats.give(orders_test.order(0, 'g', factor=2.0))
+    self.assertFalse(self.seats.is_ready)  # they are on another history
+    for stage, channel in enumerate(channels):
+      self.assertEqual(channel.said[-1], ('reset', stage))
+      self.at(channel, stage)
+    self.now += 59.0
+    self.seats.missing()
+    self.assertEqual(self.seats.lost(), set())
 
   def test_holders_with_the_digests_that_they_say(self):
     channels = self.full()
@@ -275,7 +389,7 @@ class SeatsTest(absltest.TestCase):
   def test_messages_of_former_holders_are_ignored(self):
     channels = self.full()
     self.seats.drop(1)
-    self.assertEqual(self.seats.poll(0).what, seats_lib.LOST)
+    self.assertEqual(self.seats.poll(0).what, seat_events.LOST)
     text = {'did': 'forward', 'stage': 1}
     self.seats.receive(channels[1], text, b'')
     self.assertIsNone(self.seats.poll(0))

@@ -12,6 +12,7 @@ from absl.testing import absltest
 from absl.testing import parameterized
 
 from covenant.chain import keys
+from covenant.pool import channel as channel_lib
 from covenant.pool import server as server_lib
 from covenant.pool import visitors
 from tests.pool import serving
@@ -206,6 +207,54 @@ class ServerTest(serving.ServerCase):
     gate.set()
     for link in links[:4]:
       self.assertEqual(link.getresponse().status, 200)
+
+  def test_slow_answers_hold_up_neither_channels_nor_refusals(self):
+    """Such as those of sections that have to be fetched."""
+    gate, said = threading.Event(), threading.Semaphore(0)
+    self.addCleanup(gate.set)
+
+    def receive(channel, text, data):
+      said.release()
+
+    self.server = self.serve(receive=receive)
+    answer = self.server._answer
+    slow = lambda request: (gate.wait(60), answer(request))[1]  # noqa: E731
+    self.server._answer = slow
+    links = []
+    for i in range(32):  # of eight keys
+      key = keys.Key.from_seed(bytes([1 + i // 4]) * 32)
+      _, headers = self.headers('/echo', number=i, key=key)
+      links.append(self.link())
+      links[-1].request('POST', '/echo', b'', headers)
+    self.assertEqual(self.ask('/other')[0], 404)
+    self.open_channel()
+    self.assertTrue(said.acquire(timeout=60))
+    gate.set()
+    for link in links:
+      self.assertEqual(link.getresponse().status, 200)
+
+  def test_a_channel_that_is_not_read_can_be_closed(self):
+    closed, much = threading.Event(), 64
+
+    def receive(channel, text, data):
+      if text == {'did': 'open'}:
+        for _ in range(much):
+          channel.send({}, bytes(1 << 20))
+        channel.close()
+      elif text == {'did': 'close'}:
+        closed.set()
+
+    with mock.patch.object(channel_lib, '_CLOSE_SECONDS', 0.1):
+      self.server = self.serve(receive=receive)
+      link = self.open_channel()
+      self.assertTrue(closed.wait(60))
+    got = 0
+    try:
+      while data := link.recv(1 << 20):
+        got += len(data)
+    except ConnectionResetError:
+      pass
+    self.assertLess(got, much << 20)
 
   def test_a_reverse_proxy_names_the_address(self):
     self.server = self.serve(proxies=('127.0.0.1',))

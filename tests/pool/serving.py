@@ -1,5 +1,6 @@
 """A pool's server for tests: it echoes, and says what it saw."""
 
+import base64
 import http.client
 import socket
 import subprocess
@@ -108,6 +109,24 @@ class ServerCase(parameterized.TestCase):
     if response.status == 200:
       self.check(text, response, data)
     return response.status, *messages.unpack(data)
+
+  def open_channel(self):
+    """Opens a channel; returns its connection, which nobody reads."""
+    token, digest = self.hello()['token'], messages.digest(b'')
+    text = messages.request_text(
+      POOL.address, token, 'GET', '/channel', 0, digest
+    )
+    headers = {
+      'X-Worker': KEY.address, 'X-Token': token, 'X-Number': '0',
+      'X-Digest': digest, 'X-Signature': KEY.sign(text).hex(),
+      'Host': 'pool', 'Upgrade': 'websocket', 'Connection': 'Upgrade',
+      'Sec-WebSocket-Version': '13',
+      'Sec-WebSocket-Key': base64.b64encode(bytes(16)).decode(),
+    }  # fmt: skip
+    lines = ''.join(f'{name}: {x}\r\n' for name, x in headers.items())
+    link = self.raw()
+    link.sendall(f'GET /channel HTTP/1.1\r\n{lines}\r\n'.encode())
+    return link
 
   def raw(self, port=None):
     link = socket.create_connection(('127.0.0.1', port or self.server.port))

@@ -8,14 +8,14 @@ from absl.testing import absltest
 from absl.testing import parameterized
 
 from covenant.models import llama
-from covenant.pool import seats as seats_lib
+from covenant.pool import seat_events
 from covenant.pool import stage_round
 from covenant.train import island as island_lib
 from covenant.train.pipeline import stage_bytes
 from covenant.train.pipeline import stage_programs
 from tests.pool import stages
 
-Event = seats_lib.Event
+Event = seat_events.Event
 
 
 def ones(form):
@@ -62,9 +62,6 @@ class Stages:
   def missing(self):
     return set(self.absent)
 
-  def drop_late(self, patience):
-    self.late = True
-
   def poll(self, seconds):
     return self.events.popleft() if self.events else None
 
@@ -73,7 +70,7 @@ class Stages:
 
   def drop(self, stage):
     self.workers[stage] = self.spares.pop(0)
-    self.events.append(Event(stage, seats_lib.LOST, {}, b''))
+    self.events.append(Event(stage, seat_events.LOST, {}, b''))
 
   def send(self, stage, text, data=b''):
     what = text['do']
@@ -212,7 +209,6 @@ class StageRoundTest(parameterized.TestCase):
 
     self.stages.faults[2, 'update'] = come
     _, result = self.run_round()
-    self.assertTrue(self.stages.late)
     self.assertEqual(result.losses, (8.0, 8.0))
     self.assertEqual(result.bypassed, (0, 1, 0))
     self.assertEqual(result.work, {'a': 32, 'c': 32, 'd': 16})

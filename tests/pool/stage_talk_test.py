@@ -1,14 +1,15 @@
 """Questions to stages and their answers."""
 
 import queue
+from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
 
-from covenant.pool import seats as seats_lib
+from covenant.pool import seat_events
 from covenant.pool import stage_talk
 
-Event = seats_lib.Event
+Event = seat_events.Event
 
 
 class Seats:
@@ -26,7 +27,7 @@ class Seats:
 
   def drop(self, stage):
     self.dropped.append(stage)
-    self.events.put(Event(stage, seats_lib.LOST, {}, b''))
+    self.events.put(Event(stage, seat_events.LOST, {}, b''))
 
 
 class StageTalkTest(parameterized.TestCase):
@@ -96,6 +97,35 @@ class StageTalkTest(parameterized.TestCase):
     self.ask()
     with self.assertRaises(stage_talk.LateError):
       self.talk.next()
+
+  @parameterized.parameters(True, False)
+  def test_who_says_much_that_nobody_asked_holds_up_nobody(self, is_late):
+    """There is always an event, and never an answer."""
+    now, late = [0.0], []
+
+    def poll(seconds):
+      del seconds
+      now[0] += 0.01
+      if now[0] > 100.0:
+        self.fail('it is listened to for ever')
+      if not self.seats.events.empty():
+        return self.seats.events.get()
+      return Event(0, 'begun', {}, b'')  # of no attempt
+
+    def look():
+      late.append(now[0])
+      return is_late and now[0] > 30.0
+
+    self.seats.poll = poll
+    with mock.patch.object(stage_talk.time, 'monotonic', lambda: now[0]):
+      self.talk = self.make(late=look)
+      self.ask(0)
+      error = stage_talk.LateError if is_late else stage_talk.LostError
+      with self.assertRaises(error):
+        self.talk.next()
+    self.assertEqual(self.seats.dropped, [] if is_late else [0])
+    self.assertAlmostEqual(now[0], 30.0 if is_late else 60.0, delta=1.0)
+    self.assertLess(len(late), 400)  # the chain is not asked at each event
 
   def test_forgotten_questions_have_no_answers(self):
     self.ask()

@@ -38,7 +38,7 @@ class Seats:
   def missing(self):
     return {0}
 
-  def lost(self, patience):
+  def lost(self):
     return self.gone
 
   def stand_in(self, stage, digests, square):
