@@ -150,7 +150,9 @@ class Channel:
     if not self._verify(self._text(not self._is_pool, body), signature):
       raise ValueError('a message is not signed, or not the next one')
     if self._is_pool and body.find(b'\n', 0, _TEXT_BYTES) < 0:
-      raise ValueError(f'the text of a message has more than {_TEXT_BYTES} bytes')
+      raise ValueError(
+        f'the text of a message has more than {_TEXT_BYTES} bytes'
+      )
     return messages.unpack(body)
 
   def _text(self, by_pool: bool, body: bytes) -> bytes:

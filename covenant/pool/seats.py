@@ -6,10 +6,10 @@ takes over the layers beside its own. A worker that comes later prepares to take
 them from the neighbor, which holds them until it has caught up.
 
 Whatever a holder was told, to take a stage, to begin anew or to take an outer
-step, it must say within `pool.patience` that it has done so, or it loses the
-stage. It then gets one only if nobody else does, and keeps it for twice the
-time, so that a stage that takes everybody longer is held in the end; the others
-wait for it no longer than before.
+step, it must say within `pool.patience` that it has done so. After that nobody
+waits for it, and it loses the stage once another worker can take it. It then
+gets one only if nobody else does, and keeps it for twice the time, so that a
+stage that takes everybody longer is held in the end.
 """
 
 import collections
@@ -26,7 +26,6 @@ from covenant.pool import seat_orders
 
 MOST_IDLE = 32  # channels without a stage; the oldest makes room
 _MOST_FAILURES = 4  # for which a worker gets more time
-_GATHERING_SECONDS = 60.0  # for as many workers as stages to come at first
 
 
 class Seats:
@@ -179,13 +178,20 @@ class Seats:
     for name, worker in workers:
       if self._held(worker.channel) or name in self.banned:
         continue
-      stay = [s for s in self._seats if s.stage not in self._coming]
+      stay = [s for s in self._seats if not self._is_prepared(s.stage)]
       holders = collections.Counter(s.worker for s in stay if s.worker)
       crowded = [s for s in stay if holders[s.worker] > 1]
       crowded.sort(key=lambda s: (s.stage not in worker.has, -s.since))
       if crowded:
         stage = crowded[0].stage
+        if stage in self._coming:
+          self._give_up(self._coming[stage])
         self._coming[stage] = self._take(stage, worker)
+
+  def _is_prepared(self, stage: int) -> bool:
+    """Returns whether a worker prepares for a stage, and is not late."""
+    new = self._coming.get(stage)
+    return new is not None and not new.is_late(self._log.number, new.seconds)
 
   def give(self, order: orders_lib.Order) -> None:
     """Adds an order to the log and sends it to all stages."""
@@ -241,8 +247,8 @@ class Seats:
     """Returns the stages that the others need not wait for.
 
     Their holders were lost, and no others have caught up; or what they were
-    told takes them longer than the patience; or nobody has come for them since
-    the head was started, in the time that workers have for it.
+    told takes them longer than the patience; or nobody has come for them in
+    that time since the head was started.
     """
     with self._changed:
       return {
@@ -329,31 +335,38 @@ class Seats:
     Args:
       besides: a worker that gets none now.
     """
-    for seat in self._all():
-      if seat.is_late(self._log.number, seat.seconds):
-        self._give_up(seat)
     for seat in self._seats:
-      if seat.channel is not None:
+      if seat.worker and not seat.is_late(self._log.number, seat.seconds):
         continue
-      if (coming := self._coming.pop(seat.stage, None)) is not None:
-        if coming.worker not in self.banned:
-          self._enter(seat, coming)
-          continue
-        coming.send({'do': 'leave', 'stage': seat.stage})
-      if (worker := self._fittest(seat, besides)) is not None:
-        self._enter(seat, self._take(seat.stage, worker))
+      if (new := self._next(seat, besides or seat.worker)) is not None:
+        if seat.worker:
+          self._give_up(seat)
+        self._enter(seat, new)
+
+  def _next(self, seat: seat_lib.Seat, besides: str) -> seat_lib.Seat | None:
+    """Returns the seat of another worker for a stage, if there is one."""
+    if (coming := self._coming.pop(seat.stage, None)) is not None:
+      if coming.worker not in self.banned:
+        return coming
+      coming.send({'do': 'leave', 'stage': seat.stage})
+    worker = self._fittest(seat, besides)
+    return None if worker is None else self._take(seat.stage, worker)
 
   def _fittest(
     self, seat: seat_lib.Seat, besides: str
   ) -> seat_lib.Worker | None:
     """Returns the worker that a stage goes to, if there is one.
 
-    One that has the state keeps its moments and error feedback.
+    One that has the state keeps its moments and error feedback. After a start
+    of the head others wait for it for a while, and share no worker.
     """
+    is_early = not (self._last[seat.stage] or self._has_gathered)
     fit = []
     for name, worker in self._workers.items():
       held, lacks = self._held(worker.channel), seat.stage not in worker.has
-      most = worker.most if self._may_share(seat) else 1
+      if is_early and lacks and self._log.number:
+        continue
+      most = 1 if is_early else worker.most
       if held < most and name not in self.banned and name != besides:
         fit.append((worker.failures, lacks and held > 0, lacks, held, name))
     return self._workers[min(fit)[-1]] if fit else None
@@ -373,16 +386,10 @@ class Seats:
     self._last[seat.stage] = new.worker
     seat.take(new, self._log.number)
 
-  def _may_share(self, seat: seat_lib.Seat) -> bool:
-    """Returns whether a stage may go to a worker that holds another.
-
-    One that nobody has held yet waits for a worker of its own for a while.
-    """
-    return bool(self._last[seat.stage]) or self._has_gathered
-
   @property
   def _has_gathered(self) -> bool:
-    return time.monotonic() > self._began + _GATHERING_SECONDS
+    """True if workers had the time to come since the head was started."""
+    return time.monotonic() > self._began + self._patience
 
   def _held(self, channel: channel_lib.Channel) -> int:
     return sum(seat.channel is channel for seat in self._all())

@@ -169,7 +169,7 @@ class PoolServer:
     for task in list(self._tasks):
       task.cancel()
     await asyncio.gather(*self._tasks, return_exceptions=True)
-    await server.shutdown(0.0)
+    await server.shutdown(_CLOSE_SECONDS)  # of 0 aiohttp makes no limit
 
   def _spawn(self, work: Coroutine[None, None, None]) -> None:
     task = self._loop.create_task(work)
@@ -261,8 +261,7 @@ class PoolServer:
       lambda data, by: self._verify(asked.worker, data, by),
       asked.worker,
     )
-    receive = self._receive
-    assert receive is not None
+    assert (receive := self._receive) is not None
     try:
       await asyncio.to_thread(receive, channel, {'did': 'open'}, b'')
       await channel.run(receive)

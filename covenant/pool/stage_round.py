@@ -201,7 +201,7 @@ class StageRound:
     """Waits until all stages that are not bypassed know this round."""
     if not self._fits:
       self._seats.wait(self._late, time.monotonic() + self._patience)
-    while True:
+    while not self._late():
       self._begun -= self._talk.forget_losses()
       missing = self._seats.missing()
       if not missing or not all(map(self._may_bypass, missing)):
@@ -221,6 +221,7 @@ class StageRound:
         continue
       except stage_talk.NonsenseError as e:
         self.refuse(*e.args)
+    raise stage_talk.LateError
 
   def _may_bypass(self, stage: int) -> bool:
     """Returns whether others go on without a stage; not to judge one again."""

@@ -92,6 +92,7 @@ class StageTraining:
     self._record, self._stop, self._draw = record, stop, draw
     self._refused: dict[str, str] = {}  # workers of this round, with reasons
     self._accused: dict[str, str] = {}  # caught since the last settlement
+    self._missed = -1  # the last round without a step
 
   def train(
     self,
@@ -126,12 +127,29 @@ class StageTraining:
       trainer.observe(step._replace(uid=task.uid, joined=joined))
 
     trained = self.train_round(task, trainer.split, late, pay, observe)
+    if trained is None and not self._stop():
+      self._say_missed(task.round)
     if trained is None or self._stop():
       raise node_lib.RetryLaterError
     node.role.trained = task.round, trained.losses, trained.norms
     if not math.isfinite(trained.loss):
       return node_lib.Future.done(None)
     return node_lib.Future.done(trained)
+
+  def _say_missed(self, round_index: int) -> None:
+    """Says once that a round has no step, and which stages were not there."""
+    if round_index == self._missed:
+      return
+    self._missed = round_index
+    names = (
+      f'{s} ({self._seats.worker(s) or "no worker"})'
+      for s in sorted(self._seats.missing())
+    )
+    absent = ', '.join(names) or 'none, but one is slow'
+    _say(
+      f'round {round_index} is missed: no step was taken in time; stages that '
+      f'are not there: {absent}'
+    )
 
   def train_round(
     self,

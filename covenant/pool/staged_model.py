@@ -263,27 +263,27 @@ class StagedModel(shared_state_lib.SharedModel):
         return
       if self._stop():
         break
-      late = sorted(self._seats.missing())
+      late, why = sorted(self._seats.missing()), ''
       if set(late) <= self._seats.lost():
-        if self._stand_in(late):
+        if not (why := self._stand_in(late)):
           return
       if time.monotonic() > until:
         until = time.monotonic() + _SAY_SECONDS
         names = (f'{s} ({self._seats.worker(s) or "no worker"})' for s in late)
-        print(f'waiting for {what}: {", ".join(names)}', file=sys.stderr)
+        line = f'waiting for {what}: {", ".join(names)}'
+        print(f'{line}; {why}' if why else line, file=sys.stderr, flush=True)
     raise StagesMissingError(f'stopped while waiting for {what}')
 
   def _need_not_wait(self) -> bool:
     lost = self._seats.lost()
     return self._stop() or self._seats.missing() <= lost
 
-  def _stand_in(self, stages: Sequence[int]) -> bool:
-    """Takes the last outer step of some stages; returns whether it could."""
+  def _stand_in(self, stages: Sequence[int]) -> str:
+    """Takes the last outer step of some stages; returns why it could not."""
     try:
       for stage in stages:
         self._seats.stand_in(stage, *self._auditor.outer_step(stage))
     except (orders_lib.OrderError, store_lib.StoreError) as e:
-      print(f'no outer step of lost stages: {e}', file=sys.stderr)
       time.sleep(_AGAIN_SECONDS)
-      return False
-    return True
+      return f'the head cannot take it for them: {e}'
+    return ''

@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import pathlib
+import re
 import shlex
 import signal
 import subprocess
@@ -399,6 +400,50 @@ class HeadProcessTest(PipelineCase):
     trained, _ = trainer.train(shared.params, state, task, batches)
     key = connect.local_key(self.config.seed, '0')
     return trainer.seal(trained, task, key.sign).payload
+
+
+@pytest.mark.network
+class RestartTest(PipelineCase):
+  edits = [*EDITS, 'rounds=9', 'pool.stages=1', 'pool.patience=20.0']
+
+  def test_a_head_that_is_started_again_while_the_last_stage_is_away(self):
+    """It misses rounds and lives on, can be ended, and goes on with another."""
+    url = self.start_head()
+    self.validator()
+    self.start(
+      'miner', '--role=miner', '--config.network.hotkey=1', '--config.islands='
+    )
+    names = ['stage-a', 'stage-b', 'stage-c']
+    for name in names:
+      self.stage(name, url)
+    self.begin('head', 'validator', 'miner', *names)
+    records = self.folder / 'head' / 'stages.jsonl'
+    self.until(records.exists, 'a round is trained')
+    (first,) = map(json.loads, records.read_text().splitlines())
+    last = first['holders'][2]
+    for name in 'head', *(n for n in names if self.address(n) == last):
+      self.processes[name].kill()
+      self.processes.pop(name).wait()
+    port = int(url.rpartition(':')[2])
+    self.again(port)
+    said = self.folder / 'head.txt'
+    missed = r'round \d+ is missed: .*: 2 \(no worker\)'
+    self.until(lambda: re.search(missed, said.read_text()), 'a round is missed')
+    rounds = len(records.read_text().splitlines())
+    self.assertIsNone(self.processes['head'].poll())
+    self.processes['head'].send_signal(signal.SIGINT)
+    self.assertIn(self.processes.pop('head').wait(60), (0, 1))
+    self.again(port)
+    self.stage('stage-d', url)
+    self.assertGreater(len(self.finish()), rounds)
+    self.check_equal()
+
+  def again(self, port):
+    """Starts the head on the port that its stages know."""
+    self.start(
+      'head', '--role=pool', '--config.network.hotkey=0',
+      f'--config.pool.listen=127.0.0.1:{port}',
+    )  # fmt: skip
 
 
 if __name__ == '__main__':

@@ -288,10 +288,12 @@ class SeatsTest(absltest.TestCase):
     self.seats.receive(channels[1], {'did': 'close'}, b'')
     self.at(channels[0], 1)
     silent = self.join('d')
-    self.now += 61.0
-    self.seats.missing()
-    self.assertEqual(silent.said, [('take', 1), ('leave', 1)])
+    self.now += 59.0
     another = self.join('e')
+    self.assertEqual(another.said, [])
+    self.now += 2.0
+    self.seats.spread()
+    self.assertEqual(silent.said, [('take', 1), ('leave', 1)])
     self.assertEqual(another.said, [('take', 1)])
     self.at(another, 1)
     self.seats.spread()
@@ -303,19 +305,34 @@ class SeatsTest(absltest.TestCase):
     self.assertEqual(self.holders(), 'aac')
     self.seats.receive(channels[0], {'did': 'close'}, b'')
     self.assertEqual(self.holders(), 'cbc')  # nobody else has room
+    self.at(channels[2], 0)
     self.now += 119.0
     self.seats.missing()
     self.assertEqual(self.seats.worker(1), 'b')
     self.at(channels[1], 1)
-    self.seats.give(orders_test.order(0, 'g'))
+    order = orders_test.order(0, 'g')
+    self.seats.give(order)
+    for stage in 0, 2:
+      self.at(channels[2], stage, 1, order.after)
     self.now += 61.0
-    self.assertEqual(
-      (self.seats.missing(), self.seats.lost()), ({0, 1, 2},) * 2
-    )
-    self.assertEqual(self.seats.worker(1), 'b')
+    self.assertEqual((self.seats.missing(), self.seats.lost()), ({1},) * 2)
     self.now += 60.0
     self.seats.missing()
-    self.assertEqual(channels[1].said.count(('leave', 1)), 2)
+    self.assertEqual(self.holders(), 'cbc')  # nobody else has room
+    self.join('d')
+    self.assertEqual(self.holders(), 'cdc')
+
+  def test_stages_come_back_to_a_head_that_is_started_again(self):
+    """In another order, and a spare before them; nobody loses its moments."""
+    self.log.add(orders_test.order(0, 'g'))
+    spare = self.join('d')
+    for name, stage in ('c', 2), ('b', 1):
+      self.at(self.join(name, has=[stage]), stage, 1, self.log.id)
+    self.seats.missing()
+    self.assertEqual((self.holders(), spare.said), ('-bc', []))
+    self.now += 61.0
+    self.seats.missing()
+    self.assertEqual((self.holders(), spare.said), ('dbc', [('take', 0)]))
 
   def test_nobody_is_waited_for_longer_than_for_stages_to_gather(self):
     """A head is started again, and one stage does not come back."""

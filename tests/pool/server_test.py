@@ -256,6 +256,18 @@ class ServerTest(serving.ServerCase):
       pass
     self.assertLess(got, much << 20)
 
+  def test_open_channels_hold_up_no_end(self):
+    opened = threading.Event()
+    receive = lambda channel, text, data: opened.set()  # noqa: E731
+    with mock.patch.object(channel_lib, 'HEARTBEAT_SECONDS', 1e6):
+      self.server = self.serve(receive=receive)
+      self.open_channel()
+      self.assertTrue(opened.wait(60))
+    end = threading.Thread(target=self.server.close, daemon=True)
+    end.start()
+    end.join(60)
+    self.assertFalse(end.is_alive())
+
   def test_a_reverse_proxy_names_the_address(self):
     self.server = self.serve(proxies=('127.0.0.1',))
     self.ask(X_Forwarded_For='203.0.113.9, 198.51.100.7')

@@ -1,5 +1,7 @@
 """Rounds of a pipeline whose stages are lost, late or dishonest."""
 
+import contextlib
+import io
 import threading
 import types
 from unittest import mock
@@ -160,13 +162,25 @@ class ObserveTest(absltest.TestCase):
         miner_state=node_lib.Future.done(state),
       ),
     )
-    head = types.SimpleNamespace(
-      train_round=train_round, _ledger=None, _stop=lambda: False
+    head = mock.create_autospec(stage_training.StageTraining, instance=True)
+    head.train_round, head._missed = train_round, -1
+    head._ledger, head._stop, head._seats = None, lambda: False, mock.Mock()
+    head._seats.missing.return_value = {2, 0}
+    head._seats.worker = ['', 'a', 'b'].__getitem__
+    head._say_missed = lambda r: stage_training.StageTraining._say_missed(
+      head, r
     )
     task = local_lib.Task(5, 3, b'', bytes(32))
+    said = self.enterContext(contextlib.redirect_stderr(io.StringIO()))
     with mock.patch.object(pool_miner, 'network_pay', return_value=0):
-      with self.assertRaises(node_lib.RetryLaterError):  # nothing is trained
-        stage_training.StageTraining.train(head, node, task, None, None)
+      for _ in range(2):
+        with self.assertRaises(node_lib.RetryLaterError):  # nothing is trained
+          stage_training.StageTraining.train(head, node, task, None, None)
+    (line,) = said.getvalue().splitlines()
+    self.assertRegex(
+      line, r'round 3 is missed: .* there: 0 \(no worker\), 2 \(b\)'
+    )
+    seen.pop()
     steps = node.config.optim.inner_steps
     self.assertEqual(seen, [step._replace(uid=5, joined=2 * steps)])
     self.assertIs(head._config, config)
@@ -357,6 +371,41 @@ class BypassTest(FaultCase):
     self.assertEqual(sorted(record['work'].values()), [4, 6, 6])
     self.check_paid()
     del workers
+
+
+@pytest.mark.slow
+class RestartTest(parameterized.TestCase, FaultCase):
+  """A head is started again, and the last stage does not come back."""
+
+  worker_settings = {'stages': 1}
+
+  def setUp(self):
+    super().setUp()
+    self.seats._began -= 100.0  # nobody is expected any more
+
+  @parameterized.parameters(1, 2)
+  def test_a_stage_that_never_comes(self, room):
+    """A neighbor takes it over, or the round is missed and the next is not."""
+    self.worker_settings = {'stages': room}
+    workers = [stages.Worker(self, f'w{i}') for i in range(2)]
+    if room == 2:
+      self.deliver(0, pay=1000)
+      holders = self.records[0]['holders']
+      self.assertEqual({*holders}, {w.address for w in workers})
+      return
+    late = lambda: len(self.seats.missing()) == 1  # noqa: E731
+    self.assertIsNone(self.train(0, late=late))
+    # The head takes the step of others' payloads for it.
+    header = payload.Header(self.model.run, 0, 0, bytes(16), b'', 0)
+    self.apply(self.want_round(0), header)
+    self.assertEqual(
+      self.model.fingerprint(self.shared),
+      self.want.fingerprint(self.want_shared),
+    )
+    stages.Worker(self, 'newcomer')
+    self.assertTrue(self.seats.wait(lambda: False))
+    self.deliver(1, pay=1000)
+    self.assertEqual(self.records[0]['steps'], 3)
 
 
 class NobodyTest(parameterized.TestCase, FaultCase):
