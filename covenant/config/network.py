@@ -160,7 +160,8 @@ class Pool(schema.Section):
   deposit: int = schema.positive(8)
   fee: float = schema.fraction(0.0)  # pool's share of the pay
   stages: int = schema.positive(2)  # stage: how many its memory holds
-  # Head of a pipeline: seconds that a stage may take for an answer.
+  # Head of a pipeline: seconds that a stage may take for whatever it is told,
+  # and to come after a start of the head.
   patience: float = schema.positive(60.0)
   # Head: inner steps of a round that an inner stage without a holder is
   # bypassed, before the others wait for it.

@@ -8,8 +8,7 @@ and signed by the pool.
 
 Nobody has to be fast. A connection that makes no progress is closed: without
 headers after ten seconds, and where less than `_LEAST` bytes pass in half a
-minute. Connections and requests are limited by address and by key
-(visitors.py).
+minute. Addresses and keys have limits of each (visitors.py).
 """
 
 import asyncio
@@ -170,6 +169,8 @@ class PoolServer:
       task.cancel()
     await asyncio.gather(*self._tasks, return_exceptions=True)
     await server.shutdown(_CLOSE_SECONDS)  # of 0 aiohttp makes no limit
+    if rest := asyncio.all_tasks() - {asyncio.current_task()}:
+      await asyncio.wait(rest, timeout=_CLOSE_SECONDS)
 
   def _spawn(self, work: Coroutine[None, None, None]) -> None:
     task = self._loop.create_task(work)
@@ -266,11 +267,10 @@ class PoolServer:
       await asyncio.to_thread(receive, channel, {'did': 'open'}, b'')
       await channel.run(receive)
     finally:
-      # The loss of the connection cancels what waits here.
-      news = channel, {'did': 'close'}, b''
-      threading.Thread(target=receive, args=news, daemon=True).start()
       if request.transport is not None:
         request.transport.abort()  # what was not read is kept no longer
+      news = asyncio.to_thread(receive, channel, {'did': 'close'}, b'')
+      await asyncio.shield(news)  # the lost connection cancels what waits
     return socket
 
   def _verified(

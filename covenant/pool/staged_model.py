@@ -31,6 +31,7 @@ from covenant.wire import payload
 SharedState = shared_state_lib.SharedState
 _SAY_SECONDS = 60.0  # between two lines about the stages that are waited for
 _AGAIN_SECONDS = 1.0  # until payloads that nobody has are asked for again
+_NOBODYS = '0' * 32  # the fingerprint of a state that the stages do not have
 
 
 class StagesMissingError(errors.CovenantError):
@@ -120,6 +121,9 @@ class StagedModel(shared_state_lib.SharedModel):
   def fingerprint(self, shared: SharedState) -> str:
     """Returns the fingerprint of the run, from those of the stages' tensors.
 
+    Of a state that is not known, as orders were lost, it is that of nobody, so
+    that the node catches up.
+
     Raises:
       StagesMissingError: the head stops before all stages have told them.
     """
@@ -127,6 +131,8 @@ class StagedModel(shared_state_lib.SharedModel):
     known = self._log.fingerprint(number)
     if known is not None:
       return known
+    if number != self._log.number:
+      return _NOBODYS
     self._wait(number)
     pieces: dict[str, list[bytes]] = {
       'steps': list(pieces_lib.piece_digests(np.asarray(shared.steps)))
@@ -206,6 +212,11 @@ class StagedModel(shared_state_lib.SharedModel):
     )
     factors = self.factors(norms_RxP, weighed, np.asarray(shared.steps))
     number = int(shared.params['orders'])
+    after = SharedState(
+      {'orders': np.int32(number + 1)}, (), np.asarray(factors.steps)
+    )
+    if number < self._log.base.number:  # the stages begin after it
+      return after, math.nan
     for old in self._payloads.keys() - {number - 1}:
       del self._payloads[old]
     kept = self._payloads[number] = {}
@@ -218,9 +229,6 @@ class StagedModel(shared_state_lib.SharedModel):
       amend.for_stages(self.genesis, self._config),
     )
     self._seats.give(order)
-    after = SharedState(
-      {'orders': np.int32(number + 1)}, (), np.asarray(factors.steps)
-    )
     if number + 1 < self._log.number:  # taken before, by a head that stopped
       return after, math.nan
     self._wait(number + 1)

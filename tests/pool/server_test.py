@@ -1,5 +1,6 @@
 """A pool's server answers who signs, and outlives who does not."""
 
+import asyncio
 import json
 import socket
 import struct
@@ -257,8 +258,12 @@ class ServerTest(serving.ServerCase):
     self.assertLess(got, much << 20)
 
   def test_open_channels_hold_up_no_end(self):
-    opened = threading.Event()
-    receive = lambda channel, text, data: opened.set()  # noqa: E731
+    opened, said = threading.Event(), []
+
+    def receive(channel, text, data):
+      said.append(text)
+      opened.set()
+
     with mock.patch.object(channel_lib, 'HEARTBEAT_SECONDS', 1e6):
       self.server = self.serve(receive=receive)
       self.open_channel()
@@ -267,6 +272,8 @@ class ServerTest(serving.ServerCase):
     end.start()
     end.join(60)
     self.assertFalse(end.is_alive())
+    self.assertEqual(said, [{'did': 'open'}, {'did': 'close'}])
+    self.assertEmpty(asyncio.all_tasks(self.server._loop))
 
   def test_a_reverse_proxy_names_the_address(self):
     self.server = self.serve(proxies=('127.0.0.1',))

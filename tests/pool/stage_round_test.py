@@ -166,6 +166,21 @@ class StageRoundTest(parameterized.TestCase):
     self.assertEqual(begun, 2)
     self.assertEqual(self.stages.said.count((0, 'begin')), 1)
 
+  def test_a_stage_that_is_lost_again_and_again_ends_with_the_time(self):
+    lost, answer = [], self.stages.answer
+
+    def lose(stage, what, *rest):
+      if (stage, what) != (1, 'begin'):
+        return answer(stage, what, *rest)
+      lost.append(stage)
+      self.assertLess(len(lost), 99)
+      self.stages.events.append(Event(stage, seat_events.LOST, {}, b''))
+
+    self.stages.answer = lose
+    self.stages.wait = lambda stop, until=None: True  # another is there
+    self.assertIsNone(self.run_round(late=lambda: len(lost) > 9)[1])
+    self.assertLen(lost, 10)
+
   @parameterized.parameters(0, 1)
   def test_others_go_on_for_some_steps_without_an_inner_stage(self, steps):
     def leave(stage):

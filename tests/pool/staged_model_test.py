@@ -149,6 +149,29 @@ class StagedModelTest(absltest.TestCase):
     self.assertEqual((self.log.number, self.log.id), (2, end))
     del two
 
+  def test_a_head_repeats_what_led_to_the_checkpoint_of_its_stages(self):
+    """It was saved before it, and the orders until then are forgotten."""
+    shared, prints = self.first, []
+    for _ in range(3):
+      shared, _ = self.apply(shared)
+      prints.append(self.model.fingerprint(shared))
+    base = orders_lib.Base(2, self.log.state(2))
+    self.log.rebase(base)
+    end, again = self.log.id, self.first
+    for want in prints:
+      again, norm = self.apply(again)
+      self.assertEqual(self.model.fingerprint(again), want)
+      self.assertEqual((self.log.number, self.log.id), (3, end))
+    self.assertEqual((self.log.base, norm), (base, 3.0))
+    self.assertIsNotNone(self.log.get(2))
+
+  def test_a_state_that_is_forgotten_is_that_of_nobody(self):
+    """The orders are lost, and the head was saved; it catches up then."""
+    self.is_stopped = False
+    for number in 1, 7:
+      state = self.first._replace(params={'orders': np.int32(number)})
+      self.assertEqual(self.model.fingerprint(state), '0' * 32)
+
   def test_stopping_ends_the_wait_for_stages(self):
     self.seats.here = False
     with self.assertRaisesRegex(staged_model.StagesMissingError, 'step 0'):
