@@ -29,7 +29,6 @@ from covenant.train import step_bound
 from covenant.wire import payload
 
 SharedState = shared_state_lib.SharedState
-_SAY_SECONDS = 60.0  # between two lines about the stages that are waited for
 _AGAIN_SECONDS = 1.0  # until payloads that nobody has are asked for again
 _NOBODYS = '0' * 32  # the fingerprint of a state that the stages do not have
 
@@ -125,7 +124,7 @@ class StagedModel(shared_state_lib.SharedModel):
     that the node catches up.
 
     Raises:
-      StagesMissingError: the head stops before all stages have told them.
+      StagesMissingError, StoreUnavailableError: as `apply_round`.
     """
     number = int(shared.params['orders'])
     known = self._log.fingerprint(number)
@@ -201,7 +200,12 @@ class StagedModel(shared_state_lib.SharedModel):
     norms: Mapping[int, np.ndarray] | None = None,
     keep_params: bool = False,
   ) -> tuple[SharedState, float]:
-    """Orders the stages to take an outer step; returns when all have."""
+    """Orders the stages to take an outer step; returns when all have.
+
+    Raises:
+      StagesMissingError: the head is asked to stop.
+      StoreUnavailableError: nobody can take it for a stage that is not there.
+    """
     del consume, keep_params
     if not messages:
       return shared, 0.0
@@ -263,9 +267,14 @@ class StagedModel(shared_state_lib.SharedModel):
 
     The head takes the last one itself for stages that were lost, whoever comes
     in their place, so that the round goes on.
+
+    Raises:
+      StagesMissingError: the head is asked to stop.
+      StoreUnavailableError: nobody can take it in the time of an answer.
     """
     what = f'stages to take outer step {number}'
-    until = time.monotonic() + _SAY_SECONDS
+    patience = self._config.pool.patience
+    until = time.monotonic() + patience
     while number == self._log.number:
       if self._seats.wait(self._need_not_wait, until):
         return
@@ -276,10 +285,12 @@ class StagedModel(shared_state_lib.SharedModel):
         if not (why := self._stand_in(late)):
           return
       if time.monotonic() > until:
-        until = time.monotonic() + _SAY_SECONDS
+        until = time.monotonic() + patience
         names = (f'{s} ({self._seats.worker(s) or "no worker"})' for s in late)
         line = f'waiting for {what}: {", ".join(names)}'
-        print(f'{line}; {why}' if why else line, file=sys.stderr, flush=True)
+        if why:
+          raise store_lib.StoreUnavailableError(f'{line}; {why}')
+        print(line, file=sys.stderr, flush=True)
     raise StagesMissingError(f'stopped while waiting for {what}')
 
   def _need_not_wait(self) -> bool:

@@ -11,6 +11,7 @@ from covenant.config import amend
 from covenant.pool import orders as orders_lib
 from covenant.pool import staged_model
 from covenant.protocol import run_storage
+from covenant.store import interface as store_lib
 from covenant.train import shared_state as shared_state_lib
 from tests.pool import stages
 
@@ -198,6 +199,26 @@ class StagedModelTest(absltest.TestCase):
       }
     )
     self.assertEqual(self.model.fingerprint(after), want)
+
+  def test_a_step_that_nobody_can_take_is_tried_again_by_the_node(self):
+    """So it may catch up from a newer checkpoint, when it is too late."""
+    self.seats.here = self.is_stopped = False
+    self.seats.gone, now = {0}, [0.0]
+    lacks = orders_lib.OrderError('nobody has the payload')
+    self.auditor.outer_step.side_effect = lacks
+
+    def sleep(seconds):
+      now[0] += seconds
+      self.assertLess(now[0], 99.0)
+
+    clock = mock.Mock(monotonic=lambda: now[0], sleep=sleep)
+    with mock.patch.object(staged_model, 'time', clock):
+      with self.assertRaisesRegex(
+        store_lib.StoreUnavailableError,
+        r'take outer step 1: 0 \(no worker\); .* nobody has the payload',
+      ):
+        self.apply(self.first)
+    self.assertAlmostEqual(now[0], 60.0, delta=2.0)
 
   def test_who_said_false_digests_is_banned_and_nobody_else(self):
     """The third stage was told of by somebody who has left."""
