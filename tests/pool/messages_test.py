@@ -73,7 +73,7 @@ class SeatsParser:
     channels, outcome = [Channel('a'), Channel('b')], 'accepted'
     for channel in channels:
       seats.receive(channel, {'did': 'open'}, b'')
-      seats.receive(channel, {'did': 'hello', 'has': [], 'most': 1}, b'')
+      seats.receive(channel, {'did': 'hello', 'has': [0, 1], 'most': 1}, b'')
     for channel in channels:
       try:
         text, data = messages.unpack(mutant)
