@@ -82,10 +82,10 @@ class Seat:
     self.reached, self.asked = what, time.monotonic()
     return True
 
-  def is_late(self, end: int, seconds: float) -> bool:
-    """Returns whether its holder takes longer for what it was told last."""
+  def is_late(self, end: int) -> bool:
+    """Returns whether its holder takes too long for what it was told last."""
     is_at_work = self.channel is not None and self.number < end
-    return is_at_work and time.monotonic() > self.asked + seconds
+    return is_at_work and time.monotonic() > self.asked + self.seconds
 
 
 @dataclasses.dataclass

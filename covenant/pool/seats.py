@@ -6,13 +6,13 @@ takes over the layers beside its own. A worker that comes later prepares to take
 them from the neighbor, which holds them until it has caught up.
 
 Whatever a holder was told, to take a stage, to begin anew or to take an outer
-step, it must say within `pool.patience` that it has done so. After that nobody
-waits for it, and it loses the stage once another worker can take it. It then
-gets one only if nobody else does, and keeps it for twice the time, so that a
-stage that takes everybody longer is held in the end.
+step, it must say within `pool.patience` that it has done so, or it loses the
+stage once another worker can take it. It then gets one only if nobody else
+does, and for twice the time: who needs it gets it in the end.
 """
 
 import collections
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -65,6 +65,8 @@ class Seats:
     self._workers: dict[str, seat_lib.Worker] = {}
     self._last = [''] * stages  # holders so far
     self._began = time.monotonic()
+    has_orders = log.number > log.base.number
+    self._given = self._began if has_orders else math.inf  # the last order
     self._changed = threading.Condition()  # of a lock that may be entered again
 
   def receive(
@@ -191,13 +193,14 @@ class Seats:
   def _is_prepared(self, stage: int) -> bool:
     """Returns whether a worker prepares for a stage, and is not late."""
     new = self._coming.get(stage)
-    return new is not None and not new.is_late(self._log.number, new.seconds)
+    return new is not None and not new.is_late(self._log.number)
 
   def give(self, order: orders_lib.Order) -> None:
     """Adds an order to the log and sends it to all stages."""
     with self._changed:
       number, state = self._log.number, self._log.id
       self._log.add(order)
+      self._given = time.monotonic()
       if self._log.number <= number and self._log.id != state:
         self._orders.go_back(self._all(), order.number)
       for seat in self._all():
@@ -246,17 +249,16 @@ class Seats:
   def lost(self) -> set[int]:
     """Returns the stages that the others need not wait for.
 
-    Their holders were lost, and no others have caught up; or what they were
-    told takes them longer than the patience; or nobody has come for them in
-    that time since the head was started.
+    Their holders were lost, and no others have caught up, or they are not there
+    by the patience after the last order, or after the start of the head. Before
+    there are any orders all stages must come.
     """
     with self._changed:
+      is_late = time.monotonic() > self._given + self._patience
       return {
         seat.stage
         for seat in self._seats
-        if seat.is_lost
-        or seat.is_late(self._log.number, self._patience)
-        or (not self._last[seat.stage] and self._has_gathered)
+        if seat.is_lost or (is_late and seat.number != self._log.number)
       }
 
   def stand_in(
@@ -336,7 +338,7 @@ class Seats:
       besides: a worker that gets none now.
     """
     for seat in self._seats:
-      if seat.worker and not seat.is_late(self._log.number, seat.seconds):
+      if seat.worker and not seat.is_late(self._log.number):
         continue
       if (new := self._next(seat, besides or seat.worker)) is not None:
         if seat.worker:

@@ -334,13 +334,27 @@ class SeatsTest(absltest.TestCase):
     self.seats.missing()
     self.assertEqual((self.holders(), spare.said), ('dbc', [('take', 0)]))
 
-  def test_nobody_is_waited_for_longer_than_for_stages_to_gather(self):
-    """A head is started again, and one stage does not come back."""
-    for name, stage in ('a', 0), ('c', 1):
-      self.at(self.join(name, most=1), stage)
-    self.assertEqual((self.seats.missing(), self.seats.lost()), ({2}, set()))
-    self.now += 61.0
-    self.assertEqual((self.seats.missing(), self.seats.lost()), ({2}, {2}))
+  def test_a_stage_that_does_not_come_back_is_waited_for_no_longer(self):
+    """A head is started again; the first one catches up slowly."""
+    self.log.add(orders_test.order(0, 'g'))
+    self.log.add(orders_test.order(1, self.log.id))
+    self.seats = seats_lib.Seats(
+      3, self.log, lambda order, stage: order, patience=60.0
+    )
+    slow, ready = (self.join(name, 1, [i]) for i, name in enumerate('ab'))
+    self.at(ready, 1, 2, self.log.id)
+    self.at(slow, 0)
+    self.now += 40.0
+    self.at(slow, 0, 1, self.log.state(1))
+    self.assertEqual((self.seats.missing(), self.seats.lost()), ({0, 2}, set()))
+    self.now += 21.0
+    self.assertEqual((self.seats.missing(), self.seats.lost()), ({0, 2},) * 2)
+    self.assertEqual(self.holders(), 'ab-')
+
+  def test_before_there_are_orders_all_stages_must_come(self):
+    self.at(self.join('a', most=1), 0)
+    self.now += 1e6
+    self.assertEqual((self.seats.missing(), self.seats.lost()), ({1, 2}, set()))
 
   def test_a_banned_worker_holds_nothing(self):
     channels = self.full()

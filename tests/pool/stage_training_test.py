@@ -34,7 +34,8 @@ AMENDMENT = {
 # of the first stage, or of the last, and the workers: three have a neighbor
 # with room, and four a spare.
 KILLED = (
-  ('begin', 3), ('begin', 4), ('last', 3), ('last', 4), ('seal', 3), ('order', 4)
+  ('begin', 3), ('begin', 4), ('last', 3), ('last', 4), ('seal', 3),
+  ('order', 4),
 )  # fmt: skip
 
 
@@ -399,6 +400,7 @@ class RestartTest(parameterized.TestCase, FaultCase):
       return
     late = lambda: len(self.seats.missing()) == 1  # noqa: E731
     self.assertIsNone(self.train(0, late=late))
+    self.seats._patience = 1.0
     # The head takes the step of others' payloads for it.
     header = payload.Header(self.model.run, 0, 0, bytes(16), b'', 0)
     self.apply(self.want_round(0), header)
