@@ -18,7 +18,7 @@ An addition of two numbers and a comparison need no care.
 
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +35,13 @@ _ROW = 4096  # limbs in one sum
 ROW = 128  # squares in one sum
 _MOST_LIMBS = 2**20  # limbs in one sum
 _ROOT = 24  # bits of a norm
+
+
+class Counted(NamedTuple):
+  """Rows of values, each of which is there several times."""
+
+  values_NxC: jax.Array  # float32
+  counts_NxC: jax.Array  # integers, at most `ROW` in a row
 
 
 # Compiles a function called eagerly as one program, not one per operation.
@@ -63,22 +70,25 @@ def _product(a: ct.Scalar, b: ct.Scalar) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnames=('axes',), inline=True)
 def norms(
-  values_P: Sequence[Sequence[jax.Array]], axes: tuple[str, ...] = ()
+  values_P: Sequence[Sequence[jax.Array | Counted]],
+  axes: tuple[str, ...] = (),
 ) -> jax.Array:
   """Returns the L2 norms of P tensors, float32 [P], rounded down to 24 bits.
 
   Args:
-    values_P: the values of each tensor, finite float32 arrays.
+    values_P: the values of each tensor, finite float32 arrays or `Counted`.
     axes: the mesh axes over which all are sharded, in `jax.shard_map`.
   """
-  flat_P = [jnp.concatenate([x.reshape(-1) for x in v]) for v in values_P]
-  if not flat_P:
+  if not values_P:
     return jnp.zeros(0, jnp.float32)
-  largest_P = jnp.stack([largest(x) for x in flat_P])
+  parts_P = [_flat(v) for v in values_P]
+  largest_P = jnp.stack(
+    [functools.reduce(jnp.maximum, map(_largest, v)) for v in parts_P]
+  )
   if axes:
     largest_P = jax.lax.pmax(largest_P, axes)
   unit_P = _unit(largest_P)
-  sums = [_square_sums(x, unit_P[i]) for i, x in enumerate(flat_P)]
+  sums = [_square_sums(v, unit_P[i]) for i, v in enumerate(parts_P)]
   limbs = _limbs(jnp.concatenate(sums, axis=1))
   if any(x.shape[1] > 1 for x in sums):
     ends = np.cumsum([x.shape[1] for x in sums])[:-1]
@@ -88,6 +98,21 @@ def norms(
   if axes:
     limbs = jax.lax.psum(limbs, axes)
   return norms_of_squares(limbs, largest_P)
+
+
+def _flat(
+  values: Sequence[jax.Array | Counted],
+) -> list[jax.Array | Counted]:
+  """Returns the values of a tensor with all that are arrays in one."""
+  counted = [x for x in values if isinstance(x, Counted)]
+  plain = [x.reshape(-1) for x in values if not isinstance(x, Counted)]
+  return [*counted, *([jnp.concatenate(plain)] if plain else [])]
+
+
+def _largest(x: jax.Array | Counted) -> jax.Array:
+  if isinstance(x, Counted):
+    x = jnp.where(x.counts_NxC > 0, x.values_NxC, 0).reshape(-1)
+  return largest(x)
 
 
 def largest(values: jax.Array) -> jax.Array:
@@ -277,7 +302,9 @@ def _products(values: jax.Array, unit: jax.Array) -> list[jax.Array]:
   return [low * low, 2 * low * high, high * high]
 
 
-def _square_sums(values: jax.Array, unit: jax.Array) -> jax.Array:
+def _square_sums(
+  parts: Sequence[jax.Array | Counted], unit: jax.Array
+) -> jax.Array:
   """Returns the sum of squares of values in units, as six sums of parts.
 
   128 of each of the products are added, and of these sums the low and the high
@@ -286,10 +313,19 @@ def _square_sums(values: jax.Array, unit: jax.Array) -> jax.Array:
   Returns:
     uint32 [6, C], one column for each 2^23 values.
   """
-  products_3xN = jnp.stack(_products(values, unit))
-  rows_3xM = _row_sums(products_3xN, ROW).astype(jnp.uint32)
+  rows_3xM = jnp.concatenate([_rows(x, unit) for x in parts], axis=1)
   halves_3x2xM = jnp.stack([rows_3xM & 0xFFFF, rows_3xM >> 16], axis=1)
   return _row_sums(halves_3x2xM.reshape(6, -1), 2**16)
+
+
+def _rows(x: jax.Array | Counted, unit: jax.Array) -> jax.Array:
+  """Returns the sums of `_products` of up to 128 values: uint32 [3, M]."""
+  if isinstance(x, Counted):
+    counts_NxC = x.counts_NxC.astype(jnp.int32)
+    products = [p * counts_NxC for p in _products(x.values_NxC, unit)]
+    return jnp.sum(jnp.stack(products), axis=2).astype(jnp.uint32)
+  products_3xN = jnp.stack(_products(x, unit))
+  return _row_sums(products_3xN, ROW).astype(jnp.uint32)
 
 
 def _limbs(sums_6xM: jax.Array) -> jax.Array:

@@ -236,7 +236,9 @@ def part_norms(
 @functools.partial(jax.jit, static_argnames=('compression',))
 def _values(
   parts: Sequence[ct.Message], compression: Compression
-) -> list[list[jax.Array]]:
+) -> list[list[jax.Array | exact.Counted]]:
+  if isinstance(compression, compression_lib.TopK):
+    return [compression.counted_values(part) for part in parts]
   return [[x.reshape(-1) for x in compression.values(p)] for p in parts]
 
 
