@@ -42,6 +42,7 @@ import obstore
 
 from covenant import typing as ct
 from covenant.optim import compression as compression_lib
+from covenant.optim import leaf_group
 from covenant.optim import outer_step
 from covenant.optim import quantize
 from covenant.optim import reduce
@@ -109,7 +110,8 @@ def make_round(folder: str, megabytes: float, peers: int) -> Round:
     pathlib.Path(folder, f'{peer:08d}').write_bytes(data)
     digests.append(hashlib.blake2b(data, digest_size=32).digest())
   outer = reduce.nesterov(1.0)
-  step = outer_step.OuterStep(abstract, compression, outer, budget=1 << 24)
+  budget = leaf_group.budget_here()  # as nodes have it
+  step = outer_step.OuterStep(abstract, compression, outer, budget=budget)
   return Round(spec, abstract, header, digests, step)
 
 

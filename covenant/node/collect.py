@@ -137,7 +137,7 @@ def check_late(
         uid,
         collected.membership.committed[uid],
         entry.digest,
-        digest=run_storage_lib.digest(data),
+        digest=entry.digest,
         decoded=decoded,
       )
     )
@@ -223,8 +223,8 @@ def _submission(
   if isinstance(decoded, payload_lib.Decoded):
     node.payloads[entry.digest] = data
     node.decoded[entry.digest] = readable[uid] = decoded
-  digest = run_storage_lib.digest(data)
-  return submission._replace(digest=digest, decoded=decoded)
+  # The storage has compared the digest of what it fetched.
+  return submission._replace(digest=entry.digest, decoded=decoded)
 
 
 def _recall(

@@ -14,7 +14,6 @@ import jax.numpy as jnp
 
 from covenant import typing as ct
 from covenant.optim import blocks
-from covenant.optim import exact
 from covenant.optim import quantize
 from covenant.optim import topk
 
@@ -194,25 +193,6 @@ class TopK:
 
   def values(self, part: tuple[Packet, ...]) -> list[jax.Array]:
     return [self.quantizer.decode(p.codes, p.scales) for p in part]
-
-  def counted_values(
-    self, part: tuple[Packet, ...]
-  ) -> list[jax.Array | exact.Counted]:
-    """Returns `values`, counted where a row has more of them than codes."""
-    found: list[jax.Array | exact.Counted] = []
-    for p in part:
-      n, k = p.codes.shape
-      if 0 < self.num_codes < k <= exact.ROW:
-        codes = jnp.arange(self.num_codes, dtype=jnp.uint8)
-        counts = [
-          jnp.sum(p.codes == code, axis=1, dtype=jnp.uint8) for code in codes
-        ]
-        codes_NxC = jnp.broadcast_to(codes, (n, len(codes)))
-        values_NxC = self.quantizer.decode(codes_NxC, p.scales)
-        found.append(exact.Counted(values_NxC, jnp.stack(counts, axis=1)))
-      else:
-        found.append(self.quantizer.decode(p.codes, p.scales).reshape(-1))
-    return found
 
   @property
   def num_codes(self) -> int:

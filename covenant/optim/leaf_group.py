@@ -18,6 +18,13 @@ from covenant.optim import compression as compression_lib
 from covenant.optim import sharded_leaf
 
 _LEAF = jax.tree.structure(0)
+_CPU_BUDGET = 1 << 20  # elements of a slice whose sums stay in a cache
+
+
+def budget_here() -> int:
+  """Returns the elements of a slice on a device of this process."""
+  is_cpu = jax.default_backend() == 'cpu'
+  return _CPU_BUDGET if is_cpu else sharded_leaf.BUDGET
 
 
 class LeafGroup(NamedTuple):

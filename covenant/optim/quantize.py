@@ -274,6 +274,21 @@ class Statistical:
     return means[codes_NxK] + shift
 
 
+def counted(
+  quantizer: Quantizer, codes_NxK: jax.Array, scales: jax.Array
+) -> jax.Array | exact.Counted:
+  """Returns the values of codes, counted where a row has fewer codes."""
+  n, k = codes_NxK.shape
+  if not 2**quantizer.bits < k <= exact.ROW:
+    return quantizer.decode(codes_NxK, scales)
+  codes = jnp.arange(2**quantizer.bits, dtype=codes_NxK.dtype)
+  counts = [jnp.sum(codes_NxK == x, axis=1, dtype=jnp.uint8) for x in codes]
+  codes_NxC = jnp.broadcast_to(codes, (n, len(codes)))
+  return exact.Counted(
+    quantizer.decode(codes_NxC, scales), jnp.stack(counts, axis=1)
+  )
+
+
 def _check_grid(bits: Any, span: Any) -> None:
   if not _is_integer(bits) or not 1 <= bits <= 8:
     raise ValueError(

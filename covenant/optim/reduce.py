@@ -28,6 +28,7 @@ from covenant import typing as ct
 from covenant.optim import arguments
 from covenant.optim import compression as compression_lib
 from covenant.optim import exact
+from covenant.optim import quantize
 from covenant.optim import weight as weight_lib
 
 Compression = compression_lib.Compression
@@ -238,7 +239,8 @@ def _values(
   parts: Sequence[ct.Message], compression: Compression
 ) -> list[list[jax.Array | exact.Counted]]:
   if isinstance(compression, compression_lib.TopK):
-    return [compression.counted_values(part) for part in parts]
+    counted = functools.partial(quantize.counted, compression.quantizer)
+    return [[counted(p.codes, p.scales) for p in part] for part in parts]
   return [[x.reshape(-1) for x in compression.values(p)] for p in parts]
 
 

@@ -23,6 +23,7 @@ from covenant.models import llama
 from covenant.models import sharding
 from covenant.optim import algorithm as algorithm_lib
 from covenant.optim import host_copy
+from covenant.optim import leaf_group
 from covenant.optim import outer_step as outer_step_lib
 from covenant.optim import weight
 from covenant.train import pieces as pieces_lib
@@ -106,6 +107,7 @@ class SharedModel:
       self.method.clip,
       self.mesh,
       self.specs,
+      leaf_group.budget_here(),
       # The outer optimizer of ddp clips the norm of all tensors together.
       per_leaf=self.genesis.optim.method != 'ddp',
     )
