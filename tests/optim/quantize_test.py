@@ -5,6 +5,7 @@ import pytest
 from absl.testing import absltest
 from absl.testing import parameterized
 
+from covenant.optim import exact
 from covenant.optim import quantize
 from tests import helpers
 
@@ -164,6 +165,34 @@ class ExactTest(absltest.TestCase):
     np.testing.assert_array_equal(
       quantize.Exact().decode(*quantize.Exact().encode(values)), values
     )
+
+
+class CountedTest(parameterized.TestCase):
+  @parameterized.product(
+    quantizer=(
+      quantize.Sign(), quantize.SignMagnitude('tensor'),
+      quantize.SignMagnitude(), quantize.Statistical(),
+    ),
+    shape=((700, 64), (3, 128), (5, 200), (5, 1)),
+  )  # fmt: skip
+  def test_norm_has_the_bits_of_that_of_all_values(self, quantizer, shape):
+    rng = np.random.default_rng(sum(shape))
+    values = rng.normal(size=shape) * np.exp(rng.normal(size=(shape[0], 1)))
+    codes, scales = ENCODE(quantizer, values.astype(np.float32))
+    counted = quantize.counted(quantizer, codes, scales)
+    has_few_codes = shape[1] in (64, 128)
+    self.assertEqual(isinstance(counted, exact.Counted), has_few_codes)
+    self.assertEqual(
+      exact.norms([[counted]]),
+      exact.norms([[DECODE(quantizer, codes, scales)]]),
+    )
+
+  def test_a_code_that_is_not_there_sets_no_unit(self):
+    """Else the norm of a tensor of small values would lose its bits."""
+    scales = np.array([[1], [1e6], [1]], jnp.bfloat16)  # levels, a block
+    codes = np.ones((1, 64), np.uint8)  # of the lower level
+    counted = quantize.counted(quantize.SignMagnitude(), codes, scales)
+    self.assertEqual(exact.norms([[counted]]), 8)
 
 
 class ShardsTest(parameterized.TestCase):
