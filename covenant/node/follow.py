@@ -164,8 +164,11 @@ def _counted(
   key = (node.root, digest)
   found = known.get(key)
   if found is None or found.before is not node.shared:
-    found = _outer_step(node, round_index, digest, head)
     known.clear()
+    if Phase.SCORE not in node.phases:
+      # Before the next payloads come: a miner has memory for one round of them.
+      node.messages = {}
+    found = _outer_step(node, round_index, digest, head)
     known[key] = found
   return found
 

@@ -1,5 +1,7 @@
 """The phases that every node has, against a chain and buckets in memory."""
 
+from unittest import mock
+
 from absl.testing import absltest
 
 from covenant.chain import interface as chain_lib
@@ -144,6 +146,22 @@ class FollowTest(absltest.TestCase):
     with self.assertRaisesRegex(store_lib.StoreError, 'payload of uid 1'):
       self.apply()
     self.assertEqual(self.node.place, before)
+
+  def test_only_validators_keep_a_round_while_the_next_one_comes(self):
+    digest, before = self.counted(1), {1: None}
+    lost = store_lib.StoreUnavailableError('no answer')
+    for node, kept in (
+      (self.network.miner(0), {}),
+      (self.network.validator(4), before),
+    ):
+      node.messages = before
+      self.decided(digest, node=node)
+      with (
+        mock.patch.object(apply, 'fetch_payloads', side_effect=lost),
+        self.assertRaises(store_lib.StoreError),
+      ):
+        self.apply(node)
+      self.assertEqual(node.messages, kept)
 
   def test_a_manifest_of_another_state_is_out_of_sync_if_it_has_a_majority(
     self,
