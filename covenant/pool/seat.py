@@ -72,10 +72,9 @@ class Seat:
       self.digests, self.square, self.is_lost = new.digests, new.square, False
 
   def tell(self, what: int) -> bool:
-    """Returns whether its holder is to be told something, which is new to it.
+    """Returns whether something is new to its holder; notes that it is told.
 
-    Nothing is told twice: who says the same again gains no time by it, and
-    nothing is sent to it.
+    Nothing is told twice: a holder that repeats itself gains no time.
     """
     if what <= self.reached:
       return False

@@ -8,7 +8,7 @@ them from the neighbor, which holds them until it has caught up.
 Whatever a holder was told, to take a stage, to begin anew or to take an outer
 step, it must say within `pool.patience` that it has done so, or it loses the
 stage once another worker can take it. It then gets one only if nobody else
-does, and for twice the time: who needs it gets it in the end.
+does, and for twice the time, so that a slow worker has enough in the end.
 """
 
 import collections
@@ -65,8 +65,7 @@ class Seats:
     self._workers: dict[str, seat_lib.Worker] = {}
     self._last = [''] * stages  # holders so far
     self._began = time.monotonic()
-    has_orders = log.number > log.base.number
-    self._given = self._began if has_orders else math.inf  # the last order
+    self._given = self._began if log.number > log.base.number else math.inf
     self._changed = threading.Condition()  # of a lock that may be entered again
 
   def receive(
@@ -140,11 +139,12 @@ class Seats:
     """Returns whether a worker holds a stage, or prepares to."""
     return any(seat.worker == worker for seat in self._all())
 
-  def drop(self, stage: int) -> None:
-    """Takes a stage from its holder, which does not do what it is told."""
+  def drop(self, stage: int, if_another: bool = False) -> None:
+    """Takes a stage from its holder, perhaps only if another can take it."""
     with self._changed:
       seat = self._seats[stage]
-      if worker := seat.worker:
+      worker = seat.worker
+      if worker and not (if_another and self._fittest(seat, worker) is None):
         self._give_up(seat)
         self._assign(besides=worker)
         self._changed.notify_all()

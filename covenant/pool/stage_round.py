@@ -124,6 +124,9 @@ class StageRound:
         found = nats, norm, seconds, wait
         self._observe(stage_work.inner_step(at, tokens_BxL1, found))
     except stage_talk.LateError:
+      if not (losses or self._seats.missing()):
+        if (slow := self._talk.slowest()) is not None:
+          self._seats.drop(slow, if_another=True)
       self._talk.tell_all({'do': 'abort'})
     seconds = max(time.monotonic() - began, 1e-9)
     if not losses:

@@ -55,6 +55,7 @@ class StageTalk:
     # Stage, answer, microbatch and attempt of each open question.
     self._open: dict[tuple[int, str, ct.Json, ct.Json], None] = {}
     self._heard = [0.0] * stages  # last answer, or first question after it
+    self._waited = [0.0] * stages  # seconds for answers
 
   def ask(
     self, stage: int, text: dict[str, ct.Json], data: bytes = b''
@@ -121,11 +122,21 @@ class StageTalk:
       key = event.stage, event.what, number, attempt
       if key in self._open:
         del self._open[key]
-        self._heard[event.stage] = time.monotonic()
+        now = time.monotonic()
+        self._waited[event.stage] += now - self._heard[event.stage]
+        self._heard[event.stage] = now
         self.busy[event.stage] += _seconds(event.text.get('seconds'))
         return event
       if any(attempt is not None and attempt == k[3] for k in self._open):
         raise NonsenseError(event.stage, 'it answers what nobody asked')
+
+  def slowest(self) -> int | None:
+    """Returns the stage whose answers took twice as long as any other's."""
+    waited = self._waited.copy()
+    for stage in {key[0] for key in self._open}:
+      waited[stage] += time.monotonic() - self._heard[stage]
+    *_, second, first = 0.0, *sorted(waited)
+    return waited.index(first) if first > 2 * second else None
 
   def forget(self) -> None:
     """Forgets all questions; answers that still come are ignored."""

@@ -356,6 +356,15 @@ class SeatsTest(absltest.TestCase):
     self.now += 1e6
     self.assertEqual((self.seats.missing(), self.seats.lost()), ({1, 2}, set()))
 
+  def test_who_is_slow_makes_room_for_another_if_there_is_one(self):
+    channels = self.full()
+    self.seats.receive(channels[0], {'did': 'close'}, b'')
+    self.seats.drop(2, if_another=True)
+    self.assertEqual(self.holders(), 'bbc')
+    self.join('d')
+    self.seats.drop(2, if_another=True)
+    self.assertEqual(self.holders(), 'bbd')
+
   def test_a_banned_worker_holds_nothing(self):
     channels = self.full()
     self.seats.ban('b')

@@ -1,6 +1,7 @@
 """The head's part in a round, with stages that only answer."""
 
 import collections
+from unittest import mock
 
 import jax
 import numpy as np
@@ -180,6 +181,30 @@ class StageRoundTest(parameterized.TestCase):
     self.stages.wait = lambda stop, until=None: True  # another is there
     self.assertIsNone(self.run_round(late=lambda: len(lost) > 9)[1])
     self.assertLen(lost, 10)
+
+  @parameterized.parameters(True, False)
+  def test_who_holds_up_a_whole_round_makes_room_for_another(self, is_whole):
+    steps = []
+
+    def update(stage):
+      steps.append(stage)
+
+    def stall(stage):
+      steps.append(stage)  # no answer, and the time is over
+
+    what = 'last' if is_whole else 'update'
+    self.stages.faults[2, what] = stall if is_whole else update
+    self.stages.drop = mock.Mock()
+    with mock.patch.object(
+      stage_round.stage_talk.StageTalk, 'slowest', lambda talk: 2
+    ):
+      _, result = self.run_round(late=lambda: bool(steps))
+    if is_whole:
+      self.assertIsNone(result)
+      self.stages.drop.assert_called_once_with(2, if_another=True)
+    else:
+      self.assertLen(result.losses, 1)
+      self.stages.drop.assert_not_called()
 
   @parameterized.parameters(0, 1)
   def test_others_go_on_for_some_steps_without_an_inner_stage(self, steps):

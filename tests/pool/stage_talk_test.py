@@ -89,6 +89,19 @@ class StageTalkTest(parameterized.TestCase):
       self.talk.next()
     self.assertEqual(self.seats.dropped, [1])
 
+  def test_the_slowest_is_whom_the_head_waited_for_not_who_says_so(self):
+    now = [0.0]
+    with mock.patch.object(stage_talk.time, 'monotonic', lambda: now[0]):
+      for stage, seconds in (0, 2.0), (1, 5.0), (0, 1.0):
+        self.ask(stage)
+        now[0] += seconds
+        self.say(stage, seconds=1e9 * (1 - stage))
+        self.talk.next()
+      self.assertIsNone(self.talk.slowest())  # 5 s, and 3 s
+      self.ask(1, number=4)
+      now[0] += 2.0  # and 2 s without an answer so far
+      self.assertEqual(self.talk.slowest(), 1)
+
   def test_the_time_may_be_over(self):
     self.talk = self.make(late=lambda: True)
     self.ask()
