@@ -383,8 +383,12 @@ def abstract(model: config.Model) -> ct.Params:
   """Returns the shapes of the parameters."""
   # Initialization must not require GPU kernels.
   portable = dataclasses.replace(model, attention='portable')
-  tokens_1x1 = jnp.zeros((1, 1), jnp.int32)
-  made = jax.eval_shape(Llama(portable).init, jax.random.key(0), tokens_1x1)
+
+  def make() -> ct.PyTree:
+    tokens_1x1 = jnp.zeros((1, 1), jnp.int32)
+    return Llama(portable).init(jax.random.key(0), tokens_1x1)
+
+  made: ct.PyTree = jax.eval_shape(make)
   return made['params']
 
 

@@ -135,7 +135,7 @@ class StageTalk:
     waited = self._waited.copy()
     for stage in {key[0] for key in self._open}:
       waited[stage] += time.monotonic() - self._heard[stage]
-    *_, second, first = 0.0, *sorted(waited)
+    second, first = [0.0, *sorted(waited)][-2:]
     return waited.index(first) if first > 2 * second else None
 
   def forget(self) -> None:
