@@ -3,12 +3,11 @@
 Workers connect to the pool, so they may sit behind a router. aiohttp serves
 them from one thread. A request has the headers of `messages.py`, whose
 signature is verified before the body is read, and the body is read only if the
-pool awaits it. A reply is a line of JSON, followed by bytes if there are any,
-and signed by the pool.
+pool awaits it. A reply, which the pool signs, is a line of JSON, then bytes.
 
 Nobody has to be fast. A connection that makes no progress is closed: without
 headers after ten seconds, and where less than `_LEAST` bytes pass in half a
-minute. Addresses and keys have limits of each (visitors.py).
+minute. Each address and each key has limits (visitors.py).
 """
 
 import asyncio
@@ -212,13 +211,12 @@ class PoolServer:
       address = self._visitor(request)
       if request.path == '/hello':
         text, reply = self._greet(request)
-      elif request.path == '/channel' and self._receive is not None:
-        return await self._open_channel(request, address)
+      elif request.path == '/channel' and (receive := self._receive):
+        return await self._open_channel(request, address, receive)
       else:
         text, reply = await self._serve_worker(request, address)
     except RequestError as e:
-      status, why = e.args
-      reply, signed = Reply(status, {'error': why}), False
+      reply, signed = Reply(e.args[0], {'error': e.args[1]}), False
     return await self._send(request, text, reply, signed)
 
   def _visitor(self, request: web.BaseRequest) -> str:
@@ -242,7 +240,10 @@ class PoolServer:
     return nonce.encode(), Reply(200, {**self._hello, **text})
 
   async def _open_channel(
-    self, request: web.BaseRequest, address: str
+    self,
+    request: web.BaseRequest,
+    address: str,
+    receive: channel_lib.Receive,
   ) -> web.StreamResponse:
     """Serves a channel until it is closed."""
     text, asked, *_ = self._verified(request, address)
@@ -262,7 +263,6 @@ class PoolServer:
       lambda data, by: self._verify(asked.worker, data, by),
       asked.worker,
     )
-    assert (receive := self._receive) is not None
     try:
       await asyncio.to_thread(receive, channel, {'did': 'open'}, b'')
       await channel.run(receive)
