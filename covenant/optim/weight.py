@@ -135,7 +135,7 @@ def totals(parts_R: ct.Array, size: int = 2**16) -> Totals:
     total = jnp.where(total > 0, total, WHOLE)
     counts = jnp.stack([count, jnp.ones_like(count)])
     least, of_all = exact.ratio(WHOLE * counts, total)
-    senders = np.arange(size)
+    senders = np.arange(size, dtype=np.int32)
     # Of enough senders a constant: the program has no division per entry.
     alone = (WHOLE / np.maximum(senders, 1)).astype(np.float32)
     return Totals(jnp.where(senders * count >= total, alone, least), of_all)
