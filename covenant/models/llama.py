@@ -384,11 +384,10 @@ def abstract(model: config.Model) -> ct.Params:
   # Initialization must not require GPU kernels.
   portable = dataclasses.replace(model, attention='portable')
 
-  def make() -> ct.PyTree:
-    tokens_1x1 = jnp.zeros((1, 1), jnp.int32)
-    return Llama(portable).init(jax.random.key(0), tokens_1x1)
+  def make(key: jax.Array) -> ct.PyTree:
+    return Llama(portable).init(key, jnp.zeros((1, 1), jnp.int32))
 
-  made: ct.PyTree = jax.eval_shape(make)
+  made: ct.PyTree = jax.eval_shape(lambda: make(jax.random.key(0)))
   return made['params']
 
 

@@ -1,4 +1,4 @@
-"""What stages say about training, until the head reads it."""
+"""Messages of stages about training, until the head reads them."""
 
 import collections
 import json
