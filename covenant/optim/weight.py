@@ -136,7 +136,7 @@ def totals(parts_R: ct.Array, size: int = 2**16) -> Totals:
     counts = jnp.stack([count, jnp.ones_like(count)])
     least, of_all = exact.ratio(WHOLE * counts, total)
     senders = np.arange(size, dtype=np.int32)
-    # Of enough senders a constant: the program has no division per entry.
+    # Constants where enough peers send: no division per entry in the program.
     alone = (WHOLE / np.maximum(senders, 1)).astype(np.float32)
     return Totals(jnp.where(senders * count >= total, alone, least), of_all)
   count = max(int(np.count_nonzero(parts_R)), 1)

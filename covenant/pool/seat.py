@@ -7,7 +7,7 @@ import time
 from covenant import typing as ct
 from covenant.pool import channel as channel_lib
 
-# What a holder was told before any order, see `Seat.reached`.
+# Commands that a holder gets before any order, see `Seat.reached`.
 TAKE, RESET = -2, -1
 
 
