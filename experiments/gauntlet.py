@@ -128,6 +128,7 @@ def make_config(
       f'optim.inner.warmup_steps={min(50, 2 * rounds)}',
       'optim.inner.learning_rate=5e-3',
       'optim.outer.learning_rate=0.5',
+      'optim.compression.error_decay=0.5',
       'gauntlet.evaluate=20',
       'gauntlet.sequences=24',
       *overrides,

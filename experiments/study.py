@@ -182,11 +182,12 @@ def rule() -> str:
   """Names the rule of pay, of which golden traces show little.
 
   >>> rule()
-  'units=4 parts=16 gain=0.85 proof=0.5..0.8'
+  'units=4 parts=16 gain=0.85 proof=0.5..0.8 strictness=1.5'
   """
   return (
     f'units={units.UNITS} parts={units.PARTS} gain={work.FULL_GAIN:g} '
-    f'proof={work.NO_PROOF:g}..{work.FULL_PROOF:g}'
+    f'proof={work.NO_PROOF:g}..{work.FULL_PROOF:g} '
+    f'strictness={work.STRICTNESS:g}'
   )
 
 

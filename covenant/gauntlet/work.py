@@ -11,6 +11,9 @@ FULL_GAIN, FULL_PROOF = 0.85, 0.8
 NO_PROOF = 0.5  # fraction of the usual proof up to which it counts as none
 AUTHOR = 0.85  # fraction of the usual proof that an author is sure to have
 SIGNIFICANT = 2.0  # standard errors
+# Pay falls by more than the work that is left out, since what is measured of
+# the latter is less where the rest gains more evenly than usual.
+STRICTNESS = 1.5
 
 
 def paid_work(standing: ratings_lib.Standing) -> float:
@@ -56,7 +59,8 @@ def proof_share(standing: ratings_lib.Standing, usual: Usual) -> float:
     return 0.0
   certain = min(max(standing.certainty - SIGNIFICANT, 0.0), 1.0)
   share = (standing.proof / usual.proof - NO_PROOF) / (FULL_PROOF - NO_PROOF)
-  return certain * min(max(share, 0.0), 1.0) * trained(standing, usual)
+  paid = trained(standing, usual) ** STRICTNESS
+  return certain * min(max(share, 0.0), 1.0) * paid
 
 
 def trained(standing: ratings_lib.Standing, usual: Usual) -> float:

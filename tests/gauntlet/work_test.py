@@ -67,11 +67,15 @@ class TrainedTest(parameterized.TestCase):
     lucky = dataclasses.replace(lucky, square_sum=-0.3)
     self.assertEqual(work.trained(lucky, self.usual()), 1.0)
 
-  def test_pay_is_in_proportion(self):
+  @parameterized.parameters(1, 2, 4)
+  def test_leaving_out_work_loses_more_than_it_saves(self, missing):
     usual = self.usual()
-    whole, half = standing(), standing([2.0] * 4 + [0.0] * 4)
-    self.assertAlmostEqual(work.proof_share(whole, usual), 1.0)
-    self.assertAlmostEqual(work.proof_share(half, usual), 0.5)
+    part = 1 - missing / 8
+    strong = standing([1 / part] * (8 - missing) + [0.0] * missing)
+    self.assertAlmostEqual(work.proof_share(standing(), usual), 1.0)
+    paid = work.proof_share(strong, usual)
+    self.assertAlmostEqual(paid, part**1.5)
+    self.assertLess(paid, part)
 
   def test_nobody_is_certain(self):
     doubtful = standing(proof=0.1)
