@@ -1,5 +1,6 @@
 """The console script `covenant`, also `python -m covenant`."""
 
+import gc
 import signal
 import sys
 
@@ -10,8 +11,11 @@ def main() -> None:
   """Runs the command line; Ctrl-C ends it with one line."""
   try:
     # Imported here, because it takes seconds, in which Ctrl-C is possible.
+    gc.disable()  # most of what is imported stays: nothing to be collected
     with extras.needed('run'):
       from covenant import cli
+    gc.freeze()
+    gc.enable()
 
     cli.main()
   except extras.MissingExtraError as e:

@@ -5,6 +5,7 @@ import os
 import pathlib
 import sys
 from collections.abc import Callable
+from concurrent import futures
 from typing import NamedTuple
 
 from covenant import config as config_lib
@@ -114,6 +115,10 @@ def run(
         folder.log(host.evaluate())
     kept = completed if is_first else None  # one process alone writes
     sampler = samples.Sampler(config, folder.path, kept)
+    if config.gauntlet.evaluate and completed < host.rounds:
+      # What follows the first training is compiled beside it.
+      warming = stack.enter_context(futures.ThreadPoolExecutor(1, 'warm-up'))
+      warming.submit(host.warm_up)
     while completed < host.rounds:
       folder.begin_round(completed)
       proposals.support(host, workdir)

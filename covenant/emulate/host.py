@@ -264,6 +264,11 @@ class Host:
       adopted=lambda record: self.adopted(record),
     )
 
+  def warm_up(self) -> None:
+    """Compiles the programs of validators, on an empty message."""
+    shared = self.validators[0].shared
+    validator_lib.warm_up(self.config, self.judge, self.shared_model, shared)
+
   def round(self) -> metrics.Round:
     """Runs one round of all nodes.
 

@@ -4,6 +4,7 @@ import collections
 import time
 from collections.abc import Callable, Mapping, Sequence
 
+import jax
 import numpy as np
 
 from covenant import config as config_lib
@@ -101,14 +102,13 @@ def round_record(
   trained = {uid: c for uid, c in sent.items() if c.tokens}
   bytes_round = sum(len(c.payload) for c in sent.values())
   dense_bytes = shared_model.spec.dense_bytes * len(sent)
-  last_step = counters.round * config.optim.inner_steps - 1
   return metrics.Round(
     round=counters.round,
     tokens=counters.tokens,
     loss=float(np.mean([c.loss for c in trained.values()])),
     miner_losses=tuple(c.loss for c in trained.values()),
     uids=tuple(trained),
-    learning_rate=float(np.asarray(shared_model.method.schedule(last_step))),
+    learning_rate=float(_rates(config, counters.round, shared_model)[-1]),
     bytes_up=counters.bytes_up,
     bytes_round=bytes_round,
     dense_bytes_round=dense_bytes,
@@ -158,9 +158,7 @@ def step_records(
       step = i * length // len(losses)
       at.setdefault(step, []).append((loss, norm, batch))
   first = (completed - 1) * length
-  rates = np.asarray(
-    shared_model.method.schedule(first + np.arange(length, dtype=np.int32))
-  )
+  rates = _rates(config, completed, shared_model)
   return [
     metrics.Step(
       round=completed,
@@ -173,6 +171,18 @@ def step_records(
     )
     for step, each in sorted(at.items())
   ]
+
+
+def _rates(
+  config: config_lib.Config,
+  completed: int,
+  shared_model: shared_state_lib.SharedModel,
+) -> np.ndarray:
+  """Returns the learning rate of each inner step of a round."""
+  length = config.optim.inner_steps
+  steps = (completed - 1) * length + np.arange(length, dtype=np.int32)
+  # One program, where a dozen small ones would be compiled.
+  return np.asarray(jax.jit(shared_model.method.schedule)(steps))
 
 
 def _mean(numbers: list[float | None]) -> float | None:
