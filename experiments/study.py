@@ -146,7 +146,7 @@ class Study(NamedTuple):
         if not config.islands:  # which have steps of their own
           # A fraction: cells that differ in their steps still do.
           steps = max(config.optim.inner_steps // 3, 1)
-          sets = (*sets, f'optim.inner_steps={steps}')
+          sets = (*sets, f'optim.inner_steps={steps}', 'model.layers=1')
         yield cell._replace(sets=sets)
 
     return self._replace(plan=plan)
