@@ -22,6 +22,7 @@ from experiments import compression
 from experiments import density
 from experiments import gauntlet_report
 from experiments import islands
+from experiments import joining
 from experiments import methods
 from experiments import muon
 from experiments import overlap
@@ -50,6 +51,7 @@ STUDIES: tuple[types.ModuleType, ...] = (
   density,
   aggregation,
   churn,
+  joining,
   peers,
   muon,
   quantizers,
@@ -112,10 +114,11 @@ GROUPS = (
   ),
   Group(
     'Peers',
-    ('aggregation', 'churn', 'peers'),
+    ('aggregation', 'churn', 'joining', 'peers'),
     {
       'aggregation': 'Held-out loss of means over senders and over all peers',
       'churn': 'Held-out loss with peers that stay and that come and go',
+      'joining': 'Final loss of miners that lose state, over those that do not',
       'peers': 'Final loss against the number of peers',
     },
     'Peers that come and go cost nothing that three seeds can tell. More peers '
