@@ -1,7 +1,7 @@
 """A miner that joins or comes back: what of its state it keeps, and its rate.
 
   python -m experiments.joining             about 28 core minutes
-  python -m experiments.joining --quick     2 minutes
+  python -m experiments.joining --quick     1 minute
 
 AdamW moments and error feedback live on one machine. A miner that joins, or
 comes back without its disk, begins with neither; `optim.inner.rejoin_steps`
@@ -363,6 +363,7 @@ def _panel(
   ax.set_xscale('log')
   counts = PEERS[SPARSELOCO]
   ax.set_xticks(counts, [str(count) for count in counts])
+  ax.set_xlim(counts[0] / 1.2, counts[-1] * 1.2)
   ax.minorticks_off()
   ax.legend(frameon=False, fontsize=7)
   ax.grid(color='#E0E0E0', lw=0.6)
