@@ -127,8 +127,10 @@ def make_config(
       f'rounds={rounds}',
       f'optim.inner.warmup_steps={min(50, 2 * rounds)}',
       'optim.inner.learning_rate=5e-3',
-      'optim.outer.learning_rate=0.5',
+      # A short memory of the error, so that units of work can be counted, takes
+      # a larger outer rate.
       'optim.compression.error_decay=0.5',
+      'optim.outer.learning_rate=1',
       'gauntlet.evaluate=20',
       'gauntlet.sequences=24',
       *overrides,
