@@ -34,6 +34,23 @@ class Socket(Protocol):
 
 
 Receive = Callable[['Channel', dict[str, ct.Json], bytes], None]
+
+
+class Listener(Protocol):
+  """What a pool does about its channels; called in threads."""
+
+  def open(self, channel: 'Channel') -> None:
+    """Takes a new channel."""
+
+  def receive(
+    self, channel: 'Channel', text: dict[str, ct.Json], data: bytes
+  ) -> None:
+    """Takes a message; raises one of `messages.MALFORMED` to close it."""
+
+  def close(self, channel: 'Channel') -> None:
+    """Learns that a channel is closed."""
+
+
 Verify = Callable[[bytes, bytes], bool]  # data, signature
 
 
@@ -116,7 +133,7 @@ class Channel:
         text, data = self._open(frame)
         await asyncio.to_thread(receive, self, text, data)
     # A closed socket has no bytes: aiohttp raises TypeError or RuntimeError.
-    except (ValueError, TypeError, RuntimeError, OSError):
+    except (*messages.MALFORMED, RuntimeError, OSError):
       pass
     finally:
       with self._lock:

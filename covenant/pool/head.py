@@ -18,13 +18,11 @@ import numpy as np
 
 from covenant import config as config_lib
 from covenant import files
-from covenant import typing as ct
 from covenant.data import tokens as tokens_lib
 from covenant.node import base as node_lib
 from covenant.node import follow
 from covenant.node import miner as miner_lib
 from covenant.node import process
-from covenant.pool import channel as channel_lib
 from covenant.pool import messages
 from covenant.pool import miner as pool_miner
 from covenant.pool import orders as orders_lib
@@ -113,7 +111,7 @@ class HeadProcess:
       verify,
       self._admit,
       self._answer,
-      receive=self._receive,
+      channels=self._seats,
       longest=longest,
     )
     self._server.start()
@@ -154,20 +152,12 @@ class HeadProcess:
       self._server.close()
       self._ledger.close()
 
-  def _receive(
-    self, channel: channel_lib.Channel, text: dict[str, ct.Json], data: bytes
-  ) -> None:
-    try:
-      self._seats.receive(channel, text, data)
-    except messages.MALFORMED as e:
-      raise ValueError(f'a malformed message: {e}') from None
-
   def _admit(self, request: server_lib.Request) -> int | server_lib.Reply:
     path, _ = pool_miner.parse_path(request.path)
     if path not in ('/channel', '/sections', '/account'):
       return server_lib.Reply(404, {'error': 'unknown path'})
     if path == '/channel' and request.worker in self._seats.banned:
-      return server_lib.Reply(403, {'error': 'caught with false activations'})
+      return server_lib.Reply(403, {'error': 'caught with what is false'})
     # The payload may have to be fetched, while others wait for an answer.
     if path == '/sections' and not self._seats.holds(request.worker):
       return server_lib.Reply(403, {'error': 'for holders of a stage'})

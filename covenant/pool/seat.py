@@ -85,13 +85,3 @@ class Seat:
     """Returns whether its holder takes too long for what it was told last."""
     is_at_work = self.channel is not None and self.number < end
     return is_at_work and time.monotonic() > self.asked + self.seconds
-
-
-@dataclasses.dataclass
-class Worker:
-  """A worker that may hold stages."""
-
-  channel: channel_lib.Channel
-  most: int  # stages that it can hold
-  has: frozenset[int]  # stages whose state is on its disk
-  failures: int = 0  # stages that it did not serve

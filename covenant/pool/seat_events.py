@@ -16,8 +16,13 @@ class Event(NamedTuple):
   what: str  # the field 'did' of the message, or LOST
   text: dict[str, ct.Json]
   data: bytes
+  worker: str = ''  # that said it; it may have lost the stage since
 
 
+# What a stage may say about training.
+ANSWERS = frozenset(
+  ('begun', 'looked_up', 'forward', 'last', 'backward', 'sealed')
+)
 LOST = 'lost'
 _OBJECT_BYTES = 1 << 12  # of the objects of a message, as they are counted
 

@@ -23,6 +23,7 @@ from covenant.pool import orders as orders_lib
 from covenant.pool import seat as seat_lib
 from covenant.pool import seat_events
 from covenant.pool import seat_orders
+from covenant.pool import seat_workers
 
 MOST_IDLE = 32  # channels without a stage; the oldest makes room
 _MOST_FAILURES = 4  # for which a worker gets more time
@@ -59,14 +60,22 @@ class Seats:
     self._log = log
     self._orders = seat_orders.SeatOrders(log, part)
     self.banned: set[str] = set()
-    self._stages = frozenset(range(stages))
     self._seats = [seat_lib.Seat(s) for s in range(stages)]
     self._coming: dict[int, seat_lib.Seat] = {}  # of workers that prepare
-    self._workers: dict[str, seat_lib.Worker] = {}
+    self._workers = seat_workers.Workers(stages, self._held)
     self._last = [''] * stages  # holders so far
     self._began = time.monotonic()
     self._given = self._began if log.number > log.base.number else math.inf
     self._changed = threading.Condition()  # of a lock that may be entered again
+
+  def open(self, channel: channel_lib.Channel) -> None:
+    """Takes a new channel; the oldest without a stage may make room."""
+    with self._changed:
+      self._open[channel] = None
+      idle = [c for c in self._open if not self._held(c)]
+      for old in idle[:-MOST_IDLE]:
+        self._open.pop(old)
+        old.close()
 
   def receive(
     self,
@@ -81,25 +90,13 @@ class Seats:
     """
     with self._changed:
       match text.get('did'):
-        case 'open':
-          self._open[channel] = None
-          self._make_room()
         case 'hello':
           if channel not in self._open:
             raise ValueError('its channel is closed')
-          has = self._stages & {int(s) for s in text['has']}
-          new = seat_lib.Worker(channel, int(text['most']), has)
-          if (old := self._workers.get(channel.worker)) is not None:
-            if old.channel is channel:
-              raise ValueError('it has said hello already')
-            self._leave(old.channel)  # it came back
-          self._workers[channel.worker] = new
+          if (old := self._workers.greet(channel, text)) is not None:
+            self._leave(old)  # it came back
           self._assign()
           self._prepare()
-        case 'close':
-          self._open.pop(channel, None)
-          self._leave(channel)
-          self._assign()
         case what:
           seat = self._seats[int(text['stage'])]
           coming = self._coming.get(seat.stage)
@@ -114,10 +111,20 @@ class Seats:
             self._note(seat, text)
           elif what == 'failed':
             self.drop(seat.stage)
+          elif what not in seat_events.ANSWERS:
+            raise ValueError(f'a stage does not say {str(what)[:20]!r}')
           elif not self.events.put(
-            seat_events.Event(seat.stage, str(what), text, data)
+            seat_events.Event(seat.stage, what, text, data, channel.worker)
           ):
             self.drop(seat.stage)  # it floods the head
+      self._changed.notify_all()
+
+  def close(self, channel: channel_lib.Channel) -> None:
+    """Gives the stages of a channel that is closed to others."""
+    with self._changed:
+      self._open.pop(channel, None)
+      self._leave(channel)
+      self._assign()
       self._changed.notify_all()
 
   def send(
@@ -139,12 +146,22 @@ class Seats:
     """Returns whether a worker holds a stage, or prepares to."""
     return any(seat.worker == worker for seat in self._all())
 
-  def drop(self, stage: int, if_another: bool = False) -> None:
-    """Takes a stage from its holder, perhaps only if another can take it."""
+  def drop(
+    self, stage: int, if_another: bool = False, holder: str = ''
+  ) -> None:
+    """Takes a stage from its holder.
+
+    Args:
+      stage: the stage.
+      if_another: only if another can take it.
+      holder: only from this one; empty: from any.
+    """
     with self._changed:
       seat = self._seats[stage]
       worker = seat.worker
-      if worker and not (if_another and self._fittest(seat, worker) is None):
+      if not worker or holder not in ('', worker):
+        return
+      if not if_another or self._fittest(seat, worker) is not None:
         self._give_up(seat)
         self._assign(besides=worker)
         self._changed.notify_all()
@@ -176,10 +193,7 @@ class Seats:
     A stage whose state such a worker has comes first, then the one that was
     taken over last, whose moments are the youngest.
     """
-    workers = sorted(self._workers.items(), key=lambda x: x[1].failures)
-    for name, worker in workers:
-      if self._held(worker.channel) or name in self.banned:
-        continue
+    for worker in self._workers.idle(self.banned):
       stay = [s for s in self._seats if not self._is_prepared(s.stage)]
       holders = collections.Counter(s.worker for s in stay if s.worker)
       crowded = [s for s in stay if holders[s.worker] > 1]
@@ -299,17 +313,8 @@ class Seats:
       self._orders.go_back(self._all(), self._log.number)
       self._changed.notify_all()
 
-  def _make_room(self) -> None:
-    """Closes the oldest channels that hold no stage, if there are many."""
-    idle = [c for c in self._open if not self._held(c)]
-    for channel in idle[:-MOST_IDLE]:
-      self._open.pop(channel)
-      channel.close()
-
   def _leave(self, channel: channel_lib.Channel) -> None:
-    known = self._workers.get(channel.worker)
-    if known is not None and known.channel is channel:
-      del self._workers[channel.worker]
+    self._workers.leave(channel)
     for stage, coming in list(self._coming.items()):
       if coming.channel is channel:
         del self._coming[stage]
@@ -356,24 +361,17 @@ class Seats:
 
   def _fittest(
     self, seat: seat_lib.Seat, besides: str
-  ) -> seat_lib.Worker | None:
+  ) -> seat_workers.Worker | None:
     """Returns the worker that a stage goes to, if there is one.
 
-    One that has the state keeps its moments and error feedback. After a start
-    of the head others wait for it for a while, and share no worker.
+    After a start of the head stages wait for those who have their state.
     """
     is_early = not (self._last[seat.stage] or self._has_gathered)
-    fit = []
-    for name, worker in self._workers.items():
-      held, lacks = self._held(worker.channel), seat.stage not in worker.has
-      if is_early and lacks and self._log.number:
-        continue
-      most = 1 if is_early else worker.most
-      if held < most and name not in self.banned and name != besides:
-        fit.append((worker.failures, lacks and held > 0, lacks, held, name))
-    return self._workers[min(fit)[-1]] if fit else None
+    others = {*self.banned, besides}
+    must_have = is_early and self._log.number > 0
+    return self._workers.fittest(seat.stage, others, is_early, must_have)
 
-  def _take(self, stage: int, worker: seat_lib.Worker) -> seat_lib.Seat:
+  def _take(self, stage: int, worker: seat_workers.Worker) -> seat_lib.Seat:
     """Lets a worker take a stage; returns its seat."""
     seconds = self._patience * 2 ** min(worker.failures, _MOST_FAILURES)
     seat = seat_lib.Seat(stage, worker.channel, seconds=seconds)

@@ -82,8 +82,7 @@ class PoolServer:
     admit: decides on a request before its body is read.
     answer: replies to a verified request; called from many threads.
     is_known: returns whether a worker has proved itself.
-    receive: called with each message of a channel, and when it is opened and
-      closed, where it says so; None: there are no channels.
+    channels: is told of channels and their messages; None: there are none.
     longest: the most bytes of a message on a channel.
 
   Raises:
@@ -100,10 +99,10 @@ class PoolServer:
     admit: Admit,
     answer: Answer,
     is_known: Callable[[str], bool] = lambda worker: False,
-    receive: channel_lib.Receive | None = None,
+    channels: channel_lib.Listener | None = None,
     longest: int = 1 << 30,
   ):
-    self._receive = receive
+    self._channels = channels
     self._longest = longest
     self._pool = pool
     self._sign = sign
@@ -211,8 +210,8 @@ class PoolServer:
       address = self._visitor(request)
       if request.path == '/hello':
         text, reply = self._greet(request)
-      elif request.path == '/channel' and (receive := self._receive):
-        return await self._open_channel(request, address, receive)
+      elif request.path == '/channel' and self._channels:
+        return await self._open_channel(request, address, self._channels)
       else:
         text, reply = await self._serve_worker(request, address)
     except RequestError as e:
@@ -243,7 +242,7 @@ class PoolServer:
     self,
     request: web.BaseRequest,
     address: str,
-    receive: channel_lib.Receive,
+    listener: channel_lib.Listener,
   ) -> web.StreamResponse:
     """Serves a channel until it is closed."""
     text, asked, *_ = self._verified(request, address)
@@ -264,12 +263,12 @@ class PoolServer:
       asked.worker,
     )
     try:
-      await asyncio.to_thread(receive, channel, {'did': 'open'}, b'')
-      await channel.run(receive)
+      await asyncio.to_thread(listener.open, channel)
+      await channel.run(listener.receive)
     finally:
       if request.transport is not None:
         request.transport.abort()  # what was not read is kept no longer
-      news = asyncio.to_thread(receive, channel, {'did': 'close'}, b'')
+      news = asyncio.to_thread(listener.close, channel)
       await asyncio.shield(news)  # the lost connection cancels what waits
     return socket
 

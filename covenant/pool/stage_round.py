@@ -92,6 +92,7 @@ class StageRound:
     self._talk = stage_talk.StageTalk(seats, self._stages, late, patience)
     self._passed = 0
     self._work: dict[str, int] = {}
+    self._done_by: dict[int, str] = {}  # who answered last in a step, by stage
     self._samples = stage_work.Samples(draw)
     self._refused: dict[str, str] = {}
     self._not_finite: tuple[int, str] = -1, ''  # step and worker
@@ -149,10 +150,9 @@ class StageRound:
   def _count(self, microbatches: int) -> None:
     """Counts the work of a step for those who have done it."""
     for s, span in enumerate(self._spans):
-      worker = self._seats.worker(s)
       if s in self._talk.away:
         self._bypassed[s] += 1
-      elif worker:
+      elif worker := self._done_by.get(s):
         done = self._work.get(worker, 0)
         self._work[worker] = done + len(span) * microbatches
 
@@ -161,10 +161,9 @@ class StageRound:
     index = step * self._schedule_steps // self._island.steps
     return self._round * self._schedule_steps + index
 
-  def seal(self) -> list[tuple[dict[str, ct.Json], bytes] | None]:
+  def seal(self) -> list[seat_events.Event | None]:
     """Returns each stage's sections; None of one that did not answer."""
-    found: list[tuple[dict[str, ct.Json], bytes] | None]
-    found = [None] * self._stages
+    found: list[seat_events.Event | None] = [None] * self._stages
     self._talk.forget()
     waiting = self._begun - self._talk.forget_losses()
     for s in waiting:
@@ -178,7 +177,7 @@ class StageRound:
         waiting.discard(event.stage)
       elif event.what == 'sealed' and event.stage in waiting:
         waiting.discard(event.stage)
-        found[event.stage] = event.text, event.data
+        found[event.stage] = event
     return found
 
   def _until_done(
@@ -280,7 +279,7 @@ class StageRound:
       form = self._form(len(self._fitted))
       why = stage_work.flaw(fit, self._fit_form)
       if why := why or stage_work.flaw(crossing, form):
-        raise stage_talk.NonsenseError(s, f'the fit: {why}')
+        raise stage_talk.NonsenseError(s, answer.worker, f'the fit: {why}')
       self._fits[s + 1], self._crossing[s] = fit, crossing
       self._passed += len(answer.data)
     self._begun.add(s)
@@ -319,13 +318,13 @@ class StageRound:
       if not all(map(math.isfinite, (nats, *found))):
         self._blame(step, event, stage_work.NOT_FINITE)
       if found:
-        squares[s] = found
+        squares[s], self._done_by[s] = found, event.worker
       self._passed += len(event.data)
       if event.data or event.what != 'backward':
         if why := stage_work.flaw(event.data, self._form(len(slices[m]))):
           self._blame(step, event, why)
       if event.what in ('forward', 'last', 'backward') and event.data:
-        who = s, self._seats.worker(s), step, slices[m], self._boundary(s)
+        who = s, event.worker, step, slices[m], self._boundary(s)
         sent = came[s, m], given.get((s, m), b''), divisor, event.data
         self._samples.add(stage_work.Sample(*who, *sent))
       match event.what:
@@ -354,7 +353,8 @@ class StageRound:
     squares, nats = stage_work.numbers(event.text)
     has_all = len(squares) in (0, self._sizes[event.stage])
     if not has_all or any(x < 0 for x in squares):
-      raise stage_talk.NonsenseError(event.stage, 'malformed numbers')
+      why = 'malformed numbers'
+      raise stage_talk.NonsenseError(event.stage, event.worker, why)
     return squares, nats
 
   def _norm(self, squares: Mapping[int, list[float]]) -> float:
@@ -368,28 +368,26 @@ class StageRound:
       LostError: its holder is refused.
       _NotFiniteError: so it is with another holder: the training has diverged.
     """
-    worker = self._seats.worker(event.stage)
+    worker = event.worker
     last_step, last_worker = self._not_finite
-    if (
-      why == stage_work.NOT_FINITE
-      and last_step == step
-      and last_worker != worker
-    ):
-      self._refused.pop(last_worker, None)  # both are honest
-      self._seats.banned.discard(last_worker)
-      raise _NotFiniteError
     if why == stage_work.NOT_FINITE:
+      if last_step == step and last_worker != worker:
+        self._refused.pop(last_worker, None)  # both are honest
+        self._seats.banned.discard(last_worker)
+        raise _NotFiniteError
       self._not_finite = step, worker
-    self.refuse(event.stage, f'stage {event.stage}, step {step}: {why}')
+    said = f'stage {event.stage}, step {step}: {why}'
+    self.refuse(event.stage, worker, said)
     raise stage_talk.LostError
 
-  def refuse(self, stage: int, why: str) -> None:
-    """Takes a stage from its holder, who is not paid for this round."""
-    worker = self._seats.worker(stage)
-    if worker:
-      self._refused[worker] = why
-      self._seats.banned.add(worker)
-      self._seats.drop(stage)
+  def refuse(self, stage: int, worker: str, why: str) -> None:
+    """Takes a stage from a worker, who is not paid for this round.
+
+    The worker may have lost the stage already; who holds it then keeps it.
+    """
+    self._refused[worker] = why
+    self._seats.banned.add(worker)
+    self._seats.drop(stage, holder=worker)
 
   def _form(self, sequences: int) -> ct.PyTree:
     """Returns the shapes of coordinates; see `StagePrograms.coordinates`."""

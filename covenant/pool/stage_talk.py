@@ -22,7 +22,10 @@ class LateError(Exception):
 
 
 class NonsenseError(Exception):
-  """A stage sends what nobody asked for; args are the stage and the reason."""
+  """A stage sends what nobody asked for.
+
+  Args are the stage, the worker that sent it, and the reason.
+  """
 
 
 class StageTalk:
@@ -117,8 +120,9 @@ class StageTalk:
       number, attempt = (
         event.text.get(name) for name in ('microbatch', 'attempt')
       )
-      if not all(isinstance(x, int | None) for x in (number, attempt)):
-        raise NonsenseError(event.stage, 'a malformed message')
+      # A bool is an int, but no index.
+      if any(type(x) not in (int, type(None)) for x in (number, attempt)):
+        raise NonsenseError(event.stage, event.worker, 'a malformed message')
       key = event.stage, event.what, number, attempt
       if key in self._open:
         del self._open[key]
@@ -128,7 +132,8 @@ class StageTalk:
         self.busy[event.stage] += _seconds(event.text.get('seconds'))
         return event
       if any(attempt is not None and attempt == k[3] for k in self._open):
-        raise NonsenseError(event.stage, 'it answers what nobody asked')
+        why = 'it answers what nobody asked'
+        raise NonsenseError(event.stage, event.worker, why)
 
   def slowest(self) -> int | None:
     """Returns the stage whose answers took twice as long as any other's."""

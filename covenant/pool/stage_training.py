@@ -250,21 +250,19 @@ class StageTraining:
     found: dict[int, bytes] = {}
     square = 0.0
     for stage, sealed in enumerate(work.seal()):
+      if sealed is None:
+        continue
       try:
-        if sealed is None:
-          continue
-        text, data = sealed
-        norm = float(text['norm'])
+        norm = float(sealed.text['norm'])
         if not math.isfinite(norm):
           continue
-        sizes = [int(size) for size in text['sizes']]
-        sections = self._tensors.sections(stage, sizes, data)
+        sizes = [int(size) for size in sealed.text['sizes']]
+        sections = self._tensors.sections(stage, sizes, sealed.data)
         squared = norm**2
         found |= dict(zip(self._tensors.own[stage], sections, strict=True))
         square += squared
       except (*messages.MALFORMED, payload.PayloadError) as e:
-        worker = self._seats.worker(stage)
-        self._refused[worker] = f'sections: {e}'
+        self._refused[sealed.worker] = f'stage {stage}, sections: {e}'
     places = range(len(self._tensors.spec.tensors))
     whole = tuple(
       found[i] if i in found else self._tensors.unchanged(i) for i in places

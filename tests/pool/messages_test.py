@@ -72,7 +72,7 @@ class SeatsParser:
     seats = seats_lib.Seats(2, self.log, part)
     channels, outcome = [Channel('a'), Channel('b')], 'accepted'
     for channel in channels:
-      seats.receive(channel, {'did': 'open'}, b'')
+      seats.open(channel)
       seats.receive(channel, {'did': 'hello', 'has': [0, 1], 'most': 1}, b'')
     for channel in channels:
       try:
@@ -81,7 +81,7 @@ class SeatsParser:
       except messages.MALFORMED as e:
         outcome = type(e).__name__
     for channel in channels:
-      seats.receive(channel, {'did': 'close'}, b'')
+      seats.close(channel)
     assert not seats.worker(0) and not seats.worker(1)
     return outcome
 

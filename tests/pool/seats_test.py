@@ -45,7 +45,7 @@ class SeatsTest(absltest.TestCase):
 
   def join(self, name, most=2, has=()):
     channel = Channel(name)
-    self.seats.receive(channel, {'did': 'open'}, b'')
+    self.seats.open(channel)
     hello = {'did': 'hello', 'most': most, 'has': list(has)}
     self.seats.receive(channel, hello, b'')
     return channel
@@ -77,13 +77,13 @@ class SeatsTest(absltest.TestCase):
     channel = self.join('a')
     with self.assertRaisesRegex(ValueError, 'hello already'):
       self.seats.receive(channel, {'did': 'hello', 'most': 1, 'has': []}, b'')
-    self.assertEqual(self.seats._workers['a'].has, frozenset())
+    self.assertEqual(self.seats._workers.get('a').has, frozenset())
 
   def test_hello_on_a_closed_channel_is_refused(self):
     """The news of its end may come first, from another thread."""
     channel = Channel('a')
-    for did in 'open', 'close':
-      self.seats.receive(channel, {'did': did}, b'')
+    self.seats.open(channel)
+    self.seats.close(channel)
     with self.assertRaisesRegex(ValueError, 'is closed'):
       self.seats.receive(channel, {'did': 'hello', 'most': 1, 'has': []}, b'')
     self.assertEqual(self.holders(), '---')
@@ -118,10 +118,28 @@ class SeatsTest(absltest.TestCase):
     count = seats_lib.MOST_IDLE + 5
     silent = [Channel(f's{i}') for i in range(count)]
     for channel in silent:
-      self.seats.receive(channel, {'did': 'open'}, b'')
+      self.seats.open(channel)
     self.assertEqual([c.closed for c in silent], [True] * 5 + [False] * 32)
     self.assertFalse(any(c.closed for c in holders))
     self.assertEqual(self.holders(), 'abc')
+
+  def test_no_worker_says_that_a_channel_is_open_or_closed_or_a_stage_lost(
+    self,
+  ):
+    channels = self.full()
+    for did in 'open', 'close', seat_events.LOST, ['forward'], None:
+      with self.assertRaises((ValueError, TypeError)):
+        text = {'did': did, 'stage': 1}
+        self.seats.receive(channels[1], text, b'')
+    self.assertEqual(self.holders(), 'abc')
+    self.assertIsNone(self.seats.poll(0))
+
+  def test_a_stage_is_taken_from_the_holder_that_is_meant(self):
+    self.full()
+    self.seats.drop(1, holder='a')
+    self.assertEqual(self.holders(), 'abc')
+    self.seats.drop(1, holder='b')
+    self.assertEqual(self.holders()[1], 'a')
 
   def test_who_holds_a_stage(self):
     self.full()
@@ -153,10 +171,10 @@ class SeatsTest(absltest.TestCase):
     channels = self.full()
     self.assertTrue(self.seats.is_ready)
     spare = self.join('d')
-    self.seats.receive(channels[1], {'did': 'close'}, b'')
+    self.seats.close(channels[1])
     self.assertEqual(self.holders(), 'adc')
     self.assertEqual(spare.said, [('take', 1)])
-    self.assertEqual(self.seats.poll(0), (1, seat_events.LOST, {}, b''))
+    self.assertEqual(self.seats.poll(0)[:2], (1, seat_events.LOST))
     self.assertFalse(self.seats.is_ready)
     self.at(spare, 1)
     self.assertTrue(self.seats.is_ready)
@@ -164,14 +182,14 @@ class SeatsTest(absltest.TestCase):
 
   def test_a_neighbor_takes_over_if_it_has_room(self):
     channels = self.full()
-    self.seats.receive(channels[0], {'did': 'close'}, b'')
+    self.seats.close(channels[0])
     self.assertEqual(self.holders(), 'bbc')
-    self.seats.receive(channels[2], {'did': 'close'}, b'')
+    self.seats.close(channels[2])
     self.assertEqual(self.holders(), 'bb-')  # which has room for two
 
   def test_whoever_comes_back_with_its_state_gets_its_stage_again(self):
     channels = self.full()
-    self.seats.receive(channels[2], {'did': 'close'}, b'')
+    self.seats.close(channels[2])
     self.assertEqual(self.holders(), 'aba')
     again = self.join('c', has=[2])
     self.seats.spread()
@@ -182,7 +200,7 @@ class SeatsTest(absltest.TestCase):
 
   def test_a_newcomer_prepares_while_the_neighbor_holds_the_stage(self):
     channels = self.full()
-    self.seats.receive(channels[1], {'did': 'close'}, b'')
+    self.seats.close(channels[1])
     self.at(channels[0], 1)
     newcomer = self.join('d')
     self.assertEqual(newcomer.said, [('take', 1)])
@@ -204,32 +222,36 @@ class SeatsTest(absltest.TestCase):
 
   def test_who_prepares_takes_a_stage_that_is_lost_meanwhile(self):
     channels = self.full()
-    self.seats.receive(channels[1], {'did': 'close'}, b'')
+    self.seats.close(channels[1])
     newcomer = self.join('d')
     self.at(newcomer, 1)
-    self.seats.receive(channels[0], {'did': 'close'}, b'')
+    self.seats.close(channels[0])
     self.assertEqual(self.holders(), 'cdc')
     self.assertEqual(newcomer.said, [('take', 1)])
     self.assertEqual(self.seats.lost(), {0})
 
   def test_who_leaves_or_fails_prepares_no_more(self):
     channels = self.full()
-    self.seats.receive(channels[1], {'did': 'close'}, b'')
-    for text in {'did': 'close'}, {'did': 'failed', 'stage': 1}:
+    self.seats.close(channels[1])
+    failed = {'did': 'failed', 'stage': 1}
+    for goes in (
+      self.seats.close,
+      lambda channel: self.seats.receive(channel, failed, b''),
+    ):
       newcomer = self.join('d')
       self.at(newcomer, 1)
-      self.seats.receive(newcomer, text, b'')
+      goes(newcomer)
       self.assertFalse(self.seats.holds('d'))
       self.seats.spread()
       self.assertNotIn('d', self.holders())
-      self.seats.receive(newcomer, {'did': 'close'}, b'')
+      self.seats.close(newcomer)
 
   def test_another_computes_a_stage_that_was_lost(self):
     channels = self.full()
     order = orders_test.order(0, 'g')
     self.seats.give(order)
     self.assertEqual(self.seats.lost(), set())
-    self.seats.receive(channels[1], {'did': 'close'}, b'')
+    self.seats.close(channels[1])
     for stage, channel in (0, channels[0]), (2, channels[2]):
       self.at(channel, stage, 1, order.after)
     self.assertEqual(self.seats.lost(), {1})
@@ -285,7 +307,7 @@ class SeatsTest(absltest.TestCase):
 
   def test_who_prepares_and_says_nothing_makes_room_for_another(self):
     channels = self.full()
-    self.seats.receive(channels[1], {'did': 'close'}, b'')
+    self.seats.close(channels[1])
     self.at(channels[0], 1)
     silent = self.join('d')
     self.now += 59.0
@@ -303,7 +325,7 @@ class SeatsTest(absltest.TestCase):
     channels = self.full()
     self.seats.drop(1)
     self.assertEqual(self.holders(), 'aac')
-    self.seats.receive(channels[0], {'did': 'close'}, b'')
+    self.seats.close(channels[0])
     self.assertEqual(self.holders(), 'cbc')  # nobody else has room
     self.at(channels[2], 0)
     self.now += 119.0
@@ -358,7 +380,7 @@ class SeatsTest(absltest.TestCase):
 
   def test_who_is_slow_makes_room_for_another_if_there_is_one(self):
     channels = self.full()
-    self.seats.receive(channels[0], {'did': 'close'}, b'')
+    self.seats.close(channels[0])
     self.seats.drop(2, if_another=True)
     self.assertEqual(self.holders(), 'bbc')
     self.join('d')
@@ -376,17 +398,17 @@ class SeatsTest(absltest.TestCase):
 
   def test_a_ban_costs_nobody_else_a_stage(self):
     channels = self.full()
-    self.seats.receive(channels[1], {'did': 'close'}, b'')
+    self.seats.close(channels[1])
     self.seats.ban('b')  # who has left
     self.assertEqual(self.holders(), 'aac')
     self.assertFalse(channels[0].closed)
 
   def test_a_banned_worker_does_not_get_what_it_prepares_for(self):
     channels = self.full()
-    self.seats.receive(channels[1], {'did': 'close'}, b'')
+    self.seats.close(channels[1])
     newcomer = self.join('d')
     self.seats.banned.add('d')
-    self.seats.receive(channels[0], {'did': 'close'}, b'')
+    self.seats.close(channels[0])
     self.assertNotIn('d', self.holders())
     self.assertEqual(newcomer.said[-1], ('leave', 1))
 
@@ -420,7 +442,7 @@ class SeatsTest(absltest.TestCase):
 
   def test_holders_with_the_digests_that_they_say(self):
     channels = self.full()
-    self.seats.receive(channels[1], {'did': 'close'}, b'')
+    self.seats.close(channels[1])
     self.assertEqual(
       self.seats.states(),
       [('a', {'x': ['00']}), ('', {'x': ['01']}), ('c', {'x': ['02']})],
@@ -434,7 +456,7 @@ class SeatsTest(absltest.TestCase):
     self.seats.receive(channels[1], text, b'')
     self.assertIsNone(self.seats.poll(0))
     self.seats.receive(channels[0], text, b'x')
-    self.assertEqual(self.seats.poll(0), (1, 'forward', text, b'x'))
+    self.assertEqual(self.seats.poll(0), (1, 'forward', text, b'x', 'a'))
 
   def test_stages_follow_the_orders(self):
     channels = self.full()

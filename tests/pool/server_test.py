@@ -214,10 +214,8 @@ class ServerTest(serving.ServerCase):
     gate, said = threading.Event(), threading.Semaphore(0)
     self.addCleanup(gate.set)
 
-    def receive(channel, text, data):
-      said.release()
-
-    self.server = self.serve(receive=receive)
+    listener = serving.Listener(open=lambda channel: said.release())
+    self.server = self.serve(listener)
     answer = self.server._answer
     slow = lambda request: (gate.wait(60), answer(request))[1]  # noqa: E731
     self.server._answer = slow
@@ -237,16 +235,14 @@ class ServerTest(serving.ServerCase):
   def test_a_channel_that_is_not_read_can_be_closed(self):
     closed, much = threading.Event(), 64
 
-    def receive(channel, text, data):
-      if text == {'did': 'open'}:
-        for _ in range(much):
-          channel.send({}, bytes(1 << 20))
-        channel.close()
-      elif text == {'did': 'close'}:
-        closed.set()
+    def send(channel):
+      for _ in range(much):
+        channel.send({}, bytes(1 << 20))
+      channel.close()
 
+    listener = serving.Listener(open=send, close=lambda channel: closed.set())
     with mock.patch.object(channel_lib, '_CLOSE_SECONDS', 0.1):
-      self.server = self.serve(receive=receive)
+      self.server = self.serve(listener)
       link = self.open_channel()
       self.assertTrue(closed.wait(60))
     got = 0
@@ -260,19 +256,22 @@ class ServerTest(serving.ServerCase):
   def test_open_channels_hold_up_no_end(self):
     opened, said = threading.Event(), []
 
-    def receive(channel, text, data):
-      said.append(text)
+    def note(what):
+      said.append(what)
       opened.set()
 
+    listener = serving.Listener(
+      open=lambda channel: note('open'), close=lambda channel: note('close')
+    )
     with mock.patch.object(channel_lib, 'HEARTBEAT_SECONDS', 1e6):
-      self.server = self.serve(receive=receive)
+      self.server = self.serve(listener)
       self.open_channel()
       self.assertTrue(opened.wait(60))
     end = threading.Thread(target=self.server.close, daemon=True)
     end.start()
     end.join(60)
     self.assertFalse(end.is_alive())
-    self.assertEqual(said, [{'did': 'open'}, {'did': 'close'}])
+    self.assertEqual(said, ['open', 'close'])
     self.assertEmpty(asyncio.all_tasks(self.server._loop))
 
   def test_a_reverse_proxy_names_the_address(self):

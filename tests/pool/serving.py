@@ -17,6 +17,14 @@ POOL = keys.Key.from_seed(b'p' * 32)
 RUN = b'r' * 16
 
 
+class Listener:
+  """Is told of channels; each method does nothing unless it is given."""
+
+  def __init__(self, **methods):
+    for name in 'open', 'receive', 'close':
+      setattr(self, name, methods.get(name, lambda *_: None))
+
+
 class ServerCase(parameterized.TestCase):
   """A case with a server that echoes."""
 
@@ -27,7 +35,7 @@ class ServerCase(parameterized.TestCase):
     self.data = b''
     self.server = self.serve()
 
-  def serve(self, receive=None, **settings):
+  def serve(self, channels=None, **settings):
     def admit(request):
       self.admitted.append(request)
       self.assertEqual(request.body, b'')
@@ -44,7 +52,7 @@ class ServerCase(parameterized.TestCase):
     server = server_lib.PoolServer(
       server_settings.ServerSettings('127.0.0.1', 0, **settings),
       POOL.address, POOL.sign, {'run': RUN.hex()}, keys.verify, admit, answer,
-      receive=receive,
+      channels=channels,
     )  # fmt: skip
     server.start()
     self.addCleanup(server.close)

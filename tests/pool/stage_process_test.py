@@ -69,7 +69,10 @@ class TlsTest(serving.ServerCase):
     certificate, key = self.certificate()
     said = queue.SimpleQueue()
     server = self.serve(
-      lambda channel, text, data: said.put(text['did']),
+      serving.Listener(
+        open=lambda channel: said.put('open'),
+        receive=lambda channel, text, data: said.put(text['did']),
+      ),
       certificate=certificate,
       certificate_key=key,
     )

@@ -11,6 +11,7 @@ from absl.testing import parameterized
 from covenant.models import llama
 from covenant.pool import seat_events
 from covenant.pool import stage_round
+from covenant.pool import stage_work
 from covenant.train import island as island_lib
 from covenant.train.pipeline import stage_bytes
 from covenant.train.pipeline import stage_programs
@@ -69,7 +70,9 @@ class Stages:
   def worker(self, stage):
     return self.workers[stage]
 
-  def drop(self, stage):
+  def drop(self, stage, holder=''):
+    if holder not in ('', self.workers[stage]):
+      return
     self.workers[stage] = self.spares.pop(0)
     self.events.append(Event(stage, seat_events.LOST, {}, b''))
 
@@ -81,6 +84,10 @@ class Stages:
     else:
       self.answer(stage, what, text, self.coordinates)
 
+  def say(self, stage, what, text, data):
+    event = Event(stage, what, text, data, self.workers[stage])
+    self.events.append(event)
+
   def answer(self, stage, what, text, coordinates):
     last = self.island.stages - 1
     reply = {'attempt': text.get('attempt'), 'seconds': 0.0}
@@ -88,7 +95,7 @@ class Stages:
     data = coordinates
     if what == 'begin':
       fit = b'' if stage == last else self.fit
-      self.events.append(Event(stage, 'begun', {'seconds': 0.0}, fit))
+      self.say(stage, 'begun', {'seconds': 0.0}, fit)
       return
     if what == 'fit':
       return
@@ -97,7 +104,7 @@ class Stages:
       self.under_way = 0
       return
     if what == 'seal':
-      self.events.append(Event(stage, 'sealed', {'seconds': 0.0}, b's'))
+      self.say(stage, 'sealed', {'seconds': 0.0}, b's')
       return
     if what == 'look_up':
       what = 'looked_up'
@@ -114,7 +121,7 @@ class Stages:
         own = stage_programs.pick(llama.abstract(self.config.model), names.own)
         count = len(jax.tree.leaves(own))
         reply['squares'] = [1.0] * count
-    self.events.append(Event(stage, what, reply, data))
+    self.say(stage, what, reply, data)
 
 
 class StageRoundTest(parameterized.TestCase):
@@ -148,7 +155,7 @@ class StageRoundTest(parameterized.TestCase):
       self.assertEqual(said[1, what], 32)
     self.assertEqual(said[2, 'update'], 2)
     self.assertLen(result.samples, 64)
-    self.assertEqual([x[1] for x in work.seal()], [b's'] * 3)
+    self.assertEqual([x.data for x in work.seal()], [b's'] * 3)
     self.assertEqual([x.loss for x in self.seen], [8.0, 8.0])
     self.assertEqual([x.gradient_norm for x in self.seen], [*result.norms])
     self.assertEqual([(x.index, x.schedule_step) for x in self.seen],
@@ -280,13 +287,39 @@ class StageRoundTest(parameterized.TestCase):
     def send(stage):
       sent = data or self.stages.coordinates[:-2] + b'\xc0\x7f'
       text = {'attempt': 0, 'microbatch': 0, 'seconds': 0.0}
-      self.stages.events.append(Event(stage, 'forward', text, sent))
+      self.stages.say(stage, 'forward', text, sent)
 
     self.stages.faults[1, 'forward'] = send
     _, result = self.run_round()
     self.assertEqual([*result.refused], ['b'])
     self.assertRegex(result.refused['b'], why)
     self.assertEqual(self.stages.banned, {'b'})
+
+  def test_nobody_is_blamed_for_who_held_the_stage_before(self):
+    def send(stage):
+      self.stages.say(stage, 'forward', {'attempt': 0, 'microbatch': 0}, b'x')
+      self.stages.drop(stage)  # it leaves before the head reads that
+
+    self.stages.faults[1, 'forward'] = send
+    _, result = self.run_round()
+    self.assertEqual([*result.refused], ['b'])
+    self.assertEqual(self.stages.banned, {'b'})
+    self.assertEqual(result.work, {'a': 32, 'd': 32, 'c': 32})
+
+  def test_samples_and_work_are_of_who_sent_them(self):
+    def send(stage):
+      text = {'attempt': 0, 'microbatch': 0, 'seconds': 0.0}
+      self.stages.say(stage, 'forward', text, self.stages.coordinates)
+      self.stages.drop(stage)
+
+    self.stages.faults[1, 'forward'] = send
+    with mock.patch.object(stage_work.Samples, 'add') as add:
+      _, result = self.run_round()
+    samples = [call.args[0] for call in add.call_args_list]
+    self.assertEqual(
+      [s.worker for s in samples if s.stage == 1][:2], ['b', 'd']
+    )
+    self.assertEqual(result.work, {'a': 32, 'd': 32, 'c': 32})
 
   @parameterized.parameters(
     dict(squares=[1.0]), dict(squares='x'), dict(nats='x'), dict(nats=[1]),
@@ -296,9 +329,7 @@ class StageRoundTest(parameterized.TestCase):
   def test_who_sends_other_numbers_is_refused(self, **text):
     def send(stage):
       text_ = {'attempt': 0, 'microbatch': 0, **text}
-      self.stages.events.append(
-        Event(stage, 'forward', text_, self.stages.coordinates)
-      )
+      self.stages.say(stage, 'forward', text_, self.stages.coordinates)
 
     self.stages.faults[1, 'forward'] = send
     self.assertEqual([*self.run_round()[1].refused], ['b'])
@@ -322,7 +353,7 @@ class StageRoundTest(parameterized.TestCase):
   @parameterized.parameters(b'', b'short')
   def test_who_sends_another_fit_is_refused(self, data):
     def send(stage):
-      self.stages.events.append(Event(stage, 'begun', {}, data))
+      self.stages.say(stage, 'begun', {}, data)
 
     self.stages.faults[1, 'begin'] = send
     _, result = self.run_round()
@@ -339,7 +370,7 @@ class StageRoundTest(parameterized.TestCase):
     def send(attempt):
       def act(stage):
         text = {'attempt': attempt, 'microbatch': 0, 'seconds': 0.0}
-        self.stages.events.append(Event(stage, 'forward', text, bad))
+        self.stages.say(stage, 'forward', text, bad)
 
       return act
 
@@ -350,8 +381,8 @@ class StageRoundTest(parameterized.TestCase):
       self.stages.absent = set()
       return True
 
-    def dropped(stage):
-      drop(stage)
+    def dropped(stage, holder):
+      drop(stage, holder)
       self.stages.absent = {stage}
       self.stages.faults[1, 'forward'] = send(1)
 

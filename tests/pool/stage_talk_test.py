@@ -65,7 +65,7 @@ class StageTalkTest(parameterized.TestCase):
     self.talk.next()
     self.assertEqual(self.talk.busy, [0.0, 0.0])
 
-  @parameterized.parameters(('x', 1), (3, [1]), (1.0, 1))
+  @parameterized.parameters(('x', 1), (3, [1]), (1.0, 1), (3, True))
   def test_malformed_answers_are_nonsense(self, number, attempt):
     self.ask()
     self.say(number=number, attempt=attempt)

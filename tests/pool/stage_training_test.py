@@ -14,6 +14,7 @@ from absl.testing import parameterized
 from covenant import metrics
 from covenant.node import base as node_lib
 from covenant.pool import miner as pool_miner
+from covenant.pool import seat_events
 from covenant.pool import stage_training
 from covenant.train import island as island_lib
 from covenant.train import local as local_lib
@@ -137,10 +138,13 @@ class SectionsTest(parameterized.TestCase):
     )
     head = types.SimpleNamespace(
       _tensors=tensors,
-      _seats=types.SimpleNamespace(worker='ab'.__getitem__),
       _refused={},
     )
-    sealed = [({'norm': 3.0, 'sizes': [1]}, b'right'), (text, b'wrong')]
+    right = {'norm': 3.0, 'sizes': [1]}
+    sealed = [
+      seat_events.Event(0, 'sealed', right, b'right', 'a'),
+      seat_events.Event(1, 'sealed', text, b'wrong', 'b'),
+    ]
     work = types.SimpleNamespace(seal=lambda: sealed)
     found = stage_training.StageTraining._sections(head, work)
     self.assertEqual(found, ((b'right', b'unchanged'), 3.0))

@@ -171,7 +171,7 @@ class StagesCase(absltest.TestCase):
       keys.verify,
       lambda request: 0,
       self.answer,
-      receive=self.seats.receive,
+      channels=self.seats,
     )
     self.server.start()
     self.addCleanup(self.server.close)
