@@ -16,10 +16,16 @@ _WORST = 100.0
 
 
 def gains(before: ct.Array, after: ct.Array) -> np.ndarray:
-  """Returns before minus after, at least -`_WORST`, overflows included."""
+  """Returns before minus after, at least -`_WORST`, overflows included.
+
+  Where the loss before is not finite, nothing can be compared: the gain is 0.
+  """
   before = np.asarray(before, np.float64)
-  after, worst = np.asarray(after, np.float64), before + _WORST
-  return before - np.where(np.isfinite(after), np.minimum(after, worst), worst)
+  after, known = np.asarray(after, np.float64), np.isfinite(before)
+  before = np.where(known, before, 0.0)
+  worst = before + _WORST
+  after = np.where(np.isfinite(after), np.minimum(after, worst), worst)
+  return np.where(known, before - after, 0.0)
 
 
 def mean(x_N: np.ndarray) -> tuple[float, float]:

@@ -320,7 +320,7 @@ class Stage:
     """Ends a round: returns the sections of its tensors, and the error's norm.
 
     The norm is that of the new error feedback. It is not finite where a tensor
-    is not, and then the state stays as it was.
+    is not, and then moments and error feedback begin anew.
     """
     p, now = self.programs, self._now
     start = stage_programs.pick(self.shared.params, p.names.own)
