@@ -4,11 +4,15 @@ It is a WebSocket on the pool's server, which the worker opens: so it works from
 behind a router, and a message takes half a round trip. Each is signed by its
 sender, and numbered under the channel, so nobody on the way can change, repeat
 or leave out one without the channel being closed.
+
+A message travels in parts of `PART_BYTES`; a shorter one, perhaps empty, ends
+it. So the pool holds one part of a message that it has no use for, not all.
 """
 
 import asyncio
 import contextlib
 import hashlib
+import math
 import threading
 from collections.abc import Awaitable, Callable
 from typing import Protocol
@@ -19,8 +23,9 @@ from covenant.store import traffic
 
 HEARTBEAT_SECONDS = 60.0  # without an answer the other side is gone
 _CLOSE_SECONDS = 5.0  # for what was sent before, and for the last words
+PART_BYTES = 1 << 20
 _SIGNATURE_BYTES = 64
-_TEXT_BYTES = 1 << 20  # of the text of a worker's message
+_TEXT_BYTES = PART_BYTES  # of the text of a worker's message
 
 
 class Socket(Protocol):
@@ -37,10 +42,13 @@ Receive = Callable[['Channel', dict[str, ct.Json], bytes], None]
 
 
 class Listener(Protocol):
-  """What a pool does about its channels; called in threads."""
+  """The handlers of a pool's channels; called in threads."""
 
   def open(self, channel: 'Channel') -> None:
     """Takes a new channel."""
+
+  def longest(self, channel: 'Channel') -> int:
+    """Returns the most bytes of a message that are of use; it may not block."""
 
   def receive(
     self, channel: 'Channel', text: dict[str, ct.Json], data: bytes
@@ -64,6 +72,8 @@ class Channel:
     sign: signs with the own key.
     verify: returns whether the other side signed some bytes.
     worker: the address of the worker.
+    most: returns the most bytes of a message that are of use now. A longer one
+      is not received; one of a single part always is.
 
   Attributes:
     sent: bytes sent so far.
@@ -77,8 +87,10 @@ class Channel:
     sign: ct.Sign,
     verify: Verify,
     worker: str,
+    most: Callable[[], float] = lambda: math.inf,
   ):
     self.worker = worker
+    self._most = most
     self.sent = 0
     self._socket = socket
     self._session = hashlib.blake2b(opening, digest_size=32).digest()
@@ -98,7 +110,8 @@ class Channel:
     with self._lock:  # signed in the order in which they are sent
       if self._closed:
         return
-      frame = self._sign(self._text(self._is_pool, body)) + body
+      digest = hashlib.blake2b(body, digest_size=32).digest()
+      frame = self._sign(self._text(self._is_pool, digest)) + body
       self.sent += len(frame)
       self._loop.call_soon_threadsafe(self._waiting.put_nowait, frame)
 
@@ -126,12 +139,12 @@ class Channel:
     writer = asyncio.create_task(self._write())
     try:
       while not (writer.done() or self._over.done()):
-        frame = await self._next(self._socket.receive_bytes(), writer)
-        if frame is None:
+        body = await self._body(writer)
+        if body is None:
           break
-        traffic.POOLS.add('read', len(frame), 0.0, 1)
-        text, data = self._open(frame)
-        await asyncio.to_thread(receive, self, text, data)
+        if body:
+          text, data = self._open(body)
+          await asyncio.to_thread(receive, self, text, data)
     # A closed socket has no bytes: aiohttp raises TypeError or RuntimeError.
     except (*messages.MALFORMED, RuntimeError, OSError):
       pass
@@ -143,6 +156,36 @@ class Channel:
       with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(_CLOSE_SECONDS):
           await self._socket.close()
+
+  async def _body(self, writer: asyncio.Task[None]) -> bytes | None:
+    """Returns the next message, verified; None if there will be none.
+
+    One that is longer than is of use now is read and forgotten: it is empty.
+
+    Raises:
+      ValueError: it is not signed, or not the next one.
+    """
+    signature, parts, size = b'', list[bytes](), 0
+    digest, is_kept, is_whole = hashlib.blake2b(digest_size=32), True, False
+    while not is_whole:
+      part = await self._next(self._socket.receive_bytes(), writer)
+      if part is None:
+        return None
+      traffic.POOLS.add('read', len(part), 0.0, 1)
+      is_whole = len(part) < PART_BYTES
+      if not size:
+        signature, part = part[:_SIGNATURE_BYTES], part[_SIGNATURE_BYTES:]
+      size += len(part)
+      digest.update(part)
+      is_kept = is_kept and (size <= PART_BYTES or size <= self._most())
+      if is_kept:
+        parts.append(part)
+      else:
+        parts.clear()
+    text = self._text(not self._is_pool, digest.digest())
+    if not self._verify(text, signature):
+      raise ValueError('a message is not signed, or not the next one')
+    return b''.join(parts)
 
   async def _next(
     self, read: Awaitable[bytes], writer: asyncio.Task[None]
@@ -158,25 +201,23 @@ class Channel:
 
   async def _write(self) -> None:
     while (frame := await self._waiting.get()) is not None:
-      await self._socket.send_bytes(frame)
-      traffic.POOLS.add('write', len(frame), 0.0, 1)
+      for start in range(0, len(frame) + 1, PART_BYTES):
+        part = frame[start : start + PART_BYTES]
+        await self._socket.send_bytes(part)
+        traffic.POOLS.add('write', len(part), 0.0, 1)
 
-  def _open(self, frame: bytes) -> tuple[dict[str, ct.Json], bytes]:
-    """Returns the content of a frame; raises ValueError for a false one."""
-    signature, body = frame[:_SIGNATURE_BYTES], frame[_SIGNATURE_BYTES:]
-    if not self._verify(self._text(not self._is_pool, body), signature):
-      raise ValueError('a message is not signed, or not the next one')
+  def _open(self, body: bytes) -> tuple[dict[str, ct.Json], bytes]:
+    """Returns the content of a message; raises ValueError if malformed."""
     if self._is_pool and body.find(b'\n', 0, _TEXT_BYTES) < 0:
       raise ValueError(
         f'the text of a message has more than {_TEXT_BYTES} bytes'
       )
     return messages.unpack(body)
 
-  def _text(self, by_pool: bool, body: bytes) -> bytes:
+  def _text(self, by_pool: bool, digest: bytes) -> bytes:
     """Returns what is signed of the next message of either side."""
     number = self._numbers[by_pool]
     self._numbers[by_pool] += 1
     side = b'pool' if by_pool else b'worker'
-    digest = hashlib.blake2b(body, digest_size=32).digest()
     head = b'covenant.pool.channel\n' + self._session + side
     return head + number.to_bytes(8, 'little') + digest

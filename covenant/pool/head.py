@@ -90,8 +90,7 @@ class HeadProcess:
       self._island.stages,
       self._log,
       self._tensors.part,
-      # Two microbatches per stage and boundary are under way.
-      (2 * self._island.stages + 4) * longest,
+      longest,
       config.pool.patience,
     )
     auditor = stage_audit.Auditor(
@@ -112,7 +111,6 @@ class HeadProcess:
       self._admit,
       self._answer,
       channels=self._seats,
-      longest=longest,
     )
     self._server.start()
     host, port = self._server.address
@@ -169,11 +167,21 @@ class HeadProcess:
       account = self._ledger.account(request.worker)
       return server_lib.Reply(200, account._asdict())
     try:
-      order = self._log.get(int(asked['number']))
-      stage, uid = int(asked['stage']), int(asked['uid'])
-      sections = self._tensors.sections_of(order, stage, uid, self._payload)
-    except (*messages.MALFORMED, orders_lib.OrderError):
-      return server_lib.Reply(400, {'error': f'{path}: there is none'})
+      number, stage = int(asked['number']), int(asked['stage'])
+
+      def read(source: orders_lib.Source) -> bytes:
+        if not self._seats.serve(request.worker, stage, number, source.uid):
+          raise orders_lib.OrderError(
+            f'stage {stage} is not told to take order {number}, or has asked '
+            f'for uid {source.uid} too often'
+          )
+        return self._payload(source)
+
+      sections = self._tensors.sections_of(
+        self._log.get(number), stage, int(asked['uid']), read
+      )
+    except (*messages.MALFORMED, orders_lib.OrderError) as e:
+      return server_lib.Reply(400, {'error': f'{path}: {e}'})
     return server_lib.Reply(200, {}, b''.join(sections))
 
   def _payload(self, source: orders_lib.Source) -> bytes:

@@ -182,29 +182,36 @@ class OrderLog:
       number, state, pieces, places = json.loads(content)
       self.base = Base(number, state, pieces, tuple(places))
     self.number, self.id = self.base[:2]
+    # The id of the state after so many orders: what a stage says of its own
+    # state costs no file.
+    self._states = {self.number: self.id}
     while (found := self.get(self.number)) is not None:
       if found.before != self.id:
         break
-      self.number, self.id = self.number + 1, found.after
+      self._end_at(self.number + 1, found.after)
 
   def get(self, number: int) -> Order | None:
     """Returns an order; None if there is none."""
-    path = self._path(number)
-    if not path.exists():
+    try:
+      content = checksums.unseal(self._path(number))
+    except FileNotFoundError:
       return None
-    return decode(*messages.unpack(checksums.unseal(path)))
+    return decode(*messages.unpack(content))
 
   def has(self, number: int, state: str) -> bool:
     """Returns whether a state is on this history."""
-    if number == self.base.number:
-      return state == self.base.id
-    order = self.get(number - 1) if number <= self.number else None
-    return order is not None and order.after == state
+    return self._states.get(number) == state
 
   def state(self, number: int) -> str:
-    """Returns the id of the state after so many orders."""
-    last = self.get(number - 1) if number > self.base.number else None
-    return self.base.id if last is None else last.after
+    """Returns the id of the state after so many orders.
+
+    Of a number that is not on this history it is that of the base.
+    """
+    return self._states.get(number, self.base.id)
+
+  def _end_at(self, number: int, state: str) -> None:
+    self.number, self.id = number, state
+    self._states[number] = state
 
   def fingerprint(self, number: int) -> str | None:
     """Returns the run's fingerprint after so many orders, if it is known."""
@@ -227,13 +234,14 @@ class OrderLog:
     self.rewind(order.number)
     content = checksums.seal(messages.pack(*encode(order)))
     files.write(self._path(order.number), content)
-    self.number, self.id = order.number + 1, order.after
+    self._end_at(order.number + 1, order.after)
 
   def rewind(self, number: int) -> None:
     """Forgets the orders from a number on."""
     for later in range(number, self.number):
       self._path(later).unlink(missing_ok=True)
       self.forget_fingerprint(later + 1)
+      self._states.pop(later + 1, None)
     self.number, self.id = number, self.state(number)
 
   def rebase(self, base: Base) -> None:
@@ -250,7 +258,10 @@ class OrderLog:
         self.forget_fingerprint(number + 1)
     self.base = base
     if not is_here:
-      self.number, self.id = base[:2]
+      self._states.clear()
+      self._end_at(*base[:2])
+    for number in range(first, base.number):
+      self._states.pop(number, None)
     files.write(self._base_path, checksums.seal(json.dumps(base).encode()))
 
   @property

@@ -1,5 +1,6 @@
 """A stage of a pipeline as its head sees it: its holder, and its progress."""
 
+import collections
 import dataclasses
 import math
 import time
@@ -9,6 +10,7 @@ from covenant.pool import channel as channel_lib
 
 # Commands that a holder gets before any order, see `Seat.reached`.
 TAKE, RESET = -2, -1
+_TIMES = 3  # that a holder gets its sections of a payload
 
 
 @dataclasses.dataclass
@@ -26,6 +28,10 @@ class Seat:
   asked: float = 0.0  # when it was told that, by `time.monotonic`
   seconds: float = 0.0  # after which it loses the stage
   is_lost: bool = False  # it had a holder, and no other has caught up so far
+  # How often its holder asked for each payload of the order told last, by uid.
+  served: collections.Counter[int] = dataclasses.field(
+    default_factory=collections.Counter
+  )
 
   @property
   def worker(self) -> str:
@@ -67,6 +73,7 @@ class Seat:
     """
     self.channel, self.number, self.id = new.channel, new.number, new.id
     self.reached, self.asked, self.seconds = new.reached, new.asked, new.seconds
+    self.served = new.served
     self.since = time.monotonic()
     if self.number == end:
       self.digests, self.square, self.is_lost = new.digests, new.square, False
@@ -79,7 +86,21 @@ class Seat:
     if what <= self.reached:
       return False
     self.reached, self.asked = what, time.monotonic()
+    self.served.clear()
     return True
+
+  def serve(self, number: int, uid: int) -> bool:
+    """Returns whether its holder may have its sections of a payload.
+
+    Those of the order that it was told last, and no more than `_TIMES`: the
+    payload may have to be fetched each time.
+
+    Args:
+      number: of the order.
+      uid: of one of its payloads.
+    """
+    self.served[uid] += number == self.reached
+    return number == self.reached and self.served[uid] <= _TIMES
 
   def is_late(self, end: int) -> bool:
     """Returns whether its holder takes too long for what it was told last."""

@@ -36,7 +36,7 @@ class Seats:
     stages: the number of stages.
     log: the orders; stages are brought to its end.
     part: returns the part of an order for a stage.
-    most_waiting: the most bytes that a stage may send before they are read.
+    longest: the most bytes of a message of a stage.
     patience: seconds that a holder may take for what it is told.
 
   Attributes:
@@ -50,12 +50,14 @@ class Seats:
     stages: int,
     log: orders_lib.OrderLog,
     part: seat_orders.Part,
-    most_waiting: int = 1 << 30,
+    longest: int = 1 << 30,
     patience: float = 60.0,
   ):
     self._patience = patience
     self._open: dict[channel_lib.Channel, None] = {}  # the oldest first
-    self.events = seat_events.Events(most_waiting)
+    self._longest = longest
+    # Two microbatches per stage and boundary are under way.
+    self.events = seat_events.Events((2 * stages + 4) * longest)
     self.replaced = 0
     self._log = log
     self._orders = seat_orders.SeatOrders(log, part)
@@ -76,6 +78,10 @@ class Seats:
       for old in idle[:-MOST_IDLE]:
         self._open.pop(old)
         old.close()
+
+  def longest(self, channel: channel_lib.Channel) -> int:
+    """Returns the bytes of a message of a stage; 0 for who holds none."""
+    return self._longest if self._held(channel) else 0
 
   def receive(
     self,
@@ -146,15 +152,18 @@ class Seats:
     """Returns whether a worker holds a stage, or prepares to."""
     return any(seat.worker == worker for seat in self._all())
 
+  def serve(self, worker: str, stage: int, number: int, uid: int) -> bool:
+    """Returns whether a worker may have sections now; see `Seat.serve`."""
+    with self._changed:
+      mine = (s for s in self._all() if (s.stage, s.worker) == (stage, worker))
+      return any(seat.serve(number, uid) for seat in mine)
+
   def drop(
     self, stage: int, if_another: bool = False, holder: str = ''
   ) -> None:
-    """Takes a stage from its holder.
+    """Takes a stage from its holder, if that is `holder` where one is named.
 
-    Args:
-      stage: the stage.
-      if_another: only if another can take it.
-      holder: only from this one; empty: from any.
+    With `if_another` it does so only if another worker can take the stage.
     """
     with self._changed:
       seat = self._seats[stage]
@@ -290,10 +299,6 @@ class Seats:
       if seat.number != self._log.number:
         seat.digests, seat.square = digests, square
 
-  def digests(self) -> list[dict[str, list[str]]]:
-    """Returns the digests of each stage's tensors."""
-    return [seat.digests for seat in self._seats]
-
   def square(self) -> float:
     """Returns the sum of squares of the last aggregated delta."""
     return sum(seat.square for seat in self._seats)
@@ -366,7 +371,8 @@ class Seats:
 
     After a start of the head stages wait for those who have their state.
     """
-    is_early = not (self._last[seat.stage] or self._has_gathered)
+    has_gathered = time.monotonic() > self._began + self._patience
+    is_early = not (self._last[seat.stage] or has_gathered)
     others = {*self.banned, besides}
     must_have = is_early and self._log.number > 0
     return self._workers.fittest(seat.stage, others, is_early, must_have)
@@ -385,11 +391,6 @@ class Seats:
       self.replaced += 1
     self._last[seat.stage] = new.worker
     seat.take(new, self._log.number)
-
-  @property
-  def _has_gathered(self) -> bool:
-    """True if workers had the time to come since the head was started."""
-    return time.monotonic() > self._began + self._patience
 
   def _held(self, channel: channel_lib.Channel) -> int:
     return sum(seat.channel is channel for seat in self._all())

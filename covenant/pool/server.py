@@ -83,7 +83,6 @@ class PoolServer:
     answer: replies to a verified request; called from many threads.
     is_known: returns whether a worker has proved itself.
     channels: is told of channels and their messages; None: there are none.
-    longest: the most bytes of a message on a channel.
 
   Raises:
     OSError: the address or the certificate cannot be used.
@@ -100,10 +99,8 @@ class PoolServer:
     answer: Answer,
     is_known: Callable[[str], bool] = lambda worker: False,
     channels: channel_lib.Listener | None = None,
-    longest: int = 1 << 30,
   ):
     self._channels = channels
-    self._longest = longest
     self._pool = pool
     self._sign = sign
     self._hello = hello
@@ -156,6 +153,7 @@ class PoolServer:
       max_line_size=2 * _LONGEST_PATH,
       max_field_size=4096,
       access_log=None,
+      logger=visitors.LOG,
       keepalive_timeout=5.0,
       lingering_time=2.0,
       auto_decompress=False,
@@ -250,7 +248,7 @@ class PoolServer:
       raise RequestError(403, 'this worker may open no channel')
     socket = web.WebSocketResponse(
       heartbeat=channel_lib.HEARTBEAT_SECONDS,
-      max_msg_size=self._longest,
+      max_msg_size=2 * channel_lib.PART_BYTES,
       timeout=_CLOSE_SECONDS,
     )
     await socket.prepare(request)
@@ -261,6 +259,7 @@ class PoolServer:
       self._sign,
       lambda data, by: self._verify(asked.worker, data, by),
       asked.worker,
+      lambda: listener.longest(channel),
     )
     try:
       await asyncio.to_thread(listener.open, channel)
@@ -290,14 +289,15 @@ class PoolServer:
       length = int(headers.get('Content-Length', '0'))
       number = int(headers.get(messages.NUMBER, ''))
       signature = bytes.fromhex(headers.get(messages.SIGNATURE, ''))
+      asked = token, request.method, request.raw_path, number, said
+      text = messages.request_text(self._pool, *asked)  # has to be UTF-8
     except ValueError:
       raise RequestError(400, 'malformed headers') from None
-    method, path = request.method, request.raw_path
-    text = messages.request_text(self._pool, token, method, path, number, said)
     if not self._verify(worker, text, signature):
       raise RequestError(401, 'not signed by X-Worker for this pool and token')
     if not self._tokens.accept(worker, token, number):
       raise RequestError(409, 'the token or the number is not new; say hello')
+    _, method, path, _, _ = asked
     return text, Request(worker, method, path, b'', address), length, said
 
   async def _serve_worker(

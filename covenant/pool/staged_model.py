@@ -136,7 +136,7 @@ class StagedModel(shared_state_lib.SharedModel):
     pieces: dict[str, list[bytes]] = {
       'steps': list(pieces_lib.piece_digests(np.asarray(shared.steps)))
     }
-    for digests in self._seats.digests():
+    for _, digests in self._seats.states():
       for name, found in digests.items():
         pieces.setdefault(name, [bytes.fromhex(x) for x in found])
     found = shared_state_lib.state_fingerprint(pieces)

@@ -9,6 +9,8 @@ import collections
 import hashlib
 import hmac
 import ipaddress
+import logging
+import math
 import secrets
 import socket
 import threading
@@ -17,6 +19,7 @@ from collections.abc import Callable
 
 PER_ADDRESS = 64  # connections of one address at a time
 _MOST = 768  # connections at a time; the longest silent one makes room
+_LOG_SECONDS = 60.0  # between two records about requests that failed
 _SILENT_SECONDS = 10.0  # until a connection must have sent its headers
 _REQUESTS, _BURST = 50.0, 500.0  # per address: per second, and at once
 _ADDRESSES = 10_000  # whose requests are counted
@@ -99,6 +102,30 @@ class Connections:
       if connection.fileno() < 0:
         del self._open[peer]
         self._silent.pop(peer, None)
+
+
+class Seldom(logging.Filter):
+  """Lets one record a minute pass, as strangers may cause any number.
+
+  Args:
+    clock: returns seconds.
+  """
+
+  def __init__(self, clock: Callable[[], float] = time.monotonic):
+    super().__init__()
+    self._clock, self._next = clock, -math.inf
+
+  def filter(self, record: logging.LogRecord) -> bool:
+    """Returns whether a record is written."""
+    del record
+    if self._clock() < self._next:
+      return False
+    self._next = self._clock() + _LOG_SECONDS
+    return True
+
+
+LOG = logging.getLogger(__name__)  # of requests that cannot be served
+LOG.addFilter(Seldom())
 
 
 class Requests:

@@ -36,7 +36,9 @@ class Socket:
     return True
 
 
-def pair(forward=lambda data: [data], opening=(b'o', b'o')):
+def pair(
+  forward=lambda data: [bytes(data)], opening=(b'o', b'o'), most=lambda: 1e9
+):
   """Returns both ends, the pool's first."""
   one, two = Socket(forward), Socket(forward)
   one.other, two.other = two, one
@@ -50,6 +52,7 @@ def pair(forward=lambda data: [data], opening=(b'o', b'o')):
       own.sign,
       lambda data, by: keys.verify(other.address, data, by),
       WORKER.address,
+      most,
     )
 
   return end(one, True), end(two, False)
@@ -94,7 +97,7 @@ class ChannelTest(parameterized.TestCase):
     self.assertEqual(moved.bytes_sent, moved.bytes_received)
 
   @parameterized.named_parameters(
-    ('changed', lambda data: [data[:-1] + bytes([data[-1] ^ 1])]),
+    ('changed', lambda data: [bytes(data[:-1]) + bytes([data[-1] ^ 1])]),
     ('repeated', lambda data: [data, data]),
     ('without a signature', lambda data: [data[64:]]),
     ('empty', lambda data: [b'']),
@@ -106,6 +109,50 @@ class ChannelTest(parameterized.TestCase):
   def test_a_message_of_another_channel_closes_it(self):
     got, _ = asyncio.run(exchange(lambda: pair(opening=(b'o', b'other')), 1))
     self.assertEmpty(got)
+
+  @parameterized.parameters(-1, 0, 1)
+  def test_long_messages_travel_in_parts(self, more):
+    # A signature, the text and its end, and the data.
+    size = 2 * channel_lib.PART_BYTES - 64 - len('{"n": 0}\n') + more
+    sizes = []
+
+    def forward(data):
+      sizes.append(len(data))
+      return [bytes(data)]
+
+    got = asyncio.run(self.send_some(lambda: pair(forward), [size, 1]))
+    self.assertEqual([len(data) for _, data in got], [size, 1])
+    whole, small = channel_lib.PART_BYTES, 64 + len('{"n": 1}\n') + 1
+    tail = [whole - 1] if more < 0 else [whole, more]
+    self.assertEqual(sizes, [whole, *tail, small])
+
+  def test_a_message_that_is_of_no_use_is_not_kept(self):
+    """As of who holds no stage; the next one arrives."""
+    size = 3 * channel_lib.PART_BYTES
+    got = asyncio.run(self.send_some(lambda: pair(most=lambda: 0), [size, 1]))
+    self.assertEqual([text for text, _ in got], [{'n': 1}])
+    # It is kept no more once it is of no use, even if it is again.
+    allowed = iter([size, 0, size, size])
+    got = asyncio.run(
+      self.send_some(lambda: pair(most=lambda: next(allowed)), [size, 1])
+    )
+    self.assertEqual([text for text, _ in got], [{'n': 1}])
+
+  async def send_some(self, make, sizes):
+    """Sends the pool messages of some sizes; returns what it received."""
+    pool, worker = make()
+    got = []
+    ends = [
+      asyncio.create_task(
+        pool.run(lambda _, text, data: got.append((text, data)))
+      ),
+      asyncio.create_task(worker.run(lambda *_: None)),
+    ]
+    for n, size in enumerate(sizes):
+      worker.send({'n': n}, bytes(size))
+    worker.close()
+    await asyncio.gather(*ends)
+    return got
 
   @parameterized.parameters('send_bytes', 'close')
   def test_who_does_not_read_holds_up_no_end(self, what):

@@ -233,6 +233,37 @@ class AdmitTest(absltest.TestCase):
     self.assertEqual(status('stranger', '/lease'), 404)
 
 
+class SectionsTest(absltest.TestCase):
+  def test_a_payload_is_fetched_for_who_takes_its_order(self):
+    fetched = []
+    tensors = types.SimpleNamespace(
+      sections_of=lambda order, stage, uid, read: [
+        read(types.SimpleNamespace(uid=uid))
+      ]
+    )
+    process = types.SimpleNamespace(
+      _seats=types.SimpleNamespace(serve=lambda *key: key == ('a', 1, 2, 3)),
+      _log=types.SimpleNamespace(get=lambda number: object()),
+      _tensors=tensors,
+      _payload=lambda source: fetched.append(source.uid) or b'some',
+    )
+
+    def ask(worker, query):
+      path = f'/sections?{query}'
+      request = server_lib.Request(worker, 'GET', path, b'', '127.0.0.1')
+      return head_lib.HeadProcess._answer(process, request)
+
+    self.assertEqual(ask('a', 'stage=1&number=2&uid=3').data, b'some')
+    for worker, query in (
+      ('b', 'stage=1&number=2&uid=3'), ('a', 'stage=1&number=1&uid=3'),
+    ):  # fmt: skip
+      reply = ask(worker, query)
+      self.assertEqual(reply.status, 400)
+      self.assertRegex(reply.text['error'], 'stage 1 is not told .* uid 3')
+    self.assertEqual(ask('a', 'stage=x').status, 400)
+    self.assertEqual(fetched, [3])
+
+
 class ApplyTest(parameterized.TestCase):
   @parameterized.parameters(
     dict(found=(True, {'liar': 'why'}), tries=2),

@@ -1,6 +1,7 @@
 """The log of outer steps that the stages of a pipeline take."""
 
 import pathlib
+from unittest import mock
 
 import numpy as np
 from absl.testing import absltest
@@ -83,6 +84,19 @@ class OrderLogTest(absltest.TestCase):
     self.assertTrue(again.has(2, again.state(2)))
     self.assertFalse(again.has(2, again.state(1)))
     self.assertFalse(again.has(4, ''))
+
+  def test_a_state_on_this_history_is_known_without_a_file(self):
+    """A stage may say its state as often as it likes."""
+    self.fill(3)
+    self.log.rebase(orders.Base(1, self.log.state(1), {'x': ['00']}))
+    want = [self.log.state(number) for number in range(1, 4)]
+    with mock.patch.object(checksums, 'unseal', side_effect=AssertionError):
+      self.assertTrue(all(map(self.log.has, range(1, 4), want)))
+      for number in -1, 0, 4, 10**400:
+        self.assertFalse(self.log.has(number, self.log.base.id))
+    self.log.rewind(2)
+    self.assertFalse(self.log.has(3, want[2]))
+    self.assertEqual(self.log.id, want[1])
 
   def test_the_same_order_changes_nothing_and_another_replaces_it(self):
     self.fill(3)

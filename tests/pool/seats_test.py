@@ -62,6 +62,9 @@ class SeatsTest(absltest.TestCase):
       self.at(channel, stage)
     return channels
 
+  def digests(self):
+    return [digests for _, digests in self.seats.states()]
+
   def holders(self):
     return ''.join(self.seats.worker(s) or '-' for s in range(3))
 
@@ -140,6 +143,31 @@ class SeatsTest(absltest.TestCase):
     self.assertEqual(self.holders(), 'abc')
     self.seats.drop(1, holder='b')
     self.assertEqual(self.holders()[1], 'a')
+
+  def test_long_messages_are_of_use_from_holders_alone(self):
+    channels = self.full()
+    idle = self.join('d')
+    some = [self.seats.longest(c) for c in (channels[0], idle)]
+    self.assertEqual(some, [1 << 30, 0])
+    self.seats.drop(0)
+    self.assertEqual(self.seats.longest(channels[0]), 0)
+
+  def test_a_holder_gets_the_sections_that_it_was_told_to_take(self):
+    """Each a few times: a payload may have to be fetched for them."""
+    self.full()
+    for number in range(2):
+      self.seats.give(orders_test.order(number, self.log.id))
+
+    def serve(worker='a', stage=0, number=0, uid=4):
+      return self.seats.serve(worker, stage, number, uid)
+
+    self.assertFalse(serve(number=1))  # it was not told yet
+    self.assertFalse(serve('b') or serve(stage=1) or serve('stranger'))
+    self.assertEqual([serve() for _ in range(5)], [True] * 3 + [False] * 2)
+    self.assertTrue(serve(uid=0))
+    self.at(self.seats._seats[0].channel, 0, 1, self.log.state(1))
+    self.assertFalse(serve())
+    self.assertEqual([serve(number=1) for _ in range(4)], [True] * 3 + [False])
 
   def test_who_holds_a_stage(self):
     self.full()
@@ -259,11 +287,11 @@ class SeatsTest(absltest.TestCase):
     self.at(channels[0], 1)  # the neighbor, before the order
     self.assertEqual(self.seats.lost(), {1})
     want = [{'x': ['00']}, {'x': ['11']}, {'x': ['02']}]
-    self.assertEqual((self.seats.digests(), self.seats.square()), (want, 12.0))
+    self.assertEqual((self.digests(), self.seats.square()), (want, 12.0))
     self.at(channels[0], 1, 1, order.after)
     self.assertEqual(self.seats.lost(), set())
     self.seats.stand_in(1, {}, 0.0)  # too late
-    self.assertEqual(self.seats.digests()[1], {'x': ['01']})
+    self.assertEqual(self.digests()[1], {'x': ['01']})
 
   def test_who_takes_an_order_for_too_long_loses_its_stage(self):
     channels = self.full()
@@ -468,7 +496,7 @@ class SeatsTest(absltest.TestCase):
       self.at(channel, stage, 1, order.after)
     self.assertTrue(self.seats.is_ready)
     self.assertEqual(self.seats.square(), 12.0)
-    self.assertEqual(self.seats.digests(), [{'x': [f'0{s}']} for s in range(3)])
+    self.assertEqual(self.digests(), [{'x': [f'0{s}']} for s in range(3)])
 
   def test_a_stage_of_another_history_begins_from_the_base(self):
     channels = self.full()

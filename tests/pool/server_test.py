@@ -63,6 +63,26 @@ class ServerTest(serving.ServerCase):
       self.assertRegex(link.recv(1 << 16), rb'^HTTP/1.. 4\d\d')
     self.assertEmpty(self.seen)
 
+  @parameterized.parameters('X-Token', 'X-Digest', 'X-Worker')
+  def test_bytes_that_are_no_text_are_refused_without_a_trace(self, name):
+    _, headers = self.headers('/echo')
+    lines = [f'{k}: {v}' for k, v in headers.items() if k != name]
+    lines = ['GET /echo HTTP/1.1', 'Host: x', f'{name}: \udcff', *lines]
+    with self.assertNoLogs(level='ERROR'), self.raw() as link:
+      text = '\r\n'.join([*lines, '', ''])
+      link.sendall(text.encode(errors='surrogateescape'))
+      self.assertRegex(link.recv(1 << 16), rb'^HTTP/1.. 4\d\d')
+
+  def test_strangers_do_not_fill_the_log(self):
+    self.enterContext(mock.patch.object(visitors.LOG, 'filters', []))
+    visitors.LOG.addFilter(visitors.Seldom())
+    with self.assertLogs(visitors.LOG) as logs:
+      for _ in range(5):
+        with self.raw() as link:
+          link.sendall(b'GET /\xff HTTP/1.1\r\n\r\n')
+          self.assertRegex(link.recv(1 << 16), rb'^HTTP/1.. 4\d\d')
+    self.assertLen(logs.output, 1)
+
   def test_nothing_counts_twice_or_for_something_else(self):
     token = self.hello()['token']
     self.assertEqual(self.ask(number=5, token=token)[0], 200)

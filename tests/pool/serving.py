@@ -23,6 +23,7 @@ class Listener:
   def __init__(self, **methods):
     for name in 'open', 'receive', 'close':
       setattr(self, name, methods.get(name, lambda *_: None))
+    self.longest = methods.get('longest', lambda channel: 1 << 30)
 
 
 class ServerCase(parameterized.TestCase):

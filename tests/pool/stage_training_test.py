@@ -229,7 +229,7 @@ class StageTrainingTest(FaultCase):
     stages.Worker(self, 'newcomer')
     self.assertTrue(self.seats.wait(lambda: False))
     leaves = shared_state_lib.named_leaves(self.want_shared)
-    for digests in self.seats.digests():
+    for _, digests in self.seats.states():
       for name, found in digests.items():
         want = pieces_lib.piece_digests(leaves[name])
         self.assertEqual(found, [x.hex() for x in want], name)

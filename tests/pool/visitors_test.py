@@ -19,6 +19,17 @@ class Clock:
     return self.now
 
 
+class SeldomTest(absltest.TestCase):
+  def test_one_record_a_minute_is_written(self):
+    clock = Clock()
+    seldom = visitors.Seldom(clock)
+    written = []
+    for clock.now in 0, 1, 59, 60, 61, 119, 120:
+      if seldom.filter(None):
+        written.append(clock.now)
+    self.assertEqual(written, [0, 60, 120])
+
+
 class ConnectionsTest(absltest.TestCase):
   def setUp(self):
     super().setUp()
