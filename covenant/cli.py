@@ -208,8 +208,10 @@ def status(config: config_lib.Config, workdir: str) -> None:
 
 def amend(config: config_lib.Config, workdir: str) -> None:
   """Proposes that a run changes --set from --round on; lists, without."""
-  flags_ = _flag('round'), _flag('set') or [], bool(_flag('withdraw'))
-  print(proposals.run(config, workdir, *flags_))
+  asked = _flag('round'), _flag('set') or [], bool(_flag('withdraw'))
+  print(
+    proposals.run(config, '' if _flag('workdir') == '' else workdir, *asked)
+  )
 
 
 def explain_uid(config: config_lib.Config, workdir: str) -> None:

@@ -43,18 +43,24 @@ def run(
 
   Args:
     config: of the run, with the `network` section of a validator.
-    workdir: of an emulated run, which may not have begun; of a network it is
-      not looked at.
+    workdir: of an emulated run, which may not have begun; empty: not given. Of
+      a network it is not looked at.
     round_index: the first round with the new values; None only lists.
     edits: texts `path=value`.
     withdraw: True: the support of the amendments from this round is removed.
 
   Raises:
-    ConfigError, AmendmentError: the amendment is not allowed.
+    ConfigError, AmendmentError: the amendment is not allowed, or it is not said
+      of which run.
     ChainError, StoreError: the network cannot be reached.
   """
   folder, network = pathlib.Path(workdir), config.network
   if network.chain == 'local' and not network.path:
+    if not workdir:
+      raise config_lib.ConfigError(
+        '--workdir: expected the folder of an emulated run; of a network give '
+        '--config.network.path, or another --config.network.chain'
+      )
     held = workdir_lib.Workdir(folder).held() or config
     return _emulated(held, folder, round_index, edits, withdraw)
   return _network(config, round_index, edits, withdraw)

@@ -188,7 +188,7 @@ class Workdir:
     if differ:
       raise config_lib.ConfigError(
         f'{self.path} holds a run with another config. Choose another '
-        '--workdir, or set back: ' + '; '.join(differ)
+        + '\n  '.join(['--workdir, or set back:', *differ])
       )
 
   def open_run(

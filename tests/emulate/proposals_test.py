@@ -40,6 +40,8 @@ class ProposalsTest(absltest.TestCase):
 
   def test_proposals_are_checked(self):
     propose = proposals.run
+    with self.assertRaisesRegex(config_lib.ConfigError, '^--workdir: expected'):
+      propose(self.config, '', 3, EDITS)  # a new folder would be nobody's
     with self.assertRaisesRegex(config_lib.ConfigError, 'may not change'):
       propose(self.config, self.folder, 3, ['seed=2'])
     with self.assertRaisesRegex(amendments.AmendmentError, 'ends before it'):
