@@ -54,8 +54,7 @@ from covenant.telemetry import machine
 def emulate(config: config_lib.Config, workdir: str) -> None:
   """Emulates a whole run on this host, in virtual time.
 
-  Shows a live line, a summary and figures; of several processes only the
-  first does.
+  Shows a live line, a summary and figures, in the first process alone.
   """
   signals = startup.stoppable('stopping soon, with a checkpoint')
   with multihost_lib.start(config.network) as process_group, signals as stop:
@@ -208,10 +207,9 @@ def status(config: config_lib.Config, workdir: str) -> None:
 
 def amend(config: config_lib.Config, workdir: str) -> None:
   """Proposes that a run changes --set from --round on; lists, without."""
-  asked = _flag('round'), _flag('set') or [], bool(_flag('withdraw'))
-  print(
-    proposals.run(config, '' if _flag('workdir') == '' else workdir, *asked)
-  )
+  flags_ = _flag('round'), _flag('set') or [], bool(_flag('withdraw'))
+  folder = '' if _flag('workdir') == '' else workdir
+  print(proposals.run(config, folder, *flags_))
 
 
 def explain_uid(config: config_lib.Config, workdir: str) -> None:

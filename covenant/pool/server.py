@@ -244,8 +244,8 @@ class PoolServer:
   ) -> web.StreamResponse:
     """Serves a channel until it is closed."""
     text, asked, *_ = self._verified(request, address)
-    if isinstance(await self._call(self._admit, asked), Reply):
-      raise RequestError(403, 'this worker may open no channel')
+    if isinstance(refusal := await self._call(self._admit, asked), Reply):
+      raise RequestError(refusal.status, refusal.text.get('error'))
     socket = web.WebSocketResponse(
       heartbeat=channel_lib.HEARTBEAT_SECONDS,
       max_msg_size=2 * channel_lib.PART_BYTES,

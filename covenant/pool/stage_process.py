@@ -49,6 +49,14 @@ _LONGEST_WAIT = 10.0  # seconds between retries, at most
 # Messages that a stage takes in any order but this: back before forth.
 _PASSING = ('forward', 'last', 'look_up')
 
+# What a head means that refuses a channel, by its HTTP status.
+_REFUSALS = {
+  401: "it does not take this worker's key; see its pool.workers",
+  403: 'this worker was caught with what is false; it may come again later',
+  404: 'it has no stages; --role=worker is for a pool without a pipeline',
+  429: 'too many requests come from this address',
+}
+
 Send = Callable[[dict[str, ct.Json], bytes], None]
 # The message -> what to do its work in.
 Measure = Callable[[dict[str, ct.Json]], contextlib.AbstractContextManager]
@@ -194,10 +202,10 @@ class StageProcess:
         aiohttp.ClientError,
         OSError,
       ) as e:
-        wait = min(2 * wait + 0.5, _LONGEST_WAIT)
+        wait, why = min(2 * wait + 0.5, _LONGEST_WAIT), _reason(e)
         traffic.POOLS.add('open', 0, 0.0, 2)
-        self._workdir.status(error=f'{e}')
-        _say(f'{e}; again in {wait:.0f} s')
+        self._workdir.status(error=why)
+        _say(f'{why}; again in {wait:.0f} s')
       self._end_threads()
       self._client.forget()
       until = time.monotonic() + wait
@@ -317,6 +325,14 @@ class StageProcess:
       thread.end()
     self._meter.remove(*self._threads)
     self._threads.clear()
+
+
+def _reason(error: Exception) -> str:
+  """Returns why there is no channel, for people."""
+  if isinstance(error, aiohttp.WSServerHandshakeError):
+    why = _REFUSALS.get(error.status, error.message)
+    return f'pool.url: the head refuses the channel ({error.status}): {why}'
+  return f'{error}'
 
 
 def _no_redirects() -> aiohttp.TraceConfig:

@@ -98,6 +98,23 @@ class TlsTest(serving.ServerCase):
       thread.join()
 
 
+class RefusalTest(serving.ServerCase):
+  def test_a_head_that_refuses_a_worker_is_told_with_the_reason(self):
+    server = self.serve(serving.Listener())
+    del self.longest['/channel']
+    folder = self.create_tempdir().full_path
+    pool = config_lib.Pool(
+      url=f'http://127.0.0.1:{server.port}', key=f'{folder}/key'
+    )
+    config = dataclasses.replace(stages.make_config(), pool=pool)
+    process = stage_process.StageProcess(config, f'{folder}/stage')
+    process._client._run = serving.RUN
+    said = []
+    with mock.patch.object(stage_process, '_say', said.append):
+      process.run(lambda: len(said) > 1)
+    self.assertRegex(said[1], r'^pool.url: .* channel \(404\): .*--role=worker')
+
+
 class RedirectTest(absltest.TestCase):
   def test_a_head_that_redirects_is_refused(self):
     reached = []
