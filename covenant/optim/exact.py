@@ -185,7 +185,8 @@ def quotient(a: Any, b: Any) -> Any:
 
   Args:
     a: float32, 0 or more.
-    b: float32, 0 or more; the quotient by 0 is 1.
+    b: float32, 0 or more; the quotient by 0 is 1, and that by an infinite norm
+      0.
   """
   if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
     endless = np.isinf(b)
@@ -208,7 +209,8 @@ def _quotient(a: ct.Scalar, b: ct.Scalar) -> jax.Array:
     digits = (digits << bits) | digit
   exponent = jnp.maximum(_exponent(a) - _exponent(b) - BITS, -126)
   part = digits.astype(jnp.float32) * _power(jnp.minimum(exponent, 0))
-  part = jnp.where((a < SMALLEST) | (part < SMALLEST), 0.0, part)
+  none = jnp.isinf(b) | (a < SMALLEST) | (part < SMALLEST)
+  part = jnp.where(none, 0.0, part)
   return jnp.where((a >= b) | (b < SMALLEST), 1.0, part)
 
 

@@ -18,6 +18,7 @@ from typing import NamedTuple
 _PATIENCE = 3.0  # deadline, in multiples of the expected time
 _GRACE = 2.0  # seconds added to the deadline for transfers
 _TRIALS = 8  # one sequence in so many of a sub-round may be out on trial
+_SLOWEST = 1e-9  # sequences per second: a rate that can be divided by
 _NEWEST = 0.5  # weight of the newest lease in a worker's rate
 
 
@@ -60,8 +61,8 @@ class Rates:
 
   def slower(self, lease: Lease) -> None:
     """Halves the rate of a worker that missed a lease."""
-    if lease.worker in self._rates:
-      self._rates[lease.worker] /= 2
+    if (rate := self._rates.get(lease.worker)) is not None:
+      self._rates[lease.worker] = max(rate / 2, _SLOWEST)
 
   def __getitem__(self, worker: str) -> float | None:
     """Returns the rate of a worker; None before it is measured."""

@@ -80,6 +80,12 @@ class ExactTest(parameterized.TestCase):
       got[1:], np.minimum(1, a / np.maximum(b, 1e-30))[1:], atol=3e-7
     )
 
+  def test_a_quotient_by_an_infinite_norm_is_zero(self):
+    a, b = np.float32([0, 1, 2.0**60, 3.4e38, np.inf]), np.full(5, np.inf)
+    b = b.astype(np.float32)
+    for divide in exact.quotient, jax.jit(exact.quotient):
+      np.testing.assert_array_equal(divide(a, b), [0, 0, 0, 0, 1])
+
 
 if __name__ == '__main__':
   absltest.main()

@@ -104,6 +104,15 @@ class DeskTest(absltest.TestCase):
     self.assertEqual(first.first, second.first)
     self.assertIsNone(table.find(first.number, 'a'))
 
+  def test_who_never_brings_a_lease_back_gets_one_all_the_same(self):
+    """A machine that fails for a year, alone, and is mended then."""
+    table = queue(64)
+    table.begin(quota=64, until=1e9)
+    for now in 0.0, 1.0:  # the first one compiles
+      table.give_back(table.take('a', now), now + 1.0)
+    for now in range(2, 1202):
+      self.assertIsNotNone(table.take('a', float(now)))
+
   def test_short_ends_are_leased_too(self):
     table = queue(7)
     table.begin(quota=7, until=9.0)
