@@ -29,4 +29,6 @@ def text(workdir: str, uid: int | None) -> str:
       f'no {path}'
     )
   found = ratings.explain(ratings.read_decisions(path), uid)
-  return '\n'.join([*amendments.lines(workdir), found])
+  whole = '\n'.join([*amendments.lines(workdir), found])
+  # A terminal obeys nothing that a peer or a store has said.
+  return ''.join(c if c.isprintable() or c == '\n' else '?' for c in whole)

@@ -269,9 +269,15 @@ def encode_tensor(tensor: Tensor, part: ct.Message, spec: Spec) -> bytes:
 def decode_tensor(
   tensor: Tensor, body: memoryview, spec: Spec
 ) -> tuple[ct.Message, memoryview]:
-  """Returns the message of a tensor, and the rest of the body after it."""
+  """Returns the message of a tensor, and the rest of the body after it.
+
+  Raises:
+    PayloadError: the body ends early, or has no message of this tensor.
+  """
   if not tensor.regions:
     size, _ = layout_lib.section_bytes(spec, tensor)
+    if len(body) < size:
+      raise PayloadError(Reason.LENGTH, f'{tensor.name}: the body ends early')
     values = np.frombuffer(body[:size], '<f4').reshape(tensor.shape)
     _check_values(values, tensor.name)
     return values, body[size:]

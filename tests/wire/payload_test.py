@@ -111,6 +111,16 @@ class PayloadTest(parameterized.TestCase):
     again = payload.encode(header, got, LIKE, spec, KEY.sign)
     self.assertEqual(again, data)
 
+  @parameterized.parameters(*COMPRESSIONS)
+  def test_a_section_that_ends_early_names_its_tensor(self, compression):
+    spec = payload.make_spec(LIKE, compression)
+    tensor = spec.tensors[0]
+    part = make_message(compression)['matrix']
+    data = payload.encode_tensor(tensor, part, spec)
+    for size in 0, 3, 4, len(data) // 2, len(data) - 1:
+      with self.assertRaisesRegex(payload.PayloadError, 'matrix'):
+        payload.decode_tensor(tensor, memoryview(data[:size]), spec)
+
   def test_ten_bits_a_value_at_two_bits(self):
     like = {'w': jax.ShapeDtypeStruct((64, 64), jnp.float32)}
     two = sl.TopK(quantizer=sl.Statistical())
