@@ -1,1 +1,1 @@
-"""Decides who is heard and who is paid: pure functions, no I/O."""
+"""Pure functions that decide which uids are heard and paid; no I/O."""

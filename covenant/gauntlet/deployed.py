@@ -65,7 +65,7 @@ def plackett_luce(
     ratings: (mu, sigma) of each.
     scores: of each; more is better.
     ties: 'average' as openskill 6.2, which the rest of this room uses;
-      'inflate' as 6.1.3, which was deployed: a tie lifts all who tied.
+      'inflate' as 6.1.3, which was deployed: a tie lifts all that tied.
 
   >>> [round(mu, 3) for mu, _ in plackett_luce([(25, 25 / 3)] * 2, [1, 1])]
   [25.0, 25.0]

@@ -94,8 +94,8 @@ def update(
   limit = _similarity_limit([after[uid].similarity_avg for uid in judged])
   for uid, check in judged.items():
     similar = check.valid and after[uid].similarity_avg > limit
-    # Not before its memory is full: a miner whose training another repeats
-    # may be unlucky for some rounds, and must not be punished for it.
+    # Punishment waits for a full memory: a miner whose training another repeats
+    # may be unlucky for some rounds.
     known = after[uid].evaluations >= config.memory
     if known and similar and work_lib.lacks_proof(after[uid], usual):
       reasons[uid].append(
@@ -122,7 +122,7 @@ def update(
     }
     for uid, check in judged.items()
   ]
-  # By pay: uids that declare next to nothing neither hasten it nor put it off.
+  # Pay counts, so uids that declare next to nothing have no influence.
   earning = sum(s.raw_score for s in after.values())
   scored = sum(s.raw_score for s in after.values() if s.score > 0)
   has_proof = old.has_proof or bool(0 < earning <= ENOUGH * scored)
@@ -250,7 +250,7 @@ def _evaluate(
     sign = -1
   new = dataclasses.replace(
     old,
-    # By work: a round of little work proves little of the rest.
+    # Weighted by work: a round of little work proves little of the rest.
     proof_sum=decay * old.proof_sum
     + score.work * _errors(score.proof, score.proof_error, LARGEST_PROOF),
     proof_weight=decay * old.proof_weight + score.work,

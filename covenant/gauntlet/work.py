@@ -1,4 +1,4 @@
-"""The work that a uid is paid for: what it declares, gains and proves."""
+"""The work that a uid is paid for: its declared work, gain and proof."""
 
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple

@@ -298,7 +298,7 @@ def _products(values: jax.Array, unit: jax.Array) -> list[jax.Array]:
   With low and high 12 bits of each integer, these are low^2, 2 low high and
   high^2, at most 2^24 each.
   """
-  # At most 2^23; processors convert to signed integers faster.
+  # Units are at most 2^23; processors convert to signed integers faster.
   units = jnp.round(jnp.abs(values) * unit).astype(jnp.int32)
   low, high = units & 0xFFF, units >> _LIMB
   return [low * low, 2 * low * high, high * high]
@@ -334,7 +334,7 @@ def _limbs(sums_6xM: jax.Array) -> jax.Array:
   """Returns the integers of sums of parts: uint32 [7, M], of 12 bits."""
   limbs: list[ct.Scalar] = [0] * _LIMBS
   for i, x in enumerate(sums_6xM):
-    # Of the products, each 12 bits above the last, the low or the high half.
+    # The low or the high half of a product, each 12 bits above the last.
     first, shift = (i // 2, 0) if i % 2 == 0 else (i // 2 + 1, 4)
     limbs[first] += (x << shift) & 0xFFF
     limbs[first + 1] += (x >> (_LIMB - shift)) & 0xFFF

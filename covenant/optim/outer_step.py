@@ -298,7 +298,7 @@ class OuterStep:
 
     Args:
       arrays: the parameters, and their traces in the outer optimizer's state.
-      others: what else that state has.
+      others: the other parts of that state.
       sums: those of the slice.
       totals: the weights of the messages that were added.
       index: the number of the slice.

@@ -2,7 +2,7 @@
 
 A leaf, or a slice of one, is reduced in three steps: `Compression.start` gives
 empty sums, `add` adds one peer's part of a message times its factor, `finish`
-divides by those who sent each element. `outer_update` moves the parameters by
+divides by the senders of each element. `outer_update` moves the parameters by
 the result. Peers are added one at a time and in the order given: memory does
 not grow with their number, and every node that adds the same list gets the same
 bits.
@@ -191,7 +191,7 @@ def aggregate(
       jax.tree.map(norms, abstract_params, shards, *messages)
     )
     norms_RxP = jnp.stack(norms_P, axis=1)
-    if not parts_R.all():  # who does not take part sets no limit
+    if not parts_R.all():  # a peer without weight sets no limit
       norms_RxP = jnp.where(parts_R[:, None] > 0, norms_RxP, 0)
     factors_RxP = clip_factors(norms_RxP, clip, sizes_R)
     wholes_Rx1 = weight_lib.wholes(parts_R)[:, None]

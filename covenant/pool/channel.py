@@ -6,7 +6,7 @@ sender, and numbered under the channel, so nobody on the way can change, repeat
 or leave out one without the channel being closed.
 
 A message travels in parts of `PART_BYTES`; a shorter one, perhaps empty, ends
-it. So the pool holds one part of a message that it has no use for, not all.
+it. So the pool holds one part of a useless message, not all of it.
 """
 
 import asyncio

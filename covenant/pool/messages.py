@@ -16,8 +16,8 @@ from covenant import typing as ct
 WORKER, TOKEN, NUMBER = 'X-Worker', 'X-Token', 'X-Number'
 DIGEST, SIGNATURE = 'X-Digest', 'X-Signature'
 # Headers of replies: DIGEST and SIGNATURE.
-# What reading a field of the other side's JSON may raise; a number may be
-# infinite, or too large for a float.
+# Errors of reading a field of the other side's JSON. A number may be infinite,
+# or too large for a float.
 MALFORMED = (
   AttributeError,
   IndexError,
@@ -43,7 +43,7 @@ def request_text(
 
   Args:
     pool: ss58 address of the pool's hotkey.
-    token: what the pool gave to this worker.
+    token: the pool's token for this worker.
     method: the HTTP method.
     path: the path with its query.
     number: above those of the worker's requests before, under this token.

@@ -182,8 +182,7 @@ class OrderLog:
       number, state, pieces, places = json.loads(content)
       self.base = Base(number, state, pieces, tuple(places))
     self.number, self.id = self.base[:2]
-    # The id of the state after so many orders: what a stage says of its own
-    # state costs no file.
+    # The id of the state after so many orders: to look one up reads no file.
     self._states = {self.number: self.id}
     while (found := self.get(self.number)) is not None:
       if found.before != self.id:

@@ -162,7 +162,7 @@ class PoolState:
       around = queue.asking | first
       trial = is_new and bool(self._trusted & around)
       if trial and current.subround > self.config.pool.subrounds:
-        return None  # what is missing now is for those who are known
+        return None  # the rest is for known workers
       if trial and worker in {w for w, _ in current.origins.values()}:
         return None  # one in a sub-round, whose verdict comes at its end
       lease = queue.take(worker, now, most, trial)

@@ -10,7 +10,7 @@ from covenant.pool import channel as channel_lib
 
 # Commands that a holder gets before any order, see `Seat.reached`.
 TAKE, RESET = -2, -1
-_TIMES = 3  # that a holder gets its sections of a payload
+_TIMES = 3  # requests of a holder for its sections of a payload
 
 
 @dataclasses.dataclass
@@ -19,16 +19,16 @@ class Seat:
 
   stage: int
   channel: channel_lib.Channel | None = None
-  number: int = -1  # orders that it has applied; -1: it has not said yet
-  id: str = ''  # of its state
+  number: int = -1  # orders that its holder has applied; -1: not said yet
+  id: str = ''  # the id of its state
   digests: dict[str, list[str]] = dataclasses.field(default_factory=dict)
-  square: float = 0.0  # of its part of the last aggregated delta
-  since: float = 0.0  # when its holder got it, by `time.monotonic`
+  square: float = 0.0  # sum of squares of its part of the last delta
+  since: float = 0.0  # start of its holder, by `time.monotonic`
   reached: int = TAKE  # the last thing that it was told: an order, or these two
-  asked: float = 0.0  # when it was told that, by `time.monotonic`
-  seconds: float = 0.0  # after which it loses the stage
+  asked: float = 0.0  # the time of that, by `time.monotonic`
+  seconds: float = 0.0  # its time for an answer, or it loses the stage
   is_lost: bool = False  # it had a holder, and no other has caught up so far
-  # How often its holder asked for each payload of the order told last, by uid.
+  # Requests of its holder for each payload of the newest order, by uid.
   served: collections.Counter[int] = dataclasses.field(
     default_factory=collections.Counter
   )
@@ -47,7 +47,7 @@ class Seat:
     return self.worker if self.number == end else ''
 
   def note(self, text: dict[str, ct.Json], end: int) -> None:
-    """Notes the state that its holder says; raises as `Seats.receive`.
+    """Notes the state that its holder says it has; raises as `Seats.receive`.
 
     Args:
       text: the message.
@@ -92,8 +92,8 @@ class Seat:
   def serve(self, number: int, uid: int) -> bool:
     """Returns whether its holder may have its sections of a payload.
 
-    Those of the order that it was told last, and no more than `_TIMES`: the
-    payload may have to be fetched each time.
+    It may have those of the order that it was told last, `_TIMES` each: the
+    payload may have to be fetched every time.
 
     Args:
       number: of the order.

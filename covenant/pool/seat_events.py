@@ -16,10 +16,10 @@ class Event(NamedTuple):
   what: str  # the field 'did' of the message, or LOST
   text: dict[str, ct.Json]
   data: bytes
-  worker: str = ''  # that said it; it may have lost the stage since
+  worker: str = ''  # its sender, which may have lost the stage since
 
 
-# What a stage may say about training.
+# Messages of a stage about training.
 ANSWERS = frozenset(
   ('begun', 'looked_up', 'forward', 'last', 'backward', 'sealed')
 )

@@ -39,7 +39,7 @@ class SeatOrders:
       seat.send(text, json.dumps(base.files).encode())
 
   def go_back(self, seats: Iterable[seat_lib.Seat], number: int) -> None:
-    """Lets stages begin anew that have left the history, or may do so.
+    """Restarts the stages that have left the history, or may have.
 
     Args:
       seats: the stages.
@@ -48,7 +48,7 @@ class SeatOrders:
     for seat in seats:
       was_told = seat.reached >= number
       if seat.number < 0:
-        seat.reached = seat_lib.TAKE  # what it will say may be of the past
+        seat.reached = seat_lib.TAKE  # its answer may be of the past
       elif was_told or not self._log.has(seat.number, seat.id):
         seat.reached = seat_lib.TAKE
         self.reset(seat)

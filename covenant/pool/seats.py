@@ -5,10 +5,10 @@ state, or else to the one with the fewest stages: a spare, or a neighbor that
 takes over the layers beside its own. A worker that comes later prepares to take
 them from the neighbor, which holds them until it has caught up.
 
-Whatever a holder was told, to take a stage, to begin anew or to take an outer
-step, it must say within `pool.patience` that it has done so, or it loses the
-stage once another worker can take it. It then gets one only if nobody else
-does, and for twice the time, so that a slow worker has enough in the end.
+A holder is told to take a stage, to begin anew, or to take an outer step. It
+must answer within `pool.patience`, or it loses the stage once another worker
+can take it. It then gets a stage only if nobody else does, and with twice the
+time, so that a slow worker has enough in the end.
 """
 
 import collections
@@ -40,7 +40,7 @@ class Seats:
     patience: seconds that a holder may take for what it is told.
 
   Attributes:
-    events: what stages say about training.
+    events: messages of stages about training.
     banned: workers that may hold no stage.
     replaced: number of times that a stage got another holder.
   """
@@ -80,7 +80,7 @@ class Seats:
         old.close()
 
   def longest(self, channel: channel_lib.Channel) -> int:
-    """Returns the bytes of a message of a stage; 0 for who holds none."""
+    """Returns the bytes of a message of a stage; 0 of one without."""
     return self._longest if self._held(channel) else 0
 
   def receive(
@@ -161,9 +161,9 @@ class Seats:
   def drop(
     self, stage: int, if_another: bool = False, holder: str = ''
   ) -> None:
-    """Takes a stage from its holder, if that is `holder` where one is named.
+    """Takes a stage from its holder; if one is named, only from that one.
 
-    With `if_another` it does so only if another worker can take the stage.
+    With `if_another` only if another worker can take the stage.
     """
     with self._changed:
       seat = self._seats[stage]
@@ -256,7 +256,8 @@ class Seats:
   def states(self) -> list[tuple[str, dict[str, list[str]]]]:
     """Returns each stage's holder and the digests that it says.
 
-    The holder is empty if it has not applied all orders: others said them.
+    The holder is empty if it has not applied all orders; the digests are then
+    those of somebody else.
     """
     with self._changed:
       end = self._log.number
@@ -287,7 +288,7 @@ class Seats:
   def stand_in(
     self, stage: int, digests: dict[str, list[str]], square: float
   ) -> None:
-    """Takes what another computed of a stage that is not there.
+    """Takes the result of another for a stage that is not there.
 
     Args:
       stage: the stage.
@@ -312,7 +313,7 @@ class Seats:
     self._orders.bring(seat)
 
   def rebase(self, base: orders_lib.Base) -> None:
-    """Lets stages begin from another state where they are not past it."""
+    """Sets the state from which stages begin that are not past it."""
     with self._changed:
       self._log.rebase(base)
       self._orders.go_back(self._all(), self._log.number)
@@ -369,7 +370,7 @@ class Seats:
   ) -> seat_workers.Worker | None:
     """Returns the worker that a stage goes to, if there is one.
 
-    After a start of the head stages wait for those who have their state.
+    After a start of the head stages wait for workers that have their state.
     """
     has_gathered = time.monotonic() > self._began + self._patience
     is_early = not (self._last[seat.stage] or has_gathered)

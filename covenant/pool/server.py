@@ -5,8 +5,8 @@ them from one thread. A request has the headers of `messages.py`, whose
 signature is verified before the body is read, and the body is read only if the
 pool awaits it. A reply, which the pool signs, is a line of JSON, then bytes.
 
-Nobody has to be fast. A connection that makes no progress is closed: without
-headers after ten seconds, and where less than `_LEAST` bytes pass in half a
+Workers may be slow. A connection without progress is closed: one that sends no
+headers in ten seconds, and one that passes less than `_LEAST` bytes in half a
 minute. Each address and each key has limits (visitors.py).
 """
 
@@ -112,7 +112,7 @@ class PoolServer:
     self._requests = visitors.Requests()
     self._tokens = visitors.Tokens(is_known)
     self._keys = visitors.Shares(_PER_KEY)
-    # Threads of their own: what takes a while delays no channel.
+    # Threads of their own, so that a slow answer delays no channel.
     self._answering = futures.ThreadPoolExecutor(_WORKERS)
     self._last = b'', b'', ''  # data and line of a long reply, their digest
     self._ssl = settings_lib.ssl_context(settings)
@@ -266,7 +266,7 @@ class PoolServer:
       await channel.run(listener.receive)
     finally:
       if request.transport is not None:
-        request.transport.abort()  # what was not read is kept no longer
+        request.transport.abort()  # frees the bytes that were not read
       news = asyncio.to_thread(listener.close, channel)
       await asyncio.shield(news)  # the lost connection cancels what waits
     return socket

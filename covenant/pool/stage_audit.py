@@ -68,7 +68,7 @@ class Auditor:
     fitted_BxL1: np.ndarray,
     fits: Mapping[int, bytes],
   ) -> bool:
-    """Returns whether a stage passed on what its layers make of a microbatch.
+    """Returns whether a stage sent the output of its layers.
 
     The tokens and the fits are those of the round; see `StageRound`.
 
@@ -121,11 +121,11 @@ class Auditor:
 
 
 def is_alike(want: np.ndarray, got: np.ndarray, step: int) -> bool:
-  """Returns whether what a stage sent may come from honest training.
+  """Returns whether the output of a stage may come from honest training.
 
   Args:
-    want: what the shared parameters of the round make of the microbatch.
-    got: what the stage sent, of the same shape.
+    want: the output for the microbatch by the round's shared parameters.
+    got: the output that the stage sent, of the same shape.
     step: the inner step, from 0.
   """
   want, got = want.astype(np.float64), got.astype(np.float64)  # no overflow

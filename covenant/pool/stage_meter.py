@@ -36,7 +36,7 @@ class _Measured:
   ):
     self.stage, self._make = stage, make
     self._config, self._meter = stage.config, make(stage)
-    self.round = -1  # that it has begun
+    self.round = -1  # the last one that it has begun
     self.tokens, self.began, self.busy = 0, 0.0, 0.0
 
   @property
@@ -129,7 +129,7 @@ class StageMeter:
       self._complete(self._completed)
 
   def _begin(self, index: int, round_index: int, now: float) -> None:
-    if self._completed < 0:  # what was before is of no round
+    if self._completed < 0:  # earlier work is of no round
       self._phases.clear()
       self._idle = 0.0
     self._round = round_index

@@ -49,7 +49,7 @@ _LONGEST_WAIT = 10.0  # seconds between retries, at most
 # Messages that a stage takes in any order but this: back before forth.
 _PASSING = ('forward', 'last', 'look_up')
 
-# What a head means that refuses a channel, by its HTTP status.
+# Reasons of a head to refuse a channel, by HTTP status.
 _REFUSALS = {
   401: "it does not take this worker's key; see its pool.workers",
   403: 'this worker was caught with what is false; it may come again later',
@@ -58,7 +58,7 @@ _REFUSALS = {
 }
 
 Send = Callable[[dict[str, ct.Json], bytes], None]
-# The message -> what to do its work in.
+# The message -> a context in which its work is measured.
 Measure = Callable[[dict[str, ct.Json]], contextlib.AbstractContextManager]
 
 

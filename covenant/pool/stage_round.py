@@ -8,9 +8,9 @@ way, and a stage that is slow holds up the others instead of being flooded.
 If a stage is lost, its place is taken by another worker, which begins from the
 shared parameters; all stages forget the inner step under way, and its
 microbatches are sent again. With `pool.bypass_steps` the others do not wait for
-an inner stage: what crosses the boundary before it goes to the stage after it,
-and it has no part in these steps. At the beginning of a round, when boundaries
-are fitted, they wait for it as long as for an answer.
+an inner stage: the activations before it go to the stage after it, and it has
+no part in these steps. At the beginning of a round, when boundaries are fitted,
+they wait for it as long as for an answer.
 """
 
 import collections
@@ -92,7 +92,7 @@ class StageRound:
     self._talk = stage_talk.StageTalk(seats, self._stages, late, patience)
     self._passed = 0
     self._work: dict[str, int] = {}
-    self._done_by: dict[int, str] = {}  # who answered last in a step, by stage
+    self._done_by: dict[int, str] = {}  # the worker of a step, by stage
     self._samples = stage_work.Samples(draw)
     self._refused: dict[str, str] = {}
     self._not_finite: tuple[int, str] = -1, ''  # step and worker
@@ -148,7 +148,7 @@ class StageRound:
     )
 
   def _count(self, microbatches: int) -> None:
-    """Counts the work of a step for those who have done it."""
+    """Counts the work of a step for the workers that did it."""
     for s, span in enumerate(self._spans):
       if s in self._talk.away:
         self._bypassed[s] += 1
@@ -287,7 +287,7 @@ class StageRound:
   def _step(self, step: int, tokens_BxL1: np.ndarray) -> tuple[float, float]:
     """Trains one step on one batch; returns loss and norm of the gradient."""
     if self._talk.away:
-      self._recover()  # with who has come meanwhile
+      self._recover()  # with the workers that have come meanwhile
     slices = tokens_BxL1.reshape(-1, self._microbatch, tokens_BxL1.shape[1])
     count, divisor = len(slices), float(max(np.sum(tokens_BxL1[:, 1:] >= 0), 1))
     nats_M = np.zeros(count, np.float32)
@@ -324,9 +324,9 @@ class StageRound:
         if why := stage_work.flaw(event.data, self._form(len(slices[m]))):
           self._blame(step, event, why)
       if event.what in ('forward', 'last', 'backward') and event.data:
-        who = s, event.worker, step, slices[m], self._boundary(s)
+        of = s, event.worker, step, slices[m], self._boundary(s)
         sent = came[s, m], given.get((s, m), b''), divisor, event.data
-        self._samples.add(stage_work.Sample(*who, *sent))
+        self._samples.add(stage_work.Sample(*of, *sent))
       match event.what:
         case 'looked_up':
           go(0, 'forward', m, event.data)
@@ -362,11 +362,12 @@ class StageRound:
     return float(np.sqrt(stage_work.total(present)))
 
   def _blame(self, step: int, event: seat_events.Event, why: str) -> NoReturn:
-    """Refuses the holder of a stage that sends what cannot be.
+    """Refuses the sender of a message with impossible numbers.
 
     Raises:
       LostError: its holder is refused.
-      _NotFiniteError: so it is with another holder: the training has diverged.
+      _NotFiniteError: another holder sent such numbers too: the training has
+        diverged.
     """
     worker = event.worker
     last_step, last_worker = self._not_finite
@@ -381,9 +382,9 @@ class StageRound:
     raise stage_talk.LostError
 
   def refuse(self, stage: int, worker: str, why: str) -> None:
-    """Takes a stage from a worker, who is not paid for this round.
+    """Takes a stage from a worker, which is not paid for this round.
 
-    The worker may have lost the stage already; who holds it then keeps it.
+    If the worker has lost the stage already, its new holder keeps it.
     """
     self._refused[worker] = why
     self._seats.banned.add(worker)

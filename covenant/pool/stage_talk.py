@@ -22,7 +22,7 @@ class LateError(Exception):
 
 
 class NonsenseError(Exception):
-  """A stage sends what nobody asked for.
+  """A stage sends a message that nobody asked for.
 
   Args are the stage, the worker that sent it, and the reason.
   """
@@ -99,11 +99,11 @@ class StageTalk:
     Raises:
       LostError: a stage is lost, or has not answered for too long.
       LateError: the time is over.
-      NonsenseError: a stage answers what nobody has asked it.
+      NonsenseError: a stage gives an answer without a question.
     """
     looked = time.monotonic()
     while True:
-      # Events that are no answers come without an end, if a stage likes.
+      # A hostile stage may send events that are no answers without an end.
       if time.monotonic() > looked + _LOOK_SECONDS:
         looked = time.monotonic()
         if self._late():

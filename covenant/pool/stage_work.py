@@ -60,14 +60,14 @@ class Samples:
 class StagesResult(NamedTuple):
   """The training of a round."""
 
-  sequences: int  # trained on, a prefix of the assigned
+  sequences: int  # the number trained on, a prefix of the assigned ones
   receipt: bytes
   losses: tuple[float, ...]  # nats per token, of each step
   norms: tuple[float, ...]  # of the gradients
   work: Mapping[str, int]  # layers x microbatches, per worker
   idle: tuple[float, ...]  # share of the time in which each stage did nothing
   replays: int  # inner steps that were begun again
-  passed_bytes: int  # that passed between stages
+  passed_bytes: int  # bytes that passed between stages
   samples: tuple[Sample, ...]
   refused: Mapping[str, str]  # workers that are not paid, with reasons
   fits: Mapping[int, bytes]
@@ -148,7 +148,7 @@ def longest_message(config: config_lib.Config, payload_bytes: int) -> int:
 def numbers(text: Mapping[str, ct.Json]) -> tuple[list[float], float]:
   """Returns the squares and the loss that a stage says.
 
-  What is no number, or too large for one, is nan.
+  A value that is no number, or too large for one, becomes NaN.
   """
   try:
     squares = [float(x) for x in text.get('squares', ())]

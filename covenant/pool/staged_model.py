@@ -161,7 +161,7 @@ class StagedModel(shared_state_lib.SharedModel):
       if digests == said:
         continue
       is_false = True
-      if holder:  # or else somebody said so who has left
+      if holder:  # else the worker that said so has left
         liars[holder] = (
           f'stage {stage}, outer step {number}: its tensors, computed again, '
           'have other digests'

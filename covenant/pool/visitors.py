@@ -1,8 +1,8 @@
-"""Counts what strangers take of a pool: connections, requests and tokens.
+"""Limits of a pool's visitors: their connections, requests and tokens.
 
-Nobody is known by more than a network address until a signature is verified,
-and keys cost nothing. So every limit is by address, and what is remembered of a
-key can be forgotten without harm.
+Until a signature is verified, a visitor is known by its network address alone,
+and keys cost nothing. So every limit is by address, and the memory of a key can
+be forgotten without harm.
 """
 
 import collections
@@ -22,8 +22,8 @@ _MOST = 768  # connections at a time; the longest silent one makes room
 _LOG_SECONDS = 60.0  # between two records about requests that failed
 _SILENT_SECONDS = 10.0  # until a connection must have sent its headers
 _REQUESTS, _BURST = 50.0, 500.0  # per address: per second, and at once
-_ADDRESSES = 10_000  # whose requests are counted
-_KEYS = 10_000  # whose numbers are remembered
+_ADDRESSES = 10_000  # addresses whose requests are counted
+_KEYS = 10_000  # keys whose numbers are remembered
 
 
 def group(address: str) -> str:

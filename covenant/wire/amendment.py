@@ -8,7 +8,7 @@ has their signatures in it (manifest.py).
   supports   a list of them in a validator's bucket
   adopted    the list of all that a run has adopted, signed by a validator
 
-All are canonical JSON: what was parsed has one encoding.
+All are canonical JSON: a parsed value has one encoding.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ from covenant import typing as ct
 
 MAX_BYTES = 1 << 16  # of an amendment
 MAX_CHANGES = 64
-MAX_VALIDATORS = 256  # whose supports a manifest has
+MAX_VALIDATORS = 256  # validators whose supports a manifest has
 MAX_SUPPORTS = 8  # amendments that a validator supports at a time
 MAX_SUPPORT_BYTES = MAX_SUPPORTS * (MAX_BYTES + 256)
 MAX_ADOPTED = 256  # amendments of a run

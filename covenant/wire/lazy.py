@@ -48,8 +48,8 @@ class Section:
     if codec == 'rice':
       self._step, self._offsets = rice.offsets(data, n, *self._layout)
     self._data = data[: self._offset(-(-n // self._step))]
-    # What was unpacked with the rows that were asked for last, until it is
-    # asked for: codes follow their indices. Nothing else is kept.
+    # The codes that were unpacked with the indices asked for last, until they
+    # are asked for too. Nothing else is kept.
     self._left: tuple[tuple[Run, ...], int, np.ndarray] | None = None
     self._has_codes = bool(bits)
 

@@ -19,7 +19,7 @@ from covenant import typing as ct
 from covenant.optim import weight
 from covenant.wire import amendment as amendment_lib
 
-MAX_ENTRIES = weight.MOST_PEERS  # that the sums of a round can count
+MAX_ENTRIES = weight.MOST_PEERS  # the most that the sums of a round can count
 MAX_BYTES = 1 << 20
 _MOST_TEXT = 200  # characters of a hotkey or fingerprint
 # Rounds from the manifest that adopts an amendment to the first one in which
@@ -48,7 +48,7 @@ class Manifest(NamedTuple):
   round: int
   root: bytes  # 32 bytes: of the history before this round
   fingerprint: str  # of the state before this round
-  hotkey: str  # of the validator who made it
+  hotkey: str  # of the validator that made it
   entries: tuple[Entry, ...]  # uids increase
   adoption: amendment_lib.Adoption | None = None
 

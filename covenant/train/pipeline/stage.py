@@ -52,7 +52,7 @@ class _Round:
 
   own: ct.Params
   boundaries: dict[int, stage_programs.Boundary]
-  # By microbatch: tokens, coordinates that came, the boundary they crossed.
+  # Tokens, coordinates received, and the boundary they crossed, by microbatch.
   kept: dict[int, tuple[ct.Tokens, ct.PyTree, int]] = dataclasses.field(
     default_factory=dict
   )
@@ -147,7 +147,7 @@ class Stage:
 
     Args:
       tokens_BxL1: the tokens that boundaries are fitted to.
-      coordinates: what these tokens send across the boundary before it.
+      coordinates: those of these tokens at the boundary before it.
       fits: the known fits, by the stage after the boundary.
       crossed: the boundary that the coordinates crossed; see `forward`.
 
@@ -209,12 +209,12 @@ class Stage:
     coordinates: bytes,
     crossed: int,
   ) -> bytes:
-    """Returns what a microbatch sends on.
+    """Returns the coordinates that a microbatch sends on.
 
     Args:
       microbatch: its number in the inner step.
       tokens_bxL1: its tokens.
-      coordinates: what came.
+      coordinates: those received.
       crossed: the boundary that they crossed: the number of this stage, or a
         lower one if stages before it are bypassed.
     """
