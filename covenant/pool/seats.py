@@ -80,7 +80,7 @@ class Seats:
         old.close()
 
   def longest(self, channel: channel_lib.Channel) -> int:
-    """Returns the bytes of a message of a stage; 0 of one without."""
+    """Returns the most bytes of its messages; 0 if it holds no stage."""
     return self._longest if self._held(channel) else 0
 
   def receive(

@@ -272,7 +272,7 @@ class StageTraining:
   def _audit(
     self, result: stage_work.StagesResult, fitted: np.ndarray
   ) -> tuple[set[str], dict[str, str]]:
-    """Computes samples again; returns honest workers, and liars by reason.
+    """Computes samples again; returns honest workers, and the lies of others.
 
     After a lie all stages learn from it, so later steps show nothing of them.
     """

@@ -8,12 +8,14 @@ import threading
 import time
 from unittest import mock
 
+import aiohttp
 import pytest
 from absl.testing import absltest
 from absl.testing import parameterized
 
 from covenant.chain import keys
 from covenant.pool import channel as channel_lib
+from covenant.pool import client as client_lib
 from covenant.pool import server as server_lib
 from covenant.pool import visitors
 from tests.pool import serving
@@ -272,6 +274,40 @@ class ServerTest(serving.ServerCase):
     except ConnectionResetError:
       pass
     self.assertLess(got, much << 20)
+
+  def test_long_messages_pass_a_real_channel_both_ways(self):
+    much = bytes(range(256)) * (7 * channel_lib.PART_BYTES // 512)
+    got = []
+
+    def echo(channel, text, data):
+      channel.send({'of': len(data)}, data)
+
+    self.server = self.serve(serving.Listener(receive=echo))
+    url = f'http://127.0.0.1:{self.server.port}'
+    client = client_lib.Client(url, serving.KEY, serving.RUN)
+
+    async def talk():
+      opening, headers = client.sign_request('GET', '/channel')
+      async with (
+        aiohttp.ClientSession() as session,
+        session.ws_connect(
+          f'{url}/channel', headers=headers, max_msg_size=0
+        ) as socket,
+      ):
+        channel = channel_lib.Channel(
+          socket, opening, False, serving.KEY.sign, client.is_pool,
+          serving.KEY.address,
+        )  # fmt: skip
+        channel.send({}, much)
+
+        def take(channel, text, data):
+          got.append((text, data == much))
+          channel.close()
+
+        await channel.run(take)
+
+    asyncio.run(talk())
+    self.assertEqual(got, [({'of': len(much)}, True)])
 
   def test_open_channels_hold_up_no_end(self):
     opened, said = threading.Event(), []
