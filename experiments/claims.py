@@ -33,6 +33,7 @@ from experiments import recipe
 from experiments import recipe_larger
 from experiments import recipe_muon
 from experiments import recipe_parts
+from experiments import size
 from experiments import skipping
 from experiments import study
 from experiments import transformations
@@ -47,6 +48,7 @@ STUDIES: tuple[types.ModuleType, ...] = (
   recipe_parts,
   recipe_larger,
   methods,
+  size,
   compression,
   density,
   aggregation,
@@ -88,12 +90,13 @@ GROUPS = (
   ),
   Group(
     'Against other methods',
-    ('methods', 'transformations', 'muon'),
+    ('methods', 'transformations', 'muon', 'size'),
     {
       'transformations': 'Held-out loss of seven methods against tokens and '
       'bytes, and at the end',
       'methods': 'Held-out loss of SparseLoCo, DiLoCo and AdamW',
       'muon': 'Held-out loss with AdamW and with Muon as inner optimizer',
+      'size': 'Loss of SparseLoCo over AdamW against the number of parameters',
     },
     'At 15 steps per round SparseLoCo ends below DiLoCo with a two-hundredth '
     'of its bytes, and a little above AdamW on every gradient. With more steps '

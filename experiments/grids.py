@@ -1,11 +1,11 @@
 """Grids of learning rates: tuned on fewer tokens, extended at their ends.
 
-A method is tuned with seed 0 on a quarter of the tokens, with a quarter of the
-rounds and of the warm-up. Its grid is the product of its axes, with as many
-candidates as any other method's. Then the neighbors of the best candidate on
-each axis are tried, one ratio beyond the ends if it lies there, until all of
-them are worse than it or `MOST` candidates are done. The final runs, at the
-best candidate, have all tokens.
+A method is tuned with seed 0 on a quarter of the tokens, if not said otherwise,
+with a quarter of the rounds and of the warm-up. Its grid is the product of its
+axes, with as many candidates as any other method's. Then the neighbors of the
+best candidate on each axis are tried, one ratio beyond the ends if it lies
+there, until all of them are worse than it or `MOST` candidates are done. The
+final runs, at the best candidate, have all tokens.
 """
 
 import itertools
@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from experiments import study
 
-SHARE = 4  # a tuning run has one in so many of the tokens
+SHARE = 4  # a tuning run has one in so many of the tokens, by default
 MOST = 16  # candidates of one method
 INNER, OUTER = 'optim.inner.learning_rate', 'optim.outer.learning_rate'
 Point = tuple[float, ...]  # a value for each axis
@@ -28,12 +28,14 @@ class Grid(NamedTuple):
     sets: its overrides.
     axes: for each field ascending values, in about equal ratios.
     program: what runs it; None for emulated nodes.
+    share: a tuning run has one in so many of the tokens.
   """
 
   name: str
   sets: tuple[str, ...]
   axes: Mapping[str, Sequence[float]]
   program: study.Program | None = None
+  share: int = SHARE
 
   def cell(self, point: Point, seed: int = 0) -> study.Cell:
     """Returns the final run at a point of the grid."""
@@ -44,7 +46,7 @@ class Grid(NamedTuple):
     """Returns the tuning run at a point of the grid."""
     cell = self.cell(point)
     name = f'{self.name}, tuning, ' + ' and '.join(f'{x:g}' for x in point)
-    return cell._replace(name=name, sets=(*cell.sets, *fewer(cell)))
+    return cell._replace(name=name, sets=(*cell.sets, *fewer(cell, self.share)))
 
 
 def fewer(cell: study.Cell, share: int = SHARE) -> tuple[str, ...]:
