@@ -365,11 +365,10 @@ def main() -> None:
 
 def run(argv: list[str]) -> None:
   """Runs the role that the parsed flags ask for."""
-  overrides = [
-    a.removeprefix(_PREFIX) for a in argv[1:] if a.startswith(_PREFIX)
-  ]
-  if len(overrides) < len(argv) - 1:
-    sys.exit(f'error: expected only --flags, got {argv[1:]}')
+  if surplus := [a for a in argv[1:] if not a.startswith(_PREFIX)]:
+    example = '--config.rounds=3'
+    sys.exit(f'error: expected --flags, such as {example}; got {surplus[0]}')
+  overrides = [a.removeprefix(_PREFIX) for a in argv[1:]]
   if not flags.FLAGS['verbosity'].present:
     startup.quiet_libraries()
   try:

@@ -25,6 +25,7 @@ _REMEDIES = {
   errno.EROFS: 'the file system is read-only',
   errno.EACCES: 'this user may not write there',
   errno.EPERM: 'this user may not do that',
+  errno.EEXIST: 'a file is there, where a folder was expected',
   errno.ENOENT: 'there is no such file or folder',
   errno.ENOTDIR: 'a file is where a folder was expected',
   errno.EISDIR: 'a folder is where a file was expected',
@@ -115,7 +116,8 @@ def disk_error(error: BaseException) -> str:
     code = cause.errno if isinstance(cause, OSError) else None
     if found := _CODE.search(str(cause)):
       code = code or int(found[1] or found[2])
-    if code in _REMEDIES:
+    # Libraries also make folders that may exist already.
+    if code in _REMEDIES and code != errno.EEXIST:
       return _REMEDIES[code]
     cause = cause.__cause__ or cause.__context__
   return ''

@@ -242,7 +242,7 @@ class BadInputTest(parameterized.TestCase):
     (['--config.optim.inner_stpes=3'], 'did you mean optim.inner_steps?'),
     (['--config=configs/tiny.py:wild'], "there is no variant 'wild'"),
     (['--config.data.context=99999', TINY], 'data.context is 99999, but'),
-    (['surplus'], "expected only --flags, got ['surplus']"),
+    (['surplus', '--config.seed=2'], '--config.rounds=3; got surplus'),
     (['--confg=x'], "Unknown command line flag 'confg'"),
     (['--role=king'], 'should be one of <emulate|tokenize|'),
     (['--role=explain'], '--uid: expected the uid to explain'),

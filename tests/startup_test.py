@@ -118,6 +118,7 @@ class DiskTest(parameterized.TestCase):
     (errno.EDQUOT, f'/w/x: the quota of this user is used up{startup.GO_ON}'),
     (errno.EROFS, '/w/x: the file system is read-only'),
     (errno.EACCES, '/w/x: this user may not write there'),
+    (errno.EEXIST, '/w/x: a file is there, where a folder was expected'),
   )
   def test_one_line(self, number, line):
     def full(config, workdir):

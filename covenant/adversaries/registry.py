@@ -8,6 +8,7 @@ last validators. `strategy:error=0+work=0.5` is a strategy by its fields
 `base.Adversary`; docs/extending.md shows one.
 """
 
+import difflib
 import functools
 
 from covenant import config as config_lib
@@ -127,8 +128,10 @@ def find(name: str) -> base.Adversary:
     )
   if not plugins.is_reference(name):
     known = ', '.join(ADVERSARIES)
+    near = difflib.get_close_matches(name, ADVERSARIES, n=1)
+    meant = f'did you mean {near[0]}? Expected' if near else 'expected'
     raise config_lib.ConfigError(
-      f'adversaries: there is no {name!r}; expected some of: {known}, or '
+      f'adversaries: there is no {name!r}; {meant} some of: {known}, or '
       "'file.py:attribute'"
     )
   try:
