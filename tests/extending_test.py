@@ -99,7 +99,7 @@ class ExtendingTest(PageTest):
   @parameterized.parameters(
     ('adversaries=none.py:x', 'adversaries: there is no file .*none.py'),
     ('adversaries=shouter.py:y', "'shouter.py:y': shouter.py has no y"),
-    ('adversaries=shouter', "there is no 'shouter'; expected some of"),
+    ('adversaries=shouter', "there is no 'shouter'; did you mean"),
     ('adversaries=math:pi', 'function from a policy'),
   )
   def test_what_is_no_adversary_is_an_error(self, edit, message):
