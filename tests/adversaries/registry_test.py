@@ -187,7 +187,10 @@ class CastTest(parameterized.TestCase):
     self.assertEqual(registry.dishonest(config), {3: 'noise', 6: 'lazy'})
 
   @parameterized.parameters(
-    (['nosie'], "no 'nosie'; expected some of: noise, zeros"),
+    (
+      ['nosie'],
+      "no 'nosie'; did you mean noise? Expected some of: noise, zeros",
+    ),
     (['noise'] * 6, '6 of them are miners, and there are miners=5 only'),
     (['lazy'] * 2, '2 of them are validators'),
   )
