@@ -189,7 +189,7 @@ class CastTest(parameterized.TestCase):
   @parameterized.parameters(
     (
       ['nosie'],
-      "no 'nosie'; did you mean noise? Expected some of: noise, zeros",
+      "no 'nosie'; did you mean noise. Expected some of: noise, zeros",
     ),
     (['noise'] * 6, '6 of them are miners, and there are miners=5 only'),
     (['lazy'] * 2, '2 of them are validators'),
