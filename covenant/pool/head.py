@@ -155,7 +155,9 @@ class HeadProcess:
     if path not in ('/channel', '/sections', '/account'):
       return server_lib.Reply(404, {'error': 'unknown path'})
     if path == '/channel' and request.worker in self._seats.banned:
-      return server_lib.Reply(403, {'error': 'caught with what is false'})
+      return server_lib.Reply(
+        403, {'error': 'this worker was caught with false numbers'}
+      )
     # The payload may have to be fetched, while others wait for an answer.
     if path == '/sections' and not self._seats.holds(request.worker):
       return server_lib.Reply(403, {'error': 'for holders of a stage'})

@@ -52,7 +52,7 @@ _PASSING = ('forward', 'last', 'look_up')
 # Reasons of a head to refuse a channel, by HTTP status.
 _REFUSALS = {
   401: "it does not take this worker's key; see its pool.workers",
-  403: 'this worker was caught with what is false; it may come again later',
+  403: 'this worker was caught with false numbers; it may come again later',
   404: 'it has no stages; --role=worker is for a pool without a pipeline',
   429: 'too many requests come from this address',
 }
