@@ -348,9 +348,10 @@ def main() -> None:
   only = arguments.only.split(',')
   work = pathlib.Path(arguments.workdir)
   results = study.RESULTS
-  seeds, rounds = arguments.seeds, None
+  seeds, rounds, crowds = arguments.seeds, None, CROWDS
   if arguments.quick:
     rounds, seeds, results, only = 6, 1, work / 'quick', ['bars', 'crowd']
+    crowds = CROWDS[:1]
   work.mkdir(parents=True, exist_ok=True)
   results.mkdir(parents=True, exist_ok=True)
   table = Table(results / 'gauntlet.csv')
@@ -372,7 +373,7 @@ def main() -> None:
       row, paid = future.result()
       table.add(cell, seed, name, row)
       pay.add(paid)
-  for uids, evaluated in CROWDS if 'crowd' in only else ():
+  for uids, evaluated in crowds if 'crowd' in only else ():
     cell = f'crowd of {uids}, {evaluated}'
     if cell not in done:
       table.add(cell, 0, cell, run_crowd(uids, evaluated, 4))
