@@ -134,11 +134,20 @@ class HeadProcess:
     policy = miner_lib.HONEST._replace(
       batches=lambda node, task: (), train=training.train, seal=training.seal
     )
-    handlers = {
-      **miner_lib.handlers(policy),
+    handlers = miner_lib.handlers(policy)
+    follow_others = handlers[round_lib.Phase.CATCH_UP]
+
+    def catch_up(
+      node: miner_lib.Miner, command: round_lib.Command, head: int
+    ) -> object:
+      self._locate(node, head)
+      return follow_others(node, command, head)
+
+    own = {
       round_lib.Phase.APPLY: self._apply,
+      round_lib.Phase.CATCH_UP: catch_up,
     }
-    return node_lib.Node(context, start, role, handlers)
+    return node_lib.Node(context, start, role, {**handlers, **own})
 
   def run(self) -> None:
     """Serves stages and follows the run, until it is over or asked to stop."""
@@ -195,7 +204,7 @@ class HeadProcess:
     found = self._model.payload(source)
     if found is None:
       digest, storage = bytes.fromhex(source.digest), self._context.objects
-      places = list(map(bytes.fromhex, source.locations))
+      places = list(map(bytes.fromhex, self._model.places(source)))
       refs = [run_storage_lib.ObjectRef(digest, place) for place in places[:1]]
       mirrors = storage.buckets_at(places)
       limit = self._model.spec.payload_bytes
@@ -211,18 +220,7 @@ class HeadProcess:
     self, node: miner_lib.Miner, command: round_lib.Command, head: int
   ) -> None:
     """Takes the outer step; stages are told where the payloads are."""
-    membership = membership_lib.read(
-      node.chain, node.schedule.finalized(head), node.schedule
-    )
-    mirrors = [membership.location(p.uid) for p in membership.candidates]
-    self._model.locate(
-      {
-        mine.digest.hex(): tuple(
-          x.hex() for x in (membership.location(uid), *mirrors) if x
-        )
-        for uid, mine in membership.commitments.items()
-      }
-    )
+    membership = self._locate(node, head)
     try:
       follow.apply_round(node, command, head)
     except apply.OutOfSyncError as e:
@@ -232,6 +230,22 @@ class HeadProcess:
     publish = node.config.checkpoint.publish
     if command.round % publish == publish - 1:
       self._rebase(node, membership)
+
+  def _locate(
+    self, node: miner_lib.Miner, head: int
+  ) -> membership_lib.Membership:
+    """Tells the model where payloads are; returns the members."""
+    membership = membership_lib.read(
+      node.chain, node.schedule.finalized(head), node.schedule
+    )
+    found = [membership.location(p.uid) for p in membership.candidates]
+    mirrors = [x.hex() for x in found if x]
+    locations = {}
+    for uid, mine in membership.commitments.items():
+      own = membership.location(uid)
+      locations[mine.digest.hex()] = (*([own.hex()] if own else []), *mirrors)
+    self._model.locate(locations, mirrors)
+    return membership
 
   def _find_liars(self, error: apply.OutOfSyncError) -> bool:
     """Returns whether stages have led this node astray; they are not paid."""

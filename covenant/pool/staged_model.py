@@ -69,11 +69,24 @@ class StagedModel(shared_state_lib.SharedModel):
     # orders by order and digest; where payloads of this round are, by digest.
     self._payloads: dict[int, dict[str, bytes]] = {}
     self._locations: dict[str, tuple[str, ...]] = {}
+    self._mirrors: list[str] = []
 
-  def locate(self, locations: Mapping[str, tuple[str, ...]]) -> None:
-    """Takes the addresses of the buckets of a round's payloads, by digest."""
+  def locate(
+    self, locations: Mapping[str, tuple[str, ...]], mirrors: Sequence[str] = ()
+  ) -> None:
+    """Takes the addresses of the buckets of payloads.
+
+    Args:
+      locations: of a round's payloads, by digest.
+      mirrors: of validators, which have those of rounds before as well.
+    """
     self._locations.clear()
     self._locations.update(locations)
+    self._mirrors[:] = mirrors
+
+  def places(self, source: orders_lib.Source) -> tuple[str, ...]:
+    """Returns the addresses of buckets that may have a payload."""
+    return source.locations or tuple(self._mirrors)
 
   def init(self) -> SharedState:
     """Returns the state before the first round, which stages make alike."""
@@ -257,7 +270,7 @@ class StagedModel(shared_state_lib.SharedModel):
       orders_lib.section_digest(view[a:b])
       for a, b in zip(ends[:-1], ends[1:], strict=True)
     )
-    locations = self._locations.get(digest, ())
+    locations = self._locations.get(digest, tuple(self._mirrors))
     return orders_lib.Source(
       uid, whole.round, digest, locations, tuple(ends), sections
     )

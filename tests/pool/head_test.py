@@ -264,6 +264,31 @@ class SectionsTest(absltest.TestCase):
     self.assertEqual(fetched, [3])
 
 
+class PayloadTest(absltest.TestCase):
+  def test_one_whose_buckets_the_order_does_not_name_is_in_a_mirror(self):
+    """As the head made the order while it caught up, or before a restart."""
+    asked = []
+    source = orders.Source(1, 3, 'aa' * 32, (), (), ())
+
+    def fetch(kind, round_index, refs, mirrors, limit):
+      asked.append((kind, round_index, [ref.location for ref in refs], mirrors))
+      return {bytes.fromhex(source.digest): b'payload'}
+
+    process = types.SimpleNamespace(
+      _model=types.SimpleNamespace(
+        payload=lambda source: None,
+        places=lambda source: ('2f61', '2f62'),
+        spec=types.SimpleNamespace(payload_bytes=9),
+      ),
+      _context=types.SimpleNamespace(
+        objects=types.SimpleNamespace(fetch=fetch, buckets_at=list)
+      ),
+    )
+    found = head_lib.HeadProcess._payload(process, source)
+    self.assertEqual(found, b'payload')
+    self.assertEqual(asked, [('payloads', 3, [b'/a'], [b'/a', b'/b'])])
+
+
 class ApplyTest(parameterized.TestCase):
   @parameterized.parameters(
     dict(found=(True, {'liar': 'why'}), tries=2),

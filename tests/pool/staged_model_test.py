@@ -121,7 +121,7 @@ class StagedModelTest(absltest.TestCase):
     amended = self.model.amended(
       config_lib.edit(self.model.genesis, ['rounds=9'])
     )
-    self.model.locate({digest: ('2f61',)})
+    self.model.locate({digest: ('2f61',)}, ['2f62'])
     for number in range(4):
       self.data = bytes([number]) + self.data[1:]
       self.messages = {0: self.messages[0]._replace(data=self.data)}
@@ -129,6 +129,12 @@ class StagedModelTest(absltest.TestCase):
       self.model, amended = amended, self.model
     sources = [self.log.get(number).sources[0] for number in range(4)]
     self.assertEqual(sources[0].locations, ('2f61',))
+    # Payloads of rounds before, as in catching up, are in the mirrors.
+    self.assertEqual(sources[1].locations, ('2f62',))
+    for model in self.model, amended:
+      unknown = sources[0]._replace(locations=())
+      self.assertEqual(model.places(unknown), ('2f62',))
+      self.assertEqual(model.places(sources[0]), ('2f61',))
     for model in self.model, amended:
       found = list(map(model.payload, sources))
       self.assertEqual(found[:2], [None, None])
