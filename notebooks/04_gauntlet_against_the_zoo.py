@@ -149,8 +149,8 @@ config = config_lib.load(
     f'optim.inner_steps={2 if QUICK else 10}',
     f'optim.inner.warmup_steps={1 if QUICK else 50}',
     'optim.inner.learning_rate=5e-3',
-    'optim.outer.learning_rate=0.5',
-    'optim.compression.error_decay=0.8',
+    'optim.outer.learning_rate=1',
+    'optim.compression.error_decay=0.5',
     f'eval.every={2 if QUICK else 10}',
   ],
 )
