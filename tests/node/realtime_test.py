@@ -131,6 +131,7 @@ class RealTimeTest(absltest.TestCase):
     self.assertNotIn(round_lib.Phase.CATCH_UP.value, phases)
 
   @pytest.mark.network
+  @pytest.mark.thorough
   def test_one_dead_bucket(self):
     self.check(self.strangers(1, ['silent']))
 
