@@ -116,7 +116,8 @@ def run(
     kept = completed if is_first else None  # one process alone writes
     sampler = samples.Sampler(config, folder.path, kept)
     if config.gauntlet.evaluate and completed < host.rounds:
-      # What follows the first training is compiled beside it.
+      # Programs of later phases are compiled beside the first training. Errors
+      # come again where they are used.
       warming = stack.enter_context(futures.ThreadPoolExecutor(1, 'warm-up'))
       warming.submit(host.warm_up)
     while completed < host.rounds:

@@ -1,4 +1,5 @@
 import dataclasses
+from unittest import mock
 
 import jax
 import numpy as np
@@ -176,6 +177,18 @@ class NodesTest(absltest.TestCase):
     self.assertNotEmpty(weights[3])
     self.assertEqual(weights[3], weights[4])
     self.assertContainsSubset(weights[3], {0, 1, 2})
+
+  def test_warming_up_compiles_scoring_and_changes_nothing(self):
+    config = tiny(rounds=1)
+    host = host_lib.Host(config, dataset.load(config))
+    before = helpers.everything(saved.save(host))
+    losses = host.judge.scorer.losses
+    with mock.patch.object(
+      host.judge.scorer, 'losses', mock.Mock(wraps=losses)
+    ) as scored:
+      host.warm_up()
+    self.assertGreater(scored.call_count, 2)
+    self.assertEqual(helpers.everything(saved.save(host)), before)
 
   def test_two_hosts_do_not_find_each_others_objects(self):
     config = tiny()
