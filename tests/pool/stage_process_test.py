@@ -64,6 +64,16 @@ class TelemetryTest(absltest.TestCase):
       self.assertIn('covenant_step_loss 2.5', answer.read().decode())
 
 
+def make_process(case, url):
+  """Returns the process of a stage that would open a channel to a head."""
+  folder = case.create_tempdir().full_path
+  pool = config_lib.Pool(url=url, key=f'{folder}/key')
+  config = dataclasses.replace(stages.make_config(), pool=pool)
+  process = stage_process.StageProcess(config, f'{folder}/stage')
+  process._client._run = serving.RUN
+  return process
+
+
 class TlsTest(serving.ServerCase):
   def test_a_channel_over_tls(self):
     certificate, key = self.certificate()
@@ -76,13 +86,7 @@ class TlsTest(serving.ServerCase):
       certificate=certificate,
       certificate_key=key,
     )
-    folder = self.create_tempdir().full_path
-    pool = config_lib.Pool(
-      url=f'https://127.0.0.1:{server.port}', key=f'{folder}/key'
-    )
-    config = dataclasses.replace(stages.make_config(), pool=pool)
-    process = stage_process.StageProcess(config, f'{folder}/stage')
-    process._client._run = serving.RUN
+    process = make_process(self, f'https://127.0.0.1:{server.port}')
     self.addCleanup(client_lib._opener.cache_clear)
     client_lib._opener.cache_clear()
     # The variable by which the owner of a certificate authority names it.
@@ -102,13 +106,7 @@ class RefusalTest(serving.ServerCase):
   def test_a_head_that_refuses_a_worker_is_told_with_the_reason(self):
     server = self.serve(serving.Listener())
     del self.longest['/channel']
-    folder = self.create_tempdir().full_path
-    pool = config_lib.Pool(
-      url=f'http://127.0.0.1:{server.port}', key=f'{folder}/key'
-    )
-    config = dataclasses.replace(stages.make_config(), pool=pool)
-    process = stage_process.StageProcess(config, f'{folder}/stage')
-    process._client._run = serving.RUN
+    process = make_process(self, f'http://127.0.0.1:{server.port}')
     said = []
     with mock.patch.object(stage_process, '_say', said.append):
       process.run(lambda: len(said) > 1)
