@@ -50,8 +50,8 @@ def run(
     withdraw: True: the support of the amendments from this round is removed.
 
   Raises:
-    ConfigError, AmendmentError: the amendment is not allowed, or it is not said
-      of which run.
+    ConfigError, AmendmentError: the amendment is not allowed, or its run is not
+      named.
     ChainError, StoreError: the network cannot be reached.
   """
   folder, network = pathlib.Path(workdir), config.network

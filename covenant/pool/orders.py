@@ -204,7 +204,7 @@ class OrderLog:
   def state(self, number: int) -> str:
     """Returns the id of the state after so many orders.
 
-    Of a number that is not on this history it is that of the base.
+    A number that is not on this history has that of the base.
     """
     return self._states.get(number, self.base.id)
 
