@@ -181,13 +181,13 @@ def code() -> str:
 def rule() -> str:
   """Names the rule of pay, of which golden traces show little.
 
-  >>> rule()
-  'units=4 parts=16 gain=0.85 proof=0.5..0.8 strictness=1.5'
+  >>> print(rule())
+  units=4 parts=16 outlier=8 gain=0.85 proof=0.5..0.8 author=0.9 strictness=1.5
   """
   return (
-    f'units={units.UNITS} parts={units.PARTS} gain={work.FULL_GAIN:g} '
-    f'proof={work.NO_PROOF:g}..{work.FULL_PROOF:g} '
-    f'strictness={work.STRICTNESS:g}'
+    f'units={units.UNITS} parts={units.PARTS} outlier={units.OUTLIER:g} '
+    f'gain={work.FULL_GAIN:g} proof={work.NO_PROOF:g}..{work.FULL_PROOF:g} '
+    f'author={work.AUTHOR:g} strictness={work.STRICTNESS:g}'
   )
 
 

@@ -329,12 +329,13 @@ def _settle(
     reasons.append('x 0: on average its updates do not help')
   share = work_lib.proof_share(standing, usual)
   if share < 1 and standing.evaluations:
+    trained = work_lib.trained(standing, usual)
     reasons.append(
       f'x {share:.2f}: own data gains {standing.proof:.2f} standard errors '
       f'more than other data, {usual.proof:.2f} is usual; that is '
       f'{standing.certainty:.1f} over all evaluations, pay begins at '
-      f'{work_lib.SIGNIFICANT:g}; {work_lib.trained(standing, usual):.2f} of '
-      'it gains as usual'
+      f'{work_lib.SIGNIFICANT:g}; {trained:.2f} of it gains as usual, which '
+      f'counts as {trained**work_lib.STRICTNESS:.2f}'
     )
   # Until proofs say whose work it is, similar messages share the pay of one.
   return dataclasses.replace(

@@ -10,7 +10,7 @@ from covenant import typing as ct
 
 PARTS = 16  # stretches of positions of a sequence (S)
 UNITS = 4  # units of work in a sequence, its quarters (Q)
-_OUTLIER = 3.0  # in noises: a gain counts as at most this many
+OUTLIER = 8.0  # in noises: a gain counts as at most this many
 # Nats per token: a loss that overflowed counts as this much worse than before.
 _WORST = 100.0
 
@@ -43,11 +43,11 @@ def split(x_NxS: np.ndarray) -> np.ndarray:
 def moments(x: np.ndarray, noise: float) -> tuple[float, float]:
   """Returns the mean, and the mean square over the noise, of gains.
 
-  No unit counts as more than `_OUTLIER` noises: squares have long tails.
+  No unit counts as more than `OUTLIER` noises: squares have long tails.
   """
   if not noise:
     return 0.0, 0.0
-  x = np.clip(x, -_OUTLIER * noise, _OUTLIER * noise)
+  x = np.clip(x, -OUTLIER * noise, OUTLIER * noise)
   return float(x.mean()), float((x**2).mean() / noise)
 
 

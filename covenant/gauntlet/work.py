@@ -9,7 +9,7 @@ from covenant.gauntlet import ratings as ratings_lib
 # paid in full: most honest ones must be there in spite of the noise.
 FULL_GAIN, FULL_PROOF = 0.85, 0.8
 NO_PROOF = 0.5  # fraction of the usual proof up to which it counts as none
-AUTHOR = 0.85  # fraction of the usual proof that an author is sure to have
+AUTHOR = 0.9  # fraction of the usual proof that an author is sure to have
 SIGNIFICANT = 2.0  # standard errors
 # Pay falls by more than the work that is left out, since what is measured of
 # the latter is less where the rest gains more evenly than usual.

@@ -92,7 +92,7 @@ class ScoresTest(parameterized.TestCase):
     self.assertAlmostEqual(score.proof, proof, places=5)
     noise = self.excess(after, self.random).std()
     own, random = (
-      np.clip(self.excess(after, tokens) / noise, -3, 3)
+      np.clip(self.excess(after, tokens) / noise, -8, 8)
       for tokens in (self.own, self.random)
     )
     self.assertAlmostEqual(score.noise, noise, places=5)
