@@ -21,6 +21,7 @@ from experiments import churn
 from experiments import compression
 from experiments import density
 from experiments import gauntlet_report
+from experiments import horizons
 from experiments import islands
 from experiments import joining
 from experiments import methods
@@ -48,6 +49,7 @@ STUDIES: tuple[types.ModuleType, ...] = (
   recipe_parts,
   recipe_larger,
   methods,
+  horizons,
   size,
   compression,
   density,
@@ -90,11 +92,12 @@ GROUPS = (
   ),
   Group(
     'Against other methods',
-    ('methods', 'transformations', 'muon', 'size'),
+    ('methods', 'horizons', 'transformations', 'muon', 'size'),
     {
       'transformations': 'Held-out loss of seven methods against tokens and '
       'bytes, and at the end',
       'methods': 'Held-out loss of SparseLoCo, DiLoCo and AdamW',
+      'horizons': 'Final loss against the inner steps, rates tuned at each',
       'muon': 'Held-out loss with AdamW and with Muon as inner optimizer',
       'size': 'Loss of SparseLoCo over AdamW against the number of parameters',
     },
