@@ -1,11 +1,14 @@
 """Helpers of many tests: paths, the tiny config, and every bit of a state."""
 
 import base64
+import contextlib
 import hashlib
 import json
+import logging
 import pathlib
 import re
 import sqlite3
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -38,6 +41,31 @@ def bits(tree: Any) -> list[tuple[str, bytes]]:
     (jax.tree_util.keystr(p), hashlib.sha256(np.asarray(x).tobytes()).digest())
     for p, x in jax.tree_util.tree_leaves_with_path(tree)
   ]
+
+
+class _Compilations(logging.Handler):
+  """Keeps the names of the programs that JAX compiles."""
+
+  def __init__(self):
+    super().__init__()
+    self.names: list[str] = []
+
+  def emit(self, record: logging.LogRecord) -> None:
+    text = record.getMessage()
+    if text.startswith('Compiling '):
+      self.names.append(text.split()[1])
+
+
+@contextlib.contextmanager
+def compilations() -> Iterator[list[str]]:
+  """Yields the names of the programs that JAX compiles in the block."""
+  found, logger = _Compilations(), logging.getLogger('jax')
+  logger.addHandler(found)
+  try:
+    with jax.log_compiles():
+      yield found.names
+  finally:
+    logger.removeHandler(found)
 
 
 def everything(state: Any) -> tuple:

@@ -80,9 +80,8 @@ class DevicePool:
     }
     # The shapes of a message, which other processes send as bytes.
     compression = shared_model.method.compression
-    self.message = jax.eval_shape(
-      lambda like: sparseloco.compress(like, None, compression, None)[0],
-      shared_model.abstract_params,
+    self.message = sparseloco.abstract_message(
+      shared_model.abstract_params, compression
     )
 
   def slot(self, name: str) -> 'Slot':

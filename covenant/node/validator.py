@@ -80,9 +80,8 @@ def warm_up(
   would need a second copy of the state.
   """
   compression = shared_model.method.compression
-  shapes = jax.eval_shape(
-    lambda params: sparseloco.compress(params, None, compression, None)[0],
-    shared_model.abstract_params,
+  shapes = sparseloco.abstract_message(
+    shared_model.abstract_params, compression
   )
   message = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
   if shared_model.mesh is None:

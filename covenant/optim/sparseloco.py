@@ -101,6 +101,15 @@ def compress(
   return treedef.unflatten(message), treedef.unflatten(error)
 
 
+def abstract_message(
+  abstract_params: ct.Params, compression: Compression
+) -> ct.Message:
+  """Returns the shapes of a message."""
+  return jax.eval_shape(
+    lambda like: compress(like, None, compression, None)[0], abstract_params
+  )
+
+
 def decompress(
   message: ct.Message, abstract_params: ct.Params, compression: Compression
 ) -> ct.Delta:

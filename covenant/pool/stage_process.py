@@ -38,7 +38,6 @@ from covenant.store import traffic
 from covenant.train import island as island_lib
 from covenant.train.pipeline import stage as stage_lib
 from covenant.train.pipeline import stage_warm_up
-from covenant.train.pipeline import subspace
 from covenant.wire import payload
 
 with extras.needed('pool'):
@@ -282,9 +281,7 @@ class StageProcess:
   def _make(self, index: int) -> stage_keeper.StageKeeper:
     stage = stage_lib.Stage(self._config, self._island, index)
     self._meter.add(index, stage)
-    island, inner = self._island, self._config.optim.inner
-    fitted = min(subspace.FITTED, island.steps * island.batch)
-    stage_warm_up.warm_up(stage, fitted, inner.microbatch_size or island.batch)
+    stage_warm_up.warm_up(stage)
     fetch = lambda number, source: self._fetch(index, number, source)  # noqa: E731
     load = functools.partial(stage_keeper.load_tensors, self._objects)
     return stage_keeper.StageKeeper(

@@ -104,6 +104,13 @@ class LeaseTrainer:
     job = pool_lib.Job(0, 0, b'', 0, 1, tokens_1xL1)
     return params, self.train(params, job)[0]
 
+  def compile(self, batch: int) -> None:
+    """Compiles the step of leases with so many sequences per step."""
+    state = jax.eval_shape(self._begin, self._shared_model.abstract_params)
+    tokens_BxL1 = jax.ShapeDtypeStruct((batch, self._context + 1), jnp.int32)
+    number = jax.ShapeDtypeStruct((), jnp.int32)
+    self._step.lower(*state, tokens_BxL1, number, number).compile()
+
   def train(
     self, params: ct.Params, job: pool_lib.Job
   ) -> tuple[ct.Message, float]:
@@ -207,17 +214,21 @@ class Worker:
     self._lease_trainer.warm_up()
     self._lease_trainer.observe = self._observe
     self._workdir.status(phase='ready')
-    wait = 0.0
+    wait, batch = 0.0, 2
     measured = self._workdir.telemetry
     while not stop():
       measured.pulse(max(self._round, 0), self._config.network.block_seconds)
       try:
         seconds, wait = self._turn(), 0.0
       except PoolUnreachableError as e:
-        wait = min(2 * wait + 0.5, _LONGEST_WAIT)
-        seconds = wait
+        seconds = wait = min(2 * wait + 0.5, _LONGEST_WAIT)
         self._workdir.status(error=str(e))
         _say(f'{e}; again in {wait:.0f} s')
+      # Leases double the batch: before the first one there is time to compile.
+      if self._round < 0 and batch <= self._config.pool.batch:
+        self._lease_trainer.compile(batch)
+        batch *= 2
+        continue
       _sleep(seconds, stop)
       measured.waited(seconds)
     measured.close()

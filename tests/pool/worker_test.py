@@ -1,10 +1,12 @@
 import os
 import pathlib
+from unittest import mock
 
 import jax
 import numpy as np
 import pytest
 from absl.testing import absltest
+from absl.testing import parameterized
 
 from covenant import config as config_lib
 from covenant.pool import deltas as deltas_lib
@@ -63,6 +65,20 @@ class LeaseTrainerTest(absltest.TestCase):
     )
     jax.tree.map(np.testing.assert_array_equal, found.message, first)
 
+  @pytest.mark.slow
+  def test_a_lease_of_a_compiled_batch_compiles_nothing(self):
+    # The rate is that of no other test: programs are shared in a process.
+    config = config_lib.load(TINY, ['optim.inner.learning_rate=0.00375'])
+    trainer = worker_lib.LeaseTrainer(config, self.shared_model)
+    params, _ = trainer.warm_up()
+    trainer.compile(2)
+    for batch, names in (2, []), (3, ['jit(step)']):
+      shape = 2 * batch, config.data.context + 1
+      job = pool_lib.Job(1, 2, b'b' * 16, 3, 2, np.ones(shape, np.int32))
+      with helpers.compilations() as found:
+        trainer.train(params, job)
+      self.assertEqual(found, names)
+
   def test_parameters_are_parsed_in_order(self):
     leaves, treedef = jax.tree.flatten(self.shared_model.abstract_params)
     draw = np.random.default_rng(0)
@@ -107,6 +123,38 @@ class _Pool:
     if path.startswith('/delta'):
       self.sent.append(data)
     return {'verdict': 'VALID'}, b''
+
+
+class WaitingTest(parameterized.TestCase):
+  @parameterized.parameters(
+    (6, ['turn', 2, 'turn', 4, 'turn', 'sleep', 'turn', 'sleep']),
+    (64, ['turn', 2, 'turn', 4, 'turn', 8, 'turn', 'sleep']),
+  )
+  def test_batches_are_compiled_before_the_first_lease(self, most, want):
+    """The pool is not there at first, then has no lease, then has one."""
+    folder, said = self.create_tempdir().full_path, []
+    sets = 'pool.url=http://127.0.0.1:1', f'pool.key={folder}/key'
+    config = config_lib.load(TINY, [*sets, f'pool.batch={most}'])
+    worker = worker_lib.Worker(config, folder)
+    self.addCleanup(worker._workdir.__exit__)
+    worker._lease_trainer = mock.Mock(compile=said.append)
+
+    def turn():
+      said.append('turn')
+      match said.count('turn'):
+        case 1:
+          raise worker_lib.PoolUnreachableError('it is not there')
+        case 4:
+          worker._round = 0
+      return 1.0
+
+    sleep = mock.patch.object(
+      worker_lib, '_sleep', lambda *_: said.append('sleep')
+    )
+    tell = mock.patch.object(worker, '_tell')
+    with mock.patch.object(worker, '_turn', turn), sleep, tell:
+      worker.run(lambda: said.count('turn') == 4)
+    self.assertEqual(said, want)
 
 
 class AmendedTest(absltest.TestCase):

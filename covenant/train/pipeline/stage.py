@@ -76,7 +76,7 @@ class Stage:
     context: positions per sequence.
     spec: the layout of its sections.
     held_spec: the same with the embedding, which every stage moves along.
-    method: the algorithm of the run.
+    method, outer_step: the algorithm of the run, and its outer step.
   """
 
   def __init__(
@@ -89,7 +89,7 @@ class Stage:
     self.context = config.data.context
     self.spec, self.held_spec = tools.spec, tools.held_spec
     self._own = tools.own
-    self._compressor, self._outer_step = tools.compressor, tools.outer_step
+    self._compressor, self.outer_step = tools.compressor, tools.outer_step
     self.initial = tools.initial
     self.shared = self.initial()
     self.private = self.fresh()
@@ -104,7 +104,7 @@ class Stage:
     if changes != self._changes:
       tools = stage_tools.of(*self._of, changes)
       self.programs, self.method = tools.programs, tools.method
-      self.config, self._outer_step = tools.config, tools.outer_step
+      self.config, self.outer_step = tools.config, tools.outer_step
       self._changes = dict(changes)
 
   def fresh(self) -> PrivateState:
@@ -370,7 +370,7 @@ class Stage:
       messages.append(structure.unflatten(parts))
     if not messages:
       return 0.0
-    new = self._outer_step.apply_sum(
+    new = self.outer_step.apply_sum(
       self.shared.params, self.shared.outer, messages, *update
     )
     self.shared = self.shared._replace(params=new.params, outer=new.outer)
