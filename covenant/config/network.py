@@ -154,7 +154,9 @@ class Pool(schema.Section):
   subrounds: int = schema.positive(10)  # per round, each with a merge
   steps: int = schema.positive(4)  # inner steps per lease
   audits: int = schema.positive(1)  # leases per sub-round computed again
-  ban_rounds: int = schema.positive(100)  # rounds without leases after a fraud
+  # Rounds without leases after a fraud, and without preference after a stage
+  # that was not served.
+  ban_rounds: int = schema.positive(100)
   # Newest rounds whose pay an audit does not release; about the number of
   # workers divided by the audits of a round.
   deposit: int = schema.positive(8)

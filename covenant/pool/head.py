@@ -92,6 +92,7 @@ class HeadProcess:
       self._tensors.part,
       longest,
       config.pool.patience,
+      config.pool.ban_rounds,
     )
     auditor = stage_audit.Auditor(
       config,

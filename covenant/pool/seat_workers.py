@@ -7,6 +7,8 @@ from covenant import typing as ct
 from covenant.pool import channel as channel_lib
 
 Channel = channel_lib.Channel
+MOST_IDLE = 32  # channels without a stage; the oldest makes room
+_KEYS = 10_000  # workers whose failures are remembered
 
 
 @dataclasses.dataclass
@@ -16,7 +18,6 @@ class Worker:
   channel: Channel
   most: int  # stages that it can hold
   has: frozenset[int]  # stages whose state is on its disk
-  failures: int = 0  # stages that it did not serve
 
   @property
   def name(self) -> str:
@@ -26,14 +27,54 @@ class Worker:
 class Workers:
   """The workers that have said hello; used under the lock of the seats.
 
+  The failures of a worker are those of its key: it does not lose them by coming
+  back. They are forgotten when the last one is old.
+
   Args:
     stages: the number of stages.
     held: returns the number of stages of a channel.
+    now: returns the number of outer steps so far.
+    memory: outer steps after which failures are forgotten.
   """
 
-  def __init__(self, stages: int, held: Callable[[Channel], int]):
+  def __init__(
+    self,
+    stages: int,
+    held: Callable[[Channel], int],
+    now: Callable[[], int],
+    memory: int,
+  ):
     self._stages, self._held = frozenset(range(stages)), held
+    self._now, self._memory = now, memory
+    self._open: dict[Channel, None] = {}  # the oldest first
     self._known: dict[str, Worker] = {}
+    # The number of them, and the outer steps at the last; the oldest first.
+    self._failures: dict[str, tuple[int, int]] = {}
+
+  def open(self, channel: Channel) -> None:
+    """Takes a new channel; the oldest without a stage may make room."""
+    self._open[channel] = None
+    idle = [c for c in self._open if not self._held(c)]
+    for old in idle[:-MOST_IDLE]:
+      self._open.pop(old)
+      old.close()
+
+  def close(self, channel: Channel) -> None:
+    """Forgets a channel that is closed."""
+    self._open.pop(channel, None)
+
+  def fail(self, name: str) -> None:
+    """Counts a stage that a worker did not serve."""
+    count, now = self.failures(name) + 1, self._now()
+    self._failures.pop(name, None)
+    self._failures[name] = count, now
+    if len(self._failures) > _KEYS:
+      del self._failures[next(iter(self._failures))]
+
+  def failures(self, name: str) -> int:
+    """Returns the number of stages that a worker did not serve lately."""
+    count, last = self._failures.get(name, (0, 0))
+    return count if self._now() - last < self._memory else 0
 
   def get(self, name: str) -> Worker | None:
     """Returns a worker by its address; None if it is not there."""
@@ -44,8 +85,10 @@ class Workers:
 
     Raises:
       ValueError, KeyError, TypeError, OverflowError: its message is malformed,
-        or the second one on this channel.
+        or the second one on this channel, or the channel is closed.
     """
+    if channel not in self._open:
+      raise ValueError('its channel is closed')
     has = self._stages & {int(s) for s in text['has']}
     new, old = Worker(channel, int(text['most']), has), self.get(channel.worker)
     if old is not None and old.channel is channel:
@@ -63,7 +106,7 @@ class Workers:
     """Returns the workers without a stage, those with few failures first."""
     free = (w for w in self._known.values() if not self._held(w.channel))
     some = [w for w in free if w.name not in besides]
-    return sorted(some, key=lambda w: (w.failures, w.name))
+    return sorted(some, key=lambda w: (self.failures(w.name), w.name))
 
   def fittest(
     self,
@@ -87,5 +130,6 @@ class Workers:
       held, lacks = self._held(worker.channel), stage not in worker.has
       most = 1 if is_early else worker.most
       if held < most and name not in besides and not (must_have and lacks):
-        fit.append((worker.failures, lacks and held > 0, lacks, held, name))
+        failures = self.failures(name)
+        fit.append((failures, lacks and held > 0, lacks, held, name))
     return self._known[min(fit)[-1]] if fit else None

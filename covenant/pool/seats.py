@@ -25,7 +25,6 @@ from covenant.pool import seat_events
 from covenant.pool import seat_orders
 from covenant.pool import seat_workers
 
-MOST_IDLE = 32  # channels without a stage; the oldest makes room
 _MOST_FAILURES = 4  # for which a worker gets more time
 
 
@@ -38,6 +37,7 @@ class Seats:
     part: returns the part of an order for a stage.
     longest: the most bytes of a message of a stage.
     patience: seconds that a holder may take for what it is told.
+    memory: outer steps after which a worker's failures are forgotten.
 
   Attributes:
     events: messages of stages about training.
@@ -52,9 +52,9 @@ class Seats:
     part: seat_orders.Part,
     longest: int = 1 << 30,
     patience: float = 60.0,
+    memory: int = 100,
   ):
     self._patience = patience
-    self._open: dict[channel_lib.Channel, None] = {}  # the oldest first
     self._longest = longest
     # Two microbatches per stage and boundary are under way.
     self.events = seat_events.Events((2 * stages + 4) * longest)
@@ -64,7 +64,9 @@ class Seats:
     self.banned: set[str] = set()
     self._seats = [seat_lib.Seat(s) for s in range(stages)]
     self._coming: dict[int, seat_lib.Seat] = {}  # of workers that prepare
-    self._workers = seat_workers.Workers(stages, self._held)
+    self._workers = seat_workers.Workers(
+      stages, self._held, lambda: log.number, memory
+    )
     self._last = [''] * stages  # holders so far
     self._began = time.monotonic()
     self._given = self._began if log.number > log.base.number else math.inf
@@ -73,11 +75,7 @@ class Seats:
   def open(self, channel: channel_lib.Channel) -> None:
     """Takes a new channel; the oldest without a stage may make room."""
     with self._changed:
-      self._open[channel] = None
-      idle = [c for c in self._open if not self._held(c)]
-      for old in idle[:-MOST_IDLE]:
-        self._open.pop(old)
-        old.close()
+      self._workers.open(channel)
 
   def longest(self, channel: channel_lib.Channel) -> int:
     """Returns the most bytes of its messages; 0 if it holds no stage."""
@@ -97,8 +95,6 @@ class Seats:
     with self._changed:
       match text.get('did'):
         case 'hello':
-          if channel not in self._open:
-            raise ValueError('its channel is closed')
           if (old := self._workers.greet(channel, text)) is not None:
             self._leave(old)  # it came back
           self._assign()
@@ -128,7 +124,7 @@ class Seats:
   def close(self, channel: channel_lib.Channel) -> None:
     """Gives the stages of a channel that is closed to others."""
     with self._changed:
-      self._open.pop(channel, None)
+      self._workers.close(channel)
       self._leave(channel)
       self._assign()
       self._changed.notify_all()
@@ -330,8 +326,7 @@ class Seats:
 
   def _give_up(self, seat: seat_lib.Seat) -> None:
     """Takes a stage from a worker, or from one that prepares for it."""
-    if (worker := self._workers.get(seat.worker)) is not None:
-      worker.failures += 1
+    self._workers.fail(seat.worker)
     seat.send({'do': 'leave', 'stage': seat.stage})
     if self._coming.get(seat.stage) is seat:
       del self._coming[seat.stage]
@@ -380,7 +375,8 @@ class Seats:
 
   def _take(self, stage: int, worker: seat_workers.Worker) -> seat_lib.Seat:
     """Lets a worker take a stage; returns its seat."""
-    seconds = self._patience * 2 ** min(worker.failures, _MOST_FAILURES)
+    failures = min(self._workers.failures(worker.name), _MOST_FAILURES)
+    seconds = self._patience * 2**failures
     seat = seat_lib.Seat(stage, worker.channel, seconds=seconds)
     seat.asked = time.monotonic()
     seat.send({'do': 'take', 'stage': stage})

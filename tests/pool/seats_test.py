@@ -7,6 +7,7 @@ from absl.testing import absltest
 
 from covenant.pool import orders
 from covenant.pool import seat_events
+from covenant.pool import seat_workers
 from covenant.pool import seats as seats_lib
 from tests.pool import orders_test
 
@@ -118,7 +119,7 @@ class SeatsTest(absltest.TestCase):
 
   def test_channels_that_hold_no_stage_make_room(self):
     holders = self.full()
-    count = seats_lib.MOST_IDLE + 5
+    count = seat_workers.MOST_IDLE + 5
     silent = [Channel(f's{i}') for i in range(count)]
     for channel in silent:
       self.seats.open(channel)
@@ -370,6 +371,23 @@ class SeatsTest(absltest.TestCase):
     self.seats.missing()
     self.assertEqual(self.holders(), 'cbc')  # nobody else has room
     self.join('d')
+    self.assertEqual(self.holders(), 'cdc')
+
+  def test_who_lost_a_stage_gains_nothing_by_coming_back(self):
+    channels = self.full()
+    self.seats.drop(1)
+    for channel in channels[1], channels[0]:
+      self.seats.close(channel)
+    self.assertEqual(self.holders(), 'c-c')
+    self.join('b')  # again
+    self.at(channels[2], 0)
+    self.assertEqual(self.holders(), 'cbc')
+    self.join('d')
+    self.now += 119.0
+    self.seats.missing()
+    self.assertEqual(self.holders(), 'cbc')
+    self.now += 2.0
+    self.seats.missing()
     self.assertEqual(self.holders(), 'cdc')
 
   def test_stages_come_back_to_a_head_that_is_started_again(self):
