@@ -380,6 +380,7 @@ def main() -> None:
   table.sort((cell, seed) for cell, seed, _ in wanted)
   gauntlet_report.draw(table.rows, results / 'gauntlet.png')
   print(gauntlet_report.tables(table.rows))
+  print(gauntlet_report.alone_table(table.rows, pay.rows))
 
 
 if __name__ == '__main__':

@@ -2,12 +2,14 @@
 
 import pathlib
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from matplotlib import figure
 
+from covenant.adversaries import registry
 from experiments import charts
+from experiments import gauntlet_pay
 from experiments import study
 
 MEANS = (
@@ -39,6 +41,55 @@ def tables(rows: list[Row]) -> str:
     lines.append(' | '.join([cell, str(len(of_cell)), *means]))
   verdicts = [f'{v.claim}: {v.outcome}, {v.measured}' for v in judge(rows)]
   return '\n'.join([*lines, '', *verdicts])
+
+
+def alone_table(rows: list[Row], paid: Sequence[gauntlet_pay.Row]) -> str:
+  """Returns Markdown: a row per kind of adversary that ran without others.
+
+  Pay is per unit of work, over that of the mean honest miner with full work;
+  all but strategies are said to do as much work as that. Harm is the share by
+  which the final loss is above that of the honest ones without them. Rows are
+  those of the present rule of pay.
+
+  Args:
+    rows: those of the table of runs.
+    paid: the pay of all uids of these runs.
+  """
+  rule = study.rule()
+  of = {
+    r['cell']: r for r in rows if r['rule'] == rule and str(r['seed']) == '0'
+  }
+  lines = [
+    '| | four: harm | paid | deployed | since round | '
+    'one: harm | paid | deployed | pay at most 1.05, harm at most 1 % |',
+    '| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- |',
+  ]
+  for kind in registry.ADVERSARIES:
+    if kind not in of or f'one {kind}' not in of:
+      continue
+    columns, met = [], True
+    for cell in (kind, f'one {kind}'):
+      loss, usual = (float(of[c]['nats_per_byte']) for c in (cell, 'nobody'))
+      ours, theirs = _per_work(
+        [p for p in paid if (p.cell, p.kind, p.rule) == (cell, kind, rule)]
+      )
+      columns += [f'{loss / usual - 1:+.1%}', f'{ours:.2f}', f'{theirs:.2f}']
+      if cell == kind:
+        columns.append(of[cell]['detected'] or '-')
+      met = met and ours <= 1.05 and loss / usual <= 1.01
+    outcome = 'met' if met else '**missed**'
+    lines.append(f'| {kind} | {" | ".join(columns)} | {outcome} |')
+  return '\n'.join(lines)
+
+
+def _per_work(paid: Sequence[gauntlet_pay.Row]) -> tuple[float, float]:
+  """Returns the mean pay per unit of work by our rule and the deployed one."""
+  strategy = registry.STRATEGIES.get(paid[0].kind)
+  work = strategy.cost if strategy else 1.0
+  return (
+    statistics.mean(p.paid for p in paid) / work,
+    statistics.mean(p.deployed for p in paid) / work,
+  )
 
 
 def _of(rows: list[Row], cell: str) -> list[Row]:

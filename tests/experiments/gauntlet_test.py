@@ -61,6 +61,35 @@ class RuleTest(absltest.TestCase):
     self.assertNotIn('earlier', fairness.measured)
 
 
+class AloneTest(absltest.TestCase):
+  def test_pay_is_per_work_and_harm_over_nobody(self):
+    rule = study.rule()
+
+    def row(cell, loss, rule=rule):
+      return dict.fromkeys(gauntlet.COLUMNS, '') | dict(
+        cell=cell, seed='0', nats_per_byte=loss, rule=rule
+      )
+
+    def paid(cell, kind, paid, rule=rule):
+      return gauntlet_pay.Row(cell, 0, 16, kind, paid, 0.4, 'code', rule)
+
+    cells = ('half-worker', 'one half-worker', 'noise', 'one noise')
+    rows = [row('nobody', '2.0'), *(row(cell, '2.01') for cell in cells)]
+    rows += [row('one noise', '2.01') | {'nats_per_byte': '2.1'}]
+    rows += [row('copier', '2.0', EARLIER), row('one copier', '2.0', EARLIER)]
+    found = [paid(cell, cell.removeprefix('one '), 0.1) for cell in cells]
+    found += [paid('half-worker', 'half-worker', 0.9, EARLIER)]
+    _, _, *lines = gauntlet_report.alone_table(rows, found).splitlines()
+    self.assertEqual(
+      sorted(lines),
+      [
+        '| half-worker | +0.5% | 0.20 | 0.80 | - | +0.5% | 0.20 | 0.80 | met |',
+        '| noise | +0.5% | 0.10 | 0.40 | - | +5.0% | 0.10 | 0.40 | '
+        '**missed** |',
+      ],
+    )
+
+
 class PayTest(absltest.TestCase):
   def test_rows_take_the_place_of_the_same_run(self):
     path = pathlib.Path(self.create_tempdir(), 'gauntlet_pay.csv')
