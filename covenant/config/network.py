@@ -80,7 +80,7 @@ class Network(schema.Section):
   # (name, write) -> bucket, of 'file.py:attribute'; it opens the buckets of all
   # nodes by their names: `bucket`, or the hotkey. Empty: as `bucket` says.
   store: str = schema.bounded('', choices=('',), plugin=True)
-  # Address of process 0, if several share a miner (covenant/node/multihost.py):
+  # Address of process 0, if several are one node (covenant/node/multihost.py):
   # HOST:PORT, or auto where JAX finds out, as under Slurm; empty: one process.
   coordinator: str = ''
   processes: int = schema.positive(1)  # number, if the coordinator is HOST:PORT

@@ -1,4 +1,4 @@
-"""Several processes that act as one miner, or as one validator.
+"""Several processes that act as one miner, one validator or one sync.
 
 The devices of all its processes, called ranks, share the batch of an inner
 step, and may share the parameters. Every rank runs the same program; rank 0
@@ -49,6 +49,7 @@ _Result = TypeVar('_Result')
 _HEARTBEAT_SECONDS = 30  # without a sign of life from a rank: all end
 _SHUTDOWN_SECONDS = 30  # that a rank which ends waits for the others
 _CONNECT_SECONDS = 300  # until all ranks are there
+_NOTICE_SECONDS = 1.0  # until the link of a rank that has ended is closed
 _KEY = 'covenant/ranks'
 _PIECE = 1 << 24  # bytes of each rank that devices exchange at once
 _ENDED = 'ended'  # beside the names of errors
@@ -180,10 +181,35 @@ class ProcessGroup:
   def __enter__(self) -> 'ProcessGroup':
     return self
 
-  def __exit__(self, *_: object) -> None:
-    """Closes the links, so that no other rank waits for this one."""
+  def __exit__(
+    self, kind: object, error: BaseException | None, trace: object
+  ) -> None:
+    """Closes the links, so that no other rank waits for this one.
+
+    Raises:
+      MultihostError: another rank has ended, in place of what JAX says then.
+    """
+    is_of_jax = isinstance(error, jax.errors.JaxRuntimeError)
+    ended = self._ended() if is_of_jax else []
     for link in self._links:
       link.close()
+    if ended:
+      raise MultihostError(
+        f'rank {ended[0]} has ended; its log says why. Devices of this rank '
+        f'waited for it: {str(error)[:200]}'
+      ) from error
+
+  def _ended(self) -> list[int]:
+    """Returns the ranks whose links to this one are closed."""
+    ended, first = [], 0 if self.index else 1
+    connection_lib.wait(self._links, _NOTICE_SECONDS)
+    for rank, link in enumerate(self._links, start=first):
+      try:
+        while link.poll():
+          link.recv_bytes()
+      except (EOFError, OSError):
+        ended.append(rank)
+    return ended
 
   def _receive(self, rank: int) -> bytes:
     """Returns the next message of a rank; rank 0 passes it on to the others."""
@@ -204,16 +230,6 @@ class ProcessGroup:
           raise MultihostError(
             f'rank {rank} has ended; its log says why'
           ) from e
-
-
-def require_single(network: config_lib.Network, role: str) -> None:
-  """Raises ConfigError if a role that is one process is to be several."""
-  if network.coordinator:
-    raise config_lib.ConfigError(
-      'network.coordinator: expected nothing, because only a miner, a '
-      'validator or an emulation can be several processes; got '
-      f'{network.coordinator!r} for a {role}'
-    )
 
 
 def start(

@@ -6,13 +6,15 @@ their devices exchange what came. So none of it passes through rank 0 alone.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from covenant import proxy
 from covenant.chain import interface as chain_lib
 from covenant.node import multihost as multihost_lib
 from covenant.protocol import run_storage as run_storage_lib
 from covenant.store import interface as store_lib
+
+_Result = TypeVar('_Result')
 
 
 def chain(
@@ -213,21 +215,50 @@ class RankedStorage(run_storage_lib.RunStorage):
       names: the digests of all, in one order on all ranks.
       read: reads some of them on this rank.
       take: called with each object that came, in that order.
+
+    Raises:
+      OSError: `take` of a rank has raised it.
     """
     group = self._process_group
     group.broadcast_from(0, label, lambda: None)
     mine = names[group.index :: group.size]
     got = read(mine) if mine else {}
-    found = {}
+    found: dict[bytes, Any] = {}
+    failed: OSError | None = None
     for first in range(0, len(names), group.size):
       turn = names[first : first + group.size]
       own = turn[group.index] if group.index < len(turn) else None
-      packed = b'' if own is None else _packed(got[own])
+      packed = b'' if own is None else _packed(got[own], group.index)
       for name, data in zip(turn, group.exchange(packed), strict=False):
         found[name] = answer = _unpacked(data)
-        if isinstance(answer, bytes):
-          take(name, answer)
+        # The others wait for this rank, also if its disk is full.
+        if isinstance(answer, bytes) and failed is None:
+          try:
+            take(name, answer)
+          except OSError as e:
+            failed = e
+    self._raise_anywhere(failed)
     return found
+
+  def on_disk(self, act: Callable[[], _Result]) -> _Result:
+    try:
+      result = act()
+    except OSError as e:
+      self._raise_anywhere(e)
+      raise
+    self._raise_anywhere(None)
+    return result
+
+  def _raise_anywhere(self, error: OSError | None) -> None:
+    """Raises on all ranks the errors that some of them have."""
+    index = self._process_group.index
+    own = '' if error is None else f'rank {index}: {error}'
+    if errors := [
+      text.decode()
+      for text in self._process_group.exchange(own.encode())
+      if text
+    ]:
+      raise OSError('; '.join(errors)) from error
 
   def fetch_first(
     self,
@@ -312,11 +343,12 @@ def _opened(buckets: Sequence[Any]) -> list[store_lib.Bucket]:
   return [b for bucket in buckets if (b := bucket.here()) is not None]
 
 
-def _packed(answer: bytes | Exception) -> bytes:
-  """Returns an object as it is exchanged, after a byte; or an error."""
+def _packed(answer: bytes | Exception, rank: int) -> bytes:
+  """Returns an object as it is exchanged, after a byte; or a rank's error."""
   if isinstance(answer, bytes):
     return b'+' + answer
-  return b'-' + '\0'.join(multihost_lib.error_to_plain(answer)).encode()
+  name, message = multihost_lib.error_to_plain(answer)
+  return f'-{name}\0rank {rank}: {message}'.encode()
 
 
 def _unpacked(data: bytes) -> bytes | Exception:

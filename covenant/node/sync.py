@@ -2,9 +2,11 @@
 
 It needs no place in the subnet: it reads the chain and the buckets of
 validators. A miner or validator that then starts with the same workdir begins
-where this one ended, so that the time of joining is not spent registered.
+where this one ended, so that the time of joining is not spent registered. It
+may be several processes, as the node to come: each keeps its shards.
 """
 
+import functools
 import json
 import os
 import pathlib
@@ -13,8 +15,6 @@ import sys
 import time
 from collections.abc import Callable
 from typing import Any
-
-import jax
 
 from covenant import config as config_lib
 from covenant import startup
@@ -25,6 +25,7 @@ from covenant.node import connect
 from covenant.node import follow
 from covenant.node import miner as miner_lib
 from covenant.node import multihost as multihost_lib
+from covenant.node import ranked
 from covenant.node import workdir as workdir_lib
 from covenant.protocol import amendments as amendments_lib
 from covenant.protocol import apply
@@ -49,13 +50,11 @@ _FAILURES = (
 
 def sync(config: config_lib.Config, workdir: str) -> None:
   """Gets the state of a run into the workdir before a node registers."""
-  multihost_lib.require_single(config.network, 'sync')
   with (
     multihost_lib.start(config.network, config.devices) as process_group,
     startup.stoppable('stopping') as stop,
   ):
-    mesh = placement.Placement(process_group.mesh).home_mesh
-    Sync(config, workdir, mesh).run(stop)
+    Sync(config, workdir, process_group).run(stop)
 
 
 class Sync:
@@ -63,28 +62,35 @@ class Sync:
 
   Args:
     config: the config of the run.
-    workdir: the folder of the node to come.
-    mesh: the devices that hold the state; None is the default device.
+    workdir: the folder of the node to come, which all its processes see.
+    process_group: the processes of that node; None is this one alone.
 
   Raises:
     ChainError, StoreError, ConfigError: it cannot start.
     FolderInUseError: another process has the workdir.
+    MultihostError: another process of the group has ended.
   """
 
   def __init__(
     self,
     config: config_lib.Config,
     workdir: str | os.PathLike[str],
-    mesh: jax.sharding.Mesh | None = None,
+    process_group: multihost_lib.ProcessGroup | None = None,
   ):
     self._config = config
-    self._workdir = workdir_lib.Workdir(workdir, 'sync', config.network.hotkey)
-    self._chain = connect.chain(config, reads_only=True)
-    self._shared_model = shared_state_lib.SharedModel(
-      config, mesh, config.devices.offload
+    self._process_group = group = process_group or multihost_lib.ProcessGroup()
+    self._workdir = workdir_lib.Workdir(
+      workdir, 'sync', config.network.hotkey, group.index
     )
+    self._chain = ranked.chain(
+      group, lambda: connect.chain(config, reads_only=True)
+    )
+    offload = config.devices.offload
+    mesh = placement.Placement(group.mesh, offload).home_mesh
+    self._shared_model = shared_state_lib.SharedModel(config, mesh, offload)
     run = self._shared_model.run
-    self._objects = connect.objects(config, run, writes=False)
+    opened = functools.partial(connect.objects, config, run, writes=False)
+    self._objects = ranked.storage(group, run, opened)
     self._objects.folder = self._workdir.path / JOINING
     self._refused: set[catchup.Refused] = set()
     self._checkpoints = checkpoint_lib.Checkpoints(
@@ -105,8 +111,12 @@ class Sync:
   def run(self, stop: Callable[[], bool]) -> None:
     """Follows the run until its last round, or until asked to stop."""
     seconds = min(self._chain.block_seconds, 12.0) / 2
+
+    def is_stopping() -> bool:
+      return self._process_group.broadcast_from(0, 'stop', stop)
+
     with self._workdir, self._checkpoints:
-      while not stop() and self._place.round < self._rounds:
+      while not is_stopping() and self._place.round < self._rounds:
         try:
           has_moved = self.step()
         except _FAILURES as e:
@@ -114,7 +124,8 @@ class Sync:
           has_moved = False
         if not has_moved:
           time.sleep(seconds)
-      self._workdir.status(phase='stopped' if stop() else 'finished')
+      phase = 'stopped' if is_stopping() else 'finished'
+      self._workdir.status(phase=phase)
 
   @property
   def _rounds(self) -> int:
@@ -143,7 +154,8 @@ class Sync:
     self._checkpoints.save_tree(self._place.round, _to_tree(self._place))
     here = f'round {self._place.round}, {self._place.round - before} more'
     self._workdir.status(phase='synced', round=self._place.round)
-    print(f'synced: {here}', file=sys.stderr, flush=True)
+    if not self._process_group.index:
+      print(f'synced: {here}', file=sys.stderr, flush=True)
     return True
 
 

@@ -299,13 +299,15 @@ def load(
       def leaf(name: str) -> jax.Array:
         path = pathlib.Path(folder, f'{name}.tensor')
         digests, size = index.files[name], found.size(name)
+        abstract = found.tensors[name]
+        wanted = piece_files.pieces_of_shards(abstract)
         try:
-          piece_files.fetch(storage, digests, size, sources, path)
+          piece_files.fetch(storage, digests, size, sources, path, wanted)
         except ValueError as e:
           raise apply.OutOfSyncError(
             f'the checkpoint of round {index.round}: {e}'
           ) from None
-        return piece_files.place(path, found.tensors[name])
+        return storage.on_disk(lambda: piece_files.place(path, abstract))
 
       places = [place.hex() for place in storage.locations(sources)]
       shared = shared_model.adopt(index.round, index.files, places, leaf)

@@ -18,7 +18,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from covenant.protocol import parts as parts_lib
 from covenant.store import directory
@@ -37,6 +37,8 @@ _WORKERS = 16
 _ROUND = re.compile(r'[0-9]{8}')
 _DIGEST = re.compile(r'/[0-9a-f]{64}$')
 _LARGE = 2**23  # bytes from which objects are uploaded in parts
+
+_Result = TypeVar('_Result')
 
 
 class ObjectRef(NamedTuple):
@@ -252,6 +254,14 @@ class RunStorage:
       raise got
     return got
 
+  def on_disk(self, act: Callable[[], _Result]) -> _Result:
+    """Returns what `act` returns, which uses the disk of this process.
+
+    Raises:
+      OSError: the disk of a process of this node has failed.
+    """
+    return act()
+
   def missing_anywhere(self, digests: Sequence[bytes]) -> list[bytes]:
     """Returns the chunks that a process of this node lacks.
 
@@ -267,9 +277,13 @@ class RunStorage:
     limit: int,
     take: Callable[[bytes, bytes], None] = lambda digest, data: None,
   ) -> Mapping[bytes, bytes]:
-    """Fetches chunks from any of the sources; raises StoreError.
+    """Fetches chunks from any of the sources.
 
     Each is given to `take` as it comes, also if others then do not come.
+
+    Raises:
+      StoreError: one cannot be had.
+      OSError: `take` of a process of this node has raised it.
     """
     requests = {
       digest: reader.ObjectRequest(

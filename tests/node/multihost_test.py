@@ -200,6 +200,24 @@ class RanksTest(parameterized.TestCase):
     self.assertIsInstance(outcomes[1 - gone], multihost_lib.MultihostError)
     self.assertIn(f'rank {gone} has ended', str(outcomes[1 - gone]))
 
+  @mock.patch.object(multihost_lib, '_NOTICE_SECONDS', 0.0)
+  def test_an_error_of_devices_says_which_rank_has_ended(self):
+    first, second, third = three()
+    third.broadcast_from(2, 'what', lambda: 'sent before its end')
+    third.__exit__(None, None, None)
+    with self.assertRaisesRegex(
+      multihost_lib.MultihostError, 'rank 2 has ended; .*: Connection closed'
+    ):
+      with first:
+        raise jax.errors.JaxRuntimeError('Connection closed')
+    with self.assertRaisesRegex(multihost_lib.MultihostError, 'rank 0 has'):
+      with second:
+        raise jax.errors.JaxRuntimeError('Connection closed')
+    own, _other = pair()
+    with self.assertRaises(jax.errors.JaxRuntimeError):
+      with own:
+        raise jax.errors.JaxRuntimeError('of this rank alone')
+
   def test_one_process_asks_itself(self):
     process_group = multihost_lib.ProcessGroup()
     self.assertIs(process_group.broadcast_from(0, 'what', lambda: self), self)

@@ -210,6 +210,37 @@ class RankedTest(absltest.TestCase):
     self.assertLess(max(sent), 1000)
     self.assertEqual(asked, {0: set(digests[::2]), 1: set(digests[1::2])})
 
+  def test_all_say_a_full_disk(self):
+    own = storage(self.id())
+    digests = [run_storage_lib.digest(bytes([i])) for i in range(3)]
+    for i, digest in enumerate(digests):
+      own.put_once(own.chunk_key(digest), bytes([i]))
+
+    def program(process_group):
+      objects = ranked_lib.storage(
+        process_group,
+        b'run',
+        lambda writes=True: own if writes else reading(),
+      )
+      came = []
+
+      def write(digest, data):
+        if process_group.index and came:
+          raise OSError(28, 'the disk is full')
+        came.append(data)
+
+      with self.assertRaisesRegex(OSError, '^rank 1: .*disk is full') as one:
+        objects.fetch_chunks(digests, [objects.bucket], 10, write)
+      with self.assertRaisesRegex(OSError, '^rank 1: .*disk is full') as two:
+        objects.on_disk(lambda: write(b'', b'here'))
+      return came, str(one.exception), str(two.exception), objects.on_disk(int)
+
+    with exchanging():
+      first, second = run(program)
+    self.assertEqual(first[0], [b'\0', b'\1', b'\2', b'here'])
+    self.assertEqual(second[0], [b'\0'])
+    self.assertEqual(first[1:], second[1:])
+
 
 if __name__ == '__main__':
   absltest.main()

@@ -1,6 +1,5 @@
 """The state of a run before a node takes part in it."""
 
-import dataclasses
 import pathlib
 from unittest import mock
 
@@ -8,7 +7,6 @@ import jax
 import numpy as np
 from absl.testing import absltest
 
-from covenant import config as config_lib
 from covenant.models import generate
 from covenant.node import connect
 from covenant.node import export
@@ -87,18 +85,6 @@ class SyncTest(absltest.TestCase):
   def test_without_it_a_node_begins_at_the_genesis(self):
     config, genesis = network_lib.CONFIG, network_lib.start()
     self.assertIs(sync.start(self.workdir, config, genesis), genesis)
-
-  def test_it_is_one_process(self):
-    config = dataclasses.replace(
-      network_lib.CONFIG,
-      network=dataclasses.replace(
-        network_lib.CONFIG.network, coordinator='127.0.0.1:9999', processes=2
-      ),
-    )
-    with self.assertRaisesRegex(
-      config_lib.ConfigError, "several processes; got '127.*9999' for a sync"
-    ):
-      sync.sync(config, self.workdir)
 
 
 if __name__ == '__main__':

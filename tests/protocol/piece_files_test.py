@@ -40,7 +40,7 @@ class PieceFilesTest(absltest.TestCase):
       key = self.storage.chunk_key(digest)
       self.storage.put_once(key, self.pieces[i])
 
-  def fetch(self):
+  def fetch(self, wanted=None):
     """Fetches the tensor; returns the pieces that were asked for."""
     asked, real = [], self.storage.fetch_chunks
 
@@ -56,6 +56,7 @@ class PieceFilesTest(absltest.TestCase):
           len(self.data),
           [self.storage.bucket],
           self.path,
+          wanted,
         )
       except store_lib.StoreError as e:
         return asked, e
@@ -84,6 +85,41 @@ class PieceFilesTest(absltest.TestCase):
     self.path.write_bytes(rotten)
     self.assertEqual(self.fetch(), ([1], None))
     self.assertEqual(self.path.read_bytes(), self.data)
+
+  def test_a_process_writes_the_pieces_that_it_wants(self):
+    self.put(1, 5)
+    self.assertEqual(self.fetch({5, 1, 3}), ([1, 5], None))
+    written = self.path.read_bytes()
+    self.assertLen(written, len(self.data))
+    for at in 1, 3, 5:
+      some = slice(at * PIECE, at * PIECE + PIECE)
+      self.assertEqual(written[some], self.data[some])
+    self.assertEqual(written[:PIECE], bytes(PIECE))
+
+  def test_the_pieces_of_shards(self):
+    """Those with a value of a shard, for every device of a mesh."""
+    mesh = jax.make_mesh((4, 2), ('a', 'b'), devices=jax.devices())
+    for shape, spec in (
+      ((8, 100), jax.P('a')), ((8, 100), jax.P(None, 'b')),
+      ((8, 300), jax.P('b', 'a')), ((3, 4, 100), jax.P(None, 'a')),
+      ((3, 300, 2), jax.P(None, 'a', 'b')), ((700,), jax.P('a')),
+      ((5, 90), jax.P()), ((), jax.P()), ((0, 4), jax.P(None, 'a')),
+    ):  # fmt: skip
+      of_all = jax.NamedSharding(mesh, spec).devices_indices_map(shape)
+      for device, index in of_all.items():
+        own = mock.Mock()
+        own.addressable_devices_indices_map.return_value = {device: index}
+        abstract = mock.Mock(shape=shape, dtype=np.float32, sharding=own)
+        mask = np.zeros(shape, np.uint32)
+        mask[index] = 1
+        data = mask.tobytes()
+        expected = {
+          i // PIECE
+          for i in range(0, len(data), PIECE)
+          if any(data[i : i + PIECE])
+        }
+        found = piece_files.pieces_of_shards(abstract)
+        self.assertEqual(found, expected, (shape, index))
 
   def test_a_folder_that_is_named_survives_a_failure_only(self):
     self.storage.folder = self.path.parent / 'joining'
