@@ -115,7 +115,7 @@ class Sync:
     def is_stopping() -> bool:
       return self._process_group.broadcast_from(0, 'stop', stop)
 
-    with self._workdir, self._checkpoints:
+    with self._workdir:
       while not is_stopping() and self._place.round < self._rounds:
         try:
           has_moved = self.step()
@@ -126,6 +126,8 @@ class Sync:
           time.sleep(seconds)
       phase = 'stopped' if is_stopping() else 'finished'
       self._workdir.status(phase=phase)
+      # Not after an error: it may wait for a rank that is gone.
+      self._checkpoints.__exit__()
 
   @property
   def _rounds(self) -> int:
