@@ -74,9 +74,6 @@ class Channel:
     worker: the address of the worker.
     most: returns the most bytes of a message that are of use now. A longer one
       is not received; one of a single part always is.
-
-  Attributes:
-    sent: bytes sent so far.
   """
 
   def __init__(
@@ -91,7 +88,7 @@ class Channel:
   ):
     self.worker = worker
     self._most = most
-    self.sent = 0
+    self._sent = self._written = 0  # bytes
     self._socket = socket
     self._session = hashlib.blake2b(opening, digest_size=32).digest()
     self._is_pool = is_pool
@@ -112,8 +109,13 @@ class Channel:
         return
       digest = hashlib.blake2b(body, digest_size=32).digest()
       frame = self._sign(self._text(self._is_pool, digest)) + body
-      self.sent += len(frame)
+      self._sent += len(frame)
       self._loop.call_soon_threadsafe(self._waiting.put_nowait, frame)
+
+  @property
+  def waiting(self) -> int:
+    """Bytes of messages that wait for the other side to read."""
+    return self._sent - self._written
 
   def close(self) -> None:
     """Closes the channel, after what was sent before, if it is read soon."""
@@ -204,6 +206,7 @@ class Channel:
       for start in range(0, len(frame) + 1, PART_BYTES):
         part = frame[start : start + PART_BYTES]
         await self._socket.send_bytes(part)
+        self._written += len(part)
         traffic.POOLS.add('write', len(part), 0.0, 1)
 
   def _open(self, body: bytes) -> tuple[dict[str, ct.Json], bytes]:

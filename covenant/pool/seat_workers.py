@@ -9,6 +9,7 @@ from covenant.pool import channel as channel_lib
 Channel = channel_lib.Channel
 MOST_IDLE = 32  # channels without a stage; the oldest makes room
 _KEYS = 10_000  # workers whose failures are remembered
+_MOST_FAILURES = 4  # that are counted
 
 
 @dataclasses.dataclass
@@ -65,14 +66,14 @@ class Workers:
 
   def fail(self, name: str) -> None:
     """Counts a stage that a worker did not serve."""
-    count, now = self.failures(name) + 1, self._now()
+    count = min(self.failures(name) + 1, _MOST_FAILURES)
     self._failures.pop(name, None)
-    self._failures[name] = count, now
+    self._failures[name] = count, self._now()
     if len(self._failures) > _KEYS:
       del self._failures[next(iter(self._failures))]
 
   def failures(self, name: str) -> int:
-    """Returns the number of stages that a worker did not serve lately."""
+    """Returns the number of stages that a worker did not serve; at most 4."""
     count, last = self._failures.get(name, (0, 0))
     return count if self._now() - last < self._memory else 0
 

@@ -25,8 +25,6 @@ from covenant.pool import seat_events
 from covenant.pool import seat_orders
 from covenant.pool import seat_workers
 
-_MOST_FAILURES = 4  # for which a worker gets more time
-
 
 class Seats:
   """The stages of a pipeline and their holders; used by many threads.
@@ -56,8 +54,9 @@ class Seats:
   ):
     self._patience = patience
     self._longest = longest
-    # Two microbatches per stage and boundary are under way.
-    self.events = seat_events.Events((2 * stages + 4) * longest)
+    # Two microbatches per stage and boundary are under way: sent or unread.
+    self._most_waiting = (2 * stages + 4) * longest
+    self.events = seat_events.Events(self._most_waiting)
     self.replaced = 0
     self._log = log
     self._orders = seat_orders.SeatOrders(log, part)
@@ -125,16 +124,21 @@ class Seats:
     """Gives the stages of a channel that is closed to others."""
     with self._changed:
       self._workers.close(channel)
-      self._leave(channel)
-      self._assign()
-      self._changed.notify_all()
+      self._dismiss(channel)
 
   def send(
     self, stage: int, text: dict[str, ct.Json], data: bytes = b''
   ) -> None:
-    """Sends a message to a stage; does nothing while nobody holds it."""
+    """Sends a message to a stage; does nothing while nobody holds it.
+
+    A worker for which too much waits has lost its stages, and its channel.
+    """
     with self._changed:
-      self._seats[stage].send(text, data)
+      seat = self._seats[stage]
+      seat.send(text, data)
+      if seat.channel and seat.channel.waiting > self._most_waiting:
+        self._workers.fail(seat.worker)
+        self._dismiss(seat.channel)
 
   def poll(self, seconds: float) -> seat_events.Event | None:
     """Returns the next event; None if there is none for some seconds."""
@@ -176,10 +180,14 @@ class Seats:
     with self._changed:
       self.banned.add(name)
       if (worker := self._workers.get(name)) is not None:
-        self._leave(worker.channel)
-        worker.channel.close()
-        self._assign()
-        self._changed.notify_all()
+        self._dismiss(worker.channel)
+
+  def _dismiss(self, channel: channel_lib.Channel) -> None:
+    """Takes all stages from a channel, and closes it."""
+    self._leave(channel)
+    channel.close()
+    self._assign()
+    self._changed.notify_all()
 
   def spread(self) -> None:
     """Moves stages from workers with several to those prepared for them."""
@@ -227,14 +235,11 @@ class Seats:
           self._orders.bring(seat)
 
   def wait(self, stop: Callable[[], bool], until: float | None = None) -> bool:
-    """Waits until every stage has applied all orders.
+    """Waits until every stage has applied all orders; returns whether.
 
     Args:
       stop: returns True to stop waiting.
       until: the time to stop waiting, by `time.monotonic`.
-
-    Returns:
-      Whether every stage has.
     """
     with self._changed:
       while not self.is_ready:
@@ -263,8 +268,7 @@ class Seats:
     """Returns the stages that are not ready; first gives out free ones."""
     with self._changed:
       self._assign()
-      last = self._log.number
-      return {seat.stage for seat in self._seats if seat.number != last}
+      return {s.stage for s in self._seats if s.number != self._log.number}
 
   def lost(self) -> set[int]:
     """Returns the stages that the others need not wait for.
@@ -375,8 +379,7 @@ class Seats:
 
   def _take(self, stage: int, worker: seat_workers.Worker) -> seat_lib.Seat:
     """Lets a worker take a stage; returns its seat."""
-    failures = min(self._workers.failures(worker.name), _MOST_FAILURES)
-    seconds = self._patience * 2**failures
+    seconds = self._patience * 2 ** self._workers.failures(worker.name)
     seat = seat_lib.Seat(stage, worker.channel, seconds=seconds)
     seat.asked = time.monotonic()
     seat.send({'do': 'take', 'stage': stage})

@@ -154,6 +154,30 @@ class ChannelTest(parameterized.TestCase):
     await asyncio.gather(*ends)
     return got
 
+  def test_bytes_wait_until_they_are_read(self):
+    async def exchange():
+      pool, _ = pair()
+      send, may_read = pool._socket.send_bytes, asyncio.Event()
+
+      async def wait(data):
+        await may_read.wait()
+        await send(data)
+
+      with mock.patch.object(pool._socket, 'send_bytes', wait):
+        end = asyncio.create_task(pool.run(lambda *_: None))
+        # A signature, the text and its end, and the data.
+        size = 64 + len('{"n": 0}\n') + 2 * channel_lib.PART_BYTES
+        for n in range(3):
+          pool.send({'n': n}, bytes(2 * channel_lib.PART_BYTES))
+        self.assertEqual(pool.waiting, 3 * size)
+        may_read.set()
+        while pool.waiting:
+          await asyncio.sleep(0)
+        pool.close()
+        await end
+
+    asyncio.run(exchange())
+
   @parameterized.parameters('send_bytes', 'close')
   def test_who_does_not_read_holds_up_no_end(self, what):
     async def exchange():

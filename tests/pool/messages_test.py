@@ -35,7 +35,7 @@ class OrderParser:
 class Channel:
   """A channel to a worker."""
 
-  sent = 0
+  waiting = 0
 
   def __init__(self, worker):
     self.worker = worker

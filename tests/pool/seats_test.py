@@ -17,7 +17,7 @@ class Channel:
 
   def __init__(self, worker):
     self.worker = worker
-    self.sent = 0
+    self.waiting = 0
     self.closed = False
     self.said = []
 
@@ -186,6 +186,24 @@ class SeatsTest(absltest.TestCase):
     self.assertIn(('leave', 1), channels[1].said)
     events = list(iter(lambda: self.seats.poll(0), None))
     self.assertLen([e for e in events if e.what == 'forward'], 5)
+
+  def test_who_does_not_read_loses_its_stages_and_its_channel(self):
+    """More waits for it than is under way in a step: 2 x 3 + 4 messages."""
+    self.seats = seats_lib.Seats(
+      3, self.log, lambda order, stage: order, longest=1000
+    )
+    channels = self.full()
+    channels[2].waiting = 10_001
+    channels[1].waiting = 10_000
+    self.seats.send(1, {'do': 'forward', 'stage': 1})
+    self.assertEqual(self.holders(), 'abc')
+    channels[1].waiting += 1
+    self.seats.send(1, {'do': 'forward', 'stage': 1})
+    self.assertEqual(self.holders(), 'aac')
+    self.assertEqual(self.seats.lost(), {1})
+    self.assertEqual([c.closed for c in channels], [False, True, False])
+    self.assertEqual(self.seats.poll(0)[:2], (1, seat_events.LOST))
+    self.assertEqual(self.seats._workers.failures('b'), 1)
 
   def test_what_is_read_may_go_on(self):
     self.seats.events = seat_events.Events(10**6)
