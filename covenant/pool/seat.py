@@ -27,6 +27,7 @@ class Seat:
   reached: int = TAKE  # the last thing that it was told: an order, or these two
   asked: float = 0.0  # the time of that, by `time.monotonic`
   seconds: float = 0.0  # its time for an answer, or it loses the stage
+  took: float = 0.0  # seconds until it was at the end of the orders
   is_lost: bool = False  # it had a holder, and no other has caught up so far
   # Requests of its holder for each payload of the newest order, by uid.
   served: collections.Counter[int] = dataclasses.field(
@@ -60,6 +61,8 @@ class Seat:
       str(name): [bytes.fromhex(x).hex() for x in found]
       for name, found in text['digests'].items()
     }
+    if self.number < end == number:
+      self.took = time.monotonic() - self.asked
     self.number, self.id = number, str(text['id'])
     if number == end:
       self.digests, self.square, self.is_lost = digests, square, False
@@ -73,7 +76,7 @@ class Seat:
     """
     self.channel, self.number, self.id = new.channel, new.number, new.id
     self.reached, self.asked, self.seconds = new.reached, new.asked, new.seconds
-    self.served = new.served
+    self.served, self.took = new.served, new.took
     self.since = time.monotonic()
     if self.number == end:
       self.digests, self.square, self.is_lost = new.digests, new.square, False
@@ -106,3 +109,11 @@ class Seat:
     """Returns whether its holder takes too long for what it was told last."""
     is_at_work = self.channel is not None and self.number < end
     return is_at_work and time.monotonic() > self.asked + self.seconds
+
+  def is_as_slow(self, late: 'Seat', end: int) -> bool:
+    """Returns whether its holder was hardly faster than another that is late.
+
+    All are slow while they compile, and gain nothing by changing stages.
+    """
+    waited = time.monotonic() - late.asked
+    return self.number < end or waited < 2 * self.took

@@ -22,7 +22,8 @@ class SeatOrders:
 
   def bring(self, seat: seat_lib.Seat) -> None:
     """Sends a stage its next order, if there is one."""
-    if seat.number >= self._log.number or not seat.tell(seat.number):
+    is_behind = 0 <= seat.number < self._log.number
+    if not is_behind or not seat.tell(seat.number):
       return
     if (order := self._log.get(seat.number)) is not None:
       text, data = orders_lib.encode(self._part(order, seat.stage))

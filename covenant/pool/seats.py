@@ -7,8 +7,9 @@ them from the neighbor, which holds them until it has caught up.
 
 A holder is told to take a stage, to begin anew, or to take an outer step. It
 must answer within `pool.patience`, or it loses the stage once another worker
-can take it. It then gets a stage only if nobody else does, and with twice the
-time, so that a slow worker has enough in the end.
+can take it that was not as slow with its own. It then gets a stage only if
+nobody else does, and with twice the time, so that a slow worker has enough in
+the end.
 """
 
 import collections
@@ -231,8 +232,7 @@ class Seats:
       if self._log.number <= number and self._log.id != state:
         self._orders.go_back(self._all(), order.number)
       for seat in self._all():
-        if seat.number >= 0:
-          self._orders.bring(seat)
+        self._orders.bring(seat)
 
   def wait(self, stop: Callable[[], bool], until: float | None = None) -> bool:
     """Waits until every stage has applied all orders; returns whether.
@@ -261,8 +261,7 @@ class Seats:
     those of somebody else.
     """
     with self._changed:
-      end = self._log.number
-      return [(seat.holder_at(end), seat.digests) for seat in self._seats]
+      return [(s.holder_at(self._log.number), s.digests) for s in self._seats]
 
   def missing(self) -> set[int]:
     """Returns the stages that are not ready; first gives out free ones."""
@@ -321,9 +320,8 @@ class Seats:
 
   def _leave(self, channel: channel_lib.Channel) -> None:
     self._workers.leave(channel)
-    for stage, coming in list(self._coming.items()):
-      if coming.channel is channel:
-        del self._coming[stage]
+    for coming in [c for c in self._coming.values() if c.channel is channel]:
+      del self._coming[coming.stage]
     for seat in self._seats:
       if seat.channel is channel:
         self._vacate(seat)
@@ -374,6 +372,9 @@ class Seats:
     has_gathered = time.monotonic() > self._began + self._patience
     is_early = not (self._last[seat.stage] or has_gathered)
     others = {*self.banned, besides}
+    if seat.worker:
+      end = self._log.number
+      others |= {s.worker for s in self._seats if s.is_as_slow(seat, end)}
     must_have = is_early and self._log.number > 0
     return self._workers.fittest(seat.stage, others, is_early, must_have)
 

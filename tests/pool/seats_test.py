@@ -339,6 +339,29 @@ class SeatsTest(absltest.TestCase):
     self.assertEqual(silent.said, [('take', 1), ('leave', 1)])
     self.assertEqual(self.seats.lost(), {1})
 
+  def test_nobody_is_late_while_all_are(self):
+    """All compile at first: who has a stage was not faster than the others."""
+    channels = [self.join(name) for name in 'abc']
+    self.now += 90.0
+    self.seats.missing()
+    self.at(channels[0], 0)
+    self.now += 80.0
+    self.seats.missing()
+    self.assertEqual(self.holders(), 'abc')
+    self.at(channels[1], 1)
+    self.now += 20.0
+    self.seats.missing()
+    self.assertEqual(self.holders(), 'aba')  # it took twice as long
+    self.assertEqual(channels[2].said, [('take', 2), ('leave', 2)])
+
+  def test_who_has_no_stage_need_not_be_faster(self):
+    for name in 'abc':
+      self.join(name)
+    self.join('d')
+    self.now += 61.0
+    self.seats.missing()
+    self.assertEqual(self.seats.worker(0), 'd')
+
   def test_who_is_told_to_begin_anew_and_does_not_loses_its_stage(self):
     channels = self.full()
     self.now += 50.0
