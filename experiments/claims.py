@@ -127,8 +127,9 @@ GROUPS = (
       'joining': 'Final loss of miners that lose state, over those that do not',
       'peers': 'Final loss against the number of peers',
     },
-    'Peers that come and go cost nothing that three seeds can tell. More peers '
-    'with smaller batches cost much.',
+    'Peers that come and go cost nothing that seeds can tell, and so do joiners '
+    'without moments and error. All peers must not lose them in every round. '
+    'More peers with smaller batches cost much.',
   ),
   Group(
     'Islands and pools',

@@ -1,6 +1,6 @@
 """A miner that joins or comes back: what of its state it keeps, and its rate.
 
-  python -m experiments.joining             about 28 core minutes
+  python -m experiments.joining             about 45 core minutes
   python -m experiments.joining --quick     1 minute
 
 AdamW moments and error feedback live on one machine. A miner that joins, or
