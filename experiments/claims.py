@@ -102,8 +102,9 @@ GROUPS = (
       'size': 'Loss of SparseLoCo over AdamW against the number of parameters',
     },
     'At 15 steps per round SparseLoCo ends below DiLoCo with a two-hundredth '
-    'of its bytes, and a little above AdamW on every gradient. With more steps '
-    'per round it must send more values.',
+    'of its bytes, and a little above AdamW on every gradient, the less so the '
+    'larger the model and the more rounds. With more steps per round it must '
+    'send more values.',
   ),
   Group(
     'What is sent',
