@@ -128,7 +128,7 @@ GROUPS = (
       'joining': 'Final loss of miners that lose state, over those that do not',
       'peers': 'Final loss against the number of peers',
     },
-    'Peers that come and go cost nothing that seeds can tell, and so do joiners '
+    'Peers that come and go cost nothing that seeds can tell, nor do joiners '
     'without moments and error. All peers must not lose them in every round. '
     'More peers with smaller batches cost much.',
   ),

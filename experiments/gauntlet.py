@@ -1,6 +1,6 @@
 """Does Gauntlet hold when 40 % of the miners attack?
 
-  python -m experiments.gauntlet             5 hours, 2 to 3 minutes per run
+  python -m experiments.gauntlet             2 core hours, 1 to 2 minutes per run
   python -m experiments.gauntlet --quick     1 seed, 6 rounds, 2 minutes
   python -m experiments.gauntlet --only=bars,clip,alone,single,crowd
   python -m experiments.gauntlet --only=figure    draws what there is
@@ -83,7 +83,12 @@ ALONE = {
   for name, kind in registry.ADVERSARIES.items()
   if kind.role == 'miner' and not kind.honest
 }
-SINGLE = {f'one {name}': (name, sets) for name, (_, sets) in ALONE.items()}
+# Single strategies run in experiments/best_response.py, five at once.
+SINGLE = {
+  f'one {name}': (name, sets)
+  for name, (_, sets) in ALONE.items()
+  if name not in registry.STRATEGIES
+}
 CROWDS = ((63, 20), (255, 20), (255, 40))  # miners, evaluated
 COLUMNS = (
   'cell', 'seed', 'config', 'code', 'uids', 'rounds', 'nats_per_byte',

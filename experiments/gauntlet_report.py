@@ -49,7 +49,7 @@ def alone_table(rows: list[Row], paid: Sequence[gauntlet_pay.Row]) -> str:
   Pay is per unit of work, over that of the mean honest miner with full work;
   all but strategies are said to do as much work as that. Harm is the share by
   which the final loss is above that of the honest ones without them. Rows are
-  those of the present rule of pay.
+  those of the present rule of pay; single strategies have none.
 
   Args:
     rows: those of the table of runs.
@@ -65,10 +65,13 @@ def alone_table(rows: list[Row], paid: Sequence[gauntlet_pay.Row]) -> str:
     '| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- |',
   ]
   for kind in registry.ADVERSARIES:
-    if kind not in of or f'one {kind}' not in of:
+    if kind not in of:
       continue
     columns, met = [], True
     for cell in (kind, f'one {kind}'):
+      if cell not in of:
+        columns += [''] * 3
+        continue
       loss, usual = (float(of[c]['nats_per_byte']) for c in (cell, 'nobody'))
       ours, theirs = _per_work(
         [p for p in paid if (p.cell, p.kind, p.rule) == (cell, kind, rule)]

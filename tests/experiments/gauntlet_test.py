@@ -73,17 +73,17 @@ class AloneTest(absltest.TestCase):
     def paid(cell, kind, paid, rule=rule):
       return gauntlet_pay.Row(cell, 0, 16, kind, paid, 0.4, 'code', rule)
 
-    cells = ('half-worker', 'one half-worker', 'noise', 'one noise')
+    cells = ('half-worker', 'noise', 'one noise')
     rows = [row('nobody', '2.0'), *(row(cell, '2.01') for cell in cells)]
     rows += [row('one noise', '2.01') | {'nats_per_byte': '2.1'}]
-    rows += [row('copier', '2.0', EARLIER), row('one copier', '2.0', EARLIER)]
+    rows += [row('copier', '2.0', EARLIER), row('one copier', '2.0')]
     found = [paid(cell, cell.removeprefix('one '), 0.1) for cell in cells]
     found += [paid('half-worker', 'half-worker', 0.9, EARLIER)]
     _, _, *lines = gauntlet_report.alone_table(rows, found).splitlines()
     self.assertEqual(
       sorted(lines),
       [
-        '| half-worker | +0.5% | 0.20 | 0.80 | - | +0.5% | 0.20 | 0.80 | met |',
+        '| half-worker | +0.5% | 0.20 | 0.80 | - |  |  |  | met |',
         '| noise | +0.5% | 0.10 | 0.40 | - | +5.0% | 0.10 | 0.40 | '
         '**missed** |',
       ],
