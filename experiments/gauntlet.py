@@ -1,6 +1,6 @@
 """Does Gauntlet hold when 40 % of the miners attack?
 
-  python -m experiments.gauntlet             2 core hours, 1 to 2 minutes per run
+  python -m experiments.gauntlet             2 core hours, 1 to 2 min per run
   python -m experiments.gauntlet --quick     1 seed, 6 rounds, 2 minutes
   python -m experiments.gauntlet --only=bars,clip,alone,single,crowd
   python -m experiments.gauntlet --only=figure    draws what there is
