@@ -70,8 +70,10 @@ class Stages:
   def worker(self, stage):
     return self.workers[stage]
 
-  def drop(self, stage, holder=''):
+  def drop(self, stage, if_another=False, holder=''):
     if holder not in ('', self.workers[stage]):
+      return
+    if if_another and not self.spares:
       return
     self.workers[stage] = self.spares.pop(0)
     self.events.append(Event(stage, seat_events.LOST, {}, b''))
