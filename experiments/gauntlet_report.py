@@ -49,7 +49,8 @@ def alone_table(rows: list[Row], paid: Sequence[gauntlet_pay.Row]) -> str:
   Pay is per unit of work, over that of the mean honest miner with full work;
   all but strategies are said to do as much work as that. Harm is the share by
   which the final loss is above that of the honest ones without them. Rows are
-  those of the present rule of pay; single strategies have none.
+  those of the present rule of pay; single strategies have none. The error of
+  pay is a standard error, by the relative spread of honest pay in that run.
 
   Args:
     rows: those of the table of runs.
@@ -73,10 +74,10 @@ def alone_table(rows: list[Row], paid: Sequence[gauntlet_pay.Row]) -> str:
         columns += [''] * 3
         continue
       loss, usual = (float(of[c]['nats_per_byte']) for c in (cell, 'nobody'))
-      ours, theirs = _per_work(
-        [p for p in paid if (p.cell, p.kind, p.rule) == (cell, kind, rule)]
-      )
-      columns += [f'{loss / usual - 1:+.1%}', f'{ours:.2f}', f'{theirs:.2f}']
+      in_cell = [p for p in paid if (p.cell, p.rule) == (cell, rule)]
+      ours, error, theirs = _per_work(in_cell, kind)
+      columns.append(f'{loss / usual - 1:+.1%}')
+      columns += [f'{ours:.2f} ± {error:.2f}', f'{theirs:.2f}']
       if cell == kind:
         columns.append(of[cell]['detected'] or '-')
       met = met and ours <= 1.05 and loss / usual <= 1.01
@@ -85,14 +86,19 @@ def alone_table(rows: list[Row], paid: Sequence[gauntlet_pay.Row]) -> str:
   return '\n'.join(lines)
 
 
-def _per_work(paid: Sequence[gauntlet_pay.Row]) -> tuple[float, float]:
-  """Returns the mean pay per unit of work by our rule and the deployed one."""
-  strategy = registry.STRATEGIES.get(paid[0].kind)
+def _per_work(
+  paid: Sequence[gauntlet_pay.Row], kind: str
+) -> tuple[float, float, float]:
+  """Returns the pay of a kind per unit of work: ours, its error, deployed."""
+  strategy = registry.STRATEGIES.get(kind)
   work = strategy.cost if strategy else 1.0
-  return (
-    statistics.mean(p.paid for p in paid) / work,
-    statistics.mean(p.deployed for p in paid) / work,
-  )
+  own = [p for p in paid if p.kind == kind]
+  honest = [p.paid for p in paid if p.kind == 'honest']
+  spread = statistics.stdev(honest) / statistics.mean(honest)
+  spread *= (1 / len(own) + 1 / len(honest)) ** 0.5
+  ours = statistics.mean(p.paid for p in own) / work
+  theirs = statistics.mean(p.deployed for p in own) / work
+  return ours, spread * ours, theirs
 
 
 def _of(rows: list[Row], cell: str) -> list[Row]:

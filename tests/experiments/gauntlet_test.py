@@ -78,14 +78,15 @@ class AloneTest(absltest.TestCase):
     rows += [row('one noise', '2.01') | {'nats_per_byte': '2.1'}]
     rows += [row('copier', '2.0', EARLIER), row('one copier', '2.0')]
     found = [paid(cell, cell.removeprefix('one '), 0.1) for cell in cells]
+    found += [paid(cell, 'honest', x) for cell in cells for x in (0.5, 1.5)]
     found += [paid('half-worker', 'half-worker', 0.9, EARLIER)]
     _, _, *lines = gauntlet_report.alone_table(rows, found).splitlines()
     self.assertEqual(
       sorted(lines),
       [
-        '| half-worker | +0.5% | 0.20 | 0.80 | - |  |  |  | met |',
-        '| noise | +0.5% | 0.10 | 0.40 | - | +5.0% | 0.10 | 0.40 | '
-        '**missed** |',
+        '| half-worker | +0.5% | 0.20 ± 0.17 | 0.80 | - |  |  |  | met |',
+        '| noise | +0.5% | 0.10 ± 0.09 | 0.40 | - | '
+        '+5.0% | 0.10 ± 0.09 | 0.40 | **missed** |',
       ],
     )
 
