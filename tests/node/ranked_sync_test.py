@@ -302,7 +302,7 @@ class RankedSyncTest(absltest.TestCase):
       self.assertEqual(status['fingerprint'], apply.fingerprint(model, place))
     self.assertEqual(folder.stop(ranks), [0, 0], folder.log(0) + folder.log(1))
 
-  @pytest.mark.slow
+  @pytest.mark.thorough  # as multihost_test.py does with a miner
   def test_when_one_is_killed_the_other_says_which(self):
     for victim in range(2):
       folder = self.folder()
