@@ -109,7 +109,7 @@ def curves(
     left.set_title(
       f'bands: standard deviation of {many}', fontsize=8, loc='left'
     )
-  _save(fig, left, middle, right, path=path)
+  save(fig, left, middle, right, path=path)
 
 
 def engineering(axis: axis_lib.Axis, unit: str = '') -> None:
@@ -196,7 +196,7 @@ def ends(
     note += '; points without: one seed'
   ax.set_title(note, fontsize=8, loc='left', color=GRAY)
   ax.legend(frameon=False, fontsize=8, handlelength=3.5)
-  _save(fig, ax, path=path)
+  save(fig, ax, path=path)
 
 
 def differences(
@@ -230,7 +230,7 @@ def differences(
   ax.set_yticks(range(len(rows)), list(rows))
   ax.set_ylim(len(rows) - 0.5, -0.5)
   ax.set(xlabel=xlabel)
-  _save(fig, ax, path=path)
+  save(fig, ax, path=path)
 
 
 def _seeds(counts: Collection[int]) -> str:
@@ -240,7 +240,8 @@ def _seeds(counts: Collection[int]) -> str:
   return f'{most} seeds' if least == most else f'{least} to {most} seeds'
 
 
-def _save(fig: figure.Figure, *panels: axes.Axes, path: pathlib.Path) -> None:
+def save(fig: figure.Figure, *panels: axes.Axes, path: pathlib.Path) -> None:
+  """Writes a figure as a PNG, its panels with a grid and two sides."""
   for ax in panels:
     ax.grid(color='#E0E0E0', lw=0.6)
     ax.spines[['top', 'right']].set_visible(False)

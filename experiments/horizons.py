@@ -24,8 +24,6 @@ Criteria, written before the runs; n = 3 seeds, compared seed by seed, and up to
 import pathlib
 from collections.abc import Iterator, Sequence
 
-from matplotlib import figure
-
 from experiments import charts
 from experiments import grids
 from experiments import methods
@@ -43,7 +41,7 @@ AXES = {grids.INNER: (6e-3, 1.2e-2), grids.OUTER: (0.7, 1.4)}
 
 
 def name(method: str, steps: int) -> str:
-  """Returns the cell of a method; at 15 steps both SparseLoCos are one."""
+  """Returns the cell of a method; at 15 steps both SparseLoCo forms are one."""
   if method == PROPORTIONAL and steps == 15:
     method = FIXED
   return f'{method}, {steps} steps'
@@ -70,11 +68,15 @@ def grid(method: str, steps: int) -> grids.Grid:
   return grids.Grid(name(method, steps), sets, AXES)
 
 
+def sparse(steps: int) -> tuple[str, ...]:
+  """Returns the forms of SparseLoCo that differ at a number of inner steps."""
+  return (FIXED,) if steps == 15 else (FIXED, PROPORTIONAL)
+
+
 def plan(runs: Sequence[study.Run], seeds: int) -> Iterator[study.Cell]:
   for steps in STEPS:
-    for method in (FIXED, PROPORTIONAL, DILOCO):
-      if method != PROPORTIONAL or steps != 15:
-        yield from grids.plan(grid(method, steps), runs, seeds)
+    for method in (*sparse(steps), DILOCO):
+      yield from grids.plan(grid(method, steps), runs, seeds)
 
 
 def judge(
@@ -83,9 +85,9 @@ def judge(
   del results
   done = {run.cell for run in runs}
   for steps in STEPS:
-    for method in (FIXED, PROPORTIONAL):
+    for method in sparse(steps):
       cells = name(method, steps), name(DILOCO, steps)
-      if not done.issuperset(cells) or (method == PROPORTIONAL and steps == 15):
+      if not done.issuperset(cells):
         continue
       found = study.gap(runs, *cells)
       values = ', values by steps' if method == PROPORTIONAL else ''
@@ -129,34 +131,11 @@ def judge(
 
 
 def draw(runs: Sequence[study.Run], path: pathlib.Path) -> None:
-  """Draws the final losses against the inner steps."""
-  fig = figure.Figure(figsize=(6.4, 4.2), dpi=150, layout='constrained')
-  ax = fig.subplots()
-  for i, method in enumerate((FIXED, PROPORTIONAL, DILOCO)):
-    found = [
-      (h, study.spread([*losses.values()]))
-      for h in STEPS
-      if (losses := study.losses(runs, name(method, h)))
-    ]
-    aside = 1.03 ** (i - 1)  # so that bars do not overlap
-    ax.errorbar(
-      [h * aside for h, _ in found],
-      [gap.mean for _, gap in found],
-      [gap.deviation if gap.n > 1 else 0.0 for _, gap in found],
-      label=method, capsize=3, **charts.style(i),
-    )  # fmt: skip
-  ax.set(
-    xlabel='inner steps per round; 150 rounds',
-    ylabel='final held-out loss, nats per byte',
-  )
-  ax.set_xscale('log')
-  ax.set_xticks(STEPS, [str(h) for h in STEPS])
-  ax.minorticks_off()
-  ax.legend(frameon=False, fontsize=8)
-  ax.grid(color='#E0E0E0', lw=0.6)
-  ax.spines[['top', 'right']].set_visible(False)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  fig.savefig(path, metadata={'Software': None})
+  lines = {
+    method: {float(h): name(method, h) for h in STEPS}
+    for method in (FIXED, PROPORTIONAL, DILOCO)
+  }
+  charts.ends(runs, lines, path, 'inner steps per round; 150 rounds')
 
 
 STUDY = study.Study('horizons', plan, judge, draw)

@@ -331,8 +331,7 @@ def draw(runs: Sequence[study.Run], path: pathlib.Path) -> None:
     ax.set_xlabel('miners')
   for ax in panels[:, 0]:
     ax.set_ylabel('final held-out loss over carry (%)')
-  path.parent.mkdir(parents=True, exist_ok=True)
-  fig.savefig(path, metadata={'Software': None})
+  charts.save(fig, *panels.flat, path=path)
 
 
 def _panel(
@@ -366,8 +365,6 @@ def _panel(
   ax.set_xlim(counts[0] / 1.2, counts[-1] * 1.2)
   ax.minorticks_off()
   ax.legend(frameon=False, fontsize=7)
-  ax.grid(color='#E0E0E0', lw=0.6)
-  ax.spines[['top', 'right']].set_visible(False)
 
 
 STUDY = study.Study('joining', plan, judge, draw)

@@ -228,10 +228,7 @@ def draw(runs: Sequence[study.Run], path: pathlib.Path) -> None:
   ax.set_xticks(ticks, [f'{count / 1000:.0f} k' for count in ticks])
   ax.minorticks_off()
   ax.legend(frameon=False, fontsize=8)
-  ax.grid(color='#E0E0E0', lw=0.6)
-  ax.spines[['top', 'right']].set_visible(False)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  fig.savefig(path, metadata={'Software': None})
+  charts.save(fig, ax, path=path)
 
 
 STUDY = study.Study('size', plan, judge, draw)

@@ -127,7 +127,7 @@ class Sync:
       phase = 'stopped' if is_stopping() else 'finished'
       self._workdir.status(phase=phase)
       # Not after an error: it may wait for a rank that is gone.
-      self._checkpoints.__exit__()
+      self._checkpoints.close()
 
   @property
   def _rounds(self) -> int:

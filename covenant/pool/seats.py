@@ -235,7 +235,7 @@ class Seats:
         self._orders.bring(seat)
 
   def wait(self, stop: Callable[[], bool], until: float | None = None) -> bool:
-    """Waits until every stage has applied all orders; returns whether.
+    """Waits for all stages to apply all orders; returns False if stopped.
 
     Args:
       stop: returns True to stop waiting.

@@ -283,6 +283,9 @@ class Checkpoints:
     return self
 
   def __exit__(self, *_: object) -> None:
+    self.close()
+
+  def close(self) -> None:
     """Waits until the last checkpoint is written."""
     try:
       try:
