@@ -1,6 +1,6 @@
 """A miner that joins or comes back: what of its state it keeps, and its rate.
 
-  python -m experiments.joining             about 45 core minutes
+  python -m experiments.joining             about 60 core minutes
   python -m experiments.joining --quick     1 minute
 
 AdamW moments and error feedback live on one machine. A miner that joins, or
@@ -15,8 +15,8 @@ phase; here the rate follows a cosine):
   re-warm                 so, and the rate warms up over 30 steps
   re-warm, error reset    error feedback is lost too: a joiner as it is now
 
-SparseLoCo has 2, 4 or 8 miners of 3 sequences, DiLoCo 2 or 4, and a run 600
-inner steps: 20 rounds of 30 or 6 of 100. SparseLoCo sends 128 and 427 of 4096
+Both methods have 2, 4 or 8 miners of 3 sequences, and a run 600 inner steps: 20
+rounds of 30 or 6 of 100. SparseLoCo sends 128 and 427 of 4096
 values of one bit, as many per step, and its error decay is the published 0.95,
 which remembers the longest. Both methods have an inner rate of 0.012 and an
 outer one of 0.7, the best that experiments/methods.py found for each at 15
@@ -43,6 +43,7 @@ errors do:
 
 import contextlib
 import dataclasses
+import functools
 import pathlib
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
@@ -64,8 +65,7 @@ from experiments import study
 
 SPARSELOCO, DILOCO = 'SparseLoCo', 'DiLoCo'
 CARRY, RESET, WARM, ALL = 'carry', 'reset', 're-warm', 're-warm, error reset'
-# DiLoCo has those that were published: 8 would take 8 core minutes more.
-PEERS = {SPARSELOCO: (2, 4, 8), DILOCO: (2, 4)}
+PEERS = {SPARSELOCO: (2, 4, 8), DILOCO: (2, 4, 8)}
 TOTAL = 600  # inner steps of a miner
 STEPS = {30: 128, 100: 427}  # inner steps per round -> values per block
 REPLACED, EVERY = 4, 2  # miners of the likely case; rounds between joiners
@@ -367,21 +367,15 @@ def _panel(
   ax.legend(frameon=False, fontsize=7)
 
 
-STUDY = study.Study('joining', plan, judge, draw)
-
-
-def main() -> None:
-  used, results = STUDY, study.RESULTS
-  if runner.arguments(__doc__).quick:
-    few = dict.fromkeys(PEERS, (LIKELY.peers,))
-    used = STUDY._replace(plan=lambda runs, seeds: plan(runs, seeds, few))
-  options = runner.main(used, __doc__)
-  if options.quick:
-    results = pathlib.Path(options.workdir) / 'quick'
-  if options.part.of == 1:
-    path = results / f'{STUDY.name}.csv'
-    print(table(study.read_csv(path, study.Run)))
+STUDY = study.Study(
+  'joining',
+  plan,
+  judge,
+  draw,
+  table,
+  brief=functools.partial(plan, peers=dict.fromkeys(PEERS, (LIKELY.peers,))),
+)
 
 
 if __name__ == '__main__':
-  main()
+  runner.main(STUDY, __doc__)

@@ -331,5 +331,7 @@ def main(study: study_lib.Study, doc: str | None) -> argparse.Namespace:
       shutil.copy(work / 'curves' / name, results / 'curves' / name)
   study.draw(runs, results / f'{study.name}.png')
   print(study_lib.table(runs))
+  if study.table:
+    print(study.table(runs))
   study_lib.report(study.judge(runs, results))
   return options

@@ -231,16 +231,14 @@ def draw(runs: Sequence[study.Run], path: pathlib.Path) -> None:
   charts.save(fig, ax, path=path)
 
 
-STUDY = study.Study('size', plan, judge, draw)
-
-
-def main() -> None:
-  options, results = runner.main(STUDY, __doc__), study.RESULTS
-  if options.quick:
-    results = pathlib.Path(options.workdir) / 'quick'
-  if options.part.of == 1:
-    print(table(study.read_csv(results / f'{STUDY.name}.csv', study.Run)))
+STUDY = study.Study(
+  'size',
+  plan,
+  judge,
+  draw,
+  table,
+)
 
 
 if __name__ == '__main__':
-  main()
+  runner.main(STUDY, __doc__)

@@ -125,12 +125,17 @@ class Study(NamedTuple):
     plan: (runs so far, number of seeds) -> all cells needed.
     judge: (runs, folder that has their curves/) -> verdicts.
     draw: (runs, path of a PNG) -> None.
+    table: runs -> Markdown, printed below the table of cells.
+    brief: the plan of --quick, where `plan` has more cells of a kind than it
+      takes to show that they work.
   """
 
   name: str
   plan: Callable[[Sequence[Run], int], Iterable[Cell]]
   judge: Callable[[Sequence[Run], pathlib.Path], Iterable[Verdict]]
   draw: Callable[[Sequence[Run], pathlib.Path], None]
+  table: Callable[[Sequence[Run]], str] | None = None
+  brief: Callable[[Sequence[Run], int], Iterable[Cell]] | None = None
 
   def quick(self) -> 'Study':
     """Returns the study with runs of seconds, which show only that it works.
@@ -139,7 +144,7 @@ class Study(NamedTuple):
     """
 
     def plan(runs: Sequence[Run], seeds: int) -> Iterator[Cell]:
-      for cell in self.plan(runs, seeds):
+      for cell in (self.brief or self.plan)(runs, seeds):
         config = make_config(cell)
         others = (s for s in cell.sets if 'learning_rate=' not in s)
         sets = (*others, *QUICK)
