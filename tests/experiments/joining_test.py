@@ -63,7 +63,7 @@ class JudgeTest(absltest.TestCase):
 
   def test_the_published_numbers_stand_beside_ours(self):
     table = joining.table(self.runs())
-    self.assertLen(table.splitlines(), 2 + 24 + 12 + 3)
+    self.assertLen(table.splitlines(), 2 + 24 + 18 + 3)
     row = '| DiLoCo, 2 miners, H = 30 | reset | 2.1000 | +0.00 % '
     self.assertIn(row, table)
     self.assertIn('| +2.23 % |', table)
