@@ -4,7 +4,7 @@
   sudo python -m experiments.joined_islands --quick     5 minutes, three rounds
 
 Real processes on this machine, each in a network namespace of its own with a
-link of 200 Mb/s and 50 ms (experiments/shaped_links.py): a full replica, a pool
+link of 200 Mb/s and 50 ms (experiments/namespaces.py): a full replica, a pool
 with three workers, a pipeline's head with three stages, a validator and an
 evaluator. After half of the rounds the process of the middle stage is killed,
 and another one starts in its place. Without root the program says so and does
@@ -41,10 +41,12 @@ from covenant.node import evaluator as evaluator_lib
 from covenant.protocol import round as round_lib
 from covenant.train import local as local_lib
 from experiments import emulated_pool
+from experiments import namespaces
 from experiments import pool_workers
-from experiments import shaped_links
 
-LINK = shaped_links.Link(200e6, 200e6, 0.05, burst=65536)
+_ROOT = pathlib.Path(__file__).parents[1]
+CONFIG = str(_ROOT / 'configs' / 'localnet.py')
+LINK = namespaces.Link(200e6, 200e6, 0.05, burst=65536)
 SETS = (
   'miners=3',
   'validators=1',
@@ -61,7 +63,7 @@ SETS = (
   'phases.select_blocks=20',
   'pool.patience=10.0',
   'network.block_seconds=0.75',
-  f'network.bucket={shaped_links.BUCKET}',
+  f'network.bucket={namespaces.BUCKET}',
 )
 REPLICA, POOL, PIPELINE = range(3)  # uids
 ISLAND = '1x stages=3,rank=20,bits=4'
@@ -70,7 +72,6 @@ WORKERS = ('worker-0', 'worker-1', 'worker-2')
 STAGES = ('stage-0', 'stage-1', 'stage-2')
 SPARE = 'stage-3'
 _STOP_SECONDS = 60.0
-_RUN = str(pathlib.Path(__file__).parents[1] / 'run.py')
 
 
 class Result(NamedTuple):
@@ -99,7 +100,7 @@ class Helpers:
     wires: the namespaces.
   """
 
-  def __init__(self, folder: pathlib.Path, wires: shaped_links.Wires):
+  def __init__(self, folder: pathlib.Path, wires: namespaces.Wires):
     self._folder, self._wires = folder, wires
     self._processes: dict[str, subprocess.Popen[bytes]] = {}
 
@@ -111,7 +112,7 @@ class Helpers:
         [
           *self._wires.under(name),
           sys.executable,
-          _RUN,
+          str(_ROOT / 'run.py'),
           f'--role={name.partition("-")[0]}',
           f'--config={self._folder}/config.json',
           f'--workdir={self._folder}/{name}',
@@ -161,9 +162,9 @@ def measure(config: config_lib.Config, folder: pathlib.Path) -> Result:
   names = [*(member.name for member in members), *WORKERS, *STAGES, SPARE]
   killed: list[int] = []
   with contextlib.ExitStack() as stack:
-    wires = stack.enter_context(shaped_links.Wires(names, LINK))
+    wires = stack.enter_context(namespaces.Wires(names, LINK))
     buckets = config.miners + config.validators
-    stack.enter_context(shaped_links.store(wires, buckets))
+    stack.enter_context(namespaces.store(wires, buckets))
     network = localnet.Localnet(
       config,
       folder / 'net',
@@ -271,10 +272,10 @@ def main() -> None:
   if os.geteuid():
     print('joined islands: skipped, as network namespaces need root')
     return
-  shaped_links.prepare()
+  namespaces.prepare()
   rounds = 3 if options.quick else 20
   sets = (*SETS, f'rounds={rounds}', f'eval.every={rounds}')
-  config = config_lib.load(shaped_links.CONFIG, sets)
+  config = config_lib.load(CONFIG, sets)
   with tempfile.TemporaryDirectory() as temporary:
     found = measure(config, pathlib.Path(options.workdir or temporary))
   print('\n'.join(table(config, found, emulate(config, found.seeds))))

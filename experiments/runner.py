@@ -2,7 +2,7 @@
 
 A study that was killed goes on where it was, and a run that two studies need is
 done once. Before runs begin it prints how many core minutes they will take,
-from the seconds of earlier ones. Cells run in parallel, one on each core.
+from the seconds of earlier ones. Cells run in parallel, each on one core.
 
 While a claim is UNDECIDED that names its cells, each of them gets another seed,
 up to `study.MOST_SEEDS`, as long as the core minutes of `--budget` last.
@@ -29,7 +29,7 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 from absl import logging
@@ -111,24 +111,24 @@ def _emulate(
   return [r for r in records if isinstance(r, metrics.Evaluation)]
 
 
-def _begin(cores: Any) -> None:
-  """Starts a worker process on a core of its own."""
-  index = cores.get()
+def _begin() -> None:
+  """Starts a worker process that computes on one core, whichever is free."""
   if hasattr(os, 'sched_setaffinity'):
-    own = sorted(os.sched_getaffinity(0))
-    os.sched_setaffinity(0, {own[index % len(own)]})
+    # JAX makes a thread for each core that it may use when it starts.
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cores)})
+    jax.devices()
+    for thread in os.listdir('/proc/self/task'):
+      os.sched_setaffinity(int(thread), cores)
   logging.set_verbosity(logging.WARNING)  # Orbax logs much
   startup.keep_compilations()
 
 
 def workers(jobs: int) -> concurrent.futures.ProcessPoolExecutor:
-  """Returns processes for runs side by side, each on a core of its own."""
+  """Returns processes for runs side by side, which compute on one core each."""
   context = multiprocessing.get_context('spawn')
-  cores = context.Queue()
-  for index in range(jobs):
-    cores.put(index)
   return concurrent.futures.ProcessPoolExecutor(
-    jobs, context, initializer=_begin, initargs=(cores,)
+    jobs, context, initializer=_begin
   )
 
 

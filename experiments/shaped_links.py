@@ -4,13 +4,10 @@
   sudo python -m experiments.shaped_links --quick     3 minutes, fewer rounds
 
 Real processes on this machine: three miners and a validator, each in a network
-namespace of its own, and an S3 server in another. `tc` limits the rate of every
-link with a token bucket, and a relay between TUN devices delays it, as not
-every kernel has netem. The network runs without limits first, which measures
-the work of the hosts in each phase; the planner's link model
-(covenant/plan/wallclock.py) adds the transfers. Nothing leaves the machine, and
-the namespaces go when the program ends. Without root it says so and does
-nothing.
+namespace of its own, and an S3 server in another (experiments/namespaces.py).
+The network runs without limits first, which measures the work of the hosts in
+each phase; the planner's link model (covenant/plan/wallclock.py) adds the
+transfers. Without root it says so and does nothing.
 
 It also prints the compute shares that others measured, beside those of the same
 model (https://github.com/Adnan082/diloco-measured: 30.8 million parameters on
@@ -26,23 +23,11 @@ Bars, written before the first run:
 """
 
 import argparse
-import contextlib
-import fcntl
-import heapq
-import logging
 import math
 import os
 import pathlib
-import select
-import signal
 import statistics
-import struct
-import subprocess
-import sys
 import tempfile
-import threading
-import time
-import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -52,6 +37,7 @@ from covenant.emulate import localnet
 from covenant.plan import memory
 from covenant.plan import timing
 from covenant.plan import wallclock
+from experiments import namespaces
 
 CONFIG = str(pathlib.Path(__file__).parents[1] / 'configs' / 'localnet.py')
 # Payloads of 330 kB take about as long as those of large models on their links.
@@ -67,13 +53,6 @@ SETS = (
   'eval.every=100',
   'checkpoint.publish=100',
 )
-STORE, PORT = '10.77.255.1', 9000
-BUCKET = (
-  f's3://run-{{hotkey}}?endpoint=http://{STORE}:{PORT}'
-  '&key_id=public&secret=public'
-)
-_TUNSETIFF, _IFF_TUN, _IFF_NO_PI = 0x400454CA, 0x0001, 0x1000
-_PACKET = 2048  # bytes of the largest packet
 # H -> compute share in percent, by megabits per second.
 PUBLISHED = {
   50: {1: 0.07, 8: 0.55, 32: 2.41, 128: 11.6},
@@ -85,16 +64,7 @@ PARAMS, WORKERS = 30.8e6, 4
 PHASES = ('upload', 'collect', 'apply')
 
 
-class Link(NamedTuple):
-  """The link of a namespace to the hub."""
-
-  upload: float  # bits per second
-  download: float  # bits per second
-  delay: float  # seconds there and back
-  burst: int = 8192  # bytes that a token bucket passes at once
-
-
-LINK = Link(1.5e6, 3e6, 0.04)
+LINK = namespaces.Link(1.5e6, 3e6, 0.04)
 
 
 class Share(NamedTuple):
@@ -155,142 +125,6 @@ def transfers(config: config_lib.Config) -> dict[str, float]:
   }
 
 
-def _command(*words: str) -> None:
-  subprocess.run(words, check=True, capture_output=True)
-
-
-class Wires:
-  """Namespaces that are joined by a hub with delayed links; a context.
-
-  Args:
-    names: of the namespaces besides the hub.
-    link: the link of each; None: without limits.
-  """
-
-  def __init__(self, names: Sequence[str], link: Link | None):
-    own = f'cov{os.getpid()}'
-    self.hub = f'{own}-hub'
-    self.spaces = {name: f'{own}-{i}' for i, name in enumerate(names)}
-    self._link = link
-    self._devices: dict[int, int] = {}  # file of a device -> that of its peer
-    self._stack = contextlib.ExitStack()
-    self._stop, self._wake = os.pipe()
-
-  def __enter__(self) -> 'Wires':
-    with contextlib.ExitStack() as stack:
-      for space in (self.hub, *self.spaces.values()):
-        _command('ip', 'netns', 'add', space)
-        stack.callback(_command, 'ip', 'netns', 'del', space)
-        _command('ip', '-n', space, 'link', 'set', 'lo', 'up')
-      _command('ip', '-n', self.hub, 'addr', 'add', f'{STORE}/32', 'dev', 'lo')
-      forward = 'echo 1 > /proc/sys/net/ipv4/ip_forward'
-      _command(*self.under('hub'), 'sh', '-c', forward)
-      for i, space in enumerate(self.spaces.values()):
-        self._join(i, space)
-      relay = threading.Thread(target=self._relay, daemon=True)
-      relay.start()
-      stack.callback(relay.join)
-      stack.callback(os.write, self._wake, b'x')
-      self._stack = stack.pop_all()
-    return self
-
-  def __exit__(self, *error: object) -> None:
-    self._stack.close()
-    for file in (*self._devices, self._stop, self._wake):
-      os.close(file)
-
-  def under(self, name: str) -> list[str]:
-    """Returns the command that runs another one in a namespace."""
-    return ['ip', 'netns', 'exec', self.spaces.get(name, self.hub)]
-
-  def address(self, name: str) -> str:
-    """Returns the address of a namespace."""
-    return f'10.77.{list(self.spaces).index(name)}.2'
-
-  def _join(self, index: int, space: str) -> None:
-    """Joins a namespace to the hub."""
-    near, far = f'10.77.{index}.1', f'10.77.{index}.2'
-    upload, download = self._link[:2] if self._link else (0.0, 0.0)
-    hub = self._tun(self.hub, f'h{index}', near, far, download)
-    end = self._tun(space, f'e{index}', far, near, upload)
-    _command('ip', '-n', space, 'route', 'add', 'default', 'via', near)
-    self._devices |= {hub: end, end: hub}
-
-  def _tun(
-    self, space: str, suffix: str, here: str, there: str, rate: float
-  ) -> int:
-    """Makes a TUN device in a namespace; returns its file."""
-    file = os.open('/dev/net/tun', os.O_RDWR | os.O_NONBLOCK)
-    name = f'c{os.getpid() % 100_000}{suffix}'
-    request = struct.pack('16sH22x', name.encode(), _IFF_TUN | _IFF_NO_PI)
-    fcntl.ioctl(file, _TUNSETIFF, request)
-    _command('ip', 'link', 'set', name, 'netns', space)
-    ends = ('addr', 'add', here, 'peer', there, 'dev', name)
-    _command('ip', '-n', space, *ends)
-    _command('ip', '-n', space, 'link', 'set', name, 'up')
-    if self._link:
-      burst = f'{self._link.burst}'
-      bucket = ('tbf', 'rate', f'{rate:.0f}bit', 'burst', burst)
-      queue = ('latency', '500ms')
-      root = ('tc', '-n', space, 'qdisc', 'add', 'dev', name, 'root')
-      _command(*root, *bucket, *queue)
-    return file
-
-  def _relay(self) -> None:
-    """Passes packets on, half of the delay later, until told to stop."""
-    delay = self._link.delay / 2 if self._link else 0.0
-    held: list[tuple[float, int, int, bytes]] = []
-    count, files = 0, [self._stop, *self._devices]
-    while True:
-      now = time.monotonic()
-      while held and held[0][0] <= now:
-        _, _, file, packet = heapq.heappop(held)
-        with contextlib.suppress(OSError):  # the device is down, or full
-          os.write(file, packet)
-      wait = max(held[0][0] - now, 0.0) if held else None
-      for file in select.select(files, [], [], wait)[0]:
-        if file == self._stop:
-          return
-        with contextlib.suppress(OSError):
-          packet = os.read(file, _PACKET)
-          heapq.heappush(
-            held,
-            (time.monotonic() + delay, count, self._devices[file], packet),
-          )
-          count += 1
-
-
-def serve(buckets: int) -> None:
-  """Runs an S3 server with public buckets until its input ends."""
-  from moto import server as moto_server
-
-  logging.getLogger('werkzeug').setLevel(logging.ERROR)
-  server = moto_server.ThreadedMotoServer(STORE, port=PORT)
-  server.start()
-  for i in range(buckets):
-    put = urllib.request.Request(f'http://{STORE}:{PORT}/run-{i}', method='PUT')
-    urllib.request.urlopen(put).close()
-  print('ready', flush=True)
-  sys.stdin.read()
-  server.stop()
-
-
-@contextlib.contextmanager
-def store(wires: Wires, buckets: int) -> Iterator[None]:
-  """Runs the S3 server in the hub."""
-  program = [sys.executable, '-m', 'experiments.shaped_links']
-  with subprocess.Popen(
-    [*wires.under('hub'), *program, f'--serve={buckets}'],
-    stdin=subprocess.PIPE,
-    stdout=subprocess.PIPE,
-  ) as process:
-    assert process.stdout is not None
-    if b'ready\n' not in iter(process.stdout.readline, b''):
-      raise localnet.LocalnetError('the S3 server did not start')
-    yield
-    process.communicate()
-
-
 def measure(config: config_lib.Config, limited: bool) -> dict[str, list[float]]:
   """Runs the network; returns the seconds of phases, without round 0.
 
@@ -302,8 +136,8 @@ def measure(config: config_lib.Config, limited: bool) -> dict[str, list[float]]:
   found: dict[str, list[float]] = {name: [] for name in PHASES}
   with (
     tempfile.TemporaryDirectory() as folder,
-    Wires(names, LINK if limited else None) as wires,
-    store(wires, config.miners + config.validators),
+    namespaces.Wires(names, LINK if limited else None) as wires,
+    namespaces.store(wires, config.miners + config.validators),
   ):
     network = localnet.Localnet(
       config, folder + '/net', under=lambda member: wires.under(member.name)
@@ -373,30 +207,20 @@ def published_table() -> Iterator[str]:
   )
 
 
-def prepare() -> None:
-  """Sets the keys of the store; namespaces go when the program must end."""
-  signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-  os.environ |= {'AWS_ACCESS_KEY_ID': 'own', 'AWS_SECRET_ACCESS_KEY': 'secret'}
-
-
 def main() -> None:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   parser.add_argument('--quick', action='store_true', help='three rounds')
-  parser.add_argument('--serve', type=int, default=0, help=argparse.SUPPRESS)
   options = parser.parse_args()
-  if options.serve:
-    serve(options.serve)
-    return
   print('\n'.join(published_table()))
   if os.geteuid():
     print('shaped links: skipped, as network namespaces need root')
     return
-  prepare()
+  namespaces.prepare()
   rounds = 3 if options.quick else 7
   config = config_lib.load(
-    CONFIG, [*SETS, f'rounds={rounds}', f'network.bucket={BUCKET}']
+    CONFIG, [*SETS, f'rounds={rounds}', f'network.bucket={namespaces.BUCKET}']
   )
   free = measure(config, limited=False)
   print('\n'.join(table(compare(config, free, measure(config, limited=True)))))

@@ -7,13 +7,12 @@ from covenant.emulate import localnet
 from covenant.pool import stage_process
 from covenant.train import island as island_lib
 from experiments import joined_islands
-from experiments import shaped_links
 
 
 class JoinedIslandsTest(absltest.TestCase):
   def setUp(self):
     super().setUp()
-    self.config = config_lib.load(shaped_links.CONFIG, joined_islands.SETS)
+    self.config = config_lib.load(joined_islands.CONFIG, joined_islands.SETS)
 
   def test_a_head_and_a_pool_are_roles_of_two_miners(self):
     members = localnet.members(self.config)
