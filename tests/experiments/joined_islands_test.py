@@ -38,16 +38,20 @@ class JoinedIslandsTest(absltest.TestCase):
     found = joined_islands.Result(True, 2.0, 1, rounds, pool, [])
     lines = list(
       joined_islands.table(
-        self.config, found, joined_islands.Emulated(1.97, 64)
+        self.config,
+        found,
+        [joined_islands.Emulated(x, 64) for x in (1.96, 1.98)],
       )
     )
     self.assertIn('| history and parameters of all members | | met |', lines)
-    self.assertIn('(+1.52%) | met |', lines[3])
+    self.assertIn('| 2.0000; 1.9600 to 1.9800 (+1.52%) | met |', lines[3])
     self.assertTrue(lines[5].endswith(' with all steps | 2; 1 | |'), lines)
     self.assertTrue(lines[6].endswith('| 1; 2 | |'))
     found = found._replace(equal=False)
     lines = list(
-      joined_islands.table(self.config, found, joined_islands.Emulated(1.9, 64))
+      joined_islands.table(
+        self.config, found, [joined_islands.Emulated(1.9, 64)]
+      )
     )
     self.assertIn('MISSED', lines[2])
     self.assertIn('(+5.26%) | MISSED |', lines[3])
