@@ -213,7 +213,7 @@ def _records(path: pathlib.Path) -> list[dict[str, ct.Json]]:
   return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def kit(config: config_lib.Config) -> emulated_pool.Kit:
+def make_kit(config: config_lib.Config) -> emulated_pool.Kit:
   """Returns the programs of all emulations."""
   config = config_lib.edit(config, [f'islands=2x ; {ISLAND}'])
   return emulated_pool.Kit(config, dataset.load(config))
@@ -301,8 +301,8 @@ def main() -> None:
   config = config_lib.load(CONFIG, sets)
   with tempfile.TemporaryDirectory() as temporary:
     found = measure(config, pathlib.Path(options.workdir or temporary))
-  programs = kit(config)
-  emulated = [emulate(programs, found.seeds, speeds) for speeds in SPEEDS]
+  kit = make_kit(config)
+  emulated = [emulate(kit, found.seeds, speeds) for speeds in SPEEDS]
   print('\n'.join(table(config, found, emulated)))
 
 
