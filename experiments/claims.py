@@ -27,6 +27,7 @@ from experiments import joining
 from experiments import methods
 from experiments import muon
 from experiments import overlap
+from experiments import peer_counts
 from experiments import peers
 from experiments import pools
 from experiments import quantizers
@@ -57,6 +58,7 @@ STUDIES: tuple[types.ModuleType, ...] = (
   churn,
   joining,
   peers,
+  peer_counts,
   muon,
   quantizers,
   islands,
@@ -121,12 +123,13 @@ GROUPS = (
   ),
   Group(
     'Peers',
-    ('aggregation', 'churn', 'joining', 'peers'),
+    ('aggregation', 'churn', 'joining', 'peers', 'peer_counts'),
     {
       'aggregation': 'Held-out loss of means over senders and over all peers',
       'churn': 'Held-out loss with peers that stay and that come and go',
       'joining': 'Final loss of miners that lose state, over those that do not',
       'peers': 'Final loss against the number of peers',
+      'peer_counts': 'Final loss of 1 to 32 peers, each number tuned',
     },
     'Peers that come and go cost nothing that seeds can tell, nor do joiners '
     'without moments and error. All peers must not lose them in every round. '
