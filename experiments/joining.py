@@ -16,12 +16,11 @@ phase; here the rate follows a cosine):
   re-warm, error reset    error feedback is lost too: a joiner as it is now
 
 Both methods have 2, 4 or 8 miners of 3 sequences, and a run 600 inner steps: 20
-rounds of 30 or 6 of 100. SparseLoCo sends 128 and 427 of 4096
-values of one bit, as many per step, and its error decay is the published 0.95,
-which remembers the longest. Both methods have an inner rate of 0.012 and an
-outer one of 0.7, the best that experiments/methods.py found for each at 15
-steps and 8 miners; all ways have the same. The warm-up of the run takes 30
-steps.
+rounds of 30 or 6 of 100. SparseLoCo sends 128 and 427 of 4096 values of one
+bit, as many per step, and its error decay is the published 0.95, which
+remembers the longest. Both methods have an inner rate of 0.012 and an outer one
+of 0.7, the best that experiments/methods.py found for each at 15 steps and 8
+miners; all ways have the same. The warm-up of the run takes 30 steps.
 
 In the likely case every second round one of four miners of SparseLoCo is
 replaced by a joiner, nine times in all. Its rate warms up over 30 steps, 10, or

@@ -1,6 +1,6 @@
 """One to 32 peers at equal tokens and bytes, tuned for each number of them.
 
-  python -m experiments.peer_counts             about 50 core minutes
+  python -m experiments.peer_counts             about 70 core minutes
   python -m experiments.peer_counts --quick     1 minute
 
 A step has 32 sequences in all, so that 32 peers have one each and a single one
@@ -162,10 +162,11 @@ def table(runs: Sequence[study.Run]) -> str:
     losses = list(study.losses(runs, name(peers)).values())
     if not found or not losses:
       continue
-    gap = study.gap(runs, name(peers), ADAMW)
+    gap, spread = study.gap(runs, name(peers), ADAMW), study.spread(losses)
     lines.append(
       f'| {peers} | {BATCH // peers} | {found[0]} | {found[1][0]:g} | '
-      f'{len(losses)} | {study.spread(losses)} | {gap.mean / adamw:+.1%} |'
+      f'{len(losses)} | {spread.mean:.4f} ± {spread.deviation:.4f} | '
+      f'{gap.mean / adamw:+.1%} |'
     )
   return '\n'.join(lines)
 

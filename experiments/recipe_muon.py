@@ -1,6 +1,6 @@
 """Muon beside the recipe, and inside it.
 
-  python -m experiments.recipe_muon             about 30 core minutes
+  python -m experiments.recipe_muon             about 16 core minutes
   python -m experiments.recipe_muon --quick     2 minutes
 
 Synchronous Muon has the batch of all peers and the bytes of synchronous AdamW.
