@@ -1,6 +1,6 @@
 """SparseLoCo against DiLoCo at 5, 15, 30 and 60 inner steps, tuned at each.
 
-  python -m experiments.horizons             about 3 core hours
+  python -m experiments.horizons             about 4 core hours
   python -m experiments.horizons --quick     1 minute
 
 In experiments/methods.py all numbers of inner steps (H) have the rates found at
