@@ -12,10 +12,10 @@ nothing.
 
 The emulation trains the same sequences in one process, without links or
 failures: the replica, the pool (experiments/emulated_pool.py) and the pipeline
-on one device. How a pool's workers divide a round depends on which of them
-comes first, so that it is emulated with three workers of equal speeds and of
-two unequal kinds. The inner rate is one at which these emulations end nearly
-alike: at 0.01, that of configs/localnet.py, they end up to 3 % apart.
+on one device. The workers of a pool divide a round by who comes first, so it is
+emulated three times: with workers of equal speeds, and of unequal ones in two
+ways. At the inner rate here these end nearly alike; at 0.01, that of
+configs/localnet.py, up to 3 % apart.
 
 Bars, written before the first run:
   equal  All members end with the same history and the same parameters.

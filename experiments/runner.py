@@ -20,6 +20,7 @@ writes the results.
 
 import argparse
 import concurrent.futures
+import contextlib
 import json
 import math
 import multiprocessing
@@ -119,7 +120,8 @@ def _begin() -> None:
     os.sched_setaffinity(0, {min(cores)})
     jax.devices()
     for thread in os.listdir('/proc/self/task'):
-      os.sched_setaffinity(int(thread), cores)
+      with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
+        os.sched_setaffinity(int(thread), cores)
   logging.set_verbosity(logging.WARNING)  # Orbax logs much
   startup.keep_compilations()
 
