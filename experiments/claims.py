@@ -27,6 +27,7 @@ from experiments import joining
 from experiments import methods
 from experiments import muon
 from experiments import overlap
+from experiments import overlap_density
 from experiments import peer_counts
 from experiments import peers
 from experiments import pools
@@ -63,6 +64,7 @@ STUDIES: tuple[types.ModuleType, ...] = (
   quantizers,
   islands,
   skipping,
+  overlap_density,
   transformations,
   byzantine,
 )
@@ -137,10 +139,11 @@ GROUPS = (
   ),
   Group(
     'Islands and pools',
-    ('islands', 'skipping'),
+    ('islands', 'skipping', 'overlap_density'),
     {
       'islands': 'Final loss against the compression between stages',
       'skipping': 'Loss with failing stages that are bypassed or waited for',
+      'overlap_density': 'Final loss of late exchanges, by share of values',
     },
     'Unequal hardware trains together at a small loss if the slow part '
     'compresses between its stages and the fast part does not. The gain in '
