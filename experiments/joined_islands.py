@@ -17,7 +17,8 @@ emulated three times: with workers of equal speeds, and of unequal ones in two
 ways. At the inner rate here these end nearly alike; at 0.01, that of
 configs/localnet.py, up to 3 % apart.
 
-Bars, written before the first run:
+Bars, written before the first run, but for the mean; runs before it had one
+emulation, at the rate of 0.01, and missed the second bar (docs/islands.md):
   equal  All members end with the same history and the same parameters.
   loss   The held-out loss differs from that of the emulation, in the mean over
          the kinds of workers, by less than 2 %.

@@ -73,10 +73,11 @@ def table(runs: Sequence[study.Run]) -> str:
       if not losses:
         cells.append('')
         continue
-      at_once = study.losses(runs, name(values, 0))
-      above = study.spread([losses[s] / at_once[s] - 1 for s in losses])
-      mean = statistics.mean(losses.values())
-      cells.append(f'{mean:.4f} ({above.mean:+.1%} ± {above.deviation:.1%})')
+      cells.append(f'{statistics.mean(losses.values()):.4f}')
+      if overlap:
+        at_once = study.losses(runs, name(values, 0))
+        above = study.spread([losses[s] / at_once[s] - 1 for s in losses])
+        cells[-1] += f' ({above.mean:+.1%} ± {above.deviation:.1%})'
     if any(cells):
       lines.append(f'| {values} of 4096 | {" | ".join(cells)} |')
   return '\n'.join(lines)

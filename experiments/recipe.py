@@ -95,19 +95,38 @@ def judge(
 ) -> Iterator[study.Verdict]:
   del results
   ratio = times_fewer(runs, GRID.cell(RATES[:1]), methods.TOTAL)
-  reference = statistics.mean(study.losses(runs, ADAMW).values())
   for claim, name in (('R1', RECIPE), ('R1, twice the rate', TWICE)):
-    gap = study.gap(runs, name, ADAMW)
-    outcome = equivalence.not_worse(gap, equivalence.MARGIN * reference)
-    yield study.Verdict(
-      claim,
-      'a thousandth of the bytes, and not worse than synchronous AdamW',
-      'ours',
-      'bytes at most 1/1000; 90 % interval of the loss at most 0.5 % above',
-      f'1/{ratio:.0f} of the bytes; {equivalence.describe(gap, reference)}',
-      outcome if ratio >= 1000 else 'FAIL',
-      (name, ADAMW),
-    )
+    yield verdict(runs, claim, 'AdamW', (name, ADAMW), ratio)
+
+
+def verdict(
+  runs: Sequence[study.Run],
+  claim: str,
+  reference: str,
+  cells: tuple[str, str],
+  ratio: float,
+) -> study.Verdict:
+  """Judges the bytes and the loss of a cell against synchronous training.
+
+  Args:
+    runs: the runs of both cells.
+    claim: its number.
+    reference: the other cell in words.
+    cells: the cell, and the synchronous one.
+    ratio: the bytes of the other over those of the cell.
+  """
+  gap = study.gap(runs, *cells)
+  loss = statistics.mean(study.losses(runs, cells[1]).values())
+  outcome = equivalence.not_worse(gap, equivalence.MARGIN * loss)
+  return study.Verdict(
+    claim,
+    f'a thousandth of the bytes, and not worse than synchronous {reference}',
+    'ours',
+    'bytes at most 1/1000; 90 % interval of the loss at most 0.5 % above',
+    f'1/{ratio:.0f} of the bytes; {equivalence.describe(gap, loss)}',
+    outcome if ratio >= 1000 else 'FAIL',
+    cells,
+  )
 
 
 def draw(runs: Sequence[study.Run], path: pathlib.Path) -> None:

@@ -21,8 +21,7 @@ class OverlapDensityTest(absltest.TestCase):
     self.assertLen(lines, 2 + 3)
     self.assertEqual(
       lines[3],
-      '| 64 of 4096 | 2.0500 (+0.0% ± 0.0%) | 2.0500 (+0.0% ± 0.0%) | '
-      '2.1525 (+5.0% ± 0.0%) |',
+      '| 64 of 4096 | 2.0500 | 2.0500 (+0.0% ± 0.0%) | 2.1525 (+5.0% ± 0.0%) |',
     )
 
   def test_half_of_the_tokens(self):
